@@ -1,0 +1,9 @@
+"""The backends that come with dil: one module for each framework, imported only when its arrays appear."""
+
+MODULES = {
+    "numpy": "dil_backends.numpy",
+    "torch": "dil_backends.torch",
+    "jax": "dil_backends.jax",
+    "cupy": "dil_backends.cupy",
+}
+"""Name (the root module of the arrays served) and module; the entry points in pyproject.toml say the same."""

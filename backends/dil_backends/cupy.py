@@ -1,0 +1,71 @@
+"""CuPy: arrays on NVIDIA or AMD devices, differentiated by the tape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cupy
+
+from dil._errors import BackendError
+from dil._typing import Array
+from dil_backends._taped import (
+    assert_constant,
+    children,
+    constant,
+    implicit,
+    linear_solve,
+    on_host,
+    value_type,
+    vjp,
+    while_loop,
+)
+
+__all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp", "while_loop"]
+
+NATIVE = "cupy"
+
+
+def owns(x: object, /) -> bool:
+    """Whether x is a CuPy array, or a box around one."""
+    return issubclass(value_type(x), cupy.ndarray)
+
+
+def tell(listener: Callable[..., None], *arrays: Array) -> None:
+    """Call the listener now."""
+    listener(*(to_numpy(x) for x in arrays))
+
+
+def to_numpy(x: Array, /) -> Any:
+    """Copy an array to the host."""
+    return cupy.asnumpy(constant(x))
+
+
+def namespace() -> Any:
+    """Return CuPy as an array API namespace."""
+    import array_api_compat.cupy as xp
+
+    return xp
+
+
+def devices() -> list[str]:
+    """Name the devices, as CUDA numbers them."""
+    return [f"cuda:{i}" for i in range(cupy.cuda.runtime.getDeviceCount())]
+
+
+def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
+    """Make an array on a device: a number, "cuda:1" or a `cupy.cuda.Device`."""
+    if isinstance(device, str):
+        if device not in devices():
+            message = f"CuPy has no device {device!r}; expected one of {', '.join(devices())}"
+            raise BackendError(message)
+        device = int(device.partition(":")[2])
+    with cupy.cuda.Device(device):
+        return cupy.asarray(x, dtype=dtype)
+
+
+def unusable() -> str | None:
+    """CuPy imports without a device, and computes with one only."""
+    if cupy.is_available():
+        return None
+    return "CuPy finds no GPU; the NumPy backend runs the same code on the CPU"

@@ -1,0 +1,157 @@
+"""JAX: `jax.vjp`, `lax.while_loop`, `custom_jvp` for the layer and `custom_linear_solve` for its system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dil._errors import BackendError, CapturedError
+from dil._protocol import LinearSystem, Pull, Rule
+
+NATIVE = "jax"
+Arrays = tuple[jax.Array, ...]
+
+constant = jax.lax.stop_gradient
+
+
+def owns(x: object, /) -> bool:
+    """Whether x is a JAX array or a tracer."""
+    return isinstance(x, jax.Array)
+
+
+def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:
+    """Take apart one level of what JAX has registered as a pytree node."""
+    parts, structure = jax.tree.flatten(x, is_leaf=lambda part: part is not x)
+    if jax.tree_util.treedef_is_leaf(structure) or x is None:
+        return None
+    return parts, lambda new: jax.tree.unflatten(structure, new)
+
+
+def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull]:
+    """Return `jax.vjp`; what a pull computes for primals not in `wrt` is dead code to the compiler."""
+    out, pull_all = jax.vjp(fn, *primals)
+
+    def pull(cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
+        every = pull_all(tuple(cotangents))
+        return tuple(every) if wrt is None else tuple(every[i] for i in wrt)
+
+    return out, pull  # type: ignore[return-value]
+
+
+def while_loop(cond: Callable[[Any], jax.Array], body: Callable[[Any], Any], state: Any, /) -> Any:
+    """Run the loop in XLA."""
+    return jax.lax.while_loop(cond, body, state)
+
+
+def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
+    """Return `solve` with the derivative of `rule`, forward mode; JAX transposes it for reverse mode.
+
+    The rule's pushforward is built from pulls alone, so a score may hold a `jax.custom_vjp` function.
+    """
+    found = jax.custom_jvp(solve)
+
+    def derivative(args: Arrays, tangents: Sequence[Any]) -> tuple[Arrays, Arrays]:
+        y = found(*args)
+        given = [None if _is_zero(t) else t for t in tangents]
+        return y, rule.pushforward(args, y, given)  # type: ignore[arg-type]
+
+    found.defjvp(derivative, symbolic_zeros=True)
+
+    def call(*args: jax.Array) -> Arrays:
+        try:
+            return found(*args)  # type: ignore[no-any-return]
+        except jax.errors.UnexpectedTracerError as error:
+            message = (
+                "the solver uses an array that JAX is transforming but that is not among the arguments (captured by "
+                "a closure), so it would get no derivative; pass it as an argument, or apply jax.lax.stop_gradient"
+            )
+            raise CapturedError(message) from error
+
+    return call
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero) or tangent.dtype == jax.dtypes.float0
+
+
+def linear_solve(system: LinearSystem, b: Any, /) -> Any:
+    """Solve a symmetric linear system; differentiable to any order, and its own transpose."""
+    return jax.lax.custom_linear_solve(system.matvec, b, system.solve, symmetric=True)
+
+
+def assert_constant(x: jax.Array, message: str, /) -> None:
+    """Raise as soon as JAX differentiates x, now or when the program that computes it is transformed."""
+    probe = jax.custom_jvp(lambda x: x)
+
+    def refuse(primals: Arrays, tangents: Sequence[Any]) -> Any:
+        if not all(_is_zero(t) for t in tangents):
+            raise CapturedError(message)
+        return primals[0], jnp.zeros_like(primals[0])
+
+    probe.defjvp(refuse, symbolic_zeros=True)
+    probe(x)
+
+
+def tell(listener: Callable[..., None], *arrays: jax.Array) -> None:
+    """Call the listener when the program runs; at once if the arrays are concrete."""
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        jax.debug.callback(lambda *xs: listener(*map(np.asarray, xs)), *arrays)
+    else:
+        listener(*map(np.asarray, arrays))
+
+
+def on_host(fn: Callable[..., Arrays], like: Arrays, *arrays: jax.Array) -> Arrays:
+    """Call fn behind a `pure_callback`; at once if the arrays are concrete."""
+    if not any(isinstance(x, jax.core.Tracer) for x in arrays):
+        return fn(*arrays)
+    shapes = jax.eval_shape(lambda: like)
+    return jax.pure_callback(  # type: ignore[no-any-return]
+        lambda *xs: tuple(map(np.asarray, fn(*map(jnp.asarray, xs)))), shapes, *arrays, vmap_method="sequential"
+    )
+
+
+def to_numpy(x: jax.Array, /) -> Any:
+    """Copy an array to the host."""
+    return np.asarray(x)
+
+
+def namespace() -> Any:
+    """Return jax.numpy."""
+    return jnp
+
+
+def devices() -> list[str]:
+    """Name the devices of the default platform."""
+    return [f"{d.platform}:{d.id}" for d in jax.devices()]
+
+
+def asarray(x: object, *, dtype: Any = None, device: Any = None) -> jax.Array:
+    """Make an array; a 64-bit dtype while x64 is off is an error."""
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype):
+        message = (
+            f"JAX would narrow {np.dtype(dtype)} to {jax.dtypes.canonicalize_dtype(dtype)} because 64-bit types are "
+            f'off; switch them on with `jax.config.update("jax_enable_x64", True)` or JAX_ENABLE_X64=1 at the start '
+            f"of the program, or ask for the narrower dtype"
+        )
+        raise BackendError(message)
+    return jnp.asarray(x, dtype=dtype, device=_device(device))
+
+
+def _device(device: Any) -> Any:
+    if not isinstance(device, str):
+        return device
+    platform, _, index = device.partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError) as error:
+        message = f"JAX has no device {device!r}; expected one of {', '.join(devices())}"
+        raise BackendError(message) from error
+
+
+def unusable() -> str | None:
+    """JAX always has its CPU."""
+    return None

@@ -1,0 +1,63 @@
+"""NumPy: arrays on the CPU, differentiated by the tape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dil._errors import BackendError
+from dil._loops import python_loop
+from dil._typing import Array
+from dil_backends._taped import assert_constant, children, constant, implicit, linear_solve, on_host, value_type, vjp
+
+__all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp"]
+
+NATIVE = "numpy"
+
+
+def owns(x: object, /) -> bool:
+    """Whether x is a NumPy array or scalar, or a box around one."""
+    return issubclass(value_type(x), np.ndarray | np.generic)
+
+
+def while_loop(cond: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, /) -> Any:
+    """Run the loop in Python; what is not finite ends in a status, so NumPy's warnings would say it twice."""
+    with np.errstate(all="ignore"):
+        return python_loop(cond, body, state)
+
+
+def tell(listener: Callable[..., None], *arrays: Array) -> None:
+    """Call the listener now."""
+    listener(*(to_numpy(x) for x in arrays))
+
+
+def to_numpy(x: Array, /) -> Any:
+    """Return the array behind x."""
+    return np.asarray(constant(x))
+
+
+def namespace() -> Any:
+    """Return NumPy as an array API namespace."""
+    import array_api_compat.numpy as xp
+
+    return xp
+
+
+def devices() -> list[str]:
+    """NumPy knows one device."""
+    return ["cpu"]
+
+
+def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
+    """Make an array."""
+    if device not in (None, "cpu"):
+        message = f"NumPy has no device {device!r}; its arrays are on 'cpu', CuPy's, torch's and JAX's elsewhere"
+        raise BackendError(message)
+    return np.asarray(x, dtype=dtype)
+
+
+def unusable() -> str | None:
+    """NumPy is always usable."""
+    return None

@@ -1,0 +1,205 @@
+"""torch: reverse mode by plain autograd, custom derivatives by `autograd.Function`, loops in Python."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from dil._errors import BackendError, CapturedError
+from dil._linear_solve import differentiable_solve
+from dil._loops import python_loop
+from dil._protocol import Backend, LinearSystem, Pull, Rule
+
+Tensor = torch.Tensor
+Tensors = tuple[Tensor, ...]
+
+NATIVE = "torch"
+THIS: Backend = sys.modules[__name__]  # type: ignore[assignment]
+
+while_loop = python_loop
+
+
+def owns(x: object, /) -> bool:
+    """Whether x is a tensor."""
+    return isinstance(x, Tensor)
+
+
+def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:
+    """Take apart what torch has registered as a pytree node."""
+    if type(x) not in pytree.SUPPORTED_NODES:
+        return None
+    parts, context = pytree.SUPPORTED_NODES[type(x)].flatten_fn(x)
+    return parts, lambda new: pytree.SUPPORTED_NODES[type(x)].unflatten_fn(new, context)
+
+
+def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
+    """Record the graph of fn once; every pull goes through it again.
+
+    Plain autograd, since a score may hold an `autograd.Function` that `torch.func` refuses, and since it is the faster.
+    """
+    if _transforming():
+        return _functional_vjp(fn, *primals)
+    recording = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # an alias, not the tensor itself: fn may depend on it by other ways too, and this is the partial derivative;
+        # the wrapper that a finished transform of torch.func leaves behind is also shed by it
+        aliases = [x.view_as(x) for x in primals]
+        inputs = [x if recording and x.requires_grad else x.detach().requires_grad_() for x in aliases]
+        out = fn(*inputs)
+    again = recording and (any(x.requires_grad for x in aliases) or _captures(out, inputs))
+
+    def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
+        wanted = inputs if wrt is None else [inputs[i] for i in wrt]
+        live = [(y, ct) for y, ct in zip(out, cotangents, strict=True) if y.requires_grad]
+        if not live or not wanted:
+            return tuple(torch.zeros_like(x) for x in wanted)
+        return torch.autograd.grad(
+            [y for y, _ in live],
+            wanted,
+            [ct for _, ct in live],
+            retain_graph=True,
+            create_graph=torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents)),
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    return (out if again else tuple(y.detach() for y in out)), pull  # type: ignore[return-value]
+
+
+def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
+    """Whether the graph of `out` ends in a leaf other than the inputs: a tensor that fn holds and someone else tracks."""
+    ours = {id(x) for x in inputs}
+    todo = [y.grad_fn for y in out if y.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in ours:
+            return True
+        fresh = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= fresh
+        todo.extend(fresh)
+    return False
+
+
+def _transforming() -> bool:
+    """Whether a transform of `torch.func` is under way here; inside `Implicit.forward` none is."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
+    """Do the same inside a transform of `torch.func`, where plain autograd may not start a graph."""
+    out, pull_all = torch.func.vjp(fn, *primals)
+
+    def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
+        every = pull_all(tuple(cotangents))
+        return every if wrt is None else tuple(every[i] for i in wrt)
+
+    return out, pull  # type: ignore[return-value]
+
+
+class Implicit(torch.autograd.Function):
+    """A function of tensors whose derivative is a `Rule`."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:  # type: ignore[override]
+        with torch.enable_grad():  # a user's solver may call backward() itself
+            return tuple(y.detach() for y in solve(*(x.detach() for x in args)))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        _, ctx.rule, *args = inputs
+        ctx.count = len(args)
+        ctx.save_for_backward(*args, *output)
+        ctx.save_for_forward(*args, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        args, y = saved[: ctx.count], saved[ctx.count :]
+        wrt = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
+        found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
+        return (None, None, *(found.get(i) for i in range(ctx.count)))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        saved = ctx.saved_tensors
+        return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
+
+
+def implicit(solve: Callable[..., Tensors], rule: Rule, /) -> Callable[..., Tensors]:
+    """Return `solve` with the derivative that `rule` gives."""
+    return lambda *args: Implicit.apply(solve, rule, *args)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def linear_solve(system: LinearSystem, b: Any, /) -> Any:
+    """Solve a linear system; differentiable where autograd is recording."""
+    if not (_transforming() or any(_tracked(x) for x in (b, *system.params))):
+        return system.solve(system.matvec, b)
+    return differentiable_solve(THIS, system, b)
+
+
+def constant(x: Tensor, /) -> Tensor:
+    """Return x detached from the graph."""
+    return x.detach()
+
+
+def assert_constant(x: Tensor, message: str, /) -> None:
+    """Raise if autograd is recording x."""
+    if _tracked(x):
+        raise CapturedError(message)
+
+
+def _tracked(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def tell(listener: Callable[..., None], *arrays: Tensor) -> None:
+    """Call the listener now."""
+    listener(*(to_numpy(x) for x in arrays))
+
+
+def on_host(fn: Callable[..., Tensors], like: Tensors, *arrays: Tensor) -> Tensors:
+    """Call fn now, with detached tensors."""
+    return fn(*(x.detach() for x in arrays))
+
+
+def to_numpy(x: Tensor, /) -> Any:
+    """Copy a tensor to the host."""
+    return x.detach().cpu().numpy()
+
+
+def namespace() -> Any:
+    """Return torch as an array API namespace."""
+    import array_api_compat.torch as xp
+
+    return xp
+
+
+def devices() -> list[str]:
+    """Name the CPU and each accelerator."""
+    found = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        found += [f"{kind}:{i}" for i in range(torch.accelerator.device_count())]
+    return found
+
+
+def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """Make a tensor."""
+    try:
+        return torch.asarray(x, dtype=dtype, device=device)
+    except RuntimeError as error:
+        message = f"torch cannot make a tensor of dtype {dtype} on device {device!r}: {error}"
+        raise BackendError(message) from error
+
+
+def unusable() -> str | None:
+    """Torch always has its CPU."""
+    return None

@@ -1,0 +1,8 @@
+"""`python -m dil` is the program `dil`."""
+
+from __future__ import annotations
+
+from dil._cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The few things that the numerics say about arrays in words of their own."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from dil._typing import Array, DType, Namespace
+
+__all__ = ["array_namespace", "device", "dot", "eps", "full", "is_float", "norm", "scale"]
+
+
+@lru_cache(maxsize=256)
+def is_float(xp: Namespace, dtype: DType) -> bool:
+    """Whether a dtype is real floating, so that a derivative in it means something."""
+    return bool(xp.isdtype(dtype, "real floating"))
+
+
+@lru_cache(maxsize=256)
+def eps(xp: Namespace, dtype: DType) -> float:
+    """Return the machine epsilon of a dtype."""
+    return float(xp.finfo(dtype).eps)
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Return the inner product of each problem: (*batch, n), (*batch, n) -> (*batch, 1)."""
+    xp = array_namespace(a)
+    total: Array = xp.sum(a * b, axis=-1, keepdims=True)
+    return total
+
+
+def scale(a: Array) -> Array:
+    """Return the Euclidean norm of each problem, (*batch, n) -> (*batch, 1), or one where it is zero or not finite."""
+    xp = array_namespace(a)
+    length = norm(a)
+    return xp.where((length > 0) & xp.isfinite(length), length, xp.ones_like(length))  # type: ignore[no-any-return]
+
+
+def norm(a: Array) -> Array:
+    """Return the Euclidean norm of each problem, (*batch, n) -> (*batch, 1).
+
+    Dividing by the largest entry first keeps the squares of tiny and huge entries from under- and overflowing.
+    """
+    xp = array_namespace(a)
+    if a.shape[-1] == 0:
+        zero: Array = xp.sum(a, axis=-1, keepdims=True)
+        return zero
+    peak = xp.max(xp.abs(a), axis=-1, keepdims=True)
+    peak = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
+    scaled = a / peak
+    return peak * xp.sqrt(dot(scaled, scaled))  # type: ignore[no-any-return]
+
+
+def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype: DType | None = None) -> Array:
+    """Return an array of one value beside another: on its device, of its dtype and shape unless said otherwise."""
+    xp = array_namespace(like)
+    made: Array = xp.full(
+        like.shape if shape is None else shape,
+        value,
+        dtype=like.dtype if dtype is None else dtype,
+        device=device(like),
+    )
+    return made
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """Return the number of entries of a shape; one for a scalar."""
+    return math.prod(shape)

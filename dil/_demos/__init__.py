@@ -1,0 +1,1 @@
+"""Demonstrations that the command line runs; what is of use beyond them is library code."""

@@ -1,0 +1,62 @@
+"""A linear solve whose solution is differentiable, for every framework that records what it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dil._differentiate import jvp
+from dil._protocol import Backend, LinearSystem
+from dil._typing import Array, Arrays
+
+
+def differentiable_solve(backend: Backend, system: LinearSystem, b: Array) -> Array:
+    """Solve A(params) x = b, and register x with its own rule.
+
+    The rule solves linear systems with A again and nothing else, so x differentiates to any order.
+    """
+
+    def solve(b: Array, *params: Array) -> Arrays:
+        return (system.solve(system.operator(*params), b),)
+
+    (x,) = backend.implicit(solve, LinearRule(backend, system))(b, *system.params)
+    return x
+
+
+@dataclass(frozen=True)
+class LinearRule:
+    """The derivative of x = A(params)^-1 b, A symmetric: A dx = db - dA x."""
+
+    backend: Backend
+    system: LinearSystem
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return w = A^-1 v for b, and -d<w, A(params) x> for the parameters, x held fixed."""
+        (x,), params = y, args[1:]
+        (w,) = (self._solve(params, cotangents[0]),)
+        chosen = [i - 1 for i in wrt if i > 0]
+        found: dict[int, Array] = {0: w}
+        if chosen:
+            _, pull = self.backend.vjp(
+                lambda *some: self._product(params, chosen, some, x), *(params[i] for i in chosen)
+            )
+            found.update(zip((i + 1 for i in chosen), pull((-w,)), strict=True))
+        return tuple(found[i] for i in wrt)
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return A^-1 (db - dA x)."""
+        (x,), params, db = y, args[1:], tangents[0]
+        right = db
+        if any(tangent is not None for tangent in tangents[1:]):
+            every = range(len(params))
+            _, (dAx,) = jvp(self.backend, lambda *all_: self._product(params, every, all_, x), params, tangents[1:])
+            right = -dAx if db is None else db - dAx
+        assert right is not None
+        return (self._solve(params, right),)
+
+    def _product(self, params: Arrays, chosen: Sequence[int], values: Sequence[Array], x: Array) -> Arrays:
+        merged = dict(zip(chosen, values, strict=True))
+        return (self.system.operator(*(merged.get(i, p) for i, p in enumerate(params)))(x),)
+
+    def _solve(self, params: Arrays, b: Array) -> Array:
+        return self.backend.linear_solve(replace(self.system, params=params, matvec=self.system.operator(*params)), b)

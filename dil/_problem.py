@@ -1,0 +1,142 @@
+"""One call of a layer as functions of flat arrays: the score, its gradient, and the function F whose root is sought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dil._arguments import Arguments
+from dil._arrays import array_namespace
+from dil._errors import ShapeError
+from dil._protocol import Backend
+from dil._score import Derivatives, Score
+from dil._space import Space, space_of
+from dil._typing import Array, Arrays, Tree
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A score with the structure of its unknown and of its arguments fixed.
+
+    The unknown is a vector u of shape (*batch, n), the arguments are a flat tuple of arrays. F(u) = df/du is what
+    vanishes at the solution.
+    """
+
+    score: Score
+    backend: Backend
+    space: Space
+    arguments: Arguments
+
+    def value(self, u: Array, *arrays: Array) -> Array:
+        """Return the score, one number per problem, shape batch."""
+        args, kwargs = self.arguments.call(arrays)
+        value = self.score(self.space.unravel(u), *args, **kwargs)
+        self.score.check(value, self.space.batch, self.space.dtype)
+        return value
+
+    def value_and_gradient(self, u: Array, *arrays: Array) -> tuple[Array, Array]:
+        """Return the score, shape batch, and df/du, shape (*batch, n)."""
+        if self.score.derivatives is not None:
+            return self.value(u, *arrays), self.gradient(u, *arrays)
+        (value,), pull = self.backend.vjp(lambda w: (self.value(w, *arrays),), u)
+        (gradient,) = pull((array_namespace(value).ones_like(value),))
+        return value, gradient
+
+    def gradient(self, u: Array, *arrays: Array) -> Array:
+        """Return F(u) = df/du, shape (*batch, n)."""
+        if self.score.derivatives is None:
+            return self.value_and_gradient(u, *arrays)[1]
+        given = Given(self, self.score.derivatives)
+        if given.derivatives.hvp is None and given.derivatives.mixed is None:
+            return given.gradient(u, *arrays)
+        (gradient,) = self.backend.implicit(lambda *xs: (given.gradient(*xs),), given)(u, *arrays)
+        return gradient
+
+    def optimality(self, arrays: Sequence[Array]) -> Optimality:
+        """Return F as a function of the unknown and of the arguments that have a derivative."""
+        return Optimality(self, tuple(arrays))
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """F(u, *floats) = df/du, the other arrays of the call held fixed."""
+
+    problem: Problem
+    arrays: Arrays
+
+    def __call__(self, u: Array, *floats: Array) -> Arrays:
+        return (self.problem.gradient(u, *self.problem.arguments.with_floats(self.arrays, floats)),)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The derivative of a gradient that the user gave, by the products that the user gave."""
+
+    problem: Problem
+    derivatives: Derivatives
+
+    def gradient(self, u: Array, *arrays: Array) -> Array:
+        """Return the user's gradient as a vector."""
+        args, kwargs = self.problem.arguments.call(arrays)
+        return self._vector(self.derivatives.gradient(self.problem.space.unravel(u), *args, **kwargs), "gradient")
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return H w for the unknown and w^T d2f/(du dargs) for the arguments."""
+        (w,) = cotangents
+        rest = [i for i in wrt if (self.derivatives.hvp if i == 0 else self.derivatives.mixed) is None]
+        found = dict(zip(rest, self._differentiated(args, w, rest), strict=True))
+        if 0 in wrt and 0 not in found:
+            found[0] = self._hvp(args, w)
+        if any(i not in found for i in wrt):
+            found = {**dict(enumerate(self._mixed(args, w), start=1)), **found}
+        return tuple(found[i] for i in wrt)
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return the tangent of the gradient: the transpose of the pullback, which is linear in w."""
+        wrt = [i for i, tangent in enumerate(tangents) if tangent is not None]
+        zero = array_namespace(y[0]).zeros_like(y[0])
+        _, push = self.problem.backend.vjp(lambda w: self.pullback(args, y, (w,), wrt), zero)
+        return push(tuple(tangent for tangent in tangents if tangent is not None))
+
+    def _differentiated(self, args: Arrays, w: Array, wrt: Sequence[int]) -> Arrays:
+        if not wrt:
+            return ()
+
+        def gradient(*chosen: Array) -> Arrays:
+            merged = dict(zip(wrt, chosen, strict=True))
+            return (self.gradient(*(merged.get(i, x) for i, x in enumerate(args))),)
+
+        _, pull = self.problem.backend.vjp(gradient, *(args[i] for i in wrt))
+        return pull((w,))
+
+    def _hvp(self, args: Arrays, w: Array) -> Array:
+        assert self.derivatives.hvp is not None
+        space = self.problem.space
+        positional, keywords = self.problem.arguments.call(args[1:])
+        return self._vector(
+            self.derivatives.hvp(space.unravel(args[0]), space.unravel(w), *positional, **keywords), "hvp"
+        )
+
+    def _mixed(self, args: Arrays, w: Array) -> list[Array]:
+        assert self.derivatives.mixed is not None
+        space, arguments = self.problem.space, self.problem.arguments
+        positional, keywords = arguments.call(args[1:])
+        parts = self.derivatives.mixed(space.unravel(args[0]), space.unravel(w), *positional, **keywords)
+        return arguments.cotangents(parts, args[1:])
+
+    def _vector(self, tree: Tree, name: str) -> Array:
+        vector, space = space_of(tree, len(self.problem.space.batch), f"the result of derivatives.{name}")
+        if space != self.problem.space:
+            message = (
+                f"derivatives.{name} returned {_describe(space)}; expected {_describe(self.problem.space)}, "
+                f"like the unknown"
+            )
+            raise ShapeError(message)
+        return vector
+
+
+def _describe(space: Space) -> str:
+    shapes = ", ".join(
+        f"{path or 'array'} {shape}" for path, shape in zip(space.structure.paths, space.shapes, strict=True)
+    )
+    return f"[{shapes}] of {space.dtype}"

@@ -1,0 +1,113 @@
+"""What a backend is: a module that differentiates, loops and registers derivatives for one framework.
+
+Everything that concerns arrays belongs to the array API namespace; only what a framework alone can do is asked of
+a backend. Backends see flat tuples of arrays: trees are taken apart and put together again in the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dil._typing import Array, Arrays, Device, DType, Matvec, Namespace, Tree
+
+
+class Pull(Protocol):
+    """The transposed derivative of a function at a point: linear, and callable any number of times."""
+
+    def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
+        """Return one cotangent for each primal in `wrt` (all of them if None), and work for no other."""
+        ...
+
+
+class Rule(Protocol):
+    """The derivative of y = solve(*args), in both directions, written in differentiable array code."""
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return the cotangents of `args[i]` for i in `wrt`."""
+        ...
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return the tangents of y; None stands for the zero tangent."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearSystem:
+    """The symmetric system A(params) x = b, with what is needed to solve it and to differentiate its solution."""
+
+    operator: Callable[..., Matvec]
+    """`operator(*params)` builds the product with A, differentiable in the parameters."""
+    params: Arrays
+    matvec: Matvec
+    """`operator(*params)`, already built."""
+    solve: Callable[[Matvec, Array], Array]
+    """A black box: x from the product with A and b."""
+
+
+class Backend(Protocol):
+    """The contract of a backend module; `dil.testing.laws` checks that a module keeps it."""
+
+    NATIVE: str
+    """Root module of the framework's array types, such as "torch"."""
+
+    def owns(self, x: object, /) -> bool:
+        """Whether x is an array of this framework: also a tracer, a box or a subclass."""
+        ...
+
+    def children(self, x: object, /) -> tuple[Sequence[Tree], Callable[[Sequence[Tree]], Tree]] | None:
+        """Take apart one level of what the framework itself calls a pytree; None if x is not one."""
+        ...
+
+    def vjp(self, fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
+        """Evaluate fn at float arrays; the pull differentiates again."""
+        ...
+
+    def while_loop(self, cond: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, /) -> Any:
+        """Run `while cond(state): state = body(state)`, with no host transfer other than of the condition."""
+        ...
+
+    def implicit(self, solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
+        """Return `solve` with its derivative given by `rule` instead of by its operations."""
+        ...
+
+    def linear_solve(self, system: LinearSystem, b: Array, /) -> Array:
+        """Solve a linear system so that the solution is differentiable in b and in the parameters."""
+        ...
+
+    def constant(self, x: Array, /) -> Array:
+        """Return x cut off from every derivative."""
+        ...
+
+    def assert_constant(self, x: Array, message: str, /) -> None:
+        """Raise `CapturedError(message)` if x carries a derivative: now, or when its program is differentiated."""
+        ...
+
+    def tell(self, listener: Callable[..., None], *arrays: Array) -> None:
+        """Call `listener` with the arrays' values when the program runs: at once where arrays are eager."""
+        ...
+
+    def on_host(self, fn: Callable[..., Arrays], like: Arrays, *arrays: Array) -> Arrays:
+        """Call fn with concrete arrays, outside any trace; its results have the shapes and dtypes of `like`."""
+        ...
+
+    def to_numpy(self, x: Array, /) -> Any:
+        """Copy a concrete array to a NumPy array."""
+        ...
+
+    def namespace(self) -> Namespace:
+        """Return the framework's array API namespace."""
+        ...
+
+    def devices(self) -> list[str]:
+        """Name the devices that `asarray` accepts here."""
+        ...
+
+    def asarray(self, x: object, *, dtype: DType | None = None, device: Device | None = None) -> Array:
+        """Make an array; a dtype that cannot be had is an error, never a silent narrowing."""
+        ...
+
+    def unusable(self) -> str | None:
+        """Return why the framework cannot compute here (no GPU, say) and what to do, or None."""
+        ...

@@ -1,0 +1,63 @@
+"""How a solve ended, as a value that carries its own sentence."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """How one problem ended; an integer code, so that a batch of problems has an array of them.
+
+    Each member carries `sentence`, which says what happened and what to do about it.
+
+    >>> Status.CONVERGED.ok
+    True
+    >>> Status(2).name
+    'INDEFINITE'
+    """
+
+    sentence: str
+
+    def __new__(cls, code: int, sentence: str = "") -> Status:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.sentence = sentence
+        return member
+
+    CONVERGED = 0, "converged to the tolerance asked for"
+    MAX_ITER = (
+        1,
+        "the iteration limit was reached before the tolerance; raise max_iter, loosen the tolerance, "
+        "or start closer to the solution",
+    )
+    INDEFINITE = (
+        2,
+        "a direction of negative curvature was met (p^T H p <= 0), so this point is no strict minimum or the matrix "
+        "is indefinite; solve the forward problem further, or add damping=",
+    )
+    SINGULAR = (
+        3,
+        "the curvature vanished along a direction (H is singular to working precision), so the solution is not "
+        "locally unique; add a regulariser to the score, or damping= to the linear solver",
+    )
+    STAGNATED = (
+        4,
+        "progress stopped above the tolerance because of rounding; loosen the tolerance, use a wider dtype, or scale "
+        "the problem",
+    )
+    NON_FINITE = (
+        5,
+        "a NaN or an infinity was met; look for invalid data, log or sqrt of a negative number, or overflow in the "
+        "score",
+    )
+    NOT_STATIONARY = (
+        6,
+        "the solver's point is not stationary (the gradient of the score there is not small), so the implicit "
+        "gradient is that of another problem; run the forward solver to a tighter tolerance",
+    )
+    FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
+
+    @property
+    def ok(self) -> bool:
+        """Whether the answer may be used as it is."""
+        return self is Status.CONVERGED

@@ -1,0 +1,6 @@
+"""Linear solvers for the backward pass, in the array API: products with the matrix are all that they need."""
+
+from dil.linear._cg import CG
+from dil.linear._solver import LinearSolver
+
+__all__ = ["CG", "LinearSolver"]

@@ -1,0 +1,7 @@
+"""Forward solvers: each is `solver(fun, init, *args, **kwargs)` and returns a `dil.Solution`; so is any callable."""
+
+from dil.solvers._gradient_descent import GradientDescent
+from dil.solvers._newton import Newton
+from dil.solvers._scipy import SciPy
+
+__all__ = ["GradientDescent", "Newton", "SciPy"]

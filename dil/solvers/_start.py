@@ -1,0 +1,71 @@
+"""How every solver of the library begins: the call as a problem over flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from dil._arguments import take_apart
+from dil._arrays import array_namespace, eps, full, norm
+from dil._errors import OptionError
+from dil._problem import Problem
+from dil._registry import common_owner
+from dil._score import Score
+from dil._space import space_of
+from dil._typing import Array, Arrays, Tree
+
+
+class Start(NamedTuple):
+    """A problem, its arguments, and the vector (*batch, n) that the solver starts from."""
+
+    problem: Problem
+    u: Array
+    arrays: Arrays
+
+
+def start(
+    solver: object, fun: Callable[..., Any], init: Tree | None, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
+) -> Start:
+    """Return the problem of one call of a solver.
+
+    Raises
+    ------
+    OptionError
+        If there is no start.
+    """
+    if init is None:
+        message = (
+            f"{type(solver).__name__} needs a start; pass init= in the call, layer(..., init=u0), or to the layer, "
+            f"dil.argmin(score, solver, init=u0 or a callable of the arguments)"
+        )
+        raise OptionError(message)
+    score = fun if isinstance(fun, Score) else Score(fun, len(fun(init, *args, **kwargs).shape))
+    arrays, arguments = take_apart(args, kwargs)
+    u, space = space_of(init, score.batch_ndim, "init")
+    names = ["init", *(arguments.name(i) for i in range(len(arrays)))]
+    backend = common_owner([u, *arrays], names, f"{type(solver).__name__}()")
+    return Start(Problem(score, backend, space, arguments), u, tuple(arrays))
+
+
+def tolerance(u: Array, rtol: float | None, power: float) -> float:
+    """Return the tolerance asked for, or that of the dtype."""
+    return eps(array_namespace(u), u.dtype) ** power if rtol is None else rtol
+
+
+def size_of(u: Array) -> Array:
+    """Return what steps are compared with, (*batch, 1): 1 + ||u||."""
+    return 1.0 + norm(u)
+
+
+def check_positive(**options: float | None) -> None:
+    """Refuse options that are not positive numbers."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            message = f"{name}={value!r}; expected a number > 0"
+            raise OptionError(message)
+
+
+def zeros_like_count(u: Array) -> Array:
+    """Return a counter for each problem, (*batch, 1)."""
+    xp = array_namespace(u)
+    return full(u[..., :1] if u.shape[-1] else norm(u), 0, dtype=xp.int32)

@@ -1,0 +1,42 @@
+"""The engine fixture, and what is fixed for every run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["JAX_ENABLE_X64"] = "1"
+
+import pytest
+from engines import Engine, engines
+from hypothesis import Phase, settings
+
+# no shrinking: every case is small already, and shrinking one that compiles takes minutes
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, phases=PHASES)
+settings.register_profile("local", deadline=None, phases=PHASES)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session", params=engines(), ids=lambda e: e.name)
+def engine(request) -> Engine:
+    """Every backend and variant; one that cannot run here is skipped with its reason."""
+    if request.param.reason is not None:
+        pytest.skip(request.param.reason)
+    return request.param
+
+
+@pytest.fixture(scope="session", params=[e for e in engines() if ":" not in e.name], ids=lambda e: e.name)
+def plain(request) -> Engine:
+    """Every backend, by dil's own transforms."""
+    if request.param.reason is not None:
+        pytest.skip(request.param.reason)
+    return request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def strictest():
+    """Switch array_api_strict to its strictest flags."""
+    strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
+    strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
+    yield
+    strict.reset_array_api_strict_flags()
