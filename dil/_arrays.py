@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device
 
 from dil._typing import Array, DType, Namespace
 
-__all__ = ["array_namespace", "device", "dot", "eps", "full", "is_float", "norm", "scale"]
+__all__ = ["array_namespace", "device", "dot", "eps", "full", "inner", "is_float", "norm", "size"]
 
 
 @lru_cache(maxsize=256)
@@ -32,11 +32,12 @@ def dot(a: Array, b: Array) -> Array:
     return total
 
 
-def scale(a: Array) -> Array:
-    """Return the Euclidean norm of each problem, (*batch, n) -> (*batch, 1), or one where it is zero or not finite."""
-    xp = array_namespace(a)
-    length = norm(a)
-    return xp.where((length > 0) & xp.isfinite(length), length, xp.ones_like(length))  # type: ignore[no-any-return]
+def inner(a: Array, b: Array) -> Array:
+    """Return the inner product of each problem: (*batch, n), (*batch, n) -> batch."""
+    if a.ndim == 1:
+        return a @ b
+    total: Array = array_namespace(a).sum(a * b, axis=-1)
+    return total
 
 
 def norm(a: Array) -> Array:

@@ -52,9 +52,13 @@ class Problem:
         (gradient,) = self.backend.implicit(lambda *xs: (given.gradient(*xs),), given)(u, *arrays)
         return gradient
 
-    def optimality(self, arrays: Sequence[Array]) -> Optimality:
-        """Return F as a function of the unknown and of the arguments that have a derivative."""
-        return Optimality(self, tuple(arrays))
+    def optimality(self, arrays: Sequence[Array]) -> tuple[Optimality, Arrays]:
+        """Return F as a function of the unknown and of the arguments that have a derivative, and those arguments.
+
+        What follows the arguments among the arrays, a start for the solver, has no part in F.
+        """
+        own = tuple(arrays[: len(self.arguments.arrays)])
+        return Optimality(self, own), self.arguments.only_floats(own)
 
 
 @dataclass(frozen=True)

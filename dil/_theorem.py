@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from dil._arrays import array_namespace, dot, eps, full, norm
+from dil._arrays import array_namespace, eps, full, inner
 from dil._differentiate import jvp
 from dil._policy import Policy
 from dil._problem import Optimality, Problem
@@ -34,7 +34,7 @@ class BilevelRule:
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return -g^T F_args for the arguments in `wrt`, where H g = v."""
         problem, (u,), (v,) = self.find(), y, cotangents
-        F, floats = problem.optimality(args), problem.arguments.only_floats(args)
+        F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
         g = self.solve(F, Fu, u, floats, lambda p: pull((p,), (0,))[0], v)
         return pull((-g,), [1 + problem.arguments.floats.index(i) for i in wrt])
@@ -42,7 +42,7 @@ class BilevelRule:
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return -H^-1 (F_args t)."""
         problem, (u,) = self.find(), y
-        F, floats = problem.optimality(args), problem.arguments.only_floats(args)
+        F, floats = problem.optimality(args)
         t = [tangents[i] for i in problem.arguments.floats]
         if all(tangent is None for tangent in t):
             return (full(u, 0.0),)
@@ -76,11 +76,9 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array) -> Arra
     float32. The error of the gradient is of first order in the same step.
     """
     xp = array_namespace(u)
-    gg, gb = dot(g, g), xp.abs(dot(g, b))
-    step = norm(Fu) * gg
-    far = (step > eps(xp, u.dtype) ** 0.25 * (1 + norm(u)) * gb) & (gb > 0)
+    step = xp.sqrt(inner(Fu, Fu)) * inner(g, g)
+    far = step > (1 + xp.sqrt(inner(u, u))) * xp.abs(inner(g, b)) * eps(xp, u.dtype) ** 0.25
     if status is None:
-        status = xp.zeros_like(far[..., 0], dtype=xp.int32)
-    moved = far[..., 0] & (status == int(Status.CONVERGED))
-    told: Array = xp.where(moved, full(status, int(Status.NOT_STATIONARY)), status)
+        status = xp.zeros_like(far, dtype=xp.int32)
+    told: Array = xp.where(far & (status == 0), int(Status.NOT_STATIONARY), status)
     return told

@@ -52,25 +52,33 @@ def flatten(tree: Tree, children: Children) -> tuple[list[Any], Structure]:
     it is asked before any but the plain containers, so that a framework's own idea of a pytree wins. The rest are
     leaves.
     """
-    leaves: list[Any] = []
-    paths: list[str] = []
-    signature: list[object] = []
+    walk = Walk(children, [], [], [])
+    build = walk.visit(tree, "")
+    return walk.leaves, Structure(build, tuple(walk.paths), tuple(walk.signature))
 
-    def visit(node: Tree, path: str) -> Callable[[Iterator[Any]], Tree]:
-        parts = _standard_children(node) if type(node) in BUILTIN else children(node) or _standard_children(node)
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """What is gathered on the way through a tree; a method, since a closure that calls itself is a cycle that keeps it."""
+
+    children: Children
+    leaves: list[Any]
+    paths: list[str]
+    signature: list[object]
+
+    def visit(self, node: Tree, path: str) -> Callable[[Iterator[Any]], Tree]:
+        """Gather the leaves below a node, and return how to build it from an iterator over them."""
+        parts = _standard_children(node) if type(node) in BUILTIN else self.children(node) or _standard_children(node)
         if parts is None:
-            leaves.append(node)
-            paths.append(path)
-            signature.append("*")
+            self.leaves.append(node)
+            self.paths.append(path)
+            self.signature.append("*")
             return next
         nodes, rebuild = parts
         names = _names(node, len(nodes))
-        signature.extend((type(node), *names))
-        builders = [visit(child, path + name) for child, name in zip(nodes, names, strict=True)]
+        self.signature.extend((type(node), *names))
+        builders = [self.visit(child, path + name) for child, name in zip(nodes, names, strict=True)]
         return lambda leaf: rebuild([build(leaf) for build in builders])
-
-    build = visit(tree, "")
-    return leaves, Structure(build, tuple(paths), tuple(signature))
 
 
 def _standard_children(node: Tree) -> tuple[Sequence[Tree], Callable[[Sequence[Tree]], Tree]] | None:

@@ -110,10 +110,10 @@ def solver(fun: Any, init: Any, M: Array | float, e: Array | float) -> Solution:
 
     def step(s: Iterate) -> Iterate:
         r = residual(s.E, m, e)
-        E = xp.where(s.going, s.E - r / (1 - e * xp.cos(s.E)), s.E)
-        steps = s.steps + xp.astype(s.going, s.steps.dtype)
-        # judged before the step: the last one is taken although the residual is rounding already
-        return Iterate(E, s.going & (r > rounding * s.E) & (steps < MAX_ITER), steps)
+        going = s.going & (r > rounding * s.E)  # a step of a residual that is rounding would be noise over 1 - e
+        E = xp.where(going, s.E - r / (1 - e * xp.cos(s.E)), s.E)
+        steps = s.steps + xp.astype(going, s.steps.dtype)
+        return Iterate(E, going & (steps < MAX_ITER), steps)
 
     above = xp.minimum(xp.minimum(m + e, m / (1 - e)), xp.minimum(full(m, math.pi), (10 * m) ** (1 / 3)))
     first = Iterate(above, valid, full(m, 0, dtype=xp.int32))

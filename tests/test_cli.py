@@ -36,6 +36,10 @@ def right(handle):
     return layer, handle.asarray([1.0, 2.0, -0.5])
 
 
+def cube(handle):
+    return lambda x: x**3, handle.asarray([1.0, 2.0])
+
+
 def wrong(handle):
     import jax
 
@@ -103,10 +107,10 @@ def test_backends_as_a_module(tmp_path):
     assert result.returncode == 0, result.stderr
     rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.strip()}
     for info in dil.backends():
-        assert info.name in rows
+        if info.name not in ("numpy", "torch", "jax", "cupy"):
+            continue  # of a plug-in that only this process has on its path
         assert (" yes" in rows[info.name]) == info.usable
-        if info.reason is not None:
-            assert "no: " in rows[info.name]
+        assert ("no: " in rows[info.name]) == (not info.usable)
     assert "2." in rows["numpy"]
     assert "cpu" in rows["numpy"]
 
@@ -160,8 +164,8 @@ def test_check_of_a_right_function(here):
 
 def test_check_of_a_right_and_of_a_wrong_function_on_jax(here):
     pytest.importorskip("jax", reason="JAX is not installed")
-    names = "numpy,jax"
-    right = run("check", "cases_of_test_cli:right", "--backends", names)
+    names = "numpy, jax"
+    right = run("check", "cases_of_test_cli:cube", "--backends", names, "--order", "2")
     assert right.exit_code == 0, right.output
     assert "against numpy" in right.output
     wrong = run("check", "cases_of_test_cli:wrong", "--backends", "jax")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,6 +19,13 @@ REASON = "{} is not installed"
 
 @pytest.fixture(params=["numpy", "torch", "jax"])
 def handle(request) -> dil.BackendHandle:
+    pytest.importorskip(request.param, reason=REASON.format(request.param))
+    return dil.backend(request.param, dtype="float64")
+
+
+@pytest.fixture(params=["numpy", "torch"])
+def eager(request) -> dil.BackendHandle:
+    """For what is the same array code everywhere: JAX compiles it anew for each test."""
     pytest.importorskip(request.param, reason=REASON.format(request.param))
     return dil.backend(request.param, dtype="float64")
 
@@ -45,7 +53,7 @@ def test_every_mean_anomaly_and_eccentricity(handle):
     solution = kepler.solver(kepler.score, None, handle.asarray(M), handle.asarray(e))
     E = handle.to_numpy(solution.value)
     assert not handle.to_numpy(solution.status).any()
-    assert handle.to_numpy(solution.iterations).max() <= 10
+    assert handle.to_numpy(solution.iterations).max() <= 6
     assert np.all(np.abs(residual_of(E, M, e)) <= 1e-15 * np.maximum(4.0, 4 * np.abs(M)))
     assert np.all(np.abs(E - M) <= e * (1 + 1e-12) + 1e-15)
 
@@ -63,10 +71,12 @@ def test_gradients_on_a_grid(handle):
     np.testing.assert_allclose(dE_de, np.sin(E) / (1 - e * np.cos(E)), rtol=1e-12, atol=1e-14)
 
 
-def test_shapes_broadcast_and_floats_are_welcome(handle):
-    assert kepler.eccentric_anomaly(handle.asarray([[0.5], [1.0]]), handle.asarray([0.1, 0.2, 0.3])).shape == (2, 3)
-    assert float(kepler.eccentric_anomaly(1.0, handle.asarray(0.3))) == pytest.approx(1.2880913132, abs=1e-9)
-    assert float(kepler.eccentric_anomaly(handle.asarray(1.0), 0.3)) == pytest.approx(1.2880913132, abs=1e-9)
+def test_shapes_broadcast_and_floats_are_welcome(eager):
+    table = kepler.eccentric_anomaly(eager.asarray([[0.5], [1.0]]), eager.asarray([0.1, 0.2, 0.3]))
+    assert table.shape == (2, 3)
+    assert float(table[1, 2]) == pytest.approx(1.2880913132, abs=1e-9)
+    assert float(kepler.eccentric_anomaly(1.0, eager.asarray(0.3))) == pytest.approx(1.2880913132, abs=1e-9)
+    assert float(kepler.eccentric_anomaly(eager.asarray(1.0), 0.3)) == pytest.approx(1.2880913132, abs=1e-9)
 
 
 def test_without_an_array_it_says_what_to_pass():
@@ -83,8 +93,8 @@ def test_what_is_out_of_range_is_nan_and_leaves_the_others_alone(handle):
     assert np.isnan(E[1:]).all()
 
 
-def test_float32_stays_float32(handle):
-    single = dil.backend(handle.name, dtype="float32")
+def test_float32_stays_float32(eager):
+    single = dil.backend(eager.name, dtype="float32")
     E = kepler.eccentric_anomaly(single.asarray([1.0, 3.0]), single.asarray([0.3, 0.9]))
     assert single.to_numpy(E).dtype == np.float32
     assert np.abs(residual_of(single.to_numpy(E), [1.0, 3.0], [0.3, 0.9])).max() < 1e-6
@@ -93,10 +103,15 @@ def test_float32_stays_float32(handle):
 # --- the learning ---
 
 
-@pytest.fixture(scope="module")
+@cache
+def learned_on(backend):
+    return demo.learn(dil.backend(backend, dtype="float64"))
+
+
+@pytest.fixture
 def learned():
     """What NumPy learns."""
-    return demo.learn(dil.backend("numpy", dtype="float64"))
+    return learned_on("numpy")
 
 
 def test_the_target_is_reached(learned):
@@ -110,7 +125,7 @@ def test_the_target_is_reached(learned):
 
 
 def test_the_path_is_the_same_on_every_backend(handle, learned):
-    found = numbers(demo.record(demo.learn(handle)))
+    found = numbers(demo.record(learned_on(handle.name)))
     expected = numbers(demo.record(learned))
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -164,7 +179,7 @@ needs_matplotlib = pytest.mark.skipif(
 def picture(handle):
     from dil._demos import kepler_figure
 
-    learned = demo.learn(handle)
+    learned = learned_on(handle.name)
     land = kepler_figure.survey(handle, learned)
     canvas = kepler_figure.draw(learned, land).canvas
     canvas.draw()

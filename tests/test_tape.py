@@ -277,7 +277,7 @@ CASES = [
         Case(f"linalg.matrix_power#{n}", lambda xp, x, n=n: xp.linalg.matrix_power(x, n), ((2, 2, 2),), "regular")
         for n in [-2, 0, 1, 3, 4]
     ),
-    *(solve(shapes, "real") for shapes in [((3, 3), (3,)), ((2, 3, 3), (3,)), ((2, 3, 3), (3, 2)), ((3, 3), (2, 3, 2))]),
+    *(solve(s, "real") for s in [((3, 3), (3,)), ((2, 3, 3), (3,)), ((2, 3, 3), (3, 2)), ((3, 3), (2, 3, 2))]),
     Case("linalg.solve", lambda xp, a, b: xp.linalg.solve(a, b), ((3, 3), (3, 2)), "regular"),
     Case("linalg.inv", lambda xp, x: xp.linalg.inv(x), ((2, 3, 3),), "regular"),
     Case("linalg.det", lambda xp, x: xp.linalg.det(x), ((2, 3, 3),), "regular"),

@@ -494,7 +494,7 @@ class Pull:
         self._sources = sources  # (node, which of its outputs), or None where an output is constant
         self._programs: dict[tuple[int, ...], _Program] = {}
 
-    def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
+    def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None) -> Arrays:
         """Return the cotangents of the primals in `wrt` (of all, if None), and work for no other."""
         wanted = tuple(range(len(self._primals)) if wrt is None else wrt)
         program = self._programs.get(wanted)

@@ -52,15 +52,16 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         out = fn(*inputs)
     again = recording and (any(x.requires_grad for x in aliases) or _captures(out, inputs))
 
+    live = [i for i, y in enumerate(out) if y.requires_grad]
+
     def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
         wanted = inputs if wrt is None else [inputs[i] for i in wrt]
-        live = [(y, ct) for y, ct in zip(out, cotangents, strict=True) if y.requires_grad]
         if not live or not wanted:
             return tuple(torch.zeros_like(x) for x in wanted)
         return torch.autograd.grad(
-            [y for y, _ in live],
+            [out[i] for i in live],
             wanted,
-            [ct for _, ct in live],
+            [cotangents[i] for i in live],
             retain_graph=True,
             create_graph=torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents)),
             allow_unused=True,

@@ -96,10 +96,15 @@ def survey(handle: dil.BackendHandle, learned: Learned) -> Landscape:
 
 def _slope_at(handle: dil.BackendHandle, M: float) -> Callable[[Any, Any], Any]:
     """Return dE/de by the theorem at points (e, E) as if each were a solution: the solver returns what it is given."""
-    layer = dil.argmin(kepler.score, lambda score, given, *args: given, batch_ndim=1, on_failure="ignore")
+    layer = dil.argmin(
+        lambda u, e, given: kepler.score(u, M, e),
+        lambda score, init, e, given: given,
+        batch_ndim=1,
+        on_failure="ignore",  # every one of them is told to be no solution
+    )
 
     def slope(e: Any, E: Any) -> Any:
-        found, pull = dil.vjp(lambda e: layer(M, e, init=E), e)
+        found, pull = dil.vjp(lambda e: layer(e, E), e)
         return pull(handle.xp.ones_like(found))[0]
 
     return compiled(handle, slope)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, dot, eps, full, scale
+from dil._arrays import array_namespace, eps, full, inner
 from dil._errors import OptionError
 from dil._registry import common_owner
 from dil._solution import Solution
@@ -79,98 +79,136 @@ class CG:
 
 
 class Iterate(NamedTuple):
-    """One step of CG; vectors (*batch, n), scalars (*batch, 1)."""
+    """One step of the recurrence; vectors (*batch, n), scalars batch."""
 
     x: Array
+    before: Array
+    """x before the step, to go back to where the step proves unsound."""
     r: Array
     p: Array
     rr: Array
-    """<r, r>."""
-    pp: Array
-    """<p, p>."""
+    alpha: Array
     curvature: Array
-    """<p, H p> / <p, p> of the last step taken or refused."""
-    sharpest: Array
-    """The largest curvature so far: a lower bound of the norm of H."""
+    """The sum of <p, H p> / <p, p> so far: of the order of the norm of H, or above it."""
+    sound: Array
     going: Array
     steps: Array
-    """Products with H, counted for each problem."""
 
 
 class Pass(NamedTuple):
-    """One pass from a true residual to the next."""
+    """The problems after a pass of the recurrence, or after a look at their true residuals."""
 
     x: Array
     r: Array
-    """The true residual b - H x."""
+    rr: Array
+    """<r, r>: of the recurrence where there is no doubt, else of the true residual."""
+    alpha: Array
     curvature: Array
-    sharpest: Array
+    sound: Array
     going: Array
+    doubtful: Array
     steps: Array
 
 
 def cg(matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loop: Loop) -> Solution:
     """Solve H x = b; b: (*batch, n). See `CG`."""
-    xp = array_namespace(b)
-    beta0 = scale(b)
-    zero, one = full(beta0, 0.0), full(beta0, 1.0)
-    finite = xp.all(xp.isfinite(b), axis=-1, keepdims=True)
-    b = xp.where(finite, b / beta0, full(b, 0.0))
-    singular = eps(xp, b.dtype)
-    aim = (0.5 * rtol) ** 2  # the recurrence aims a little below, so that the true residual rarely misses
-    accept = rtol**2
+    xp, single = array_namespace(b), b.ndim == 1
+    peak = _peak(b)
+    b = b / peak  # squares of tiny and huge entries would under- and overflow
+    bb, machine = inner(b, b), eps(xp, b.dtype)
+    # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
+    aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
+
+    def column(scalar: Array) -> Array:
+        return scalar if single else scalar[..., None]
+
+    def any_going(going: Array) -> Array:
+        return going if single else xp.any(going)  # type: ignore[no-any-return]
 
     def step(s: Iterate) -> Iterate:
         Hp = matvec(s.p)
-        pHp = dot(s.p, Hp)
-        curvature = xp.where(s.going, pHp / s.pp, s.curvature)
-        sharpest = xp.maximum(s.sharpest, curvature)
-        convex = s.going & (curvature > singular * sharpest)  # False for NaN
-        alpha = xp.where(convex, s.rr / pHp, zero)
-        x = s.x + alpha * s.p
-        r = s.r - alpha * xp.where(convex, Hp, zero)  # 0 * NaN would reach r
-        rr = dot(r, r)
-        beta = xp.where(convex, rr / s.rr, zero)
-        p = r + beta * s.p
-        pp = rr + beta * beta * s.pp  # r is orthogonal to the old p
-        steps = s.steps + xp.astype(s.going, s.steps.dtype)
-        going = convex & (rr > aim) & (steps < max_iter)
-        return Iterate(x, r, p, rr, pp, curvature, sharpest, going, steps)
+        pHp = inner(s.p, Hp)
+        alpha = s.rr / pHp
+        x = s.x + column(alpha) * s.p
+        r = s.r - column(alpha) * Hp
+        rr = inner(r, r)
+        p = r + column(rr / s.rr) * s.p
+        bend = pHp / inner(s.p, s.p)
+        sound = bend > machine * s.curvature  # False for NaN, negative curvature and null directions
+        curvature, steps = s.curvature + bend, s.steps + 1
+        going = sound & (rr > aim) & (steps < max_iter)
+        new = Iterate(x, s.x, r, p, rr, alpha, curvature, sound, going, steps)
+        return new if single else _freeze(s, new)  # a single problem ends with the loop
 
-    def descend(s: Pass) -> Pass:
-        rr = dot(s.r, s.r)
-        p = xp.where(s.going, s.r, zero)
-        start = Iterate(s.x, p, p, rr, rr, s.curvature, s.sharpest, s.going, s.steps)
-        end = loop(lambda i: xp.any(i.going), step, start)
-        x = end.x
-        r = b - matvec(x)
-        left = dot(r, r)
-        usable = end.curvature > singular * end.sharpest
-        again = s.going & usable & (left > accept) & (4 * left < rr) & (end.steps < max_iter)
-        return Pass(x, r, end.curvature, end.sharpest, again, end.steps)
+    def advance(s: Pass) -> Pass:
+        """Run the recurrence from the residuals of the problems that are going."""
+        start = Iterate(s.x, s.x, s.r, s.r, s.rr, s.alpha, s.curvature, s.sound, s.going, s.steps)
+        end = loop(lambda i: any_going(i.going), step, start)
+        x = xp.where(column(end.sound), end.x, end.before)
+        # rounding moves the true residual off the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
+        drift = (8 * machine * end.curvature) ** 2 * inner(x, x)
+        doubtful = s.going & ~(end.sound & (drift < accept))
+        return Pass(x, end.r, end.rr, end.alpha, end.curvature, end.sound, s.going, doubtful, end.steps)
 
-    count = xp.zeros_like(finite, dtype=xp.int32)
-    first = Pass(full(b, 0.0), b, one, zero, dot(b, b) > 0, count)
-    last = loop(lambda s: xp.any(s.going), descend, first)
-    residual = xp.sqrt(dot(last.r, last.r))
-    status = _status(last, residual <= rtol, finite, singular, max_iter)
-    unknown = ~finite | ~(xp.isfinite(last.curvature) | (last.steps > 1))
-    x = xp.where(unknown, full(b, float("nan")), last.x * beta0)
-    return Solution(x, status[..., 0], last.steps[..., 0], residual[..., 0])
+    def verify(s: Pass) -> Pass:
+        """Look at the true residuals; go on from those that miss the tolerance but have come nearer to it."""
+        r = b - matvec(s.x)
+        rr = inner(r, r)
+        again = s.doubtful & s.sound & (rr > accept) & (4 * rr < bb) & (s.steps < max_iter) & (s.rr <= aim)
+        r, rr = xp.where(column(s.doubtful), r, s.r), xp.where(s.doubtful, rr, s.rr)
+        return s._replace(r=r, rr=rr, going=again)
+
+    going = bb > 0  # False for NaN
+    none = xp.zeros_like(going, dtype=xp.int32)
+    first = Pass(xp.zeros_like(b), b, bb, bb, 0 * bb, going, going, going, none)
+    last = loop(lambda s: any_going(s.doubtful), lambda s: advance(verify(s)), advance(first))
+    failed = ~(last.rr <= accept)
+    _, status = loop(
+        lambda s: any_going(s[0]), lambda s: (~s[0] & s[0], _reasons(last, s[0], max_iter)), (failed, none)
+    )
+    residual = xp.sqrt(last.rr / xp.where(bb == 0, 1.0, bb))
+    return Solution(last.x * peak, status, last.steps, residual)
 
 
-def _status(last: Pass, solved: Array, finite: Array, singular: float, max_iter: int) -> Array:
-    """Say why each problem ended, from the last curvature that it met."""
+def _peak(b: Array) -> Array:
+    """Return the largest entry of each problem by magnitude, (*batch, 1); one for a zero problem."""
+    xp = array_namespace(b)
+    if b.shape[-1] == 0:
+        return xp.sum(b, axis=-1, keepdims=True) + 1.0  # type: ignore[no-any-return]
+    peak = xp.max(xp.abs(b), axis=-1, keepdims=True)
+    return xp.where(peak == 0, 1.0, peak)  # type: ignore[no-any-return]
+
+
+def _freeze(old: Iterate, new: Iterate) -> Iterate:
+    """Keep the problems that were not going, and take back the unsound steps of those that were."""
+    xp = array_namespace(new.x)
+    taken = old.going & new.sound
+    column = taken[..., None]
+    return Iterate(
+        xp.where(column, new.x, old.x),
+        old.x,
+        xp.where(column, new.r, old.r),
+        xp.where(column, new.p, old.p),
+        xp.where(taken, new.rr, old.rr),
+        xp.where(old.going, new.alpha, old.alpha),
+        xp.where(taken, new.curvature, old.curvature),
+        xp.where(old.going, new.sound, old.sound),
+        old.going & new.going,
+        xp.where(old.going, new.steps, old.steps),
+    )
+
+
+def _reasons(last: Pass, failed: Array, max_iter: int) -> Array:
+    """Say why each problem that failed did; the first word that fits counts."""
     xp = array_namespace(last.x)
-    code = full(last.curvature, int(Status.STAGNATED), dtype=xp.int32)
-
-    def mark(where: Array, status: Status) -> None:
-        nonlocal code
-        code = xp.where(where, full(code, int(status)), code)
-
-    mark(last.steps >= max_iter, Status.MAX_ITER)
-    mark(last.curvature <= singular * last.sharpest, Status.SINGULAR)
-    mark(last.curvature < -singular * last.sharpest, Status.INDEFINITE)
-    mark(solved, Status.CONVERGED)
-    mark(~(xp.isfinite(last.curvature) & finite), Status.NON_FINITE)
+    reasons = [
+        (~failed, Status.CONVERGED),
+        (xp.isnan(last.alpha) | (last.alpha == 0), Status.NON_FINITE),
+        (last.alpha < 0, Status.INDEFINITE),
+        (~last.sound, Status.SINGULAR),
+        (last.steps >= max_iter, Status.MAX_ITER),
+    ]
+    code = full(last.steps, int(Status.STAGNATED))
+    for fits, status in reversed(reasons):
+        code = xp.where(fits, int(status), code)
     return code

@@ -1,0 +1,185 @@
+"""The scores of the benchmark, and their backward pass written by hand in each framework: what a layer is held against.
+
+The backward pass is Algorithm 1 of Look et al. 2020: conjugate gradients on the Hessian of the score, by products with
+it alone, then one product with the mixed derivative. The loop is the paper's, with a relative tolerance and a cap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+Array = Any
+HIDDEN = 30
+"""Units of each of the two hidden layers: the architecture of Figure 2 in the paper."""
+
+
+# --- scores, written once for all frameworks -------------------------------------------------------------------------
+
+
+def network(u: Array, w1: Array, b1: Array, w2: Array, b2: Array, w3: Array) -> Array:
+    """Return a network of two hidden layers plus 1/2 ||u||^2."""
+    xp = array_namespace(u)
+    hidden = xp.tanh(xp.tanh(u @ w1 + b1) @ w2 + b2)
+    return hidden @ w3 + 0.5 * (u @ u)
+
+
+def chain(u: Array, theta: Array) -> Array:
+    """Return a local score: softplus of each entry, 1/2 ||u||^2, and a spring between neighbours."""
+    xp = array_namespace(u)
+    stretch = u[1:] - u[:-1]
+    return xp.sum(xp.logaddexp(theta * u, xp.zeros_like(u))) + 0.5 * (u @ u) + 0.5 * (stretch @ stretch)
+
+
+SCORES: dict[str, Callable[..., Array]] = {"network": network, "chain": chain}
+
+
+def parameters(score: str, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return the parameters of a score for size unknowns, such that its Hessian is positive definite."""
+    if score == "chain":
+        return [rng.uniform(0.5, 3.0, size)]
+    shapes = [(size, HIDDEN), (HIDDEN,), (HIDDEN, HIDDEN), (HIDDEN,), (HIDDEN,)]
+    w1, b1, w2, b2, w3 = (rng.standard_normal(shape) for shape in shapes)
+    # a Gaussian matrix has a spectral norm of about the sum of the roots of its sides
+    return [w1 / (size**0.5 + HIDDEN**0.5), 0.1 * b1, w2 / (2 * HIDDEN**0.5), 0.1 * b2, w3 / HIDDEN**0.5]
+
+
+# --- the backward pass by hand ---------------------------------------------------------------------------------------
+
+
+class Task(NamedTuple):
+    """A backward pass to do: the same for the layer and for the hand-written loop."""
+
+    score: Callable[..., Array]
+    params: Sequence[Array]
+    y: Array
+    v: Array
+    """dL/dy."""
+    tol: float
+    """||r|| <= tol ||v|| ends the loop."""
+    cap: int
+
+
+def conjugate_gradients(product: Callable[[Array], Array], v: Array, tol: float, cap: int) -> tuple[Array, int]:
+    """Solve H x = v; return x and the number of iterations."""
+    x = array_namespace(v).zeros_like(v)
+    r = p = v
+    rr = r @ r
+    enough, k = tol * tol * rr, 0
+    while rr > enough and k < cap:
+        Hp = product(p)
+        alpha = rr / (p @ Hp)
+        x = x + alpha * p
+        r = r - alpha * Hp
+        rr, before = r @ r, rr
+        p = r + (rr / before) * p
+        k += 1
+    return x, k
+
+
+def by_torch(task: Task) -> Callable[[], tuple[Sequence[Array], int]]:
+    """Return the backward pass by plain autograd: one graph of df/du, one pass through it for each product."""
+    import torch
+
+    def backward() -> tuple[Sequence[Array], int]:
+        u = task.y.detach().requires_grad_()
+        (F,) = torch.autograd.grad(task.score(u, *task.params), u, create_graph=True)
+        g, k = conjugate_gradients(
+            lambda p: torch.autograd.grad(F, u, p, retain_graph=True)[0], task.v, task.tol, task.cap
+        )
+        return torch.autograd.grad(F, list(task.params), -g), k
+
+    return backward
+
+
+def by_numpy(task: Task) -> Callable[[], tuple[Sequence[Array], int]]:
+    """Return the backward pass over the library's tape: one tape of df/du, one pull through it for each product."""
+    from dil_backends.numpy import vjp
+
+    def gradient(u: Array, *params: Array) -> tuple[Array]:
+        (value,), pull = vjp(lambda w: (task.score(w, *params),), u)
+        (F,) = pull((array_namespace(value).ones_like(value),))
+        return (F,)
+
+    def backward() -> tuple[Sequence[Array], int]:
+        _, pull = vjp(gradient, task.y, *task.params)
+        g, k = conjugate_gradients(lambda p: pull((p,), (0,))[0], task.v, task.tol, task.cap)
+        return pull((-g,), range(1, 1 + len(task.params))), k
+
+    return backward
+
+
+def by_jax(task: Task) -> Callable[[], tuple[Sequence[Array], int]]:
+    """Return the backward pass as one jitted program around `lax.while_loop`."""
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def program(params: Sequence[Array], y: Array, v: Array) -> tuple[Sequence[Array], Array]:
+        F = jax.grad(task.score)
+        _, pull = jax.vjp(F, y, *params)
+        vv = v @ v
+
+        def step(s: tuple[Array, ...]) -> tuple[Array, ...]:
+            x, r, p, rr, k = s
+            Hp = pull(p)[0]
+            alpha = rr / (p @ Hp)
+            x, r = x + alpha * p, r - alpha * Hp
+            new = r @ r
+            return x, r, r + (new / rr) * p, new, k + 1
+
+        def go_on(s: tuple[Array, ...]) -> Array:
+            return (s[3] > task.tol**2 * vv) & (s[4] < task.cap)
+
+        g, *_, k = jax.lax.while_loop(go_on, step, (jnp.zeros_like(v), v, v, vv, 0))
+        return pull(-g)[1:], k
+
+    def backward() -> tuple[Sequence[Array], int]:
+        return jax.block_until_ready(program(task.params, task.y, task.v))
+
+    return backward
+
+
+BY_HAND = {"torch": by_torch, "jax": by_jax, "numpy": by_numpy}
+
+
+# --- the same by the layer -------------------------------------------------------------------------------------------
+
+
+def by_layer(backend: str, task: Task) -> Callable[[], Sequence[Array]]:
+    """Return the backward pass of `dil.argmin`, its forward pass done; under JAX it is part of the program."""
+    if backend == "jax":
+        return _jitted(task)
+    y, pull = _recorded(backend, _layer(task.score, task.y), task.params)
+    return lambda: pull(y, task.v)
+
+
+def _layer(score: Callable[..., Array], y: Array) -> Callable[..., Array]:
+    """Return a layer whose solver costs nothing: it hands back the solution."""
+    import dil
+
+    return dil.argmin(score, lambda fun, init, *params: y)
+
+
+def _recorded(backend: str, layer: Callable[..., Array], params: Sequence[Array]) -> tuple[Array, Callable[..., Any]]:
+    if backend == "torch":
+        import torch
+
+        return layer(*params), lambda y, v: torch.autograd.grad(y, list(params), v, retain_graph=True)
+    import dil
+
+    y, pull = dil.vjp(layer, *params)
+    return y, lambda y, v: pull(v)
+
+
+def _jitted(task: Task) -> Callable[[], Sequence[Array]]:
+    import jax
+
+    @jax.jit
+    def program(params: Sequence[Array], y: Array, v: Array) -> Sequence[Array]:
+        return jax.vjp(_layer(task.score, y), *params)[1](v)
+
+    return lambda: jax.block_until_ready(program(task.params, task.y, task.v))

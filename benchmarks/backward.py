@@ -1,0 +1,326 @@
+"""What the backward pass of a layer costs over the same pass written by hand, and what memory it takes.
+
+    python benchmarks/backward.py --out docs/results
+
+Time: `dil.argmin` against the loop of `_hand.py`, in the same framework, for the same score, cotangent and number of
+iterations of conjugate gradients. The two are run in turn, and their times divided pair by pair. The layer's solver
+hands back a solution computed before, so that the backward pass alone is timed; nothing else of the layer is switched
+off. Memory: the peak of a process that runs the forward pass, by few and by many iterations, and the backward pass.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shlex
+import statistics
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "JAX_ENABLE_X64": "1",
+    "JAX_PLATFORMS": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+os.environ.update(ONE_THREAD)  # read by the frameworks when a worker imports them
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+BACKENDS = ("torch", "jax", "numpy")
+SIZES = (10, 100, 1_000, 10_000, 100_000)
+SCORES = ("network", "chain")
+MEMORY_SIZE = 10_000
+MEMORY_TOLERANCE = 0.03
+FEW = 10
+
+
+# --- what is measured ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure."""
+
+    sizes: tuple[int, ...]
+    seconds: float
+    """For the pairs of one case; the least number of pairs may take longer."""
+    least: int
+    """Pairs at least, up to 10,000 unknowns; a third of it beyond."""
+    many: int
+    """Iterations of the long forward pass."""
+
+
+FULL = Plan(SIZES, 3.0, 30, 10_000)
+QUICK = Plan((10, 1_000), 0.3, 6, 1_000)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One case: the layer's backward pass over the hand-written one."""
+
+    backend: str
+    score: str
+    size: int
+    iterations_hand: int
+    iterations_layer: int
+    products_layer: int
+    """Products with the Hessian: one more than iterations where the layer looked at the true residual."""
+    hand_ms: float
+    layer_ms: float
+    ratio: float
+    """The median over the pairs of layer / hand."""
+    quartiles: tuple[float, float]
+    pairs: int
+    difference: float
+    """Between the two gradients, relative, the largest over the parameters."""
+    target: float | None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio is within the target; None where there is none."""
+        return None if self.target is None else self.ratio <= self.target
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of one backend after a short and after a long forward pass."""
+
+    what: str
+    size: int
+    few: int
+    many: int
+    peak_few_mib: float
+    peak_many_mib: float
+    traced_few_mib: float | None
+    """The peak of what Python allocated, by tracemalloc: NumPy's arrays, without the interpreter's own memory."""
+    traced_many_mib: float | None
+    control: bool = False
+    """Whether this is the unrolled solver, whose memory must grow."""
+
+    @property
+    def ratio(self) -> float:
+        """Of the peaks, many iterations over few."""
+        return self.peak_many_mib / self.peak_few_mib
+
+    @property
+    def kept(self) -> float:
+        """Vectors of the unknown's size that each iteration adds to the peak."""
+        return (self.peak_many_mib - self.peak_few_mib) * 2**20 / (8 * self.size * (self.many - self.few))
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio is one; None for the control."""
+        return None if self.control else abs(self.ratio - 1) <= MEMORY_TOLERANCE
+
+
+def target(backend: str, size: int) -> float | None:
+    """Return the largest ratio that is good enough."""
+    if backend == "jax" or size >= 1_000:
+        return 1.10
+    return 1.30 if backend == "torch" and size == 10 else None
+
+
+# --- time: this runs in a worker, one for each backend ---------------------------------------------------------------
+
+
+def time_case(backend: str, score: str, size: int, seconds: float, least: int) -> Timing:
+    """Measure one case."""
+    import _hand
+
+    if backend == "torch":
+        import torch
+
+        torch.set_num_threads(1)
+    task = make_task(backend, score, size)
+    hand, layer = _hand.BY_HAND[backend](task), _hand.by_layer(backend, task)
+    by_hand, iterations = hand()
+    difference = max(relative(a, b) for a, b in zip(layer(), by_hand, strict=True))
+    counted, products = count(task)
+    times = in_turn(hand, layer, seconds, least)
+    ratios = [b / a for a, b in times]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return Timing(
+        backend=backend,
+        score=score,
+        size=size,
+        iterations_hand=int(iterations),
+        iterations_layer=counted,
+        products_layer=products,
+        hand_ms=1e3 * statistics.median(a for a, _ in times),
+        layer_ms=1e3 * statistics.median(b for _, b in times),
+        ratio=middle,
+        quartiles=(low, high),
+        pairs=len(times),
+        difference=difference,
+        target=target(backend, size),
+    )
+
+
+def make_task(backend: str, score: str, size: int) -> Any:
+    """Return a case, at the solution of its score."""
+    import _hand
+    import numpy as np
+
+    import dil
+
+    rng = np.random.default_rng(size)
+    params = _hand.parameters(score, size, rng)
+    y = dil.solvers.GradientDescent()(_hand.SCORES[score], np.zeros(size), *params).value
+    v = rng.standard_normal(size)
+    handle = dil.backend(backend, dtype="float64")
+    arrays = [handle.asarray(x) for x in params]
+    if backend == "torch":
+        arrays = [x.requires_grad_() for x in arrays]
+    tol = 0.5 * np.finfo(np.float64).eps ** 0.75  # what the layer's loop aims at
+    return _hand.Task(
+        _hand.SCORES[score], arrays, handle.asarray(y), handle.asarray(v), float(tol), max(100, 10 * size)
+    )
+
+
+def count(task: Any) -> tuple[int, int]:
+    """Return the iterations that the layer's linear solver takes, and its products with the Hessian."""
+    import dil
+    from dil._loops import python_loop
+    from dil._registry import common_owner
+
+    backend, calls = common_owner([task.y], ["y"], "benchmark"), [0]
+    params = [backend.constant(x) for x in task.params]
+    _, pull = backend.vjp(lambda u: (gradient(backend, task.score, u, params),), task.y)
+
+    def product(p: Any) -> Any:
+        calls[0] += 1
+        return pull((p,))[0]
+
+    solution = dil.linear.CG()(product, task.v, loop=python_loop)
+    return int(solution.iterations), calls[0]
+
+
+def gradient(backend: Any, score: Callable[..., Any], u: Any, params: Sequence[Any]) -> Any:
+    """Return df/du."""
+    from array_api_compat import array_namespace
+
+    (value,), pull = backend.vjp(lambda w: (score(w, *params),), u)
+    return pull((array_namespace(value).ones_like(value),))[0]
+
+
+def in_turn(
+    hand: Callable[[], Any], layer: Callable[[], Any], seconds: float, least: int
+) -> list[tuple[float, float]]:
+    """Time the two in turn; who is first alternates, and the first pairs are dropped."""
+    repeat = max(1, int(1e-3 / lap(hand, 3)))
+    warm = 2
+    gc.collect()
+    pairs: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    while len(pairs) < least + warm or time.perf_counter() - start < seconds:
+        if len(pairs) % 2:
+            b, a = lap(layer, repeat), lap(hand, repeat)
+        else:
+            a, b = lap(hand, repeat), lap(layer, repeat)
+        pairs.append((a, b))
+    return pairs[warm:]
+
+
+def lap(call: Callable[[], Any], repeat: int) -> float:
+    """Return the seconds of one call."""
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    return (time.perf_counter() - start) / repeat
+
+
+def relative(a: Any, b: Any) -> float:
+    """Return ||a - b|| / ||b||."""
+    import numpy as np
+
+    a, b = (np.asarray(x.detach() if hasattr(x, "detach") else x) for x in (a, b))
+    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-300))
+
+
+# --- memory: this runs in a process of its own each time -------------------------------------------------------------
+
+
+def peak_memory(backend: str, iterations: int, *, traced: bool = False, unrolled: bool = False) -> float:
+    """Return the peak in MiB of a process that runs one forward pass of so many steps, and the backward pass."""
+    import _hand
+    import numpy as np
+
+    import dil
+
+    handle = dil.backend(backend, dtype="float64")
+    theta = handle.asarray(_hand.parameters("chain", MEMORY_SIZE, np.random.default_rng(0))[0])
+    v = handle.asarray(np.ones(MEMORY_SIZE))
+    solver = descend_in_jax if backend == "jax" else descend
+    layer = dil.argmin(_hand.chain, solver, on_failure="ignore")  # ten steps do not reach the solution
+    if traced:
+        tracemalloc.start()
+    if unrolled:
+        backward_unrolled(theta, v, iterations)
+    else:
+        backward_once(backend, lambda theta: layer(theta, iterations), theta, v)
+    if traced:
+        return tracemalloc.get_traced_memory()[1] / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def descend(fun: Callable[..., Any], init: None, theta: Any, iterations: int) -> Any:
+    """Minimise by so many steps of fixed length, from zero."""
+    import dil
+
+    slope, u = dil.grad(fun), 0.0 * theta
+    for _ in range(iterations):
+        u = u - 0.1 * slope(u, theta)
+    return u
+
+
+def descend_in_jax(fun: Callable[..., Any], init: None, theta: Any, iterations: int) -> Any:
+    """Do the same in a loop of XLA."""
+    import jax
+
+    slope = jax.grad(fun)
+    return jax.lax.fori_loop(0, iterations, lambda _, u: u - 0.1 * slope(u, theta), 0.0 * theta)
+
+
+def backward_once(backend: str, fn: Callable[[Any], Any], theta: Any, v: Any) -> Any:
+    """Run forward and backward."""
+    import dil
+
+    if backend == "jax":
+        import jax
+
+        return jax.block_until_ready(jax.jit(lambda theta, v: jax.vjp(fn, theta)[1](v))(theta, v))
+    if backend == "torch":
+        y = fn(theta.requires_grad_())
+        return y.backward(v)
+    _, pull = dil.vjp(fn, theta)
+    return pull(v)
+
+
+def backward_unrolled(theta: Any, v: Any, iterations: int) -> None:
+    """Differentiate through the steps of the solver, as one would without a layer."""
+    import _hand
+    import torch
+
+    u = 0.0 * theta.requires_grad_()
+    for _ in range(iterations):
+        u = u - 0.1 * torch.autograd.grad(_hand.chain(u, theta), u, create_graph=True)[0]
+    u.backward(v)

@@ -1,0 +1,188 @@
+"""The laws that a backend keeps, as functions that any backend, ours or not, can be run through.
+
+>>> import dil
+>>> from dil.testing import LAWS
+>>> for law in LAWS:
+...     law(dil.backend("numpy"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dil import _differentiate
+from dil._arrays import array_namespace, device, eps
+from dil._protocol import LinearSystem
+from dil._registry import BackendHandle
+from dil._typing import Array, Arrays
+
+__all__ = ["LAWS"]
+
+Law = Callable[[BackendHandle], None]
+
+
+def vjp_is_linear(handle: BackendHandle) -> None:
+    """pull(a v + w) = a pull(v) + pull(w), for scales from 1e-9 to 1e9."""
+    x, v, w = _vectors(handle, 3)
+    _, pull = handle.module.vjp(_smooth, x)
+    for a in (1e-9, -1.0, 1e9):
+        left, right = pull((a * v + w,))[0], a * pull((v,))[0] + pull((w,))[0]
+        _expect_near(handle, left, right, "vjp is not linear in the cotangent")
+
+
+def forward_and_reverse_are_adjoint(handle: BackendHandle) -> None:
+    """<v, J t> = <J^T v, t>, for a Jacobian that is not symmetric."""
+    x, v, t = _vectors(handle, 3)
+    _, pull = handle.module.vjp(_smooth, x)
+    _, (moved,) = _differentiate.jvp(handle.module, _smooth, (x,), (t,))
+    _expect_near(handle, handle.xp.sum(v * moved), handle.xp.sum(pull((v,))[0] * t), "<v, J t> is not <J^T v, t>")
+
+
+def nested_vjp_is_symmetric(handle: BackendHandle) -> None:
+    """<v, H w> = <w, H v> for the Hessian by a vjp of a vjp."""
+    x, v, w = _vectors(handle, 3)
+
+    def gradient(u: Array) -> Arrays:
+        (value,), pull = handle.module.vjp(lambda z: (array_namespace(z).sum(_smooth(z)[0] ** 2),), u)
+        return pull((array_namespace(value).ones_like(value),))
+
+    _, pull = handle.module.vjp(gradient, x)
+    left, right = handle.xp.sum(v * pull((w,))[0]), handle.xp.sum(w * pull((v,))[0])
+    _expect_near(handle, left, right, "a nested vjp is not symmetric")
+
+
+def vjp_keeps_dtype_device_and_shape(handle: BackendHandle) -> None:
+    """A cotangent is like its primal, and an exact zero where the output does not depend on it."""
+    x = handle.module.asarray([[1.0, 2.0]], dtype=handle.xp.float32, device=handle.device)
+    y = handle.module.asarray([3.0], dtype=handle.xp.float32, device=handle.device)
+    (out,), pull = handle.module.vjp(lambda a, b: (array_namespace(a).sum(a * a),), x, y)
+    dx, dy = pull((handle.xp.ones_like(out),))
+    for ct, primal in ((dx, x), (dy, y)):
+        _expect(ct.dtype == primal.dtype and ct.shape == primal.shape, "a cotangent is not like its primal")
+        _expect(device(ct) == device(primal), "a cotangent is on another device than its primal")
+    _expect(float(handle.to_numpy(dy)[0]) == 0.0, "a cotangent of an unused primal is not an exact zero")
+
+
+def pull_takes_what_is_asked_for(handle: BackendHandle) -> None:
+    """pull(v, wrt) picks from pull(v), in the order asked, as often as asked."""
+    x, y, v = _vectors(handle, 3)
+    _, pull = handle.module.vjp(lambda a, b: (a * b * b,), x, y)
+    dx, dy = pull((v,))
+    for _ in range(2):
+        again_y, again_x = pull((v,), (1, 0))
+        _expect_near(handle, again_x, dx, "pull with wrt differs from pull")
+        _expect_near(handle, again_y, dy, "pull with wrt differs from pull")
+
+
+def while_loop_may_run_zero_times(handle: BackendHandle) -> None:
+    """A loop whose condition is false returns its state; one that runs counts right."""
+    (x,) = _vectors(handle, 1)
+    zero = handle.xp.sum(0.0 * x)
+    kept = handle.module.while_loop(lambda s: s[0] < -1.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
+    _expect_near(handle, kept[1], x, "a loop that must not run has run")
+    counted = handle.module.while_loop(lambda s: s[0] < 3.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
+    _expect_near(handle, counted[1], 8.0 * x, "a loop of three steps has not taken three")
+
+
+def implicit_composes_with_scale(handle: BackendHandle) -> None:
+    """A custom derivative is scaled by what stands before and behind it, from 1e-9 to 1e9."""
+    x, v = _vectors(handle, 2)
+    square = handle.module.implicit(lambda a: (a * a,), Square())
+    for scale in (1e-9, 3.0, 1e9):
+        _, pull = handle.module.vjp(lambda a, s=scale: (s * square(2.0 * a)[0],), x)  # type: ignore[misc]
+        _expect_near(handle, pull((v,))[0], 8.0 * scale * x * v, "implicit loses a factor")
+
+
+def implicit_differentiates_again(handle: BackendHandle) -> None:
+    """The derivative of a custom derivative is that of its rule."""
+    x, v = _vectors(handle, 2)
+    square = handle.module.implicit(lambda a: (a * a,), Square())
+    _, pull = handle.module.vjp(lambda a: handle.module.vjp(lambda b: square(b), a)[1]((v,)), x)
+    _expect_near(handle, pull((v,))[0], 2.0 * v * v, "the second derivative through implicit is wrong")
+
+
+def linear_solve_is_differentiable(handle: BackendHandle) -> None:
+    """x = b / d has dx/db = 1 / d and dx/dd = -b / d^2."""
+    b, v, d = _vectors(handle, 3)
+    d = d * d + 1.0
+
+    def solve(d: Array, b: Array) -> Arrays:
+        def operator(d: Array) -> Callable[[Array], Array]:
+            return lambda p: d * p
+
+        # a black box: the system can only be solved through the products it is given
+        system = LinearSystem(operator, (d,), operator(d), lambda matvec, b: b / matvec(b * 0.0 + 1.0))
+        return (handle.module.linear_solve(system, b),)
+
+    (x,), pull = handle.module.vjp(solve, d, b)
+    dd, db = pull((v,))
+    _expect_near(handle, x, b / d, "linear_solve does not solve")
+    _expect_near(handle, db, v / d, "linear_solve has a wrong derivative in the right-hand side")
+    _expect_near(handle, dd, -v * b / (d * d), "linear_solve has a wrong derivative in the matrix")
+
+
+def constant_has_no_derivative(handle: BackendHandle) -> None:
+    """d/dx x constant(x) = constant(x)."""
+    x, v = _vectors(handle, 2)
+    _, pull = handle.module.vjp(lambda a: (a * handle.module.constant(a),), x)
+    _expect_near(handle, pull((v,))[0], x * v, "constant lets a derivative through")
+
+
+class Square:
+    """The derivative of a^2, as a rule."""
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return 2 a v."""
+        return (2.0 * args[0] * cotangents[0],)
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return 2 a t."""
+        (t,) = tangents
+        assert t is not None
+        return (2.0 * args[0] * t,)
+
+
+LAWS: tuple[Law, ...] = (
+    vjp_is_linear,
+    forward_and_reverse_are_adjoint,
+    nested_vjp_is_symmetric,
+    vjp_keeps_dtype_device_and_shape,
+    pull_takes_what_is_asked_for,
+    while_loop_may_run_zero_times,
+    implicit_composes_with_scale,
+    implicit_differentiates_again,
+    linear_solve_is_differentiable,
+    constant_has_no_derivative,
+)
+"""Each takes a `dil.BackendHandle` and raises AssertionError with a sentence if the backend breaks it."""
+
+
+def _smooth(x: Array) -> Arrays:
+    """Return a vector function whose Jacobian is not symmetric."""
+    xp = array_namespace(x)
+    return (xp.sin(x) * xp.cumulative_sum(x) + xp.exp(0.5 * x),)
+
+
+def _vectors(handle: BackendHandle, count: int) -> list[Array]:
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    return [handle.asarray(draw.standard_normal(4)) for _ in range(count)]
+
+
+def _expect(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise AssertionError(sentence)
+
+
+def _expect_near(handle: BackendHandle, found: Array, expected: Array, sentence: str) -> None:
+    """Compare relative to the larger of the two; there is no absolute tolerance."""
+    a, b = (handle.to_numpy(x).astype("float64") for x in (found, expected))
+    rtol = 100 * eps(handle.xp, found.dtype)
+    distance, size = abs(a - b).max(), max(abs(a).max(), abs(b).max())
+    _expect(bool(distance <= rtol * size), f"{handle.name}: {sentence}: {_short(a)} against {_short(b)}")
+
+
+def _short(x: Any) -> str:
+    return str(x.reshape(-1)[:4].tolist())

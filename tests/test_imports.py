@@ -1,0 +1,98 @@
+"""What importing dil costs, and who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FRAMEWORKS = {"numpy", "torch", "jax", "jaxlib", "cupy", "scipy", "array_api_strict"}
+LAZY = {"numpy", "scipy"}
+"""May be imported inside a function of the core: NumPy is a dependency, SciPy a solver."""
+
+
+def run(code):
+    path = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'backends')!r}]\n"
+    return subprocess.run(
+        [sys.executable, "-c", path + code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
+
+
+def test_import_loads_no_framework():
+    loaded = run("import dil; print([m for m in sys.modules if m.split('.')[0] in %r])" % FRAMEWORKS)
+    assert loaded == "[]"
+
+
+def test_using_one_backend_loads_no_other():
+    code = (
+        "import numpy as np, dil\n"
+        "layer = dil.argmin(lambda u, t: np.sum((u - t)**2), dil.solvers.Newton(), init=np.zeros(2))\n"
+        "dil.vjp(layer, np.ones(2))[1](np.ones(2))\n"
+        "print([m for m in ('torch', 'jax', 'cupy', 'scipy') if m in sys.modules])"
+    )
+    assert run(code) == "[]"
+
+
+def test_no_global_is_switched():
+    pytest.importorskip("jax", reason="JAX is not installed")
+    code = (
+        "import os; os.environ.pop('JAX_ENABLE_X64', None)\n"
+        "import jax, dil\n"
+        "dil.backend('jax')\n"
+        "try: dil.backend('jax', dtype='float64')\n"
+        "except dil.BackendError as error: print('jax_enable_x64' in str(error), jax.config.jax_enable_x64)"
+    )
+    assert run(code) == "True False"
+
+
+def imports(path, *, top_only):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+CORE = sorted(p for p in (ROOT / "dil").rglob("*.py") if "_demos" not in p.parts)  # the demos are programs
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_core_imports_no_framework(path):
+    for name in imports(path, top_only=False):
+        root = name.split(".")[0]
+        if root in FRAMEWORKS:
+            assert root in LAZY, f"{path} imports {name}"
+        assert root != "dil_backends" or path.name == "_registry.py", f"{path} imports {name}"
+    assert not {n.split(".")[0] for n in imports(path, top_only=True)} & FRAMEWORKS
+
+
+def test_imports_go_downwards():
+    """The modules of the core form no cycle, so each can be read knowing only those below it."""
+    graph = {}
+    for path in CORE:
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        graph[name] = {n for n in imports(path, top_only=True) if n.split(".")[0] == "dil" and n != "dil"}
+    packages = {name: f"{name}.__init__" for name in graph if f"{name}.__init__" in graph}
+
+    def visit(name, trail):
+        name = packages.get(name, name)
+        assert name not in trail, " -> ".join([*trail, name])
+        for below in graph.get(name, ()):
+            visit(below, [*trail, name])
+
+    for name in graph:
+        visit(name, [])
+
+
+def test_all_is_what_there_is():
+    import dil
+
+    assert sorted(dil.__all__) == dil.__all__
+    public = {n for n in vars(dil) if not n.startswith("_")} - {"annotations", "testing", "kepler"}
+    assert public == set(dil.__all__)

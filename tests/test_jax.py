@@ -1,0 +1,117 @@
+"""Layers inside JAX: jit, grad, vmap, jacobians of jacobians, custom rules in the score, callbacks as solvers."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax", reason="JAX is not installed")
+
+import jax.numpy as jnp  # noqa: E402
+from jax.test_util import check_grads  # noqa: E402
+
+import dil  # noqa: E402
+
+
+def score(u, b):
+    return 0.5 * jnp.sum(u * u * (2.0 + jnp.arange(u.shape[0]))) - jnp.sum(b * u) + 0.25 * jnp.sum(u) ** 4
+
+
+LAYER = dil.argmin(score, dil.solvers.Newton(rtol=1e-11), init=jnp.zeros_like)
+
+
+@pytest.fixture
+def b():
+    return jnp.asarray(np.random.default_rng(0).standard_normal(3))
+
+
+def hessian_of_the_score(y):
+    n = y.shape[0]
+    return np.diag(2.0 + np.arange(n)) + 3 * float(jnp.sum(y)) ** 2 * np.ones((n, n))
+
+
+def test_check_grads_second_order(b):
+    check_grads(jax.jit(lambda b: LAYER(jnp.asarray(b))), (b,), order=2, modes=("fwd", "rev"))
+
+
+def test_jit_grad_vmap_and_jacobians(b):
+    expected = np.linalg.inv(hessian_of_the_score(LAYER(b)))
+    np.testing.assert_allclose(jax.jit(jax.jacrev(LAYER))(b), expected, rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(LAYER))(b), expected, rtol=1e-9)
+    rows = jax.jit(jax.vmap(jax.grad(lambda b: jnp.sum(LAYER(b)))))(jnp.stack([b, 2 * b]))
+    np.testing.assert_allclose(rows[0], expected.sum(0), rtol=1e-9)
+    second = jax.jit(jax.hessian(lambda b: jnp.sum(LAYER(b))))(b)
+    third = jax.jit(jax.jacfwd(jax.jacrev(lambda b: jnp.sum(LAYER(b)))))(b)
+    np.testing.assert_allclose(second, third, rtol=1e-9)
+    h = 1e-5
+    step = jnp.asarray([h, 0.0, 0.0])
+    gradient = jax.jit(jax.grad(lambda b: jnp.sum(LAYER(b))))
+    np.testing.assert_allclose(second[0], (gradient(b + step) - gradient(b - step)) / (2 * h), rtol=1e-6)
+
+
+def test_score_with_custom_vjp(b):
+    @jax.custom_vjp
+    def square(x):
+        return jnp.sum(x * x)
+
+    square.defvjp(lambda x: (jnp.sum(x * x), x), lambda x, ct: (2 * x * ct,))
+    layer = dil.argmin(lambda u, b: 0.5 * square(u - b) + 0.5 * square(u), lambda f, u0, b: b / 2)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(layer))(b), 0.5 * np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(layer))(b), 0.5 * np.eye(3), atol=1e-12)
+
+
+def test_scipy_under_jit(b):
+    layer = dil.argmin(score, dil.solvers.SciPy("trust-ncg", tol=1e-8), init=jnp.zeros_like)
+    expected = jax.jit(jax.grad(lambda b: jnp.sum(LAYER(b))))(b)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda b: jnp.sum(layer(b))))(b), expected, rtol=1e-6)
+
+
+def test_integer_leaves(b):
+    def indexed(u, b, which):
+        return 0.5 * jnp.sum((u - b) ** 2) + 0.5 * u[which] ** 2
+
+    layer = dil.argmin(indexed, dil.solvers.Newton(), init=lambda b, which: jnp.zeros_like(b))
+    which = jnp.asarray(1)
+    gradient = jax.jit(jax.grad(lambda b, which: jnp.sum(layer(b, which))))(b, which)
+    np.testing.assert_allclose(gradient, [1.0, 0.5, 1.0], rtol=1e-9)
+    rows = jax.vmap(lambda which: layer(b, which))(jnp.arange(2))
+    np.testing.assert_allclose(rows[1], layer(b, which), rtol=1e-12)
+
+
+def test_registered_pytrees_win(b):
+    @jax.tree_util.register_pytree_node_class
+    class Parameters:
+        def __init__(self, b, name):
+            self.b, self.name = b, name
+
+        def tree_flatten(self):
+            return (self.b,), self.name
+
+        @classmethod
+        def tree_unflatten(cls, name, children):
+            return cls(*children, name)
+
+    layer = dil.argmin(lambda u, p: score(u, p.b), dil.solvers.Newton(), init=lambda p: jnp.zeros_like(p.b))
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(layer(p))))(Parameters(b, "theta"))
+    assert gradient.name == "theta"
+    np.testing.assert_allclose(gradient.b, jax.grad(lambda b: jnp.sum(LAYER(b)))(b), rtol=1e-9)
+
+
+def test_warning_and_error_under_jit(b):
+    def saddle(u, b):
+        return -0.5 * jnp.sum((u - b) ** 2)
+
+    def gradient(on_failure):
+        layer = dil.argmin(saddle, lambda f, u0, b: b, on_failure=on_failure)
+        return jax.block_until_ready(jax.jit(jax.grad(lambda b: jnp.sum(layer(b))))(b))
+
+    with pytest.raises(Exception, match="INDEFINITE"):
+        gradient("raise")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gradient("warn")
+        jax.effects_barrier()
+    assert any("INDEFINITE" in str(w.message) for w in caught)
+    assert np.isnan(gradient("nan")).all()
