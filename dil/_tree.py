@@ -59,7 +59,10 @@ def flatten(tree: Tree, children: Children) -> tuple[list[Any], Structure]:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What is gathered on the way through a tree; a method, since a closure that calls itself is a cycle that keeps it."""
+    """What is gathered on the way through a tree.
+
+    Its recursion is a method, since a closure that calls itself is a cycle, which would keep the leaves alive.
+    """
 
     children: Children
     leaves: list[Any]

@@ -53,7 +53,7 @@ def nested_vjp_is_symmetric(handle: BackendHandle) -> None:
 
 
 def vjp_keeps_dtype_device_and_shape(handle: BackendHandle) -> None:
-    """A cotangent is like its primal, and an exact zero where the output does not depend on it."""
+    """Check that a cotangent is like its primal, and an exact zero where the output does not depend on it."""
     x = handle.module.asarray([[1.0, 2.0]], dtype=handle.xp.float32, device=handle.device)
     y = handle.module.asarray([3.0], dtype=handle.xp.float32, device=handle.device)
     (out,), pull = handle.module.vjp(lambda a, b: (array_namespace(a).sum(a * a),), x, y)
@@ -76,7 +76,7 @@ def pull_takes_what_is_asked_for(handle: BackendHandle) -> None:
 
 
 def while_loop_may_run_zero_times(handle: BackendHandle) -> None:
-    """A loop whose condition is false returns its state; one that runs counts right."""
+    """Check that a loop whose condition is false returns its state, and that one that runs counts right."""
     (x,) = _vectors(handle, 1)
     zero = handle.xp.sum(0.0 * x)
     kept = handle.module.while_loop(lambda s: s[0] < -1.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
@@ -86,16 +86,16 @@ def while_loop_may_run_zero_times(handle: BackendHandle) -> None:
 
 
 def implicit_composes_with_scale(handle: BackendHandle) -> None:
-    """A custom derivative is scaled by what stands before and behind it, from 1e-9 to 1e9."""
+    """Check that a custom derivative is scaled by what stands before and behind it, from 1e-9 to 1e9."""
     x, v = _vectors(handle, 2)
     square = handle.module.implicit(lambda a: (a * a,), Square())
     for scale in (1e-9, 3.0, 1e9):
-        _, pull = handle.module.vjp(lambda a, s=scale: (s * square(2.0 * a)[0],), x)  # type: ignore[misc]
+        _, pull = handle.module.vjp(lambda a, s=scale: (s * square(2.0 * a)[0],), x)
         _expect_near(handle, pull((v,))[0], 8.0 * scale * x * v, "implicit loses a factor")
 
 
 def implicit_differentiates_again(handle: BackendHandle) -> None:
-    """The derivative of a custom derivative is that of its rule."""
+    """Check that the derivative of a custom derivative is that of its rule."""
     x, v = _vectors(handle, 2)
     square = handle.module.implicit(lambda a: (a * a,), Square())
     _, pull = handle.module.vjp(lambda a: handle.module.vjp(lambda b: square(b), a)[1]((v,)), x)
@@ -103,7 +103,7 @@ def implicit_differentiates_again(handle: BackendHandle) -> None:
 
 
 def linear_solve_is_differentiable(handle: BackendHandle) -> None:
-    """x = b / d has dx/db = 1 / d and dx/dd = -b / d^2."""
+    """Check that x = b / d has dx/db = 1 / d and dx/dd = -b / d^2."""
     b, v, d = _vectors(handle, 3)
     d = d * d + 1.0
 

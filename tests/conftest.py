@@ -7,8 +7,9 @@ import os
 os.environ["JAX_ENABLE_X64"] = "1"
 
 import pytest
-from engines import Engine, engines
 from hypothesis import Phase, settings
+
+from engines import Engine, engines
 
 # no shrinking: every case is small already, and shrinking one that compiles takes minutes
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)

@@ -1,6 +1,7 @@
 """What the suite runs on: every registered backend, and variants of some that count as backends of their own.
 
-An engine evaluates a function and its pullback in one way: by dil's transforms, by the framework's own, under a compiler.
+An engine evaluates a function and its pullback in one way: by dil's transforms, by the framework's own, or under a
+compiler.
 """
 
 from __future__ import annotations

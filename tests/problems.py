@@ -104,6 +104,4 @@ class Case:
         return fn
 
 
-cases = st.builds(
-    Case, kind=st.sampled_from(sorted(SCORES)), shape=st.sampled_from(SHAPES), seed=st.integers(0, 10**6)
-)
+cases = st.builds(Case, kind=st.sampled_from(sorted(SCORES)), shape=st.sampled_from(SHAPES), seed=st.integers(0, 10**6))

@@ -23,7 +23,7 @@ def run(code):
 
 
 def test_import_loads_no_framework():
-    loaded = run("import dil; print([m for m in sys.modules if m.split('.')[0] in %r])" % FRAMEWORKS)
+    loaded = run(f"import dil; print([m for m in sys.modules if m.split('.')[0] in {FRAMEWORKS!r}])")
     assert loaded == "[]"
 
 

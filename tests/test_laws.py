@@ -6,10 +6,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from engines import engines
 
 import dil
 from dil.testing import LAWS
+from engines import engines
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from problems import Case
 
 import dil
 from dil import _layer
 from dil._theorem import BilevelRule, hessian_product
+from problems import Case
 
 CASE = Case("quartic", (3,), 4)
 

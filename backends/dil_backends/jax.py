@@ -54,16 +54,16 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
     """
     found = jax.custom_jvp(solve)
 
-    def derivative(args: Arrays, tangents: Sequence[Any]) -> tuple[Arrays, Arrays]:
-        y = found(*args)
+    def derivative(args: Any, tangents: Sequence[Any]) -> tuple[Any, Any]:
+        y: Any = found(*args)
         given = [None if _is_zero(t) else t for t in tangents]
-        return y, rule.pushforward(args, y, given)  # type: ignore[arg-type]
+        return y, rule.pushforward(args, y, given)
 
     found.defjvp(derivative, symbolic_zeros=True)
 
     def call(*args: jax.Array) -> Arrays:
         try:
-            return found(*args)  # type: ignore[no-any-return]
+            return found(*args)
         except jax.errors.UnexpectedTracerError as error:
             message = (
                 "the solver uses an array that JAX is transforming but that is not among the arguments (captured by "

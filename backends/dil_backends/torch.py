@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
 
 NATIVE = "torch"
-THIS: Backend = sys.modules[__name__]  # type: ignore[assignment]
+THIS = cast(Backend, sys.modules[__name__])
 
 while_loop = python_loop
 
@@ -72,7 +72,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
 
 
 def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
-    """Whether the graph of `out` ends in a leaf other than the inputs: a tensor that fn holds and someone else tracks."""
+    """Whether the graph of `out` ends in a leaf other than the inputs: a tensor that fn holds and others track."""
     ours = {id(x) for x in inputs}
     todo = [y.grad_fn for y in out if y.grad_fn is not None]
     seen = set(todo)
@@ -81,7 +81,7 @@ def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in ours:
             return True
-        fresh = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        fresh = {edge[0] for edge in node.next_functions if edge[0] is not None} - seen
         seen |= fresh
         todo.extend(fresh)
     return False
@@ -109,19 +109,22 @@ class Implicit(torch.autograd.Function):
     generate_vmap_rule = False
 
     @staticmethod
-    def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:  # type: ignore[override]
-        with torch.enable_grad():  # a user's solver may call backward() itself
+    def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
+        """Solve; a user's solver may call backward() itself, so gradients are on."""
+        with torch.enable_grad():
             return tuple(y.detach() for y in solve(*(x.detach() for x in args)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        _, ctx.rule, *args = inputs
+        """Keep the arguments and the solution."""
+        ctx.rule, args = inputs[1], inputs[2:]
         ctx.count = len(args)
         ctx.save_for_backward(*args, *output)
         ctx.save_for_forward(*args, *output)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        """Pull back to the arguments whose gradient is asked for."""
         saved = ctx.saved_tensors
         args, y = saved[: ctx.count], saved[ctx.count :]
         wrt = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
@@ -130,13 +133,14 @@ class Implicit(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
+        """Push tangents forward."""
         saved = ctx.saved_tensors
         return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
 
 
 def implicit(solve: Callable[..., Tensors], rule: Rule, /) -> Callable[..., Tensors]:
     """Return `solve` with the derivative that `rule` gives."""
-    return lambda *args: Implicit.apply(solve, rule, *args)  # type: ignore[no-any-return, no-untyped-call]
+    return lambda *args: Implicit.apply(solve, rule, *args)  # type: ignore[no-untyped-call]
 
 
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:

@@ -124,15 +124,14 @@ def learn(
         If an option is out of range, or no eccentricity has the target.
     """
     _check_options(mean_anomaly, start, steps)
+    evaluate = _evaluator(handle, mean_anomaly)
     if target is None:
-        at_target = handle.asarray(TARGET_ECCENTRICITY)
-        target = number(handle, kepler.eccentric_anomaly(mean_anomaly, at_target))
+        target = evaluate(TARGET_ECCENTRICITY, 0.0).E
     wanted = eccentricity_of(target, mean_anomaly)
-    evaluate = _evaluator(handle, mean_anomaly, target)
     path: list[Step] = []
     e, step = start, 0
     while True:
-        at = evaluate(e)
+        at = evaluate(e, target)
         path.append(Step(step, e, at.E, at.loss, at.gradient, at.analytic))
         on_step(path[-1])
         if step >= steps or abs(at.E - target) <= TOLERANCE:
@@ -185,22 +184,26 @@ def compiled(handle: dil.BackendHandle, fn: Callable[..., Any]) -> Callable[...,
     return jax.jit(fn)
 
 
-def _evaluator(handle: dil.BackendHandle, mean_anomaly: float, target: float) -> Callable[[float], Point]:
+def _evaluator(handle: dil.BackendHandle, mean_anomaly: float) -> Callable[[float, float], Point]:
     xp, M = handle.xp, handle.asarray(mean_anomaly)
 
-    def loss(e: Any) -> Any:
+    def loss(e: Any, target: Any) -> Any:
         missing = kepler.eccentric_anomaly(M, e) - target
         return 0.5 * missing * missing
 
-    def everything(e: Any) -> tuple[Any, ...]:
-        value, gradient = dil.value_and_grad(loss)(e)
+    def everything(e: Any, target: Any) -> tuple[Any, ...]:
+        value, gradient = dil.value_and_grad(loss)(e, target)
         E, pull = dil.vjp(kepler.eccentric_anomaly, M, e)
         dE_dM, dE_de = pull(xp.ones_like(E))
         closed_de, closed_dM = kepler.dE_de(E, e), kepler.dE_dM(E, e)
         return E, value, gradient, (E - target) * closed_de, dE_de, dE_dM, closed_de, closed_dM
 
     run = compiled(handle, everything)
-    return lambda e: Point(*(number(handle, x) for x in run(handle.asarray(e))))
+
+    def evaluate(e: float, target: float) -> Point:
+        return Point(*(number(handle, x) for x in run(handle.asarray(e), handle.asarray(target))))
+
+    return evaluate
 
 
 def _inside(e: float, before: float) -> float:

@@ -62,7 +62,7 @@ def survey(handle: dil.BackendHandle, learned: Learned) -> Landscape:
     """Compute what the picture shows, on the backend."""
     M, xp = learned.mean_anomaly, handle.xp
     e = np.linspace(0.0, max(0.95, 0.5 * (1 + max(s.e for s in learned.path))), FINE)
-    line = handle.to_numpy(kepler.eccentric_anomaly(M, handle.asarray(e)))
+    line = handle.to_numpy(compiled(handle, lambda e: kepler.eccentric_anomaly(M, e))(handle.asarray(e)))
     room = max(0.55 * float(np.ptp(line)), 0.1)
     E = np.linspace(float(line.min()) - room, float(line.max()) + room, FINE)
     points_e, points_E = (handle.asarray(a.reshape(-1)) for a in np.meshgrid(e, E))
@@ -96,15 +96,11 @@ def survey(handle: dil.BackendHandle, learned: Learned) -> Landscape:
 
 def _slope_at(handle: dil.BackendHandle, M: float) -> Callable[[Any, Any], Any]:
     """Return dE/de by the theorem at points (e, E) as if each were a solution: the solver returns what it is given."""
-    layer = dil.argmin(
-        lambda u, e, given: kepler.score(u, M, e),
-        lambda score, init, e, given: given,
-        batch_ndim=1,
-        on_failure="ignore",  # every one of them is told to be no solution
-    )
+    # unchecked, since none of them is a solution: that is the point of the picture
+    layer = dil.argmin(kepler.score, lambda score, init, *args: init, batch_ndim=1, on_failure="ignore")
 
     def slope(e: Any, E: Any) -> Any:
-        found, pull = dil.vjp(lambda e: layer(e, E), e)
+        found, pull = dil.vjp(lambda e: layer(M, e, init=E), e)
         return pull(handle.xp.ones_like(found))[0]
 
     return compiled(handle, slope)

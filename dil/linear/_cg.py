@@ -123,7 +123,7 @@ def cg(matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loop: Loop) -> S
         return scalar if single else scalar[..., None]
 
     def any_going(going: Array) -> Array:
-        return going if single else xp.any(going)  # type: ignore[no-any-return]
+        return going if single else xp.any(going)
 
     def step(s: Iterate) -> Iterate:
         Hp = matvec(s.p)

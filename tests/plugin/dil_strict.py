@@ -6,8 +6,8 @@ import array_api_strict as xp
 import numpy as np
 
 from dil._errors import BackendError
-from dil_backends._taped import assert_constant, children, constant, implicit, linear_solve, on_host, value_type, vjp
 from dil_backends._tape import is_box
+from dil_backends._taped import assert_constant, children, constant, implicit, linear_solve, on_host, value_type, vjp
 from dil_backends.numpy import while_loop
 
 __all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp", "while_loop"]
@@ -15,7 +15,7 @@ __all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve"
 NATIVE = "array_api_strict"
 
 
-OPERATORS = "add sub mul truediv floordiv mod pow matmul lt le gt ge eq ne".split()
+OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne"]
 
 
 def _defer(operator):

@@ -1,0 +1,321 @@
+"""What becomes of a solve that failed: on_failure, forward and backward, on every engine, under jit and in backward()."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+from engines import engines
+
+import dil
+
+POLICIES = ["raise", "warn", "nan", "ignore"]
+V = np.asarray([0.0, 1.0])
+X = np.asarray([1.0, 2.0])
+
+
+@pytest.fixture(params=[e for e in engines() if ":" not in e.name and e.name != "jax"], ids=lambda e: e.name)
+def eager(request):
+    """Every backend that does not compile, so that tables of cases may be long."""
+    if request.param.reason is not None:
+        pytest.skip(request.param.reason)
+    return request.param
+
+
+def bowl(u, x):
+    return 0.5 * array_namespace(u).sum((u - x) ** 2)
+
+
+def flat(u, x):
+    """Does not depend on u[1]: H is singular, and the cotangent V lies in its null space."""
+    return 0.5 * (u[0] - x[0]) ** 2
+
+
+def solved(fun, init, x):
+    return x * 1.0
+
+
+def gives_up(fun, init, x):
+    xp = array_namespace(x)
+    return dil.Solution(x * 1.0, xp.full(x.shape[:0], int(dil.Status.MAX_ITER), dtype=xp.int32))
+
+
+LAYERS = {
+    "forward": (bowl, gives_up, "forward solve: MAX_ITER: the iteration limit .* raise max_iter"),
+    "backward": (flat, solved, r"backward solve: SINGULAR: the curvature vanished .* damping="),
+}
+RESULTS = {
+    ("forward", "nan"): ([np.nan, np.nan], [np.nan, np.nan]),
+    ("forward", "ignore"): (X, V),
+    ("forward", "warn"): (X, V),
+    ("backward", "nan"): (X, [np.nan, 0.0]),
+    ("backward", "ignore"): (X, [0.0, 0.0]),
+    ("backward", "warn"): (X, [0.0, 0.0]),
+}
+"""Value and gradient; the gradient is the last iterate before the breakdown, and zero where f does not depend on x."""
+
+
+def make(stage, policy):
+    score, solver, text = LAYERS[stage]
+    return dil.argmin(score, solver, on_failure=policy), text
+
+
+def run(engine, layer, *args, cotangent=V):
+    """Return value and gradients once everything that the program does is done."""
+    found = engine.gradients(layer, args, cotangent)
+    if engine.backend == "jax":
+        import jax
+
+        jax.effects_barrier()
+    return found
+
+
+def failure(engine):
+    """What "raise" raises: XLA wraps an error of the running program in its own type, text and all."""
+    if not engine.name.endswith("jit"):
+        return dil.ConvergenceError
+    import jax
+
+    return jax.errors.JaxRuntimeError
+
+
+# --- every policy, stage and engine ---
+
+
+@pytest.mark.parametrize("stage", LAYERS)
+def test_raise(engine, stage):
+    layer, text = make(stage, "raise")
+    with pytest.raises(failure(engine), match=text):
+        run(engine, layer, X)
+
+
+def test_jax_goes_on_after_an_error_under_jit():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    layer, _ = make("forward", "raise")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ConvergenceError"):
+        jax.block_until_ready(jax.jit(layer)(jax.numpy.asarray(X)))
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        jax.effects_barrier()
+    assert float(jax.jit(lambda x: x.sum())(jax.numpy.asarray(X))) == 3.0
+    jax.effects_barrier()
+
+
+@pytest.mark.parametrize("stage", LAYERS)
+def test_warn(engine, stage):
+    layer, text = make(stage, "warn")
+    with pytest.warns(dil.ConvergenceWarning, match=text) as record:
+        y, (g,) = run(engine, layer, X)
+    assert len(record) == 1
+    np.testing.assert_array_equal(y, RESULTS[stage, "warn"][0])
+    np.testing.assert_array_equal(g, RESULTS[stage, "warn"][1])
+
+
+@pytest.mark.parametrize("policy", ["nan", "ignore"])
+@pytest.mark.parametrize("stage", LAYERS)
+def test_nan_and_ignore_are_quiet(engine, stage, policy):
+    if engine.name == "jax" and policy == "ignore":
+        pytest.skip("JAX compiles each case; jax:jit runs this one")
+    y, (g,) = run(engine, make(stage, policy)[0], X)
+    np.testing.assert_array_equal(y, RESULTS[stage, policy][0])
+    np.testing.assert_array_equal(g, RESULTS[stage, policy][1])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_solve_that_succeeds_is_quiet(eager, policy):
+    y, (g,) = run(eager, dil.argmin(bowl, solved, on_failure=policy), X)
+    np.testing.assert_array_equal(y, X)
+    np.testing.assert_array_equal(g, V)
+
+
+def test_warn_is_the_default(eager):
+    with pytest.warns(dil.ConvergenceWarning, match="MAX_ITER"):
+        dil.argmin(bowl, gives_up)(eager.asarray(X))
+
+
+def test_the_message_names_the_layer_and_the_stage(eager):
+    with pytest.raises(dil.ConvergenceError, match=r"^argmin layer of 'bowl': forward solve: MAX_ITER: "):
+        dil.argmin(bowl, gives_up, on_failure="raise")(eager.asarray(X))
+
+
+def test_an_error_of_the_policy_is_a_dil_error():
+    assert issubclass(dil.ConvergenceError, dil.DilError)
+    assert issubclass(dil.ConvergenceError, RuntimeError)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_solve_applies_no_policy(eager, policy):
+    solution = dil.argmin(bowl, gives_up, on_failure=policy).solve(eager.asarray(X))
+    assert int(solution.status) == dil.Status.MAX_ITER
+    np.testing.assert_array_equal(eager.to_numpy(solution.value), X)
+
+
+def test_both_stages_may_warn(eager):
+    layer = dil.argmin(flat, gives_up)
+    with pytest.warns(dil.ConvergenceWarning) as record:
+        run(eager, layer, X)
+    assert [re.search(r"(\w+) solve", str(w.message))[1] for w in record] == ["forward", "backward"]
+
+
+def test_a_warning_points_to_the_line_of_the_call(eager):
+    with pytest.warns(dil.ConvergenceWarning) as record:
+        dil.argmin(bowl, gives_up)(eager.asarray(X))
+    assert record[0].filename == __file__
+
+
+def test_warnings_of_every_call_reach_a_filter_that_wants_them(eager):
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            dil.argmin(bowl, gives_up)(eager.asarray(X))
+    assert len(record) == 3
+
+
+# --- a batch ---
+
+ROWS = np.asarray([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+CURVATURES = np.asarray([[1.0, 2.0], [1.0, -1.0], [4.0, 5.0]])
+COTANGENTS = np.asarray([[1.0, 2.0], [0.0, 1.0], [2.0, 3.0]])
+
+
+def bowls(u, x, h):
+    return 0.5 * array_namespace(u).sum(h * (u - x) ** 2, axis=-1)
+
+
+def solved_rows(fun, init, x, h):
+    return x * 1.0
+
+
+def half_solved(fun, init, x, h):
+    xp = array_namespace(x)
+    failed = xp.any(h < 0, axis=-1)
+    return dil.Solution(x * 1.0, xp.astype(failed, xp.int32) * int(dil.Status.MAX_ITER))
+
+
+def test_nan_poisons_the_failed_problem_alone_forward(engine):
+    layer = dil.argmin(bowls, half_solved, batch_ndim=1, on_failure="nan", linear_solver=dil.linear.CG(damping=3.0))
+    y, _ = run(engine, layer, ROWS, CURVATURES, cotangent=COTANGENTS)
+    np.testing.assert_array_equal(y[[0, 2]], ROWS[[0, 2]])
+    assert np.isnan(y[1]).all()
+
+
+def test_nan_poisons_the_failed_problem_alone_backward(engine):
+    layer = dil.argmin(bowls, solved_rows, batch_ndim=1, on_failure="nan")
+    y, (g, _) = run(engine, layer, ROWS, CURVATURES, cotangent=COTANGENTS)
+    np.testing.assert_array_equal(y, ROWS)
+    np.testing.assert_allclose(g[[0, 2]], COTANGENTS[[0, 2]], rtol=1e-12)
+    assert np.isnan(g[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("solver", "text"),
+    [
+        (half_solved, r"forward solve: 1 of 3 problems \(the first at 1\) ended MAX_ITER"),
+        (solved_rows, r"backward solve: 1 of 3 problems \(the first at 1\) ended INDEFINITE"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["raise", "warn"])
+def test_the_message_counts_the_failed_problems_of_a_batch(eager, solver, text, policy):
+    layer = dil.argmin(bowls, solver, batch_ndim=1, on_failure=policy)
+    caught = pytest.raises(dil.ConvergenceError, match=text)
+    if policy == "warn":
+        caught = pytest.warns(dil.ConvergenceWarning, match=text)
+    with caught, warnings.catch_warnings():
+        warnings.filterwarnings("default" if policy == "warn" else "error", category=dil.ConvergenceWarning)
+        run(eager, layer, ROWS, CURVATURES, cotangent=COTANGENTS)
+
+
+# --- NaN in the data ---
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_nan_in_the_data(eager, policy):
+    layer, x = dil.argmin(bowl, solved, on_failure=policy), eager.asarray([np.nan, 2.0])
+    text = "forward solve: NON_FINITE: a NaN or an infinity was met; look for invalid data"
+    if policy == "raise":
+        with pytest.raises(dil.ConvergenceError, match=text):
+            layer(x)
+    elif policy == "warn":
+        with pytest.warns(dil.ConvergenceWarning, match=text):
+            layer(x)
+    else:
+        expected = [np.nan, np.nan] if policy == "nan" else [np.nan, 2.0]
+        np.testing.assert_array_equal(eager.to_numpy(layer(x)), expected)
+
+
+SOLVERS = [dil.solvers.Newton(), dil.solvers.GradientDescent()]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+def test_solvers_say_that_the_data_hold_a_nan(eager, solver):
+    layer = dil.argmin(bowl, solver, init=lambda x: array_namespace(x).zeros_like(x))
+    assert int(layer.solve(eager.asarray([np.nan, 2.0])).status) == dil.Status.NON_FINITE
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: type(s).__name__)
+def test_solvers_say_that_the_iterations_ran_out(eager, solver):
+    hard = dil.argmin(quartic, type(solver)(max_iter=1), init=lambda x: array_namespace(x).zeros_like(x))
+    assert int(hard.solve(eager.asarray(X)).status) == dil.Status.MAX_ITER
+
+
+def quartic(u, x):
+    xp = array_namespace(u)
+    return 0.5 * xp.sum((u - x) ** 2) + 0.25 * xp.sum(u**4)
+
+
+def forgets_the_nan(fun, init, x):
+    xp = array_namespace(x)
+    return xp.where(xp.isfinite(x), x, 0.0 * xp.ones_like(x))
+
+
+def test_a_finite_point_with_a_gradient_that_is_nan_is_told_backward(eager):
+    """F(y) is NaN: y is no solution, though y itself is finite."""
+    with pytest.raises(dil.ConvergenceError, match="backward solve: (NON_FINITE|NOT_STATIONARY)"):
+        run(eager, dil.argmin(bowl, forgets_the_nan, on_failure="raise"), [np.nan, 2.0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_cotangent_that_is_not_finite(eager, bad):
+    with pytest.warns(dil.ConvergenceWarning, match="backward solve: NON_FINITE") as record:
+        run(eager, dil.argmin(bowl, solved), X, cotangent=[bad, 1.0])
+    assert {w.category for w in record} == {dil.ConvergenceWarning}
+
+
+# --- linear solvers of the user's own ---
+
+
+def says_nothing(matvec, b, /, *, loop):
+    return dil.Solution(b)
+
+
+def returns_nan(matvec, b, /, *, loop):
+    return dil.Solution(b * float("nan"))
+
+
+def returns_an_array(matvec, b, /, *, loop):
+    return b
+
+
+def returns_a_part(matvec, b, /, *, loop):
+    return dil.Solution(b[:1])
+
+
+def test_a_linear_solver_need_not_give_a_status(eager):
+    _, (g,) = run(eager, dil.argmin(bowl, solved, linear_solver=says_nothing), X)
+    np.testing.assert_array_equal(g, V)
+
+
+def test_a_nan_of_a_linear_solver_without_status_is_told(eager):
+    with pytest.raises(dil.ConvergenceError, match="backward solve: NON_FINITE"):
+        run(eager, dil.argmin(bowl, solved, linear_solver=returns_nan, on_failure="raise"), X)
+
+
+@pytest.mark.parametrize(
+    ("linear_solver", "text"), [(returns_an_array, r"dil\.Solution"), (returns_a_part, r"shape \(1,\).*\(2,\)")]
+)
+def test_a_linear_solver_that_returns_something_else(eager, linear_solver, text):
+    with pytest.raises(dil.DilError, match=text):
+        run(eager, dil.argmin(bowl, solved, linear_solver=linear_solver), X)
