@@ -20,7 +20,7 @@ from dil._registry import BackendHandle, BackendInfo, backend, backends
 from dil._score import Derivatives
 from dil._solution import Solution
 from dil._status import Status
-from dil._transforms import grad, jvp, value_and_grad, vjp
+from dil._transforms import constant, grad, jvp, value_and_grad, vjp
 
 __version__ = "0.1.0"
 
@@ -45,6 +45,7 @@ __all__ = [
     "backend",
     "backends",
     "check_gradients",
+    "constant",
     "grad",
     "jvp",
     "linear",

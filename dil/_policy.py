@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -45,7 +46,15 @@ def _report(policy: Policy, stage: str, status: Any) -> None:
     message = f"{policy.layer}: {stage}: {_summary(status)}"
     if policy.on_failure == "raise":
         raise ConvergenceError(message)
-    warnings.warn(message, ConvergenceWarning, stacklevel=2)
+    warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """Return the stack level, as seen by `_report`, of the first frame that is not of dil: the line of the user's."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("dil", "dil_backends"):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def _summary(status: Any) -> str:

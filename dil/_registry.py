@@ -56,6 +56,8 @@ def load(name: str) -> Backend:
     try:
         module = importlib.import_module(targets[name])
     except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("dil", "dil_backends"):
+            raise  # the backend itself is broken, its framework is not absent
         hint = HINTS.get(name, f"install the package that provides {name!r}")
         message = f"the backend {name!r} needs a package that cannot be imported ({error}); {hint}"
         raise BackendError(message) from error

@@ -205,6 +205,20 @@ class Flat:
         return args
 
 
+def constant(tree: Tree) -> Tree:
+    """Return a tree whose arrays are cut off from every derivative.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> dil.grad(lambda u: u * dil.constant(u))(np.asarray(3.0))
+    np.float64(3.0)
+    """
+    leaves, structure = leaves_of(tree)
+    owners = [owner(x) for x in leaves]
+    return structure.unflatten([x if own is None else own.constant(x) for x, own in zip(leaves, owners, strict=True)])
+
+
 MOVING = object()
 
 

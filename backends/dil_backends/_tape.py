@@ -33,6 +33,9 @@ _tick = itertools.count(1).__next__  # numbers traces and nodes in the order of 
 
 # --- traces and boxes ------------------------------------------------------------------------------------------------
 
+METHODS = frozenset({"max", "mean", "min", "prod", "std", "sum", "var"})
+"""Reductions that a box also has as methods, since `((u - x) ** 2).sum()` is how NumPy is written."""
+
 _LEAKED = (
     "{}: an array of a differentiation that has ended is used again. It was kept from inside the differentiated "
     "function; return it from there, or keep `dil.constant(...)` of it"
@@ -197,6 +200,8 @@ class Box:
         return f"Box({self.value!r})"
 
     def __getattr__(self, name: str) -> Any:
+        if name in METHODS:
+            return partial(getattr(self.trace.tape, name), self)
         msg = f"an array that is being differentiated has no attribute `{name}`, only those of the array API standard"
         raise AttributeError(msg)
 

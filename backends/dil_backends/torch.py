@@ -94,7 +94,7 @@ def _transforming() -> bool:
 
 def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
     """Do the same inside a transform of `torch.func`, where plain autograd may not start a graph."""
-    out, pull_all = torch.func.vjp(fn, *primals)
+    out, pull_all = torch.func.vjp(fn, *primals)[:2]  # a third, auxiliary part comes only if asked for
 
     def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
         every = pull_all(tuple(cotangents))
