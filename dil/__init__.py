@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dil import linear, solvers
-from dil._check import GradientReport, check_gradients
+from typing import TYPE_CHECKING, Any
+
+from dil import linear
 from dil._errors import (
     BackendError,
     CapturedError,
@@ -22,7 +23,25 @@ from dil._solution import Solution
 from dil._status import Status
 from dil._transforms import constant, grad, jvp, value_and_grad, vjp
 
+if TYPE_CHECKING:
+    from dil import solvers
+    from dil._check import GradientReport, check_gradients
+
 __version__ = "0.1.0"
+
+LATER = {"solvers": "dil.solvers", "GradientReport": "dil._check", "check_gradients": "dil._check"}
+"""Imported at first use: not every program needs them, and every program waits for its imports."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        message = f"module 'dil' has no attribute {name!r}"
+        raise AttributeError(message)
+    from importlib import import_module
+
+    module = import_module(LATER[name])
+    return module if LATER[name] == f"dil.{name}" else getattr(module, name)
+
 
 __all__ = [
     "BackendError",

@@ -90,15 +90,19 @@ def take_apart(args: Sequence[Tree], kwargs: Mapping[str, Tree]) -> tuple[list[A
 def _like(entry: Tree, like: Tree) -> list[Array]:
     """Return one cotangent for each array of `like`, from an entry of its structure or None."""
     if isinstance(like, dict) and isinstance(entry, dict):
+        if not set(entry) <= set(like):
+            message = f"derivatives.mixed returned keys {sorted(entry)}; expected {sorted(like)}, those of the argument"
+            raise ShapeError(message)
         return [leaf for key in sorted(like) for leaf in _like(entry.get(key), like[key])]
     arrays = [x for x in leaves_of(like)[0] if owner(x) is not None]
     if entry is None:
         return [array_namespace(x).zeros_like(x) for x in arrays]
     found = [x for x in leaves_of(entry)[0] if owner(x) is not None]
-    if [x.shape for x in found] != [x.shape for x in arrays]:
+    if [(x.shape, x.dtype) for x in found] != [(x.shape, x.dtype) for x in arrays]:
         message = (
-            f"derivatives.mixed returned arrays of shapes {[tuple(x.shape) for x in found]} for an argument of shapes "
-            f"{[tuple(x.shape) for x in arrays]}; each entry must be like its argument, or None"
+            f"derivatives.mixed returned arrays of shapes {[(tuple(x.shape), str(x.dtype)) for x in found]} for an "
+            f"argument of shapes {[(tuple(x.shape), str(x.dtype)) for x in arrays]}; each entry must be like its "
+            f"argument, or None"
         )
         raise ShapeError(message)
     return found

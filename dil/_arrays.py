@@ -10,13 +10,26 @@ from array_api_compat import array_namespace, device
 
 from dil._typing import Array, DType, Namespace
 
-__all__ = ["array_namespace", "device", "dot", "eps", "full", "inner", "is_float", "norm", "size"]
+__all__ = ["array_namespace", "device", "dot", "eps", "full", "inner", "is_complex", "is_float", "norm", "peak", "size"]
 
 
 @lru_cache(maxsize=256)
 def is_float(xp: Namespace, dtype: DType) -> bool:
     """Whether a dtype is real floating, so that a derivative in it means something."""
-    return bool(xp.isdtype(dtype, "real floating"))
+    return _is_dtype(xp, dtype, "real floating")
+
+
+@lru_cache(maxsize=256)
+def is_complex(xp: Namespace, dtype: DType) -> bool:
+    """Whether a dtype is complex."""
+    return _is_dtype(xp, dtype, "complex floating")
+
+
+def _is_dtype(xp: Namespace, dtype: DType, kind: str) -> bool:
+    try:
+        return bool(xp.isdtype(dtype, kind))
+    except (TypeError, ValueError):  # a dtype that the standard does not know, such as that of JAX's random keys
+        return False
 
 
 @lru_cache(maxsize=256)
@@ -40,19 +53,22 @@ def inner(a: Array, b: Array) -> Array:
     return total
 
 
+def peak(a: Array) -> Array:
+    """Return the largest entry of each problem by magnitude, (*batch, n) -> (*batch, 1); one for a zero problem."""
+    xp = array_namespace(a)
+    if a.shape[-1] == 0:
+        return xp.sum(a, axis=-1, keepdims=True) + 1.0  # type: ignore[no-any-return]
+    top = xp.max(xp.abs(a), axis=-1, keepdims=True)
+    return xp.where(top == 0, 1.0, top)  # type: ignore[no-any-return]
+
+
 def norm(a: Array) -> Array:
     """Return the Euclidean norm of each problem, (*batch, n) -> (*batch, 1).
 
     Dividing by the largest entry first keeps the squares of tiny and huge entries from under- and overflowing.
     """
-    xp = array_namespace(a)
-    if a.shape[-1] == 0:
-        zero: Array = xp.sum(a, axis=-1, keepdims=True)
-        return zero
-    peak = xp.max(xp.abs(a), axis=-1, keepdims=True)
-    peak = xp.where((peak > 0) & xp.isfinite(peak), peak, xp.ones_like(peak))
-    scaled = a / peak
-    return peak * xp.sqrt(dot(scaled, scaled))  # type: ignore[no-any-return]
+    top = peak(a)
+    return top * array_namespace(a).sqrt(dot(a / top, a / top))  # type: ignore[no-any-return]
 
 
 def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype: DType | None = None) -> Array:

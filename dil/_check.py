@@ -134,7 +134,7 @@ def check_gradients(
         names = [Flat(fn, *take_apart(args, {})).backend.NATIVE] if arrays else ["numpy"]
     else:
         case = lambda handle: (fn, *(_convert(arg, handle) for arg in args))  # noqa: E731
-        names = list(backends)
+        names = backends if isinstance(backends, str) else list(backends)  # type: ignore[assignment]
     return check_case(case, names, order=order, directions=directions, seed=seed)
 
 
@@ -142,12 +142,16 @@ def check_case(
     case: Case, backends: Sequence[str], *, order: int = 1, directions: int = 3, seed: int = 0
 ) -> GradientReport:
     """Do what `check_gradients` does for a function and arguments that each backend makes for itself."""
+    if isinstance(backends, str) or not backends:
+        message = f"backends={backends!r}; expected a sequence of names, such as ['numpy', 'torch']"
+        raise OptionError(message)
     if order not in (1, 2):
         message = f"order={order!r}; expected 1 or 2"
         raise OptionError(message)
-    if directions < 1:
-        message = f"directions={directions!r}; expected at least 1"
-        raise OptionError(message)
+    for name, number, least in (("directions", directions, 1), ("seed", seed, 0)):
+        if not isinstance(number, int) or number < least:
+            message = f"{name}={number!r}; expected an integer >= {least}"
+            raise OptionError(message)
     rows: list[GradientRow] = []
     agreement: list[AgreementRow] = []
     for k in range(1, order + 1):
@@ -208,6 +212,9 @@ def _along(flat: Flat, order: int, seed: int) -> Measured:
         f = lambda *xs: backend.vjp(flat, *xs)[1](fixed)  # noqa: E731
     t = _draw(draw, backend, floats)
     out, pull = backend.vjp(f, *floats)
+    if not out:
+        message = "there is no float array in the function's result, so there is no derivative to check"
+        raise DilError(message)
     v = _draw(draw, backend, out)
     products = [_terms(backend, g, d) for g, d in zip(pull(v), t, strict=True)]
     _, moved = _differentiate.jvp(backend, f, floats, t)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dil._arguments import Arguments, name_of, take_apart
-from dil._arrays import array_namespace, full
+from dil._arguments import Arguments, take_apart
+from dil._arrays import array_namespace, full, is_complex
 from dil._errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._policy import Policy
 from dil._problem import Problem
@@ -94,7 +94,7 @@ def argmin(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity: a start or a score need not compare or hash
 class Layer:
     """A function defined by what its value minimises; made by `dil.argmin`."""
 
@@ -106,8 +106,9 @@ class Layer:
 
     def __post_init__(self) -> None:
         for name, value in (("score", self.score.fn), ("solver", self.solver), ("linear_solver", self.linear_solver)):
-            if not callable(value):
-                message = f"{name}={value!r} of type {type(value).__name__}; expected a callable"
+            if not callable(value) or (isinstance(value, type) and name != "score"):
+                hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
+                message = f"{name}={value!r} of type {type(value).__name__}; expected a callable{hint}"
                 raise OptionError(message)
         if not isinstance(self.score.batch_ndim, int) or self.score.batch_ndim < 0:
             message = f"batch_ndim={self.score.batch_ndim!r}; expected an integer >= 0"
@@ -166,17 +167,29 @@ class Call:
         """Run the solver; return its answer as a vector and as it is."""
         count = len(self.arguments.arrays)
         args, kwargs = self.arguments.call(arrays[:count])
+        # a copy: a solver may write into its start, which may be an argument or belong to the layer
         (init,), _ = self.start.call(arrays[count:])
-        if callable(init):
-            init = init(*args, **kwargs)
+        init = _copy(init(*args, **kwargs) if callable(init) else init)
+        expected = self._start_space(init, arrays)
         score, what = self.layer.score, f"the result of the solver {_name(self.layer.solver)!r}"
         result = self.layer.solver(score, init, *args, **kwargs)
         solution = result if isinstance(result, Solution) else Solution(result)
         y, self.space = space_of(solution.value, score.batch_ndim, what)
-        self._check_solution(y, arrays, init, what)
-        return y, solution._replace(status=_with_finite(solution.status, y))
+        self._check_solution(y, arrays, expected, what)
+        return y, solution._replace(status=_with_finite(solution.status, y, what))
 
-    def _check_solution(self, y: Array, arrays: Arrays, init: Tree, what: str) -> None:
+    def _start_space(self, init: Tree, arrays: Arrays) -> Space | None:
+        """Return the space of the start, if there is one; its dtype is checked before any solver is confused by it."""
+        if init is None or not leaves_of(init)[0]:
+            return None
+        space = space_of(init, self.layer.score.batch_ndim, "init")[1]
+        for i, x in zip(self.arguments.floats, self.arguments.only_floats(arrays), strict=True):
+            if x.dtype != space.dtype:
+                message = f"init has dtype {space.dtype}, but {self.arguments.name(i)} has {x.dtype}; cast one of them"
+                raise DTypeError(message)
+        return space
+
+    def _check_solution(self, y: Array, arrays: Arrays, expected: Space | None, what: str) -> None:
         assert self.space is not None
         backend = owner(y)
         if backend is not self.backend:
@@ -192,19 +205,21 @@ class Call:
                 f"{floats[0].dtype}; cast one of them"
             )
             raise DTypeError(message)
-        if init is not None and leaves_of(init)[0]:
-            _, expected = space_of(init, self.layer.score.batch_ndim, "init")
-            if expected != self.space:
-                message = f"{what} has shapes {self.space.shapes}, but init has {expected.shapes}; they must agree"
-                raise ShapeError(message)
+        if expected is not None and expected != self.space:
+            message = f"{what} is {self.space.describe()}, but init is {expected.describe()}; they must agree"
+            raise ShapeError(message)
 
     def refuse_captured(self, y: Array, arrays: list[Array]) -> None:
-        """Raise if the score depends on an array that is being differentiated but was not passed as an argument."""
+        """Raise if the score depends on an array that is being differentiated but was not passed as an argument.
+
+        The score is evaluated under a vjp of its own: it sees what it sees in the backward pass, and cannot write
+        into y.
+        """
         backend, problem = self.backend, self.problem()
         count = len(self.arguments.arrays)
-        constants = [backend.constant(x) for x in (y, *arrays[:count])]
-        given = problem.score.derivatives
-        value = problem.value(*constants) if given is None else problem.gradient(*constants)
+        y, *constants = (backend.constant(x) for x in (y, *arrays[:count]))
+        looked_at = problem.value if problem.score.derivatives is None else problem.gradient
+        (value,), _ = backend.vjp(lambda u: (looked_at(u, *constants),), y)
         message = (
             f"{self.layer.policy.layer}: the score uses an array that takes part in a differentiation but is not "
             f"among the arguments (captured by a closure, or a parameter of a module), so it would silently get "
@@ -213,17 +228,40 @@ class Call:
         backend.assert_constant(value, message)
 
 
-def _with_finite(status: Array | None, y: Array) -> Array:
+def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
+    """Return the statuses of a forward solve, NON_FINITE where the solution is not finite."""
     xp = array_namespace(y)
     broken = ~xp.all(xp.isfinite(y), axis=-1)
-    if status is None:
-        status = xp.zeros_like(broken, dtype=xp.int32)
-    marked: Array = xp.where(broken, full(broken, int(Status.NON_FINITE), dtype=xp.int32), status)
+    if status is None or isinstance(status, int):
+        status = full(broken, int(status or 0), dtype=xp.int32)
+    if tuple(status.shape) != tuple(broken.shape):
+        message = f"{what} has status of shape {tuple(status.shape)}; expected {tuple(broken.shape)}, one per problem"
+        raise ShapeError(message)
+    marked: Array = xp.where(broken, full(status, int(Status.NON_FINITE)), status)
     return marked
+
+
+def _copy(tree: Tree) -> Tree:
+    """Return a tree with copies of its arrays, cut off from every derivative."""
+    leaves, structure = leaves_of(tree)
+    owners = [owner(x) for x in leaves]
+    return structure.unflatten(
+        [
+            x if own is None else array_namespace(x).asarray(own.constant(x), copy=True)
+            for x, own in zip(leaves, owners, strict=True)
+        ]
+    )
 
 
 def _check_dtypes(arrays: list[Array], arguments: Arguments) -> None:
     floats = arguments.only_floats(arrays)
+    for i, x in enumerate(arrays):
+        if is_complex(array_namespace(x), x.dtype):
+            message = (
+                f"{arguments.name(i)} has dtype {x.dtype}; a layer differentiates in real arrays only, so pass the "
+                f"real and the imaginary part"
+            )
+            raise DTypeError(message)
     for i, x in zip(arguments.floats, floats, strict=True):
         if x.dtype != floats[0].dtype:
             message = (
@@ -237,4 +275,4 @@ def _name(fn: object) -> str:
     return getattr(fn, "__name__", type(fn).__name__)
 
 
-__all__ = ["Layer", "Solver", "argmin", "name_of"]
+__all__ = ["Layer", "Solver", "argmin"]

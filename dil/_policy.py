@@ -36,23 +36,24 @@ class Policy:
             poisoned: Array = xp.where(failed, full(value, float("nan")), value)
             return poisoned
         if self.on_failure != "ignore":
-            backend.tell(partial(_report, self, stage), status)
+            backend.tell(partial(_report, self, stage, backend), status)
         return value
 
 
-def _report(policy: Policy, stage: str, status: Any) -> None:
+def _report(policy: Policy, stage: str, backend: Backend, status: Any) -> None:
     if not status.any():
         return
     message = f"{policy.layer}: {stage}: {_summary(status)}"
     if policy.on_failure == "raise":
         raise ConvergenceError(message)
-    warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller())
+    warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller(backend))
 
 
-def _level_of_caller() -> int:
-    """Return the stack level, as seen by `_report`, of the first frame that is not of dil: the line of the user's."""
+def _level_of_caller(backend: Backend) -> int:
+    """Return the stack level, as `_report` counts, of the user's own line: the first outside dil and the framework."""
+    ours = {"dil", "dil_backends", backend.NATIVE, getattr(backend, "__name__", "").partition(".")[0]}
     level, frame = 0, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("dil", "dil_backends"):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         level, frame = level + 1, frame.f_back
     return level + 1
 
@@ -62,9 +63,14 @@ def _summary(status: Any) -> str:
     codes = status.reshape(-1).tolist()
     met = sorted({code for code in codes if code != Status.CONVERGED})
     if len(codes) == 1:
-        return f"{Status(met[0]).name}: {Status(met[0]).sentence}"
+        return _words(met[0])
     return "; ".join(
-        f"{codes.count(code)} of {len(codes)} problems (the first at {codes.index(code)}) ended "
-        f"{Status(code).name}: {Status(code).sentence}"
+        f"{codes.count(code)} of {len(codes)} problems (the first at {codes.index(code)}) ended {_words(code)}"
         for code in met
     )
+
+
+def _words(code: int) -> str:
+    if code not in Status._value2member_map_:
+        return f"{code}: a code that is no dil.Status; the solver must report members of dil.Status"
+    return f"{Status(code).name}: {Status(code).sentence}"

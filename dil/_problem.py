@@ -132,15 +132,8 @@ class Given:
         vector, space = space_of(tree, len(self.problem.space.batch), f"the result of derivatives.{name}")
         if space != self.problem.space:
             message = (
-                f"derivatives.{name} returned {_describe(space)}; expected {_describe(self.problem.space)}, "
+                f"derivatives.{name} returned {space.describe()}; expected {self.problem.space.describe()}, "
                 f"like the unknown"
             )
             raise ShapeError(message)
         return vector
-
-
-def _describe(space: Space) -> str:
-    shapes = ", ".join(
-        f"{path or 'array'} {shape}" for path, shape in zip(space.structure.paths, space.shapes, strict=True)
-    )
-    return f"[{shapes}] of {space.dtype}"

@@ -55,8 +55,8 @@ def load(name: str) -> Backend:
         raise BackendError(message)
     try:
         module = importlib.import_module(targets[name])
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] in ("dil", "dil_backends"):
+    except (ImportError, OSError) as error:
+        if (getattr(error, "name", None) or "").partition(".")[0] in ("dil", "dil_backends"):
             raise  # the backend itself is broken, its framework is not absent
         hint = HINTS.get(name, f"install the package that provides {name!r}")
         message = f"the backend {name!r} needs a package that cannot be imported ({error}); {hint}"
@@ -162,7 +162,11 @@ def backend(
     BackendError
         If the backend is unknown, absent, unusable here, or cannot have the dtype.
     """
-    name = name or os.environ.get("DIL_BACKEND") or "numpy"
+    chosen = name or os.environ.get("DIL_BACKEND") or "numpy"
+    if name is None and chosen not in _targets():
+        message = f"$DIL_BACKEND is {chosen!r}; expected one of {', '.join(sorted(_targets()))}"
+        raise BackendError(message)
+    name = chosen
     module = load(name)
     reason = module.unusable()
     if reason is not None:
@@ -170,7 +174,12 @@ def backend(
         raise BackendError(message)
     xp = module.namespace()
     wanted = getattr(xp, dtype, None) if isinstance(dtype, str) else dtype
-    if isinstance(dtype, str) and wanted is None:
+    try:
+        xp.finfo(wanted if wanted is not None else xp.float32)
+        known = dtype is None or wanted is not None
+    except (TypeError, ValueError, AttributeError):
+        known = False
+    if not known:
         message = f"the backend {name!r} has no dtype {dtype!r}; try 'float32' or 'float64'"
         raise BackendError(message)
     handle = BackendHandle(name, xp, device, wanted, module)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dil._errors import DTypeError, ShapeError
+from dil._errors import DTypeError, OptionError, ShapeError
 from dil._registry import owner
 from dil._typing import Array, DType, Tree
 
@@ -47,6 +47,12 @@ class Derivatives:
     gradient: Callable[..., Tree]
     hvp: Callable[..., Tree] | None = None
     mixed: Callable[..., tuple[Tree, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("gradient", self.gradient), ("hvp", self.hvp), ("mixed", self.mixed)):
+            if not callable(value) and (value is not None or name == "gradient"):
+                message = f"derivatives.{name}={value!r}; expected a callable{'' if name == 'gradient' else ' or None'}"
+                raise OptionError(message)
 
 
 @dataclass(frozen=True)

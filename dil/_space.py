@@ -28,6 +28,12 @@ class Space:
         """The number of unknowns of one problem, n."""
         return sum(size(shape[len(self.batch) :]) for shape in self.shapes)
 
+    def describe(self) -> str:
+        """Say it in words, for messages."""
+        leaves = zip(self.structure.paths, self.shapes, strict=True)
+        shapes = ", ".join(f"{path} {shape}" if path else str(shape) for path, shape in leaves)
+        return f"{shapes} of {self.dtype}"
+
     def ravel(self, leaves: Sequence[Array]) -> Array:
         """Join the leaves of a tree to vectors (*batch, n)."""
         if len(leaves) == 1 and leaves[0].ndim == len(self.batch) + 1:

@@ -37,8 +37,8 @@ class Status(IntEnum):
     )
     SINGULAR = (
         3,
-        "the curvature vanished along a direction (H is singular to working precision), so the solution is not "
-        "locally unique; add a regulariser to the score, or damping= to the linear solver",
+        "the curvature vanished along a direction (p^T H p = 0 to working precision): H is singular there, or "
+        "changes sign; add a regulariser to the score, or damping= to the linear solver",
     )
     STAGNATED = (
         4,

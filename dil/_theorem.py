@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from dil._arrays import array_namespace, eps, full, inner
+from dil._arrays import array_namespace, eps, full, inner, peak
 from dil._differentiate import jvp
+from dil._errors import ShapeError
 from dil._policy import Policy
 from dil._problem import Optimality, Problem
 from dil._protocol import LinearSystem
+from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Arrays, Matvec
 from dil.linear._solver import LinearSolver
@@ -56,6 +58,7 @@ class BilevelRule:
 
         def solve(matvec: Matvec, b: Array) -> Array:
             solution = self.linear_solver(matvec, b, loop=backend.while_loop)
+            _check_solution(solution, b)
             status = judge(solution.status, Fu, u_, b, solution.value)
             return self.policy.settle(backend, "backward solve", status, solution.value)
 
@@ -75,10 +78,23 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array) -> Arra
     The point counts as stationary where that step is within eps ** (1/4) of 1 + ||u||: 1.2e-4 in float64, 1.9e-2 in
     float32. The error of the gradient is of first order in the same step.
     """
-    xp = array_namespace(u)
+    xp, top = array_namespace(u), peak(b)  # squares of a tiny or huge cotangent would under- or overflow
+    b, g = b / top, g / top
     step = xp.sqrt(inner(Fu, Fu)) * inner(g, g)
-    far = step > (1 + xp.sqrt(inner(u, u))) * xp.abs(inner(g, b)) * eps(xp, u.dtype) ** 0.25
+    near = step <= (1 + xp.sqrt(inner(u, u))) * xp.abs(inner(g, b)) * eps(xp, u.dtype) ** 0.25  # False for NaN
     if status is None:
-        status = xp.zeros_like(far, dtype=xp.int32)
-    told: Array = xp.where(far & (status == 0), int(Status.NOT_STATIONARY), status)
+        status = xp.zeros_like(near, dtype=xp.int32)
+    doubt = xp.where(xp.isfinite(step), full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
+    told: Array = xp.where(near | (status != int(Status.CONVERGED)), status, doubt)
     return told
+
+
+def _check_solution(solution: object, b: Array) -> None:
+    """Refuse what a linear solver must not return, before it turns into a gradient."""
+    if not isinstance(solution, Solution):
+        message = f"the linear solver returned {type(solution).__name__}; expected a dil.Solution whose value is like b"
+        raise ShapeError(message)
+    found = tuple(getattr(solution.value, "shape", (None,)))
+    if found != tuple(b.shape):
+        message = f"the linear solver returned a value of shape {found}; expected shape {tuple(b.shape)}, like b"
+        raise ShapeError(message)

@@ -8,7 +8,7 @@ from typing import Any
 from dil import _differentiate
 from dil._arguments import Arguments, take_apart
 from dil._arrays import array_namespace, is_float
-from dil._errors import OptionError, ShapeError
+from dil._errors import DTypeError, OptionError, ShapeError
 from dil._protocol import Backend
 from dil._registry import common_owner, leaves_of, owner
 from dil._tree import Structure
@@ -76,6 +76,9 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
     >>> dil.jvp(lambda a: a**3, [np.asarray(2.0)], [np.asarray(1.0)])
     (np.float64(8.0), np.float64(12.0))
     """
+    if not (isinstance(args, tuple | list) and isinstance(tangents, tuple | list)):
+        message = f"jvp takes a tuple of arguments and one of tangents, jvp(f, (x,), (t,)); got {_describe(args)}"
+        raise OptionError(message)
     flat = Flat(fn, *take_apart(tuple(args), {}))
     if len(tangents) != len(args):
         message = f"jvp got {len(args)} arguments and {len(tangents)} tangents; give one tangent (or None) for each"
@@ -113,13 +116,19 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
     >>> dil.value_and_grad(lambda u: np.sum(u**2))(np.asarray([1.0, 2.0]))
     (np.float64(5.0), array([2., 4.]))
     """
-    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    chosen = (argnums,) if isinstance(argnums, int) else argnums
+    if not isinstance(chosen, tuple | list) or not chosen or not all(isinstance(i, int) for i in chosen):
+        message = f"argnums={argnums!r}; expected an int or a tuple of ints, the positions of arguments"
+        raise OptionError(message)
 
     def both(*args: Tree, **kwargs: Tree) -> tuple[Array, Tree]:
         if any(not -len(args) <= i < len(args) for i in chosen):
             message = f"argnums={argnums!r}, but the function was called with {len(args)} positional arguments"
             raise OptionError(message)
         places = [i % len(args) for i in chosen]
+        if len(set(places)) < len(places):
+            message = f"argnums={argnums!r} names an argument twice"
+            raise OptionError(message)
 
         def of_chosen(*values: Tree) -> Tree:
             merged = list(args)
@@ -134,7 +143,14 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
                 f"{_describe(value)}; reduce it, or use dil.vjp"
             )
             raise ShapeError(message)
+        if not is_float(array_namespace(value), value.dtype):
+            message = f"grad needs a real floating result; this function returned {_describe(value)}"
+            raise DTypeError(message)
         gradients = pull(array_namespace(value).ones_like(value))
+        for i, gradient in zip(places, gradients, strict=True):
+            if all(leaf is None for leaf in leaves_of(gradient)[0]):
+                message = f"argument {i} holds no real floating array, so there is no gradient in it; cast it"
+                raise DTypeError(message)
         return value, gradients[0] if isinstance(argnums, int) else gradients
 
     return both
@@ -167,13 +183,13 @@ class Flat:
     def split(self, cotangent: Tree, like: Arrays) -> Arrays:
         """Pick the cotangents of the float arrays of the result."""
         leaves, structure = leaves_of(cotangent)
-        if self.structure is None or structure.size != self.structure.size:
+        if self.structure is None or structure.paths != self.structure.paths:
             expected = self.structure.paths if self.structure is not None else ()
             message = f"the cotangent has leaves {structure.paths}; expected {expected}, like the output"
             raise ShapeError(message)
         picked = tuple(x for x, kept in zip(leaves, self.rest, strict=True) if kept is MOVING)
         for ct, y in zip(picked, like, strict=True):
-            if getattr(ct, "shape", None) != y.shape or ct.dtype != y.dtype:
+            if owner(ct) is not self.backend or ct.shape != y.shape or ct.dtype != y.dtype:
                 message = f"a cotangent is {_describe(ct)}; expected {_describe(y)}, like the output"
                 raise ShapeError(message)
         return picked
@@ -182,10 +198,10 @@ class Flat:
         """Pick the tangents of the float arrays of the arguments."""
         found: list[Array | None] = []
         for arg, tangent in zip(args, tangents, strict=True):
-            leaves = leaves_of(arg)[0]
-            given = [None] * len(leaves) if tangent is None else leaves_of(tangent)[0]
-            if len(given) != len(leaves):
-                message = f"a tangent has {len(given)} leaves, its argument {len(leaves)}; they must be alike"
+            leaves, structure = leaves_of(arg)
+            given, alike = ([None] * len(leaves), structure) if tangent is None else leaves_of(tangent)
+            if alike.paths != structure.paths:
+                message = f"a tangent has leaves {alike.paths}; expected {structure.paths}, like its argument"
                 raise ShapeError(message)
             for x, t in zip(leaves, given, strict=True):
                 if owner(x) is None or not is_float(array_namespace(x), x.dtype):
@@ -223,6 +239,7 @@ MOVING = object()
 
 
 def _describe(x: object) -> str:
-    if owner(x) is None:
+    own = owner(x)
+    if own is None:
         return f"{x!r} of type {type(x).__name__}"
-    return f"an array of shape {tuple(x.shape)} and dtype {x.dtype}"  # type: ignore[attr-defined]
+    return f"an array of shape {tuple(x.shape)} and dtype {x.dtype} ({own.NATIVE})"  # type: ignore[attr-defined]

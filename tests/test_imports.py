@@ -94,5 +94,9 @@ def test_all_is_what_there_is():
     import dil
 
     assert sorted(dil.__all__) == dil.__all__
-    public = {n for n in vars(dil) if not n.startswith("_")} - {"annotations", "testing", "kepler"}
-    assert public == set(dil.__all__)
+    hidden = {"annotations", "testing", "kepler", "TYPE_CHECKING", "Any", "LATER"}
+    public = {n for n in vars(dil) if not n.startswith("_")} | set(dil.LATER)
+    assert public - hidden == set(dil.__all__)
+    assert all(getattr(dil, name) is not None for name in dil.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = dil.nonsense

@@ -1,4 +1,4 @@
-"""What every kind of bad input ends in: a message that says what was expected, what came and what to do, or a result."""
+"""What bad input of every kind ends in: a message (what was expected, what came, what to do) or a defined result."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
-from engines import engines
 
 import dil
+from engines import engines
 
 X = np.asarray([1.0, 2.0])
 V = np.asarray([1.0, 3.0])
@@ -103,7 +103,7 @@ SCORES = {
     "int": (lambda u, x: 3, dil.ShapeError, r"returned 3 of type int; expected an array of shape \(\)"),
     "None": (lambda u, x: None, dil.ShapeError, r"returned None of type NoneType; expected an array"),
     "pair": (lambda u, x: (bowl(u, x), 0), dil.ShapeError, r"of type tuple; expected an array of shape \(\)"),
-    "float32": (lambda u, x: to_float32(bowl(u, x)), dil.DTypeError, r"dtype .*float32; expected .*float64.*cast"),
+    "float32": (lambda u, x: to_float32(bowl(u, x)), dil.DTypeError, r"dtype .*float32.*; expected .*float64.*cast"),
     "int64": (lambda u, x: to_int(bowl(u, x)), dil.DTypeError, r"dtype .*int64; expected .*float64.*without casts"),
 }
 
@@ -145,7 +145,7 @@ def test_a_batch_needs_a_number_for_each_problem(eager):
 # --- what a solver returns ---
 
 RESULTS = {
-    "shape": (lambda x: x[:1], dil.ShapeError, r"result of the solver 'solver' .*\(1,\).*init has .*\(2,\)"),
+    "shape": (lambda x: x[:1], dil.ShapeError, r"result of the solver 'solver' .*\(1,\).*init is .*\(2,\)"),
     "tree": (lambda x: {"a": x}, dil.ShapeError, r"result of the solver 'solver' .*\['a'\]"),
     "ints": (to_int, dil.DTypeError, r"result of the solver 'solver' has dtype .*int64; .*real floating, so cast"),
     "float32": (to_float32, dil.DTypeError, r"dtype .*float32, but argument 0 has .*float64; cast one"),
@@ -154,7 +154,6 @@ RESULTS = {
     "None": (lambda x: None, dil.DTypeError, "is None of type NoneType; expected a float array"),
     "empty": (lambda x: {}, dil.ShapeError, "is an empty tree .* nothing to solve for; give at least one float array"),
     "no value": (lambda x: dil.Solution(None), dil.DTypeError, "is None of type NoneType; expected a float array"),
-    "code": (lambda x: dil.Solution(x, to_int(x[0] * 0) + 42), dil.DilError, "status.*42"),
     "codes": (lambda x: dil.Solution(x, to_int(x * 0)), dil.ShapeError, r"status.*\(2,\).*expected.*\(\)"),
 }
 
@@ -168,6 +167,12 @@ def test_a_solver_that_returns_something_else(eager, kind):
 
     with pytest.raises(error, match=text):
         dil.argmin(bowl, solver)(eager.asarray(X), init=eager.asarray(X))
+
+
+def test_a_status_that_is_none_of_ours(eager):
+    layer = dil.argmin(bowl, lambda fun, init, x: dil.Solution(x, to_int(x[0] * 0) + 42))
+    with pytest.warns(dil.ConvergenceWarning, match="42: a code that is no dil.Status"):
+        layer(eager.asarray(X))
 
 
 @pytest.mark.parametrize("kind", ["shape", "ints", "list", "None"])
@@ -262,7 +267,7 @@ def test_arguments_of_two_dtypes(plain):
 
 def test_a_keyword_argument_of_another_dtype_is_named(eager):
     layer = dil.argmin(lambda u, x, c: bowl(u, x), lambda fun, init, x, c: x)
-    with pytest.raises(dil.DTypeError, match="argument c has .*float32; cast"):
+    with pytest.raises(dil.DTypeError, match=r"argument c has .*float32; cast"):
         layer(eager.asarray(X), c=float32(eager, X))
 
 
@@ -332,8 +337,6 @@ LAYER_OPTIONS = {
     "solver=Newton": ({"solver": dil.solvers.Newton}, "solver=.*Newton.*expected.*Newton\\(\\)"),
     "score=None": ({"score": None}, "score=None of type NoneType; expected a callable"),
     "derivatives=3": ({"derivatives": 3}, r"derivatives=3; expected dil\.Derivatives\(gradient="),
-    "gradient=None": ({"derivatives": dil.Derivatives(None)}, "gradient=None of type NoneType; expected a callable"),
-    "hvp=3": ({"derivatives": dil.Derivatives(bowl, hvp=3)}, "hvp=3 of type int; expected a callable"),
 }
 
 
@@ -342,6 +345,12 @@ def test_a_bad_option_of_a_layer(name):
     options, text = LAYER_OPTIONS[name]
     with pytest.raises(dil.OptionError, match=text):
         dil.argmin(**{"score": bowl, "solver": solved, **options})
+
+
+@pytest.mark.parametrize(("product", "value"), [("gradient", None), ("hvp", 3), ("mixed", "w")])
+def test_a_product_that_is_no_function(product, value):
+    with pytest.raises(dil.OptionError, match=f"derivatives.{product}={value!r}; expected a callable"):
+        dil.Derivatives(**{"gradient": bowl, product: value})
 
 
 SOLVER_OPTIONS = [
@@ -384,13 +393,18 @@ def test_a_bad_option_of_a_solver(solver, name, value, text):
         getattr(getattr(dil, group), kind)(**{name: value})
 
 
-SCIPY_OPTIONS = {"method": ["steepest", None], "tol": [-1.0, "small"], "options": [3]}
+SCIPY_OPTIONS = {"method": [None, 3], "tol": [-1.0, "small"], "options": [3]}
 
 
 @pytest.mark.parametrize(("name", "value"), [(k, v) for k, vs in SCIPY_OPTIONS.items() for v in vs])
 def test_a_bad_option_of_scipy(name, value):
     with pytest.raises(dil.OptionError, match=f"{name}={value!r}.*expected"):
         dil.solvers.SciPy(**{name: value})(bowl, np.zeros(2), X)
+
+
+def test_a_method_that_scipy_does_not_know():
+    with pytest.raises(ValueError, match="Unknown solver steepest"):
+        dil.solvers.SciPy("steepest")(bowl, np.zeros(2), X)
 
 
 @pytest.mark.parametrize(
@@ -422,7 +436,7 @@ def python(code, **environment):
 
 def test_an_unknown_backend():
     with pytest.raises(
-        dil.BackendError, match="there is no backend 'nunpy'; expected one of .*cupy, jax, numpy, torch"
+        dil.BackendError, match=r"there is no backend 'nunpy'; expected one of .*cupy, jax, numpy, torch"
     ):
         dil.backend("nunpy")
 
@@ -554,7 +568,7 @@ def test_trees_on_jax():
 @pytest.mark.parametrize("empty", [{}, [], (), {"a": []}], ids=str)
 def test_an_empty_tree_as_unknown(eager, empty):
     layer = dil.argmin(bowl, lambda fun, init, x: empty)
-    with pytest.raises(dil.ShapeError, match="is an empty tree .*; give at least one float array"):
+    with pytest.raises(dil.ShapeError, match=r"is an empty tree .*; give at least one float array"):
         layer(eager.asarray(X))
 
 
@@ -653,9 +667,10 @@ def test_what_a_solver_or_an_init_captures_needs_no_gradient_or_is_refused(eager
         return array_namespace(x).sum(layer(x))
 
     try:
-        assert float(dil.grad(fn)(eager.asarray(2.0), eager.asarray(X))) == 0.0
-    except dil.CapturedError as error:
-        assert "closure" in str(error)
+        gradient = dil.grad(fn)(eager.asarray(2.0), eager.asarray(X))
+    except dil.CapturedError:
+        return
+    assert float(gradient) == 0.0
 
 
 def test_a_captured_parameter_of_a_given_gradient(eager):
@@ -715,7 +730,7 @@ class TestModuleOnTorch:
         return dil.argmin(module, NEWTON, init=zeros)
 
     def test_its_parameters_are_refused(self, module):
-        with pytest.raises(dil.CapturedError, match="a parameter of a module.*pass it as an argument, or detach it"):
+        with pytest.raises(dil.CapturedError, match=r"a parameter of a module.*pass it as an argument, or detach it"):
             self.layer(module)(tensor([1.0, 2.0], requires_grad=True))
 
     def test_under_no_grad_they_are_fine(self, module):
@@ -916,7 +931,7 @@ def test_a_hessian_that_is_not_positive_definite(eager, kind):
 
 
 def test_a_saddle_seen_along_a_direction_of_no_curvature_is_not_called_converged(eager):
-    with pytest.raises(dil.ConvergenceError, match="backward solve: (INDEFINITE|SINGULAR)"):
+    with pytest.raises(dil.ConvergenceError, match=r"backward solve: (INDEFINITE|SINGULAR)"):
         pulled(eager, weighted(1.0, -1.0), X, cotangent=[1.0, 1.0])
 
 
@@ -962,7 +977,7 @@ def two(x):
 
 COTANGENTS = {
     "shape": (lambda e: e.asarray(np.ones(3)), r"shape \(3,\) .*; expected an array of shape \(2,\)"),
-    "dtype": (lambda e: float32(e, X), r"dtype .*float32; expected .*float64"),
+    "dtype": (lambda e: float32(e, X), r"dtype .*float32.*; expected .*float64"),
     "float": (lambda e: 1.0, r"is 1.0 of type float; expected an array of shape \(2,\)"),
     "None": (lambda e: None, r"is None of type NoneType; expected an array of shape \(2,\)"),
     "list": (lambda e: [1.0, 1.0], r"has leaves \('\[0\]', '\[1\]'\); expected"),
@@ -987,16 +1002,16 @@ def test_a_cotangent_with_other_keys(eager, keys):
 def test_a_cotangent_of_another_backend():
     jnp = jax_().numpy
     _, pull = dil.vjp(lambda x: 2.0 * x, X)
-    with pytest.raises(dil.DilError, match="jax.*numpy|numpy.*jax"):
+    with pytest.raises(dil.DilError, match=r"jax.*numpy|numpy.*jax"):
         pull(jnp.asarray(V))
 
 
 TANGENTS = {
     "count": (lambda e: (), r"1 arguments and 0 tangents; give one tangent \(or None\) for each"),
     "shape": (lambda e: (e.asarray(np.ones(3)),), r"shape \(3,\) .*; expected .*shape \(2,\) .*like its argument"),
-    "dtype": (lambda e: (float32(e, X),), r"dtype .*float32; expected .*float64"),
+    "dtype": (lambda e: (float32(e, X),), r"dtype .*float32.*; expected .*float64"),
     "float": (lambda e: (1.0,), r"is 1.0 of type float; expected an array of shape \(2,\)"),
-    "tree": (lambda e: ([e.asarray(X)] * 2,), "a tangent has 2 leaves, its argument 1; they must be alike"),
+    "tree": (lambda e: ([e.asarray(X)] * 2,), "a tangent has leaves .*; expected .*, like its argument"),
 }
 
 
@@ -1016,7 +1031,7 @@ def test_a_tangent_with_other_keys(eager):
 @pytest.mark.parametrize("n", [1, 2])
 def test_jvp_wants_sequences_of_arguments(eager, n):
     x = eager.asarray(np.ones(n))
-    with pytest.raises(dil.DilError, match="expected a sequence|tuple"):
+    with pytest.raises(dil.DilError, match=r"expected a sequence|tuple"):
         dil.jvp(lambda x: 2.0 * x, x, x)
 
 
@@ -1046,7 +1061,7 @@ def inner(a, b):
 
 @pytest.mark.parametrize("argnums", [2, -3, (0, 5)], ids=str)
 def test_argnums_out_of_range(eager, argnums):
-    with pytest.raises(dil.OptionError, match="argnums=.*, but the function was called with 2 positional arguments"):
+    with pytest.raises(dil.OptionError, match=r"argnums=.*, but the function was called with 2 positional arguments"):
         dil.grad(inner, argnums)(eager.asarray(X), eager.asarray(V))
 
 
@@ -1095,18 +1110,18 @@ def hvp(u, v, x):
 WRONG = {
     "gradient shape": (
         given(gradient=lambda u, x: u[:1]),
-        r"derivatives.gradient returned \[array \(1,\)\].*; expected \[array \(2,\)\].*like the unknown",
+        r"derivatives.gradient returned \(1,\) of .*; expected \(2,\) of .*like the unknown",
     ),
-    "gradient tree": (given(gradient=lambda u, x: {"a": u}), r"derivatives.gradient returned \[\['a'\] \(2,\)\]"),
+    "gradient tree": (given(gradient=lambda u, x: {"a": u}), r"derivatives.gradient returned \['a'\] \(2,\)"),
     "gradient float": (given(gradient=lambda u, x: 1.0), "derivatives.gradient is 1.0 of type float; expected"),
     "gradient dtype": (given(gradient=lambda u, x: to_float32(u)), "float32; expected .*float64"),
-    "hvp shape": (given(hvp=lambda u, v, x: v[:1]), r"derivatives.hvp returned \[array \(1,\)\]"),
+    "hvp shape": (given(hvp=lambda u, v, x: v[:1]), r"derivatives.hvp returned \(1,\)"),
     "hvp None": (given(hvp=lambda u, v, x: None), "derivatives.hvp is None of type NoneType; expected"),
     "mixed array": (given(hvp=hvp, mixed=lambda u, w, x: -w), "expected a tuple of 1 entries, one per positional arg"),
     "mixed count": (given(hvp=hvp, mixed=lambda u, w, x: (w, w)), "expected a tuple of 1 entries"),
     "mixed shape": (
         given(hvp=hvp, mixed=lambda u, w, x: (w[:1],)),
-        r"derivatives.mixed returned arrays of shapes \[\(1,\)\] .*shapes \[\(2,\)\]; each entry must be like",
+        r"derivatives.mixed returned arrays of shapes \[\(\(1,\).*shapes \[\(\(2,\).*; each entry must be like",
     ),
     "mixed dtype": (given(hvp=hvp, mixed=lambda u, w, x: (to_float32(w),)), "derivatives.mixed.*float32"),
 }
@@ -1126,7 +1141,7 @@ def test_mixed_derivatives_of_a_keyword_that_is_not_there(eager):
         mixed=lambda u, w, x, c: (-c * w, {"d": -array_namespace(w).sum(w * x)}),
     )
     layer = dil.argmin(lambda u, x, c: bowl(u, c * x), lambda fun, init, x, c: c * x, derivatives=products)
-    with pytest.raises(dil.DilError, match="derivatives.mixed.*'d'"):
+    with pytest.raises(dil.DilError, match=r"derivatives.mixed.*'d'"):
         pulled(eager, lambda x, c: layer(x, c=c), X, 2.0)
 
 
@@ -1140,7 +1155,7 @@ def cube(x):
 CHECKS = {
     "order=3": ({"order": 3}, "order=3; expected 1 or 2"),
     "order='1'": ({"order": "1"}, "order='1'; expected 1 or 2"),
-    "directions=0": ({"directions": 0}, "directions=0; expected at least 1"),
+    "directions=0": ({"directions": 0}, "directions=0; expected an integer >= 1"),
     "directions=1.5": ({"directions": 1.5}, "directions=1.5; expected"),
     "directions='2'": ({"directions": "2"}, "directions='2'; expected"),
     "backends=[]": ({"backends": []}, r"backends=\[\]; expected"),

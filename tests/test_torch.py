@@ -143,3 +143,15 @@ def test_nothing_leaks(args):
         assert alive() <= before
     finally:
         gc.enable()
+
+
+def test_vmap_and_the_jacobians_of_torch_func(args):
+    A, b = args
+    expected = torch.autograd.functional.jacobian(lambda b: symmetric(A, b), b)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        torch.testing.assert_close(jacobian(lambda b: symmetric(A, b))(b), expected, rtol=1e-9, atol=1e-14)
+    rows = torch.func.vmap(lambda b: symmetric(A, b))(torch.stack([b, 2 * b]))
+    torch.testing.assert_close(rows[1], symmetric(A, 2 * b), rtol=1e-12, atol=0)
+    H = torch.func.hessian(lambda b: (symmetric(A, b) ** 2).sum())(b)
+    expected = torch.autograd.functional.hessian(lambda b: (symmetric(A, b) ** 2).sum(), b)
+    torch.testing.assert_close(H, expected, rtol=1e-8, atol=1e-12)

@@ -9,8 +9,10 @@ import numpy as np
 
 from dil._errors import BackendError
 from dil._loops import python_loop
+from dil._protocol import LinearSystem
 from dil._typing import Array
-from dil_backends._taped import assert_constant, children, constant, implicit, linear_solve, on_host, value_type, vjp
+from dil_backends._taped import assert_constant, children, constant, implicit, on_host, value_type, vjp
+from dil_backends._taped import linear_solve as _linear_solve
 
 __all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp"]
 
@@ -26,6 +28,12 @@ def while_loop(cond: Callable[[Any], Array], body: Callable[[Any], Any], state: 
     """Run the loop in Python; what is not finite ends in a status, so NumPy's warnings would say it twice."""
     with np.errstate(all="ignore"):
         return python_loop(cond, body, state)
+
+
+def linear_solve(system: LinearSystem, b: Array, /) -> Array:
+    """Solve a linear system; what is not finite ends in a status, as in a loop."""
+    with np.errstate(all="ignore"):
+        return _linear_solve(system, b)
 
 
 def tell(listener: Callable[..., None], *arrays: Array) -> None:

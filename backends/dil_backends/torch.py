@@ -44,7 +44,8 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
     if _transforming():
         return _functional_vjp(fn, *primals)
     recording = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        primals = tuple(x.clone() if x.is_inference() else x for x in primals)
         # an alias, not the tensor itself: fn may depend on it by other ways too, and this is the partial derivative;
         # the wrapper that a finished transform of torch.func leaves behind is also shed by it
         aliases = [x.view_as(x) for x in primals]
@@ -106,13 +107,12 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
 class Implicit(torch.autograd.Function):
     """A function of tensors whose derivative is a `Rule`."""
 
-    generate_vmap_rule = False
-
     @staticmethod
     def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
         """Solve; a user's solver may call backward() itself, so gradients are on."""
-        with torch.enable_grad():
-            return tuple(y.detach() for y in solve(*(x.detach() for x in args)))
+        with torch.inference_mode(False), torch.enable_grad():
+            plain = (x.clone() if x.is_inference() else x.detach() for x in args)
+            return tuple(y.detach() for y in solve(*plain))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -136,6 +136,20 @@ class Implicit(torch.autograd.Function):
         """Push tangents forward."""
         saved = ctx.saved_tensors
         return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Any:
+        """Solve one after the other: the rule of a vmap is a loop; `batch_ndim` is the faster way to many problems."""
+        found = [
+            Implicit.apply(solve, rule, *_row(args, in_dims[2:], i))  # type: ignore[no-untyped-call]
+            for i in range(info.batch_size)
+        ]
+        stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+        return stacked, (0,) * len(stacked)
+
+
+def _row(args: Tensors, in_dims: Sequence[int | None], i: int) -> Tensors:
+    return tuple(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
 
 
 def implicit(solve: Callable[..., Tensors], rule: Rule, /) -> Callable[..., Tensors]:
@@ -162,7 +176,8 @@ def assert_constant(x: Tensor, message: str, /) -> None:
 
 
 def _tracked(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.requires_grad
+    forward = torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    return forward or (torch.is_grad_enabled() and x.requires_grad)
 
 
 def tell(listener: Callable[..., None], *arrays: Tensor) -> None:
@@ -200,7 +215,7 @@ def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Tensor:
     """Make a tensor."""
     try:
         return torch.asarray(x, dtype=dtype, device=device)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         message = f"torch cannot make a tensor of dtype {dtype} on device {device!r}: {error}"
         raise BackendError(message) from error
 

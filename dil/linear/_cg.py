@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, eps, full, inner
+from dil._arrays import array_namespace, eps, full, inner, peak
 from dil._errors import OptionError
 from dil._registry import common_owner
 from dil._solution import Solution
@@ -58,13 +58,13 @@ class CG:
     max_iter: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.damping >= 0:
+        if not isinstance(self.damping, int | float) or not 0 <= self.damping < float("inf"):
             message = f"damping={self.damping!r}; expected a number >= 0, in the units of the Hessian"
             raise OptionError(message)
-        if self.rtol is not None and not 0 < self.rtol < 1:
+        if self.rtol is not None and (not isinstance(self.rtol, float) or not 0 < self.rtol < 1):
             message = f"rtol={self.rtol!r}; expected a number between 0 and 1, or None for the dtype's own"
             raise OptionError(message)
-        if self.max_iter is not None and self.max_iter < 1:
+        if self.max_iter is not None and not (isinstance(self.max_iter, int) and self.max_iter >= 1):
             message = f"max_iter={self.max_iter!r}; expected at least 1, or None for max(100, 10 n)"
             raise OptionError(message)
 
@@ -113,8 +113,8 @@ class Pass(NamedTuple):
 def cg(matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loop: Loop) -> Solution:
     """Solve H x = b; b: (*batch, n). See `CG`."""
     xp, single = array_namespace(b), b.ndim == 1
-    peak = _peak(b)
-    b = b / peak  # squares of tiny and huge entries would under- and overflow
+    top = peak(b)
+    b = b / top  # squares of tiny and huge entries would under- and overflow
     bb, machine = inner(b, b), eps(xp, b.dtype)
     # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
     aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
@@ -167,16 +167,7 @@ def cg(matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loop: Loop) -> S
         lambda s: any_going(s[0]), lambda s: (~s[0] & s[0], _reasons(last, s[0], max_iter)), (failed, none)
     )
     residual = xp.sqrt(last.rr / xp.where(bb == 0, 1.0, bb))
-    return Solution(last.x * peak, status, last.steps, residual)
-
-
-def _peak(b: Array) -> Array:
-    """Return the largest entry of each problem by magnitude, (*batch, 1); one for a zero problem."""
-    xp = array_namespace(b)
-    if b.shape[-1] == 0:
-        return xp.sum(b, axis=-1, keepdims=True) + 1.0  # type: ignore[no-any-return]
-    peak = xp.max(xp.abs(b), axis=-1, keepdims=True)
-    return xp.where(peak == 0, 1.0, peak)  # type: ignore[no-any-return]
+    return Solution(last.x * top, status, last.steps, residual)
 
 
 def _freeze(old: Iterate, new: Iterate) -> Iterate:

@@ -44,7 +44,7 @@ class GradientDescent:
     step: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive(rtol=self.rtol, max_iter=self.max_iter, step=self.step)
+        check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter, step=self.step)
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""

@@ -52,7 +52,7 @@ class Newton:
     damping: float = 0.0
 
     def __post_init__(self) -> None:
-        check_positive(rtol=self.rtol, max_iter=self.max_iter)
+        check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter)
         if self.equations not in get_args(Equations):
             message = f"equations={self.equations!r} is unknown; expected one of {', '.join(get_args(Equations))}"
             raise OptionError(message)

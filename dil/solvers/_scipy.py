@@ -11,7 +11,7 @@ from dil._errors import OptionError
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Arrays, Tree
-from dil.solvers._start import Start, start
+from dil.solvers._start import Start, check_positive, start
 
 WITHOUT_GRADIENT = frozenset({"nelder-mead", "powell", "cobyla", "cobyqa"})
 WITH_PRODUCTS = frozenset({"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"})
@@ -48,12 +48,24 @@ class SciPy:
     tol: float | None = None
     options: Mapping[str, Any] | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, str):
+            message = f"method={self.method!r}; expected the name of a method of scipy.optimize.minimize"
+            raise OptionError(message)
+        if self.options is not None and not isinstance(self.options, Mapping):
+            message = f"options={self.options!r}; expected a mapping of SciPy's options, or None"
+            raise OptionError(message)
+        check_positive(optional={"tol": self.tol})
+
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
         begun = start(self, fun, init, args, kwargs)
         problem, u, arrays = begun
         xp = array_namespace(u)
         said: list[str] = []
+
+        if problem.space.dimension == 0:
+            return Solution(init, xp.zeros(problem.space.batch, dtype=xp.int32, device=device(u)))
 
         def run(u: Array, *arrays: Array) -> Arrays:
             found = self._minimize(Start(problem, u, arrays))

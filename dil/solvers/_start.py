@@ -9,7 +9,7 @@ from dil._arguments import take_apart
 from dil._arrays import array_namespace, eps, full, norm
 from dil._errors import OptionError
 from dil._problem import Problem
-from dil._registry import common_owner
+from dil._registry import common_owner, owner
 from dil._score import Score
 from dil._space import space_of
 from dil._typing import Array, Arrays, Tree
@@ -39,12 +39,21 @@ def start(
             f"dil.argmin(score, solver, init=u0 or a callable of the arguments)"
         )
         raise OptionError(message)
-    score = fun if isinstance(fun, Score) else Score(fun, len(fun(init, *args, **kwargs).shape))
+    score = fun if isinstance(fun, Score) else _score_of(fun, init, args, kwargs)
     arrays, arguments = take_apart(args, kwargs)
     u, space = space_of(init, score.batch_ndim, "init")
     names = ["init", *(arguments.name(i) for i in range(len(arrays)))]
     backend = common_owner([u, *arrays], names, f"{type(solver).__name__}()")
     return Start(Problem(score, backend, space, arguments), u, tuple(arrays))
+
+
+def _score_of(fun: Callable[..., Any], init: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Score:
+    """Return a plain function as a score; the shape of its value says how many dimensions count problems."""
+    value = fun(init, *args, **kwargs)
+    score = Score(fun, len(getattr(value, "shape", ())))
+    if owner(value) is None:
+        score.check(value, (), None)
+    return score
 
 
 def tolerance(u: Array, rtol: float | None, power: float) -> float:
@@ -57,11 +66,12 @@ def size_of(u: Array) -> Array:
     return 1.0 + norm(u)
 
 
-def check_positive(**options: float | None) -> None:
-    """Refuse options that are not positive numbers."""
-    for name, value in options.items():
-        if value is not None and not value > 0:
-            message = f"{name}={value!r}; expected a number > 0"
+def check_positive(*, optional: Mapping[str, float | None], **needed: float) -> None:
+    """Refuse options that are not positive finite numbers; those that are optional may be None."""
+    for name, value in {**{k: v for k, v in optional.items() if v is not None}, **needed}.items():
+        number = isinstance(value, int if name == "max_iter" else int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < float("inf"):
+            message = f"{name}={value!r}; expected {'an integer' if name == 'max_iter' else 'a number'} > 0"
             raise OptionError(message)
 
 

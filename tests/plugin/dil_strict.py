@@ -7,8 +7,8 @@ import numpy as np
 
 from dil._errors import BackendError
 from dil_backends._tape import is_box
-from dil_backends._taped import assert_constant, children, constant, implicit, linear_solve, on_host, value_type, vjp
-from dil_backends.numpy import while_loop
+from dil_backends._taped import assert_constant, children, constant, implicit, on_host, value_type, vjp
+from dil_backends.numpy import linear_solve, while_loop
 
 __all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp", "while_loop"]
 
