@@ -102,6 +102,8 @@ class Pass(NamedTuple):
     r: Array
     rr: Array
     """<r, r>: of the recurrence where there is no doubt, else of the true residual."""
+    best: Array
+    """<r, r> of the true residual when it was last looked at."""
     alpha: Array
     curvature: Array
     sound: Array
@@ -148,24 +150,27 @@ def cg(matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loop: Loop) -> S
         # rounding moves the true residual off the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
         drift = (8 * machine * end.curvature) ** 2 * inner(x, x)
         doubtful = s.going & ~(end.sound & (drift < accept))
-        return Pass(x, end.r, end.rr, end.alpha, end.curvature, end.sound, s.going, doubtful, end.steps)
+        return Pass(x, end.r, end.rr, s.best, end.alpha, end.curvature, end.sound, s.going, doubtful, end.steps)
 
     def verify(s: Pass) -> Pass:
         """Look at the true residuals; go on from those that miss the tolerance but have come nearer to it."""
         r = b - matvec(s.x)
         rr = inner(r, r)
-        again = s.doubtful & s.sound & (rr > accept) & (4 * rr < bb) & (s.steps < max_iter) & (s.rr <= aim)
+        again = s.doubtful & s.sound & (rr > accept) & (4 * rr < s.best) & (s.steps < max_iter)
         r, rr = xp.where(column(s.doubtful), r, s.r), xp.where(s.doubtful, rr, s.rr)
-        return s._replace(r=r, rr=rr, going=again)
+        return s._replace(r=r, rr=rr, best=rr, going=again)
 
     going = bb > 0  # False for NaN
     none = xp.zeros_like(going, dtype=xp.int32)
-    first = Pass(xp.zeros_like(b), b, bb, bb, 0 * bb, going, going, going, none)
+    first = Pass(xp.zeros_like(b), b, bb, bb, bb, 0 * bb, going, going, going, none)
     last = loop(lambda s: any_going(s.doubtful), lambda s: advance(verify(s)), advance(first))
     failed = ~(last.rr <= accept)
-    _, status = loop(
-        lambda s: any_going(s[0]), lambda s: (~s[0] & s[0], _reasons(last, s[0], max_iter)), (failed, none)
-    )
+
+    def explain(s: tuple[Array, Array]) -> tuple[Array, Array]:
+        return xp.zeros_like(failed), _reasons(last, failed, max_iter)
+
+    # a loop that runs once if a problem failed, and not at all otherwise
+    _, status = loop(lambda s: any_going(s[0]), explain, (failed, none))
     residual = xp.sqrt(last.rr / xp.where(bb == 0, 1.0, bb))
     return Solution(last.x * top, status, last.steps, residual)
 
