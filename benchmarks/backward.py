@@ -27,7 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -66,10 +66,14 @@ class Plan:
     """Pairs at least, up to 10,000 unknowns; a third of it beyond."""
     many: int
     """Iterations of the long forward pass."""
+    processes: int
+    """Processes for each peak of memory."""
+    control: bool
+    """Whether to trace Python's memory too, and to show that memory grows without a layer."""
 
 
-FULL = Plan(SIZES, 3.0, 30, 10_000)
-QUICK = Plan((10, 1_000), 0.3, 6, 1_000)
+FULL = Plan(SIZES, 2.0, 30, 10_000, 3, True)
+QUICK = Plan((10, 1_000), 0.2, 6, 1_000, 1, False)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Timing:
     ratio: float
     """The median over the pairs of layer / hand."""
     quartiles: tuple[float, float]
+    ratio_cpu: float
+    """The same of the processor's time."""
     pairs: int
     difference: float
     """Between the two gradients, relative, the largest over the parameters."""
@@ -155,7 +161,7 @@ def time_case(backend: str, score: str, size: int, seconds: float, least: int) -
     difference = max(relative(a, b) for a, b in zip(layer(), by_hand, strict=True))
     counted, products = count(task)
     times = in_turn(hand, layer, seconds, least)
-    ratios = [b / a for a, b in times]
+    ratios = [b.wall / a.wall for a, b in times]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return Timing(
         backend=backend,
@@ -164,10 +170,11 @@ def time_case(backend: str, score: str, size: int, seconds: float, least: int) -
         iterations_hand=int(iterations),
         iterations_layer=counted,
         products_layer=products,
-        hand_ms=1e3 * statistics.median(a for a, _ in times),
-        layer_ms=1e3 * statistics.median(b for _, b in times),
+        hand_ms=1e3 * statistics.median(a.wall for a, _ in times),
+        layer_ms=1e3 * statistics.median(b.wall for _, b in times),
         ratio=middle,
         quartiles=(low, high),
+        ratio_cpu=statistics.median(b.cpu / a.cpu for a, b in times),
         pairs=len(times),
         difference=difference,
         target=target(backend, size),
@@ -221,12 +228,19 @@ def gradient(backend: Any, score: Callable[..., Any], u: Any, params: Sequence[A
     return pull((array_namespace(value).ones_like(value),))[0]
 
 
-def in_turn(hand: Callable[[], Any], layer: Callable[[], Any], seconds: float, least: int) -> list[tuple[float, float]]:
+class Lap(NamedTuple):
+    """The seconds of one call: by the clock on the wall, and of the processor, which other programs do not lengthen."""
+
+    wall: float
+    cpu: float
+
+
+def in_turn(hand: Callable[[], Any], layer: Callable[[], Any], seconds: float, least: int) -> list[tuple[Lap, Lap]]:
     """Time the two in turn; who is first alternates, and the first pairs are dropped."""
-    repeat = max(1, int(1e-3 / lap(hand, 3)))
+    repeat = max(1, int(1e-3 / lap(hand, 3).wall))
     warm = 2
     gc.collect()
-    pairs: list[tuple[float, float]] = []
+    pairs: list[tuple[Lap, Lap]] = []
     start = time.perf_counter()
     while len(pairs) < least + warm or time.perf_counter() - start < seconds:
         if len(pairs) % 2:
@@ -237,12 +251,12 @@ def in_turn(hand: Callable[[], Any], layer: Callable[[], Any], seconds: float, l
     return pairs[warm:]
 
 
-def lap(call: Callable[[], Any], repeat: int) -> float:
-    """Return the seconds of one call."""
-    start = time.perf_counter()
+def lap(call: Callable[[], Any], repeat: int) -> Lap:
+    """Time one call, as the mean of some."""
+    wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeat):
         call()
-    return (time.perf_counter() - start) / repeat
+    return Lap((time.perf_counter() - wall) / repeat, (time.process_time() - cpu) / repeat)
 
 
 def relative(a: Any, b: Any) -> float:
@@ -357,19 +371,21 @@ def measure_times(plan: Plan, backends: Sequence[str], tell: Callable[[str], Non
 
 
 def measure_memory(plan: Plan, backends: Sequence[str], tell: Callable[[str], None]) -> Iterator[Memory]:
+    def peak(run: Fresh, what: str, iterations: int, **options: bool) -> float:
+        """Return the least of several peaks: what a compiler takes varies by some MiB from process to process."""
+        tell(f"memory: {what}, {iterations:,} iterations")
+        return min(run(peak_memory, what, iterations, **options) for _ in range(plan.processes))
+
     with Fresh(every_time=True) as run:
         for backend in backends:
-            peaks: list[float] = []
-            traced: list[float | None] = []
-            for iterations in (FEW, plan.many):
-                tell(f"memory: {backend}, {iterations:,} iterations")
-                peaks.append(run(peak_memory, backend, iterations))
-                traced.append(run(peak_memory, backend, iterations, traced=True) if backend == "numpy" else None)
+            peaks = [peak(run, backend, n) for n in (FEW, plan.many)]
+            traced: list[float | None] = [None, None]
+            if plan.control and backend == "numpy":
+                traced = [run(peak_memory, backend, n, traced=True) for n in (FEW, plan.many)]
             yield Memory(backend, MEMORY_SIZE, FEW, plan.many, *peaks, *traced)
-        if "torch" in backends:
+        if plan.control and "torch" in backends:
             many = min(plan.many, 1_000)
-            tell("memory: torch, unrolled")
-            peaks = [run(peak_memory, "torch", n, unrolled=True) for n in (FEW, many)]
+            peaks = [peak(run, "torch", n, unrolled=True) for n in (FEW, many)]
             yield Memory("torch, unrolled", MEMORY_SIZE, FEW, many, *peaks, None, None, control=True)
 
 
@@ -399,7 +415,8 @@ MEASURED = (
     "around lax.while_loop, the layer's with its (free) forward pass in it, compilation excluded; numpy: the "
     "library's own tape. 'network': two hidden layers of 30 units plus 1/2 |u|^2; 'chain': softplus, 1/2 |u|^2 and "
     "springs between neighbours. The ratio is the median over pairs run in turn, with its quartiles; times are medians "
-    "of the wall clock, linear algebra in one thread. 'products': the layer's products with the Hessian."
+    "of the wall clock, linear algebra in one thread; 'of CPU' is the ratio of the processor's times, which programs "
+    "beside this one disturb less. 'products': the layer's products with the Hessian."
 )
 MEASURED_MEMORY = (
     f"Peak resident memory of a fresh process that runs forward and backward once ('chain', {MEMORY_SIZE:,} unknowns, "
@@ -410,13 +427,14 @@ MEASURED_MEMORY = (
 
 
 def time_table(rows: Sequence[Timing]) -> tuple[list[str], list[list[str]]]:
-    heads = ["backend", "score", "D_y", "iterations", "products", "by hand [ms]", "layer [ms]", "ratio", "quartiles"]
-    heads += ["pairs", "gradients differ", "target", "met"]
+    heads = ["backend", "score", "D_y", "iterations", "products", "by hand [ms]", "layer [ms]"]
+    heads += ["ratio", "quartiles", "of CPU", "pairs", "gradients differ", "target", "met"]
     cells = [
         [
             *(r.backend, r.score, f"{r.size:,}", same(r.iterations_hand, r.iterations_layer), str(r.products_layer)),
-            *(f"{r.hand_ms:.3f}", f"{r.layer_ms:.3f}", f"{r.ratio:.2f}", "{:.2f}-{:.2f}".format(*r.quartiles)),
-            *(str(r.pairs), f"{r.difference:.0e}", "-" if r.target is None else f"<= {r.target:.2f}", word(r.met)),
+            *(f"{r.hand_ms:.3f}", f"{r.layer_ms:.3f}"),
+            *(f"{r.ratio:.2f}", f"{r.quartiles[0]:.2f}-{r.quartiles[1]:.2f}", f"{r.ratio_cpu:.2f}", str(r.pairs)),
+            *(f"{r.difference:.0e}", "-" if r.target is None else f"<= {r.target:.2f}", word(r.met)),
         ]
         for r in rows
     ]

@@ -10,7 +10,21 @@ from array_api_compat import array_namespace, device
 
 from dil._typing import Array, DType, Namespace
 
-__all__ = ["array_namespace", "device", "dot", "eps", "full", "inner", "is_complex", "is_float", "norm", "peak", "size"]
+__all__ = [
+    "array_namespace",
+    "device",
+    "dot",
+    "eps",
+    "full",
+    "inner",
+    "is_complex",
+    "is_float",
+    "norm",
+    "opposite",
+    "peak",
+    "pick",
+    "size",
+]
 
 
 @lru_cache(maxsize=256)
@@ -86,3 +100,15 @@ def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype
 def size(shape: tuple[int, ...]) -> int:
     """Return the number of entries of a shape; one for a scalar."""
     return math.prod(shape)
+
+
+def pick(condition: Array | bool, a: Any, b: Any) -> Any:
+    """Return a where the condition holds, else b; the condition may be a bool of Python, which computes nothing."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    return array_namespace(condition).where(condition, a, b)
+
+
+def opposite(condition: Array | bool) -> Any:
+    """Return the negation of a mask, or of a bool of Python."""
+    return not condition if isinstance(condition, bool) else ~condition

@@ -30,13 +30,16 @@ class Policy:
 
     def settle(self, backend: Backend, stage: str, status: Array, value: Array) -> Array:
         """Act on the statuses, shape batch, of a solve; return its value, shape (*batch, n)."""
+        code = backend.number(status)
+        if isinstance(code, int) and code == Status.CONVERGED:
+            return value
         if self.on_failure == "nan":
             xp = array_namespace(value)
             failed = (status != int(Status.CONVERGED))[..., None]
             poisoned: Array = xp.where(failed, full(value, float("nan")), value)
             return poisoned
         if self.on_failure != "ignore":
-            backend.tell(partial(_report, self, stage, backend), status)
+            return backend.tell(partial(_report, self, stage, backend), status, value)
         return value
 
 

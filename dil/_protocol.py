@@ -84,8 +84,12 @@ class Backend(Protocol):
         """Raise `CapturedError(message)` if x carries a derivative: now, or when its program is differentiated."""
         ...
 
-    def tell(self, listener: Callable[..., None], *arrays: Array) -> None:
-        """Call `listener` with the arrays' values when the program runs: at once where arrays are eager."""
+    def tell(self, listener: Callable[[Any], None], status: Array, value: Array) -> Array:
+        """Call `listener` with the statuses, as NumPy's, when the program runs, if one is not zero; return value."""
+        ...
+
+    def number(self, x: Array, /) -> Any:
+        """Return a 0-D array as a number of Python where reading it costs nothing; else x itself."""
         ...
 
     def on_host(self, fn: Callable[..., Arrays], like: Arrays, *arrays: Array) -> Arrays:

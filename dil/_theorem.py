@@ -8,11 +8,13 @@ pushforward   dy = -H^-1 (F_args dargs)                    (Look et al. 2020, Th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from dil._arrays import array_namespace, eps, full, inner, peak
+from dil._arrays import array_namespace, device, eps, full, inner, peak, pick
 from dil._differentiate import jvp
 from dil._errors import ShapeError
 from dil._policy import Policy
@@ -59,7 +61,7 @@ class BilevelRule:
         def solve(matvec: Matvec, b: Array) -> Array:
             solution = self.linear_solver(matvec, b, loop=backend.while_loop)
             _check_solution(solution, b)
-            status = judge(solution.status, Fu, u_, b, solution.value)
+            status = judge(solution.status, Fu, u_, b, solution.value, backend.number)
             return self.policy.settle(backend, "backward solve", status, solution.value)
 
         return backend.linear_solve(LinearSystem(partial(hessian_product, F), (u, *floats), matvec, solve), b)
@@ -71,7 +73,7 @@ def hessian_product(F: Optimality, u: Array, *floats: Array) -> Matvec:
     return lambda p: pull((p,))[0]
 
 
-def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array) -> Array:
+def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number: Callable[[Array], Any]) -> Array:
     """Return the statuses of the backward solve, NOT_STATIONARY where the point u is no solution.
 
     The step to the solution is about ||F|| over the curvature of H along g, <g, b> / <g, g>, which CG has met anyway.
@@ -80,12 +82,15 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array) -> Arra
     """
     xp, top = array_namespace(u), peak(b)  # squares of a tiny or huge cotangent would under- or overflow
     b, g = b / top, g / top
-    step = xp.sqrt(inner(Fu, Fu)) * inner(g, g)
-    near = step <= (1 + xp.sqrt(inner(u, u))) * xp.abs(inner(g, b)) * eps(xp, u.dtype) ** 0.25  # False for NaN
+    FF, gg, gb, uu = (number(inner(a, c)) for a, c in ((Fu, Fu), (g, g), (g, b), (u, u)))
+    step = FF**0.5 * gg
+    near = step <= (1 + uu**0.5) * abs(gb) * eps(xp, u.dtype) ** 0.25  # False for NaN
     if status is None:
-        status = xp.zeros_like(near, dtype=xp.int32)
-    doubt = xp.where(xp.isfinite(step), full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    told: Array = xp.where(near | (status != int(Status.CONVERGED)), status, doubt)
+        status = xp.zeros(u.shape[:-1], dtype=xp.int32, device=device(u))
+    if near is True:
+        return status
+    doubt = pick(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
+    told: Array = xp.where((status != int(Status.CONVERGED)) | near, status, doubt)
     return told
 
 

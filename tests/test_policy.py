@@ -74,9 +74,12 @@ def run(engine, layer, *args, cotangent=V):
     return found
 
 
-def failure(engine):
-    """What "raise" raises: XLA wraps an error of the running program in its own type, text and all."""
-    if not engine.name.endswith("jit"):
+def failure(engine, stage):
+    """What "raise" raises: JAX wraps an error of the running program in its own type, text and all.
+
+    The backward solve is always such a program; a forward solve on concrete arrays is not.
+    """
+    if engine.backend != "jax" or (stage == "forward" and not engine.name.endswith("jit")):
         return dil.ConvergenceError
     import jax
 
@@ -89,7 +92,7 @@ def failure(engine):
 @pytest.mark.parametrize("stage", LAYERS)
 def test_raise(engine, stage):
     layer, text = make(stage, "raise")
-    with pytest.raises(failure(engine), match=text):
+    with pytest.raises(failure(engine, stage), match=text):
         run(engine, layer, X)
 
 

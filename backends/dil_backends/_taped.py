@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from dil._errors import CapturedError
 from dil._linear_solve import differentiable_solve
@@ -19,6 +19,7 @@ __all__ = [
     "constant",
     "implicit",
     "linear_solve",
+    "number",
     "on_host",
     "value_type",
     "vjp",
@@ -41,6 +42,11 @@ def assert_constant(x: Array, message: str, /) -> None:
     """Raise if the tape is recording x."""
     if is_box(x):
         raise CapturedError(message)
+
+
+def number(x: Array, /) -> Any:
+    """Return x: a scalar stays on its device."""
+    return x
 
 
 def on_host(fn: Callable[..., Arrays], like: Arrays, *arrays: Array) -> Arrays:

@@ -15,13 +15,24 @@ from dil_backends._taped import (
     constant,
     implicit,
     linear_solve,
+    number,
     on_host,
     value_type,
     vjp,
     while_loop,
 )
 
-__all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp", "while_loop"]
+__all__ = [
+    "assert_constant",
+    "children",
+    "constant",
+    "implicit",
+    "linear_solve",
+    "number",
+    "on_host",
+    "vjp",
+    "while_loop",
+]
 
 NATIVE = "cupy"
 
@@ -31,9 +42,10 @@ def owns(x: object, /) -> bool:
     return issubclass(value_type(x), cupy.ndarray)
 
 
-def tell(listener: Callable[..., None], *arrays: Array) -> None:
+def tell(listener: Callable[[Any], None], status: Array, value: Array) -> Array:
     """Call the listener now."""
-    listener(*(to_numpy(x) for x in arrays))
+    listener(to_numpy(status))
+    return value
 
 
 def to_numpy(x: Array, /) -> Any:

@@ -36,9 +36,15 @@ def linear_solve(system: LinearSystem, b: Array, /) -> Array:
         return _linear_solve(system, b)
 
 
-def tell(listener: Callable[..., None], *arrays: Array) -> None:
+def tell(listener: Callable[[Any], None], status: Array, value: Array) -> Array:
     """Call the listener now."""
-    listener(*(to_numpy(x) for x in arrays))
+    listener(to_numpy(status))
+    return value
+
+
+def number(x: Array, /) -> Any:
+    """Return a 0-D array as a number of Python."""
+    return x.item() if isinstance(x, np.ndarray | np.generic) and x.ndim == 0 else x
 
 
 def to_numpy(x: Array, /) -> Any:

@@ -54,20 +54,16 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
     again = recording and (any(x.requires_grad for x in aliases) or _captures(out, inputs))
 
     live = [i for i, y in enumerate(out) if y.requires_grad]
+    roots = [out[i] for i in live]
 
     def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
         wanted = inputs if wrt is None else [inputs[i] for i in wrt]
-        if not live or not wanted:
+        if not roots or not wanted:
             return tuple(torch.zeros_like(x) for x in wanted)
-        return torch.autograd.grad(
-            [out[i] for i in live],
-            wanted,
-            [cotangents[i] for i in live],
-            retain_graph=True,
-            create_graph=torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents)),
-            allow_unused=True,
-            materialize_grads=True,
-        )
+        record = torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents))
+        given = [cotangents[i] for i in live]
+        found = torch.autograd.grad(roots, wanted, given, retain_graph=True, create_graph=record, allow_unused=True)
+        return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)])
 
     return (out if again else tuple(y.detach() for y in out)), pull  # type: ignore[return-value]
 
@@ -180,9 +176,15 @@ def _tracked(x: Tensor) -> bool:
     return forward or (torch.is_grad_enabled() and x.requires_grad)
 
 
-def tell(listener: Callable[..., None], *arrays: Tensor) -> None:
+def tell(listener: Callable[[Any], None], status: Tensor, value: Tensor) -> Tensor:
     """Call the listener now."""
-    listener(*(to_numpy(x) for x in arrays))
+    listener(to_numpy(status))
+    return value
+
+
+def number(x: Tensor, /) -> Any:
+    """Return a 0-D tensor on the CPU as a number; on a device, where reading it would wait, the tensor itself."""
+    return x.item() if x.ndim == 0 and x.is_cpu and not _transforming() else x
 
 
 def on_host(fn: Callable[..., Tensors], like: Tensors, *arrays: Tensor) -> Tensors:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from dil._arrays import array_namespace, eps, full, inner, peak
+from dil._arrays import array_namespace, eps, full, inner, opposite, peak, pick
 from dil._errors import OptionError
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
-from dil._typing import Array, Loop, Matvec
+from dil._typing import Array, DType, Loop, Matvec
+
+Scalar: TypeAlias = Any
+"""An array, shape batch, or a number of Python."""
 
 
 @dataclass(frozen=True)
@@ -70,29 +75,30 @@ class CG:
 
     def __call__(self, matvec: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
         """Solve for each problem of a batch; b and the value: (*batch, n), float."""
-        loop = common_owner([b], ["b"], "dil.linear.CG").while_loop if loop is None else loop
+        backend = common_owner([b], ["b"], "dil.linear.CG")
         xp = array_namespace(b)
         rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
         max_iter = max(100, 10 * b.shape[-1]) if self.max_iter is None else self.max_iter
         damped = matvec if self.damping == 0 else lambda p: matvec(p) + self.damping * p
-        return cg(damped, b, rtol=rtol, max_iter=max_iter, loop=loop)
+        loop = backend.while_loop if loop is None else loop
+        return cg(damped, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.number)
 
 
 class Iterate(NamedTuple):
-    """One step of the recurrence; vectors (*batch, n), scalars batch."""
+    """One step of the recurrence; vectors (*batch, n), scalars batch, or Python numbers where `number` made them."""
 
     x: Array
-    before: Array
-    """x before the step, to go back to where the step proves unsound."""
+    """Not moved by a step that proves unsound."""
     r: Array
     p: Array
-    rr: Array
-    alpha: Array
-    curvature: Array
+    rr: Scalar
+    pp: Scalar
+    bend: Scalar
+    """<p, H p> / <p, p> of the last step, taken or refused."""
+    curvature: Scalar
     """The sum of <p, H p> / <p, p> so far: of the order of the norm of H, or above it."""
-    sound: Array
-    going: Array
-    steps: Array
+    sound: Scalar
+    steps: Scalar
 
 
 class Pass(NamedTuple):
@@ -100,111 +106,122 @@ class Pass(NamedTuple):
 
     x: Array
     r: Array
-    rr: Array
+    rr: Scalar
     """<r, r>: of the recurrence where there is no doubt, else of the true residual."""
-    best: Array
+    best: Scalar
     """<r, r> of the true residual when it was last looked at."""
-    alpha: Array
-    curvature: Array
-    sound: Array
-    going: Array
-    doubtful: Array
-    steps: Array
+    bend: Scalar
+    """<p, H p> / <p, p> of the last step, taken or refused."""
+    curvature: Scalar
+    sound: Scalar
+    going: Scalar
+    doubtful: Scalar
+    steps: Scalar
 
 
-def cg(matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loop: Loop) -> Solution:
-    """Solve H x = b; b: (*batch, n). See `CG`."""
+def cg(
+    matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loop: Loop, number: Callable[[Array], Scalar]
+) -> Solution:
+    """Solve H x = b; b: (*batch, n). See `CG`.
+
+    The scalars of a single problem are Python's where `number` can read them at no cost: their arithmetic is the same,
+    and an operation on an array of one number costs as much as one on a short vector.
+    """
     xp, single = array_namespace(b), b.ndim == 1
+
+    def dot(a: Array, c: Array) -> Scalar:
+        return number(inner(a, c))
+
+    def column(scalar: Scalar) -> Scalar:
+        return scalar if single else scalar[..., None]
+
+    def any_going(going: Scalar) -> Scalar:
+        return going if single else xp.any(going)
+
+    machine = eps(xp, b.dtype)
     top = peak(b)
     b = b / top  # squares of tiny and huge entries would under- and overflow
-    bb, machine = inner(b, b), eps(xp, b.dtype)
+    bb = dot(b, b)
     # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
     aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
 
-    def column(scalar: Array) -> Array:
-        return scalar if single else scalar[..., None]
-
-    def any_going(going: Array) -> Array:
-        return going if single else xp.any(going)
+    def going(s: Iterate) -> Scalar:
+        return s.sound & (s.rr > aim) & (s.steps < max_iter)
 
     def step(s: Iterate) -> Iterate:
         Hp = matvec(s.p)
-        pHp = inner(s.p, Hp)
-        alpha = s.rr / pHp
+        pHp = dot(s.p, Hp)
+        bend = pHp / s.pp
+        sound = bend > machine * s.curvature  # False for NaN, negative curvature and null directions
+        alpha = s.rr / pick(sound, pHp, math.inf)
         x = s.x + column(alpha) * s.p
         r = s.r - column(alpha) * Hp
-        rr = inner(r, r)
-        p = r + column(rr / s.rr) * s.p
-        bend = pHp / inner(s.p, s.p)
-        sound = bend > machine * s.curvature  # False for NaN, negative curvature and null directions
-        curvature, steps = s.curvature + bend, s.steps + 1
-        going = sound & (rr > aim) & (steps < max_iter)
-        new = Iterate(x, s.x, r, p, rr, alpha, curvature, sound, going, steps)
-        return new if single else _freeze(s, new)  # a single problem ends with the loop
+        rr = dot(r, r)
+        beta = rr / s.rr
+        p = r + column(beta) * s.p
+        pp = rr + beta * beta * s.pp  # r is orthogonal to the old p
+        new = Iterate(x, r, p, rr, pp, bend, s.curvature + abs(bend), sound, s.steps + 1)
+        return new if single else _freeze(going(s), s, new)  # a single problem ends with the loop
 
     def advance(s: Pass) -> Pass:
         """Run the recurrence from the residuals of the problems that are going."""
-        start = Iterate(s.x, s.x, s.r, s.r, s.rr, s.alpha, s.curvature, s.sound, s.going, s.steps)
-        end = loop(lambda i: any_going(i.going), step, start)
-        x = xp.where(column(end.sound), end.x, end.before)
+        start = Iterate(s.x, s.r, s.r, s.rr, s.rr, s.bend, s.curvature, s.sound & s.going, s.steps)
+        end = loop(lambda i: any_going(going(i)), step, start)
         # rounding moves the true residual off the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
-        drift = (8 * machine * end.curvature) ** 2 * inner(x, x)
-        doubtful = s.going & ~(end.sound & (drift < accept))
-        return Pass(x, end.r, end.rr, s.best, end.alpha, end.curvature, end.sound, s.going, doubtful, end.steps)
+        drift = 8 * machine * end.curvature
+        doubtful = s.going & opposite(end.sound & (drift * drift * dot(end.x, end.x) < accept))
+        sound = pick(s.going, end.sound, s.sound)
+        return Pass(end.x, end.r, end.rr, s.best, end.bend, end.curvature, sound, s.going, doubtful, end.steps)
 
     def verify(s: Pass) -> Pass:
         """Look at the true residuals; go on from those that miss the tolerance but have come nearer to it."""
         r = b - matvec(s.x)
-        rr = inner(r, r)
+        rr = dot(r, r)
         again = s.doubtful & s.sound & (rr > accept) & (4 * rr < s.best) & (s.steps < max_iter)
-        r, rr = xp.where(column(s.doubtful), r, s.r), xp.where(s.doubtful, rr, s.rr)
+        r, rr = pick(column(s.doubtful), r, s.r), pick(s.doubtful, rr, s.rr)
         return s._replace(r=r, rr=rr, best=rr, going=again)
 
-    going = bb > 0  # False for NaN
-    none = xp.zeros_like(going, dtype=xp.int32)
-    first = Pass(xp.zeros_like(b), b, bb, bb, bb, 0 * bb, going, going, going, none)
+    some = bb > 0  # False for NaN
+    none = 0 if isinstance(some, bool) else xp.zeros_like(some, dtype=xp.int32)
+    first = Pass(xp.zeros_like(b), b, bb, bb, bb, 0 * bb, some, some, some, none)
     last = loop(lambda s: any_going(s.doubtful), lambda s: advance(verify(s)), advance(first))
-    failed = ~(last.rr <= accept)
+    failed = opposite(last.rr <= accept)
 
-    def explain(s: tuple[Array, Array]) -> tuple[Array, Array]:
-        return xp.zeros_like(failed), _reasons(last, failed, max_iter)
+    def explain(s: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
+        return failed & opposite(failed), _reasons(last, failed, max_iter, machine)
 
     # a loop that runs once if a problem failed, and not at all otherwise
     _, status = loop(lambda s: any_going(s[0]), explain, (failed, none))
-    residual = xp.sqrt(last.rr / xp.where(bb == 0, 1.0, bb))
-    return Solution(last.x * top, status, last.steps, residual)
+    residual = (last.rr / pick(bb == 0, 1.0, bb)) ** 0.5
+    return Solution(last.x * top, _array(status, b, xp.int32), _array(last.steps, b, xp.int32), _array(residual, b))
 
 
-def _freeze(old: Iterate, new: Iterate) -> Iterate:
-    """Keep the problems that were not going, and take back the unsound steps of those that were."""
+def _array(scalar: Scalar, like: Array, dtype: DType | None = None) -> Array:
+    """Return a number of Python as an array beside another; an array as it is."""
+    if not isinstance(scalar, int | float):
+        array: Array = scalar
+        return array
+    return full(like, scalar, shape=(), dtype=dtype)
+
+
+def _freeze(going: Array, old: Iterate, new: Iterate) -> Iterate:
+    """Keep the problems that were not going."""
     xp = array_namespace(new.x)
-    taken = old.going & new.sound
-    column = taken[..., None]
-    return Iterate(
-        xp.where(column, new.x, old.x),
-        old.x,
-        xp.where(column, new.r, old.r),
-        xp.where(column, new.p, old.p),
-        xp.where(taken, new.rr, old.rr),
-        xp.where(old.going, new.alpha, old.alpha),
-        xp.where(taken, new.curvature, old.curvature),
-        xp.where(old.going, new.sound, old.sound),
-        old.going & new.going,
-        xp.where(old.going, new.steps, old.steps),
-    )
+    column = going[..., None]
+    vectors = (xp.where(column, a, b) for a, b in zip(new[:3], old[:3], strict=True))
+    return Iterate(*vectors, *(xp.where(going, a, b) for a, b in zip(new[3:], old[3:], strict=True)))
 
 
-def _reasons(last: Pass, failed: Array, max_iter: int) -> Array:
+def _reasons(last: Pass, failed: Scalar, max_iter: int, machine: float) -> Scalar:
     """Say why each problem that failed did; the first word that fits counts."""
-    xp = array_namespace(last.x)
     reasons = [
-        (~failed, Status.CONVERGED),
-        (xp.isnan(last.alpha) | (last.alpha == 0), Status.NON_FINITE),
-        (last.alpha < 0, Status.INDEFINITE),
-        (~last.sound, Status.SINGULAR),
+        (opposite(failed), Status.CONVERGED),
+        (opposite(abs(last.bend) < math.inf), Status.NON_FINITE),
+        (last.bend < -machine * last.curvature, Status.INDEFINITE),
+        (opposite(last.sound), Status.SINGULAR),
         (last.steps >= max_iter, Status.MAX_ITER),
     ]
-    code = full(last.steps, int(Status.STAGNATED))
+    code = int(Status.STAGNATED) if isinstance(failed, bool) else full(last.steps, int(Status.STAGNATED))
     for fits, status in reversed(reasons):
-        code = xp.where(fits, int(status), code)
+        code = pick(fits, int(status), code)
     return code

@@ -7,10 +7,20 @@ import numpy as np
 
 from dil._errors import BackendError
 from dil_backends._tape import is_box
-from dil_backends._taped import assert_constant, children, constant, implicit, on_host, value_type, vjp
+from dil_backends._taped import assert_constant, children, constant, implicit, number, on_host, value_type, vjp
 from dil_backends.numpy import linear_solve, while_loop
 
-__all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp", "while_loop"]
+__all__ = [
+    "assert_constant",
+    "children",
+    "constant",
+    "implicit",
+    "linear_solve",
+    "number",
+    "on_host",
+    "vjp",
+    "while_loop",
+]
 
 NATIVE = "array_api_strict"
 
@@ -36,8 +46,9 @@ def owns(x, /):
     return issubclass(value_type(x), Array)
 
 
-def tell(listener, *arrays):
-    listener(*(to_numpy(x) for x in arrays))
+def tell(listener, status, value):
+    listener(to_numpy(status))
+    return value
 
 
 def to_numpy(x, /):
