@@ -15,11 +15,12 @@ def differentiable_solve(backend: Backend, system: LinearSystem, b: Array) -> Ar
 
     The rule solves linear systems with A again and nothing else, so x differentiates to any order.
     """
+    count = len(system.params)
 
-    def solve(b: Array, *params: Array) -> Arrays:
-        return (system.solve(system.operator(*params), b),)
+    def solve(b: Array, *arrays: Array) -> Arrays:
+        return (system.solve(system.operator(*arrays[:count]), b, *arrays[count:]),)
 
-    (x,) = backend.implicit(solve, LinearRule(backend, system))(b, *system.params)
+    (x,) = backend.implicit(solve, LinearRule(backend, system))(b, *system.params, *system.constants)
     return x
 
 
@@ -32,8 +33,8 @@ class LinearRule:
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return w = A^-1 v for b, and -d<w, A(params) x> for the parameters, x held fixed."""
-        (x,), params = y, args[1:]
-        (w,) = (self._solve(params, cotangents[0]),)
+        (x,), (params, constants) = y, self._split(args)
+        w = self._solve(params, constants, cotangents[0])
         chosen = [i - 1 for i in wrt if i > 0]
         found: dict[int, Array] = {0: w}
         if chosen:
@@ -45,18 +46,23 @@ class LinearRule:
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return A^-1 (db - dA x)."""
-        (x,), params, db = y, args[1:], tangents[0]
-        right = db
-        if any(tangent is not None for tangent in tangents[1:]):
+        (x,), (params, constants), db = y, self._split(args), tangents[0]
+        right, moved = db, tangents[1 : 1 + len(params)]
+        if any(tangent is not None for tangent in moved):
             every = range(len(params))
-            _, (dAx,) = jvp(self.backend, lambda *all_: self._product(params, every, all_, x), params, tangents[1:])
+            _, (dAx,) = jvp(self.backend, lambda *all_: self._product(params, every, all_, x), params, moved)
             right = -dAx if db is None else db - dAx
         assert right is not None
-        return (self._solve(params, right),)
+        return (self._solve(params, constants, right),)
+
+    def _split(self, args: Arrays) -> tuple[Arrays, Arrays]:
+        count = len(self.system.params)
+        return args[1 : 1 + count], args[1 + count :]
 
     def _product(self, params: Arrays, chosen: Sequence[int], values: Sequence[Array], x: Array) -> Arrays:
         merged = dict(zip(chosen, values, strict=True))
         return (self.system.operator(*(merged.get(i, p) for i, p in enumerate(params)))(x),)
 
-    def _solve(self, params: Arrays, b: Array) -> Array:
-        return self.backend.linear_solve(replace(self.system, params=params, matvec=self.system.operator(*params)), b)
+    def _solve(self, params: Arrays, constants: Arrays, b: Array) -> Array:
+        matvec = self.system.operator(*params)
+        return self.backend.linear_solve(replace(self.system, params=params, matvec=matvec, constants=constants), b)

@@ -103,15 +103,17 @@ class Given:
         return push(tuple(tangent for tangent in tangents if tangent is not None))
 
     def _differentiated(self, args: Arrays, w: Array, wrt: Sequence[int]) -> Arrays:
+        """Differentiate the user's gradient, as a function of every float array, and pull for some."""
         if not wrt:
             return ()
+        floats = [0, *(1 + i for i in self.problem.arguments.floats)]
 
-        def gradient(*chosen: Array) -> Arrays:
-            merged = dict(zip(wrt, chosen, strict=True))
+        def gradient(*values: Array) -> Arrays:
+            merged = dict(zip(floats, values, strict=True))
             return (self.gradient(*(merged.get(i, x) for i, x in enumerate(args))),)
 
-        _, pull = self.problem.backend.vjp(gradient, *(args[i] for i in wrt))
-        return pull((w,))
+        _, pull = self.problem.backend.vjp(gradient, *(args[i] for i in floats))
+        return pull((w,), [floats.index(i) for i in wrt])
 
     def _hvp(self, args: Arrays, w: Array) -> Array:
         assert self.derivatives.hvp is not None

@@ -42,12 +42,14 @@ class LinearSystem:
     params: Arrays
     matvec: Matvec
     """`operator(*params)`, already built."""
-    solve: Callable[[Matvec, Array], Array]
-    """A black box: x from the product with A and b."""
+    solve: Callable[..., Array]
+    """A black box: `solve(matvec, b, *constants)` returns x."""
+    constants: Arrays = ()
+    """What `solve` needs to know besides, handed to it as arrays since a transform may have to see them."""
 
 
 class Backend(Protocol):
-    """The contract of a backend module; `dil.testing.laws` checks that a module keeps it."""
+    """The contract of a backend module; `dil.testing.LAWS` check that a module keeps it."""
 
     NATIVE: str
     """Root module of the framework's array types, such as "torch"."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dil._arrays import array_namespace, device, eps, full, inner, peak, pick
+from dil._arrays import array_namespace, device, eps, full, inner, norm, peak, pick
 from dil._differentiate import jvp
 from dil._errors import ShapeError
 from dil._policy import Policy
@@ -24,6 +24,9 @@ from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Arrays, Matvec
 from dil.linear._solver import LinearSolver
+
+SAFE = 1e-30
+"""Inner products between this and its inverse have lost nothing to under- or overflow, in float32 or wider."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,17 @@ class BilevelRule:
     def solve(self, F: Optimality, Fu: Array, u: Array, floats: Arrays, matvec: Matvec, b: Array) -> Array:
         """Solve H g = b, judge the answer and the point u, and act on the policy."""
         backend = F.problem.backend
-        Fu, u_ = backend.constant(Fu), backend.constant(u)  # what is only judged is no part of the derivative
 
-        def solve(matvec: Matvec, b: Array) -> Array:
+        def solve(matvec: Matvec, b: Array, Fu: Array, u: Array) -> Array:
             solution = self.linear_solver(matvec, b, loop=backend.while_loop)
             _check_solution(solution, b)
-            status = judge(solution.status, Fu, u_, b, solution.value, backend.number)
+            status = judge(solution.status, Fu, u, b, solution.value, backend.number)
             return self.policy.settle(backend, "backward solve", status, solution.value)
 
-        return backend.linear_solve(LinearSystem(partial(hessian_product, F), (u, *floats), matvec, solve), b)
+        # what is only judged is no part of the derivative
+        judged = (backend.constant(Fu), backend.constant(u))
+        system = LinearSystem(partial(hessian_product, F), (u, *floats), matvec, solve, judged)
+        return backend.linear_solve(system, b)
 
 
 def hessian_product(F: Optimality, u: Array, *floats: Array) -> Matvec:
@@ -80,11 +85,13 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number:
     The point counts as stationary where that step is within eps ** (1/4) of 1 + ||u||: 1.2e-4 in float64, 1.9e-2 in
     float32. The error of the gradient is of first order in the same step.
     """
-    xp, top = array_namespace(u), peak(b)  # squares of a tiny or huge cotangent would under- or overflow
-    b, g = b / top, g / top
+    xp = array_namespace(u)
     FF, gg, gb, uu = (number(inner(a, c)) for a, c in ((Fu, Fu), (g, g), (g, b), (u, u)))
-    step = FF**0.5 * gg
-    near = step <= (1 + uu**0.5) * abs(gb) * eps(xp, u.dtype) ** 0.25  # False for NaN
+    if not all(isinstance(x, float) and SAFE < abs(x) < 1 / SAFE for x in (gg, gb)) or not FF < 1 / SAFE:
+        step, bound = _scaled(Fu, u, b, g)
+    else:
+        step, bound = FF**0.5 * gg, (1 + uu**0.5) * abs(gb)
+    near = step <= bound * eps(xp, u.dtype) ** 0.25  # False for NaN
     if status is None:
         status = xp.zeros(u.shape[:-1], dtype=xp.int32, device=device(u))
     if near is True:
@@ -92,6 +99,14 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number:
     doubt = pick(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
     told: Array = xp.where((status != int(Status.CONVERGED)) | near, status, doubt)
     return told
+
+
+def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
+    """Return the two sides of the comparison by vectors scaled to one: squares of tiny and huge ones would overflow."""
+    top_b, top_g = peak(b), peak(g)
+    b, g = b / top_b, g / top_g
+    step = norm(Fu)[..., 0] * (top_g / top_b)[..., 0] * inner(g, g)
+    return step, (1 + norm(u)[..., 0]) * abs(inner(g, b))
 
 
 def _check_solution(solution: object, b: Array) -> None:

@@ -323,3 +323,20 @@ def test_a_nan_of_a_linear_solver_without_status_is_told(eager):
 def test_a_linear_solver_that_returns_something_else(eager, linear_solver, text):
     with pytest.raises(dil.DilError, match=text):
         run(eager, dil.argmin(bowl, solved, linear_solver=linear_solver), X)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+def test_the_scale_of_the_score_is_immaterial_to_the_judgement(plain, scale):
+    """A right gradient is not called anything else because the score is tiny or huge, in float32."""
+    handle = dil.backend(plain.backend, dtype="float32")
+    k, x = handle.asarray(scale), handle.asarray([1.0, 2.0])
+    layer = dil.argmin(lambda u, x, k: k * array_namespace(u).sum((u - x) ** 2), lambda f, u, x, k: x, on_failure="nan")
+    _, pull = dil.vjp(lambda x: layer(x, k), x)
+    np.testing.assert_allclose(handle.to_numpy(pull(handle.asarray([1.0, 1.0]))[0]), [1.0, 1.0], rtol=1e-5)
+
+
+def test_a_solution_is_no_alias_of_an_argument():
+    x = np.ones(2)
+    y = dil.argmin(lambda u, x: np.sum((u - x) ** 2), lambda f, u, x: x)(x)
+    y += 1.0
+    np.testing.assert_array_equal(x, 1.0)

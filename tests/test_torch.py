@@ -155,3 +155,48 @@ def test_vmap_and_the_jacobians_of_torch_func(args):
     H = torch.func.hessian(lambda b: (symmetric(A, b) ** 2).sum())(b)
     expected = torch.autograd.functional.hessian(lambda b: (symmetric(A, b) ** 2).sum(), b)
     torch.testing.assert_close(H, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_vmap_of_derivatives():
+    """Gradients for each sample: the solve under vmap sees what it judges row by row."""
+    layer = dil.argmin(lambda u, x, c: ((u - c * x) ** 2 + u**4).sum(), dil.solvers.Newton(), init=lambda x, c: 0 * x)
+    c = torch.tensor(1.5, dtype=torch.float64)
+    rows = torch.tensor([[0.3, -1.0, 2.0], [1.0, 0.5, -0.2]], dtype=torch.float64)
+
+    def loss(x, c):
+        return layer(x, c).pow(3).sum()
+
+    expected = torch.stack([torch.func.grad(loss)(x, c) for x in rows])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(rows, c), expected)
+    _, moved = torch.func.vmap(lambda x: torch.func.jvp(lambda x: loss(x, c), (x,), (torch.ones_like(x),)))(rows)
+    torch.testing.assert_close(moved, expected.sum(1))
+    second = torch.func.vmap(lambda x: torch.func.hessian(lambda x: loss(x, c))(x))(rows)
+    torch.testing.assert_close(second[1], torch.func.hessian(lambda x: loss(x, c))(rows[1]))
+
+
+def test_forward_mode_keeps_or_refuses_a_tangent():
+    import torch.autograd.forward_ad as forward
+
+    x = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
+    with forward.dual_level():
+        d = forward.make_dual(x, torch.ones_like(x))
+        _, tangent = forward.unpack_dual(dil.grad(lambda x: (x**3).sum())(d))
+        torch.testing.assert_close(tangent, 6 * x)
+        captures = dil.argmin(lambda u, x: ((u - x * d) ** 2).sum(), lambda f, u, x: x * x)
+        with pytest.raises(dil.CapturedError, match="not among the arguments"):
+            captures(x)
+
+
+@pytest.mark.parametrize("given", [(), ("hvp", "mixed")])
+def test_given_derivatives_under_nested_transforms(given):
+    products = {"hvp": lambda u, v, t: (3 * u**2 + 1) * v, "mixed": lambda u, w, t: (-w,)}
+    layer = dil.argmin(
+        lambda u, t: (u**4 / 4 + u**2 / 2 - t * u).sum(),
+        dil.solvers.Newton(rtol=1e-11),
+        init=lambda t: t,
+        derivatives=dil.Derivatives(lambda u, t: u**3 + u - t, **{name: products[name] for name in given}),
+    )
+    t = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    y = layer(t)
+    expected = torch.diag(-6 * y / (3 * y**2 + 1) ** 3)
+    torch.testing.assert_close(torch.func.hessian(lambda t: layer(t).sum())(t), expected, rtol=1e-8, atol=1e-12)

@@ -41,8 +41,9 @@ _LEAKED = (
     "function; return it from there, or keep `dil.constant(...)` of it"
 )
 _CAPTURED = (
-    "{}: a solver uses an array that is being differentiated but was captured by closure, so it would silently get no "
-    "gradient. Pass it to the layer as an argument, or capture `dil.constant(...)` of it if it shall get none"
+    "{}: the score, the solver or the start of a layer uses an array that is being differentiated but was captured by "
+    "closure, so it would silently get no gradient. Pass it to the layer as an argument, or capture "
+    "`dil.constant(...)` of it if it shall get none"
 )
 
 

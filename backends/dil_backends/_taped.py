@@ -34,7 +34,7 @@ def children(x: object, /) -> None:
 def linear_solve(system: LinearSystem, b: Array, /) -> Array:
     """Solve a linear system; differentiable where the tape is recording."""
     if not any(is_box(x) for x in (b, *system.params)):
-        return system.solve(system.matvec, b)
+        return system.solve(system.matvec, b, *system.constants)
     return differentiable_solve(cast(Backend, sys.modules[__name__]), system, b)
 
 

@@ -80,7 +80,11 @@ def _is_zero(tangent: Any) -> bool:
 
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:
     """Solve a symmetric linear system; differentiable to any order, and its own transpose."""
-    return jax.lax.custom_linear_solve(system.matvec, b, system.solve, symmetric=True)
+
+    def solve(matvec: Any, b: Any) -> Any:
+        return system.solve(matvec, b, *system.constants)
+
+    return jax.lax.custom_linear_solve(system.matvec, b, solve, symmetric=True)
 
 
 def assert_constant(x: jax.Array, message: str, /) -> None:

@@ -49,9 +49,10 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         # an alias, not the tensor itself: fn may depend on it by other ways too, and this is the partial derivative;
         # the wrapper that a finished transform of torch.func leaves behind is also shed by it
         aliases = [x.view_as(x) for x in primals]
-        inputs = [x if recording and x.requires_grad else x.detach().requires_grad_() for x in aliases]
+        inputs = [_leaf(x, recording) for x in aliases]
         out = fn(*inputs)
-    again = recording and (any(x.requires_grad for x in aliases) or _captures(out, inputs))
+    again = recording and (any(x.requires_grad for x in primals) or _captures(out, inputs))
+    again = again or any(_dual(y) for y in out)
 
     live = [i for i, y in enumerate(out) if y.requires_grad]
     roots = [out[i] for i in live]
@@ -66,6 +67,18 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)])
 
     return (out if again else tuple(y.detach() for y in out)), pull  # type: ignore[return-value]
+
+
+def _leaf(x: Tensor, recording: bool) -> Tensor:
+    """Return what to differentiate at: x with its history where that is recorded, with its tangent if it has one."""
+    if recording and x.requires_grad:
+        return x
+    return (x if _dual(x) else x.detach()).requires_grad_()
+
+
+def _dual(x: Tensor) -> bool:
+    """Whether x carries a tangent of forward-mode differentiation."""
+    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
@@ -156,7 +169,7 @@ def implicit(solve: Callable[..., Tensors], rule: Rule, /) -> Callable[..., Tens
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:
     """Solve a linear system; differentiable where autograd is recording."""
     if not (_transforming() or any(_tracked(x) for x in (b, *system.params))):
-        return system.solve(system.matvec, b)
+        return system.solve(system.matvec, b, *system.constants)
     return differentiable_solve(THIS, system, b)
 
 
@@ -172,8 +185,7 @@ def assert_constant(x: Tensor, message: str, /) -> None:
 
 
 def _tracked(x: Tensor) -> bool:
-    forward = torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
-    return forward or (torch.is_grad_enabled() and x.requires_grad)
+    return _dual(x) or (torch.is_grad_enabled() and x.requires_grad)
 
 
 def tell(listener: Callable[[Any], None], status: Tensor, value: Tensor) -> Tensor:

@@ -139,8 +139,9 @@ def cg(
         return going if single else xp.any(going)
 
     machine = eps(xp, b.dtype)
-    top = peak(b)
-    b = b / top  # squares of tiny and huge entries would under- and overflow
+    top = number(peak(b)[..., 0])
+    tame = isinstance(top, float) and machine < top < 1 / machine
+    b = b if tame else b / column(top)  # squares of tiny and huge entries would under- and overflow
     bb = dot(b, b)
     # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
     aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
@@ -193,7 +194,12 @@ def cg(
     # a loop that runs once if a problem failed, and not at all otherwise
     _, status = loop(lambda s: any_going(s[0]), explain, (failed, none))
     residual = (last.rr / pick(bb == 0, 1.0, bb)) ** 0.5
-    return Solution(last.x * top, _array(status, b, xp.int32), _array(last.steps, b, xp.int32), _array(residual, b))
+    return Solution(
+        last.x if tame else last.x * column(top),
+        _array(status, b, xp.int32),
+        _array(last.steps, b, xp.int32),
+        _array(residual, b),
+    )
 
 
 def _array(scalar: Scalar, like: Array, dtype: DType | None = None) -> Array:

@@ -28,6 +28,8 @@ class GradientDescent:
 
     Notes
     -----
+    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+
     The step length is s^T s / s^T y of the last step s and change of gradient y (Barzilai and Borwein 1988, eq. 5); a
     step that does not lower the score enough (Armijo 1966, up to rounding) is quartered.
 

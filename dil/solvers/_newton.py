@@ -35,6 +35,8 @@ class Newton:
 
     Notes
     -----
+    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+
     Where CG meets negative curvature its last iterate is the step, or the gradient if there is none; a step that
     points uphill is turned round; backtracking (Armijo 1966) does the rest. Nocedal and Wright 2006, Algorithm 7.1.
 
