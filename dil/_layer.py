@@ -176,7 +176,7 @@ class Call:
         solution = result if isinstance(result, Solution) else Solution(result)
         y, self.space = space_of(solution.value, score.batch_ndim, what)
         self._check_solution(y, arrays, expected, what)
-        y = array_namespace(y).asarray(y, copy=True)  # a solver may return one of its arguments
+        y = array_namespace(y).asarray(self.backend.constant(y), copy=True)  # a solver may return one of its arguments
         return y, solution._replace(status=_with_finite(solution.status, y, what))
 
     def _start_space(self, init: Tree, arrays: Arrays) -> Space | None:
