@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dil._arrays import array_namespace, device, eps, full, inner, norm, peak, pick
+from dil._arrays import array_namespace, device, eps, full, inner, peak, pick
 from dil._differentiate import jvp
 from dil._errors import ShapeError
 from dil._policy import Policy
@@ -102,11 +102,14 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number:
 
 
 def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
-    """Return the two sides of the comparison by vectors scaled to one: squares of tiny and huge ones would overflow."""
-    top_b, top_g = peak(b), peak(g)
+    """Return the two sides of the comparison by cotangents scaled to one, whose squares do not under- or overflow.
+
+    The squares of F and u may: of a huge F, which is told all the same, and of a tiny one, which is none.
+    """
+    xp, top_b, top_g = array_namespace(u), peak(b), peak(g)
     b, g = b / top_b, g / top_g
-    step = norm(Fu)[..., 0] * (top_g / top_b)[..., 0] * inner(g, g)
-    return step, (1 + norm(u)[..., 0]) * abs(inner(g, b))
+    step = xp.sqrt(inner(Fu, Fu)) * (top_g / top_b)[..., 0] * inner(g, g)
+    return step, (1 + xp.sqrt(inner(u, u))) * abs(inner(g, b))
 
 
 def _check_solution(solution: object, b: Array) -> None:

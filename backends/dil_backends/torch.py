@@ -185,7 +185,7 @@ def assert_constant(x: Tensor, message: str, /) -> None:
 
 
 def _tracked(x: Tensor) -> bool:
-    return _dual(x) or (torch.is_grad_enabled() and x.requires_grad)
+    return (torch.is_grad_enabled() and x.requires_grad) or _dual(x)
 
 
 def tell(listener: Callable[[Any], None], status: Tensor, value: Tensor) -> Tensor:
