@@ -20,12 +20,6 @@ from dil._protocol import Backend
 from dil._typing import Array, Device, DType, Namespace, Tree
 
 GROUP = "dil.backends"
-HINTS = {
-    "numpy": "pip install numpy",
-    "torch": "pip install torch",
-    "jax": "pip install jax",
-    "cupy": "pip install cupy-cuda13x (or the wheel of your CUDA version)",
-}
 
 
 @cache
@@ -58,7 +52,9 @@ def load(name: str) -> Backend:
     except (ImportError, OSError) as error:
         if (getattr(error, "name", None) or "").partition(".")[0] in ("dil", "dil_backends"):
             raise  # the backend itself is broken, its framework is not absent
-        hint = HINTS.get(name, f"install the package that provides {name!r}")
+        from dil_backends import INSTALL
+
+        hint = INSTALL.get(name, f"install the package that provides {name!r}")
         message = f"the backend {name!r} needs a package that cannot be imported ({error}); {hint}"
         raise BackendError(message) from error
     return cast(Backend, module)

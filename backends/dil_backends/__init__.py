@@ -7,3 +7,11 @@ MODULES = {
     "cupy": "dil_backends.cupy",
 }
 """Name (the root module of the arrays served) and module; the entry points in pyproject.toml say the same."""
+
+INSTALL = {
+    "numpy": "pip install numpy",
+    "torch": "pip install torch",
+    "jax": "pip install jax",
+    "cupy": "pip install cupy-cuda13x (or the wheel of your CUDA version)",
+}
+"""What to type where a framework is absent."""
