@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Protocol
 
 from dil._solution import Solution
-from dil._typing import Array, Loop, Matvec
+from dil._typing import Array, Loop
+from dil.linear._operator import Operator
 
 
 class LinearSolver(Protocol):
-    """Any callable that solves A x = b for each problem of a batch, with products A p alone."""
+    """Any callable that solves A x = b for each problem of a batch, with products alone."""
 
-    def __call__(self, matvec: Matvec, b: Array, /, *, loop: Loop) -> Solution:
+    def __call__(self, A: Operator, b: Array, /, *, loop: Loop) -> Solution:
         """Return a `dil.Solution` whose value is x; b and x: (*batch, n), status: batch.
 
-        The loop is given, so that the numerics run under a compiler as they do in Python.
+        `A(p)` is a product with the matrix and `A.T(p)` one with its transpose. The loop is given, so that the numerics
+        run under a compiler as they do in Python.
         """
         ...

@@ -1,0 +1,62 @@
+"""The matrix of a linear system, known by its products alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dil._errors import OptionError
+from dil._typing import Array, Matvec
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A square matrix A for each problem of a batch, by its products; called as `A(p)`.
+
+    Attributes
+    ----------
+    matvec : callable
+        `matvec(p)` returns A p; p and A p: (*batch, n).
+    rmatvec : callable, optional
+        `rmatvec(p)` returns A^T p.
+    symmetric : bool
+        Whether A is known to be symmetric, so that its transpose needs no products of its own.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> M = np.asarray([[1.0, 2.0], [0.0, 1.0]])
+    >>> A = dil.linear.Operator(lambda p: M @ p, lambda p: M.T @ p)
+    >>> A.T(np.asarray([1.0, 1.0]))
+    array([1., 3.])
+    """
+
+    matvec: Matvec
+    rmatvec: Matvec | None = None
+    symmetric: bool = False
+
+    def __call__(self, p: Array) -> Array:
+        return self.matvec(p)
+
+    @property
+    def T(self) -> Operator:
+        """The transpose.
+
+        Raises
+        ------
+        OptionError
+            If there are no products with it.
+        """
+        if self.symmetric:
+            return self
+        if self.rmatvec is None:
+            message = (
+                "products with the transpose are needed, but only those with the matrix are known; pass "
+                "dil.linear.Operator(matvec, rmatvec), or Operator(matvec, symmetric=True) if it is symmetric"
+            )
+            raise OptionError(message)
+        return Operator(self.rmatvec, self.matvec)
+
+
+def as_operator(matvec: Matvec) -> Operator:
+    """Return an operator as it is, and a plain product as one of which nothing more is known."""
+    return matvec if isinstance(matvec, Operator) else Operator(matvec)
