@@ -23,6 +23,7 @@ from dil._protocol import LinearSystem
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Arrays, Matvec
+from dil.linear._operator import Operator
 from dil.linear._solver import LinearSolver
 
 SAFE = 1e-30
@@ -61,7 +62,7 @@ class BilevelRule:
         backend = F.problem.backend
 
         def solve(matvec: Matvec, b: Array, Fu: Array, u: Array) -> Array:
-            solution = self.linear_solver(matvec, b, loop=backend.while_loop)
+            solution = self.linear_solver(Operator(matvec, symmetric=True), b, loop=backend.while_loop)
             _check_solution(solution, b)
             status = judge(solution.status, Fu, u, b, solution.value, backend.number)
             return self.policy.settle(backend, "backward solve", status, solution.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dil._errors import OptionError
+from dil._pairs import Pairs
 from dil._typing import Array, Matvec
 
 
@@ -20,6 +21,8 @@ class Operator:
         `rmatvec(p)` returns A^T p.
     symmetric : bool
         Whether A is known to be symmetric, so that its transpose needs no products of its own.
+    pairs : Pairs, optional
+        What a quasi-Newton solver of the forward problem learned about A, for a preconditioner to use.
 
     Examples
     --------
@@ -33,6 +36,7 @@ class Operator:
     matvec: Matvec
     rmatvec: Matvec | None = None
     symmetric: bool = False
+    pairs: Pairs | None = None
 
     def __call__(self, p: Array) -> Array:
         return self.matvec(p)

@@ -1,0 +1,66 @@
+"""What a quasi-Newton method remembers of a matrix: pairs of steps and of the changes of gradient along them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dil._arrays import array_namespace, full, inner
+from dil._typing import Array
+
+
+class Pairs(NamedTuple):
+    """Pairs (s, y) with y = A s, A symmetric, of the last m steps, oldest first.
+
+    Attributes
+    ----------
+    s, y : float arrays, shape (m, *batch, n)
+        Steps and changes of gradient.
+    rho : float array, shape (m, *batch)
+        1 / <s, y>; zero where a problem holds no pair.
+    """
+
+    s: Array
+    y: Array
+    rho: Array
+
+
+def no_pairs(u: Array, count: int) -> Pairs:
+    """Return room for pairs of vectors like u, (*batch, n)."""
+    none = full(u, 0.0, shape=(count, *u.shape))
+    return Pairs(none, none, full(u, 0.0, shape=(count, *u.shape[:-1])))
+
+
+def remember(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
+    """Add one pair to the problems that keep it, shape batch; the oldest goes."""
+    xp = array_namespace(s)
+    sy = inner(s, y)
+    rho = 1.0 / xp.where(keep, sy, full(sy, 1.0))
+
+    def push(old: Array, new: Array, kept: Array) -> Array:
+        return xp.where(kept, xp.concat([old[1:, ...], new[None, ...]], axis=0), old)  # type: ignore[no-any-return]
+
+    column = keep[..., None]
+    return Pairs(push(pairs.s, s, column), push(pairs.y, y, column), push(pairs.rho, rho, keep))
+
+
+def inverse_product(pairs: Pairs, r: Array) -> Array:
+    """Return the product of r, (*batch, n), with the L-BFGS approximation of A^-1: symmetric positive definite.
+
+    Nocedal and Wright 2006, Algorithm 7.4, from the multiple of the identity of their eq. 7.20. Problems without pairs
+    get r itself.
+    """
+    xp, count = array_namespace(r), pairs.rho.shape[0]
+    q, alphas = r, []
+    for i in reversed(range(count)):
+        alpha = pairs.rho[i, ...] * inner(pairs.s[i, ...], q)
+        q = q - alpha[..., None] * pairs.y[i, ...]
+        alphas.append(alpha)
+    newest = pairs.rho[-1, ...]
+    yy = inner(pairs.y[-1, ...], pairs.y[-1, ...])
+    used = newest > 0
+    scale = xp.where(used, 1.0 / xp.where(used, newest * yy, full(yy, 1.0)), full(yy, 1.0))
+    z: Array = scale[..., None] * q
+    for i, alpha in zip(range(count), reversed(alphas), strict=True):
+        beta = pairs.rho[i, ...] * inner(pairs.y[i, ...], z)
+        z = z + (alpha - beta)[..., None] * pairs.s[i, ...]
+    return z
