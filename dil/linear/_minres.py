@@ -34,7 +34,7 @@ class MINRES:
        from it, as long as that halves it at least. `extra["products"]` counts products with A.
     3. A matrix that is not symmetric breaks the recurrence, never the judgement: the status says that it failed.
 
-    Sources: Paige and Saunders 1975, sections 5 and 6; Choi, Paige and Saunders 2011, section 3 (the norm of A r).
+    Sources: Paige and Saunders 1975, sections 5 and 6; Choi, Paige and Saunders 2011 (systems without a solution).
 
     Raises
     ------
@@ -83,9 +83,13 @@ class Iterate(NamedTuple):
     unit: Array
     scale: Array
     """The largest ||A v|| so far: at most the norm of A."""
+    best: Array
+    """The dx at which ||A r|| / ||r|| was least, here `flat`, and |phi| `level`."""
+    flat: Array
+    level: Array
     sound: Array
     stuck: Array
-    """Whether A r has vanished, r has not."""
+    """Whether A r has vanished, r has not, or rounding has outgrown r."""
     steps: Array
 
 
@@ -105,13 +109,19 @@ def minres(task: Task, s: Progress) -> Pass:
         return Iterate(*(xp.where(on, a, c) for a, c in zip(new, i, strict=True)))
 
     phi = norm(s.r)
-    zero, one = 0.0 * phi, full(phi, 1.0)
-    null = xp.zeros_like(s.x)
+    zero, one, null = 0.0 * phi, full(phi, 1.0), xp.zeros_like(s.x)
     no = xp.zeros_like(s.going)
     v = s.r / xp.where(phi > 0, phi, one)
-    first = Iterate(null, v, null, null, null, zero, one, zero, one, zero, phi, one, zero, ~no, no, s.steps)
+    first = Iterate(
+        null, v, null, null, null, zero, one, zero, one, zero, phi, one, zero, null, one, phi, ~no, no, s.steps
+    )
     last = task.loop(lambda i: xp.any(going(i)), step, first)
-    return Pass(s.x + last.dx / last.unit, last.steps, s.products + last.steps - s.steps, last.stuck, last.sound)
+    # a system without a solution ends with a huge x along the null space, and hardly less a residual
+    drift = 4 * task.eps * last.scale * dot(last.dx, last.dx) ** 0.5
+    back = last.stuck & (xp.abs(last.phi) + drift > 0.5 * last.level)
+    x = s.x + xp.where(back, last.best, last.dx) / last.unit
+    singular = last.stuck & (last.flat <= 8 * task.eps**0.5 * last.scale)
+    return Pass(x, last.steps, s.products + last.steps - s.steps, singular, last.sound)
 
 
 def _step(task: Task, i: Iterate, is_first: Array) -> Iterate:
@@ -130,16 +140,22 @@ def _step(task: Task, i: Iterate, is_first: Array) -> Iterate:
     r1, r2 = i.s_old * i.beta, i.c * rest + i.s * alpha
     g = i.c * alpha - i.s * rest
     r3 = (g * g + beta * beta) ** 0.5
+    flat = (g * g + (i.c * beta) ** 2) ** 0.5  # ||A r|| / ||r|| before this step
+    better = is_first | (flat < i.flat)
+    best, flat = xp.where(better, i.dx, i.best), xp.where(better, flat, i.flat)
+    level = xp.where(better, xp.abs(i.phi), i.level)
     sound = xp.isfinite(r3)
     tiny = 4 * task.eps * scale
-    # ||A r|| / ||r|| of the residual before this step
-    stuck = (g * g + (i.c * beta) ** 2) ** 0.5 <= tiny
-    stuck = sound & (stuck | (r3 <= tiny))
-    take = sound & ~stuck
+    take = sound & (flat > tiny) & (r3 > tiny)
     pivot = xp.where(take, r3, one)
     c, sn = g / pivot, beta / pivot
     w = (i.v - r1 * i.w_old - r2 * i.w) / pivot
     dx = xp.where(take, i.dx + (c * i.phi) * w, i.dx)
     v = u / xp.where(beta > 0, beta, one)
     phi = xp.where(take, -sn * i.phi, i.phi)
-    return Iterate(dx, v, i.v, w, i.w, beta, c, sn, i.c, i.s, phi, unit, scale, sound, stuck, i.steps + 1)
+    # rounding moves the true residual off the recurrence by about eps ||A|| ||dx||; a quarter of phi is too much
+    lost = dot(dx, dx) ** 0.5 * tiny > xp.abs(phi)
+    stuck = sound & (~take | (lost & (xp.abs(phi) > 0.5 * task.rtol)))
+    return Iterate(
+        dx, v, i.v, w, i.w, beta, c, sn, i.c, i.s, phi, unit, scale, best, flat, level, sound, stuck, i.steps + 1
+    )
