@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dil import linear
+from dil._argmin import argmin
 from dil._errors import (
     BackendError,
     CapturedError,
@@ -16,12 +17,14 @@ from dil._errors import (
     ShapeError,
     UnsupportedFunctionError,
 )
-from dil._layer import Layer, argmin
+from dil._layer import Layer
 from dil._registry import BackendHandle, BackendInfo, backend, backends
+from dil._root import fixed_point, root
 from dil._score import Derivatives
 from dil._solution import Solution
 from dil._status import Status
 from dil._transforms import constant, grad, jvp, value_and_grad, vjp
+from dil._value import Value, value
 
 if TYPE_CHECKING:
     from dil import solvers
@@ -60,15 +63,19 @@ __all__ = [
     "Solution",
     "Status",
     "UnsupportedFunctionError",
+    "Value",
     "argmin",
     "backend",
     "backends",
     "check_gradients",
     "constant",
+    "fixed_point",
     "grad",
     "jvp",
     "linear",
+    "root",
     "solvers",
+    "value",
     "value_and_grad",
     "vjp",
 ]

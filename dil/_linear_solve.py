@@ -26,15 +26,15 @@ def differentiable_solve(backend: Backend, system: LinearSystem, b: Array) -> Ar
 
 @dataclass(frozen=True)
 class LinearRule:
-    """The derivative of x = A(params)^-1 b, A symmetric: A dx = db - dA x."""
+    """The derivative of x = A(params)^-1 b: A dx = db - dA x."""
 
     backend: Backend
     system: LinearSystem
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
-        """Return w = A^-1 v for b, and -d<w, A(params) x> for the parameters, x held fixed."""
+        """Return w = A^-T v for b, and -d<w, A(params) x> for the parameters, x held fixed."""
         (x,), (params, constants) = y, self._split(args)
-        w = self._solve(params, constants, cotangents[0])
+        w = self._solve(self.system.T, params, constants, cotangents[0])
         chosen = [i - 1 for i in wrt if i > 0]
         found: dict[int, Array] = {0: w}
         if chosen:
@@ -53,7 +53,7 @@ class LinearRule:
             _, (dAx,) = jvp(self.backend, lambda *all_: self._product(params, every, all_, x), params, moved)
             right = -dAx if db is None else db - dAx
         assert right is not None
-        return (self._solve(params, constants, right),)
+        return (self._solve(self.system, params, constants, right),)
 
     def _split(self, args: Arrays) -> tuple[Arrays, Arrays]:
         count = len(self.system.params)
@@ -63,6 +63,6 @@ class LinearRule:
         merged = dict(zip(chosen, values, strict=True))
         return (self.system.operator(*(merged.get(i, p) for i, p in enumerate(params)))(x),)
 
-    def _solve(self, params: Arrays, constants: Arrays, b: Array) -> Array:
-        matvec = self.system.operator(*params)
-        return self.backend.linear_solve(replace(self.system, params=params, matvec=matvec, constants=constants), b)
+    def _solve(self, system: LinearSystem, params: Arrays, constants: Arrays, b: Array) -> Array:
+        A = system.operator(*params)
+        return self.backend.linear_solve(replace(system, params=params, A=A, constants=constants), b)

@@ -1,4 +1,4 @@
-"""One call of a layer as functions of flat arrays: the score, its gradient, and the function F whose root is sought."""
+"""One call of a layer as functions of flat arrays: the score, its gradient, and the function F that vanishes at y."""
 
 from __future__ import annotations
 
@@ -7,32 +7,43 @@ from dataclasses import dataclass
 
 from dil._arguments import Arguments
 from dil._arrays import array_namespace
-from dil._errors import ShapeError
+from dil._equation import Equation
 from dil._protocol import Backend
 from dil._score import Derivatives, Score
-from dil._space import Space, space_of
-from dil._typing import Array, Arrays, Tree
+from dil._space import Space
+from dil._typing import Array, Arrays
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A score with the structure of its unknown and of its arguments fixed.
+    """A score or an equation with the structure of its unknown and of its arguments fixed.
 
-    The unknown is a vector u of shape (*batch, n), the arguments are a flat tuple of arrays. F(u) = df/du is what
-    vanishes at the solution.
+    The unknown is a vector u of shape (*batch, n), the arguments are a flat tuple of arrays. F(u) is what vanishes at
+    the solution: df/du for a score.
     """
 
-    score: Score
+    condition: Score | Equation
     backend: Backend
     space: Space
     arguments: Arguments
 
+    @property
+    def score(self) -> Score:
+        """The score, of a problem that has one."""
+        assert isinstance(self.condition, Score)
+        return self.condition
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether dF/du is symmetric by its nature: a Hessian is."""
+        return isinstance(self.condition, Score)
+
     def value(self, u: Array, *arrays: Array) -> Array:
         """Return the score, one number per problem, shape batch."""
         args, kwargs = self.arguments.call(arrays)
-        value = self.score(self.space.unravel(u), *args, **kwargs)
+        value = self.score.fn(self.space.unravel(u), *args, **kwargs)
         self.score.check(value, self.space.batch, self.space.dtype)
-        return value
+        return value  # type: ignore[no-any-return]
 
     def value_and_gradient(self, u: Array, *arrays: Array) -> tuple[Array, Array]:
         """Return the score, shape batch, and df/du, shape (*batch, n)."""
@@ -42,8 +53,21 @@ class Problem:
         (gradient,) = pull((array_namespace(value).ones_like(value),))
         return value, gradient
 
+    def residual(self, u: Array, *arrays: Array) -> Array:
+        """Return F(u), shape (*batch, n): df/du, the residual, or step(u) - u."""
+        if isinstance(self.condition, Score):
+            return self.gradient(u, *arrays)
+        image = self.image(u, *arrays)
+        return image if self.condition.kind == "residual" else image - u
+
+    def image(self, u: Array, *arrays: Array) -> Array:
+        """Return what the function of an equation gives at u, shape (*batch, n)."""
+        args, kwargs = self.arguments.call(arrays)
+        what = f"the {self.condition.kind} {self.condition.name!r}"  # type: ignore[union-attr]
+        return self.space.vector(self.condition(self.space.unravel(u), *args, **kwargs), what)
+
     def gradient(self, u: Array, *arrays: Array) -> Array:
-        """Return F(u) = df/du, shape (*batch, n)."""
+        """Return df/du of a score, shape (*batch, n)."""
         if self.score.derivatives is None:
             return self.value_and_gradient(u, *arrays)[1]
         given = Given(self, self.score.derivatives)
@@ -63,13 +87,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Optimality:
-    """F(u, *floats) = df/du, the other arrays of the call held fixed."""
+    """F(u, *floats), the other arrays of the call held fixed."""
 
     problem: Problem
     arrays: Arrays
 
     def __call__(self, u: Array, *floats: Array) -> Arrays:
-        return (self.problem.gradient(u, *self.problem.arguments.with_floats(self.arrays, floats)),)
+        return (self.problem.residual(u, *self.problem.arguments.with_floats(self.arrays, floats)),)
 
 
 @dataclass(frozen=True)
@@ -82,7 +106,9 @@ class Given:
     def gradient(self, u: Array, *arrays: Array) -> Array:
         """Return the user's gradient as a vector."""
         args, kwargs = self.problem.arguments.call(arrays)
-        return self._vector(self.derivatives.gradient(self.problem.space.unravel(u), *args, **kwargs), "gradient")
+        return self.problem.space.vector(
+            self.derivatives.gradient(self.problem.space.unravel(u), *args, **kwargs), "derivatives.gradient"
+        )
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return H w for the unknown and w^T d2f/(du dargs) for the arguments."""
@@ -119,9 +145,8 @@ class Given:
         assert self.derivatives.hvp is not None
         space = self.problem.space
         positional, keywords = self.problem.arguments.call(args[1:])
-        return self._vector(
-            self.derivatives.hvp(space.unravel(args[0]), space.unravel(w), *positional, **keywords), "hvp"
-        )
+        product = self.derivatives.hvp(space.unravel(args[0]), space.unravel(w), *positional, **keywords)
+        return space.vector(product, "derivatives.hvp")
 
     def _mixed(self, args: Arrays, w: Array) -> list[Array]:
         assert self.derivatives.mixed is not None
@@ -129,13 +154,3 @@ class Given:
         positional, keywords = arguments.call(args[1:])
         parts = self.derivatives.mixed(space.unravel(args[0]), space.unravel(w), *positional, **keywords)
         return arguments.cotangents(parts, args[1:])
-
-    def _vector(self, tree: Tree, name: str) -> Array:
-        vector, space = space_of(tree, len(self.problem.space.batch), f"the result of derivatives.{name}")
-        if space != self.problem.space:
-            message = (
-                f"derivatives.{name} returned {space.describe()}; expected {self.problem.space.describe()}, "
-                f"like the unknown"
-            )
-            raise ShapeError(message)
-        return vector

@@ -7,10 +7,11 @@ a backend. Backends see flat tuples of arrays: trees are taken apart and put tog
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from dil._typing import Array, Arrays, Device, DType, Matvec, Namespace, Tree
+from dil._operator import Operator
+from dil._typing import Array, Arrays, Device, DType, Namespace, Tree
 
 
 class Pull(Protocol):
@@ -24,8 +25,8 @@ class Pull(Protocol):
 class Rule(Protocol):
     """The derivative of y = solve(*args), in both directions, written in differentiable array code."""
 
-    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
-        """Return the cotangents of `args[i]` for i in `wrt`."""
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
+        """Return the cotangents of `args[i]` for i in `wrt`; None stands for the zero cotangent."""
         ...
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
@@ -35,17 +36,24 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """The symmetric system A(params) x = b, with what is needed to solve it and to differentiate its solution."""
+    """The system A(params) x = b, with what is needed to solve it and to differentiate its solution."""
 
-    operator: Callable[..., Matvec]
-    """`operator(*params)` builds the product with A, differentiable in the parameters."""
+    operator: Callable[..., Operator]
+    """`operator(*params)` builds A, its products differentiable in the parameters."""
     params: Arrays
-    matvec: Matvec
+    A: Operator
     """`operator(*params)`, already built."""
     solve: Callable[..., Array]
-    """A black box: `solve(matvec, b, *constants)` returns x."""
+    """A black box: `solve(A, b, *constants)` returns x."""
     constants: Arrays = ()
     """What `solve` needs to know besides, handed to it as arrays since a transform may have to see them."""
+
+    @property
+    def T(self) -> LinearSystem:
+        """The system with the transpose of A."""
+        if self.A.symmetric:
+            return self
+        return replace(self, operator=lambda *params: self.operator(*params).T, A=self.A.T)
 
 
 class Backend(Protocol):
@@ -53,6 +61,9 @@ class Backend(Protocol):
 
     NATIVE: str
     """Root module of the framework's array types, such as "torch"."""
+
+    DENSE: int
+    """Up to this number of unknowns a dense solve is the fastest as a rule; measured by benchmarks/linear.py."""
 
     def owns(self, x: object, /) -> bool:
         """Whether x is an array of this framework: also a tracer, a box or a subclass."""
@@ -76,6 +87,18 @@ class Backend(Protocol):
 
     def linear_solve(self, system: LinearSystem, b: Array, /) -> Array:
         """Solve a linear system so that the solution is differentiable in b and in the parameters."""
+        ...
+
+    def map_rows(self, fn: Callable[[Array], Array], rows: Array, /) -> Array:
+        """Return fn of each of the arrays stacked in `rows`, (k, ...), all at once where the framework can."""
+        ...
+
+    def cholesky_solve(self, A: Array, b: Array, /) -> Array:
+        """Solve symmetric systems A x = b, (*batch, n, n) and (*batch, n, k); NaN where A is not positive definite."""
+        ...
+
+    def lu_solve(self, A: Array, b: Array, /) -> Array:
+        """Solve systems A x = b, (*batch, n, n) and (*batch, n, k); not finite where A is singular."""
         ...
 
     def constant(self, x: Array, /) -> Array:

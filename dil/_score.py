@@ -63,6 +63,12 @@ class Score:
     batch_ndim: int
     derivatives: Derivatives | None = None
 
+    def __post_init__(self) -> None:
+        check_condition("score", self.fn, self.batch_ndim)
+        if self.derivatives is not None and not isinstance(self.derivatives, Derivatives):
+            message = f"derivatives={self.derivatives!r}; expected dil.Derivatives(gradient=..., hvp=..., mixed=...)"
+            raise OptionError(message)
+
     @property
     def name(self) -> str:
         """What to call the score in messages."""
@@ -93,3 +99,13 @@ class Score:
                 f"compute it without casts, or cast the arguments to one dtype before the call"
             )
             raise DTypeError(message)
+
+
+def check_condition(kind: str, fn: object, batch_ndim: object) -> None:
+    """Refuse what is no function, and a number of batch dimensions that is none."""
+    if not callable(fn):
+        message = f"{kind}={fn!r} of type {type(fn).__name__}; expected a callable"
+        raise OptionError(message)
+    if not isinstance(batch_ndim, int) or batch_ndim < 0:
+        message = f"batch_ndim={batch_ndim!r}; expected an integer >= 0"
+        raise OptionError(message)

@@ -46,6 +46,20 @@ class Space:
         joined: Array = flat[0] if len(flat) == 1 else xp.concat(flat, axis=-1)
         return joined
 
+    def vector(self, tree: Tree, what: str) -> Array:
+        """Return the vector of a tree that must belong to this space.
+
+        Raises
+        ------
+        ShapeError
+            If it does not.
+        """
+        vector, space = space_of(tree, len(self.batch), f"the result of {what}")
+        if space != self:
+            message = f"{what} returned {space.describe()}; expected {self.describe()}, like the unknown"
+            raise ShapeError(message)
+        return vector
+
     def unravel(self, vector: Array) -> Tree:
         """Split vectors (*batch, n) into the leaves of a tree."""
         if len(self.shapes) == 1:

@@ -55,6 +55,12 @@ class Status(IntEnum):
         "the solver's point is not stationary (the gradient of the score there is not small), so the implicit "
         "gradient is that of another problem; run the forward solver to a tighter tolerance",
     )
+    NOT_MINIMUM = (
+        10,
+        "the point is stationary but no minimum (the Hessian has a negative eigenvalue), and the gradient is that of "
+        "this stationary point; start the forward solver elsewhere, or pass linear_solver=dil.linear.MINRES() if "
+        "saddle points are welcome",
+    )
     FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
 
     @property

@@ -1,29 +1,33 @@
-"""The bi-level implicit function theorem: the derivative of y where F(y, args) = df/du = 0.
+"""The implicit function theorem: the derivative of y where F(y, args) = 0.
 
-F_y dy + F_args dargs = 0,   F_y = H symmetric
+J dy + F_args dargs = 0,   J = dF/du
 
-pullback      dL/dargs = -g^T F_args,   H g = dL/dy        (Look et al. 2020, Theorem 1)
-pushforward   dy = -H^-1 (F_args dargs)                    (Look et al. 2020, Theorem 2)
+pullback      dL/dargs = -g^T F_args,   J^T g = dL/dy
+pushforward   dy = -J^-1 (F_args dargs)
+
+For a score F = df/du and J = H is symmetric: Look et al. 2020, Theorem 1 (pullback) and Theorem 2 (pushforward).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from dil._arrays import array_namespace, device, eps, full, inner, peak, pick
 from dil._differentiate import jvp
 from dil._errors import ShapeError
+from dil._jacobian import jacobian, operator
+from dil._operator import Operator
+from dil._pairs import Pairs
 from dil._policy import Policy
 from dil._problem import Optimality, Problem
 from dil._protocol import LinearSystem
 from dil._solution import Solution
 from dil._status import Status
-from dil._typing import Array, Arrays, Matvec
-from dil.linear._operator import Operator
+from dil._typing import Array, Arrays
 from dil.linear._solver import LinearSolver
 
 SAFE = 1e-30
@@ -31,8 +35,12 @@ SAFE = 1e-30
 
 
 @dataclass(frozen=True)
-class BilevelRule:
-    """The derivative of a layer's solution with respect to its arguments."""
+class ImplicitRule:
+    """The derivative of a layer's solution with respect to its arguments.
+
+    The solution comes first among the outputs; what the solver remembers of J may follow, for a preconditioner, and is
+    a constant.
+    """
 
     find: Callable[[], Problem]
     """The problem of the call: its unknown's shape is known once the solver has run."""
@@ -40,43 +48,43 @@ class BilevelRule:
     policy: Policy
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
-        """Return -g^T F_args for the arguments in `wrt`, where H g = v."""
-        problem, (u,), (v,) = self.find(), y, cotangents
+        """Return -g^T F_args for the arguments in `wrt`, where J^T g = v."""
+        problem, u, v = self.find(), y[0], cotangents[0]
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        g = self.solve(F, Fu, u, floats, lambda p: pull((p,), (0,))[0], v)
+        J = operator(problem, lambda p: pull((p,), (0,))[0], u)
+        system = self.system(F, Fu, J.T, lambda *params: jacobian(F, *params).T, (u, *floats), y)
+        g = problem.backend.linear_solve(system, v)
         return pull((-g,), [1 + problem.arguments.floats.index(i) for i in wrt])
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
-        """Return -H^-1 (F_args t)."""
-        problem, (u,) = self.find(), y
+        """Return -J^-1 (F_args t)."""
+        problem, u, remembered = self.find(), y[0], y[1:]
         F, floats = problem.optimality(args)
-        t = [tangents[i] for i in problem.arguments.floats]
+        t, still = [tangents[i] for i in problem.arguments.floats], tuple(full(x, 0.0) for x in remembered)
         if all(tangent is None for tangent in t):
-            return (full(u, 0.0),)
+            return (full(u, 0.0), *still)
         (Fu,), (Ft,) = jvp(problem.backend, F, (u, *floats), (None, *t))
-        return (self.solve(F, Fu, u, floats, hessian_product(F, u, *floats), -Ft),)
+        system = self.system(F, Fu, jacobian(F, u, *floats), partial(jacobian, F), (u, *floats), y)
+        return (problem.backend.linear_solve(system, -Ft), *still)
 
-    def solve(self, F: Optimality, Fu: Array, u: Array, floats: Arrays, matvec: Matvec, b: Array) -> Array:
-        """Solve H g = b, judge the answer and the point u, and act on the policy."""
+    def system(
+        self, F: Optimality, Fu: Array, A: Operator, build: Callable[..., Operator], params: Arrays, y: Arrays
+    ) -> LinearSystem:
+        """Return the system with A = build(*params): its solve judges the answer and y, and acts on the policy."""
         backend = F.problem.backend
 
-        def solve(matvec: Matvec, b: Array, Fu: Array, u: Array) -> Array:
-            solution = self.linear_solver(Operator(matvec, symmetric=True), b, loop=backend.while_loop)
+        def solve(A: Operator, b: Array, Fu: Array, u: Array, *pairs: Array) -> Array:
+            A = replace(A, pairs=Pairs(*pairs)) if pairs else A
+            solution = self.linear_solver(A, b, loop=backend.while_loop)
             _check_solution(solution, b)
             status = judge(solution.status, Fu, u, b, solution.value, backend.number)
+            status = _told_of_curvature(status, solution)
             return self.policy.settle(backend, "backward solve", status, solution.value)
 
-        # what is only judged is no part of the derivative
-        judged = (backend.constant(Fu), backend.constant(u))
-        system = LinearSystem(partial(hessian_product, F), (u, *floats), matvec, solve, judged)
-        return backend.linear_solve(system, b)
-
-
-def hessian_product(F: Optimality, u: Array, *floats: Array) -> Matvec:
-    """Return p -> H p, H = dF/du: one vector-Jacobian product, since H is symmetric."""
-    _, pull = F.problem.backend.vjp(lambda w: F(w, *floats), u)
-    return lambda p: pull((p,))[0]
+        # what is only judged or remembered is no part of the derivative
+        constants = tuple(backend.constant(x) for x in (Fu, *y))
+        return LinearSystem(build, params, A, solve, constants)
 
 
 def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number: Callable[[Array], Any]) -> Array:
@@ -99,6 +107,17 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number:
         return status
     doubt = pick(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
     told: Array = xp.where((status != int(Status.CONVERGED)) | near, status, doubt)
+    return told
+
+
+def _told_of_curvature(status: Array, solution: Solution) -> Array:
+    """Return the statuses, NOT_MINIMUM where the system was solved but its Hessian proved not to be positive definite."""
+    bent = (solution.extra or {}).get("indefinite")
+    if bent is None:
+        return status
+    told: Array = array_namespace(status).where(
+        bent & (status == int(Status.CONVERGED)), full(status, int(Status.NOT_MINIMUM)), status
+    )
     return told
 
 

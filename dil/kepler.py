@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from dil._argmin import argmin
 from dil._arrays import array_namespace, eps, full
-from dil._layer import argmin
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status

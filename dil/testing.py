@@ -13,6 +13,7 @@ from typing import Any
 
 from dil import _differentiate
 from dil._arrays import array_namespace, device, eps
+from dil._operator import Operator
 from dil._protocol import LinearSystem
 from dil._registry import BackendHandle
 from dil._typing import Array, Arrays
@@ -108,11 +109,11 @@ def linear_solve_is_differentiable(handle: BackendHandle) -> None:
     d = d * d + 1.0
 
     def solve(d: Array, b: Array) -> Arrays:
-        def operator(d: Array) -> Callable[[Array], Array]:
-            return lambda p: d * p
+        def operator(d: Array) -> Operator:
+            return Operator(lambda p: d * p, lambda p: d * p)
 
         # a black box: the system can only be solved through the products it is given
-        system = LinearSystem(operator, (d,), operator(d), lambda matvec, b: b / matvec(b * 0.0 + 1.0))
+        system = LinearSystem(operator, (d,), operator(d), lambda A, b: b / A(b * 0.0 + 1.0))
         return (handle.module.linear_solve(system, b),)
 
     (x,), pull = handle.module.vjp(solve, d, b)

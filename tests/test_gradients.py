@@ -81,14 +81,14 @@ def test_forward_equals_reverse(plain):
 
 def test_pushforward_of_the_theorem(plain):
     """The rule's own pushforward, which torch's and JAX's forward mode call, equals the transpose of its pullback."""
-    from dil._theorem import BilevelRule
+    from dil._theorem import ImplicitRule
 
     case = Case("network", (3,), 11)
     layer = case.layer()
     arrays = [plain.asarray(x) for x in case.args()]
     call, flat = layer._call(tuple(arrays), {}, None)
     (y,) = call.forward(*flat)
-    rule = BilevelRule(call.problem, layer.linear_solver, layer.policy)
+    rule = ImplicitRule(call.problem, layer.linear_solver, layer.policy)
     draw = np.random.default_rng(1)
     t = tuple(plain.asarray(draw.standard_normal(x.shape)) for x in case.args())
     v = plain.asarray(case.cotangent())

@@ -514,7 +514,7 @@ class Pull:
                 continue
             slots[slot] = None
             for target, g in zip(targets, node.primitive.pull(node, c, positions), strict=True):
-                slots[target] = _plus(slots[target], g)
+                slots[target] = slots[target] if g is None else _plus(slots[target], g)
         found = [slots[slot] for slot in program.results]
         return tuple(
             self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)
@@ -608,8 +608,8 @@ def _common(primals: Arrays) -> Tape | None:
 class PullbackRule(Protocol):
     """The derivative of y = solve(*args), written in array code and `vjp`, so that it differentiates again."""
 
-    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
-        """Return the cotangents of `args[i]` for i in `wrt`."""
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
+        """Return the cotangents of `args[i]` for i in `wrt`; None stands for the zero cotangent."""
         ...
 
 
@@ -639,10 +639,10 @@ class _Implicit:
         args, y, c = _lifted(tuple(node.args), node.y, c)
         found = self.rule.pullback(args, y, c, tuple(wanted))
         for i, g in zip(wanted, found, strict=True):
-            if g.shape != args[i].shape:
+            if g is not None and g.shape != args[i].shape:
                 msg = f"a pullback returned shape {g.shape} for an argument of shape {args[i].shape}"
                 raise ShapeError(msg)
-        return [fit(namespace(g), g, args[i]) for i, g in zip(wanted, found, strict=True)]
+        return [None if g is None else fit(namespace(g), g, args[i]) for i, g in zip(wanted, found, strict=True)]
 
 
 def implicit(solve: Callable[..., Arrays], rule: PullbackRule) -> Callable[..., Arrays]:

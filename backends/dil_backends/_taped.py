@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
+from dil._arrays import array_namespace
 from dil._errors import CapturedError
 from dil._linear_solve import differentiable_solve
 from dil._loops import python_loop as while_loop
@@ -15,12 +16,16 @@ from dil_backends._tape import constant, implicit, is_box, value_type, vjp
 
 __all__ = [
     "assert_constant",
+    "by_cholesky",
+    "by_lu",
     "children",
     "constant",
     "implicit",
     "linear_solve",
+    "map_rows",
     "number",
     "on_host",
+    "solve_each",
     "value_type",
     "vjp",
     "while_loop",
@@ -34,8 +39,38 @@ def children(x: object, /) -> None:
 def linear_solve(system: LinearSystem, b: Array, /) -> Array:
     """Solve a linear system; differentiable where the tape is recording."""
     if not any(is_box(x) for x in (b, *system.params)):
-        return system.solve(system.matvec, b, *system.constants)
+        return system.solve(system.A, b, *system.constants)
     return differentiable_solve(cast(Backend, sys.modules[__name__]), system, b)
+
+
+def map_rows(fn: Callable[[Array], Array], rows: Array, /) -> Array:
+    """Apply fn to one row after the other."""
+    xp = array_namespace(rows)
+    return xp.stack([fn(rows[i, ...]) for i in range(rows.shape[0])])  # type: ignore[no-any-return]
+
+
+def solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception], A: Array, b: Array) -> Array:
+    """Solve a stack of systems; NaN for those where the library raises its exception."""
+    try:
+        return solve(A, b)
+    except failure:
+        xp = array_namespace(b)
+        if A.ndim == 2:
+            return xp.full_like(b, xp.nan)  # type: ignore[no-any-return]
+        each = [solve_each(solve, failure, A[i, ...], b[i, ...]) for i in range(A.shape[0])]
+        return xp.stack(each)  # type: ignore[no-any-return]
+
+
+def by_cholesky(A: Array, b: Array) -> Array:
+    """Solve symmetric positive definite systems in terms of the standard, which has no triangular solve."""
+    xp = array_namespace(A)
+    L = xp.linalg.cholesky(A)
+    return xp.linalg.solve(L.mT, xp.linalg.solve(L, b))  # type: ignore[no-any-return]
+
+
+def by_lu(A: Array, b: Array) -> Array:
+    """Solve systems in terms of the standard."""
+    return array_namespace(A).linalg.solve(A, b)  # type: ignore[no-any-return]
 
 
 def assert_constant(x: Array, message: str, /) -> None:

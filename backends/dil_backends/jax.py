@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dil._errors import BackendError, CapturedError
+from dil._operator import Operator
 from dil._protocol import LinearSystem, Pull, Rule
 
 NATIVE = "jax"
+DENSE = 64
 Arrays = tuple[jax.Array, ...]
 
 constant = jax.lax.stop_gradient
@@ -79,12 +81,33 @@ def _is_zero(tangent: Any) -> bool:
 
 
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:
-    """Solve a symmetric linear system; differentiable to any order, and its own transpose."""
+    """Solve a linear system; differentiable to any order, and transposable."""
+    A = system.A
 
     def solve(matvec: Any, b: Any) -> Any:
-        return system.solve(matvec, b, *system.constants)
+        return system.solve(Operator(matvec, A.rmatvec, A.symmetric), b, *system.constants)
 
-    return jax.lax.custom_linear_solve(system.matvec, b, solve, symmetric=True)
+    def transpose_solve(vecmat: Any, b: Any) -> Any:
+        return system.solve(Operator(vecmat, A.matvec), b, *system.constants)
+
+    return jax.lax.custom_linear_solve(A.matvec, b, solve, transpose_solve, symmetric=A.symmetric)
+
+
+def map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
+    """Apply fn to all rows at once."""
+    return jax.vmap(fn)(rows)
+
+
+def cholesky_solve(A: Any, b: Any, /) -> Any:
+    """Solve by Cholesky; NaN comes of itself where A is not positive definite."""
+    L = jax.lax.linalg.cholesky(A)
+    z = jax.lax.linalg.triangular_solve(L, b, left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)
+
+
+def lu_solve(A: Any, b: Any, /) -> Any:
+    """Solve by LU."""
+    return jnp.linalg.solve(A, b)
 
 
 def assert_constant(x: jax.Array, message: str, /) -> None:

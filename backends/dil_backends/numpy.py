@@ -11,12 +11,25 @@ from dil._errors import BackendError
 from dil._loops import python_loop
 from dil._protocol import LinearSystem
 from dil._typing import Array
-from dil_backends._taped import assert_constant, children, constant, implicit, on_host, value_type, vjp
+from dil_backends._taped import (
+    assert_constant,
+    by_cholesky,
+    by_lu,
+    children,
+    constant,
+    implicit,
+    map_rows,
+    on_host,
+    solve_each,
+    value_type,
+    vjp,
+)
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp"]
+__all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "map_rows", "on_host", "vjp"]
 
 NATIVE = "numpy"
+DENSE = 8
 
 
 def owns(x: object, /) -> bool:
@@ -34,6 +47,16 @@ def linear_solve(system: LinearSystem, b: Array, /) -> Array:
     """Solve a linear system; what is not finite ends in a status, as in a loop."""
     with np.errstate(all="ignore"):
         return _linear_solve(system, b)
+
+
+def cholesky_solve(A: Array, b: Array, /) -> Array:
+    """Solve by Cholesky."""
+    return solve_each(by_cholesky, np.linalg.LinAlgError, A, b)
+
+
+def lu_solve(A: Array, b: Array, /) -> Array:
+    """Solve by LU."""
+    return solve_each(by_lu, np.linalg.LinAlgError, A, b)
 
 
 def tell(listener: Callable[[Any], None], status: Array, value: Array) -> Array:

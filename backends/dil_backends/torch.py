@@ -18,6 +18,7 @@ Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
 
 NATIVE = "torch"
+DENSE = 128
 THIS = cast(Backend, sys.modules[__name__])
 
 while_loop = python_loop
@@ -128,12 +129,15 @@ class Implicit(torch.autograd.Function):
         """Keep the arguments and the solution."""
         ctx.rule, args = inputs[1], inputs[2:]
         ctx.count = len(args)
+        ctx.set_materialize_grads(False)  # what nothing depends on, such as what a solver remembers, costs nothing
         ctx.save_for_backward(*args, *output)
         ctx.save_for_forward(*args, *output)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Pull back to the arguments whose gradient is asked for."""
+        if all(ct is None for ct in cotangents):
+            return (None, None, *(None for _ in range(ctx.count)))
         saved = ctx.saved_tensors
         args, y = saved[: ctx.count], saved[ctx.count :]
         wrt = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
@@ -169,8 +173,25 @@ def implicit(solve: Callable[..., Tensors], rule: Rule, /) -> Callable[..., Tens
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:
     """Solve a linear system; differentiable where autograd is recording."""
     if not (_transforming() or any(_tracked(x) for x in (b, *system.params))):
-        return system.solve(system.matvec, b, *system.constants)
+        return system.solve(system.A, b, *system.constants)
     return differentiable_solve(THIS, system, b)
+
+
+def map_rows(fn: Callable[[Tensor], Tensor], rows: Tensor, /) -> Tensor:
+    """Apply fn to all rows at once."""
+    return torch.vmap(fn)(rows)
+
+
+def cholesky_solve(A: Tensor, b: Tensor, /) -> Tensor:
+    """Solve by Cholesky, without an exception where A is not positive definite."""
+    L, info = torch.linalg.cholesky_ex(A)
+    return torch.where((info == 0)[..., None, None], torch.cholesky_solve(b, L), torch.nan)
+
+
+def lu_solve(A: Tensor, b: Tensor, /) -> Tensor:
+    """Solve by LU, without an exception where A is singular."""
+    x, info = torch.linalg.solve_ex(A, b)
+    return torch.where((info == 0)[..., None, None], x, torch.nan)
 
 
 def constant(x: Tensor, /) -> Tensor:

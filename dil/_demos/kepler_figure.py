@@ -97,7 +97,13 @@ def survey(handle: dil.BackendHandle, learned: Learned) -> Landscape:
 def _slope_at(handle: dil.BackendHandle, M: float) -> Callable[[Any, Any], Any]:
     """Return dE/de by the theorem at points (e, E) as if each were a solution: the solver returns what it is given."""
     # unchecked, since none of them is a solution: that is the point of the picture
-    layer = dil.argmin(kepler.score, lambda score, init, *args: init, batch_ndim=1, on_failure="ignore")
+    layer = dil.argmin(
+        kepler.score,
+        lambda score, init, *args: init,
+        linear_solver=dil.linear.CG(),
+        batch_ndim=1,
+        on_failure="ignore",
+    )
 
     def slope(e: Any, E: Any) -> Any:
         found, pull = dil.vjp(lambda e: layer(M, e, init=E), e)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dil._arrays import array_namespace, dot, full, norm, peak
+from dil._operator import Operator
 from dil._solution import Solution
 from dil._typing import Array, Loop, Matvec
-from dil.linear._operator import Operator
 from dil.linear._restarts import Pass, Progress, Task, check_options, restarted, shifted
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dil._arrays import array_namespace, dot, full, norm
+from dil._operator import Operator, as_operator
 from dil._solution import Solution
 from dil._typing import Array, Loop, Matvec
-from dil.linear._operator import Operator, as_operator
 from dil.linear._restarts import Measure, Pass, Progress, Task, check_options, restarted
 
 

@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from dil._arrays import array_namespace, eps, full, norm
 from dil._errors import OptionError, ShapeError
+from dil._operator import Operator, as_operator
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
-from dil.linear._operator import Operator, as_operator
 
 Measure: TypeAlias = Callable[[Array, Array], Array]
 """The error of x, (*batch, 1), from x and b - A x."""

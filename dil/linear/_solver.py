@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from dil._operator import Operator
 from dil._solution import Solution
 from dil._typing import Array, Loop
-from dil.linear._operator import Operator
 
 
 class LinearSolver(Protocol):

@@ -7,15 +7,28 @@ import numpy as np
 
 from dil._errors import BackendError
 from dil_backends._tape import is_box
-from dil_backends._taped import assert_constant, children, constant, implicit, number, on_host, value_type, vjp
-from dil_backends.numpy import linear_solve, while_loop
+from dil_backends._taped import (
+    assert_constant,
+    children,
+    constant,
+    implicit,
+    map_rows,
+    number,
+    on_host,
+    value_type,
+    vjp,
+)
+from dil_backends.numpy import cholesky_solve, linear_solve, lu_solve, while_loop
 
 __all__ = [
     "assert_constant",
     "children",
+    "cholesky_solve",
     "constant",
     "implicit",
     "linear_solve",
+    "lu_solve",
+    "map_rows",
     "number",
     "on_host",
     "vjp",
@@ -23,6 +36,7 @@ __all__ = [
 ]
 
 NATIVE = "array_api_strict"
+DENSE = 8
 
 
 OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne"]

@@ -1,0 +1,147 @@
+"""Dense solution of A x = b: the matrix built by products with the identity, then Cholesky, then LU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dil._arrays import array_namespace, device, eps, full
+from dil._operator import Operator, as_operator
+from dil._protocol import Backend
+from dil._registry import common_owner
+from dil._solution import Solution
+from dil._status import Status
+from dil._typing import Array, Loop, Matvec
+from dil.linear._cg import CG
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Solve (A + damping I) x = b by a factorisation of the dense matrix, each problem of a batch by itself.
+
+    Parameters
+    ----------
+    damping : float
+        Added to the diagonal of A, in the units of A.
+
+    Notes
+    -----
+    The matrix costs n products with A, taken together where the framework can batch them. A symmetric matrix is
+    factored by Cholesky, and by LU where it proves not to be positive definite; others by LU. One step of refinement
+    follows (Higham 2002, Algorithm 12.1).
+
+    A problem counts as solved when the residual is as small as rounding leaves it, ||b - A x|| <= 16 eps sqrt(n)
+    (||A|| ||x|| + ||b||), and A is not singular to working precision: its condition number, estimated by one more
+    right-hand side, is below eps ** (-2/3), 2.7e10 in float64 and 4.1e4 in float32. Otherwise it ends SINGULAR, with zero
+    where there is no finite solution. Norms are maximum norms.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> H = np.asarray([[4.0, 1.0], [1.0, -3.0]])
+    >>> x = dil.linear.Direct()(lambda p: p @ H, np.asarray([1.0, 2.0]))
+    >>> np.allclose(H @ x.value, [1.0, 2.0])
+    True
+    """
+
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        CG(damping=self.damping)
+
+    def __call__(
+        self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
+    ) -> Solution:
+        """Solve A x = b for b: (*batch, n); status: batch. A start is of no use here, and ignored."""
+        backend = common_owner([b], ["b"], "dil.linear.Direct")
+        A = as_operator(A)
+        matrix = dense(A, b, backend)
+        if self.damping:
+            matrix = matrix + self.damping * identity(b)
+        return solve_dense(matrix, b, backend, loop or backend.while_loop, symmetric=A.symmetric)
+
+
+def identity(b: Array) -> Array:
+    """Return the identity beside b, (n, n)."""
+    n = b.shape[-1]
+    columns = array_namespace(b).arange(n, device=device(b))
+    return array_namespace(b).astype(columns[:, None] == columns[None, :], b.dtype)  # type: ignore[no-any-return]
+
+
+def dense(A: Operator, b: Array, backend: Backend) -> Array:
+    """Return the matrix of each problem, (*batch, n, n), by products with the columns of the identity."""
+    xp, n = array_namespace(b), b.shape[-1]
+    if n == 0:
+        return full(b, 0.0, shape=(*b.shape, n))
+    rows = xp.reshape(identity(b), (n, *(1,) * (b.ndim - 1), n))
+    columns = backend.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)))
+    moved: Array = xp.moveaxis(columns, 0, -1)
+    return moved
+
+
+def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmetric: bool) -> Solution:
+    """Solve dense systems, (*batch, n, n) and (*batch, n)."""
+    xp, n = array_namespace(b), b.shape[-1]
+    machine = eps(xp, b.dtype)
+    size = xp.max(xp.abs(b), axis=-1, keepdims=True) if n else full(b, 0.0, shape=(*b.shape[:-1], 1))
+    zero = size == 0
+    scaled = b / xp.where(zero, 1.0, size)
+    # a second right-hand side, for the condition number
+    probe = xp.broadcast_to(xp.astype(1 - 2 * (xp.arange(n, device=device(b)) % 2), b.dtype), b.shape)
+    right = xp.stack([scaled, probe], axis=-1)
+    factor = _Factor(matrix, backend, loop, symmetric)
+    x, bent = factor.solve(right)
+    x = x + factor.solve(right - matrix @ x)[0]
+    left = _top(right - matrix @ x, -2)
+    norm_A = _top(xp.sum(xp.abs(matrix), axis=-1), -1)[..., None]
+    sizes = _top(x, -2)
+    # ||A|| ||A^-1 e|| estimates the condition number from below
+    condition = norm_A[..., 0] * sizes[..., 1]
+    tight = left[..., 0] <= 16 * machine * math.sqrt(max(n, 1)) * (norm_A[..., 0] * sizes[..., 0] + 1.0)
+    solved = zero[..., 0] | (tight & (condition < machine ** (-2 / 3)))
+    finite = xp.isfinite(size[..., 0]) & xp.isfinite(norm_A[..., 0])
+    status = xp.where(finite, full(solved, int(Status.SINGULAR), dtype=xp.int32), int(Status.NON_FINITE))
+    status = xp.where(solved, 0, status)
+    value = xp.where(xp.isfinite(x[..., 0]) & ~zero, x[..., 0] * size, 0.0)
+    residual = xp.where(zero[..., 0], 0.0, left[..., 0])
+    count = xp.where(zero[..., 0], 0, full(status, n))
+    return Solution(
+        value, status, count, residual, {"condition": condition, "indefinite": bent & finite & ~zero[..., 0]}
+    )
+
+
+class _Factor(NamedTuple):
+    """Dense matrices, (*batch, n, n), and how to solve with them."""
+
+    matrix: Array
+    backend: Backend
+    loop: Loop
+    symmetric: bool
+
+    def solve(self, right: Array) -> tuple[Array, Array]:
+        """Solve by Cholesky where that succeeds, else by LU; return also where a symmetric matrix was not positive."""
+        xp, backend = array_namespace(right), self.backend
+        if not self.symmetric:
+            x = backend.lu_solve(self.matrix, right)
+            return x, xp.zeros(x.shape[:-2], dtype=xp.bool, device=device(x))
+        x = backend.cholesky_solve(self.matrix, right)
+        failed = ~xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
+
+        def by_lu(s: tuple[Array, Array]) -> tuple[Array, Array]:
+            return s[0] & ~s[0], xp.where(s[0], backend.lu_solve(self.matrix, right), s[1])
+
+        # a loop that runs once if a matrix is not positive definite, and not at all otherwise
+        return self.loop(lambda s: xp.any(s[0]), by_lu, (failed, x))[1], failed[..., 0, 0]
+
+
+def _top(x: Array, axis: int) -> Array:
+    xp = array_namespace(x)
+    if x.shape[axis] == 0:
+        return xp.sum(x, axis=axis)  # type: ignore[no-any-return]
+    return xp.max(xp.abs(x), axis=axis)  # type: ignore[no-any-return]
