@@ -56,8 +56,18 @@ class Status(IntEnum):
         "gradient is that of another problem; run the forward solver to a tighter tolerance",
     )
     FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
+    PRECONDITIONER = (
+        8,
+        "<r, M r> <= 0: the preconditioner is not positive definite; take one that is, such as "
+        "dil.linear.Jacobi(), or none",
+    )
+    APPROXIMATE = (
+        9,
+        "the answer is the cheap approximation that was asked for by name, above the tolerance; "
+        "take dil.linear.CG() for an exact one",
+    )
 
     @property
     def ok(self) -> bool:
-        """Whether the answer may be used as it is."""
+        """Whether the answer is that of the equations, to the tolerance."""
         return self is Status.CONVERGED

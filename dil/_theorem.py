@@ -17,7 +17,7 @@ from typing import Any
 from dil._arrays import array_namespace, device, eps, full, inner, peak, pick
 from dil._differentiate import jvp
 from dil._errors import ShapeError
-from dil._policy import Policy
+from dil._policy import Policy, pardoned
 from dil._problem import Optimality, Problem
 from dil._protocol import LinearSystem
 from dil._solution import Solution
@@ -98,7 +98,7 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number:
     if near is True:
         return status
     doubt = pick(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    told: Array = xp.where((status != int(Status.CONVERGED)) | near, status, doubt)
+    told: Array = xp.where((pardoned(status) != int(Status.CONVERGED)) | near, status, doubt)
     return told
 
 
