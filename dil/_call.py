@@ -49,6 +49,7 @@ class Call:
     def forward(self, *arrays: Array) -> Arrays:
         """Solve, refine, judge and act on the policy; what the solver remembers of J comes after the solution."""
         y, solution = self.run(arrays)
+        assert solution.status is not None
         y = self.policy.settle(self.backend, "forward solve", solution.status, y)
         return (y, *(self._remembered(solution) or ()))
 

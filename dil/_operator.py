@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dil._errors import OptionError
 from dil._pairs import Pairs
+from dil._pairs import shifted as shifted_pairs
 from dil._typing import Array, Matvec
 
 
@@ -64,3 +65,17 @@ class Operator:
 def as_operator(matvec: Matvec) -> Operator:
     """Return an operator as it is, and a plain product as one of which nothing more is known."""
     return matvec if isinstance(matvec, Operator) else Operator(matvec)
+
+
+def shifted(matvec: Matvec, shift: float) -> Operator:
+    """Return A + shift I, with what is known of A."""
+    A = as_operator(matvec)
+    if shift == 0:
+        return A
+    product, transposed, pairs = A.matvec, A.rmatvec, A.pairs
+    return Operator(
+        lambda p: product(p) + shift * p,
+        None if transposed is None else lambda p: transposed(p) + shift * p,
+        A.symmetric,
+        None if pairs is None else shifted_pairs(pairs, shift),
+    )

@@ -43,24 +43,35 @@ def remember(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
     return Pairs(push(pairs.s, s, column), push(pairs.y, y, column), push(pairs.rho, rho, keep))
 
 
-def inverse_product(pairs: Pairs, r: Array) -> Array:
+def shifted(pairs: Pairs, shift: float) -> Pairs:
+    """Return the pairs of A + shift I."""
+    xp = array_namespace(pairs.s)
+    held = pairs.rho > 0
+    sy = 1.0 / xp.where(held, pairs.rho, full(pairs.rho, 1.0)) + shift * xp.sum(pairs.s * pairs.s, axis=-1)
+    return Pairs(pairs.s, pairs.y + shift * pairs.s, xp.where(held, 1.0 / sy, pairs.rho))
+
+
+def inverse_scale(pairs: Pairs) -> Array:
+    """Return <s, y> / <y, y> of the newest pair, shape batch: Nocedal and Wright 2006, eq. 7.20; one without pairs."""
+    xp, newest = array_namespace(pairs.s), pairs.rho[-1, ...]
+    yy = inner(pairs.y[-1, ...], pairs.y[-1, ...])
+    used = newest > 0
+    return xp.where(used, 1.0 / xp.where(used, newest * yy, full(yy, 1.0)), full(yy, 1.0))  # type: ignore[no-any-return]
+
+
+def inverse_product(pairs: Pairs, r: Array, inverse: Array | None = None) -> Array:
     """Return the product of r, (*batch, n), with the L-BFGS approximation of A^-1: symmetric positive definite.
 
-    Nocedal and Wright 2006, Algorithm 7.4, from the multiple of the identity of their eq. 7.20. Problems without pairs
-    get r itself.
+    Nocedal and Wright 2006, Algorithm 7.4, from a positive diagonal `inverse`, (*batch, n); by default the multiple of
+    the identity of `inverse_scale`, so that problems without pairs get r itself.
     """
-    xp, count = array_namespace(r), pairs.rho.shape[0]
     q, alphas = r, []
-    for i in reversed(range(count)):
+    for i in reversed(range(pairs.rho.shape[0])):
         alpha = pairs.rho[i, ...] * inner(pairs.s[i, ...], q)
         q = q - alpha[..., None] * pairs.y[i, ...]
         alphas.append(alpha)
-    newest = pairs.rho[-1, ...]
-    yy = inner(pairs.y[-1, ...], pairs.y[-1, ...])
-    used = newest > 0
-    scale = xp.where(used, 1.0 / xp.where(used, newest * yy, full(yy, 1.0)), full(yy, 1.0))
-    z: Array = scale[..., None] * q
-    for i, alpha in zip(range(count), reversed(alphas), strict=True):
+    z: Array = q * (inverse_scale(pairs)[..., None] if inverse is None else inverse)
+    for i, alpha in enumerate(reversed(alphas)):
         beta = pairs.rho[i, ...] * inner(pairs.y[i, ...], z)
         z = z + (alpha - beta)[..., None] * pairs.s[i, ...]
     return z

@@ -31,8 +31,9 @@ class Policy:
     def settle(self, backend: Backend, stage: str, status: Array, value: Array) -> Array:
         """Act on the statuses, shape batch, of a solve; return its value, shape (*batch, n)."""
         code = backend.number(status)
-        if isinstance(code, int) and code == Status.CONVERGED:
+        if isinstance(code, int) and code in (Status.CONVERGED, Status.APPROXIMATE):
             return value
+        status = pardoned(status)
         if self.on_failure == "nan":
             xp = array_namespace(value)
             failed = (status != int(Status.CONVERGED))[..., None]
@@ -41,6 +42,12 @@ class Policy:
         if self.on_failure != "ignore":
             return backend.tell(partial(_report, self, stage, backend), status, value)
         return value
+
+
+def pardoned(status: Array) -> Array:
+    """Return the statuses with those converged that were asked for by name: nobody has to be told of them."""
+    asked = status == int(Status.APPROXIMATE)
+    return array_namespace(status).where(asked, full(status, int(Status.CONVERGED)), status)  # type: ignore[no-any-return]
 
 
 def _report(policy: Policy, stage: str, backend: Backend, status: Any) -> None:

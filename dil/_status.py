@@ -55,15 +55,25 @@ class Status(IntEnum):
         "the solver's point is not stationary (the gradient of the score there is not small), so the implicit "
         "gradient is that of another problem; run the forward solver to a tighter tolerance",
     )
+    FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
+    PRECONDITIONER = (
+        8,
+        "<r, M r> <= 0: the preconditioner is not positive definite; take one that is, such as "
+        "dil.linear.Jacobi(), or none",
+    )
+    APPROXIMATE = (
+        9,
+        "the answer is the cheap approximation that was asked for by name, above the tolerance; "
+        "take dil.linear.CG() for an exact one",
+    )
     NOT_MINIMUM = (
         10,
         "the point is stationary but no minimum (the Hessian has a negative eigenvalue), and the gradient is that of "
         "this stationary point; start the forward solver elsewhere, or pass linear_solver=dil.linear.MINRES() if "
         "saddle points are welcome",
     )
-    FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
 
     @property
     def ok(self) -> bool:
-        """Whether the answer may be used as it is."""
+        """Whether the answer is that of the equations, to the tolerance."""
         return self is Status.CONVERGED

@@ -22,7 +22,7 @@ from dil._errors import ShapeError
 from dil._jacobian import jacobian, operator
 from dil._operator import Operator
 from dil._pairs import Pairs
-from dil._policy import Policy
+from dil._policy import Policy, pardoned
 from dil._problem import Optimality, Problem
 from dil._protocol import LinearSystem
 from dil._solution import Solution
@@ -106,12 +106,12 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number:
     if near is True:
         return status
     doubt = pick(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    told: Array = xp.where((status != int(Status.CONVERGED)) | near, status, doubt)
+    told: Array = xp.where((pardoned(status) != int(Status.CONVERGED)) | near, status, doubt)
     return told
 
 
 def _told_of_curvature(status: Array, solution: Solution) -> Array:
-    """Return the statuses, NOT_MINIMUM where the system was solved but its Hessian proved not to be positive definite."""
+    """Return the statuses, NOT_MINIMUM where the system was solved but its Hessian is not positive definite."""
     bent = (solution.extra or {}).get("indefinite")
     if bent is None:
         return status

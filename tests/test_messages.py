@@ -900,7 +900,8 @@ def constant(u, x):
 
 CONSISTENT = {
     "singular": (dil.argmin(first_only, solved), [2.0, 0.0]),
-    "indefinite": (weighted(1.0, -1.0), [2.0, 0.0]),
+    "indefinite": (weighted(1.0, -1.0, linear_solver=dil.linear.CG()), [2.0, 0.0]),
+    "a saddle point that is asked for": (weighted(1.0, -1.0, linear_solver=dil.linear.MINRES()), [2.0, 3.0]),
     "no dependence": (dil.argmin(constant, solved), [0.0, 0.0]),
 }
 

@@ -1,6 +1,8 @@
 """Linear solvers for the backward pass, in the array API: products with the matrix are all that they need."""
 
 from dil._operator import Operator
+from dil.linear import preconditioners
+from dil.linear._approximate import Neumann, OneStep
 from dil.linear._auto import Auto
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
@@ -9,5 +11,24 @@ from dil.linear._gmres import GMRES
 from dil.linear._minres import MINRES
 from dil.linear._normal_cg import NormalCG
 from dil.linear._solver import LinearSolver
+from dil.linear._warm_start import WarmStart
+from dil.linear.preconditioners import Jacobi, LBFGSPairs, Nystrom
 
-__all__ = ["CG", "GMRES", "MINRES", "Auto", "BiCGSTAB", "Direct", "LinearSolver", "NormalCG", "Operator"]
+__all__ = [
+    "CG",
+    "GMRES",
+    "MINRES",
+    "Auto",
+    "BiCGSTAB",
+    "Direct",
+    "Jacobi",
+    "LBFGSPairs",
+    "LinearSolver",
+    "Neumann",
+    "NormalCG",
+    "Nystrom",
+    "OneStep",
+    "Operator",
+    "WarmStart",
+    "preconditioners",
+]

@@ -24,8 +24,8 @@ class Auto:
     """Solve (A + damping I) x = b by what the size and the symmetry of A allow.
 
     A dense solve, `Direct`, for few unknowns; `CG` for a symmetric A; `GMRES` for one that is not known to be
-    symmetric. The problems in which CG meets negative or no curvature, or whose dense matrix is singular, go to `MINRES`
-    (`GMRES` if not symmetric), which solves a singular system too if it has a solution.
+    symmetric. The problems in which CG meets negative or no curvature, or whose dense matrix is singular, go to
+    `MINRES` (`GMRES` if not symmetric), which solves a singular system too if it has a solution.
 
     Where a symmetric matrix proves not to be positive definite, `extra["indefinite"]` says so, and an argmin layer ends
     that problem `NOT_MINIMUM`: its gradient is that of the stationary point, which is no minimum.
@@ -68,13 +68,13 @@ class Auto:
         """Solve A x = b for b: (*batch, n); status: batch."""
         backend = common_owner([b], ["b"], "dil.linear.Auto")
         A, loop = as_operator(A), backend.while_loop if loop is None else loop
-        options = {"damping": self.damping, "rtol": self.rtol, "max_iter": self.max_iter}
-        second = MINRES(**options) if A.symmetric else GMRES(**options)
+        damping, rtol, limit = self.damping, self.rtol, self.max_iter
+        second = MINRES(damping, rtol, limit) if A.symmetric else GMRES(damping=damping, rtol=rtol, max_iter=limit)
         if b.shape[-1] <= (backend.DENSE if self.dense is None else self.dense):
-            return _mended(Direct(self.damping)(A, b, loop=loop), second, A, b, loop)
+            return _mended(Direct(damping)(A, b, loop=loop), second, A, b, loop)
         if not A.symmetric:
             return second(A, b, loop=loop, x0=x0)
-        return _mended(CG(**options)(A, b, loop=loop, x0=x0), second, A, b, loop)
+        return _mended(CG(damping, rtol, limit)(A, b, loop=loop, x0=x0), second, A, b, loop)
 
 
 Mending: TypeAlias = tuple[Array, Array, Array, Array, Array]
@@ -90,6 +90,7 @@ def _mended(first: Solution, second: LinearSolver, A: Operator, b: Array, loop: 
         met, x, status, steps, residual = s
         # the others get a right-hand side of zero, which costs no iteration
         new = second(A, xp.where(met[..., None], b, full(b, 0.0)), loop=loop)
+        assert new.iterations is not None
         return (
             met & ~met,
             xp.where(met[..., None], new.value, x),
@@ -100,6 +101,6 @@ def _mended(first: Solution, second: LinearSolver, A: Operator, b: Array, loop: 
 
     # a loop that runs once if there is such a problem, and not at all otherwise
     start = (bent, first.value, first.status, first.iterations, first.residual)
-    _, *found = loop(lambda s: xp.any(s[0]), again, start)
+    _, x, status, steps, residual = loop(lambda s: xp.any(s[0]), again, start)
     indefinite = (first.status == int(Status.INDEFINITE)) | (first.extra or {}).get("indefinite", bent & ~bent)
-    return Solution(*found, {"indefinite": indefinite})
+    return Solution(x, status, steps, residual, {"indefinite": indefinite})

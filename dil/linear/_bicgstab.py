@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dil._arrays import array_namespace, device, dot, full, norm, peak
-from dil._operator import Operator
+from dil._operator import Operator, shifted
 from dil._solution import Solution
 from dil._typing import Array, Loop, Matvec
-from dil.linear._restarts import Pass, Progress, Task, check_options, restarted, shifted
+from dil.linear._restarts import Pass, Progress, Task, check_options, restarted
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 from dil._arrays import array_namespace, eps, full, inner, opposite, peak, pick
 from dil._errors import OptionError
+from dil._operator import shifted
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, DType, Loop, Matvec
+from dil.linear._flexible_cg import flexible_cg
+from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
 
 Scalar: TypeAlias = Any
 """An array, shape batch, or a number of Python."""
@@ -31,6 +34,9 @@ class CG:
         6.4e-6 in float32.
     max_iter : int, optional
         Products with H at most, for each problem; by default max(100, 10 n).
+    preconditioner : callable or Preconditioner, optional
+        A callable r -> z with z near (H + damping I)^-1 r, r and z: (*batch, n), positive definite, which may change
+        from step to step; or one of `dil.linear.preconditioners`, prepared anew for each system.
 
     Notes
     -----
@@ -42,7 +48,10 @@ class CG:
     4. The recurrence for the residual drifts by rounding. The true residual is computed at the end: where it misses
        the tolerance, the iteration starts again from it, as long as that halves it at least.
 
-    Sources: Look et al. 2020, Algorithm 1; Saad 2003, Algorithm 6.18; Shewchuk 1994, B.2 (restarts from the residual).
+    With a preconditioner, or a start x0, it is the flexible method, whose every answer is judged by its true residual.
+
+    Sources: Look et al. 2020, Algorithm 1; Saad 2003, Algorithm 6.18; Shewchuk 1994, B.2 (restarts from the residual);
+    Golub and Ye 1999 (with a preconditioner).
 
     Raises
     ------
@@ -61,6 +70,7 @@ class CG:
     damping: float = 0.0
     rtol: float | None = None
     max_iter: int | None = None
+    preconditioner: Preconditioner | Matvec | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.damping, int | float) or not 0 <= self.damping < float("inf"):
@@ -72,15 +82,19 @@ class CG:
         if self.max_iter is not None and not (isinstance(self.max_iter, int) and self.max_iter >= 1):
             message = f"max_iter={self.max_iter!r}; expected at least 1, or None for max(100, 10 n)"
             raise OptionError(message)
+        check_preconditioner(self.preconditioner)
 
-    def __call__(self, matvec: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
-        """Solve for each problem of a batch; b and the value: (*batch, n), float."""
+    def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None) -> Solution:
+        """Solve for each problem of a batch; b, x0 and the value: (*batch, n), float."""
         backend = common_owner([b], ["b"], "dil.linear.CG")
         xp = array_namespace(b)
         rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
         max_iter = max(100, 10 * b.shape[-1]) if self.max_iter is None else self.max_iter
-        damped = matvec if self.damping == 0 else lambda p: matvec(p) + self.damping * p
         loop = backend.while_loop if loop is None else loop
+        if self.preconditioner is not None or x0 is not None:
+            M, H = self.preconditioner, shifted(A, self.damping)
+            return flexible_cg(H, b, preconditioner=M, x0=x0, rtol=rtol, max_iter=max_iter, loop=loop)
+        damped = A if self.damping == 0 else lambda p: A(p) + self.damping * p
         return cg(damped, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.number)
 
 

@@ -33,8 +33,8 @@ class Direct:
 
     A problem counts as solved when the residual is as small as rounding leaves it, ||b - A x|| <= 16 eps sqrt(n)
     (||A|| ||x|| + ||b||), and A is not singular to working precision: its condition number, estimated by one more
-    right-hand side, is below eps ** (-2/3), 2.7e10 in float64 and 4.1e4 in float32. Otherwise it ends SINGULAR, with zero
-    where there is no finite solution. Norms are maximum norms.
+    right-hand side, is below eps ** (-2/3), 2.7e10 in float64 and 4.1e4 in float32. Otherwise it ends SINGULAR, with
+    zero where there is no finite solution. Norms are maximum norms.
 
     Raises
     ------

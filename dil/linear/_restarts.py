@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from dil._arrays import array_namespace, eps, full, norm
 from dil._errors import OptionError, ShapeError
-from dil._operator import Operator, as_operator
+from dil._operator import Operator
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
-from dil._typing import Array, Loop, Matvec
+from dil._typing import Array, Loop
 
 Measure: TypeAlias = Callable[[Array, Array], Array]
 """The error of x, (*batch, 1), from x and b - A x."""
@@ -107,12 +107,6 @@ def check_options(options: Options, units: str = "A") -> None:
     if max_iter is not None and not (isinstance(max_iter, int) and max_iter >= 1):
         message = f"max_iter={max_iter!r}; expected at least 1, or None for max(100, 10 n)"
         raise OptionError(message)
-
-
-def shifted(A: Operator | Matvec, damping: float) -> Operator:
-    """Return A + damping I."""
-    A = as_operator(A)
-    return A if damping == 0 else Operator(lambda p: A(p) + damping * p, symmetric=A.symmetric)
 
 
 def restarted(

@@ -1,0 +1,144 @@
+"""Cheap approximations of A^-1 b, for those who ask for them by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dil._arrays import array_namespace, dot, eps, full, peak
+from dil._errors import OptionError
+from dil._registry import common_owner
+from dil._solution import Solution
+from dil._status import Status
+from dil._typing import Array, Loop, Matvec
+
+
+@dataclass(frozen=True)
+class Neumann:
+    """The first terms of the Neumann series: x = step * sum over k < terms of (I - step A)^k b.
+
+    Parameters
+    ----------
+    terms : int
+        Terms of the series; one costs no product, each further one a product.
+    step : float
+        It converges if the eigenvalues of A lie between 0 and 2 / step.
+    rtol : float, optional
+        What counts as converged: ||b - A x|| <= rtol ||b||; by default eps ** 0.75 of the dtype.
+
+    Notes
+    -----
+    The gradient is biased unless the series has converged. The status is `Status.APPROXIMATE` where it has not, which
+    is no failure to any policy, as it was asked for; a further product finds it out. `extra` says "approximate".
+
+    Sources: Lorraine, Vicol and Duvenaud 2020, Algorithm 3; Geng et al. 2021, section 3.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> found = dil.linear.Neumann(3, step=0.5)(lambda p: 1.5 * p, np.ones(2))
+    >>> found.value, dil.Status(int(found.status)).name
+    (array([0.65625, 0.65625]), 'APPROXIMATE')
+    """
+
+    terms: int
+    step: float = 1.0
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.terms, int) or isinstance(self.terms, bool) or self.terms < 1:
+            message = f"terms={self.terms!r}; expected an integer >= 1"
+            raise OptionError(message)
+        _check(self.step, self.rtol)
+
+    def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
+        """Approximate for each problem of a batch; b and the value: (*batch, n), float."""
+        return _series(A, b, self.terms, self.step, self.rtol, loop)
+
+
+@dataclass(frozen=True)
+class OneStep:
+    """The identity for the inverse: x = step * b, the Jacobian-free backward pass.
+
+    Parameters
+    ----------
+    step : float
+        About the inverse of the curvature.
+    rtol : float, optional
+        What counts as converged: ||b - A x|| <= rtol ||b||; by default eps ** 0.75 of the dtype.
+
+    Notes
+    -----
+    It costs one product, for the true residual alone. Everything else is as for `Neumann(1, step)`.
+
+    Sources: Fung et al. 2022, eq. 10.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> dil.linear.OneStep(step=0.5)(lambda p: 1.5 * p, np.ones(2)).value
+    array([0.5, 0.5])
+    """
+
+    step: float = 1.0
+    rtol: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.step, self.rtol)
+
+    def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
+        """Approximate for each problem of a batch; b and the value: (*batch, n), float."""
+        return _series(A, b, 1, self.step, self.rtol, loop)
+
+
+def _check(step: object, rtol: object) -> None:
+    if not isinstance(step, int | float) or isinstance(step, bool) or not 0 < step < float("inf"):
+        message = f"step={step!r}; expected a number > 0"
+        raise OptionError(message)
+    if rtol is not None and (not isinstance(rtol, float) or not 0 < rtol < 1):
+        message = f"rtol={rtol!r}; expected a number between 0 and 1, or None for the dtype's own"
+        raise OptionError(message)
+
+
+class Term(NamedTuple):
+    """The sum after some products; r = b - A x of the sum before the last one."""
+
+    x: Array
+    r: Array
+    products: Array
+
+
+def _series(A: Matvec, b: Array, terms: int, step: float, rtol: float | None, loop: Loop | None) -> Solution:
+    """Return the sum by Horner's rule, x <- x + step (b - A x), and judge it by its true residual."""
+    backend, xp, top = common_owner([b], ["b"], "dil.linear.Neumann"), array_namespace(b), peak(b)
+    loop = backend.while_loop if loop is None else loop
+    rtol = eps(xp, b.dtype) ** 0.75 if rtol is None else rtol
+    finite = xp.isfinite(top)
+    top = xp.where(finite, top, full(top, 1.0))
+    scaled = xp.where(finite, b, full(b, 0.0)) / top
+
+    def add(s: Term) -> Term:
+        r = scaled - A(s.x)
+        return Term(xp.where(s.products < terms - 1, s.x + step * r, s.x), r, s.products + 1)
+
+    first = Term(step * scaled, scaled, full(scaled, 0, shape=(), dtype=xp.int32))
+    last: Term = loop(lambda s: s.products < terms, add, first)
+    residual = (peak(last.r) * xp.sqrt(dot(last.r / peak(last.r), last.r / peak(last.r))))[..., 0]
+    size = xp.sqrt(dot(scaled, scaled))[..., 0]
+    residual = residual / xp.where(size == 0, full(size, 1.0), size)
+    status = full(residual, int(Status.APPROXIMATE), dtype=xp.int32)
+    status = xp.where(residual <= rtol, full(status, int(Status.CONVERGED)), status)
+    sound = xp.isfinite(residual) & finite[..., 0]
+    status = xp.where(sound, status, full(status, int(Status.NON_FINITE)))
+    products = full(status, 0) + last.products
+    return Solution(last.x * top, status, products, residual, {"products": products, "approximate": True})

@@ -1,0 +1,8 @@
+"""Preconditioners of `dil.linear.CG`: approximations of A^-1, prepared anew for each system."""
+
+from dil.linear.preconditioners._jacobi import Jacobi
+from dil.linear.preconditioners._lbfgs_pairs import LBFGSPairs
+from dil.linear.preconditioners._nystrom import Nystrom
+from dil.linear.preconditioners._preconditioner import Preconditioner, Prepared
+
+__all__ = ["Jacobi", "LBFGSPairs", "Nystrom", "Preconditioner", "Prepared"]
