@@ -88,32 +88,35 @@ def dense(A: Operator, b: Array, backend: Backend) -> Array:
 def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmetric: bool) -> Solution:
     """Solve dense systems, (*batch, n, n) and (*batch, n)."""
     xp, n = array_namespace(b), b.shape[-1]
-    machine = eps(xp, b.dtype)
-    size = xp.max(xp.abs(b), axis=-1, keepdims=True) if n else full(b, 0.0, shape=(*b.shape[:-1], 1))
+    size = _top(b, -1)
     zero = size == 0
-    scaled = b / xp.where(zero, 1.0, size)
-    # a second right-hand side, for the condition number
+    unit = xp.where(zero, 1.0, size)[..., None]
+    # a second right-hand side tells the condition number, ||A|| ||A^-1 e|| from below
     probe = xp.broadcast_to(xp.astype(1 - 2 * (xp.arange(n, device=device(b)) % 2), b.dtype), b.shape)
-    right = xp.stack([scaled, probe], axis=-1)
+    right = xp.stack([b / unit, probe], axis=-1)
     factor = _Factor(matrix, backend, loop, symmetric)
     x, bent = factor.solve(right)
     x = x + factor.solve(right - matrix @ x)[0]
-    left = _top(right - matrix @ x, -2)
-    norm_A = _top(xp.sum(xp.abs(matrix), axis=-1), -1)[..., None]
-    sizes = _top(x, -2)
-    # ||A|| ||A^-1 e|| estimates the condition number from below
-    condition = norm_A[..., 0] * sizes[..., 1]
-    tight = left[..., 0] <= 16 * machine * math.sqrt(max(n, 1)) * (norm_A[..., 0] * sizes[..., 0] + 1.0)
-    solved = zero[..., 0] | (tight & (condition < machine ** (-2 / 3)))
-    finite = xp.isfinite(size[..., 0]) & xp.isfinite(norm_A[..., 0])
-    status = xp.where(finite, full(solved, int(Status.SINGULAR), dtype=xp.int32), int(Status.NON_FINITE))
-    status = xp.where(solved, 0, status)
-    value = xp.where(xp.isfinite(x[..., 0]) & ~zero, x[..., 0] * size, 0.0)
-    residual = xp.where(zero[..., 0], 0.0, left[..., 0])
-    count = xp.where(zero[..., 0], 0, full(status, n))
+    left, length = _top(right - matrix @ x, -2)[..., 0], _top(x, -2)
+    norm_A = _top(xp.sum(xp.abs(matrix), axis=-1), -1)
+    condition = norm_A * length[..., 1]
+    machine = eps(xp, b.dtype)
+    tight = left <= 16 * machine * math.sqrt(max(n, 1)) * (norm_A * length[..., 0] + 1.0)
+    solved = zero | (tight & (condition < machine ** (-2 / 3)))
+    count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
     return Solution(
-        value, status, count, residual, {"condition": condition, "indefinite": bent & finite & ~zero[..., 0]}
+        xp.where(xp.isfinite(x[..., 0]) & ~zero[..., None], x[..., 0] * unit, 0.0),
+        _status(solved, xp.isfinite(size) & xp.isfinite(norm_A), count),
+        count,
+        xp.where(zero, 0.0, xp.where(xp.isfinite(left), left, 1.0)),
+        {"condition": condition, "indefinite": bent & solved & ~zero, "products": count},
     )
+
+
+def _status(solved: Array, finite: Array, like: Array) -> Array:
+    xp = array_namespace(like)
+    failed = xp.where(finite, full(like, int(Status.SINGULAR)), full(like, int(Status.NON_FINITE)))
+    return xp.where(solved, full(like, int(Status.CONVERGED)), failed)  # type: ignore[no-any-return]
 
 
 class _Factor(NamedTuple):
