@@ -43,6 +43,11 @@ def remember(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
     return Pairs(push(pairs.s, s, column), push(pairs.y, y, column), push(pairs.rho, rho, keep))
 
 
+def forget(pairs: Pairs, which: Array) -> Pairs:
+    """Take every pair from some problems, shape batch."""
+    return pairs._replace(rho=array_namespace(pairs.rho).where(which, 0.0 * pairs.rho, pairs.rho))
+
+
 def inverse_product(pairs: Pairs, r: Array) -> Array:
     """Return the product of r, (*batch, n), with the L-BFGS approximation of A^-1: symmetric positive definite.
 

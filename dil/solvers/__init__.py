@@ -1,7 +1,8 @@
 """Forward solvers: each is `solver(fun, init, *args, **kwargs)` and returns a `dil.Solution`; so is any callable."""
 
 from dil.solvers._gradient_descent import GradientDescent
+from dil.solvers._lbfgs import LBFGS
 from dil.solvers._newton import Newton
 from dil.solvers._scipy import SciPy
 
-__all__ = ["GradientDescent", "Newton", "SciPy"]
+__all__ = ["LBFGS", "GradientDescent", "Newton", "SciPy"]
