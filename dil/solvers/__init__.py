@@ -7,5 +7,6 @@ from dil.solvers._lbfgs import LBFGS
 from dil.solvers._newton import Newton
 from dil.solvers._random_shooting import RandomShooting
 from dil.solvers._scipy import SciPy
+from dil.solvers._scipy_root import SciPyRoot
 
-__all__ = ["LBFGS", "Anderson", "FixedPoint", "GradientDescent", "Newton", "RandomShooting", "SciPy"]
+__all__ = ["LBFGS", "Anderson", "FixedPoint", "GradientDescent", "Newton", "RandomShooting", "SciPy", "SciPyRoot"]

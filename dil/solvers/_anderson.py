@@ -90,7 +90,7 @@ class Anderson:
             return backend.constant(problem(u, *arrays)) - u
 
         def near(u: Array, left: Array) -> Array:
-            return norm(left) <= rtol * size_of(u)  # type: ignore[no-any-return]
+            return norm(left) <= rtol * size_of(u)
 
         def advance(s: Iterate) -> Iterate:
             new = self._mix(s)

@@ -78,7 +78,7 @@ class FixedPoint:
             return backend.constant(problem(u, *arrays)) - u
 
         def near(u: Array, left: Array) -> Array:
-            return norm(left) <= rtol * size_of(u)  # type: ignore[no-any-return]
+            return norm(left) <= rtol * size_of(u)
 
         def advance(s: Iterate) -> Iterate:
             new = s.u + self.damping * s.left

@@ -93,7 +93,7 @@ class RandomShooting:
             spread = xp.where(s.going, xp.where(better, 2.0 * s.spread, 0.5 * s.spread), s.spread)
             u, value = xp.where(better, shot.u, s.u), xp.where(better, shot.value, s.value)
             going = s.going & (spread > rtol * size_of(u)) & (steps < self.iterations)
-            return Search(u, value, spread, s.round + 1, steps, going)
+            return Search(u, value, spread, s.number + 1, steps, going)
 
         counter, spread = zeros_like_count(u), full(u, self.spread, shape=(*u.shape[:-1], 1))
         first = Search(u, evaluate(begun, u), spread, full(u, 0, shape=(), dtype=xp.int32), counter, counter == 0)
@@ -127,15 +127,15 @@ class RandomShooting:
         xp = array_namespace(s.u)
 
         def sample(best: Shot) -> Shot:
-            number = s.round * self.samples + best.count
-            trial = s.u + s.spread * xp.take(noise, xp.reshape(number, (1,)), axis=0)[0, :]
+            row = xp.reshape(s.number * self.samples + best.number, (1,))
+            trial = s.u + s.spread * xp.take(noise, row, axis=0)[0, :]
             value = evaluate(begun, trial)
             better = value < best.value
-            return Shot(xp.where(better, trial, best.u), xp.where(better, value, best.value), best.count + 1)
+            return Shot(xp.where(better, trial, best.u), xp.where(better, value, best.value), best.number + 1)
 
-        first = Shot(s.u, s.value, 0 * s.round)
+        first = Shot(s.u, s.value, 0 * s.number)
         return begun.problem.backend.while_loop(  # type: ignore[no-any-return]
-            lambda best: best.count < self.samples, sample, first
+            lambda best: best.number < self.samples, sample, first
         )
 
 
@@ -145,7 +145,7 @@ class Search(NamedTuple):
     u: Array
     value: Array
     spread: Array
-    round: Array
+    number: Array
     steps: Array
     going: Array
 
@@ -155,7 +155,7 @@ class Shot(NamedTuple):
 
     u: Array
     value: Array
-    count: Array
+    number: Array
 
 
 def evaluate(begun: Start, u: Array) -> Array:
