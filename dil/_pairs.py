@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, full, inner
+from dil._arrays import array_namespace, full, inner, norm
 from dil._typing import Array
 
 
@@ -61,9 +61,9 @@ def inverse_product(pairs: Pairs, r: Array) -> Array:
         q = q - alpha[..., None] * pairs.y[i, ...]
         alphas.append(alpha)
     newest = pairs.rho[-1, ...]
-    yy = inner(pairs.y[-1, ...], pairs.y[-1, ...])
-    used = newest > 0
-    scale = xp.where(used, 1.0 / xp.where(used, newest * yy, full(yy, 1.0)), full(yy, 1.0))
+    used, one = newest > 0, full(newest, 1.0)
+    size = xp.where(used, norm(pairs.y[-1, ...])[..., 0], one)
+    scale = 1.0 / (xp.where(used, newest, one) * size) / size  # the square of a tiny or huge size is not taken
     z: Array = scale[..., None] * q
     for i, alpha in zip(range(count), reversed(alphas), strict=True):
         beta = pairs.rho[i, ...] * inner(pairs.y[i, ...], z)

@@ -111,7 +111,7 @@ class LBFGS:
         look = -(eps(xp, u.dtype) ** 0.5) * size_of(u) * gradient
         pairs = learn(no_pairs(u, self.memory), look, evaluate(u + look)[1] - gradient)
         direction, pairs = downhill(pairs, gradient)
-        solved = finite & ((norm(gradient) == 0) | near(pairs, gradient, u, rtol))
+        solved = finite & near(pairs, gradient, u, rtol)
         none = zeros_like_count(u)
         first = Iterate(u, value, gradient, direction, pairs, none, none + 3, finite & ~solved, solved)
 
@@ -119,7 +119,8 @@ class LBFGS:
             return norm(s.gradient)
 
         last, extra = iterate(self, backend, descend, first, max_iter=self.max_iter, residual=residual)
-        pairs = last.pairs._replace(y=last.pairs.y * unit, rho=last.pairs.rho / unit[..., 0])
+        rho = last.pairs.rho / unit[..., 0]
+        rho = xp.where(xp.isfinite(rho), rho, full(rho, 0.0))  # a pair that the dtype cannot hold is none
         return finish(
             problem.space,
             last.u,
@@ -128,7 +129,7 @@ class LBFGS:
             max_iter=self.max_iter,
             solved=last.solved,
             broken=~finite,
-            extra={"pairs": pairs, "evaluations": last.evaluations[..., 0], **extra},
+            extra={"pairs": Pairs(last.pairs.s, last.pairs.y * unit, rho), "evaluations": last.evaluations[..., 0], **extra},
         )
 
 
@@ -151,7 +152,7 @@ def downhill(pairs: Pairs, gradient: Array) -> tuple[Array, Pairs]:
     """Return a direction of descent, and the pairs that it came from: none where they led uphill by rounding."""
     xp = array_namespace(gradient)
     direction = -inverse_product(pairs, gradient)
-    good = dot(direction, gradient) < 0
+    good = dot(direction, gradient) <= 0
     return xp.where(good, direction, -gradient), forget(pairs, ~good[..., 0])
 
 
@@ -166,9 +167,9 @@ def near(pairs: Pairs, gradient: Array, u: Array, rtol: float) -> Array:
 
     The full step to come says less: where little is remembered, it is short whatever the curvature.
     """
-    xp = array_namespace(u)
-    distance = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None] * norm(gradient)
-    return (distance > 0) & (distance <= rtol * size_of(u))  # type: ignore[no-any-return]
+    xp, slope = array_namespace(u), norm(gradient)
+    flattest = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None]
+    return (slope == 0) | ((flattest > 0) & (flattest * slope <= rtol * size_of(u)))  # type: ignore[no-any-return]
 
 
 def shorter(length: Array) -> Array:

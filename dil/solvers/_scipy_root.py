@@ -14,7 +14,6 @@ from dil.solvers._map import Map, start_map
 
 WITH_JACOBIAN = frozenset({"hybr", "lm"})
 ENDS = {
-    "df-sane": {1: Status.MAX_ITER},
     "hybr": {2: Status.MAX_ITER, 3: Status.STAGNATED, 4: Status.STAGNATED, 5: Status.STAGNATED},
     "lm": {5: Status.MAX_ITER, 6: Status.STAGNATED, 7: Status.STAGNATED, 8: Status.STAGNATED},
 }
