@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, full, inner
+from dil._arrays import array_namespace, full, inner, norm
 from dil._typing import Array
 
 
@@ -43,6 +43,11 @@ def remember(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
     return Pairs(push(pairs.s, s, column), push(pairs.y, y, column), push(pairs.rho, rho, keep))
 
 
+def forget(pairs: Pairs, which: Array) -> Pairs:
+    """Take every pair from some problems, shape batch."""
+    return pairs._replace(rho=array_namespace(pairs.rho).where(which, 0.0 * pairs.rho, pairs.rho))
+
+
 def shifted(pairs: Pairs, shift: float) -> Pairs:
     """Return the pairs of A + shift I."""
     xp = array_namespace(pairs.s)
@@ -54,9 +59,9 @@ def shifted(pairs: Pairs, shift: float) -> Pairs:
 def inverse_scale(pairs: Pairs) -> Array:
     """Return <s, y> / <y, y> of the newest pair, shape batch: Nocedal and Wright 2006, eq. 7.20; one without pairs."""
     xp, newest = array_namespace(pairs.s), pairs.rho[-1, ...]
-    yy = inner(pairs.y[-1, ...], pairs.y[-1, ...])
-    used = newest > 0
-    return xp.where(used, 1.0 / xp.where(used, newest * yy, full(yy, 1.0)), full(yy, 1.0))  # type: ignore[no-any-return]
+    used, one = newest > 0, full(newest, 1.0)
+    size = xp.where(used, norm(pairs.y[-1, ...])[..., 0], one)
+    return 1.0 / (xp.where(used, newest, one) * size) / size  # type: ignore[no-any-return]  # size * size may overflow
 
 
 def inverse_product(pairs: Pairs, r: Array, inverse: Array | None = None) -> Array:

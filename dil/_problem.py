@@ -54,11 +54,12 @@ class Problem:
         return value, gradient
 
     def residual(self, u: Array, *arrays: Array) -> Array:
-        """Return F(u), shape (*batch, n): df/du, the residual, or step(u) - u."""
+        """Return F(u), shape (*batch, n): df/du, the residual, or u - step(u)."""
         if isinstance(self.condition, Score):
             return self.gradient(u, *arrays)
         image = self.image(u, *arrays)
-        return image if self.condition.kind == "residual" else image - u
+        # the sign makes dF/du the identity less the step's Jacobian, near which a Neumann series converges
+        return image if self.condition.kind == "residual" else u - image
 
     def image(self, u: Array, *arrays: Array) -> Array:
         """Return what the function of an equation gives at u, shape (*batch, n)."""

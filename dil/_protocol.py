@@ -113,6 +113,10 @@ class Backend(Protocol):
         """Call `listener` with the statuses, as NumPy's, when the program runs, if one is not zero; return value."""
         ...
 
+    def observe(self, listener: Callable[..., None], *arrays: Array) -> None:
+        """Call `listener` with the arrays, as NumPy's: now, or each time that the program gets here."""
+        ...
+
     def number(self, x: Array, /) -> Any:
         """Return a 0-D array as a number of Python where reading it costs nothing; else x itself."""
         ...

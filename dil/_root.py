@@ -89,7 +89,7 @@ def fixed_point(
         `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`; fun is the step:
         `dil.solvers.FixedPoint()`, `dil.solvers.Anderson()`, any loop of your own. It is never differentiated.
     linear_solver, batch_ndim, init, on_failure, refine
-        As in `dil.root`, for the residual step(u) - u.
+        As in `dil.root`, for the residual u - step(u).
 
     Returns
     -------

@@ -130,6 +130,19 @@ def constant_has_no_derivative(handle: BackendHandle) -> None:
     _expect_near(handle, pull((v,))[0], x * v, "constant lets a derivative through")
 
 
+def observe_hands_over_the_values(handle: BackendHandle) -> None:
+    """Check that a listener gets NumPy's arrays, with the values of those that it observes."""
+    import numpy as np
+
+    x, y = _vectors(handle, 2)
+    seen: list[Any] = []
+    handle.module.observe(lambda *arrays: seen.append(arrays), x, y)
+    _expect(len(seen) == 1 and len(seen[0]) == 2, "observe does not call the listener once with every array")
+    for found, expected in zip(seen[0], (x, y), strict=True):
+        _expect(isinstance(found, np.ndarray), "observe hands over something else than a NumPy array")
+        _expect(bool(np.all(found == handle.to_numpy(expected))), "observe changes values")
+
+
 class Square:
     """The derivative of a^2, as a rule."""
 
@@ -155,6 +168,7 @@ LAWS: tuple[Law, ...] = (
     implicit_differentiates_again,
     linear_solve_is_differentiable,
     constant_has_no_derivative,
+    observe_hands_over_the_values,
 )
 """Each takes a `dil.BackendHandle` and raises AssertionError with a sentence if the backend breaks it."""
 

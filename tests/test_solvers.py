@@ -8,7 +8,7 @@ from array_api_compat import array_namespace
 
 import dil
 from dil import Status
-from dil.solvers import GradientDescent, Newton, SciPy
+from dil.solvers import LBFGS, GradientDescent, Newton, SciPy
 
 
 def wells(u, t):
@@ -24,14 +24,18 @@ def bowl(u, t):
 
 SOLVERS = [
     GradientDescent(),
+    LBFGS(),
     Newton(),
     Newton("normal"),
+    Newton("truncated"),
     SciPy(tol=1e-10),
     SciPy("trust-exact", tol=1e-10),
     SciPy("Newton-CG", tol=1e-12),
     SciPy("L-BFGS-B", tol=1e-14),
     SciPy("Nelder-Mead", tol=1e-12),
 ]
+
+OURS = [GradientDescent(), LBFGS(), Newton(), Newton("truncated")]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'method', '')}")
@@ -47,7 +51,7 @@ def test_finds_the_minimum(plain, solver):
     assert int(sol.iterations) >= 1
 
 
-@pytest.mark.parametrize("solver", [GradientDescent(), Newton()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", OURS, ids=lambda s: type(s).__name__)
 def test_each_problem_by_itself(plain, solver):
     t, u0 = np.ones((3, 2)), np.asarray([[0.8, 1.2], [np.nan, 1.0], [1.1, 0.9]])
     layer = dil.argmin(wells, solver, batch_ndim=1)
@@ -59,13 +63,15 @@ def test_each_problem_by_itself(plain, solver):
     np.testing.assert_allclose(values[2], values[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", [GradientDescent(max_iter=2), Newton(max_iter=1)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [GradientDescent(max_iter=2), LBFGS(max_iter=2), Newton(max_iter=1)], ids=lambda s: type(s).__name__
+)
 def test_says_that_it_ran_out(plain, solver):
     sol = solver(bowl, plain.asarray(np.full(3, 4.0)), plain.asarray(np.ones(3)))
     assert Status(int(sol.status)) is Status.MAX_ITER
 
 
-@pytest.mark.parametrize("solver", [GradientDescent(), Newton()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", OURS, ids=lambda s: type(s).__name__)
 def test_starting_at_the_solution_is_no_failure(plain, solver):
     t = np.asarray([0.5, 1.0, 3.0])
     for start in (np.log(t), np.log(t) + 1e-15):

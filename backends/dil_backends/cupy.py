@@ -68,6 +68,11 @@ def tell(listener: Callable[[Any], None], status: Array, value: Array) -> Array:
     return value
 
 
+def observe(listener: Callable[..., None], *arrays: Array) -> None:
+    """Call the listener now."""
+    listener(*(to_numpy(x) for x in arrays))
+
+
 def to_numpy(x: Array, /) -> Any:
     """Copy an array to the host."""
     return cupy.asnumpy(constant(x))

@@ -144,6 +144,18 @@ def tell(listener: Callable[[Any], None], status: jax.Array, value: jax.Array) -
     return jnp.where((told >= 0)[..., None], value, jnp.nan)  # so that the call is no dead code
 
 
+def observe(listener: Callable[..., None], *arrays: jax.Array) -> None:
+    """Call the listener by a callback with an effect, which is made as often as the program gets here; or at once."""
+
+    def call(*arrays: Any) -> None:
+        listener(*map(np.asarray, arrays))
+
+    if any(isinstance(x, jax.core.Tracer) for x in arrays):
+        jax.debug.callback(call, *arrays)
+    else:
+        call(*arrays)
+
+
 def number(x: jax.Array, /) -> jax.Array:
     """Return x: a scalar stays in the program."""
     return x

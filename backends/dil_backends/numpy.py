@@ -65,6 +65,11 @@ def tell(listener: Callable[[Any], None], status: Array, value: Array) -> Array:
     return value
 
 
+def observe(listener: Callable[..., None], *arrays: Array) -> None:
+    """Call the listener now."""
+    listener(*(to_numpy(x) for x in arrays))
+
+
 def number(x: Array, /) -> Any:
     """Return a 0-D array as a number of Python."""
     return x.item() if isinstance(x, np.ndarray | np.generic) and x.ndim == 0 else x

@@ -215,6 +215,11 @@ def tell(listener: Callable[[Any], None], status: Tensor, value: Tensor) -> Tens
     return value
 
 
+def observe(listener: Callable[..., None], *arrays: Tensor) -> None:
+    """Call the listener now."""
+    listener(*(to_numpy(x) for x in arrays))
+
+
 def number(x: Tensor, /) -> Any:
     """Return a 0-D tensor on the CPU as a number; on a device, where reading it would wait, the tensor itself."""
     return x.item() if x.ndim == 0 and x.is_cpu and not _transforming() else x

@@ -1,7 +1,12 @@
 """Forward solvers: each is `solver(fun, init, *args, **kwargs)` and returns a `dil.Solution`; so is any callable."""
 
+from dil.solvers._anderson import Anderson
+from dil.solvers._fixed_point import FixedPoint
 from dil.solvers._gradient_descent import GradientDescent
+from dil.solvers._lbfgs import LBFGS
 from dil.solvers._newton import Newton
+from dil.solvers._random_shooting import RandomShooting
 from dil.solvers._scipy import SciPy
+from dil.solvers._scipy_root import SciPyRoot
 
-__all__ = ["GradientDescent", "Newton", "SciPy"]
+__all__ = ["LBFGS", "Anderson", "FixedPoint", "GradientDescent", "Newton", "RandomShooting", "SciPy", "SciPyRoot"]

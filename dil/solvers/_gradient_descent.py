@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from dil._arrays import array_namespace, dot, eps, full, norm
 from dil._solution import Solution
-from dil._status import Status
 from dil._typing import Array, Tree
+from dil.solvers._finish import finish, or_one
 from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._watch import check_watched, iterate
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class GradientDescent:
         Evaluations of the score and its gradient at most.
     step : float
         The first step's length over the gradient's; later ones follow the curvature met.
+    history : bool
+        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+    progress : bool
+        Whether a run of more than a second draws a progress bar; needs rich.
 
     Notes
     -----
@@ -44,9 +49,12 @@ class GradientDescent:
     rtol: float | None = None
     max_iter: int = 10_000
     step: float = 1.0
+    history: bool = False
+    progress: bool = False
 
     def __post_init__(self) -> None:
         check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter, step=self.step)
+        check_watched(self)
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
@@ -93,13 +101,21 @@ class GradientDescent:
         first = Descent(
             u, value, gradient, full(value, self.step), zeros_like_count(u), finite & (slope > 0), finite & (slope == 0)
         )
-        last = problem.backend.while_loop(lambda s: xp.any(s.going), descend, first)
-        status = full(last.steps, int(Status.STAGNATED), dtype=xp.int32)
-        status = xp.where(last.steps >= self.max_iter, full(status, int(Status.MAX_ITER)), status)
-        status = xp.where(last.solved, full(status, int(Status.CONVERGED)), status)
-        status = xp.where(finite, status, full(status, int(Status.NON_FINITE)))
-        residual = norm(last.gradient) / xp.where(slope > 0, slope, full(slope, 1.0))
-        return Solution(problem.space.unravel(last.u), status[..., 0], last.steps[..., 0], residual[..., 0])
+
+        def residual(s: Descent) -> Array:
+            return norm(s.gradient) / or_one(slope)
+
+        last, extra = iterate(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
+        return finish(
+            problem.space,
+            last.u,
+            last.steps,
+            residual(last),
+            max_iter=self.max_iter,
+            solved=last.solved,
+            broken=~finite,
+            extra=extra,
+        )
 
 
 class Descent(NamedTuple):

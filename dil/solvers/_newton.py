@@ -8,12 +8,14 @@ from typing import Any, Literal, NamedTuple, get_args
 from dil._arrays import array_namespace, dot, eps, full, norm
 from dil._errors import OptionError
 from dil._solution import Solution
-from dil._status import Status
 from dil._typing import Array, Matvec, Tree
-from dil.linear._cg import CG
+from dil.linear._cg import CG, cg
+from dil.solvers._finish import finish, or_one
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._watch import check_watched, iterate
 
-Equations = Literal["hessian", "normal"]
+Equations = Literal["hessian", "normal", "truncated"]
+GOLDEN = (1 + 5**0.5) / 2
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,10 @@ class Newton:
 
     Parameters
     ----------
-    equations : {"hessian", "normal"}
+    equations : {"hessian", "normal", "truncated"}
         Solve H d = F by CG, one Hessian product an iteration, or H H d = H F, two products, which does without a
-        positive definite H (Look et al. 2020, section 3.1).
+        positive definite H (Look et al. 2020, section 3.1). "truncated" solves H d = F as exactly as the step is
+        worth: roughly far from the solution, ever more sharply near it.
     rtol : float, optional
         A problem is solved when a full step is within rtol (1 + ||u||); by default eps ** (1/2) of the dtype. As
         convergence is quadratic, the error that is left after that step is of the order of its square.
@@ -32,6 +35,10 @@ class Newton:
         Newton steps at most.
     damping : float
         Added to the diagonal of the matrix solved, H or H H.
+    history : bool
+        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+    progress : bool
+        Whether a run of more than a second draws a progress bar; needs rich.
 
     Notes
     -----
@@ -39,6 +46,8 @@ class Newton:
 
     Where CG meets negative curvature its last iterate is the step, or the gradient if there is none; a step that
     points uphill is turned round; backtracking (Armijo 1966) does the rest. Nocedal and Wright 2006, Algorithm 7.1.
+
+    Truncated steps follow the second forcing term of Eisenstat and Walker 1996, each problem of a batch its own.
 
     Examples
     --------
@@ -52,12 +61,15 @@ class Newton:
     rtol: float | None = None
     max_iter: int = 100
     damping: float = 0.0
+    history: bool = False
+    progress: bool = False
 
     def __post_init__(self) -> None:
         check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter)
         if self.equations not in get_args(Equations):
             message = f"equations={self.equations!r} is unknown; expected one of {', '.join(get_args(Equations))}"
             raise OptionError(message)
+        check_watched(self)
         CG(damping=self.damping)
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
@@ -66,45 +78,84 @@ class Newton:
         problem, u, arrays = begun
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.5)
 
-        def iterate(s: Iterate) -> Iterate:
+        def descend(s: Iterate) -> Iterate:
             value = problem.value(s.u, *arrays)[..., None]
-            gradient, step = self._step(begun, s.u)
+            gradient, step = self._step(begun, s)
             usable = s.going & xp.all(xp.isfinite(step), axis=-1, keepdims=True) & xp.isfinite(value)
             step = xp.where(usable, step, full(step, 0.0))
             length = backtrack(begun, s.u, value, step, dot(gradient, step), usable)
             new = s.u - length * step
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            solved = s.solved | (usable & (length > 0) & (norm(step) <= rtol * size_of(new)))
+            near = usable & (length > 0) & (norm(step) <= rtol * size_of(new))
+            solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & (length > 0) & ~solved & (steps < self.max_iter)
             broken = s.broken | (s.going & ~usable)
-            return Iterate(new, norm(gradient), steps, going, solved, broken)
+            return Iterate(new, xp.where(s.going, norm(gradient), s.slope), steps, going, near, solved, broken)
 
         slope = norm(problem.gradient(u, *arrays))
         finite = xp.isfinite(slope)
-        first = Iterate(u, slope, zeros_like_count(u), finite & (slope > 0), finite & (slope == 0), ~finite)
-        last = problem.backend.while_loop(lambda s: xp.any(s.going), iterate, first)
-        status = full(last.steps, int(Status.STAGNATED), dtype=xp.int32)
-        status = xp.where(last.steps >= self.max_iter, full(status, int(Status.MAX_ITER)), status)
-        status = xp.where(last.broken, full(status, int(Status.NON_FINITE)), status)
-        status = xp.where(last.solved, full(status, int(Status.CONVERGED)), status)
-        residual = last.slope / xp.where(slope > 0, slope, full(slope, 1.0))
-        return Solution(problem.space.unravel(last.u), status[..., 0], last.steps[..., 0], residual[..., 0])
+        there = finite & (slope == 0)
+        first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, ~finite)
 
-    def _step(self, begun: Start, u: Array) -> tuple[Array, Array]:
+        def residual(s: Iterate) -> Array:
+            return s.slope / or_one(slope)
+
+        last, extra = iterate(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
+        return finish(
+            problem.space,
+            last.u,
+            last.steps,
+            residual(last),
+            max_iter=self.max_iter,
+            solved=last.solved,
+            broken=last.broken,
+            extra=extra,
+        )
+
+    def _step(self, begun: Start, s: Iterate) -> tuple[Array, Array]:
         """Return F(u), and a step d with H d = F or the best that is found, turned downhill."""
         problem, _, arrays = begun
-        xp = array_namespace(u)
-        (gradient,), pull = problem.backend.vjp(lambda w: (problem.gradient(w, *arrays),), u)
+        xp = array_namespace(s.u)
+        (gradient,), pull = problem.backend.vjp(lambda w: (problem.gradient(w, *arrays),), s.u)
 
         def hessian(p: Array) -> Array:
             return pull((p,))[0]
 
-        matvec: Matvec = hessian if self.equations == "hessian" else lambda p: hessian(hessian(p))
-        right = gradient if self.equations == "hessian" else hessian(gradient)
-        step = CG(damping=self.damping)(matvec, right, loop=problem.backend.while_loop).value
+        if self.equations == "truncated":
+            step = self._truncated(begun, hessian, gradient, forcing(norm(gradient), s))
+        else:
+            matvec: Matvec = hessian if self.equations == "hessian" else lambda p: hessian(hessian(p))
+            right = gradient if self.equations == "hessian" else hessian(gradient)
+            step = CG(damping=self.damping)(matvec, right, loop=problem.backend.while_loop).value
         slope = dot(gradient, step)
-        step = xp.where(slope == 0, gradient, xp.where(slope < 0, -step, step))
-        return gradient, step
+        return gradient, xp.where(slope == 0, gradient, xp.where(slope < 0, -step, step))
+
+    def _truncated(self, begun: Start, hessian: Matvec, gradient: Array, forced: Array) -> Array:
+        """Return a step with ||H d - F|| <= forced ||F||, a tolerance for each problem, which `CG` does not take."""
+        backend = begun.problem.backend
+        found = cg(
+            lambda p: hessian(p) + self.damping * p,
+            gradient,
+            rtol=backend.number(forced[..., 0]),
+            max_iter=max(100, 10 * gradient.shape[-1]),
+            loop=backend.while_loop,
+            number=backend.number,
+        )
+        return found.value  # type: ignore[no-any-return]
+
+
+def forcing(slope: Array, s: Iterate) -> Array:
+    """Return how exactly a step is worth solving for: 0.9 (||F|| / ||F of the step before||)^1.618, 1/2 at most.
+
+    Eisenstat and Walker 1996, eq. 2.6, without its safeguard: convergence is superlinear, of order 1.618. A truncated
+    step can be short because it is rough: where one was short enough to be the last, the next is solved for to the
+    full, and judged in its place.
+    """
+    xp = array_namespace(slope)
+    wanted = 0.9 * (slope / or_one(s.slope)) ** GOLDEN
+    finest = full(slope, eps(xp, slope.dtype) ** 0.75)
+    wanted = xp.where(s.near | (wanted < finest), finest, wanted)
+    return xp.where(wanted < 0.5, wanted, full(slope, 0.5))  # type: ignore[no-any-return]
 
 
 class Iterate(NamedTuple):
@@ -115,6 +166,8 @@ class Iterate(NamedTuple):
     """The norm of the gradient at the start of the step."""
     steps: Array
     going: Array
+    near: Array
+    """Whether the step was short enough to be the last."""
     solved: Array
     broken: Array
 

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dil._arrays import array_namespace, device, full, norm
-from dil._errors import OptionError
+from dil._problem import Problem
+from dil._protocol import Pull
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Arrays, Tree
-from dil.solvers._start import Start, check_positive, start
+from dil.solvers._host import Found, Host, check_scipy, import_optimize, solve_on_host
+from dil.solvers._start import start
 
 WITHOUT_GRADIENT = frozenset({"nelder-mead", "powell", "cobyla", "cobyqa"})
 WITH_PRODUCTS = frozenset({"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"})
@@ -49,99 +50,60 @@ class SciPy:
     options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, str):
-            message = f"method={self.method!r}; expected the name of a method of scipy.optimize.minimize"
-            raise OptionError(message)
-        if self.options is not None and not isinstance(self.options, Mapping):
-            message = f"options={self.options!r}; expected a mapping of SciPy's options, or None"
-            raise OptionError(message)
-        check_positive(optional={"tol": self.tol})
+        check_scipy("minimize", self.method, self.tol, self.options)
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs)
-        problem, u, arrays = begun
-        xp = array_namespace(u)
-        said: list[str] = []
+        problem, u, arrays = start(self, fun, init, args, kwargs)
 
-        if problem.space.dimension == 0:
-            return Solution(init, xp.zeros(problem.space.batch, dtype=xp.int32, device=device(u)))
+        def solve(host: Host, arrays: Arrays) -> Found:
+            return self._minimize(Sum(problem, host, arrays))
 
-        def run(u: Array, *arrays: Array) -> Arrays:
-            found = self._minimize(Start(problem, u, arrays))
-            said.append(str(found.message))
-            xp, place = array_namespace(u), {"device": device(u)}
-            return (
-                xp.reshape(xp.asarray(found.x, dtype=u.dtype, **place), u.shape),
-                xp.asarray(int(_status(found)), dtype=xp.int32, **place),
-                xp.asarray(int(found.get("nit", 0)), dtype=xp.int32, **place),
-            )
+        def left(u: Array) -> Array:
+            return problem.gradient(u, *arrays)
 
-        count = xp.zeros((), dtype=xp.int32, device=device(u))
-        best, status, steps = problem.backend.on_host(run, (u, count, count), u, *arrays)
-        batch = problem.space.batch
-        left = norm(problem.gradient(best, *arrays))
-        first = norm(problem.gradient(u, *arrays))
-        return Solution(
-            problem.space.unravel(best),
-            xp.broadcast_to(status, batch),
-            xp.broadcast_to(steps, batch),
-            (left / xp.where(first > 0, first, full(first, 1.0)))[..., 0],
-            {"message": said[-1]} if said else None,
-        )
+        return solve_on_host(problem, u, arrays, solve, left)
 
-    def _minimize(self, begun: Start) -> Any:
-        try:
-            from scipy.optimize import minimize
-        except ImportError as error:
-            message = f"dil.solvers.SciPy needs SciPy, which cannot be imported ({error}); pip install scipy"
-            raise OptionError(message) from error
-        host = Host(begun)
+    def _minimize(self, score: Sum) -> Found:
+        minimize = import_optimize("SciPy").minimize
         method = self.method.lower()
         supplied: dict[str, Any] = {} if method in WITHOUT_GRADIENT else {"jac": True}
         if method in WITH_PRODUCTS:
-            supplied["hessp"] = host.hessian_product
+            supplied["hessp"] = score.hessian_product
         if method in WITH_HESSIAN:
-            supplied["hess"] = host.hessian
-        fun = host.value_and_gradient if "jac" in supplied else lambda x: host.value_and_gradient(x)[0]
-        return minimize(fun, host.start, method=self.method, tol=self.tol, options=dict(self.options or {}), **supplied)
+            supplied["hess"] = score.hessian
+        fun = score.value_and_gradient if "jac" in supplied else lambda x: score.value_and_gradient(x)[0]
+        begin, options = score.host.out(score.host.like), dict(self.options or {})
+        found = minimize(fun, begin, method=self.method, tol=self.tol, options=options, **supplied)
+        return Found(found.x, _status(found), int(found.get("nit", 0)), str(found.message))
 
 
 @dataclass(frozen=True)
-class Host:
-    """The sum of the scores of a batch as functions of one NumPy vector in float64."""
+class Sum:
+    """The sum of the scores of a batch as functions of one NumPy vector."""
 
-    begun: Start
-
-    @property
-    def start(self) -> Any:
-        """Where to start, shape (m,)."""
-        return self._out(self.begun.u)
+    problem: Problem
+    host: Host
+    arrays: Arrays
 
     def value_and_gradient(self, x: Any) -> tuple[float, Any]:
         """Return the score and its gradient, shape (m,)."""
-        value, gradient = self.begun.problem.value_and_gradient(self._in(x), *self.begun.arrays)
-        return float(self._out(value).sum()), self._out(gradient)
+        value, gradient = self.problem.value_and_gradient(self.host.into(x), *self.arrays)
+        return float(self.host.out(value).sum()), self.host.out(gradient)
 
     def hessian_product(self, x: Any, p: Any) -> Any:
         """Return H p, shape (m,)."""
-        problem, _, arrays = self.begun
-        _, pull = problem.backend.vjp(lambda w: (problem.gradient(w, *arrays),), self._in(x))
-        return self._out(pull((self._in(p),))[0])
+        return self.host.out(self._differentiated(x)((self.host.into(p),))[0])
 
     def hessian(self, x: Any) -> Any:
         """Return H, shape (m, m)."""
-        import numpy as np
+        return self.host.matrix(self._differentiated(x))
 
-        return np.stack([self.hessian_product(x, row) for row in np.eye(x.size)])
+    def _differentiated(self, x: Any) -> Pull:
+        def gradient(u: Array) -> Arrays:
+            return (self.problem.gradient(u, *self.arrays),)
 
-    def _in(self, x: Any) -> Array:
-        u = self.begun.u
-        xp = array_namespace(u)
-        return xp.reshape(xp.asarray(x, dtype=u.dtype, device=device(u)), u.shape)  # type: ignore[no-any-return]
-
-    def _out(self, x: Array) -> Any:
-        return self.begun.problem.backend.to_numpy(x).astype("float64").reshape(-1)
+        return self.problem.backend.vjp(gradient, self.host.into(x))[1]
 
 
 def _status(found: Any) -> Status:

@@ -14,6 +14,9 @@ from dil._score import Score
 from dil._space import space_of
 from dil._typing import Array, Arrays, Tree
 
+COUNTS = frozenset({"iterations", "max_iter", "memory", "samples"})
+"""Options that are integers."""
+
 
 class Start(NamedTuple):
     """A problem, its arguments, and the vector (*batch, n) that the solver starts from."""
@@ -33,18 +36,23 @@ def start(
     OptionError
         If there is no start.
     """
-    if init is None:
-        message = (
-            f"{type(solver).__name__} needs a start; pass init= in the call, layer(..., init=u0), or to the layer, "
-            f"dil.argmin(score, solver, init=u0 or a callable of the arguments)"
-        )
-        raise OptionError(message)
+    refuse_no_start(solver, init)
     score = fun if isinstance(fun, Score) else _score_of(fun, init, args, kwargs)
     arrays, arguments = take_apart(args, kwargs)
     u, space = space_of(init, score.batch_ndim, "init")
     names = ["init", *(arguments.name(i) for i in range(len(arrays)))]
     backend = common_owner([u, *arrays], names, f"{type(solver).__name__}()")
     return Start(Problem(score, backend, space, arguments), u, tuple(arrays))
+
+
+def refuse_no_start(solver: object, init: Tree | None) -> None:
+    """Raise if there is no start."""
+    if init is None:
+        message = (
+            f"{type(solver).__name__} needs a start; pass init= in the call, layer(..., init=u0), or to the layer, "
+            f"dil.argmin(score, solver, init=u0 or a callable of the arguments)"
+        )
+        raise OptionError(message)
 
 
 def _score_of(fun: Callable[..., Any], init: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Score:
@@ -69,9 +77,10 @@ def size_of(u: Array) -> Array:
 def check_positive(*, optional: Mapping[str, float | None], **needed: float) -> None:
     """Refuse options that are not positive finite numbers; those that are optional may be None."""
     for name, value in {**{k: v for k, v in optional.items() if v is not None}, **needed}.items():
-        number = isinstance(value, int if name == "max_iter" else int | float) and not isinstance(value, bool)
+        count = name in COUNTS
+        number = isinstance(value, int if count else int | float) and not isinstance(value, bool)
         if not number or not 0 < value < float("inf"):
-            message = f"{name}={value!r}; expected {'an integer' if name == 'max_iter' else 'a number'} > 0"
+            message = f"{name}={value!r}; expected {'an integer' if count else 'a number'} > 0"
             raise OptionError(message)
 
 

@@ -1,0 +1,193 @@
+"""Anderson acceleration of a fixed-point iteration, each problem of a batch by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dil._arrays import array_namespace, device, eps, full, norm
+from dil._errors import OptionError
+from dil._solution import Solution
+from dil._typing import Array, Tree
+from dil.solvers._finish import finish, or_one
+from dil.solvers._map import start_map
+from dil.solvers._start import check_positive, size_of, tolerance, zeros_like_count
+from dil.solvers._watch import check_watched, iterate
+
+EXPLODED = 10.0
+"""How many times the least residual so far a residual may be before its problem falls back to a plain step."""
+
+
+@dataclass(frozen=True)
+class Anderson:
+    """Find u = step(u) from the last steps together: the mix of them whose residual is least.
+
+    Parameters
+    ----------
+    memory : int
+        How many differences of earlier iterates are mixed.
+    mixing : float
+        How much of the mixed residual is added to the mixed iterate; 1 takes it whole.
+    regularisation : float
+        What is added to the diagonal of the least squares' normal matrix, relative to its mean entry there. It is
+        raised to the rounding of the matrix where it is below, in float32 say.
+    rtol : float, optional
+        A problem is solved when ||step(u) - u|| <= rtol (1 + ||u||); by default eps ** 0.75 of the dtype: 1.8e-12 in
+        float64, 6.4e-6 in float32.
+    max_iter : int
+        Evaluations of the step at most, besides the first.
+    history : bool
+        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+    progress : bool
+        Whether a run of more than a second draws a progress bar; needs rich.
+
+    Notes
+    -----
+    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+
+    Where the step is affine the method is GMRES in other words (Walker and Ni 2011, Theorem 2.2). A problem whose
+    residual comes out ten times larger than its least so far, or not finite, goes back to the iterate before, forgets
+    its memory and takes the plain step u + mixing (step(u) - u).
+
+    Sources: Walker and Ni 2011, Algorithm AA, least squares of eq. 2.2 by normal equations of memory unknowns.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, or there is no start.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> sol = dil.solvers.Anderson()(lambda u, b: 0.99 * np.cos(u) + b, np.zeros(2), np.asarray([0.0, 1.0]))
+    >>> np.max(np.abs(0.99 * np.cos(sol.value) + np.asarray([0.0, 1.0]) - sol.value)) < 1e-11
+    np.True_
+    """
+
+    memory: int = 5
+    mixing: float = 1.0
+    regularisation: float = 1e-10
+    rtol: float | None = None
+    max_iter: int = 1000
+    history: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        optional = {"rtol": self.rtol, "regularisation": self.regularisation or None}
+        check_positive(optional=optional, max_iter=self.max_iter, memory=self.memory, mixing=self.mixing)
+        if self.mixing > 1:
+            message = f"mixing={self.mixing!r}; expected a number in (0, 1], the part of the residual that is added"
+            raise OptionError(message)
+        check_watched(self)
+
+    def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Iterate fun from init; the value has the structure of init."""
+        problem, u, arrays = start_map(self, fun, init, args, kwargs)
+        backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 0.75)
+
+        def move(u: Array) -> Array:
+            return backend.constant(problem(u, *arrays)) - u
+
+        def near(u: Array, left: Array) -> Array:
+            return norm(left) <= rtol * size_of(u)
+
+        def advance(s: Iterate) -> Iterate:
+            new = self._mix(s)
+            left = move(new)
+            size = norm(left)
+            finite = xp.all(xp.isfinite(left), axis=-1, keepdims=True)
+            bad = ~finite | (s.mixed & (size > EXPLODED * s.least))
+            accepted, again = s.going & ~bad, s.going & bad & s.mixed
+            solved = s.solved | (accepted & near(new, left))
+            moved = xp.any(new != s.u, axis=-1, keepdims=True)
+            steps = s.steps + xp.astype(s.going, s.steps.dtype)
+            return Iterate(
+                xp.where(accepted, new, s.u),
+                xp.where(accepted, left, s.left),
+                push(s.du, new - s.u, accepted, again),
+                push(s.dleft, left - s.left, accepted, again),
+                xp.where(accepted & (size < s.least), size, s.least),
+                (s.mixed | accepted) & ~again,
+                steps,
+                ((accepted & moved) | again) & ~solved & (steps < self.max_iter),
+                solved,
+                s.broken | (s.going & bad & ~s.mixed),
+            )
+
+        left, none, zero = move(u), full(u, 0.0, shape=(self.memory, *u.shape)), zeros_like_count(u)
+        finite = xp.isfinite(norm(left))
+        solved = finite & near(u, left)
+        first = Iterate(u, left, none, none, norm(left), zero > 0, zero, finite & ~solved, solved, ~finite)
+        scale = or_one(norm(left))
+
+        def residual(s: Iterate) -> Array:
+            return norm(s.left) / scale
+
+        last, extra = iterate(self, backend, advance, first, max_iter=self.max_iter, residual=residual)
+        return finish(
+            problem.space,
+            last.u,
+            last.steps,
+            residual(last),
+            max_iter=self.max_iter,
+            solved=last.solved,
+            broken=last.broken,
+            extra=extra,
+        )
+
+    def _mix(self, s: Iterate) -> Array:
+        """Return u + mixing f - (dU + mixing dF) gamma, gamma the least squares' solution of dF gamma = f."""
+        xp = array_namespace(s.u)
+        gamma = least_squares(s.dleft, s.left, self.regularisation)
+        change = xp.sum((s.du + self.mixing * s.dleft) * gamma, axis=0)
+        return s.u + self.mixing * s.left - change  # type: ignore[no-any-return]
+
+
+class Iterate(NamedTuple):
+    """One step; u and what is left of it: (*batch, n), the memory (m, *batch, n), the rest (*batch, 1)."""
+
+    u: Array
+    left: Array
+    """f = step(u) - u."""
+    du: Array
+    """Differences of successive iterates, oldest first, zero where there is none."""
+    dleft: Array
+    """Those of f."""
+    least: Array
+    """The least residual so far."""
+    mixed: Array
+    """Whether the next step mixes: a plain one is not given up."""
+    steps: Array
+    going: Array
+    solved: Array
+    broken: Array
+
+
+def push(memory: Array, new: Array, kept: Array, forgotten: Array) -> Array:
+    """Return a memory with one more difference, the oldest gone, or with none."""
+    xp = array_namespace(new)
+    pushed = xp.where(kept, xp.concat([memory[1:, ...], new[None, ...]], axis=0), memory)
+    return xp.where(forgotten, full(memory, 0.0), pushed)  # type: ignore[no-any-return]
+
+
+def least_squares(columns: Array, right: Array, regularisation: float) -> Array:
+    """Return gamma, (m, *batch, 1), that minimises ||sum_i gamma_i columns_i - right|| for each problem.
+
+    The columns are scaled to norm one first, so that the trace of the normal matrix is m and what is added to its
+    diagonal is relative to that: no column is lost by its size. Absent columns, which are zero, get zero.
+    """
+    xp, count = array_namespace(columns), columns.shape[0]
+    sizes = or_one(norm(columns))
+    units = xp.moveaxis(columns / sizes, 0, -2)
+    normal = xp.matmul(units, xp.matrix_transpose(units))
+    scale = or_one(norm(right))
+    rhs = xp.matmul(units, (right / scale)[..., None])
+    sound = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
+    # above the rounding of the matrix, or a solve could meet a pivot of zero and raise
+    ridge = max(regularisation, 4 * count * eps(xp, columns.dtype))
+    identity = xp.eye(count, dtype=columns.dtype, device=device(columns))
+    absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, columns.dtype)
+    matrix = xp.where(sound, normal, 0.0 * identity) + (ridge + absent) * identity
+    gamma = xp.linalg.solve(xp.where(sound, matrix, identity), rhs)
+    return xp.moveaxis(gamma * scale[..., None], -2, 0) / sizes  # type: ignore[no-any-return]

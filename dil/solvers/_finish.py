@@ -1,0 +1,43 @@
+"""How every iterative solver of the library ends: its last iterate with a verdict for each problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dil._arrays import array_namespace, full
+from dil._solution import Solution
+from dil._space import Space
+from dil._status import Status
+from dil._typing import Array
+
+
+def finish(
+    space: Space,
+    u: Array,
+    steps: Array,
+    residual: Array,
+    *,
+    max_iter: int,
+    solved: Array,
+    broken: Array,
+    extra: Mapping[str, Any],
+) -> Solution:
+    """Return the solution at u, (*batch, n), from what the loop left, each (*batch, 1).
+
+    A problem that is neither solved nor broken ran out of iterations, or else it stopped because of rounding.
+    """
+    xp = array_namespace(u)
+    status = full(steps, int(Status.STAGNATED), dtype=xp.int32)
+    for holds, code in (
+        (steps >= max_iter, Status.MAX_ITER),
+        (broken, Status.NON_FINITE),
+        (solved, Status.CONVERGED),
+    ):
+        status = xp.where(holds, full(status, int(code)), status)
+    return Solution(space.unravel(u), status[..., 0], steps[..., 0], residual[..., 0], extra or None)
+
+
+def or_one(scale: Array) -> Array:
+    """Return what a residual is divided by to be relative to its start: one where the start is zero."""
+    return array_namespace(scale).where(scale > 0, scale, full(scale, 1.0))  # type: ignore[no-any-return]

@@ -1,0 +1,181 @@
+"""L-BFGS with a strong Wolfe line search, each problem of a batch by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dil._arrays import array_namespace, dot, eps, full, inner, norm
+from dil._pairs import Pairs, forget, inverse_product, no_pairs, remember
+from dil._solution import Solution
+from dil._typing import Array, Tree
+from dil.solvers._finish import finish, or_one
+from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._watch import check_watched, iterate
+from dil.solvers._wolfe import wolfe_search
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Minimise by limited-memory BFGS: for smooth scores of many unknowns, by gradients alone.
+
+    Parameters
+    ----------
+    memory : int
+        How many pairs of steps and changes of gradient describe the Hessian.
+    rtol : float, optional
+        A problem is solved when the gradient over the least curvature remembered is within rtol (1 + ||u||); by
+        default eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
+    max_iter : int
+        Steps at most, each of one line search: as a rule one evaluation of the score and its gradient.
+    history : bool
+        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+    progress : bool
+        Whether a run of more than a second draws a progress bar; needs rich.
+
+    Notes
+    -----
+    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+
+    `extra["pairs"]` is what was learned of the Hessian at the solution, for a preconditioner of the backward pass;
+    `extra["evaluations"]` counts evaluations of the score and its gradient. A pair is kept where its curvature is
+    positive beyond rounding. Where no step length is found, the pairs are forgotten and the gradient is the step.
+
+    Sources: Nocedal and Wright 2006, Algorithms 7.4 and 7.5, line search of Algorithms 3.5 and 3.6.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, or there is no start.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> def rosenbrock(u):
+    ...     return 100 * (u[1] - u[0] ** 2) ** 2 + (1 - u[0]) ** 2
+    >>> sol = dil.solvers.LBFGS()(rosenbrock, np.asarray([-1.2, 1.0]))
+    >>> np.round(sol.value, 8), dil.Status(int(sol.status)).name
+    (array([1., 1.]), 'CONVERGED')
+    """
+
+    memory: int = 10
+    rtol: float | None = None
+    max_iter: int = 1000
+    history: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter, memory=self.memory)
+        check_watched(self)
+
+    def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Minimise fun from init; the value has the structure of init."""
+        problem, u, arrays = start(self, fun, init, args, kwargs)
+        backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 2 / 3)
+
+        # in units of the first gradient, since squares of tiny and huge ones under- and overflow
+        unit = or_one(norm(problem.gradient(u, *arrays)))
+
+        def evaluate(u: Array) -> tuple[Array, Array]:
+            value, gradient = problem.value_and_gradient(u, *arrays)
+            return backend.constant(value)[..., None] / unit, backend.constant(gradient) / unit
+
+        def descend(s: Iterate) -> Iterate:
+            learned = (s.pairs.rho[-1, ...] > 0)[..., None]
+            length = xp.where(learned, full(s.value, 1.0), shorter(1.0 / or_one(norm(s.gradient))))
+            line = wolfe_search(evaluate, s.u, s.value, s.gradient, s.direction, length, s.going, backend.while_loop)
+            moved = s.going & (line.low > 0)
+            new_u = xp.where(moved, s.u + line.low * s.direction, s.u)
+            gradient = xp.where(moved, line.low_gradient, s.gradient)
+            pairs = learn(forget(s.pairs, (s.going & ~moved)[..., 0]), new_u - s.u, gradient - s.gradient)
+            direction, pairs = downhill(pairs, gradient)
+            steps = s.steps + xp.astype(s.going, s.steps.dtype)
+            solved = s.solved | (moved & near(pairs, gradient, new_u, rtol))
+            lost = norm(direction) <= eps(xp, u.dtype) * size_of(new_u)  # in the rounding of u
+            going = s.going & (moved | learned) & ~(solved | lost) & (steps < self.max_iter)
+            return Iterate(
+                new_u,
+                xp.where(moved, line.low_value, s.value),
+                gradient,
+                direction,
+                pairs,
+                steps,
+                s.evaluations + line.probes,
+                going,
+                solved,
+            )
+
+        value, gradient = evaluate(u)
+        finite = xp.isfinite(norm(gradient)) & xp.isfinite(value)
+        # a look along the gradient, since a first step is as long as the curvature says
+        look = -(eps(xp, u.dtype) ** 0.5) * size_of(u) * gradient
+        pairs = learn(no_pairs(u, self.memory), look, evaluate(u + look)[1] - gradient)
+        direction, pairs = downhill(pairs, gradient)
+        solved = finite & near(pairs, gradient, u, rtol)
+        none = zeros_like_count(u)
+        first = Iterate(u, value, gradient, direction, pairs, none, none + 3, finite & ~solved, solved)
+
+        def residual(s: Iterate) -> Array:
+            return norm(s.gradient)
+
+        last, extra = iterate(self, backend, descend, first, max_iter=self.max_iter, residual=residual)
+        rho = last.pairs.rho / unit[..., 0]
+        rho = xp.where(xp.isfinite(rho), rho, full(rho, 0.0))  # a pair that the dtype cannot hold is none
+        return finish(
+            problem.space,
+            last.u,
+            last.steps,
+            residual(last),
+            max_iter=self.max_iter,
+            solved=last.solved,
+            broken=~finite,
+            extra={
+                "pairs": Pairs(last.pairs.s, last.pairs.y * unit, rho),
+                "evaluations": last.evaluations[..., 0],
+                **extra,
+            },
+        )
+
+
+class Iterate(NamedTuple):
+    """One step; vectors (*batch, n), the rest but the pairs (*batch, 1)."""
+
+    u: Array
+    value: Array
+    gradient: Array
+    direction: Array
+    """Where to go from u, minus the approximation of H^-1 times the gradient."""
+    pairs: Pairs
+    steps: Array
+    evaluations: Array
+    going: Array
+    solved: Array
+
+
+def downhill(pairs: Pairs, gradient: Array) -> tuple[Array, Pairs]:
+    """Return a direction of descent, and the pairs that it came from: none where they led uphill by rounding."""
+    xp = array_namespace(gradient)
+    direction = -inverse_product(pairs, gradient)
+    good = dot(direction, gradient) <= 0
+    return xp.where(good, direction, -gradient), forget(pairs, ~good[..., 0])
+
+
+def learn(pairs: Pairs, step: Array, change: Array) -> Pairs:
+    """Remember the pairs whose curvature is positive beyond rounding: no wider angle fits a condition below 1 / eps."""
+    widest = eps(array_namespace(step), step.dtype) ** 0.5
+    return remember(pairs, step, change, (dot(step, change) > widest * norm(step) * norm(change))[..., 0])
+
+
+def near(pairs: Pairs, gradient: Array, u: Array, rtol: float) -> Array:
+    """Whether u is within the tolerance of the solution, as the least curvature remembered says: <s, y> / <s, s>.
+
+    The full step to come says less: where little is remembered, it is short whatever the curvature.
+    """
+    xp, slope = array_namespace(u), norm(gradient)
+    flattest = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None]
+    return (slope == 0) | ((flattest > 0) & (flattest * slope <= rtol * size_of(u)))  # type: ignore[no-any-return]
+
+
+def shorter(length: Array) -> Array:
+    """Return a length, one at most."""
+    return array_namespace(length).where(length < 1, length, full(length, 1.0))  # type: ignore[no-any-return]

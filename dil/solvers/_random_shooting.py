@@ -1,0 +1,165 @@
+"""Random search around the best point so far: what any other solver of a black box has to beat."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dil._arrays import array_namespace, device, full
+from dil._errors import OptionError
+from dil._solution import Solution
+from dil._typing import Array, Tree
+from dil.solvers._finish import finish
+from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._watch import check_watched, iterate
+
+
+@dataclass(frozen=True)
+class RandomShooting:
+    """Minimise by normal samples around the best point so far; the score is evaluated and never differentiated.
+
+    Parameters
+    ----------
+    samples : int
+        Evaluations of the score in each iteration.
+    iterations : int
+        Iterations at most.
+    spread : float
+        The first standard deviation of the samples, in the units of u.
+    seed : int
+        Of the random numbers; they are the same for every problem of a batch, which so finds what it would find alone.
+    rtol : float, optional
+        A problem is solved when its spread is within rtol (1 + ||u||); by default eps ** (1/3) of the dtype: 6.1e-6 in
+        float64, 4.9e-3 in float32.
+    history : bool
+        Whether `extra["history"]` gives the spread, relative to the first, after every iteration,
+        (iterations, *batch), NaN where none was taken.
+    progress : bool
+        Whether a run of more than a second draws a progress bar; needs rich.
+
+    Notes
+    -----
+    An evolution strategy (1 + samples) with the success rule of Rechenberg (1973): the spread doubles after an
+    iteration that lowers the score and halves after one that does not. A small spread says that samples no longer
+    found anything lower; no gradient was looked at, so that the layer's own judgement of the point still counts.
+
+    A score that is not finite is as good as an infinite one, so that a search may begin outside the score's domain; a
+    problem that never meets a finite score is NON_FINITE.
+
+    The random numbers are drawn once for a call: iterations * samples * n of them are in memory.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, or there is no start.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> sol = dil.solvers.RandomShooting()(lambda u: np.sum(np.abs(u - 1.0)), np.zeros(2))
+    >>> np.round(sol.value, 3), dil.Status(int(sol.status)).name
+    (array([1., 1.]), 'CONVERGED')
+    """
+
+    samples: int = 32
+    iterations: int = 200
+    spread: float = 1.0
+    seed: int = 0
+    rtol: float | None = None
+    history: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(
+            optional={"rtol": self.rtol}, samples=self.samples, iterations=self.iterations, spread=self.spread
+        )
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            message = f"seed={self.seed!r}; expected an integer >= 0"
+            raise OptionError(message)
+        check_watched(self)
+
+    def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Minimise fun from init; the value has the structure of init."""
+        begun = start(self, fun, init, args, kwargs)
+        u, backend = begun.u, begun.problem.backend
+        xp, rtol = array_namespace(u), tolerance(u, self.rtol, 1 / 3)
+        noise = self._noise(begun)
+
+        def search(s: Search) -> Search:
+            shot = self._shoot(begun, noise, s)
+            better = s.going & (shot.value < s.value)
+            steps = s.steps + xp.astype(s.going, s.steps.dtype)
+            spread = xp.where(s.going, xp.where(better, 2.0 * s.spread, 0.5 * s.spread), s.spread)
+            u, value = xp.where(better, shot.u, s.u), xp.where(better, shot.value, s.value)
+            going = s.going & (spread > rtol * size_of(u)) & (steps < self.iterations)
+            return Search(u, value, spread, s.number + 1, steps, going)
+
+        counter, spread = zeros_like_count(u), full(u, self.spread, shape=(*u.shape[:-1], 1))
+        first = Search(u, evaluate(begun, u), spread, full(u, 0, shape=(), dtype=xp.int32), counter, counter == 0)
+
+        def residual(s: Search) -> Array:
+            return s.spread / self.spread
+
+        last, extra = iterate(self, backend, search, first, max_iter=self.iterations, residual=residual)
+        sound = last.value < math.inf
+        return finish(
+            begun.problem.space,
+            last.u,
+            last.steps,
+            residual(last),
+            max_iter=self.iterations,
+            solved=sound & (last.spread <= rtol * size_of(last.u)),
+            broken=~sound,
+            extra=extra,
+        )
+
+    def _noise(self, begun: Start) -> Array:
+        """Return every random number that the search uses, (iterations * samples, n)."""
+        import numpy as np
+
+        u = begun.u
+        drawn = np.random.default_rng(self.seed).standard_normal((self.iterations * self.samples, u.shape[-1]))
+        return begun.problem.backend.asarray(drawn, dtype=u.dtype, device=device(u))
+
+    def _shoot(self, begun: Start, noise: Array, s: Search) -> Shot:
+        """Return the best of the samples around u."""
+        xp = array_namespace(s.u)
+
+        def sample(best: Shot) -> Shot:
+            row = xp.reshape(s.number * self.samples + best.number, (1,))
+            trial = s.u + s.spread * xp.take(noise, row, axis=0)[0, :]
+            value = evaluate(begun, trial)
+            better = value < best.value
+            return Shot(xp.where(better, trial, best.u), xp.where(better, value, best.value), best.number + 1)
+
+        first = Shot(s.u, s.value, 0 * s.number)
+        return begun.problem.backend.while_loop(  # type: ignore[no-any-return]
+            lambda best: best.number < self.samples, sample, first
+        )
+
+
+class Search(NamedTuple):
+    """One iteration; u: (*batch, n), its number (), the rest (*batch, 1)."""
+
+    u: Array
+    value: Array
+    spread: Array
+    number: Array
+    steps: Array
+    going: Array
+
+
+class Shot(NamedTuple):
+    """The best sample of an iteration so far; u: (*batch, n), value: (*batch, 1), how many there were: ()."""
+
+    u: Array
+    value: Array
+    number: Array
+
+
+def evaluate(begun: Start, u: Array) -> Array:
+    """Return the score, (*batch, 1), infinite where it is not finite: a NaN is lower than nothing."""
+    problem, _, arrays = begun
+    xp, value = array_namespace(u), problem.backend.constant(problem.value(u, *arrays))[..., None]
+    return xp.where(xp.isfinite(value), value, full(value, math.inf))  # type: ignore[no-any-return]

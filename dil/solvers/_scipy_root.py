@@ -1,0 +1,130 @@
+"""SciPy's root finders as solvers, on the host, for arrays of every backend and under jit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dil._solution import Solution
+from dil._status import Status
+from dil._typing import Array, Arrays, Tree
+from dil.solvers._host import Found, Host, check_scipy, import_optimize, solve_on_host
+from dil.solvers._map import Map, start_map
+
+WITH_JACOBIAN = frozenset({"hybr", "lm"})
+ENDS = {
+    "hybr": {2: Status.MAX_ITER, 3: Status.STAGNATED, 4: Status.STAGNATED, 5: Status.STAGNATED},
+    "lm": {5: Status.MAX_ITER, 6: Status.STAGNATED, 7: Status.STAGNATED, 8: Status.STAGNATED},
+}
+"""What SciPy's codes mean; the methods that are not here have 2 for too many iterations."""
+
+
+@dataclass(frozen=True)
+class SciPyRoot:
+    """Find a root with `scipy.optimize.root`; the Jacobian is supplied to the methods that use it.
+
+    Parameters
+    ----------
+    method : str
+        Any method of `scipy.optimize.root`.
+    tol : float, optional
+        SciPy's `tol`; None leaves SciPy's default, which for hybr is a relative step of 1.5e-8.
+    options : mapping, optional
+        SciPy's `options`.
+
+    Notes
+    -----
+    A batch is solved as one system: its problems share one status and one count. Under `jax.jit` the solver runs
+    behind a host callback. The count is of evaluations where SciPy counts no iterations.
+
+    hybr and lm are given the Jacobian, by n vector-Jacobian products, and their word is checked with it: where they
+    stop at a point of least residual that is no root, the status is FAILED.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, SciPy is absent, or there is no start.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> sol = dil.solvers.SciPyRoot()(lambda u, t: u**3 + u - t, np.zeros(2), np.asarray([2.0, 10.0]))
+    >>> np.round(sol.value, 8), dil.Status(int(sol.status)).name
+    (array([1., 2.]), 'CONVERGED')
+    """
+
+    method: str = "hybr"
+    tol: float | None = None
+    options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_scipy("root", self.method, self.tol, self.options)
+
+    def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Find a root of fun from init; the value has the structure of init."""
+        problem, u, arrays = start_map(self, fun, init, args, kwargs)
+
+        def solve(host: Host, arrays: Arrays) -> Found:
+            return self._root(System(problem, host, arrays))
+
+        def left(u: Array) -> Array:
+            return problem.backend.constant(problem(u, *arrays))
+
+        return solve_on_host(problem, u, arrays, solve, left)
+
+    def _root(self, system: System) -> Found:
+        root = import_optimize("SciPyRoot").root
+        method = self.method.lower()
+        supplied: dict[str, Any] = {"jac": system.jacobian} if method in WITH_JACOBIAN else {}
+        begin, options = system.host.out(system.host.like), dict(self.options or {})
+        try:
+            found = root(system.residual, begin, method=self.method, tol=self.tol, options=options, **supplied)
+        except ValueError as error:  # some methods check what they get
+            if system.finite():
+                raise
+            return Found(begin, Status.NON_FINITE, 0, str(error))
+        status, message = _status(found, method), str(found.message)
+        if status is Status.CONVERGED and supplied and not system.near_root(found.x):
+            status, message = Status.FAILED, f"the residual is least here, but it is no root. SciPy said: {message}"
+        return Found(found.x, status, int(found.get("nit", found.get("nfev", 0))), message)
+
+
+@dataclass(frozen=True)
+class System:
+    """The residuals of a batch as functions of one NumPy vector."""
+
+    problem: Map
+    host: Host
+    arrays: Arrays
+    last: list[Any] = field(default_factory=list)
+    """The residual that was evaluated last."""
+
+    def residual(self, x: Any) -> Any:
+        """Return the residual, shape (m,)."""
+        self.last[:] = [self.host.out(self.problem(self.host.into(x), *self.arrays))]
+        return self.last[0]
+
+    def finite(self) -> bool:
+        """Whether SciPy has got finite numbers so far."""
+        return not self.last or bool(abs(self.last[0]).max(initial=0.0) < float("inf"))
+
+    def jacobian(self, x: Any) -> Any:
+        """Return the derivative of the residual, shape (m, m)."""
+        _, pull = self.problem.backend.vjp(lambda u: (self.problem(u, *self.arrays),), self.host.into(x))
+        return self.host.matrix(pull)
+
+    def near_root(self, x: Any) -> bool:
+        """Whether a step of 1e-3 (1 + ||x||) could account for what is left of the residual."""
+        import numpy as np
+
+        reach = 1e-3 * (1 + np.linalg.norm(x)) * np.linalg.norm(self.jacobian(x))
+        return bool(np.linalg.norm(self.residual(x)) <= reach)
+
+
+def _status(found: Any, method: str) -> Status:
+    if not all(bool(abs(part).max(initial=0.0) < float("inf")) for part in (found.x, found.fun)):
+        return Status.NON_FINITE
+    if found.success:
+        return Status.CONVERGED
+    return ENDS.get(method, {2: Status.MAX_ITER}).get(int(found.get("status", -1)), Status.FAILED)

@@ -1,0 +1,154 @@
+"""What a solver shows of its way: a history of its residual, and a progress bar on long runs."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from threading import RLock
+from typing import Any, Protocol, TypeVar
+
+from dil._arrays import array_namespace, device, full
+from dil._errors import OptionError
+from dil._protocol import Backend
+from dil._typing import Array
+
+DELAY = 1.0
+"""Seconds before a bar appears."""
+REFRESH = 0.1
+"""Seconds between two drawings of a bar."""
+
+
+class State(Protocol):
+    """What the loop of a solver carries along, at least; both (*batch, 1)."""
+
+    @property
+    def steps(self) -> Array: ...
+    @property
+    def going(self) -> Array: ...
+
+
+class Watched(Protocol):
+    """A solver that can be watched."""
+
+    @property
+    def history(self) -> bool: ...
+    @property
+    def progress(self) -> bool: ...
+
+
+S = TypeVar("S", bound=State)
+
+
+def check_watched(solver: Watched) -> None:
+    """Refuse options that are no booleans, and a progress bar that cannot be drawn."""
+    for name, value in (("history", solver.history), ("progress", solver.progress)):
+        if not isinstance(value, bool):
+            message = f"{name}={value!r}; expected True or False"
+            raise OptionError(message)
+    if solver.progress:
+        _rich_progress()
+
+
+def iterate(
+    solver: Watched,
+    backend: Backend,
+    step: Callable[[S], S],
+    first: S,
+    *,
+    max_iter: int,
+    residual: Callable[[S], Array],
+) -> tuple[S, dict[str, Array]]:
+    """Run `step` while a problem is going; return the last state, and what a solution may say besides.
+
+    `residual(state)`, (*batch, 1), is what the history holds, (max_iter, *batch): in row k what problem i had left
+    after its step k + 1, NaN where it took none.
+    """
+    xp = array_namespace(first.steps)
+    if not solver.history and not solver.progress:
+        return backend.while_loop(lambda s: xp.any(s.going), step, first), {}
+    rows, batch = max_iter if solver.history else 0, first.steps.shape[:-1]
+    numbers = xp.arange(1, rows + 1, dtype=first.steps.dtype, device=device(first.steps))
+    numbers = xp.reshape(numbers, (rows, *(1 for _ in batch)))
+    bar = Bar(type(solver).__name__, max_iter) if solver.progress else None
+
+    def watched(s: tuple[S, Array]) -> tuple[S, Array]:
+        old, history = s
+        new = step(old)
+        left = residual(new)[..., 0]
+        here = (new.steps > old.steps)[..., 0] & (numbers == new.steps[..., 0])
+        if bar is not None:
+            backend.observe(bar.tick, new.steps, left, new.going)
+        return new, xp.where(here, left, history)
+
+    none = full(residual(first), float("nan"), shape=(rows, *batch))
+    with bar or nullcontext():
+        last, history = backend.while_loop(lambda s: xp.any(s[0].going), watched, (first, none))
+    return last, {"history": history} if solver.history else {}
+
+
+class Bar:
+    """A bar that appears once a run has taken a while, and goes with its last step or with an exception.
+
+    A compiled program calls it from threads of its own, each time that it runs, after the `with` block in which it was
+    traced. It draws on stderr, at its ticks alone: there is no thread that could outlive the run.
+    """
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name, self._total = name, total
+        self._lock = RLock()
+        self._since: float | None = None
+        self._drawn = 0.0
+        self._shown: Any = None
+
+    def __enter__(self) -> Bar:
+        self._since = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def tick(self, steps: Any, residual: Any, going: Any) -> None:
+        """Take note of one step of every problem; NumPy arrays, shape (*batch, 1) or batch."""
+        with self._lock:
+            now, count = time.monotonic(), int(going.sum())
+            self._since = now if self._since is None else self._since
+            if self._shown is None and now - self._since >= DELAY:
+                self._open()
+            if self._shown is not None and (now - self._drawn >= REFRESH or not count):
+                self._drawn = now
+                worst = residual[residual == residual].max(initial=0.0)  # a NaN differs from itself
+                note = f"residual {worst:.1e}" + (f", {count} going" if going.size > 1 else "")
+                progress, task = self._shown
+                progress.update(task, completed=int(steps.max(initial=0)), note=note, refresh=True)
+            if not count:
+                self.close()
+
+    def _open(self) -> None:
+        rich = _rich_progress()
+        from rich.console import Console
+
+        columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), "{task.fields[note]}")
+        progress = rich.Progress(*columns, console=Console(stderr=True), auto_refresh=False)
+        task = progress.add_task(self._name, total=self._total, note="")
+        progress.start()
+        # a program that dies between two ticks must not leave the terminal without a cursor
+        self._finalizer = weakref.finalize(self, progress.stop)
+        self._shown = progress, task
+
+    def close(self) -> None:
+        """Take the bar down, if there is one."""
+        with self._lock:
+            if self._shown is not None:
+                self._finalizer()
+            self._shown = self._since = None
+
+
+def _rich_progress() -> Any:
+    try:
+        import rich.progress
+    except ImportError as error:
+        message = f"progress=True draws with rich, which cannot be imported ({error}); pip install rich"
+        raise OptionError(message) from error
+    return rich.progress
