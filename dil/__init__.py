@@ -18,6 +18,7 @@ from dil._errors import (
     UnsupportedFunctionError,
 )
 from dil._layer import Layer
+from dil._record import Entry, Record, record
 from dil._registry import BackendHandle, BackendInfo, backend, backends
 from dil._root import fixed_point, root
 from dil._score import Derivatives
@@ -29,10 +30,16 @@ from dil._value import Value, value
 if TYPE_CHECKING:
     from dil import solvers
     from dil._check import GradientReport, check_gradients
+    from dil._report import Report
 
 __version__ = "0.1.0"
 
-LATER = {"solvers": "dil.solvers", "GradientReport": "dil._check", "check_gradients": "dil._check"}
+LATER = {
+    "solvers": "dil.solvers",
+    "GradientReport": "dil._check",
+    "Report": "dil._report",
+    "check_gradients": "dil._check",
+}
 """Imported at first use: not every program needs them, and every program waits for its imports."""
 
 
@@ -56,9 +63,12 @@ __all__ = [
     "DTypeError",
     "Derivatives",
     "DilError",
+    "Entry",
     "GradientReport",
     "Layer",
     "OptionError",
+    "Record",
+    "Report",
     "ShapeError",
     "Solution",
     "Status",
@@ -73,6 +83,7 @@ __all__ = [
     "grad",
     "jvp",
     "linear",
+    "record",
     "root",
     "solvers",
     "value",

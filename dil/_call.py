@@ -14,6 +14,7 @@ from dil._pairs import Pairs
 from dil._policy import Policy
 from dil._problem import Problem
 from dil._protocol import Backend
+from dil._record import emit, recording
 from dil._refine import refine
 from dil._registry import leaves_of, owner
 from dil._score import Score
@@ -50,6 +51,9 @@ class Call:
         """Solve, refine, judge and act on the policy; what the solver remembers of J comes after the solution."""
         y, solution = self.run(arrays)
         assert solution.status is not None
+        if recording():
+            said = {"iterations": solution.iterations, "residual": solution.residual}
+            emit(self.backend, self.policy, "forward", {"status": solution.status, **said})
         y = self.policy.settle(self.backend, "forward solve", solution.status, y)
         return (y, *(self._remembered(solution) or ()))
 

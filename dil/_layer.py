@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dil._arguments import Arguments, take_apart
 from dil._arrays import array_namespace, is_complex
@@ -17,6 +18,9 @@ from dil._solution import Solution
 from dil._theorem import ImplicitRule
 from dil._typing import Array, Tree
 from dil.linear._solver import LinearSolver
+
+if TYPE_CHECKING:
+    from dil._report import Report
 
 
 @dataclass(frozen=True, eq=False)  # by identity: a start or a score need not compare or hash
@@ -60,6 +64,46 @@ class Layer:
         call, arrays = self._call(args, kwargs, init)
         y, solution = call.run(tuple(call.backend.constant(x) for x in arrays))
         return solution._replace(value=call.problem().space.unravel(call.backend.constant(y)))
+
+    def report(self, *args: Tree, init: Tree | None = None, cotangent: Tree | None = None, **kwargs: Tree) -> Report:
+        """Solve, pull a cotangent back, and report on both: statuses, stationarity, curvature, and an error bound.
+
+        Parameters
+        ----------
+        *args, init, **kwargs
+            As in a call.
+        cotangent : tree, optional
+            dL/dy, like y; ones by default.
+
+        Returns
+        -------
+        Report
+            `forward` and `backward`, each a `dil.Entry` of NumPy arrays of shape batch; it prints both.
+
+        Raises
+        ------
+        OptionError
+            If no argument holds a float array, so that there is nothing to differentiate in.
+
+        Notes
+        -----
+        The policy is not applied: what failed is in the statuses. `backward.bound` bounds the relative error of the
+        gradient, in the norm over all float arguments, for the cotangent given. It compares with the gradient after
+        one Newton step and a tighter linear solve, so it costs a few times what the gradient does; it covers the error
+        from an inexact y and from an inexact linear solve, damping included, not that of a wrong derivative.
+
+        Examples
+        --------
+        >>> import numpy as np, dil
+        >>> rough = dil.solvers.GradientDescent(rtol=1e-2)
+        >>> layer = dil.argmin(lambda u, t: np.sum((u - t) ** 2 + u**4), rough, init=lambda t: 0.0 * t)
+        >>> rep = layer.report(np.asarray([1.0, 2.0]))
+        >>> 1e-6 < float(rep.backward.bound) < 1e-1
+        True
+        """
+        from dil._report import report
+
+        return report(self, args, kwargs, init, cotangent)
 
     def _call(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
         arrays, arguments = take_apart(args, kwargs)

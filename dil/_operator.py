@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dil._errors import OptionError
 from dil._pairs import Pairs
@@ -25,6 +25,9 @@ class Operator:
     pairs : Pairs, optional
         What a quasi-Newton solver of the forward problem learned about A, for a preconditioner to use.
 
+    transposed : bool
+        Whether it is the transpose of a layer's dF/du: the matrix of a pullback, not of a pushforward.
+
     Examples
     --------
     >>> import numpy as np, dil
@@ -38,6 +41,7 @@ class Operator:
     rmatvec: Matvec | None = None
     symmetric: bool = False
     pairs: Pairs | None = None
+    transposed: bool = False
 
     def __call__(self, p: Array) -> Array:
         return self.matvec(p)
@@ -52,14 +56,14 @@ class Operator:
             If there are no products with it.
         """
         if self.symmetric:
-            return self
+            return replace(self, transposed=not self.transposed)
         if self.rmatvec is None:
             message = (
                 "products with the transpose are needed, but only those with the matrix are known; pass "
                 "dil.linear.Operator(matvec, rmatvec), or Operator(matvec, symmetric=True) if it is symmetric"
             )
             raise OptionError(message)
-        return Operator(self.rmatvec, self.matvec)
+        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed)
 
 
 def as_operator(matvec: Matvec) -> Operator:
@@ -72,10 +76,10 @@ def shifted(matvec: Matvec, shift: float) -> Operator:
     A = as_operator(matvec)
     if shift == 0:
         return A
-    product, transposed, pairs = A.matvec, A.rmatvec, A.pairs
-    return Operator(
-        lambda p: product(p) + shift * p,
-        None if transposed is None else lambda p: transposed(p) + shift * p,
-        A.symmetric,
-        None if pairs is None else shifted_pairs(pairs, shift),
+    product, rproduct, pairs = A.matvec, A.rmatvec, A.pairs
+    return replace(
+        A,
+        matvec=lambda p: product(p) + shift * p,
+        rmatvec=None if rproduct is None else lambda p: rproduct(p) + shift * p,
+        pairs=None if pairs is None else shifted_pairs(pairs, shift),
     )

@@ -7,6 +7,7 @@ a backend. Backends see flat tuples of arrays: trees are taken apart and put tog
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -51,8 +52,6 @@ class LinearSystem:
     @property
     def T(self) -> LinearSystem:
         """The system with the transpose of A."""
-        if self.A.symmetric:
-            return self
         return replace(self, operator=lambda *params: self.operator(*params).T, A=self.A.T)
 
 
@@ -115,6 +114,10 @@ class Backend(Protocol):
 
     def observe(self, listener: Callable[..., None], *arrays: Array) -> None:
         """Call `listener` with the arrays, as NumPy's: now, or each time that the program gets here."""
+        ...
+
+    def observing(self) -> AbstractContextManager[object]:
+        """Return a context in which programs are compiled anew, and whose end waits for all that they observe."""
         ...
 
     def number(self, x: Array, /) -> Any:

@@ -60,6 +60,11 @@ def load(name: str) -> Backend:
     return cast(Backend, module)
 
 
+def loaded() -> list[Backend]:
+    """Return the backends of the frameworks that the process has imported."""
+    return [load(name) for name in _targets() if name in sys.modules]
+
+
 def owner(x: object) -> Backend | None:
     """Return the backend that owns the array x; None if x is no array of a framework in use."""
     for name in _targets():

@@ -52,8 +52,8 @@ class Status(IntEnum):
     )
     NOT_STATIONARY = (
         6,
-        "the solver's point is not stationary (the gradient of the score there is not small), so the implicit "
-        "gradient is that of another problem; run the forward solver to a tighter tolerance",
+        "the solver's point is not stationary (the gradient of the score, or the residual, is not small there), so the "
+        "implicit gradient is that of another problem; run the forward solver to a tighter tolerance, or pass refine=2",
     )
     FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
     PRECONDITIONER = (

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from dil._arrays import array_namespace, device, eps, full, inner, peak, pick
+from dil._audit import Point, audit
 from dil._differentiate import jvp
 from dil._errors import ShapeError
 from dil._jacobian import jacobian, operator
@@ -25,6 +26,7 @@ from dil._pairs import Pairs
 from dil._policy import Policy, pardoned
 from dil._problem import Optimality, Problem
 from dil._protocol import LinearSystem
+from dil._record import emit, recording
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Arrays
@@ -72,18 +74,24 @@ class ImplicitRule:
         self, F: Optimality, Fu: Array, A: Operator, build: Callable[..., Operator], params: Arrays, y: Arrays
     ) -> LinearSystem:
         """Return the system with A = build(*params): its solve judges the answer and y, and acts on the policy."""
-        backend = F.problem.backend
+        backend, kept = F.problem.backend, len(y)
 
-        def solve(A: Operator, b: Array, Fu: Array, u: Array, *pairs: Array) -> Array:
+        def solve(A: Operator, b: Array, Fu: Array, *rest: Array) -> Array:
+            u, pairs, floats = rest[0], rest[1:kept], rest[kept:]
             A = replace(A, pairs=Pairs(*pairs)) if pairs else A
             solution = self.linear_solver(A, b, loop=backend.while_loop)
             _check_solution(solution, b)
             status = judge(solution.status, Fu, u, b, solution.value, backend.number)
             status = _told_of_curvature(status, solution)
+            if recording():
+                found = audit(F, A, b, Fu, Point(u, solution.value, floats))
+                said = {"iterations": solution.iterations, "residual": solution.residual}
+                emit(backend, self.policy, "backward", {"status": status, **said, **found._asdict()})
             return self.policy.settle(backend, "backward solve", status, solution.value)
 
-        # what is only judged or remembered is no part of the derivative
-        constants = tuple(backend.constant(x) for x in (Fu, *y))
+        # what is only judged, remembered or looked at is no part of the derivative
+        looked_at = params[1:] if recording() else ()
+        constants = tuple(backend.constant(x) for x in (Fu, *y, *looked_at))
         return LinearSystem(build, params, A, solve, constants)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 from dil._arrays import array_namespace
@@ -24,6 +25,7 @@ __all__ = [
     "linear_solve",
     "map_rows",
     "number",
+    "observing",
     "on_host",
     "solve_each",
     "value_type",
@@ -77,6 +79,11 @@ def assert_constant(x: Array, message: str, /) -> None:
     """Raise if the tape is recording x."""
     if is_box(x):
         raise CapturedError(message)
+
+
+def observing() -> AbstractContextManager[None]:
+    """Return a context that does nothing: what is eager observes at once."""
+    return nullcontext()
 
 
 def number(x: Array, /) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dil._errors import BackendError, CapturedError
-from dil._operator import Operator
 from dil._protocol import LinearSystem, Pull, Rule
 
 NATIVE = "jax"
 DENSE = 64
 Arrays = tuple[jax.Array, ...]
+
+OBSERVING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
+"""A part of the key under which JAX keeps what it has compiled."""
 
 constant = jax.lax.stop_gradient
 
@@ -85,10 +89,10 @@ def linear_solve(system: LinearSystem, b: Any, /) -> Any:
     A = system.A
 
     def solve(matvec: Any, b: Any) -> Any:
-        return system.solve(Operator(matvec, A.rmatvec, A.symmetric), b, *system.constants)
+        return system.solve(replace(A, matvec=matvec), b, *system.constants)
 
     def transpose_solve(vecmat: Any, b: Any) -> Any:
-        return system.solve(Operator(vecmat, A.matvec), b, *system.constants)
+        return system.solve(replace(A, rmatvec=vecmat).T, b, *system.constants)
 
     return jax.lax.custom_linear_solve(A.matvec, b, solve, transpose_solve, symmetric=A.symmetric)
 
@@ -154,6 +158,14 @@ def observe(listener: Callable[..., None], *arrays: jax.Array) -> None:
         jax.debug.callback(call, *arrays)
     else:
         call(*arrays)
+
+
+@contextmanager
+def observing() -> Iterator[None]:
+    """Have jitted functions compiled apart from those that do not observe; wait for their callbacks at the end."""
+    with OBSERVING(True):
+        yield
+        jax.effects_barrier()  # type: ignore[no-untyped-call]
 
 
 def number(x: jax.Array, /) -> jax.Array:

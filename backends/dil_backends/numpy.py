@@ -19,6 +19,7 @@ from dil_backends._taped import (
     constant,
     implicit,
     map_rows,
+    observing,
     on_host,
     solve_each,
     value_type,
@@ -26,7 +27,17 @@ from dil_backends._taped import (
 )
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "map_rows", "on_host", "vjp"]
+__all__ = [
+    "assert_constant",
+    "children",
+    "constant",
+    "implicit",
+    "linear_solve",
+    "map_rows",
+    "observing",
+    "on_host",
+    "vjp",
+]
 
 NATIVE = "numpy"
 DENSE = 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -218,6 +219,11 @@ def tell(listener: Callable[[Any], None], status: Tensor, value: Tensor) -> Tens
 def observe(listener: Callable[..., None], *arrays: Tensor) -> None:
     """Call the listener now."""
     listener(*(to_numpy(x) for x in arrays))
+
+
+def observing() -> AbstractContextManager[None]:
+    """Return a context that does nothing: what is eager observes at once."""
+    return nullcontext()
 
 
 def number(x: Tensor, /) -> Any:

@@ -1,0 +1,142 @@
+"""How far a gradient can be trusted: the Newton step left at y, the curvature, and a bound of the gradient's error."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dil._arrays import array_namespace, eps, full, inner, norm
+from dil._jacobian import operator
+from dil._operator import Operator
+from dil._probes import gaussian
+from dil._problem import Optimality
+from dil._protocol import Backend
+from dil._status import Status
+from dil._typing import Array, Arrays
+from dil.linear._auto import Auto
+from dil.linear._spectrum import extremes
+
+PROBES = 16
+"""Directions among the arguments along which the gradients of a batch's problems are compared."""
+SAFETY = 2.0
+"""What the first-order estimate of the error is multiplied by."""
+LANCZOS = 50
+"""Products spent on the extreme eigenvalues."""
+
+
+class Audit(NamedTuple):
+    """What is found about one backward solve, shape batch; see `dil.Entry`."""
+
+    stationarity: Array
+    lowest: Array
+    highest: Array
+    condition: Array
+    asymmetry: Array
+    bound: Array
+
+
+class Point(NamedTuple):
+    """A candidate for the solution, the adjoint there, and the arguments."""
+
+    u: Array
+    g: Array
+    floats: Arrays
+
+
+def audit(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> Audit:
+    """Look again at the solve of A g = b, A = J or J^T at u, by tighter solves with the same products.
+
+    The bound is for the pullback, -g^T F_args with J^T g = b. One Newton step, u' = u - J^-1 F(u), leaves an error of
+    second order; with g' solved there to the default tolerance and refined once, the gradient G' is to that of the
+    exact solution what the next term of a series is to the first. So
+
+        bound = 2 ||G - G'|| / ||G'|| / (1 - 2 c) + ||G''|| / ||G'|| + 16 eps,   c = ||F(u')|| / ||F(u)||
+
+    with G'' the share of the refinement in G'; infinite where the step does not contract, c >= 1/2, for then nothing is
+    known. The norms are exact for one
+    problem; those of a batch, whose problems may share arguments, are taken along 16 random directions.
+    """
+    problem, backend = F.problem, F.problem.backend
+    loop, exact = backend.while_loop, Auto()
+    J = A.T if A.transposed else A
+    step = exact(J, Fu, loop=loop)
+    size, length = 1.0 + norm(here.u)[..., 0], norm(step.value)[..., 0]
+    bound = full(size, float("nan"))
+    if A.transposed:
+        bound = _bound(F, b, Fu, here, _finite(step.value), exact)
+        assert step.status is not None
+        bound = _or_else(step.status == int(Status.CONVERGED), bound, float("inf"))
+    gram = A if problem.symmetric else Operator(lambda p: A.T(A(p)), symmetric=True)
+    ends = extremes(gram, b, steps=LANCZOS, loop=loop)
+    if not problem.symmetric:
+        xp = array_namespace(b)
+        ends = type(ends)(*(xp.sqrt(xp.abs(end)) for end in ends))
+    return Audit(length / size, *ends, _ratio(*ends), _asymmetry(A, b, backend), bound)
+
+
+def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, exact: Auto) -> Array:
+    xp, loop, machine = array_namespace(b), F.problem.backend.while_loop, eps(array_namespace(b), b.dtype)
+    u = here.u - step
+    (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
+    A = operator(F.problem, lambda p: pull((p,), (0,))[0], u).T
+    g = exact(A, b, loop=loop).value
+    more = _finite(exact(A, b - A(g), loop=loop).value)
+    there = Point(u, g + more, here.floats)
+    told, right = _sensitivities(F, here), _sensitivities(F, there)
+    slack = _sensitivities(F, there._replace(g=more))
+    rate = norm(Fu1)[..., 0] / _or_one(norm(Fu)[..., 0])
+    # at the rounding level of u a step contracts no more, and need not
+    rate = xp.where(norm(step)[..., 0] <= 64 * machine * (1.0 + norm(here.u)[..., 0]), full(rate, 0.0), rate)
+    scale = _or_one(_length(right))
+    bound = SAFETY * _length(told - right) / scale / (1.0 - 2.0 * rate) + _length(slack) / scale + 16 * machine
+    return _or_else(rate < 0.5, bound, float("inf"))
+
+
+def _sensitivities(F: Optimality, at: Point) -> Array:
+    """Return numbers, (k, *batch), whose norm is that of each problem's gradient in the arguments, -g^T F_args."""
+    backend, xp = F.problem.backend, array_namespace(at.g)
+
+    def of_floats(*floats: Array) -> Arrays:
+        return F(at.u, *floats)
+
+    _, pull = backend.vjp(of_floats, *at.floats)
+    if at.g.ndim == 1:
+        return xp.concat([xp.reshape(x, (-1,)) for x in pull((at.g,))])  # type: ignore[no-any-return]
+    _, push = backend.vjp(lambda w: pull((w,)), xp.zeros_like(at.g))
+    probes = [gaussian(backend, x, PROBES, seed) for seed, x in enumerate(at.floats)]
+    along = [push(tuple(t[k, ...] for t in probes))[0] for k in range(PROBES)]
+    return xp.stack([inner(at.g, Ft) for Ft in along])  # type: ignore[no-any-return]
+
+
+def _asymmetry(A: Operator, b: Array, backend: Backend) -> Array:
+    p, q = (x[0, ...] for x in (gaussian(backend, b, 1, 0), gaussian(backend, b, 1, 1)))
+    Ap, Aq = A(p), A(q)
+    terms = norm(p) * norm(Aq) + norm(q) * norm(Ap)
+    return abs(inner(p, Aq) - inner(q, Ap)) / _or_one(terms[..., 0])
+
+
+def _ratio(lowest: Array, highest: Array) -> Array:
+    """Return the ratio of the magnitudes; infinite where the eigenvalues have both signs, which says nothing of it."""
+    xp = array_namespace(lowest)
+    low, high = xp.abs(lowest), xp.abs(highest)
+    small, large = xp.where(low < high, low, high), xp.where(low < high, high, low)
+    return _or_else((lowest * highest > 0) | xp.isnan(lowest), large / _or_one(small), float("inf"))
+
+
+def _length(rows: Array) -> Array:
+    """Return the norm over the first axis, safe for tiny and huge entries."""
+    xp = array_namespace(rows)
+    return norm(xp.moveaxis(rows, 0, -1))[..., 0]
+
+
+def _or_one(x: Array) -> Array:
+    return array_namespace(x).where(x == 0, full(x, 1.0), x)  # type: ignore[no-any-return]
+
+
+def _finite(x: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.where(xp.isfinite(x), x, full(x, 0.0))  # type: ignore[no-any-return]
+
+
+def _or_else(condition: Array, x: Array, other: float) -> Array:
+    """Return x where the condition holds, else a number."""
+    return array_namespace(x).where(condition, x, full(x, other))  # type: ignore[no-any-return]

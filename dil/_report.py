@@ -1,0 +1,54 @@
+"""The report of a layer on one call of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from dil._errors import OptionError
+from dil._layer import Layer
+from dil._record import Entry, Record
+from dil._registry import leaves_of, owner
+from dil._transforms import vjp
+from dil._typing import Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The forward and the backward solve of one call, as `dil.Entry`; printed, it reads as a table."""
+
+    forward: Entry
+    backward: Entry
+
+    @property
+    def ok(self) -> bool:
+        """Whether both solves converged for every problem."""
+        return not self.forward.status.any() and not self.backward.status.any()
+
+    def __str__(self) -> str:
+        return f"{self.forward}\n{self.backward}"
+
+
+def report(
+    layer: Layer, args: tuple[Tree, ...], kwargs: Mapping[str, Tree], init: Tree | None, cotangent: Tree | None
+) -> Report:
+    """Return the report of one call; see `Layer.report`."""
+    quiet = replace(layer, policy=replace(layer.policy, on_failure="ignore"))
+    with Record() as record:
+        y, pull = vjp(lambda args, kwargs: quiet(*args, init=init, **kwargs), args, dict(kwargs))
+        pull(_ones(y) if cotangent is None else cotangent)
+    # a score may hold layers of its own, whose entries are not this one's
+    ours = [entry for entry in record.entries if entry.policy is quiet.policy]
+    backward = [entry for entry in ours if entry.stage == "backward"]
+    if not backward:
+        message = f"{layer.policy.layer}: no argument holds a float array, so there is no gradient to report on"
+        raise OptionError(message)
+    return Report(next(entry for entry in ours if entry.stage == "forward"), backward[0])
+
+
+def _ones(y: Tree) -> Tree:
+    leaves, structure = leaves_of(y)
+    namespaces = [owner(x) for x in leaves]
+    return structure.unflatten(
+        [x if own is None else own.namespace().ones_like(x) for x, own in zip(leaves, namespaces, strict=True)]
+    )
