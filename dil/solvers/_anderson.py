@@ -17,6 +17,8 @@ from dil.solvers._watch import check_watched, iterate
 
 EXPLODED = 10.0
 """How many times the least residual so far a residual may be before its problem falls back to a plain step."""
+FAR = 100.0
+"""How many plain steps a mixed one may be long without halving the residual."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Anderson:
 
     Where the step is affine the method is GMRES in other words (Walker and Ni 2011, Theorem 2.2). A problem whose
     residual comes out ten times larger than its least so far, or not finite, goes back to the iterate before, forgets
-    its memory and takes the plain step u + mixing (step(u) - u).
+    its memory and takes the plain step u + mixing (step(u) - u); so does one that leaps a hundred times as far as that
+    step without halving its residual.
 
     Sources: Walker and Ni 2011, Algorithm AA, least squares of eq. 2.2 by normal equations of memory unknowns.
 
@@ -97,7 +100,9 @@ class Anderson:
             left = move(new)
             size = norm(left)
             finite = xp.all(xp.isfinite(left), axis=-1, keepdims=True)
-            bad = ~finite | (s.mixed & (size > EXPLODED * s.least))
+            before = norm(s.left)
+            worse = (size > EXPLODED * s.least) | ((norm(new - s.u) > FAR * before) & (size > 0.5 * before))
+            bad = ~finite | (s.mixed & worse)
             accepted, again = s.going & ~bad, s.going & bad & s.mixed
             solved = s.solved | (accepted & near(new, left))
             moved = xp.any(new != s.u, axis=-1, keepdims=True)

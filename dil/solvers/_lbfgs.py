@@ -82,7 +82,7 @@ class LBFGS:
 
         def descend(s: Iterate) -> Iterate:
             learned = (s.pairs.rho[-1, ...] > 0)[..., None]
-            length = xp.where(learned, full(s.value, 1.0), shorter(1.0 / or_one(norm(s.gradient))))
+            length = xp.where(learned, full(s.value, 1.0), at_most_one(1.0 / or_one(norm(s.gradient))))
             line = wolfe_search(evaluate, s.u, s.value, s.gradient, s.direction, length, s.going, backend.while_loop)
             moved = s.going & (line.low > 0)
             new_u = xp.where(moved, s.u + line.low * s.direction, s.u)
@@ -119,8 +119,9 @@ class LBFGS:
             return norm(s.gradient)
 
         last, extra = iterate(self, backend, descend, first, max_iter=self.max_iter, residual=residual)
-        rho = last.pairs.rho / unit[..., 0]
-        rho = xp.where(xp.isfinite(rho), rho, full(rho, 0.0))  # a pair that the dtype cannot hold is none
+        rho, most = last.pairs.rho, float(xp.finfo(u.dtype).max)
+        held = rho <= most * at_most_one(unit[..., 0])  # a pair whose rho would overflow is none
+        rho = xp.where(held, rho, full(rho, 0.0)) / unit[..., 0]
         return finish(
             problem.space,
             last.u,
@@ -176,6 +177,6 @@ def near(pairs: Pairs, gradient: Array, u: Array, rtol: float) -> Array:
     return (slope == 0) | ((flattest > 0) & (flattest * slope <= rtol * size_of(u)))  # type: ignore[no-any-return]
 
 
-def shorter(length: Array) -> Array:
+def at_most_one(length: Array) -> Array:
     """Return a length, one at most."""
     return array_namespace(length).where(length < 1, length, full(length, 1.0))  # type: ignore[no-any-return]
