@@ -49,11 +49,13 @@ def audit(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> Audit
     second order; with g' solved there to the default tolerance and refined once, the gradient G' is to that of the
     exact solution what the next term of a series is to the first. So
 
-        bound = 2 ||G - G'|| / ||G'|| / (1 - 2 c) + ||G''|| / ||G'|| + 16 eps,   c = ||F(u')|| / ||F(u)||
+        bound = 2 d / (1 - 2 c) / (1 - 2 c d) + s + 16 eps,   d = ||G - G'|| / ||G'||,   c = ||F(u')|| / ||F(u)||
 
-    with G'' the share of the refinement in G'; infinite where the step does not contract, c >= 1/2, for then nothing is
-    known. The norms are exact for one
-    problem; those of a batch, whose problems may share arguments, are taken along 16 random directions.
+    with s = ||G''|| / ||G'||, the share of the refinement in G'. G' may miss the exact gradient by c ||G - G'||, twice
+    that to be safe: the first denominator is for the numerator of the relative error, the second for its denominator.
+    The bound is infinite where either is not positive, that is where the step does not contract, or where the
+    gradient's change is so large that the size of the exact one is not known. The norms are exact for one problem;
+    those of a batch, whose problems may share arguments, are taken along 16 random directions.
     """
     problem, backend = F.problem, F.problem.backend
     loop, exact = backend.while_loop, Auto()
@@ -87,8 +89,11 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, exact: 
     # at the rounding level of u a step contracts no more, and need not
     rate = xp.where(norm(step)[..., 0] <= 64 * machine * (1.0 + norm(here.u)[..., 0]), full(rate, 0.0), rate)
     scale = _or_one(_length(right))
-    bound = SAFETY * _length(told - right) / scale / (1.0 - 2.0 * rate) + _length(slack) / scale + 16 * machine
-    return _or_else(rate < 0.5, bound, float("inf"))
+    change = _length(told - right) / scale
+    first, second = 1.0 - SAFETY * rate, 1.0 - SAFETY * rate * change
+    known = (first > 0) & (second > 0)
+    bound = SAFETY * change / _or_else(known, first * second, 1.0) + _length(slack) / scale + 16 * machine
+    return _or_else(known, bound, float("inf"))
 
 
 def _sensitivities(F: Optimality, at: Point) -> Array:
