@@ -31,9 +31,11 @@ FACTOR = 30.0
 """The most that the bound may be above the error, in the median."""
 SEED = 20201
 REFINE = (0, 1, 2)
-FLOOR = 1e-17
-"""Where the picture puts an error of zero."""
-INK = {"measured": "#0072B2", "bound": "#D55E00", "refine=1": "#E69F00", "refine=2": "#009E73", "line": "#555555"}
+SHOWN = 180
+"""Problems in the picture."""
+FLOOR = float(np.finfo(float).eps)
+"""Where the picture puts smaller errors."""
+INK = {"as solved": "#0072B2", "bound": "#D55E00", "refine=1": "#E69F00", "refine=2": "#009E73", "line": "#555555"}
 """Colours that the colour-blind tell apart (Okabe and Ito)."""
 
 MEASURED = (
@@ -44,7 +46,8 @@ MEASURED = (
     "(1 + ||y*||): y is y* moved by 1e-10 to 1e-1, in a random direction or as J^-1 times one, as descent leaves it. "
     "'error' is ||G - G*|| / ||G*||, with G the gradient in all arguments. G* is that of F written by hand, by complex "
     "steps, Newton's method and dense solves in NumPy. Half of the linear solves are the layer's own ('exact'), the "
-    "others are cut short or damped. An infinite bound covers; 'infinite' is their share. The factor, bound / error, "
+    "others are cut short or damped. 'refine=1' and 'refine=2' are other layers, for single problems alone, whose "
+    "gradients are often exact but for rounding. An infinite bound covers; 'infinite' is their share. The factor, bound / error, "
     "is taken where the error exceeds 1e-13 times the condition number of J, so that it is not rounding, and the bound "
     "is finite."
 )
@@ -168,29 +171,36 @@ def picture(path: Path, runs: Sequence[Sequence[Row]]) -> None:
     """Draw the errors of the gradients over those of the argmin, with the bounds, and what refining does."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, sharex=True)
+    runs = [rows[:SHOWN] for rows in runs]
     x = np.asarray([row.argmin_error for row in runs[0]])
     errors = [np.maximum([row.error for row in rows], FLOOR) for rows in runs]
     bounds = np.asarray([row.bound for row in runs[0]])
     slope = float(np.median(errors[0] / x))
-    span = np.asarray([1e-10, 2e-1])
-    spots: dict[str, Any] = {"linestyle": "none", "markersize": 3.4, "markeredgewidth": 0.7}
-    left.plot(x, bounds, "v", color=INK["bound"], markerfacecolor="none", label="bound, from the report", **spots)
-    left.plot(x, errors[0], "o", color=INK["measured"], label="error, measured", **spots)
+    spots: dict[str, Any] = {"linestyle": "none", "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.3}
+    left.vlines(x, errors[0], bounds, color=INK["bound"], linewidth=1.0)
+    open_ = {**spots, "markeredgecolor": INK["bound"], "markeredgewidth": 0.9}
+    left.plot(x, bounds, "v", markerfacecolor="none", label="bound, from the report", **open_)
+    left.plot(x, errors[0], "o", color=INK["as solved"], label="error of the same, measured", **spots)
     left.set_title("The bound is just above the error", fontsize=11)
-    names = ("as solved", "refine=1", "refine=2")
-    for name, marker, y in zip(names, "o^s", errors, strict=True):
-        right.plot(x, y, marker, color=INK.get(name, INK["measured"]), label=name, **spots)
+    for k, marker in zip(reversed(REFINE), "s^o", strict=True):
+        name = f"refine={k}" if k else "as solved"
+        right.plot(x, errors[k], marker, color=INK[name], label=name, **spots)
+    right.axhline(FLOOR, color=INK["line"], linewidth=1, linestyle=":", label="rounding, float64; less is drawn on it")
     right.set_title("Newton steps in the layer sharpen a rough solution", fontsize=11)
-    for axes in (left, right):
-        axes.plot(span, slope * span, color=INK["line"], linewidth=1.2, label=f"first order: {slope:.1f} x argmin error")
-        axes.set(xscale="log", yscale="log", ylim=(3e-18, 3e1), xlabel="error of the argmin, relative")
-        axes.axhline(np.finfo(float).eps, color=INK["line"], linewidth=1, linestyle=":", label="rounding of float64")
+    span = np.asarray([8e-11, 1.3e-1])
+    for axes, lowest in ((left, 1e-11), (right, 1e-17)):
+        axes.plot(span, slope * span, color="black", linewidth=1.2, label=f"first order: {slope:.1f} x argmin error")
+        axes.set(xscale="log", yscale="log", xlabel="relative error of the argmin", ylim=(lowest, 1e3))
+        axes.set_xticks([10.0**k for k in range(-10, 0, 2)])
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.legend(loc="lower right" if axes is left else "upper left", fontsize=8.5, framealpha=0.95)
-    left.set_ylabel("error of the gradient, relative")
+        handles, labels = axes.get_legend_handles_labels()
+        order = [0, 1, 2] if axes is left else [2, 1, 0, 4, 3]
+        axes.legend([handles[i] for i in order], [labels[i] for i in order], loc="upper left", fontsize=9)
+    left.set_ylabel("relative error of the gradient")
+    right.set_ylabel("relative error of the gradient")
     figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
@@ -238,9 +248,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where trust.md and trust.json go.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Where the picture goes.")] = None,
-    count: Annotated[int, typer.Option(help="Problems at least.", min=8)] = 4_000,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where trust.md, trust.json go; trust.png to DIR/../pages.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Problems at least.", min=8)] = 2_000,
     seed: Annotated[int, typer.Option(help="Of the random numbers.")] = SEED,
 ) -> None:
     """Measure how often the bound of a gradient's error covers the error, and how far above it is."""
@@ -249,22 +260,21 @@ def main(
     drawn = _trust.problems(count, seed)
     rows = [row for problem in track(drawn, "bounds", console=console) for row in _trust.measure(problem)]
     sharp = [p._replace(linear="exact", solver=None) for p in drawn if p.v.ndim == 1]
-    sharp = sharp[: max(100, len(sharp) // 6)]
+    sharp = sharp[: max(100, len(sharp) // 3)]
     runs = [
         [row for problem in track(sharp, f"refine={k}", console=console) for row in _trust.measure(problem, refine=k)]
         for k in REFINE
     ]
-    # the argmin errors of all runs are those of the rough solutions
-    found, by_decade = groups(rows), decades(runs)
+    refined = [group(f"refine={k}", run) for k, run in zip(REFINE, runs, strict=True) if k]
+    found, by_decade = [*groups(rows), *refined], decades(runs)
     console.print(f"{command}\n\n{MEASURED}", highlight=False)
     show(console, "bounds", *group_table(found))
     console.print(f"{targets()}\n{missed(rows)}\n\n{MEASURED_DECADES}", highlight=False)
     show(console, "decades", *decade_table(by_decade))
     if out is not None:
         write(out, command, rows, found, by_decade)
-    if plot is not None:
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        picture(plot, runs)
+        pages = out.resolve().parent / "pages"
+        picture((pages if pages.is_dir() else out) / "trust.png", runs)
 
 
 if __name__ == "__main__":

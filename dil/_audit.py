@@ -13,7 +13,7 @@ from dil._protocol import Backend
 from dil._status import Status
 from dil._typing import Array, Arrays
 from dil.linear._auto import Auto
-from dil.linear._spectrum import extremes
+from dil.linear._spectrum import Extremes, extremes
 
 PROBES = 16
 """Directions among the arguments along which the gradients of a batch's problems are compared."""
@@ -49,34 +49,46 @@ def audit(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> Audit
     second order; with g' solved there to the default tolerance and refined once, the gradient G' is to that of the
     exact solution what the next term of a series is to the first. So
 
-        bound = 2 d / (1 - 2 c) / (1 - 2 c d) + s + 16 eps,   d = ||G - G'|| / ||G'||,   c = ||F(u')|| / ||F(u)||
+        bound = 2 d / (1 - 2 c) / (1 - 2 c d) + s + r,   d = ||G - G'|| / ||G'||,   c = ||F(u')|| / ||F(u)||
 
-    with s = ||G''|| / ||G'||, the share of the refinement in G'. G' may miss the exact gradient by c ||G - G'||, twice
-    that to be safe: the first denominator is for the numerator of the relative error, the second for its denominator.
-    The bound is infinite where either is not positive, that is where the step does not contract, or where the
-    gradient's change is so large that the size of the exact one is not known. The norms are exact for one problem;
-    those of a batch, whose problems may share arguments, are taken along 16 random directions.
+    with s = ||G''|| / ||G'||, the share of the refinement in G', and r = (16 + condition) eps for what both gradients
+    lose to rounding. G' may miss the exact gradient by c ||G - G'||, twice that to be safe: the first denominator is
+    for the numerator of the relative error, the second for its denominator. The bound is infinite where either is not
+    positive: where the step does not contract, or where the gradient changes so much that the size of the exact one is
+    not known. A step as short as the rounding of F makes it, 4 r (1 + ||u||), need not contract: there c = 0.
+
+    The norms are exact for one problem; those of a batch, whose problems may share arguments, are taken along 16 random
+    directions. Measured by benchmarks/trust.py.
     """
     problem, backend = F.problem, F.problem.backend
     loop, exact = backend.while_loop, Auto()
     J = A.T if A.transposed else A
     step = exact(J, Fu, loop=loop)
     size, length = 1.0 + norm(here.u)[..., 0], norm(step.value)[..., 0]
-    bound = full(size, float("nan"))
-    if A.transposed:
-        bound = _bound(F, b, Fu, here, _finite(step.value), exact)
-        assert step.status is not None
-        bound = _or_else(step.status == int(Status.CONVERGED), bound, float("inf"))
     gram = A if problem.symmetric else Operator(lambda p: A.T(A(p)), symmetric=True)
     ends = extremes(gram, b, steps=LANCZOS, loop=loop)
     if not problem.symmetric:
         xp = array_namespace(b)
         ends = type(ends)(*(xp.sqrt(xp.abs(end)) for end in ends))
-    return Audit(length / size, *ends, _ratio(*ends), _asymmetry(A, b, backend), bound)
+    condition, bound = _ratio(*ends), full(size, float("nan"))
+    if A.transposed:
+        bound = _bound(F, b, Fu, here, _finite(step.value), _rounding(condition, ends, b, here.g))
+        assert step.status is not None
+        bound = _or_else(step.status == int(Status.CONVERGED), bound, float("inf"))
+    return Audit(length / size, *ends, condition, _asymmetry(A, b, backend), bound)
 
 
-def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, exact: Auto) -> Array:
-    xp, loop, machine = array_namespace(b), F.problem.backend.while_loop, eps(array_namespace(b), b.dtype)
+def _rounding(condition: Array, ends: Extremes, b: Array, g: Array) -> Array:
+    """Return (16 + condition) eps, by ||A|| ||g|| / ||b|| in the place of a condition number that is not known."""
+    xp = array_namespace(b)
+    low, high = xp.abs(ends.lowest), xp.abs(ends.highest)
+    met = xp.where(low < high, high, low) * norm(g)[..., 0] / _or_one(norm(b)[..., 0])
+    known = xp.where(xp.isfinite(condition), condition, met)
+    return eps(xp, b.dtype) * (16.0 + _finite(known))
+
+
+def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, rounding: Array) -> Array:
+    xp, loop, exact = array_namespace(b), F.problem.backend.while_loop, Auto()
     u = here.u - step
     (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
     A = operator(F.problem, lambda p: pull((p,), (0,))[0], u).T
@@ -86,13 +98,13 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, exact: 
     told, right = _sensitivities(F, here), _sensitivities(F, there)
     slack = _sensitivities(F, there._replace(g=more))
     rate = norm(Fu1)[..., 0] / _or_one(norm(Fu)[..., 0])
-    # at the rounding level of u a step contracts no more, and need not
-    rate = xp.where(norm(step)[..., 0] <= 64 * machine * (1.0 + norm(here.u)[..., 0]), full(rate, 0.0), rate)
+    settled = norm(step)[..., 0] <= 4.0 * rounding * (1.0 + norm(here.u)[..., 0])
+    rate = xp.where(settled, full(rate, 0.0), rate)
     scale = _or_one(_length(right))
     change = _length(told - right) / scale
     first, second = 1.0 - SAFETY * rate, 1.0 - SAFETY * rate * change
     known = (first > 0) & (second > 0)
-    bound = SAFETY * change / _or_else(known, first * second, 1.0) + _length(slack) / scale + 16 * machine
+    bound = SAFETY * change / _or_else(known, first * second, 1.0) + _length(slack) / scale + rounding
     return _or_else(known, bound, float("inf"))
 
 
