@@ -8,7 +8,7 @@ from dil._arrays import array_namespace, eps, full, inner, norm
 from dil._jacobian import operator
 from dil._operator import Operator
 from dil._probes import gaussian
-from dil._problem import Optimality
+from dil._problem import Optimality, Problem
 from dil._protocol import Backend
 from dil._status import Status
 from dil._typing import Array, Arrays
@@ -65,17 +65,25 @@ def audit(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> Audit
     J = A.T if A.transposed else A
     step = exact(J, Fu, loop=loop)
     size, length = 1.0 + norm(here.u)[..., 0], norm(step.value)[..., 0]
-    gram = A if problem.symmetric else Operator(lambda p: A.T(A(p)), symmetric=True)
-    ends = extremes(gram, b, steps=LANCZOS, loop=loop)
-    if not problem.symmetric:
-        xp = array_namespace(b)
-        ends = type(ends)(*(xp.sqrt(xp.abs(end)) for end in ends))
+    ends = _spectrum(A, b, problem)
     condition, bound = _ratio(*ends), full(size, float("nan"))
     if A.transposed:
         bound = _bound(F, b, Fu, here, _finite(step.value), _rounding(condition, ends, b, here.g))
         assert step.status is not None
         bound = _or_else(step.status == int(Status.CONVERGED), bound, float("inf"))
     return Audit(length / size, *ends, condition, _asymmetry(A, b, backend), bound)
+
+
+def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
+    """Return the extreme eigenvalues of A, the extreme singular values if it is not symmetric by its nature."""
+    xp, loop = array_namespace(b), problem.backend.while_loop
+    start = xp.where(norm(b) > 0, b, gaussian(problem.backend, b, 1, 0)[0, ...])  # a cotangent of zero spans nothing
+    if problem.symmetric:
+        return extremes(A, start, steps=LANCZOS, loop=loop)
+    scale = _or_one(norm(A(start / _or_one(norm(start)))))  # or the squares would under- or overflow
+    scale = xp.where(xp.isfinite(scale), scale, full(scale, 1.0))
+    found = extremes(lambda p: A.T(A(p) / scale) / scale, start, steps=LANCZOS, loop=loop)
+    return Extremes(*(scale[..., 0] * xp.sqrt(xp.abs(end)) for end in found))
 
 
 def _rounding(condition: Array, ends: Extremes, b: Array, g: Array) -> Array:
@@ -92,7 +100,9 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, roundin
     u = here.u - step
     (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
     A = operator(F.problem, lambda p: pull((p,), (0,))[0], u).T
-    g = exact(A, b, loop=loop).value
+    found = exact(A, b, loop=loop)
+    assert found.status is not None
+    g = found.value
     more = _finite(exact(A, b - A(g), loop=loop).value)
     there = Point(u, g + more, here.floats)
     told, right = _sensitivities(F, here), _sensitivities(F, there)
@@ -103,7 +113,7 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, roundin
     scale = _or_one(_length(right))
     change = _length(told - right) / scale
     first, second = 1.0 - SAFETY * rate, 1.0 - SAFETY * rate * change
-    known = (first > 0) & (second > 0)
+    known = (first > 0) & (second > 0) & (found.status == int(Status.CONVERGED))
     bound = SAFETY * change / _or_else(known, first * second, 1.0) + _length(slack) / scale + rounding
     return _or_else(known, bound, float("inf"))
 
@@ -136,7 +146,8 @@ def _ratio(lowest: Array, highest: Array) -> Array:
     xp = array_namespace(lowest)
     low, high = xp.abs(lowest), xp.abs(highest)
     small, large = xp.where(low < high, low, high), xp.where(low < high, high, low)
-    return _or_else((lowest * highest > 0) | xp.isnan(lowest), large / _or_one(small), float("inf"))
+    one = (lowest > 0) & (highest > 0) | (lowest < 0) & (highest < 0)
+    return _or_else(one | xp.isnan(lowest), large / _or_one(small), float("inf"))
 
 
 def _length(rows: Array) -> Array:

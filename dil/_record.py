@@ -34,8 +34,8 @@ class Entry:
     stationarity : float array
         The length of the Newton step that is left at y, over 1 + ||y||.
     lowest, highest : float arrays
-        The extreme eigenvalues of the Hessian that conjugate gradients met; for a root or a fixed point, the extreme
-        singular values of dF/du.
+        The extreme eigenvalues of the Hessian that Lanczos' method meets from the cotangent; for a root or a fixed
+        point, the extreme singular values of dF/du.
     condition : float array
         Their ratio by magnitude, an estimate of the condition number from below.
     asymmetry : float array
@@ -71,7 +71,7 @@ class Entry:
         codes = self.status.reshape(-1).tolist()
         for code in sorted(set(codes)):
             share = "" if len(codes) == 1 else f" ({codes.count(code)} of {len(codes)} problems)"
-            lines.append(f"  {'status':<12} {Status(code).name}: {Status(code).sentence}{share}")
+            lines.append(f"  {'status':<12} {_name(code)}: {_sentence(code)}{share}")
         lines += [f"  {name:<12} {_range(values)}" for name, values in self.numbers()]
         return "\n".join(lines)
 
@@ -109,8 +109,10 @@ class Record:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()  # waits for what programs under way have still to say
-        RECORDERS.remove(self)
+        try:
+            self._stack.close()  # waits for what programs under way have still to say, be it an error
+        finally:
+            RECORDERS.remove(self)
 
     def __str__(self) -> str:
         """Summarise each layer's solves: how many, how they ended, and the range of every number."""
@@ -166,6 +168,14 @@ def _listen(policy: Policy, stage: Stage, names: tuple[str, ...], *values: Any) 
         recorder.entries.append(entry)
 
 
+def _name(code: int) -> str:
+    return Status(code).name if code in Status._value2member_map_ else str(code)
+
+
+def _sentence(code: int) -> str:
+    return Status(code).sentence if code in Status._value2member_map_ else "a code that is no dil.Status"
+
+
 def _range(values: Any) -> str:
     """Say one number, or the least, the median and the largest of several."""
     import numpy as np
@@ -183,7 +193,7 @@ def _summary(layer: str, stage: str, entries: list[Entry]) -> str:
     import numpy as np
 
     codes = [code for entry in entries for code in entry.status.reshape(-1).tolist()]
-    ends = ", ".join(f"{codes.count(code)} {Status(code).name}" for code in sorted(set(codes)))
+    ends = ", ".join(f"{codes.count(code)} {_name(code)}" for code in sorted(set(codes)))
     lines = [f"{layer}, {stage}: {len(entries)} solves, problems: {ends}"]
     for name in NUMBERS:
         met = [np.asarray(getattr(e, name)).reshape(-1) for e in entries if getattr(e, name) is not None]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from dil._arrays import array_namespace, eps, full, norm
 from dil._jacobian import operator
 from dil._pairs import Pairs
+from dil._policy import pardoned
 from dil._problem import Problem
 from dil._status import Status
 from dil._typing import Array, Arrays
@@ -24,7 +25,8 @@ def refine(
 ) -> tuple[Array, Array]:
     """Take full Newton steps u - J^-1 F(u); return u, (*batch, n), and the statuses after them, shape batch.
 
-    A step that does not lower ||F|| is not taken. A problem whose last step is within eps ** (1/2) of 1 + ||u|| has
+    A step that does not lower ||F|| is not taken; where a problem stays as it was because its linear solve failed, at a
+    singular Jacobian say, its status is that of the linear solve, unless its solver had failed already. A problem whose last step is within eps ** (1/2) of 1 + ||u|| has
     converged, as that step leaves an error of the order of its square, whatever its solver said.
     """
     xp = array_namespace(u)
@@ -36,9 +38,11 @@ def refine(
         trial = u - step
         better = norm(problem.residual(trial, *arrays)) <= norm(Fu)
         far, size = norm(found.value), 1.0 + norm(u)
+        moved = xp.any(better & (trial != u), axis=-1)
         u = xp.where(better, trial, u)
-        solved = full(status, 0) if found.status is None else found.status
+        solved = full(status, 0) if found.status is None else pardoned(found.status)
         near = (better & (far <= eps(xp, u.dtype) ** 0.5 * size)) | (far <= 64 * eps(xp, u.dtype) * size)
+        status = xp.where(~moved & (status == int(Status.CONVERGED)), solved, status)
         settled = near[..., 0] & (solved == int(Status.CONVERGED))
         status = xp.where(settled, full(status, int(Status.CONVERGED)), status)
     return u, status

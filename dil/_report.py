@@ -39,11 +39,17 @@ def report(
         pull(_ones(y) if cotangent is None else cotangent)
     # a score may hold layers of its own, whose entries are not this one's
     ours = [entry for entry in record.entries if entry.policy is quiet.policy]
-    backward = [entry for entry in ours if entry.stage == "backward"]
+    forward, backward = ([entry for entry in ours if entry.stage == stage] for stage in ("forward", "backward"))
+    if not forward:
+        message = (
+            f"{layer.policy.layer}: its report holds numbers, which there are none of while a program is traced or "
+            f"compiled (by jax.jit or jax.vmap, say); call layer.report outside, or use dil.record"
+        )
+        raise OptionError(message)
     if not backward:
         message = f"{layer.policy.layer}: no argument holds a float array, so there is no gradient to report on"
         raise OptionError(message)
-    return Report(next(entry for entry in ours if entry.stage == "forward"), backward[0])
+    return Report(forward[0], backward[0])
 
 
 def _ones(y: Tree) -> Tree:
