@@ -47,9 +47,9 @@ MEASURED = (
     "'error' is ||G - G*|| / ||G*||, with G the gradient in all arguments. G* is that of F written by hand, by complex "
     "steps, Newton's method and dense solves in NumPy. Half of the linear solves are the layer's own ('exact'), the "
     "others are cut short or damped. 'refine=1' and 'refine=2' are other layers, for single problems alone, whose "
-    "gradients are often exact but for rounding. An infinite bound covers; 'infinite' is their share. The factor, bound / error, "
-    "is taken where the error exceeds 1e-13 times the condition number of J, so that it is not rounding, and the bound "
-    "is finite."
+    "gradients are often exact but for rounding. An infinite bound covers; 'infinite' is their share. The factor, "
+    "bound / error, is taken where the error exceeds 1e-13 times the condition number of J, so that it is not "
+    "rounding, and the bound is finite."
 )
 MEASURED_DECADES = (
     "The medians of the argmin error, and of the gradient's error without and with Newton steps in the layer, "
@@ -122,7 +122,9 @@ def decades(runs: Sequence[Sequence[Row]]) -> list[Decade]:
         here = (argmin >= 10.0**power) & (argmin < 10.0 ** (power + 1))
         if here.any():
             medians = np.median(errors[:, here], axis=1)
-            found.append(Decade(10.0**power, int(here.sum()), float(np.median(argmin[here])), tuple(map(float, medians))))
+            found.append(
+                Decade(10.0**power, int(here.sum()), float(np.median(argmin[here])), tuple(map(float, medians)))
+            )
     return found
 
 
@@ -221,7 +223,9 @@ def write(out: Path, command: str, rows: Sequence[Row], found: Sequence[Group], 
     # one line for each problem; JSON knows no infinity
     lines = [json.dumps([_short(x) for x in row], allow_nan=False) for row in rows]
     text = json.dumps(record, indent=2, allow_nan=False).removesuffix("\n}")
-    (out / "trust.json").write_text(text + ',\n  "rows": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n", encoding="utf-8")
+    (out / "trust.json").write_text(
+        text + ',\n  "rows": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n", encoding="utf-8"
+    )
     parts = [
         "# The bound of a gradient's error against the error",
         f"`{command}`",

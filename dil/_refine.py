@@ -25,9 +25,9 @@ def refine(
 ) -> tuple[Array, Array]:
     """Take full Newton steps u - J^-1 F(u); return u, (*batch, n), and the statuses after them, shape batch.
 
-    A step that does not lower ||F|| is not taken; where a problem stays as it was because its linear solve failed, at a
-    singular Jacobian say, its status is that of the linear solve, unless its solver had failed already. A problem whose last step is within eps ** (1/2) of 1 + ||u|| has
-    converged, as that step leaves an error of the order of its square, whatever its solver said.
+    A step that does not lower ||F|| is not taken. A problem whose last step is within eps ** (1/2) of 1 + ||u|| has
+    converged, as that step leaves an error of the order of its square, whatever its solver said. One that could not
+    move, as its Jacobian is singular, indefinite or not finite, is told so, unless its solver had failed already.
     """
     xp = array_namespace(u)
     for _ in range(steps):
@@ -42,7 +42,10 @@ def refine(
         u = xp.where(better, trial, u)
         solved = full(status, 0) if found.status is None else pardoned(found.status)
         near = (better & (far <= eps(xp, u.dtype) ** 0.5 * size)) | (far <= 64 * eps(xp, u.dtype) * size)
-        status = xp.where(~moved & (status == int(Status.CONVERGED)), solved, status)
+        barred = (
+            (solved == int(Status.SINGULAR)) | (solved == int(Status.INDEFINITE)) | (solved == int(Status.NON_FINITE))
+        )
+        status = xp.where(barred & ~moved & (status == int(Status.CONVERGED)), solved, status)
         settled = near[..., 0] & (solved == int(Status.CONVERGED))
         status = xp.where(settled, full(status, int(Status.CONVERGED)), status)
     return u, status
