@@ -110,7 +110,8 @@ def _mended(
 ) -> Solution:
     """Solve the problems again that ended so by the first solver."""
     xp = array_namespace(b)
-    assert first.status is not None and first.iterations is not None
+    assert first.status is not None
+    assert first.iterations is not None
     assert first.residual is not None
     met = first.status != first.status
     for failure in failures:
