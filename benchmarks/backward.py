@@ -10,41 +10,38 @@ off. Memory: the peak of a process that runs the forward pass, by few and by man
 
 from __future__ import annotations
 
-import gc
-import importlib.metadata
 import json
-import multiprocessing
 import os
-import platform
 import resource
 import shlex
 import statistics
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "JAX_ENABLE_X64": "1",
-    "JAX_PLATFORMS": "cpu",
-    "CUDA_VISIBLE_DEVICES": "",
-}
-"""What the workers find in their environment when they import the frameworks."""
-BACKENDS = ("torch", "jax", "numpy")
+from _common import (
+    BACKENDS,
+    ONE_THREAD,
+    Fresh,
+    chosen_backends,
+    described,
+    in_turn,
+    machine,
+    markdown,
+    one_thread,
+    relative,
+    show,
+    word,
+)
+
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 SCORES = ("network", "chain")
 MEMORY_SIZE = 10_000
@@ -151,10 +148,7 @@ def time_case(backend: str, score: str, size: int, seconds: float, least: int) -
     """Measure one case."""
     import _hand
 
-    if backend == "torch":
-        import torch
-
-        torch.set_num_threads(1)
+    one_thread(backend)
     task = make_task(backend, score, size)
     hand, layer = _hand.BY_HAND[backend](task), _hand.by_layer(backend, task)
     by_hand, iterations = hand()
@@ -226,45 +220,6 @@ def gradient(backend: Any, score: Callable[..., Any], u: Any, params: Sequence[A
 
     (value,), pull = backend.vjp(lambda w: (score(w, *params),), u)
     return pull((array_namespace(value).ones_like(value),))[0]
-
-
-class Lap(NamedTuple):
-    """The seconds of one call: by the clock on the wall, and of the processor, which other programs do not lengthen."""
-
-    wall: float
-    cpu: float
-
-
-def in_turn(hand: Callable[[], Any], layer: Callable[[], Any], seconds: float, least: int) -> list[tuple[Lap, Lap]]:
-    """Time the two in turn; who is first alternates, and the first pairs are dropped."""
-    repeat = max(1, int(1e-3 / lap(hand, 3).wall))
-    warm = 2
-    gc.collect()
-    pairs: list[tuple[Lap, Lap]] = []
-    start = time.perf_counter()
-    while len(pairs) < least + warm or time.perf_counter() - start < seconds:
-        if len(pairs) % 2:
-            b, a = lap(layer, repeat), lap(hand, repeat)
-        else:
-            a, b = lap(hand, repeat), lap(layer, repeat)
-        pairs.append((a, b))
-    return pairs[warm:]
-
-
-def lap(call: Callable[[], Any], repeat: int) -> Lap:
-    """Time one call, as the mean of some."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(repeat):
-        call()
-    return Lap((time.perf_counter() - wall) / repeat, (time.process_time() - cpu) / repeat)
-
-
-def relative(a: Any, b: Any) -> float:
-    """Return ||a - b|| / ||b||."""
-    import numpy as np
-
-    a, b = (np.asarray(x.detach() if hasattr(x, "detach") else x) for x in (a, b))
-    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-300))
 
 
 # --- memory: this runs in a process of its own each time -------------------------------------------------------------
@@ -342,24 +297,6 @@ def backward_unrolled(theta: Any, v: Any, iterations: int) -> None:
 # --- running and telling ---------------------------------------------------------------------------------------------
 
 
-class Fresh:
-    """Runs functions in worker processes, one after the other; the parent imports no framework and stays small."""
-
-    def __init__(self, *, every_time: bool) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1 if every_time else None)
-
-    def __call__(self, function: Callable[..., Any], *args: object, **options: object) -> Any:
-        """Run one function in a worker."""
-        return self.pool.submit(function, *args, **options).result()
-
-    def __enter__(self) -> Fresh:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.pool.shutdown()
-
-
 def measure_times(plan: Plan, backends: Sequence[str], tell: Callable[[str], None]) -> Iterator[Timing]:
     for backend in backends:
         with Fresh(every_time=False) as run:
@@ -387,25 +324,6 @@ def measure_memory(plan: Plan, backends: Sequence[str], tell: Callable[[str], No
             many = min(plan.many, 1_000)
             peaks = [peak(run, "torch", n, unrolled=True) for n in (FEW, many)]
             yield Memory("torch, unrolled", MEMORY_SIZE, FEW, many, *peaks, None, None, control=True)
-
-
-def machine() -> dict[str, str]:
-    """Say what this ran on."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    packages = ("numpy", "torch", "jax", "jaxlib", "array-api-compat")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    return {"cpu": f"{cpu}, {os.cpu_count()} cores", "system": platform.system(), **versions}
-
-
-def version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 MEASURED = (
@@ -460,27 +378,9 @@ def same(a: int, b: int) -> str:
     return str(a) if a == b else f"{a} / {b}"
 
 
-def word(met: bool | None) -> str:
-    return "-" if met is None else "yes" if met else "MISSED"
-
-
 def verdict(rows: Sequence[Timing | Memory]) -> str:
     judged = [r.met for r in rows if r.met is not None]
     return f"{judged.count(True)} of {len(judged)} targets met"
-
-
-def show(console: Console, title: str, heads: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    table = Table(*heads, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for row in cells:
-        table.add_row(*row, style="red" if row[-1] == "MISSED" else None)
-    console.print(table)
-
-
-def markdown(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write(out: Path, command: str, host: dict[str, str], times: Sequence[Timing], memory: Sequence[Memory]) -> None:
@@ -498,7 +398,7 @@ def write(out: Path, command: str, host: dict[str, str], times: Sequence[Timing]
     parts = [
         "# The backward pass against one written by hand",
         f"`{command}`",
-        "; ".join(f"{key}: {value}" for key, value in host.items()) + ".",
+        described(host) + ".",
         "## Time",
         MEASURED,
         markdown(*time_table(times)),
@@ -523,10 +423,7 @@ def main(
     memory: Annotated[bool, typer.Option(help="Measure memory too.")] = True,
 ) -> None:
     """Measure the backward pass of a layer against one written by hand, and its memory."""
-    chosen = tuple(name.strip() for name in backends.split(","))
-    if unknown := sorted(set(chosen) - set(BACKENDS)):
-        message = f"unknown backend {unknown[0]!r}; expected some of {', '.join(BACKENDS)}"
-        raise typer.BadParameter(message)
+    chosen = chosen_backends(backends)
     plan = QUICK if quick else FULL
     if sizes is not None:
         plan = replace(plan, sizes=tuple(int(size) for size in sizes.split(",")))
@@ -542,7 +439,7 @@ def main(
         times = list(measure_times(plan, chosen, tell))
         used = list(measure_memory(plan, chosen, tell)) if memory else []
         tell("done")
-    console.print(f"{command}\n{'; '.join(f'{key}: {value}' for key, value in host.items())}\n", highlight=False)
+    console.print(f"{command}\n{described(host)}\n", highlight=False)
     console.print(MEASURED, highlight=False)
     show(console, "time", *time_table(times))
     console.print(f"{verdict(times)}\n\n{MEASURED_MEMORY}", highlight=False)

@@ -64,10 +64,10 @@ def solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception],
 
 
 def by_cholesky(A: Array, b: Array) -> Array:
-    """Solve symmetric positive definite systems in terms of the standard, which has no triangular solve."""
+    """Solve systems that Cholesky finds positive definite, in terms of the standard, which has no triangular solve."""
     xp = array_namespace(A)
-    L = xp.linalg.cholesky(A)
-    return xp.linalg.solve(L.mT, xp.linalg.solve(L, b))  # type: ignore[no-any-return]
+    xp.linalg.cholesky(A)  # raises; one LU of A is cheaper than one of each triangle
+    return xp.linalg.solve(A, b)  # type: ignore[no-any-return]
 
 
 def by_lu(A: Array, b: Array) -> Array:

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 NATIVE = "cupy"
-DENSE = 8
+DENSE = 32
 
 
 def owns(x: object, /) -> bool:

@@ -15,7 +15,7 @@ from dil._errors import BackendError, CapturedError
 from dil._protocol import LinearSystem, Pull, Rule
 
 NATIVE = "jax"
-DENSE = 64
+DENSE = 16
 Arrays = tuple[jax.Array, ...]
 
 OBSERVING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
@@ -98,8 +98,11 @@ def linear_solve(system: LinearSystem, b: Any, /) -> Any:
 
 
 def map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
-    """Apply fn to all rows at once."""
-    return jax.vmap(fn)(rows)
+    """Apply fn to all rows at once, or to one after the other where it holds what has no batching rule."""
+    try:
+        return jax.vmap(fn)(rows)
+    except NotImplementedError:  # such as a pure_callback without a vmap_method
+        return jax.lax.map(fn, rows)
 
 
 def cholesky_solve(A: Any, b: Any, /) -> Any:

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 NATIVE = "numpy"
-DENSE = 8
+DENSE = 32
 
 
 def owns(x: object, /) -> bool:

@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
 
 NATIVE = "torch"
-DENSE = 128
+DENSE = 256
 THIS = cast(Backend, sys.modules[__name__])
 
 while_loop = python_loop
@@ -179,8 +179,15 @@ def linear_solve(system: LinearSystem, b: Any, /) -> Any:
 
 
 def map_rows(fn: Callable[[Tensor], Tensor], rows: Tensor, /) -> Tensor:
-    """Apply fn to all rows at once."""
-    return torch.vmap(fn)(rows)
+    """Apply fn to all rows at once, or to one after the other where torch cannot.
+
+    The graph of a score may hold what `torch.vmap` refuses with a RuntimeError: an `autograd.Function` that reads its
+    tensors or leaves torch, nested layers. An error of fn itself comes again, as it would without vmap.
+    """
+    try:
+        return torch.vmap(fn)(rows)
+    except RuntimeError:
+        return torch.stack([fn(row) for row in rows])
 
 
 def cholesky_solve(A: Tensor, b: Tensor, /) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from dil._arrays import array_namespace, full
+from dil._arrays import array_namespace, full, size
 from dil._errors import OptionError
 from dil._operator import Operator, as_operator
 from dil._registry import common_owner
@@ -18,14 +19,20 @@ from dil.linear._gmres import GMRES
 from dil.linear._minres import MINRES
 from dil.linear._solver import LinearSolver
 
+ROOM = 2**22
+"""Numbers that the dense matrices of a batch may take: 32 MiB in float64, which JAX sets aside in any case."""
+
 
 @dataclass(frozen=True)
 class Auto:
     """Solve (A + damping I) x = b by what the size and the symmetry of A allow.
 
-    A dense solve, `Direct`, for few unknowns; `CG` for a symmetric A; `GMRES` for one that is not known to be
-    symmetric. The problems in which CG meets negative or no curvature, or whose dense matrix is singular, go to
-    `MINRES` (`GMRES` if not symmetric), which solves a singular system too if it has a solution.
+    Few unknowns are solved by `Direct`. For more, `CG` (`GMRES` if A is not known to be symmetric) takes n steps at
+    most, CG only n / 8 where they do not halve the residual, and the problems left over go to `Direct`.
+
+    The matrices of `Direct` may take 2^22 numbers for the batch; the iteration goes on to max_iter where they would
+    take more. Problems in which CG meets negative or no curvature, or whose dense matrix is singular, go to `MINRES`
+    (`GMRES`), which solves a singular system too if it has a solution.
 
     Where a symmetric matrix proves not to be positive definite, `extra["indefinite"]` says so, and an argmin layer ends
     that problem `NOT_MINIMUM`: its gradient is that of the stationary point, which is no minimum.
@@ -33,10 +40,10 @@ class Auto:
     Parameters
     ----------
     damping, rtol, max_iter
-        As in `CG`; a dense solve knows damping alone.
+        As in `CG`; a dense solve knows damping alone. With max_iter no problem is left over to `Direct`.
     dense : int, optional
-        The number of unknowns up to which the solve is dense; by default the backend's, measured by
-        `benchmarks/linear.py`.
+        The number of unknowns up to which the solve is dense, and beyond which it never is. By default the number up
+        to which it is dense at once is the backend's, measured by `benchmarks/linear.py`.
 
     Raises
     ------
@@ -66,41 +73,65 @@ class Auto:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
-        backend = common_owner([b], ["b"], "dil.linear.Auto")
+        backend, n = common_owner([b], ["b"], "dil.linear.Auto"), b.shape[-1]
         A, loop = as_operator(A), backend.while_loop if loop is None else loop
         damping, rtol, limit = self.damping, self.rtol, self.max_iter
-        second = MINRES(damping, rtol, limit) if A.symmetric else GMRES(damping=damping, rtol=rtol, max_iter=limit)
-        if b.shape[-1] <= (backend.DENSE if self.dense is None else self.dense):
-            return _mended(Direct(damping)(A, b, loop=loop), second, A, b, loop)
-        if not A.symmetric:
-            return second(A, b, loop=loop, x0=x0)
-        return _mended(CG(damping, rtol, limit)(A, b, loop=loop, x0=x0), second, A, b, loop)
+        direct, gmres = Direct(damping), GMRES(damping=damping, rtol=rtol, max_iter=limit)
+        fits = size(b.shape) * n <= ROOM
+        rescued = fits and self.dense is None and limit is None
+        if n <= self.dense if self.dense is not None else fits and n <= backend.DENSE:
+            first = direct(A, b, loop=loop)
+        elif A.symmetric:
+            cg = CG(damping, rtol, max(n, 1) if rescued else limit)
+            first = cg.tried(A, b, loop=loop, x0=x0, trial=max(8, n // 8) if rescued else None)
+        elif rescued:
+            first = replace(gmres, max_iter=max(n, 1))(A, b, loop=loop, x0=x0)
+        else:
+            return gmres(A, b, loop=loop, x0=x0)
+        if rescued and n > backend.DENSE:
+            first = _mended(first, (Status.MAX_ITER, Status.STAGNATED), direct, A, b, loop)
+        second = MINRES(damping, rtol, limit) if A.symmetric else gmres
+        return _mended(first, (Status.INDEFINITE, Status.SINGULAR), second, A, b, loop)
 
 
-Mending: TypeAlias = tuple[Array, Array, Array, Array, Array]
+class Mending(NamedTuple):
+    """The problems before and after they are solved again."""
+
+    met: Array
+    x: Array
+    status: Array
+    steps: Array
+    residual: Array
+    indefinite: Array
 
 
-def _mended(first: Solution, second: LinearSolver, A: Operator, b: Array, loop: Loop) -> Solution:
-    """Solve the problems again whose matrix the first solver could not take."""
+def _mended(
+    first: Solution, failures: Sequence[Status], second: LinearSolver, A: Operator, b: Array, loop: Loop
+) -> Solution:
+    """Solve the problems again that ended so by the first solver."""
     xp = array_namespace(b)
     assert first.status is not None
-    bent = (first.status == int(Status.INDEFINITE)) | (first.status == int(Status.SINGULAR))
+    assert first.iterations is not None
+    assert first.residual is not None
+    met = first.status != first.status
+    for failure in failures:
+        met = met | (first.status == int(failure))
 
     def again(s: Mending) -> Mending:
-        met, x, status, steps, residual = s
         # the others get a right-hand side of zero, which costs no iteration
-        new = second(A, xp.where(met[..., None], b, full(b, 0.0)), loop=loop)
+        new = second(A, xp.where(s.met[..., None], b, full(b, 0.0)), loop=loop)
         assert new.iterations is not None
-        return (
-            met & ~met,
-            xp.where(met[..., None], new.value, x),
-            xp.where(met, new.status, status),
-            xp.where(met, steps + new.iterations, steps),
-            xp.where(met, new.residual, residual),
+        return Mending(
+            s.met & ~s.met,
+            xp.where(s.met[..., None], new.value, s.x),
+            xp.where(s.met, new.status, s.status),
+            xp.where(s.met, s.steps + new.iterations, s.steps),
+            xp.where(s.met, new.residual, s.residual),
+            s.indefinite | (s.met & (new.extra or {}).get("indefinite", s.met & ~s.met)),
         )
 
     # a loop that runs once if there is such a problem, and not at all otherwise
-    start = (bent, first.value, first.status, first.iterations, first.residual)
-    _, x, status, steps, residual = loop(lambda s: xp.any(s[0]), again, start)
-    indefinite = (first.status == int(Status.INDEFINITE)) | (first.extra or {}).get("indefinite", bent & ~bent)
-    return Solution(x, status, steps, residual, {"indefinite": indefinite})
+    known = (first.extra or {}).get("indefinite", met & ~met) | (first.status == int(Status.INDEFINITE))
+    start = Mending(met, first.value, first.status, first.iterations, first.residual, known)
+    last: Mending = loop(lambda s: xp.any(s.met), again, start)
+    return Solution(last.x, last.status, last.steps, last.residual, {"indefinite": last.indefinite})

@@ -86,6 +86,15 @@ class CG:
 
     def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None) -> Solution:
         """Solve for each problem of a batch; b, x0 and the value: (*batch, n), float."""
+        return self.tried(A, b, loop=loop, x0=x0)
+
+    def tried(
+        self, A: Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None, trial: int | None = None
+    ) -> Solution:
+        """Solve as a call does, but give up a problem whose residual `trial` steps have not halved.
+
+        Such a problem ends STAGNATED. With a preconditioner or a start there is no trial.
+        """
         backend = common_owner([b], ["b"], "dil.linear.CG")
         xp = array_namespace(b)
         rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
@@ -95,7 +104,7 @@ class CG:
             M, H = self.preconditioner, shifted(A, self.damping)
             return flexible_cg(H, b, preconditioner=M, x0=x0, rtol=rtol, max_iter=max_iter, loop=loop)
         damped = A if self.damping == 0 else lambda p: A(p) + self.damping * p
-        return cg(damped, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.number)
+        return cg(damped, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.number, trial=trial)
 
 
 class Iterate(NamedTuple):
@@ -134,9 +143,16 @@ class Pass(NamedTuple):
 
 
 def cg(
-    matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loop: Loop, number: Callable[[Array], Scalar]
+    matvec: Matvec,
+    b: Array,
+    *,
+    rtol: float,
+    max_iter: int,
+    loop: Loop,
+    number: Callable[[Array], Scalar],
+    trial: int | None = None,
 ) -> Solution:
-    """Solve H x = b; b: (*batch, n). See `CG`.
+    """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial.
 
     The scalars of a single problem are Python's where `number` can read them at no cost: their arithmetic is the same,
     and an operation on an array of one number costs as much as one on a short vector.
@@ -161,7 +177,8 @@ def cg(
     aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
 
     def going(s: Iterate) -> Scalar:
-        return s.sound & (s.rr > aim) & (s.steps < max_iter)
+        on = s.sound & (s.rr > aim) & (s.steps < max_iter)
+        return on if trial is None else on & ((s.steps != trial) | (4 * s.rr <= bb))
 
     def step(s: Iterate) -> Iterate:
         Hp = matvec(s.p)

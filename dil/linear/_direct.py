@@ -29,7 +29,7 @@ class Direct:
     -----
     The matrix costs n products with A, taken together where the framework can batch them. A symmetric matrix is
     factored by Cholesky, and by LU where it proves not to be positive definite; others by LU. One step of refinement
-    follows (Higham 2002, Algorithm 12.1).
+    follows where a problem of the batch needs it (Higham 2002, Algorithm 12.1).
 
     A problem counts as solved when the residual is as small as rounding leaves it, ||b - A x|| <= 16 eps sqrt(n)
     (||A|| ||x|| + ||b||), and A is not singular to working precision: its condition number, estimated by one more
@@ -96,21 +96,47 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmet
     right = xp.stack([b / unit, probe], axis=-1)
     factor = _Factor(matrix, backend, loop, symmetric)
     x, bent = factor.solve(right)
-    x = x + factor.solve(right - matrix @ x)[0]
-    left, length = _top(right - matrix @ x, -2)[..., 0], _top(x, -2)
-    norm_A = _top(xp.sum(xp.abs(matrix), axis=-1), -1)
-    condition = norm_A * length[..., 1]
-    machine = eps(xp, b.dtype)
-    tight = left <= 16 * machine * math.sqrt(max(n, 1)) * (norm_A * length[..., 0] + 1.0)
+    norm_A, machine = _top(xp.sum(xp.abs(matrix), axis=-1), -1), eps(xp, b.dtype)
+    slack = 16 * machine * math.sqrt(max(n, 1))
+
+    def left(x: Array) -> tuple[Array, Array]:
+        r = right - matrix @ x
+        return r, _top(r, -2)[..., 0]
+
+    def enough(x: Array) -> Array:
+        return slack * (norm_A * _top(x, -2)[..., 0] + 1.0)
+
+    def refine(s: Refined) -> Refined:
+        finer = xp.where(s.loose[..., None, None], s.x + factor.solve(s.r)[0], s.x)
+        return Refined(s.loose & ~s.loose, finer, *left(finer))
+
+    first = Refined(bent, x, *left(x))
+    first = first._replace(loose=~zero & (first.size > 0.25 * enough(x)))  # False for NaN, which no step mends
+    # a loop that runs once if a problem needs it, and not at all otherwise
+    last = loop(lambda s: xp.any(s.loose), refine, first)
+    x, residual = last.x, last.size
+    condition = norm_A * _top(x, -2)[..., 1]
+    tight = residual <= enough(x)
     solved = zero | (tight & (condition < machine ** (-2 / 3)))
     count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
     return Solution(
         xp.where(xp.isfinite(x[..., 0]) & ~zero[..., None], x[..., 0] * unit, 0.0),
         _status(solved, xp.isfinite(size) & xp.isfinite(norm_A), count),
         count,
-        xp.where(zero, 0.0, xp.where(xp.isfinite(left), left, 1.0)),
+        xp.where(zero, 0.0, xp.where(xp.isfinite(residual), residual, 1.0)),
         {"condition": condition, "indefinite": bent & solved & ~zero, "products": count},
     )
+
+
+class Refined(NamedTuple):
+    """Solutions before and after refinement."""
+
+    loose: Array
+    """Whose residual is larger than rounding alone would have it."""
+    x: Array
+    r: Array
+    size: Array
+    """The largest entry of the first right-hand side's residual."""
 
 
 def _status(solved: Array, finite: Array, like: Array) -> Array:
