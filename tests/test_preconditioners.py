@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
-from dil._pairs import Pairs, no_pairs, remember
+from dil._pairs import Pairs, inverse_product, no_pairs, remember
 from dil.linear import CG, Jacobi, LBFGSPairs, Neumann, Nystrom, OneStep, Operator, WarmStart
+from dil.linear._operator import shifted
 from dil.linear.preconditioners import Preconditioner, Prepared
 from engines import engines
 
@@ -73,8 +74,6 @@ def names(found):
 
 def lbfgs_pairs(product, c, memory, rtol=1e-5, max_iter=100):
     """Minimise u^T A u / 2 - c^T u by L-BFGS with an exact line search; return its last pairs."""
-    from dil._pairs import inverse_product
-
     g = -c
     pairs = no_pairs(c, memory)
     for _ in range(max_iter):
@@ -202,14 +201,26 @@ def test_statuses(eager):
 
 def test_a_preconditioner_that_changes_from_step_to_step():
     draw = np.random.default_rng(0)
-    A, b = scaled_spd(40, 6, 2), draw.standard_normal(40)
-    M = lambda r: r / np.diag(A) * (1 + 0.3 * draw.random(40))  # noqa: E731
-    found = CG(preconditioner=M)(lambda p: A @ p, b)
-    assert found.status == Status.CONVERGED
-    np.testing.assert_allclose(A @ found.value, b, atol=1e-11 * np.linalg.norm(b))
+    A, b = scaled_spd(200, 6, 2), draw.standard_normal(200)
+    found = [
+        CG(preconditioner=lambda r, s=size: r / np.diag(A) * np.exp(s * draw.standard_normal(200)))(lambda p: A @ p, b)
+        for size in (0.0, 0.5)
+    ]
+    assert [int(x.status) for x in found] == [Status.CONVERGED] * 2
+    assert found[1].iterations <= 3 * found[0].iterations
 
 
-@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e150])
+def test_what_a_far_start_has_lost_is_won_back(plain):
+    Q = np.linalg.qr(np.random.default_rng(1).standard_normal((6, 6)))[0]
+    A = (Q * np.asarray([1.0, 2.0, 3.0, 4.0, 5.0, 1e-9])) @ Q.T
+    b = Q @ np.asarray([1.0, 2.0, 3.0, 1.0, 1.0, 0.0])
+    x0 = Q @ np.asarray([1.0, 1.0, 1.0, 0.0, 0.0, 1e8])  # its rounding alone is above the tolerance
+    found = run(plain, A, b, CG(), x0=x0)
+    assert names(found) == ["CONVERGED"]
+    assert found.extra["products"] >= found.iterations + 3
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
 def test_the_scale_of_anything_is_immaterial(eager, scale):
     A, b = scaled_spd(6, 2, 1), np.arange(1.0, 7.0)
     for M in (Jacobi(), Nystrom(3), lambda r: r * 1e-180, lambda r: r * 1e180):
@@ -358,6 +369,11 @@ def test_nystrom_takes_a_fifth(systems, sketch):
     assert 5 * count(A, b, sketch) <= usual
 
 
+def test_blocks_of_a_krylov_space_find_more(systems):
+    A, b, _ = systems["stiff"]
+    assert count(A, b, Nystrom(60, depth=4)) < 0.9 * count(A, b, Nystrom(60, depth=1))
+
+
 @pytest.mark.parametrize(("name", "memory"), [("scales", 1), ("scales", 10), ("stiff", 30), ("stiff", 60)])
 def test_pairs_take_half(systems, name, memory):
     A, b, usual = systems[name]
@@ -371,10 +387,9 @@ def test_damping_reaches_the_pairs():
     solver = CG(damping=3.0, preconditioner=LBFGSPairs())
     found = solver(Operator(lambda p: A @ p, symmetric=True, pairs=pairs), np.ones(30))
     np.testing.assert_allclose((A + 3.0 * np.eye(30)) @ found.value, np.ones(30), atol=1e-10)
-    own = CG(preconditioner=LBFGSPairs())(
-        Operator(lambda p: A @ p + 3.0 * p, pairs=lbfgs_pairs(lambda p: A @ p, np.ones(30), 1)), np.ones(30)
-    )
-    assert found.iterations <= own.iterations
+    B = shifted(Operator(lambda p: A @ p, pairs=pairs), 3.0)
+    newest = pairs.s[-1]
+    np.testing.assert_allclose(inverse_product(B.pairs, B(newest)), newest, rtol=1e-9)  # the secant equation
 
 
 # starts
