@@ -8,4 +8,4 @@ from dil.linear._normal_cg import NormalCG
 from dil.linear._operator import Operator
 from dil.linear._solver import LinearSolver
 
-__all__ = ["CG", "GMRES", "BiCGSTAB", "MINRES", "LinearSolver", "NormalCG", "Operator"]
+__all__ = ["CG", "GMRES", "MINRES", "BiCGSTAB", "LinearSolver", "NormalCG", "Operator"]
