@@ -14,7 +14,7 @@ import dil
 from dil import Status
 from dil._pairs import Pairs, inverse_product, no_pairs, remember
 from dil.linear import CG, Jacobi, LBFGSPairs, Neumann, Nystrom, OneStep, Operator, WarmStart
-from dil.linear._operator import shifted
+from dil._operator import shifted
 from dil.linear.preconditioners import Preconditioner, Prepared
 from engines import engines
 

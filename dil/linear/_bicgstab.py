@@ -112,7 +112,9 @@ def bicgstab(task: Task, s: Progress) -> Pass:
     first = Iterate(null, r, r, dot(shadow, r), rr, null, rr, one, 0.0 * rr, ~no, no, no, s.steps)
     last = task.loop(lambda i: xp.any(going(i)), step, first)
     x = s.x + last.best * (size / last.unit)
-    return Pass(x, last.steps, s.products + 2 * (last.steps - s.steps), last.singular, last.sound)
+    return Pass(
+        x, last.steps, s.products + 2 * (last.steps - s.steps), last.singular, last.sound, last.unit * last.scale
+    )
 
 
 def _weights(r: Array, passes: Array) -> Array:

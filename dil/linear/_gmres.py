@@ -119,7 +119,7 @@ def gmres(task: Task, s: Progress, *, restart: int) -> Pass:
     R = xp.where((used & ok)[..., None, :], last.R, xp.eye(m, dtype=s.x.dtype, device=device(s.x)))
     y = xp.linalg.solve(R, g[..., None])
     dx = xp.matmul(last.V[..., :m, :].mT, y)[..., 0] * (size / last.unit)
-    return Pass(s.x + dx, last.steps, s.products + last.steps - s.steps, last.stuck, last.sound)
+    return Pass(s.x + dx, last.steps, s.products + last.steps - s.steps, last.stuck, last.sound, last.unit * last.scale)
 
 
 def _range(like: Array, count: int) -> Array:

@@ -121,7 +121,7 @@ def minres(task: Task, s: Progress) -> Pass:
     back = last.stuck & (xp.abs(last.phi) + drift > 0.5 * last.level)
     x = s.x + xp.where(back, last.best, last.dx) / last.unit
     singular = last.stuck & (last.flat <= 8 * task.eps**0.5 * last.scale)
-    return Pass(x, last.steps, s.products + last.steps - s.steps, singular, last.sound)
+    return Pass(x, last.steps, s.products + last.steps - s.steps, singular, last.sound, last.unit * last.scale)
 
 
 def _step(task: Task, i: Iterate, is_first: Array) -> Iterate:

@@ -131,7 +131,7 @@ def normal_cg(task: Task, s: Progress) -> Pass:
     first = Iterate(xp.zeros_like(s.x), s.r, z, zz, dot(s.r, s.r), none, sound, sound & (zz == 0), s.steps)
     last = task.loop(lambda i: xp.any(going(i)), step, first)
     products = s.products + 2 * (last.steps - s.steps) + xp.astype(s.going, xp.int32)
-    return Pass(s.x + last.dx / unit, last.steps, products, last.stuck, last.sound)
+    return Pass(s.x + last.dx / unit, last.steps, products, last.stuck, last.sound, unit * last.stretch**0.5)
 
 
 def normal_error(task: Task) -> Measure:

@@ -84,6 +84,8 @@ class Pass(NamedTuple):
     products: Array
     singular: Array
     finite: Array
+    size: Array
+    """An estimate of the norm of A, at most the norm."""
 
 
 Recurrence: TypeAlias = Callable[[Task, Progress], Pass]
@@ -203,8 +205,10 @@ def _judge(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> Pr
     xp = array_namespace(new.x)
     r = task.b - task.A(new.x)
     error = task.error(new.x, r)
-    better = s.going & (error < s.error)  # False for NaN
-    gained = error <= gain * s.error
+    # where x is so large that b is below the rounding of A x, a residual says nothing
+    drowned = task.eps * new.size * norm(new.x) > 0.1
+    better = s.going & (error < s.error) & ~drowned  # False for NaN
+    gained = better & (error <= gain * s.error)
     fruitless = xp.where(gained, xp.zeros_like(s.fruitless), s.fruitless + 1)
     finite = xp.where(s.going, new.finite & xp.isfinite(error), s.finite)
     kept = xp.where(better, error, s.error)
@@ -218,7 +222,7 @@ def _judge(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> Pr
         new.products + task.look * xp.astype(s.going, xp.int32),
         s.passes + xp.astype(s.going, xp.int32),
         xp.where(s.going, fruitless, s.fruitless),
-        xp.where(s.going, new.singular, s.singular),
+        xp.where(s.going, new.singular | drowned, s.singular),
         finite,
     )
 

@@ -1,0 +1,374 @@
+"""Linear solvers: right, or a status that says it is not."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dil
+from dil import Status
+from dil.linear import CG, GMRES, MINRES, BiCGSTAB, NormalCG, Operator
+from engines import engines
+
+NEW = [NormalCG, MINRES, GMRES, BiCGSTAB]
+KINDS = {
+    "definite": [CG, *NEW],
+    "symmetric": [MINRES, NormalCG, GMRES, BiCGSTAB],
+    "general": [NormalCG, GMRES, BiCGSTAB],
+    "shifted": [NormalCG, GMRES, BiCGSTAB],
+}
+EXAMPLES = {"numpy": 300, "jax": 2}
+"""JAX compiles each."""
+
+
+@pytest.fixture(scope="module", params=[e for e in engines() if e.name == e.backend != "jax"], ids=lambda e: e.name)
+def eager(request):
+    """Every backend that runs its loops in Python; compiling for JAX would take most of the time of this file."""
+    if request.param.reason is not None:
+        pytest.skip(request.param.reason)
+    return request.param
+
+
+def orthogonal(n, draw):
+    return np.linalg.qr(draw.standard_normal((n, n)))[0]
+
+
+@lru_cache(maxsize=8)
+def matrix(kind, n, condition, seed):
+    """Return a random matrix with singular values from 1/condition to 1, or the identity plus half a unit disc."""
+    draw = np.random.default_rng(seed)
+    if kind == "shifted":
+        return np.eye(n) + 0.5 * draw.standard_normal((n, n)) / n**0.5
+    Q, P, values = orthogonal(n, draw), orthogonal(n, draw), np.geomspace(1 / condition, 1, n)
+    if kind == "symmetric":
+        values = values * draw.choice([-1.0, 1.0], n)
+    A = (Q * values) @ (P if kind == "general" else Q).T
+    return A if kind == "general" else (A + A.T) / 2
+
+
+def easy(solver, kind, condition, n):
+    """Whether theory has the solver converge in far fewer steps than it is given, rounding included."""
+    if kind == "shifted" or (kind == "definite" and condition <= 10):
+        return n > 1 or kind != "shifted"  # a number near one may be zero or negative
+    return condition <= 10 and solver in (MINRES, NormalCG)
+
+
+def operator(xp, A):
+    """Return an operator from matrices (*batch, n, n)."""
+    return Operator(lambda p: xp.matmul(A, p[..., None])[..., 0], lambda p: xp.matmul(A.mT, p[..., None])[..., 0])
+
+
+def run(engine, solver, A, b, *, dtype="float64", **arrays):
+    """Solve on an engine; return value, status, iterations, residual and products as NumPy arrays."""
+    handle = dil.backend(engine.backend, device=engine.device, dtype=dtype)
+    given = {name: handle.asarray(x) for name, x in arrays.items()}
+    found = solver(operator(handle.xp, handle.asarray(A)), handle.asarray(b), **given)
+    products = found.iterations if found.extra is None else found.extra["products"]
+    assert found.value.dtype == handle.asarray(b).dtype
+    assert found.status.shape == found.iterations.shape == found.residual.shape == products.shape == b.shape[:-1]
+    return tuple(np.asarray(handle.to_numpy(x)) for x in (*found[:4], products))
+
+
+def name_of(status):
+    return Status(int(status)).name
+
+
+def residual_of(A, b, x):
+    """Return ||b - A x|| / ||b|| in float64, and how far a computation in the dtype of b may be from it."""
+    A64, b64, x64 = (v.astype(np.float64) for v in (A, b, x))
+    scale = np.abs(b64).max()
+    b64, x64 = b64 / scale, x64 / scale
+    size = np.linalg.norm(b64)
+    terms = np.linalg.norm(np.abs(A64) @ np.abs(x64)) / size + 1
+    return np.linalg.norm(b64 - A64 @ x64) / size, (len(b) + 2) * np.finfo(b.dtype).eps * terms
+
+
+def judge(solver, kind, condition, A, b, found):
+    """Assert that one problem is right to its tolerance, or has a status that says it is not."""
+    x, status, steps, residual, products = found
+    true, rounding = residual_of(A, b, x)
+    assert abs(true - residual) <= rounding
+    rtol = np.finfo(b.dtype).eps ** 0.75
+    if status == Status.CONVERGED:
+        A64, b64 = A.astype(float), b.astype(float)
+        exact = np.linalg.solve(A64, b64)
+        cond = np.linalg.cond(A64)
+        assert true <= rtol + rounding
+        error = np.linalg.norm((x - exact) / np.abs(b).max()) / np.linalg.norm(exact / np.abs(b).max())
+        assert error <= 1.01 * cond * (rtol + rounding + 8 * np.finfo(float).eps * len(b))
+    else:
+        assert residual > rtol
+        text = f"{solver.__name__} ended {name_of(status)} on an easy system: {kind}, {condition:g}"
+        assert not easy(solver, kind, condition, len(b)), text
+    if solver is not CG:
+        assert products >= steps + 1
+
+
+def test_right_or_says_so(plain):
+    @settings(max_examples=EXAMPLES.get(plain.backend, 15))
+    @given(
+        case=st.sampled_from([(kind, solver) for kind, solvers in KINDS.items() for solver in solvers]),
+        n=st.one_of(st.integers(1, 8), st.integers(1, 80)),
+        condition=st.sampled_from([1.0, 3.0, 10.0, 1e4, 1e8]),
+        power=st.sampled_from([-30, -13, 0, 13, 30]),
+        seed=st.integers(0, 10**6),
+        dtype=st.sampled_from(["float32", "float64"]),
+    )
+    def check(case, n, condition, power, seed, dtype):
+        kind, solver = case
+        A = matrix(kind, n, condition, seed).astype(dtype)
+        b = (np.random.default_rng(seed).standard_normal(n) * 10.0**power).astype(dtype)
+        judge(solver, kind, condition, A, b, run(plain, solver(), A, b, dtype=dtype))
+
+    check()
+
+
+@pytest.mark.parametrize(("kind", "solver"), [(kind, solver) for kind in KINDS for solver in KINDS[kind]])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_systems(kind, solver, dtype):
+    A = matrix(kind, 300, 5.0, 1).astype(dtype)
+    b = np.random.default_rng(2).standard_normal(300).astype(dtype)
+    op = operator(np, A)
+    found = solver()(op, b)
+    products = found.iterations if found.extra is None else found.extra["products"]
+    judge(solver, kind, 5.0, A, b, (*found[:4], products))
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_bad_problems_leave_the_others(plain, solver):
+    kind = "definite" if solver is MINRES else "shifted"
+    good = matrix(kind, 5, 10.0, 3)
+    bad, infinite = good.copy(), good.copy()
+    bad[1, 2] = bad[2, 1] = np.nan
+    infinite[0, 0] = np.inf
+    Q = orthogonal(5, np.random.default_rng(4))
+    singular = (Q * np.asarray([1.0, 2.0, -1.0, 3.0, 0.0])) @ Q.T
+    nan = np.asarray([1.0, np.nan, 1.0, 1.0, 1.0])
+    one, inconsistent, consistent = np.ones(5), Q @ np.ones(5), singular @ np.ones(5)
+    A = np.stack([good, -good, np.eye(5), bad, infinite, singular, singular, good, good, good])
+    b = np.stack([one, one, 0 * one, one, one, inconsistent, consistent, 1e-200 * one, nan, np.inf * one])
+    x, status, steps, residual, products = run(plain, solver(), A, b)
+    names = [name_of(s) for s in status]
+    assert names[:5] == ["CONVERGED", "CONVERGED", "CONVERGED", "NON_FINITE", "NON_FINITE"]
+    assert names[5] in ("SINGULAR", "STAGNATED")
+    assert names[6:] == ["CONVERGED", "CONVERGED", "NON_FINITE", "NON_FINITE"]
+    alone = run(plain, solver(), good, one)
+    np.testing.assert_allclose(x[0], alone[0], rtol=1e-9)
+    np.testing.assert_allclose(x[1], -alone[0], rtol=1e-9)
+    np.testing.assert_allclose(x[7], 1e-200 * alone[0], rtol=1e-9)
+    np.testing.assert_allclose(singular @ x[6], consistent, atol=1e-11)
+    assert (steps[2], products[2]) == (0, 0)
+    assert np.all(x[2] == 0)
+    assert residual[5] >= 0.2**0.5 - 1e-9  # the least there is
+    assert np.all(np.isfinite(x))
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_batches_of_any_shape(eager, solver):
+    A = np.stack([np.stack([matrix("definite", 4, 10.0, 3 * i + j) for j in range(3)]) for i in range(2)])
+    b = np.random.default_rng(0).standard_normal((2, 3, 4))
+    x, status, *_ = run(eager, solver(), A, b)
+    assert np.all(status == Status.CONVERGED)
+    np.testing.assert_allclose(x, np.linalg.solve(A, b[..., None])[..., 0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [CG, *NEW])
+def test_empty_and_single(eager, solver):
+    x, status, *_ = run(eager, solver(), np.zeros((0, 0)), np.zeros(0))
+    assert (x.shape, int(status)) == ((0,), Status.CONVERGED)
+    x, status, *_ = run(eager, solver(), np.zeros((3, 0, 0)), np.zeros((3, 0)))
+    assert (x.shape, status.tolist()) == ((3, 0), [Status.CONVERGED] * 3)
+    x, status, steps, *_ = run(eager, solver(), np.asarray([[4.0]]), np.asarray([2.0]))
+    assert (x.tolist(), int(status), int(steps)) == ([0.5], Status.CONVERGED, 1)
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_singular_systems(solver, eager):
+    @settings(max_examples=EXAMPLES.get(eager.backend, 5) // 3)
+    @given(n=st.integers(2, 30), rank=st.integers(1, 29), seed=st.integers(0, 10**6), solvable=st.booleans())
+    def check(n, rank, seed, solvable):
+        draw, rank = np.random.default_rng(seed), min(rank, n - 1)
+        Q = orthogonal(n, draw)
+        values = np.where(np.arange(n) < rank, draw.choice([-1.0, 1.0], n) * draw.uniform(1, 3, n), 0.0)
+        A = (Q * values) @ Q.T
+        A = (A + A.T) / 2
+        b = A @ draw.standard_normal(n) if solvable else Q @ np.ones(n)
+        _, status, _, residual, _ = run(eager, solver(), A, b)
+        if solver in (NormalCG, MINRES):
+            assert (status == Status.CONVERGED) == solvable
+            assert solvable or name_of(status) in ("SINGULAR", "STAGNATED")
+            least = ((n - rank) / n) ** 0.5
+            assert solvable or residual <= 1.1 * least
+        else:
+            assert solvable or status != Status.CONVERGED
+
+    check()
+
+
+@pytest.mark.parametrize("solver", [MINRES, GMRES, BiCGSTAB])
+def test_damping_is_added_to_the_diagonal(eager, solver):
+    A, b = matrix("symmetric", 6, 10.0, 0), np.arange(1.0, 7.0)
+    x, status, *_ = run(eager, solver(damping=3.0), A, b)
+    assert status == Status.CONVERGED
+    np.testing.assert_allclose(x, np.linalg.solve(A + 3 * np.eye(6), b), rtol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1.0, 1e100])
+def test_damping_of_normal_equations(eager, scale):
+    A, b = scale * matrix("general", 6, 1e3, 0), np.arange(1.0, 7.0)
+    A[:, 0] = A[:, 1]
+    damping = 0.1 * scale**2
+    x, status, _, residual, _ = run(eager, NormalCG(damping=damping), A, b)
+    assert status == Status.CONVERGED
+    exact = np.linalg.solve(A.T @ A / scale**2 + 0.1 * np.eye(6), A.T @ b / scale)
+    np.testing.assert_allclose(x * scale, exact, rtol=1e-9)
+    assert residual <= np.finfo(float).eps ** 0.75
+
+
+@pytest.mark.parametrize("solver", NEW)
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_units_of_the_matrix_are_immaterial(eager, solver, scale):
+    A, b = matrix("definite", 6, 10.0, 0), np.arange(1.0, 7.0)
+    small = (scale * A).astype("float32")
+    x, status, *_ = run(eager, solver(), small, b.astype("float32"), dtype="float32")
+    assert status == Status.CONVERGED
+    np.testing.assert_allclose(x.astype(float) * scale, np.linalg.solve(A, b), rtol=1e-3)
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_answer_beyond_the_dtype_is_no_answer(solver):
+    for power in (30, 38):
+        x, status, *_ = solver()(operator(np, np.full((1, 1), 1e-20, "float32")), np.full(1, 10.0**power, "float32"))
+        assert name_of(status) == "NON_FINITE", x
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_start(eager, solver):
+    A, b = matrix("shifted" if solver is not MINRES else "definite", 40, 3.0, 1), np.arange(1.0, 41.0)
+    exact = np.linalg.solve(A, b)
+    cold = run(eager, solver(), A, b)
+    near = run(eager, solver(), A, b, x0=exact * (1 + 1e-7 * np.cos(np.arange(40.0))))
+    assert near[1] == Status.CONVERGED
+    assert near[2] < cold[2]
+    np.testing.assert_allclose(near[0], exact, rtol=1e-10)
+    there = run(eager, solver(), A, b, x0=exact)
+    assert (there[2], there[4]) == (0, 1)
+    np.testing.assert_allclose(there[0], exact, rtol=1e-15)  # b was scaled to norm one
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_start_far_away_is_forgotten(eager, solver):
+    A, b = matrix("definite", 4, 10.0, 1), np.arange(1.0, 5.0)
+    cold = run(eager, solver(), A, b)[0]
+    starts = np.stack([1e6 * np.ones(4), np.full(4, np.nan), np.full(4, np.inf), np.full(4, 1e308)])
+    x, status, *_ = run(eager, solver(), A, np.stack([b] * 3 + [1e-30 * b]), x0=starts)
+    assert np.all(status == Status.CONVERGED)
+    np.testing.assert_allclose(x, np.stack([cold] * 3 + [1e-30 * cold]), rtol=1e-10)
+    x, status, steps, *_ = run(eager, solver(), A, 0 * b, x0=starts[0])
+    assert (x.tolist(), int(status), int(steps)) == ([0.0] * 4, Status.CONVERGED, 0)
+
+
+def test_start_of_another_shape_is_refused():
+    with pytest.raises(dil.DilError, match="x0 has shape"):
+        GMRES()(lambda p: p, np.ones(3), x0=np.ones(4))
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_iteration_limit_and_count_of_products(solver):
+    A, b = matrix("definite", 60, 1e6, 3), np.ones(60)
+    calls = []
+
+    def counted(name, M):
+        def product(p):
+            calls.append(name)
+            return M @ p
+
+        return product
+
+    for limit in (3, 1000):
+        calls.clear()
+        found = solver(max_iter=limit)(Operator(counted("A", A), counted("A.T", A.T)), b, x0=1e-3 * b)
+        assert found.extra["products"] == len(calls)
+        assert found.iterations <= limit
+        assert limit == 1000 or (name_of(found.status), int(found.iterations)) == ("MAX_ITER", 3)
+        assert found.residual < 1
+
+
+def test_gmres_stagnates_where_its_cycles_gain_nothing():
+    n = 6
+    shift = np.roll(np.eye(n), 1, axis=0)
+    op, b = operator(np, shift), np.eye(n)[0]
+    assert name_of(GMRES(restart=n - 1)(op, b).status) == "STAGNATED"
+    found = GMRES(restart=n)(op, b)
+    assert (name_of(found.status), int(found.iterations)) == ("CONVERGED", n)
+
+
+def test_bicgstab_survives_breakdowns():
+    draw = np.random.default_rng(0)
+    B = draw.standard_normal((10, 10))
+    skew = B - B.T  # <r, A r> = 0: the first step with the usual shadow residual is impossible
+    b = draw.standard_normal(10)
+    found = BiCGSTAB()(operator(np, skew), b)
+    assert name_of(found.status) == "CONVERGED"
+    np.testing.assert_allclose(skew @ found.value, b, rtol=1e-9, atol=1e-9)
+
+
+def test_matrix_that_is_not_symmetric_does_not_fool_minres():
+    found = MINRES()(operator(np, matrix("shifted", 20, 1.0, 5)), np.ones(20))
+    assert found.status != Status.CONVERGED
+    assert found.residual > 1e-3
+
+
+def test_transposes():
+    A, b = matrix("shifted", 7, 1.0, 2), np.arange(1.0, 8.0)
+    for solver in (NormalCG(), GMRES(), BiCGSTAB()):
+        np.testing.assert_allclose(solver(operator(np, A).T, b).value, np.linalg.solve(A.T, b), rtol=1e-9)
+    with pytest.raises(dil.OptionError, match="rmatvec"):
+        NormalCG()(lambda p: A @ p, b)
+    S = (A + A.T) / 2
+    np.testing.assert_allclose(
+        NormalCG()(Operator(lambda p: S @ p, symmetric=True), b).value, np.linalg.solve(S, b), rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("solver", NEW)
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"damping": -1.0}, "damping=-1.0"),
+        ({"damping": float("nan")}, "damping=nan"),
+        ({"rtol": 0.0}, "rtol=0.0"),
+        ({"rtol": 2.0}, "rtol=2.0"),
+        ({"max_iter": 0}, "max_iter=0"),
+    ],
+)
+def test_options_out_of_range(solver, options, text):
+    with pytest.raises(dil.OptionError, match=text):
+        solver(**options)
+
+
+@pytest.mark.parametrize("restart", [0, -3, 2.5])
+def test_restart_out_of_range(restart):
+    with pytest.raises(dil.OptionError, match="restart="):
+        GMRES(restart=restart)
+
+
+@pytest.mark.parametrize("solver", NEW)
+def test_under_jit_and_vmap(solver):
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    A = np.stack([matrix("definite", 6, 10.0, seed) for seed in range(3)])
+    b = np.stack([np.arange(1.0, 7.0), np.zeros(6), 1e-30 * np.ones(6)])
+
+    def solve(A, b, x0):
+        return solver()(operator(jax.numpy, A), b, x0=x0)
+
+    x0 = np.zeros((3, 6))
+    found = jax.jit(jax.vmap(solve))(A, b, x0)
+    eager = solver()(operator(np, A), b, x0=x0)
+    assert found.status.tolist() == [Status.CONVERGED] * 3
+    assert np.all(abs(found.iterations - eager.iterations) <= 1)  # sums are rounded in another order
+    np.testing.assert_allclose(found.value, eager.value, rtol=1e-10)
