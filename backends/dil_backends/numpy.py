@@ -17,11 +17,12 @@ from dil_backends._taped import linear_solve as _linear_solve
 __all__ = ["assert_constant", "children", "constant", "implicit", "linear_solve", "on_host", "vjp"]
 
 NATIVE = "numpy"
+PLAIN = (np.ndarray, np.generic)
 
 
 def owns(x: object, /) -> bool:
     """Whether x is a NumPy array or scalar, or a box around one."""
-    return issubclass(value_type(x), np.ndarray | np.generic)
+    return issubclass(value_type(x), PLAIN)
 
 
 def while_loop(cond: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, /) -> Any:
@@ -44,7 +45,7 @@ def tell(listener: Callable[[Any], None], status: Array, value: Array) -> Array:
 
 def number(x: Array, /) -> Any:
     """Return a 0-D array as a number of Python."""
-    return x.item() if isinstance(x, np.ndarray | np.generic) and x.ndim == 0 else x
+    return x.item() if isinstance(x, PLAIN) and x.ndim == 0 else x
 
 
 def to_numpy(x: Array, /) -> Any:

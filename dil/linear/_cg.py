@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from dil._arrays import array_namespace, device, eps, full, inner, opposite, peak, pick
+from dil._arrays import array_namespace, device, eps, full, inner, largest, opposite, pick
 from dil._errors import OptionError
 from dil._registry import common_owner
 from dil._solution import Solution
@@ -128,9 +128,11 @@ def cg(
         return scalar if single else scalar[..., None]
 
     machine = eps(xp, b.dtype)
-    top = number(peak(b)[..., 0])
+    top = number(largest(b))
     tame = isinstance(top, float) and machine < top < 1 / machine
-    b = b if tame else b / column(top)  # squares of tiny and huge entries would under- and overflow
+    if not tame:  # squares of tiny and huge entries would under- and overflow
+        top = pick(top == 0, 1.0, top)
+        b = b / column(top)
     bb = dot(b, b)
     # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
     aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
@@ -210,6 +212,8 @@ def _merge(condition: Array, a: State, b: State) -> State:
 
 def _reasons(last: State, failed: Scalar, max_iter: int, machine: float) -> Scalar:
     """Say why each problem that failed did; the first word that fits counts."""
+    if failed is False:
+        return int(Status.CONVERGED)
     reasons = [
         (opposite(failed), Status.CONVERGED),
         (opposite(abs(last.bend) < math.inf), Status.NON_FINITE),
