@@ -54,21 +54,19 @@ class Lap(NamedTuple):
     cpu: float
 
 
-def in_turn(
-    first: Callable[[], Any], second: Callable[[], Any], seconds: float, least: int, warm: int = 2
-) -> list[tuple[Lap, Lap]]:
-    """Time the two in turn; who comes first alternates, and the first pairs are dropped."""
-    repeat = max(1, int(1e-3 / lap(first, 3 if warm else 1).wall))
+def in_turn(calls: Sequence[Callable[[], Any]], seconds: float, least: int, warm: int = 2) -> list[tuple[Lap, ...]]:
+    """Time some calls in turn; the order alternates, and the first rounds are dropped."""
+    repeat = max(1, int(1e-3 / lap(calls[0], 3 if warm else 1).wall))
     gc.collect()
-    pairs: list[tuple[Lap, Lap]] = []
+    rounds: list[tuple[Lap, ...]] = []
     start = time.perf_counter()
-    while len(pairs) < least + warm or time.perf_counter() - start < seconds:
-        if len(pairs) % 2:
-            b, a = lap(second, repeat), lap(first, repeat)
+    while len(rounds) < least + warm or time.perf_counter() - start < seconds:
+        if len(rounds) % 2:
+            laps = [lap(call, repeat) for call in reversed(calls)][::-1]
         else:
-            a, b = lap(first, repeat), lap(second, repeat)
-        pairs.append((a, b))
-    return pairs[warm:]
+            laps = [lap(call, repeat) for call in calls]
+        rounds.append(tuple(laps))
+    return rounds[warm:]
 
 
 def lap(call: Callable[[], Any], repeat: int) -> Lap:

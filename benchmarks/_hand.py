@@ -146,6 +146,125 @@ def by_jax(task: Task) -> Callable[[], tuple[Sequence[Array], int]]:
 BY_HAND = {"torch": by_torch, "jax": by_jax, "numpy": by_numpy}
 
 
+# --- the floor: the same, as a function whose backward pass says whether it can be trusted ----------------------------
+
+
+def careful_gradients(product: Callable[[Array], Array], F: Array, u: Array, v: Array, tol: float, cap: int) -> Array:
+    """Solve H x = v, with a test of each curvature, and a judgement of how stationary u is: what a layer cannot omit.
+
+    Its scalars are numbers of Python, which is the faster way to test one in every step.
+    """
+    x, r, p = array_namespace(v).zeros_like(v), v, v
+    rr = float(r @ r)
+    enough, curvature, k = tol * tol * rr, 0.0, 0
+    while rr > enough and k < cap:
+        Hp = product(p)
+        curvature = float(p @ Hp)
+        if not curvature > 0:
+            break
+        alpha = rr / curvature
+        x, r = x + alpha * p, r - alpha * Hp
+        rr, before = float(r @ r), rr
+        p = r + (rr / before) * p
+        k += 1
+    step = float(F @ F) ** 0.5 * float(x @ x) / float(x @ v)
+    if not (curvature > 0 and rr <= enough and step <= 1e-4 * (1 + float(u @ u) ** 0.5)):
+        message = "the gradient cannot be trusted"
+        raise ArithmeticError(message)
+    return x
+
+
+def floor_of_torch(task: Task) -> Callable[[], Sequence[Array]]:
+    """Return the backward pass of the least `autograd.Function` that solves carefully."""
+    import torch
+
+    class Least(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *params: Array) -> Array:
+            ctx.save_for_backward(*params)
+            return task.y.clone()
+
+        @staticmethod
+        def backward(ctx: Any, v: Array) -> tuple[Array, ...]:
+            with torch.enable_grad():
+                u, *params = (x.detach().requires_grad_() for x in (task.y, *ctx.saved_tensors))
+                (F,) = torch.autograd.grad(task.score(u, *params), u, create_graph=True)
+            g = careful_gradients(
+                lambda p: torch.autograd.grad(F, u, p, retain_graph=True)[0],
+                F.detach(),
+                u.detach(),
+                v,
+                task.tol,
+                task.cap,
+            )
+            return torch.autograd.grad(F, params, -g)
+
+    y = Least.apply(*task.params)
+    return lambda: torch.autograd.grad(y, list(task.params), task.v, retain_graph=True)
+
+
+def floor_of_numpy(task: Task) -> Callable[[], Sequence[Array]]:
+    """Return the backward pass of the least function with a rule on the tape."""
+    from dil_backends.numpy import implicit, vjp
+
+    class Least:
+        def pullback(
+            self, args: Sequence[Array], y: Sequence[Array], cotangents: Sequence[Array], wrt: Sequence[int]
+        ) -> Sequence[Array]:
+            def gradient(u: Array, *params: Array) -> tuple[Array]:
+                (value,), pull = vjp(lambda w: (task.score(w, *params),), u)
+                (F,) = pull((array_namespace(value).ones_like(value),))
+                return (F,)
+
+            (F,), pull = vjp(gradient, *y, *args)
+            g = careful_gradients(lambda p: pull((p,), (0,))[0], F, *y, *cotangents, task.tol, task.cap)
+            return pull((-g,), [1 + i for i in wrt])
+
+    _, pull = vjp(implicit(lambda *params: (task.y.copy(),), Least()), *task.params)
+    return lambda: pull((task.v,))
+
+
+def floor_of_jax(task: Task) -> Callable[[], Sequence[Array]]:
+    """Return the jitted backward pass of the least `custom_vjp` function; what cannot be trusted turns into NaN."""
+    import jax
+    import jax.numpy as jnp
+
+    def solve(pull: Callable[[Array], Any], F: Array, u: Array, v: Array) -> Array:
+        vv = v @ v
+
+        def step(s: tuple[Array, ...]) -> tuple[Array, ...]:
+            x, r, p, rr, _, k = s
+            Hp = pull(p)[0]
+            curvature = p @ Hp
+            alpha = rr / jnp.where(curvature > 0, curvature, jnp.inf)
+            x, r = x + alpha * p, r - alpha * Hp
+            new = r @ r
+            return x, r, r + (new / rr) * p, new, curvature > 0, k + 1
+
+        def go_on(s: tuple[Array, ...]) -> Array:
+            return s[4] & (s[3] > task.tol**2 * vv) & (s[5] < task.cap)
+
+        g, _, _, rr, sound, _ = jax.lax.while_loop(go_on, step, (jnp.zeros_like(v), v, v, vv, vv > 0, 0))
+        far = jnp.sqrt(F @ F) * (g @ g) > 1e-4 * (1 + jnp.sqrt(u @ u)) * (g @ v)
+        return jnp.where(sound & (rr <= task.tol**2 * vv) & ~far, g, jnp.nan)
+
+    def backward(saved: tuple[Array, Sequence[Array]], v: Array) -> Sequence[Array]:
+        u, params = saved
+        F, pull = jax.vjp(jax.grad(task.score), u, *params)
+        return pull(-solve(pull, F, u, v))[1:]
+
+    @jax.jit
+    def program(params: Sequence[Array], y: Array, v: Array) -> Sequence[Array]:
+        least = jax.custom_vjp(lambda *params: y)
+        least.defvjp(lambda *params: (y, (y, params)), backward)
+        return jax.vjp(least, *params)[1](v)
+
+    return lambda: jax.block_until_ready(program(task.params, task.y, task.v))
+
+
+FLOOR = {"torch": floor_of_torch, "jax": floor_of_jax, "numpy": floor_of_numpy}
+
+
 # --- the same by the layer -------------------------------------------------------------------------------------------
 
 

@@ -241,7 +241,7 @@ def judged(row: Row, before: Sequence[Row]) -> Row:
 
 def compared(first: Callable[[], Any], second: Callable[[], Any], seconds: float, least: int, warm: int) -> list[float]:
     """Return the ratios of the second's processor time to the first's, pair by pair."""
-    return [b.cpu / max(a.cpu, 1e-9) for a, b in in_turn(first, second, seconds, least, warm)]
+    return [b.cpu / max(a.cpu, 1e-9) for a, b in in_turn((first, second), seconds, least, warm)]
 
 
 def cross(backend: str, kind: str, n: int, seconds: float) -> Crossing:
@@ -253,7 +253,7 @@ def cross(backend: str, kind: str, n: int, seconds: float) -> Crossing:
     direct, cg, auto = (bench.runner(s) for s in (dil.linear.Direct(), dil.linear.CG(), dil.linear.Auto()))
     iterations = int(bench.handle.to_numpy(cg()[2]))
     direct(), auto()
-    pairs = in_turn(cg, direct, seconds, 5)
+    pairs = in_turn((cg, direct), seconds, 5)
     ratios = [b.cpu / max(a.cpu, 1e-9) for a, b in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4)
     seen = in_turn(direct if middle < 1 else cg, auto, seconds, 5)

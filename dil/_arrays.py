@@ -19,6 +19,7 @@ __all__ = [
     "inner",
     "is_complex",
     "is_float",
+    "largest",
     "norm",
     "opposite",
     "peak",
@@ -67,13 +68,17 @@ def inner(a: Array, b: Array) -> Array:
     return total
 
 
+def largest(a: Array) -> Array:
+    """Return the largest entry of each problem by magnitude, (*batch, n) -> batch; zero for an empty problem."""
+    xp = array_namespace(a)
+    top: Array = xp.sum(a, axis=-1) if a.shape[-1] == 0 else xp.max(xp.abs(a), axis=-1)
+    return top
+
+
 def peak(a: Array) -> Array:
     """Return the largest entry of each problem by magnitude, (*batch, n) -> (*batch, 1); one for a zero problem."""
-    xp = array_namespace(a)
-    if a.shape[-1] == 0:
-        return xp.sum(a, axis=-1, keepdims=True) + 1.0  # type: ignore[no-any-return]
-    top = xp.max(xp.abs(a), axis=-1, keepdims=True)
-    return xp.where(top == 0, 1.0, top)  # type: ignore[no-any-return]
+    top = largest(a)[..., None]
+    return array_namespace(a).where(top == 0, 1.0, top)  # type: ignore[no-any-return]
 
 
 def norm(a: Array) -> Array:

@@ -41,11 +41,12 @@ __all__ = [
 
 NATIVE = "numpy"
 DENSE = 32
+PLAIN = (np.ndarray, np.generic)
 
 
 def owns(x: object, /) -> bool:
     """Whether x is a NumPy array or scalar, or a box around one."""
-    return issubclass(value_type(x), np.ndarray | np.generic)
+    return issubclass(value_type(x), PLAIN)
 
 
 def while_loop(cond: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, /) -> Any:
@@ -83,7 +84,7 @@ def observe(listener: Callable[..., None], *arrays: Array) -> None:
 
 def number(x: Array, /) -> Any:
     """Return a 0-D array as a number of Python."""
-    return x.item() if isinstance(x, np.ndarray | np.generic) and x.ndim == 0 else x
+    return x.item() if isinstance(x, PLAIN) and x.ndim == 0 else x
 
 
 def to_numpy(x: Array, /) -> Any:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from dil._arrays import array_namespace, eps, full, inner, opposite, peak, pick
+from dil._arrays import array_namespace, device, eps, full, inner, largest, opposite, pick
 from dil._errors import OptionError
 from dil._operator import shifted
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
-from dil._typing import Array, DType, Loop, Matvec
+from dil._typing import Array, Loop, Matvec
 from dil.linear._flexible_cg import flexible_cg
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
 
@@ -107,38 +107,29 @@ class CG:
         return cg(damped, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.number, trial=trial)
 
 
-class Iterate(NamedTuple):
-    """One step of the recurrence; vectors (*batch, n), scalars batch, or Python numbers where `number` made them."""
+class State(NamedTuple):
+    """One step: vectors (*batch, n), scalars batch, or Python numbers where `number` made them."""
 
     x: Array
     """Not moved by a step that proves unsound."""
     r: Array
-    p: Array
+    v: Array
+    """What H is multiplied with next: the direction p, or x itself to look at the true residual."""
     rr: Scalar
-    pp: Scalar
-    bend: Scalar
-    """<p, H p> / <p, p> of the last step, taken or refused."""
-    curvature: Scalar
-    """The sum of <p, H p> / <p, p> so far: of the order of the norm of H, or above it."""
-    sound: Scalar
-    steps: Scalar
-
-
-class Pass(NamedTuple):
-    """The problems after a pass of the recurrence, or after a look at their true residuals."""
-
-    x: Array
-    r: Array
-    rr: Scalar
-    """<r, r>: of the recurrence where there is no doubt, else of the true residual."""
+    """<r, r>: of the recurrence, or of the true residual after a look."""
+    vv: Scalar
+    """<p, p>."""
     best: Scalar
     """<r, r> of the true residual when it was last looked at."""
     bend: Scalar
     """<p, H p> / <p, p> of the last step, taken or refused."""
     curvature: Scalar
-    sound: Scalar
+    """The sum of |<p, H p>| / <p, p> so far: of the order of the norm of H, or above it."""
+    reach: Scalar
+    """The length of the way from zero to x: a bound on its norm."""
     going: Scalar
-    doubtful: Scalar
+    looking: Scalar
+    """Whether v is x."""
     steps: Scalar
 
 
@@ -155,7 +146,8 @@ def cg(
     """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial.
 
     The scalars of a single problem are Python's where `number` can read them at no cost: their arithmetic is the same,
-    and an operation on an array of one number costs as much as one on a short vector.
+    and an operation on an array of one number costs as much as one on a short vector. There is one loop with one
+    product, which a look at the true residual shares with the recurrence: a compiler pays for every loop it meets.
     """
     xp, single = array_namespace(b), b.ndim == 1
 
@@ -165,97 +157,99 @@ def cg(
     def column(scalar: Scalar) -> Scalar:
         return scalar if single else scalar[..., None]
 
-    def any_going(going: Scalar) -> Scalar:
-        return going if single else xp.any(going)
-
     machine = eps(xp, b.dtype)
-    top = number(peak(b)[..., 0])
+    top = number(largest(b))
     tame = isinstance(top, float) and machine < top < 1 / machine
-    b = b if tame else b / column(top)  # squares of tiny and huge entries would under- and overflow
+    if not tame:  # squares of tiny and huge entries would under- and overflow
+        top = pick(top == 0, 1.0, top)
+        b = b / column(top)
     bb = dot(b, b)
     # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
     aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
 
-    def going(s: Iterate) -> Scalar:
-        on = s.sound & (s.rr > aim) & (s.steps < max_iter)
-        return on if trial is None else on & ((s.steps != trial) | (4 * s.rr <= bb))
+    def move(s: State, Hp: Array) -> State:
+        """Go along p to the least of the quadratic, if it has one there."""
+        pHp = dot(s.v, Hp)
+        bend = pHp / s.vv
+        curvature = s.curvature + abs(bend)
+        # not for NaN, negative curvature and null directions
+        alpha = s.rr / pick(bend > machine * curvature, pHp, math.inf)
+        reach = s.reach + alpha * s.vv**0.5
+        along = column(alpha)
+        x, r = s.x + along * s.v, s.r - along * Hp
+        return State(x, r, s.v, s.rr, s.vv, s.best, bend, curvature, reach, s.going, s.looking, s.steps + 1)
 
-    def step(s: Iterate) -> Iterate:
-        Hp = matvec(s.p)
-        pHp = dot(s.p, Hp)
-        bend = pHp / s.pp
-        sound = bend > machine * s.curvature  # False for NaN, negative curvature and null directions
-        alpha = s.rr / pick(sound, pHp, math.inf)
-        x = s.x + column(alpha) * s.p
-        r = s.r - column(alpha) * Hp
-        rr = dot(r, r)
+    def turn(s: State, rr: Scalar) -> State:
+        """Choose the next direction, or to look at the true residual where that of the recurrence is in doubt."""
         beta = rr / s.rr
-        p = r + column(beta) * s.p
-        pp = rr + beta * beta * s.pp  # r is orthogonal to the old p
-        new = Iterate(x, r, p, rr, pp, bend, s.curvature + abs(bend), sound, s.steps + 1)
-        return new if single else _freeze(going(s), s, new)  # a single problem ends with the loop
-
-    def advance(s: Pass) -> Pass:
-        """Run the recurrence from the residuals of the problems that are going."""
-        start = Iterate(s.x, s.r, s.r, s.rr, s.rr, s.bend, s.curvature, s.sound & s.going, s.steps)
-        end = loop(lambda i: any_going(going(i)), step, start)
+        p = s.r + column(beta) * s.v
+        pp = rr + beta * beta * s.vv  # r is orthogonal to the old p
+        sound = s.bend > machine * s.curvature
+        more = sound & (rr > aim) & (s.steps < max_iter)
+        more = more if trial is None else more & ((s.steps != trial) | (4 * rr <= bb))
         # rounding moves the true residual off the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
-        drift = 8 * machine * end.curvature
-        doubtful = s.going & opposite(end.sound & (drift * drift * dot(end.x, end.x) < accept))
-        sound = pick(s.going, end.sound, s.sound)
-        return Pass(end.x, end.r, end.rr, s.best, end.bend, end.curvature, sound, s.going, doubtful, end.steps)
+        drift = 8 * machine * s.curvature * s.reach
+        doubt = opposite(more | (sound & (drift * drift < accept)))
+        v = pick(column(doubt), s.x, p)
+        return State(s.x, s.r, v, rr, pp, s.best, s.bend, s.curvature, s.reach, more | doubt, doubt, s.steps)
 
-    def verify(s: Pass) -> Pass:
-        """Look at the true residuals; go on from those that miss the tolerance but have come nearer to it."""
-        r = b - matvec(s.x)
-        rr = dot(r, r)
-        again = s.doubtful & s.sound & (rr > accept) & (4 * rr < s.best) & (s.steps < max_iter)
-        r, rr = pick(column(s.doubtful), r, s.r), pick(s.doubtful, rr, s.rr)
-        return s._replace(r=r, rr=rr, best=rr, going=again)
+    def look(s: State, Hx: Array) -> State:
+        """Look at the true residual."""
+        return s._replace(r=b - Hx)
+
+    def resume(s: State, rr: Scalar) -> State:
+        """Go on from a true residual that misses the tolerance, if it has come nearer to it."""
+        sound = s.bend > machine * s.curvature
+        again = sound & (rr > accept) & (4 * rr < s.best) & (s.steps < max_iter)
+        return s._replace(v=s.r, rr=rr, vv=rr, best=rr, going=again, looking=opposite(s.looking))
+
+    def step(s: State) -> State:
+        half = _either(s.looking, look, move, s, matvec(s.v))
+        new = _either(s.looking, resume, turn, half, dot(half.r, half.r))
+        return new if single else _merge(s.going, new, s)  # a single problem ends with the loop
 
     some = bb > 0  # False for NaN
     none = 0 if isinstance(some, bool) else xp.zeros_like(some, dtype=xp.int32)
-    first = Pass(xp.zeros_like(b), b, bb, bb, bb, 0 * bb, some, some, some, none)
-    last = loop(lambda s: any_going(s.doubtful), lambda s: advance(verify(s)), advance(first))
+    zero = 0 * bb
+    first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, some, some & False, none)
+    last = loop((lambda s: s.going) if single else (lambda s: xp.any(s.going)), step, first)
     failed = opposite(last.rr <= accept)
-
-    def explain(s: tuple[Scalar, Scalar]) -> tuple[Scalar, Scalar]:
-        return failed & opposite(failed), _reasons(last, failed, max_iter, machine)
-
-    # a loop that runs once if a problem failed, and not at all otherwise
-    _, status = loop(lambda s: any_going(s[0]), explain, (failed, none))
+    status = _reasons(last, failed, max_iter, machine)
     residual = (last.rr / pick(bb == 0, 1.0, bb)) ** 0.5
-    return Solution(
-        last.x if tame else last.x * column(top),
-        _array(status, b, xp.int32),
-        _array(last.steps, b, xp.int32),
-        _array(residual, b),
+    x = last.x if tame else last.x * column(top)
+    if isinstance(failed, bool):
+        place = {"shape": (), "device": device(b)}
+        status, steps = (xp.full(fill_value=k, dtype=xp.int32, **place) for k in (status, last.steps))
+        return Solution(x, status, steps, xp.full(fill_value=residual, dtype=b.dtype, **place))
+    return Solution(x, status, last.steps, residual)
+
+
+def _either(condition: Scalar, f: Callable[..., State], g: Callable[..., State], *args: Any) -> State:
+    """Return f(*args) where the condition holds, else g(*args); a condition of Python's calls one of them only."""
+    if isinstance(condition, bool):
+        return f(*args) if condition else g(*args)
+    return _merge(condition, f(*args), g(*args))
+
+
+def _merge(condition: Array, a: State, b: State) -> State:
+    """Return the problems of a where the condition holds, else those of b."""
+    xp, column = array_namespace(condition), condition[..., None]
+    merged = (
+        p if p is q else xp.where(column if p.ndim > condition.ndim else condition, p, q)
+        for p, q in zip(a, b, strict=True)
     )
+    return State(*merged)
 
 
-def _array(scalar: Scalar, like: Array, dtype: DType | None = None) -> Array:
-    """Return a number of Python as an array beside another; an array as it is."""
-    if not isinstance(scalar, int | float):
-        array: Array = scalar
-        return array
-    return full(like, scalar, shape=(), dtype=dtype)
-
-
-def _freeze(going: Array, old: Iterate, new: Iterate) -> Iterate:
-    """Keep the problems that were not going."""
-    xp = array_namespace(new.x)
-    column = going[..., None]
-    vectors = (xp.where(column, a, b) for a, b in zip(new[:3], old[:3], strict=True))
-    return Iterate(*vectors, *(xp.where(going, a, b) for a, b in zip(new[3:], old[3:], strict=True)))
-
-
-def _reasons(last: Pass, failed: Scalar, max_iter: int, machine: float) -> Scalar:
+def _reasons(last: State, failed: Scalar, max_iter: int, machine: float) -> Scalar:
     """Say why each problem that failed did; the first word that fits counts."""
+    if failed is False:
+        return int(Status.CONVERGED)
     reasons = [
         (opposite(failed), Status.CONVERGED),
         (opposite(abs(last.bend) < math.inf), Status.NON_FINITE),
         (last.bend < -machine * last.curvature, Status.INDEFINITE),
-        (opposite(last.sound), Status.SINGULAR),
+        (opposite(last.bend > machine * last.curvature), Status.SINGULAR),
         (last.steps >= max_iter, Status.MAX_ITER),
     ]
     code = int(Status.STAGNATED) if isinstance(failed, bool) else full(last.steps, int(Status.STAGNATED))
