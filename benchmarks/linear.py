@@ -256,7 +256,7 @@ def cross(backend: str, kind: str, n: int, seconds: float) -> Crossing:
     pairs = in_turn((cg, direct), seconds, 5)
     ratios = [b.cpu / max(a.cpu, 1e-9) for a, b in pairs]
     low, middle, high = statistics.quantiles(ratios, n=4)
-    seen = in_turn(direct if middle < 1 else cg, auto, seconds, 5)
+    seen = in_turn((direct if middle < 1 else cg, auto), seconds, 5)
     return Crossing(
         backend,
         kind,
