@@ -34,7 +34,7 @@ def logistic(z: Array) -> Array:
     return 0.5 * (1 + np.tanh(0.5 * z))
 
 
-# --- what the layers are given, by array API functions, and F by hand, in NumPy, also for complex arrays --------------------------------------------------
+# --- what the layers are given, by array API functions, and F by hand, in NumPy, also for complex arrays -------------
 
 
 def network(u: Array, A: Array, x: Array, d: Array) -> Array:
