@@ -84,6 +84,11 @@ class CG:
             raise OptionError(message)
         check_preconditioner(self.preconditioner)
 
+    @property
+    def uses_pairs(self) -> bool:
+        """Whether the layer has to keep the pairs of its forward solver for the preconditioner."""
+        return getattr(self.preconditioner, "uses_pairs", False)
+
     def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None) -> Solution:
         """Solve for each problem of a batch; b, x0 and the value: (*batch, n), float."""
         return self.tried(A, b, loop=loop, x0=x0)

@@ -69,6 +69,11 @@ class WarmStart:
             extra["products"] = extra["products"] + spent
         return solution._replace(value=self._write(backend, key, solution.value), extra=extra)
 
+    @property
+    def uses_pairs(self) -> bool:
+        """Whether the layer has to keep the pairs of its forward solver, as the solver within says."""
+        return getattr(self.solver, "uses_pairs", False)
+
     def forget(self) -> None:
         """Forget every solution."""
         self._kept.clear()

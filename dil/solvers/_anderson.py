@@ -11,8 +11,7 @@ from dil._errors import OptionError
 from dil._solution import Solution
 from dil._typing import Array, Tree
 from dil.solvers._finish import finish, or_one
-from dil.solvers._map import start_map
-from dil.solvers._start import check_positive, size_of, tolerance, zeros_like_count
+from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
 from dil.solvers._watch import check_watched, iterate
 
 EXPLODED = 10.0
@@ -86,11 +85,11 @@ class Anderson:
 
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Iterate fun from init; the value has the structure of init."""
-        problem, u, arrays = start_map(self, fun, init, args, kwargs)
+        problem, u, arrays = start_equation(self, fun, init, args, kwargs, "step")
         backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 0.75)
 
         def move(u: Array) -> Array:
-            return backend.constant(problem(u, *arrays)) - u
+            return backend.constant(problem.image(u, *arrays)) - u
 
         def near(u: Array, left: Array) -> Array:
             return norm(left) <= rtol * size_of(u)

@@ -14,7 +14,6 @@ from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Arrays
 from dil.solvers._finish import or_one
-from dil.solvers._map import Map
 from dil.solvers._start import check_positive
 
 
@@ -59,7 +58,7 @@ class Host:
 
 
 def solve_on_host(
-    problem: Problem | Map,
+    problem: Problem,
     u: Array,
     arrays: Arrays,
     solve: Callable[[Host, Arrays], Found],

@@ -1,4 +1,4 @@
-"""Newton's method with backtracking; its step by conjugate gradients, on H d = F or on the normal equations."""
+"""Newton's method with backtracking, for minima and for roots."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from dil._arrays import array_namespace, dot, eps, full, norm
 from dil._errors import OptionError
+from dil._jacobian import operator
+from dil._operator import Operator
 from dil._solution import Solution
 from dil._typing import Array, Matvec, Tree
+from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
 from dil.solvers._finish import finish, or_one
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
@@ -20,21 +23,22 @@ GOLDEN = (1 + 5**0.5) / 2
 
 @dataclass(frozen=True)
 class Newton:
-    """Minimise by steps d that solve H d = df/du.
+    """Minimise by steps d that solve H d = df/du, or find a root by steps that solve J d = F.
 
     Parameters
     ----------
     equations : {"hessian", "normal", "truncated"}
         Solve H d = F by CG, one Hessian product an iteration, or H H d = H F, two products, which does without a
         positive definite H (Look et al. 2020, section 3.1). "truncated" solves H d = F as exactly as the step is
-        worth: roughly far from the solution, ever more sharply near it.
+        worth: roughly far from the solution, ever more sharply near it. In a root or fixed-point layer, "hessian"
+        solves J d = F by `dil.linear.Auto`, "normal" J^T J d = J^T F, and "truncated" is refused.
     rtol : float, optional
         A problem is solved when a full step is within rtol (1 + ||u||); by default eps ** (1/2) of the dtype. As
         convergence is quadratic, the error that is left after that step is of the order of its square.
     max_iter : int
         Newton steps at most.
     damping : float
-        Added to the diagonal of the matrix solved, H or H H.
+        Added to the diagonal of the matrix solved, H or H H, J or J^T J.
     history : bool
         Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
     progress : bool
@@ -43,6 +47,8 @@ class Newton:
     Notes
     -----
     The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+
+    A root is found by lowering 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2).
 
     Where CG meets negative curvature its last iterate is the step, or the gradient if there is none; a step that
     points uphill is turned round; backtracking (Armijo 1966) does the rest. Nocedal and Wright 2006, Algorithm 7.1.
@@ -73,14 +79,17 @@ class Newton:
         CG(damping=self.damping)
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
-        """Minimise fun from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs)
+        """Solve from init; the value has the structure of init."""
+        begun = start(self, fun, init, args, kwargs, roots=True)
         problem, u, arrays = begun
+        if not problem.symmetric and self.equations == "truncated":
+            message = "equations='truncated' is for scores; take Newton() for a root or a fixed point"
+            raise OptionError(message)
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.5)
 
         def descend(s: Iterate) -> Iterate:
-            value = problem.value(s.u, *arrays)[..., None]
-            gradient, step = self._step(begun, s)
+            value = merit(begun, s.u)
+            left, gradient, step = self._step(begun, s)
             usable = s.going & xp.all(xp.isfinite(step), axis=-1, keepdims=True) & xp.isfinite(value)
             step = xp.where(usable, step, full(step, 0.0))
             length = backtrack(begun, s.u, value, step, dot(gradient, step), usable)
@@ -90,9 +99,9 @@ class Newton:
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & (length > 0) & ~solved & (steps < self.max_iter)
             broken = s.broken | (s.going & ~usable)
-            return Iterate(new, xp.where(s.going, norm(gradient), s.slope), steps, going, near, solved, broken)
+            return Iterate(new, xp.where(s.going, norm(left), s.slope), steps, going, near, solved, broken)
 
-        slope = norm(problem.gradient(u, *arrays))
+        slope = norm(problem.residual(u, *arrays))
         finite = xp.isfinite(slope)
         there = finite & (slope == 0)
         first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, ~finite)
@@ -112,23 +121,22 @@ class Newton:
             extra=extra,
         )
 
-    def _step(self, begun: Start, s: Iterate) -> tuple[Array, Array]:
-        """Return F(u), and a step d with H d = F or the best that is found, turned downhill."""
+    def _step(self, begun: Start, s: Iterate) -> tuple[Array, Array, Array]:
+        """Return F(u), the gradient of the merit, and a step or the best that is found, turned downhill."""
         problem, _, arrays = begun
-        xp = array_namespace(s.u)
-        (gradient,), pull = problem.backend.vjp(lambda w: (problem.gradient(w, *arrays),), s.u)
-
-        def hessian(p: Array) -> Array:
-            return pull((p,))[0]
-
+        xp, loop = array_namespace(s.u), problem.backend.while_loop
+        (left,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
+        J = operator(problem, lambda p: pull((p,))[0], s.u)
+        gradient = left if problem.symmetric else J.T(left)
         if self.equations == "truncated":
-            step = self._truncated(begun, hessian, gradient, forcing(norm(gradient), s))
+            step = self._truncated(begun, J, gradient, forcing(norm(gradient), s))
+        elif self.equations == "normal":
+            gram = Operator(lambda p: J.T(J(p)), symmetric=True)
+            step = CG(damping=self.damping)(gram, J.T(left), loop=loop).value
         else:
-            matvec: Matvec = hessian if self.equations == "hessian" else lambda p: hessian(hessian(p))
-            right = gradient if self.equations == "hessian" else hessian(gradient)
-            step = CG(damping=self.damping)(matvec, right, loop=problem.backend.while_loop).value
+            step = (CG if problem.symmetric else Auto)(damping=self.damping)(J, left, loop=loop).value
         slope = dot(gradient, step)
-        return gradient, xp.where(slope == 0, gradient, xp.where(slope < 0, -step, step))
+        return left, gradient, xp.where(slope == 0, gradient, xp.where(slope < 0, -step, step))
 
     def _truncated(self, begun: Start, hessian: Matvec, gradient: Array, forced: Array) -> Array:
         """Return a step with ||H d - F|| <= forced ||F||, a tolerance for each problem, which `CG` does not take."""
@@ -158,6 +166,15 @@ def forcing(slope: Array, s: Iterate) -> Array:
     return xp.where(wanted < 0.5, wanted, full(slope, 0.5))  # type: ignore[no-any-return]
 
 
+def merit(begun: Start, u: Array) -> Array:
+    """Return what a step must lower, (*batch, 1): the score, or 1/2 ||F||^2."""
+    problem, _, arrays = begun
+    if problem.symmetric:
+        return problem.value(u, *arrays)[..., None]
+    left = problem.residual(u, *arrays)
+    return 0.5 * dot(left, left)
+
+
 class Iterate(NamedTuple):
     """One Newton step; u: (*batch, n), the rest (*batch, 1)."""
 
@@ -181,12 +198,11 @@ class Trial(NamedTuple):
 
 def backtrack(begun: Start, u: Array, value: Array, step: Array, slope: Array, going: Array) -> Array:
     """Halve the length of u - length * step until the score falls enough; zero where none is found."""
-    problem, _, arrays = begun
     xp = array_namespace(u)
     rounding = 8 * eps(xp, u.dtype)
 
     def halve(s: Trial) -> Trial:
-        trial = problem.value(u - s.length * step, *arrays)[..., None]
+        trial = merit(begun, u - s.length * step)
         lower = trial <= value - 1e-4 * s.length * slope + rounding * (xp.abs(value) + xp.abs(trial))
         going = s.going & ~lower
         length = xp.where(going, 0.5 * s.length, s.length)
@@ -196,4 +212,4 @@ def backtrack(begun: Start, u: Array, value: Array, step: Array, slope: Array, g
     # the score does not resolve a step this short: its change is of second order, below the rounding of its terms
     short = norm(step) <= 16 * eps(xp, u.dtype) ** 0.5 * size_of(u)
     first = Trial(xp.where(going, full(value, 1.0), full(value, 0.0)), going & ~short)
-    return problem.backend.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]
+    return begun.problem.backend.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]

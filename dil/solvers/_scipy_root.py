@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dil._problem import Problem
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Arrays, Tree
 from dil.solvers._host import Found, Host, check_scipy, import_optimize, solve_on_host
-from dil.solvers._map import Map, start_map
+from dil.solvers._start import start_equation
 
 WITH_JACOBIAN = frozenset({"hybr", "lm"})
 ENDS = {
@@ -63,13 +64,13 @@ class SciPyRoot:
 
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Find a root of fun from init; the value has the structure of init."""
-        problem, u, arrays = start_map(self, fun, init, args, kwargs)
+        problem, u, arrays = start_equation(self, fun, init, args, kwargs, "residual")
 
         def solve(host: Host, arrays: Arrays) -> Found:
             return self._root(System(problem, host, arrays))
 
         def left(u: Array) -> Array:
-            return problem.backend.constant(problem(u, *arrays))
+            return problem.backend.constant(problem.image(u, *arrays))
 
         return solve_on_host(problem, u, arrays, solve, left)
 
@@ -94,7 +95,7 @@ class SciPyRoot:
 class System:
     """The residuals of a batch as functions of one NumPy vector."""
 
-    problem: Map
+    problem: Problem
     host: Host
     arrays: Arrays
     last: list[Any] = field(default_factory=list)
@@ -102,7 +103,7 @@ class System:
 
     def residual(self, x: Any) -> Any:
         """Return the residual, shape (m,)."""
-        self.last[:] = [self.host.out(self.problem(self.host.into(x), *self.arrays))]
+        self.last[:] = [self.host.out(self.problem.image(self.host.into(x), *self.arrays))]
         return self.last[0]
 
     def finite(self) -> bool:
@@ -111,7 +112,7 @@ class System:
 
     def jacobian(self, x: Any) -> Any:
         """Return the derivative of the residual, shape (m, m)."""
-        _, pull = self.problem.backend.vjp(lambda u: (self.problem(u, *self.arrays),), self.host.into(x))
+        _, pull = self.problem.backend.vjp(lambda u: (self.problem.image(u, *self.arrays),), self.host.into(x))
         return self.host.matrix(pull)
 
     def near_root(self, x: Any) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dil._arguments import take_apart
 from dil._arrays import array_namespace, eps, full, norm
+from dil._equation import Equation
 from dil._errors import OptionError
 from dil._problem import Problem
 from dil._registry import common_owner, owner
@@ -27,26 +28,72 @@ class Start(NamedTuple):
 
 
 def start(
-    solver: object, fun: Callable[..., Any], init: Tree | None, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
+    solver: object,
+    fun: Callable[..., Any],
+    init: Tree | None,
+    args: tuple[Tree, ...],
+    kwargs: Mapping[str, Tree],
+    *,
+    roots: bool = False,
 ) -> Start:
-    """Return the problem of one call of a solver.
+    """Return the problem of one call of a solver that minimises, and finds roots too if it says so.
 
     Raises
     ------
     OptionError
-        If there is no start.
+        If there is no start, or the layer is of another kind.
     """
-    refuse_no_start(solver, init)
-    score = fun if isinstance(fun, Score) else _score_of(fun, init, args, kwargs)
+    _refuse_no_start(solver, init)
+    if isinstance(fun, Equation) and not roots:
+        message = (
+            f"{type(solver).__name__} minimises a score, and this layer has a {fun.kind}; take dil.solvers.Newton() or "
+            f"{'SciPyRoot()' if fun.kind == 'residual' else 'Anderson()'} for it"
+        )
+        raise OptionError(message)
+    condition = fun if isinstance(fun, Score | Equation) else _score_of(fun, init, args, kwargs)
+    return _begin(solver, condition, init, args, kwargs)
+
+
+def start_equation(
+    solver: object,
+    fun: Callable[..., Tree],
+    init: Tree | None,
+    args: tuple[Tree, ...],
+    kwargs: Mapping[str, Tree],
+    kind: Literal["residual", "step"],
+) -> Start:
+    """Return the problem of one call of a solver of equations; a plain callable is a function of the kind it solves.
+
+    Raises
+    ------
+    OptionError
+        If there is no start, or the layer is of another kind.
+    """
+    _refuse_no_start(solver, init)
+    found = "score" if isinstance(fun, Score) else getattr(fun, "kind", kind)
+    if found != kind:
+        message = (
+            f"{type(solver).__name__} takes a {kind}, and this layer has a {found}; take "
+            f"{'dil.root' if kind == 'residual' else 'dil.fixed_point'} for the layer, or another solver"
+        )
+        raise OptionError(message)
+    equation = fun if isinstance(fun, Equation) else Equation(fun, 0, kind)
+    begun = _begin(solver, equation, init, args, kwargs)
+    constants = tuple(begun.problem.backend.constant(x) for x in begun.arrays)
+    return Start(begun.problem, begun.problem.backend.constant(begun.u), constants)
+
+
+def _begin(
+    solver: object, condition: Score | Equation, init: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
+) -> Start:
     arrays, arguments = take_apart(args, kwargs)
-    u, space = space_of(init, score.batch_ndim, "init")
+    u, space = space_of(init, condition.batch_ndim, "init")
     names = ["init", *(arguments.name(i) for i in range(len(arrays)))]
     backend = common_owner([u, *arrays], names, f"{type(solver).__name__}()")
-    return Start(Problem(score, backend, space, arguments), u, tuple(arrays))
+    return Start(Problem(condition, backend, space, arguments), u, tuple(arrays))
 
 
-def refuse_no_start(solver: object, init: Tree | None) -> None:
-    """Raise if there is no start."""
+def _refuse_no_start(solver: object, init: Tree | None) -> None:
     if init is None:
         message = (
             f"{type(solver).__name__} needs a start; pass init= in the call, layer(..., init=u0), or to the layer, "

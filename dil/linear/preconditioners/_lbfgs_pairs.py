@@ -42,6 +42,8 @@ class LBFGSPairs:
     1
     """
 
+    uses_pairs = True
+
     def prepare(self, A: Operator, b: Array, /, *, loop: Loop) -> Prepared:
         """Return the product with the approximation."""
         pairs = A.pairs
