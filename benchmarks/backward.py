@@ -342,7 +342,7 @@ def measure_memory(plan: Plan, backends: Sequence[str], tell: Callable[[str], No
 
 
 MEASURED = (
-    "Backward pass of a dil.argmin layer (float64, default options, so on_failure='warn') over the same pass written "
+    "Backward pass of a dil.argmin layer (float64, linear_solver=CG(), on_failure='warn') over the same pass written "
     "by hand in the same framework: Algorithm 1 of Look et al. 2020, same score, cotangent, tolerance and number of "
     "iterations. torch: eager autograd, one graph of df/du, one pass through it per product; jax: one jitted program "
     "around lax.while_loop, the layer's with its (free) forward pass in it, compilation excluded; numpy: the "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dil._arguments import Arguments, take_apart
@@ -103,7 +104,8 @@ class Layer:
         """
         from dil._report import report
 
-        return report(self, args, kwargs, init, cotangent)
+        quiet = replace(self, policy=replace(self.policy, on_failure="ignore"))
+        return report(partial(quiet, init=init), quiet.policy, args, kwargs, cotangent)
 
     def _call(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
         arrays, arguments = take_apart(args, kwargs)

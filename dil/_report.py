@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from dil._errors import OptionError
-from dil._layer import Layer
+from dil._policy import Policy
 from dil._record import Entry, Record
 from dil._registry import leaves_of, owner
 from dil._transforms import vjp
@@ -30,24 +30,27 @@ class Report:
 
 
 def report(
-    layer: Layer, args: tuple[Tree, ...], kwargs: Mapping[str, Tree], init: Tree | None, cotangent: Tree | None
+    layer: Callable[..., Tree],
+    policy: Policy,
+    args: tuple[Tree, ...],
+    kwargs: Mapping[str, Tree],
+    cotangent: Tree | None,
 ) -> Report:
-    """Return the report of one call; see `Layer.report`."""
-    quiet = replace(layer, policy=replace(layer.policy, on_failure="ignore"))
+    """Return the report of one call of the layer that has this policy; see `Layer.report`."""
     with Record() as record:
-        y, pull = vjp(lambda args, kwargs: quiet(*args, init=init, **kwargs), args, dict(kwargs))
+        y, pull = vjp(lambda args, kwargs: layer(*args, **kwargs), args, dict(kwargs))
         pull(_ones(y) if cotangent is None else cotangent)
     # a score may hold layers of its own, whose entries are not this one's
-    ours = [entry for entry in record.entries if entry.policy is quiet.policy]
+    ours = [entry for entry in record.entries if entry.policy is policy]
     forward, backward = ([entry for entry in ours if entry.stage == stage] for stage in ("forward", "backward"))
     if not forward:
         message = (
-            f"{layer.policy.layer}: its report holds numbers, which there are none of while a program is traced or "
+            f"{policy.layer}: its report holds numbers, which there are none of while a program is traced or "
             f"compiled (by jax.jit or jax.vmap, say); call layer.report outside, or use dil.record"
         )
         raise OptionError(message)
     if not backward:
-        message = f"{layer.policy.layer}: no argument holds a float array, so there is no gradient to report on"
+        message = f"{policy.layer}: no argument holds a float array, so there is no gradient to report on"
         raise OptionError(message)
     return Report(forward[0], backward[0])
 
