@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
+from dil._equation import Equation
 from dil._pairs import inverse_product
 from dil.solvers import (
     LBFGS,
@@ -64,16 +65,9 @@ def cosine(u):
     return array_namespace(u).cos(u)
 
 
-class Batched:
-    """A step or a residual as a layer hands it over: it says how many dimensions count problems."""
-
-    batch_ndim = 1
-
-    def __init__(self, fn):
-        self.fn = fn
-
-    def __call__(self, *args):
-        return self.fn(*args)
+def batched(fn, kind="step"):
+    """Return a step or a residual as a layer hands it over: it says how many dimensions count problems."""
+    return Equation(fn, 1, kind)
 
 
 def spectrum(eigenvalues, seed):
@@ -223,7 +217,7 @@ def test_anderson_needs_far_fewer_steps_where_the_contraction_is_slow(eager):
 @pytest.mark.parametrize("solver", [FixedPoint(), Anderson()], ids=name)
 def test_fixed_points_of_a_batch(eager, solver):
     start = np.asarray([[1.0, 0.5], [np.nan, 1.0], [COS, COS], [100.0, -3.0]])
-    sol = solver(Batched(cosine), eager.asarray(start))
+    sol = solver(batched(cosine), eager.asarray(start))
     assert names(eager, sol.status) == ["CONVERGED", "NON_FINITE", "CONVERGED", "CONVERGED"]
     assert np.ptp(eager.to_numpy(sol.iterations)) > 3
     np.testing.assert_allclose(eager.to_numpy(sol.value)[[0, 2, 3]], COS, atol=2e-11)
@@ -305,7 +299,7 @@ def test_scipys_jacobian_has_a_block_for_each_problem(eager):
     def coupled(u, A, t):
         return product(A, u) + 0.1 * u**3 - t
 
-    sol = SciPyRoot()(Batched(coupled), *arrays(eager, "float64", 0.0 * t, A, t))
+    sol = SciPyRoot()(batched(coupled, "residual"), *arrays(eager, "float64", 0.0 * t, A, t))
     u = eager.to_numpy(sol.value)
     np.testing.assert_allclose(u @ A.T + 0.1 * u**3, t, atol=1e-6)
     assert names(eager, sol.status) == ["CONVERGED"] * 3
@@ -369,8 +363,8 @@ WATCHED = [
     (LBFGS(max_iter=40, history=True), rosenbrock),
     (Newton(max_iter=40, history=True), rosenbrock),
     (RandomShooting(iterations=40, samples=4, history=True), rosenbrock),
-    (FixedPoint(max_iter=40, history=True), Batched(cosine)),
-    (Anderson(max_iter=40, history=True), Batched(cosine)),
+    (FixedPoint(max_iter=40, history=True), batched(cosine)),
+    (Anderson(max_iter=40, history=True), batched(cosine)),
 ]
 
 
@@ -511,9 +505,9 @@ JITTED = [
     (Newton("truncated", history=True), rosenbrock),
     (GradientDescent(max_iter=60, history=True), rosenbrock),
     (RandomShooting(samples=4, iterations=40), rosenbrock),
-    (FixedPoint(history=True), Batched(cosine)),
-    (Anderson(history=True), Batched(cosine)),
-    (SciPyRoot(), Batched(lambda u: cosine(u) - u)),
+    (FixedPoint(history=True), batched(cosine)),
+    (Anderson(history=True), batched(cosine)),
+    (SciPyRoot(), batched(lambda u: cosine(u) - u, "residual")),
 ]
 
 
