@@ -33,6 +33,8 @@ SEED = 20201
 REFINE = (0, 1, 2)
 SHOWN = 180
 """Problems in the picture."""
+TOP = 1e3
+"""Where the picture ends, and puts infinite bounds."""
 FLOOR = float(np.finfo(float).eps)
 """Where the picture puts smaller errors."""
 INK = {"as solved": "#0072B2", "bound": "#D55E00", "refine=1": "#E69F00", "refine=2": "#009E73", "line": "#555555"}
@@ -181,25 +183,31 @@ def picture(path: Path, runs: Sequence[Sequence[Row]]) -> None:
     bounds = np.asarray([row.bound for row in runs[0]])
     slope = float(np.median(errors[0] / x))
     spots: dict[str, Any] = {"linestyle": "none", "markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.3}
+    infinite = ~np.isfinite(bounds)
+    bounds = np.where(infinite, TOP, bounds)
     left.vlines(x, errors[0], bounds, color=INK["bound"], linewidth=1.0)
     open_ = {**spots, "markeredgecolor": INK["bound"], "markeredgewidth": 0.9}
-    left.plot(x, bounds, "v", markerfacecolor="none", label="bound, from the report", **open_)
+    left.plot(x, bounds, "v", markerfacecolor="none", label="bound, from the report", clip_on=False, **open_)
+    if infinite.any():
+        note = {"textcoords": "offset points", "ha": "right", "va": "top", "fontsize": 9, "color": INK["bound"]}
+        left.annotate("infinite bound", (float(x[infinite].min()), TOP), (-5, -3), **note)
     left.plot(x, errors[0], "o", color=INK["as solved"], label="error of the same, measured", **spots)
     left.set_title("The bound is just above the error", fontsize=11)
     for k, marker in zip(reversed(REFINE), "s^o", strict=True):
         name = f"refine={k}" if k else "as solved"
         right.plot(x, errors[k], marker, color=INK[name], label=name, **spots)
-    right.axhline(FLOOR, color=INK["line"], linewidth=1, linestyle=":", label="rounding, float64; less is drawn on it")
+    right.axhline(FLOOR, color=INK["line"], linewidth=1, linestyle=":")
+    right.text(8e-11, FLOOR / 2, "rounding of float64; less is drawn on it", va="top", fontsize=9, color=INK["line"])
     right.set_title("Newton steps in the layer sharpen a rough solution", fontsize=11)
     span = np.asarray([8e-11, 1.3e-1])
     for axes, lowest in ((left, 1e-11), (right, 1e-17)):
         axes.plot(span, slope * span, color="black", linewidth=1.2, label=f"first order: {slope:.1f} x argmin error")
-        axes.set(xscale="log", yscale="log", xlabel="relative error of the argmin", ylim=(lowest, 1e3))
+        axes.set(xscale="log", yscale="log", xlabel="relative error of the argmin", ylim=(lowest, TOP))
         axes.set_xticks([10.0**k for k in range(-10, 0, 2)])
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
         handles, labels = axes.get_legend_handles_labels()
-        order = [0, 1, 2] if axes is left else [2, 1, 0, 4, 3]
+        order = [0, 1, 2] if axes is left else [2, 1, 0, 3]
         axes.legend([handles[i] for i in order], [labels[i] for i in order], loc="upper left", fontsize=9)
     left.set_ylabel("relative error of the gradient")
     right.set_ylabel("relative error of the gradient")

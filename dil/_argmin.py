@@ -36,7 +36,7 @@ def argmin(
         `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`; fun is the score. It is a black box: a
         closed form, SciPy, a simulator, one of `dil.solvers`. It is never differentiated.
     linear_solver : callable, optional
-        Solves the linear system of the backward pass; `dil.linear.CG()` by default.
+        Solves the linear system of the backward pass; `dil.linear.Auto()` by default.
     batch_ndim : int
         The number of leading dimensions of u that count independent problems, each with its own status. Arguments
         may be shared between problems.

@@ -24,7 +24,6 @@ class Operator:
         Whether A is known to be symmetric, so that its transpose needs no products of its own.
     pairs : Pairs, optional
         What a quasi-Newton solver of the forward problem learned about A, for a preconditioner to use.
-
     transposed : bool
         Whether it is the transpose of a layer's dF/du: the matrix of a pullback, not of a pushforward.
 

@@ -1,0 +1,42 @@
+"""The code in the README and in the pages runs as it stands, and prints what the pages say it prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs" / "pages").glob("*.md"))
+PYTHON = re.compile(r"^```python\n(.*?)^```\n(?:\n^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+"""A block of code, and the block of text right below it: what it prints."""
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_readme(backend, capsys):
+    pytest.importorskip(backend, reason=f"{backend} is not installed")
+    code = PYTHON.search((ROOT / "README.md").read_text())[1]
+    assert len(code.splitlines()) <= 15
+    exec(code.replace('"numpy"', f'"{backend}"', 1), {})
+    value, slope = (float(x) for x in re.findall(r"0\.\d+", capsys.readouterr().out)[:2])
+    assert value == pytest.approx(0.014566, rel=1e-2)
+    assert slope == pytest.approx(0.007857, rel=1e-2)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page(page, capsys):
+    text, namespace = page.read_text(), {"__name__": page.stem}
+    if "SciPy" in text:
+        pytest.importorskip("scipy", reason="scipy is not installed")
+    for found in PYTHON.finditer(text):
+        # empty lines in front, so that a traceback tells the line of the page
+        above = "\n" * text.count("\n", 0, found.start(1))
+        exec(compile(above + found[1], str(page), "exec"), namespace)
+        printed = capsys.readouterr().out
+        said = found[2] or ""
+        assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", said).split(), printed
+        # what differs from machine to machine is rounding, and now and then an iteration
+        numbers = [[float(x) for x in NUMBER.findall(t)] for t in (printed, said)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=0.2, abs=1e-12), printed
