@@ -168,7 +168,9 @@ def missed(rows: Sequence[Row]) -> str:
         for row in rows
         if not row.covered
     ]
-    return "\n".join(["Not covered:", "", *lines] if lines else ["Every error is covered."])
+    return "\n".join(
+        ["Not covered:", "", *lines] if lines else ["Every error of a layer without `refine=` is covered."]
+    )
 
 
 def picture(path: Path, runs: Sequence[Sequence[Row]]) -> None:

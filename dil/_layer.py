@@ -12,6 +12,7 @@ from dil._arrays import array_namespace, is_complex
 from dil._call import Call, Solver
 from dil._equation import Equation
 from dil._errors import DTypeError, OptionError
+from dil._options import is_integer
 from dil._policy import Policy
 from dil._registry import common_owner
 from dil._score import Score
@@ -41,7 +42,7 @@ class Layer:
                 hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
                 message = f"{name}={value!r} of type {type(value).__name__}; expected a callable{hint}"
                 raise OptionError(message)
-        if not isinstance(self.refine, int) or isinstance(self.refine, bool) or self.refine < 0:
+        if not is_integer(self.refine, 0):
             message = f"refine={self.refine!r}; expected a number of Newton steps >= 0"
             raise OptionError(message)
 

@@ -30,7 +30,7 @@ class Entry:
     stage : {"forward", "backward"}
         Which solve it is.
     status, iterations, residual
-        As the solver, or the linear solver, gave them.
+        As the solver, or the linear solver, gave them; with `refine=`, the status alone is that after the Newton steps.
     stationarity : float array
         The length of the Newton step that is left at y, over 1 + ||y||.
     lowest, highest : float arrays

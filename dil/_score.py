@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dil._errors import DTypeError, OptionError, ShapeError
+from dil._options import check_integer
 from dil._registry import owner
 from dil._typing import Array, DType, Tree
 
@@ -106,6 +107,4 @@ def check_condition(kind: str, fn: object, batch_ndim: object) -> None:
     if not callable(fn):
         message = f"{kind}={fn!r} of type {type(fn).__name__}; expected a callable"
         raise OptionError(message)
-    if not isinstance(batch_ndim, int) or batch_ndim < 0:
-        message = f"batch_ndim={batch_ndim!r}; expected an integer >= 0"
-        raise OptionError(message)
+    check_integer("batch_ndim", batch_ndim, 0)

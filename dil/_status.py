@@ -64,7 +64,7 @@ class Status(IntEnum):
     APPROXIMATE = (
         9,
         "the answer is the cheap approximation that was asked for by name, above the tolerance; "
-        "take dil.linear.CG() for an exact one",
+        "take dil.linear.Auto() for an exact one",
     )
     NOT_MINIMUM = (
         10,

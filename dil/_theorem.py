@@ -98,17 +98,20 @@ class ImplicitRule:
 def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number: Callable[[Array], Any]) -> Array:
     """Return the statuses of the backward solve, NOT_STATIONARY where the point u is no solution.
 
-    The step to the solution is about ||F|| over the curvature of H along g, <g, b> / <g, g>, which CG has met anyway.
-    The point counts as stationary where that step is within eps ** (1/4) of 1 + ||u||: 1.2e-4 in float64, 1.9e-2 in
-    float32. The error of the gradient is of first order in the same step.
+    The step to the solution is about ||F|| over the curvature of J along g, for which there are two measures at no
+    cost: <g, b> / <g, g>, and ||b|| / ||g|| / sqrt(n), which does not vanish for a J that turns its vectors or for a
+    saddle with an unlucky b; the root makes it as small as the least curvature where b meets all of them alike. The
+    larger counts. The point is stationary where that step is within eps ** (1/4) of 1 + ||u||: 1.2e-4 in float64,
+    1.9e-2 in float32. The error of the gradient is of first order in the same step.
     """
     xp = array_namespace(u)
     FF, gg, gb, uu = (number(inner(a, c)) for a, c in ((Fu, Fu), (g, g), (g, b), (u, u)))
-    if not all(isinstance(x, float) and SAFE < abs(x) < 1 / SAFE for x in (gg, gb)) or not FF < 1 / SAFE:
+    tolerance = eps(xp, u.dtype) ** 0.25
+    safe = all(isinstance(x, float) and SAFE < abs(x) < 1 / SAFE for x in (gg, gb)) and FF < 1 / SAFE
+    near = safe and FF**0.5 * gg <= (1 + uu**0.5) * abs(gb) * tolerance
+    if not near:
         step, bound = _scaled(Fu, u, b, g)
-    else:
-        step, bound = FF**0.5 * gg, (1 + uu**0.5) * abs(gb)
-    near = step <= bound * eps(xp, u.dtype) ** 0.25  # False for NaN
+        near = step <= bound * tolerance  # False for NaN
     if status is None:
         status = xp.zeros(u.shape[:-1], dtype=xp.int32, device=device(u))
     if near is True:
@@ -136,8 +139,9 @@ def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
     """
     xp, top_b, top_g = array_namespace(u), peak(b), peak(g)
     b, g = b / top_b, g / top_g
-    step = xp.sqrt(inner(Fu, Fu)) * (top_g / top_b)[..., 0] * inner(g, g)
-    return step, (1 + xp.sqrt(inner(u, u))) * abs(inner(g, b))
+    gg, along, turned = inner(g, g), abs(inner(g, b)), xp.sqrt(inner(g, g) * inner(b, b) / max(u.shape[-1], 1))
+    step = xp.sqrt(inner(Fu, Fu)) * (top_g / top_b)[..., 0] * gg
+    return step, (1 + xp.sqrt(inner(u, u))) * xp.where(along < turned, turned, along)
 
 
 def _check_solution(solution: object, b: Array) -> None:

@@ -335,6 +335,24 @@ def test_the_scale_of_the_score_is_immaterial_to_the_judgement(plain, scale):
     np.testing.assert_allclose(handle.to_numpy(pull(handle.asarray([1.0, 1.0]))[0]), [1.0, 1.0], rtol=1e-5)
 
 
+def test_no_curvature_along_the_cotangent_is_no_doubt(plain):
+    """<g, b> vanishes for a Jacobian that turns its vectors, and at a saddle whose curvatures cancel."""
+
+    def turn(u, t):
+        return array_namespace(u).flip(u) * t - 1.0
+
+    def saddle(u, t, bend):
+        return 0.5 * array_namespace(u).sum(bend * (u - t) ** 2)
+
+    nearly = 1 + 1e-12  # not to the last digit, so that F is not zero
+    layer = dil.root(turn, lambda f, u, t: array_namespace(t).flip(nearly / t), on_failure="raise")
+    _, (g,) = run(plain, layer, np.asarray([1.0, -1.0]))
+    np.testing.assert_allclose(g, [-1.0, 0.0], atol=1e-9)
+    layer = dil.argmin(saddle, lambda f, u, t, bend: nearly * t, linear_solver=dil.linear.MINRES(), on_failure="raise")
+    _, (g, _) = run(plain, layer, X, np.asarray([1.0, -1.0]), cotangent=np.ones(2))
+    np.testing.assert_allclose(g, [1.0, 1.0], rtol=1e-9)
+
+
 def test_a_solution_is_no_alias_of_an_argument():
     x = np.ones(2)
     y = dil.argmin(lambda u, x: np.sum((u - x) ** 2), lambda f, u, x: x)(x)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dil._arrays import array_namespace, dot, eps, full, peak
 from dil._errors import OptionError
+from dil._options import check_integer, check_rtol, is_number
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
@@ -51,9 +52,7 @@ class Neumann:
     rtol: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.terms, int) or isinstance(self.terms, bool) or self.terms < 1:
-            message = f"terms={self.terms!r}; expected an integer >= 1"
-            raise OptionError(message)
+        check_integer("terms", self.terms, 1)
         _check(self.step, self.rtol)
 
     def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
@@ -102,12 +101,10 @@ class OneStep:
 
 
 def _check(step: object, rtol: object) -> None:
-    if not isinstance(step, int | float) or isinstance(step, bool) or not 0 < step < float("inf"):
+    if not (is_number(step) and step > 0):
         message = f"step={step!r}; expected a number > 0"
         raise OptionError(message)
-    if rtol is not None and (not isinstance(rtol, float) or not 0 < rtol < 1):
-        message = f"rtol={rtol!r}; expected a number between 0 and 1, or None for the dtype's own"
-        raise OptionError(message)
+    check_rtol(rtol)
 
 
 class Term(NamedTuple):

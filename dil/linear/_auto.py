@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dil._arrays import array_namespace, full, size
 from dil._errors import OptionError
 from dil._operator import Operator, as_operator
+from dil._options import is_integer
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
@@ -65,7 +66,7 @@ class Auto:
 
     def __post_init__(self) -> None:
         CG(damping=self.damping, rtol=self.rtol, max_iter=self.max_iter)
-        if self.dense is not None and not (isinstance(self.dense, int) and self.dense >= 0):
+        if not (self.dense is None or is_integer(self.dense, 0)):
             message = f"dense={self.dense!r}; expected a number of unknowns >= 0, or None for the backend's own"
             raise OptionError(message)
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from dil._arrays import array_namespace, device, dot, full, norm, peak
 from dil._operator import Operator, shifted
+from dil._options import check_linear_options
 from dil._solution import Solution
 from dil._typing import Array, Loop, Matvec
-from dil.linear._restarts import Pass, Progress, Task, check_options, restarted
+from dil.linear._restarts import Pass, Progress, Task, restarted
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class BiCGSTAB:
     max_iter: int | None = None
 
     def __post_init__(self) -> None:
-        check_options(self)
+        check_linear_options(self)
 
     def __call__(
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None

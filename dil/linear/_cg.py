@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from dil._arrays import array_namespace, device, eps, full, inner, largest, opposite, pick
-from dil._errors import OptionError
 from dil._operator import shifted
+from dil._options import check_linear_options
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
@@ -73,15 +73,7 @@ class CG:
     preconditioner: Preconditioner | Matvec | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.damping, int | float) or not 0 <= self.damping < float("inf"):
-            message = f"damping={self.damping!r}; expected a number >= 0, in the units of the Hessian"
-            raise OptionError(message)
-        if self.rtol is not None and (not isinstance(self.rtol, float) or not 0 < self.rtol < 1):
-            message = f"rtol={self.rtol!r}; expected a number between 0 and 1, or None for the dtype's own"
-            raise OptionError(message)
-        if self.max_iter is not None and not (isinstance(self.max_iter, int) and self.max_iter >= 1):
-            message = f"max_iter={self.max_iter!r}; expected at least 1, or None for max(100, 10 n)"
-            raise OptionError(message)
+        check_linear_options(self, "the Hessian")
         check_preconditioner(self.preconditioner)
 
     @property

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from dil._arrays import array_namespace, device, dot, full, norm, peak
 from dil._errors import OptionError
 from dil._operator import Operator, shifted
+from dil._options import check_linear_options, is_integer
 from dil._solution import Solution
 from dil._typing import Array, Loop, Matvec
-from dil.linear._restarts import Pass, Progress, Task, check_options, restarted
+from dil.linear._restarts import Pass, Progress, Task, restarted
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class GMRES:
     max_iter: int | None = None
 
     def __post_init__(self) -> None:
-        check_options(self)
-        if not (isinstance(self.restart, int) and self.restart >= 1):
+        check_linear_options(self)
+        if not is_integer(self.restart, 1):
             message = f"restart={self.restart!r}; expected at least 1, the steps between restarts"
             raise OptionError(message)
 

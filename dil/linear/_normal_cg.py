@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from dil._arrays import array_namespace, dot, full, norm
 from dil._operator import Operator, as_operator
+from dil._options import check_linear_options
 from dil._solution import Solution
 from dil._typing import Array, Loop, Matvec
-from dil.linear._restarts import Measure, Pass, Progress, Task, check_options, restarted
+from dil.linear._restarts import Measure, Pass, Progress, Task, restarted
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class NormalCG:
     max_iter: int | None = None
 
     def __post_init__(self) -> None:
-        check_options(self, "A^T A")
+        check_linear_options(self, "A^T A")
 
     def __call__(
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from dil._arrays import array_namespace, eps, full, norm
-from dil._errors import OptionError, ShapeError
+from dil._errors import ShapeError
 from dil._operator import Operator
+from dil._options import LinearOptions
 from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
@@ -16,17 +17,6 @@ from dil._typing import Array, Loop
 
 Measure: TypeAlias = Callable[[Array, Array], Array]
 """The error of x, (*batch, 1), from x and b - A x."""
-
-
-class Options(Protocol):
-    """What every linear solver can be told."""
-
-    @property
-    def damping(self) -> float: ...
-    @property
-    def rtol(self) -> float | None: ...
-    @property
-    def max_iter(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -91,29 +81,9 @@ class Pass(NamedTuple):
 Recurrence: TypeAlias = Callable[[Task, Progress], Pass]
 
 
-def check_options(options: Options, units: str = "A") -> None:
-    """Refuse options out of range.
-
-    Raises
-    ------
-    OptionError
-        If one is.
-    """
-    damping, rtol, max_iter = options.damping, options.rtol, options.max_iter
-    if not isinstance(damping, int | float) or not 0 <= damping < float("inf"):
-        message = f"damping={damping!r}; expected a number >= 0, in the units of {units}"
-        raise OptionError(message)
-    if rtol is not None and (not isinstance(rtol, float) or not 0 < rtol < 1):
-        message = f"rtol={rtol!r}; expected a number between 0 and 1, or None for the dtype's own"
-        raise OptionError(message)
-    if max_iter is not None and not (isinstance(max_iter, int) and max_iter >= 1):
-        message = f"max_iter={max_iter!r}; expected at least 1, or None for max(100, 10 n)"
-        raise OptionError(message)
-
-
 def restarted(
     recurrence: Recurrence,
-    options: Options,
+    options: LinearOptions,
     A: Operator,
     b: Array,
     *,

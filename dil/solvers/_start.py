@@ -9,6 +9,7 @@ from dil._arguments import take_apart
 from dil._arrays import array_namespace, eps, full, norm
 from dil._equation import Equation
 from dil._errors import OptionError
+from dil._options import is_integer, is_number
 from dil._problem import Problem
 from dil._registry import common_owner, owner
 from dil._score import Score
@@ -125,8 +126,7 @@ def check_positive(*, optional: Mapping[str, float | None], **needed: float) -> 
     """Refuse options that are not positive finite numbers; those that are optional may be None."""
     for name, value in {**{k: v for k, v in optional.items() if v is not None}, **needed}.items():
         count = name in COUNTS
-        number = isinstance(value, int if count else int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < float("inf"):
+        if not (is_integer(value, 1) if count else is_number(value) and value > 0):
             message = f"{name}={value!r}; expected {'an integer' if count else 'a number'} > 0"
             raise OptionError(message)
 

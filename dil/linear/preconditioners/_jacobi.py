@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dil._arrays import array_namespace, device, eps, full, peak
-from dil._errors import OptionError, ShapeError
+from dil._errors import ShapeError
 from dil._operator import Operator
+from dil._options import check_integer
 from dil._registry import common_owner
 from dil._typing import Array, Loop
 from dil.linear.preconditioners._preconditioner import Prepared, columns
@@ -55,10 +56,8 @@ class Jacobi:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, least in (("probes", self.probes, 1), ("seed", self.seed, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                message = f"{name}={value!r}; expected an integer >= {least}"
-                raise OptionError(message)
+        check_integer("probes", self.probes, 1)
+        check_integer("seed", self.seed, 0)
 
     def prepare(self, A: Operator, b: Array, /, *, loop: Loop) -> Prepared:
         """Return r -> r / diagonal."""

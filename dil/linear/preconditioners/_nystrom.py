@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from dil._arrays import array_namespace, device, dot, eps, full
 from dil._errors import OptionError
 from dil._operator import Operator
+from dil._options import check_integer, is_number
 from dil._registry import common_owner
 from dil._typing import Array, Loop
 from dil.linear.preconditioners._preconditioner import Prepared, columns, is_eager
@@ -71,12 +72,12 @@ class Nystrom:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_whole("rank", self.rank, 1)
-        _check_whole("depth", self.depth, 1)
-        _check_whole("seed", self.seed, 0)
+        check_integer("rank", self.rank, 1)
+        check_integer("depth", self.depth, 1)
+        check_integer("seed", self.seed, 0)
         if self.max_rank is not None:
-            _check_whole("max_rank", self.max_rank, self.rank)
-        if self.shift is not None and (not isinstance(self.shift, int | float) or not 0 <= self.shift < float("inf")):
+            check_integer("max_rank", self.max_rank, self.rank)
+        if self.shift is not None and not (is_number(self.shift) and self.shift >= 0):
             message = f"shift={self.shift!r}; expected a number >= 0, in the units of the matrix, or None"
             raise OptionError(message)
         if not isinstance(self.adaptive, bool):
@@ -110,12 +111,6 @@ class Nystrom:
         v = v - _project(parts.U, v)
         rest = dot(v, A(v)) / dot(v, v)  # about the mean of the eigenvalues that are left
         return bool(xp.all(~(smallest > ENOUGH * xp.abs(rest))))  # True for NaN, where no rank helps
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        message = f"{name}={value!r}; expected an integer >= {least}"
-        raise OptionError(message)
 
 
 class Ritz(NamedTuple):
