@@ -55,7 +55,7 @@ class Operator:
             If there are no products with it.
         """
         if self.symmetric:
-            return replace(self, transposed=not self.transposed)
+            return Operator(self.matvec, self.rmatvec, True, self.pairs, not self.transposed)
         if self.rmatvec is None:
             message = (
                 "products with the transpose are needed, but only those with the matrix are known; pass "

@@ -105,10 +105,10 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number:
     1.9e-2 in float32. The error of the gradient is of first order in the same step.
     """
     xp = array_namespace(u)
-    FF, gg, gb, uu = (number(inner(a, c)) for a, c in ((Fu, Fu), (g, g), (g, b), (u, u)))
+    FF, gg, gb = (number(inner(a, c)) for a, c in ((Fu, Fu), (g, g), (g, b)))
     tolerance = eps(xp, u.dtype) ** 0.25
     safe = all(isinstance(x, float) and SAFE < abs(x) < 1 / SAFE for x in (gg, gb)) and FF < 1 / SAFE
-    near = safe and FF**0.5 * gg <= (1 + uu**0.5) * abs(gb) * tolerance
+    near = safe and FF**0.5 * gg <= abs(gb) * tolerance
     if not near:
         step, bound = _scaled(Fu, u, b, g)
         near = step <= bound * tolerance  # False for NaN

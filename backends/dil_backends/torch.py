@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from dil._errors import BackendError, CapturedError
@@ -49,8 +50,8 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
     if _transforming():
         return _functional_vjp(fn, *primals)
     recording = torch.is_grad_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
-        primals = tuple(x.clone() if x.is_inference() else x for x in primals)
+    with _recording():
+        primals = tuple([x.clone() if x.is_inference() else x for x in primals])
         # an alias, not the tensor itself: fn may depend on it by other ways too, and this is the partial derivative;
         # the wrapper that a finished transform of torch.func leaves behind is also shed by it
         aliases = [x.view_as(x) for x in primals]
@@ -74,6 +75,16 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
     return (out if again else tuple(y.detach() for y in out)), pull  # type: ignore[return-value]
 
 
+def _recording() -> AbstractContextManager[object]:
+    """Return a context in which autograd records, whatever is switched off around it."""
+    if not torch.is_inference_mode_enabled():
+        return torch.enable_grad()
+    both = ExitStack()
+    both.enter_context(torch.inference_mode(False))
+    both.enter_context(torch.enable_grad())
+    return both
+
+
 def _leaf(x: Tensor, recording: bool) -> Tensor:
     """Return what to differentiate at: x with its history where that is recorded, with its tangent if it has one."""
     if recording and x.requires_grad:
@@ -83,7 +94,8 @@ def _leaf(x: Tensor, recording: bool) -> Tensor:
 
 def _dual(x: Tensor) -> bool:
     """Whether x carries a tangent of forward-mode differentiation."""
-    return torch.autograd.forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    # outside every dual_level, which is where almost all calls are, there is nothing to unpack
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
@@ -124,7 +136,7 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
         """Solve; a user's solver may call backward() itself, so gradients are on."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with _recording():
             plain = (x.clone() if x.is_inference() else x.detach() for x in args)
             return tuple(y.detach() for y in solve(*plain))
 
