@@ -120,7 +120,7 @@ def _mended(
 
     def again(s: Mending) -> Mending:
         # the others get a right-hand side of zero, which costs no iteration
-        new = second(A, xp.where(s.met[..., None], b, full(b, 0.0)), loop=loop)
+        new = second(_here(A, s.met, b), xp.where(s.met[..., None], b, full(b, 0.0)), loop=loop)
         assert new.iterations is not None
         return Mending(
             s.met & ~s.met,
@@ -136,3 +136,18 @@ def _mended(
     start = Mending(met, first.value, first.status, first.iterations, first.residual, known)
     last: Mending = loop(lambda s: xp.any(s.met), again, start)
     return Solution(last.x, last.status, last.steps, last.residual, {"indefinite": last.indefinite})
+
+
+def _here(A: Operator, met: Array, b: Array) -> Operator:
+    """Return A, in a form that a compiler can use only where `met` is known.
+
+    XLA takes what does not depend on a loop's state out of the loop: there a dense matrix would be built and factored
+    in every solve, for the sake of a loop that does not run.
+    """
+    xp, product, rproduct = array_namespace(b), A.matvec, A.rmatvec
+    one = xp.where(xp.any(met), full(b, 1.0, shape=()), full(b, 2.0, shape=()))  # any problem is met where this runs
+    return replace(
+        A,
+        matvec=lambda p: product(one * p),
+        rmatvec=None if rproduct is None else lambda p: rproduct(one * p),
+    )

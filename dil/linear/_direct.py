@@ -163,7 +163,10 @@ class _Factor(NamedTuple):
         failed = ~xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
 
         def by_lu(s: tuple[Array, Array]) -> tuple[Array, Array]:
-            return s[0] & ~s[0], xp.where(s[0], backend.lu_solve(self.matrix, right), s[1])
+            # a matrix that depends on the state: XLA would factor the other before it knows that there is no need,
+            # beside Cholesky, and where a batch of each shares two threads of its pool they wait for one another
+            matrix = xp.where(s[0], self.matrix, identity(right[..., 0]))
+            return s[0] & ~s[0], xp.where(s[0], backend.lu_solve(matrix, right), s[1])
 
         # a loop that runs once if a matrix is not positive definite, and not at all otherwise
         return self.loop(lambda s: xp.any(s[0]), by_lu, (failed, x))[1], failed[..., 0, 0]
