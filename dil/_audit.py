@@ -122,13 +122,12 @@ def _sensitivities(F: Optimality, at: Point) -> Array:
     """Return numbers, (k, *batch), whose norm is that of each problem's gradient in the arguments, -g^T F_args."""
     backend, xp = F.problem.backend, array_namespace(at.g)
 
-    def of_floats(*floats: Array) -> Arrays:
-        return F(at.u, *floats)
-
-    _, pull = backend.vjp(of_floats, *at.floats)
+    # the unknown too, as in the pullback: a function written with its namespace meets the others in the same
+    _, pull = backend.vjp(F, at.u, *at.floats)
+    wrt = range(1, 1 + len(at.floats))
     if at.g.ndim == 1:
-        return xp.concat([xp.reshape(x, (-1,)) for x in pull((at.g,))])  # type: ignore[no-any-return]
-    _, push = backend.vjp(lambda w: pull((w,)), xp.zeros_like(at.g))
+        return xp.concat([xp.reshape(x, (-1,)) for x in pull((at.g,), wrt)])  # type: ignore[no-any-return]
+    _, push = backend.vjp(lambda w: pull((w,), wrt), xp.zeros_like(at.g))
     probes = [gaussian(backend, x, PROBES, seed) for seed, x in enumerate(at.floats)]
     along = [push(tuple(t[k, ...] for t in probes))[0] for k in range(PROBES)]
     return xp.stack([inner(at.g, Ft) for Ft in along])  # type: ignore[no-any-return]

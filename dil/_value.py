@@ -98,11 +98,12 @@ class EnvelopeRule:
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
         """Return v df/dargs for the arguments, and nothing for y."""
-        chosen = [self.problem.arguments.floats.index(i - 1) for i in wrt if i > 0]
+        chosen = [i for i in wrt if i > 0]
         found: dict[int, Array] = {}
         if chosen:
-            _, pull = self.problem.backend.vjp(self._of_floats(args), *self._floats(args))
-            found = dict(zip((i for i in wrt if i > 0), pull(cotangents, chosen), strict=True))
+            places = [1 + self.problem.arguments.floats.index(i - 1) for i in chosen]
+            _, pull = self.problem.backend.vjp(self._score(args), args[0], *self._floats(args))
+            found = dict(zip(chosen, pull(cotangents, places), strict=True))
         return tuple(found.get(i) for i in wrt)
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
@@ -110,12 +111,12 @@ class EnvelopeRule:
         t = [tangents[1 + i] for i in self.problem.arguments.floats]
         if all(tangent is None for tangent in t):
             return (array_namespace(y[0]).zeros_like(y[0]),)
-        return jvp(self.problem.backend, self._of_floats(args), self._floats(args), t)[1]
+        return jvp(self.problem.backend, self._score(args), (args[0], *self._floats(args)), (None, *t))[1]
 
     def _floats(self, args: Arrays) -> Arrays:
         return self.problem.arguments.only_floats(args[1:])
 
-    def _of_floats(self, args: Arrays) -> Callable[..., Arrays]:
-        u, arrays = args[0], args[1:]
-        arguments = self.problem.arguments
-        return lambda *floats: (self.problem.value(u, *arguments.with_floats(arrays, floats)),)
+    def _score(self, args: Arrays) -> Callable[..., Arrays]:
+        """Return f(u, *floats): of u as well, since a score written with its namespace uses that on the others."""
+        arguments, arrays = self.problem.arguments, args[1:]
+        return lambda u, *floats: (self.problem.value(u, *arguments.with_floats(arrays, floats)),)

@@ -22,6 +22,7 @@ def finish(
     solved: Array,
     broken: Array,
     extra: Mapping[str, Any],
+    singular: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from what the loop left, each (*batch, 1).
 
@@ -31,6 +32,7 @@ def finish(
     status = full(steps, int(Status.STAGNATED), dtype=xp.int32)
     for holds, code in (
         (steps >= max_iter, Status.MAX_ITER),
+        *(() if singular is None else ((singular, Status.SINGULAR),)),
         (broken, Status.NON_FINITE),
         (solved, Status.CONVERGED),
     ):

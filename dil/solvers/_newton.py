@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from dil._arrays import array_namespace, dot, eps, full, norm
+from dil._arrays import array_namespace, dot, eps, full, norm, peak
 from dil._errors import OptionError
 from dil._jacobian import operator
 from dil._operator import Operator
@@ -13,6 +13,7 @@ from dil._solution import Solution
 from dil._typing import Array, Matvec, Tree
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
+from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish, or_one
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._watch import check_watched, iterate
@@ -48,7 +49,9 @@ class Newton:
     -----
     The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
 
-    A root is found by lowering 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2).
+    A root is found by lowering 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2). A step that does not lower it gives
+    way to that of steepest descent; where there is none, J^T F = 0 but F is not, the problem ends SINGULAR. A step that
+    is short but leaves J d far from F, as one at a singular J or one that is damped much, does not end it.
 
     Where CG meets negative curvature its last iterate is the step, or the gradient if there is none; a step that
     points uphill is turned round; backtracking (Armijo 1966) does the rest. Nocedal and Wright 2006, Algorithm 7.1.
@@ -88,23 +91,24 @@ class Newton:
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.5)
 
         def descend(s: Iterate) -> Iterate:
-            value = merit(begun, s.u)
-            left, gradient, step = self._step(begun, s)
-            usable = s.going & xp.all(xp.isfinite(step), axis=-1, keepdims=True) & xp.isfinite(value)
-            step = xp.where(usable, step, full(step, 0.0))
-            length = backtrack(begun, s.u, value, step, dot(gradient, step), usable)
-            new = s.u - length * step
+            at = self._step(begun, s)
+            usable = s.going & xp.all(xp.isfinite(at.step), axis=-1, keepdims=True) & xp.isfinite(at.value)
+            at = at._replace(step=xp.where(usable, at.step, full(at.step, 0.0)))
+            flat = usable & at.flat
+            length = backtrack(begun, s.u, at, usable & ~flat)
+            new = s.u - length * at.step
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            near = usable & (length > 0) & (norm(step) <= rtol * size_of(new))
+            near = usable & (length > 0) & ~at.rough & (norm(at.step) <= rtol * size_of(new))
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & (length > 0) & ~solved & (steps < self.max_iter)
             broken = s.broken | (s.going & ~usable)
-            return Iterate(new, xp.where(s.going, norm(left), s.slope), steps, going, near, solved, broken)
+            slope = xp.where(s.going, norm(at.left), s.slope)
+            return Iterate(new, slope, steps, going, near, solved, s.singular | flat, broken)
 
         slope = norm(problem.residual(u, *arrays))
         finite = xp.isfinite(slope)
         there = finite & (slope == 0)
-        first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, ~finite)
+        first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, ~finite & finite, ~finite)
 
         def residual(s: Iterate) -> Array:
             return s.slope / or_one(slope)
@@ -117,26 +121,28 @@ class Newton:
             residual(last),
             max_iter=self.max_iter,
             solved=last.solved,
+            singular=last.singular,
             broken=last.broken,
             extra=extra,
         )
 
-    def _step(self, begun: Start, s: Iterate) -> tuple[Array, Array, Array]:
-        """Return F(u), the gradient of the merit, and a step or the best that is found, turned downhill."""
+    def _step(self, begun: Start, s: Iterate) -> Step:
+        """Return a step, or the best that is found, turned downhill."""
         problem, _, arrays = begun
-        xp, loop = array_namespace(s.u), problem.backend.while_loop
         (left,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
         J = operator(problem, lambda p: pull((p,))[0], s.u)
-        gradient = left if problem.symmetric else J.T(left)
+        step = self._solve(begun, J, left, s)
+        return downhill(begun, s.u, left, step) if problem.symmetric else towards_root(J, left, step)
+
+    def _solve(self, begun: Start, J: Operator, left: Array, s: Iterate) -> Array:
+        """Return the solution of the equations, or the last iterate of where they have none."""
+        loop = begun.problem.backend.while_loop
         if self.equations == "truncated":
-            step = self._truncated(begun, J, gradient, forcing(norm(gradient), s))
-        elif self.equations == "normal":
-            gram = Operator(lambda p: J.T(J(p)), symmetric=True)
-            step = CG(damping=self.damping)(gram, J.T(left), loop=loop).value
-        else:
-            step = (CG if problem.symmetric else Auto)(damping=self.damping)(J, left, loop=loop).value
-        slope = dot(gradient, step)
-        return left, gradient, xp.where(slope == 0, gradient, xp.where(slope < 0, -step, step))
+            return self._truncated(begun, J, left, forcing(norm(left), s))
+        if self.equations == "normal":
+            return NormalCG(damping=self.damping)(J, left, loop=loop).value  # type: ignore[no-any-return]
+        solver = (CG if begun.problem.symmetric else Auto)(damping=self.damping)
+        return solver(J, left, loop=loop).value  # type: ignore[no-any-return]
 
     def _truncated(self, begun: Start, hessian: Matvec, gradient: Array, forced: Array) -> Array:
         """Return a step with ||H d - F|| <= forced ||F||, a tolerance for each problem, which `CG` does not take."""
@@ -166,13 +172,64 @@ def forcing(slope: Array, s: Iterate) -> Array:
     return xp.where(wanted < 0.5, wanted, full(slope, 0.5))  # type: ignore[no-any-return]
 
 
-def merit(begun: Start, u: Array) -> Array:
-    """Return what a step must lower, (*batch, 1): the score, or 1/2 ||F||^2."""
+class Step(NamedTuple):
+    """A step d, to be subtracted, and what it promises; vectors (*batch, n), the rest (*batch, 1)."""
+
+    left: Array
+    """F(u)."""
+    step: Array
+    unit: Array
+    """What F is divided by in the merit of a root, so that the squares of a tiny or huge one are right."""
+    value: Array
+    """The merit at u."""
+    slope: Array
+    """How fast the merit falls along d."""
+    rough: Array
+    """Whether d is far from solving J d = F; it may then be short far from any root."""
+    flat: Array
+    """Whether the merit of a root is stationary where F is not zero, so that J is singular."""
+
+
+def merit(begun: Start, u: Array, unit: Array) -> Array:
+    """Return what a step must lower, (*batch, 1): the score, or 1/2 ||F||^2 in units of F."""
     problem, _, arrays = begun
     if problem.symmetric:
         return problem.value(u, *arrays)[..., None]
-    left = problem.residual(u, *arrays)
+    left = problem.residual(u, *arrays) / unit
     return 0.5 * dot(left, left)
+
+
+def downhill(begun: Start, u: Array, gradient: Array, step: Array) -> Step:
+    """Return a step that lowers the score: turned round if it points uphill, the gradient if it is level."""
+    xp, slope = array_namespace(u), dot(gradient, step)
+    step = xp.where(slope == 0, gradient, xp.where(slope < 0, -step, step))
+    unit = full(slope, 1.0)
+    value = merit(begun, u, unit)
+    never = slope != slope
+    return Step(gradient, step, unit, value, dot(gradient, step), never & ~never, never & ~never)
+
+
+def towards_root(J: Operator, left: Array, step: Array) -> Step:
+    """Return a step that lowers 1/2 ||F||^2: that of steepest descent where the one given does not.
+
+    Along J^T F the linear model is least at ||J^T F||^2 / ||J J^T F||^2 (Cauchy's step).
+    """
+    xp, unit = array_namespace(left), peak(left)
+    target = left / unit
+    g = J.T(target)
+    g = g / peak(g)
+    Jg = J(g)
+    height = peak(Jg)
+    Jg = Jg / height
+    size = dot(Jg, Jg)
+    length = dot(target, Jg) / or_one(size)
+    ahead = J(step) / unit
+    falls = dot(target, ahead) > 0
+    step = xp.where(falls, step, (unit / height) * length * g)
+    ahead = xp.where(falls, ahead, length * Jg)
+    slope, left_over = dot(target, ahead), norm(target - ahead)
+    flat = (slope == 0) & (norm(left) > 0)
+    return Step(left, step, unit, 0.5 * dot(target, target), slope, left_over > 0.5 * norm(target), flat)
 
 
 class Iterate(NamedTuple):
@@ -186,6 +243,7 @@ class Iterate(NamedTuple):
     near: Array
     """Whether the step was short enough to be the last."""
     solved: Array
+    singular: Array
     broken: Array
 
 
@@ -196,20 +254,21 @@ class Trial(NamedTuple):
     going: Array
 
 
-def backtrack(begun: Start, u: Array, value: Array, step: Array, slope: Array, going: Array) -> Array:
-    """Halve the length of u - length * step until the score falls enough; zero where none is found."""
+def backtrack(begun: Start, u: Array, at: Step, going: Array) -> Array:
+    """Halve the length of u - length * step until the merit falls enough; zero where none is found."""
     xp = array_namespace(u)
     rounding = 8 * eps(xp, u.dtype)
 
     def halve(s: Trial) -> Trial:
-        trial = merit(begun, u - s.length * step)
-        lower = trial <= value - 1e-4 * s.length * slope + rounding * (xp.abs(value) + xp.abs(trial))
+        trial = merit(begun, u - s.length * at.step, at.unit)
+        limit = at.value - 1e-4 * s.length * at.slope + rounding * (xp.abs(at.value) + xp.abs(trial))
+        lower = xp.isfinite(trial) & (trial <= limit)
         going = s.going & ~lower
         length = xp.where(going, 0.5 * s.length, s.length)
         spent = going & (length < rounding)
         return Trial(xp.where(spent, 0.0 * length, length), going & ~spent)
 
     # the score does not resolve a step this short: its change is of second order, below the rounding of its terms
-    short = norm(step) <= 16 * eps(xp, u.dtype) ** 0.5 * size_of(u)
-    first = Trial(xp.where(going, full(value, 1.0), full(value, 0.0)), going & ~short)
+    short = norm(at.step) <= 16 * eps(xp, u.dtype) ** 0.5 * size_of(u)
+    first = Trial(xp.where(going, full(at.value, 1.0), full(at.value, 0.0)), going & ~short)
     return begun.problem.backend.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]
