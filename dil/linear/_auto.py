@@ -14,6 +14,7 @@ from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
+from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._direct import Direct
 from dil.linear._gmres import GMRES
@@ -28,12 +29,13 @@ ROOM = 2**22
 class Auto:
     """Solve (A + damping I) x = b by what the size and the symmetry of A allow.
 
-    Few unknowns are solved by `Direct`. For more, `CG` (`GMRES` if A is not known to be symmetric) takes n steps at
-    most, CG only n / 8 where they do not halve the residual, and the problems left over go to `Direct`.
+    Few unknowns are solved by `Direct`. For more, `CG` (`BiCGSTAB` if A is not known to be symmetric) takes n steps at
+    most, CG only n / 8 where these do not win two sevenths of the digits asked for, and the problems left over go to
+    `Direct`.
 
     The matrices of `Direct` may take 2^22 numbers for the batch; the iteration goes on to max_iter where they would
-    take more. Problems in which CG meets negative or no curvature, or whose dense matrix is singular, go to `MINRES`
-    (`GMRES`), which solves a singular system too if it has a solution.
+    take more. Problems in which CG meets negative or no curvature, or whose dense matrix is singular, go to `MINRES`,
+    which solves a singular system too if it has a solution; those in which BiCGSTAB breaks down, to `GMRES`.
 
     Where a symmetric matrix proves not to be positive definite, `extra["indefinite"]` says so, and an argmin layer ends
     that problem `NOT_MINIMUM`: its gradient is that of the stationary point, which is no minimum.
@@ -77,7 +79,7 @@ class Auto:
         backend, n = common_owner([b], ["b"], "dil.linear.Auto"), b.shape[-1]
         A, loop = as_operator(A), backend.while_loop if loop is None else loop
         damping, rtol, limit = self.damping, self.rtol, self.max_iter
-        direct, gmres = Direct(damping), GMRES(damping=damping, rtol=rtol, max_iter=limit)
+        direct = Direct(damping)
         fits = size(b.shape) * n <= ROOM
         rescued = fits and self.dense is None and limit is None
         if n <= self.dense if self.dense is not None else fits and n <= backend.DENSE:
@@ -85,14 +87,14 @@ class Auto:
         elif A.symmetric:
             cg = CG(damping, rtol, max(n, 1) if rescued else limit)
             first = cg.tried(A, b, loop=loop, x0=x0, trial=max(8, n // 8) if rescued else None)
-        elif rescued:
-            first = replace(gmres, max_iter=max(n, 1))(A, b, loop=loop, x0=x0)
         else:
-            return gmres(A, b, loop=loop, x0=x0)
+            first = BiCGSTAB(damping, rtol, max(n, 1) if rescued else limit)(A, b, loop=loop, x0=x0)
         if rescued and n > backend.DENSE:
             first = _mended(first, (Status.MAX_ITER, Status.STAGNATED), direct, A, b, loop)
-        second = MINRES(damping, rtol, limit) if A.symmetric else gmres
-        return _mended(first, (Status.INDEFINITE, Status.SINGULAR), second, A, b, loop)
+        if A.symmetric:
+            return _mended(first, (Status.INDEFINITE, Status.SINGULAR), MINRES(damping, rtol, limit), A, b, loop)
+        gmres = GMRES(damping=damping, rtol=rtol, max_iter=limit)
+        return _mended(first, (Status.SINGULAR, Status.STAGNATED), gmres, A, b, loop)
 
 
 class Mending(NamedTuple):
