@@ -160,13 +160,12 @@ def cg(
         return scalar if single else scalar[..., None]
 
     machine = eps(xp, b.dtype)
-    bb, top = dot(b, b), 1.0
-    tame = isinstance(bb, float) and machine < bb < 1 / machine
+    top = number(largest(b))
+    tame = isinstance(top, float) and machine < top < 1 / machine
     if not tame:  # squares of tiny and huge entries would under- and overflow
-        top = number(largest(b))
         top = pick(top == 0, 1.0, top)
         b = b / column(top)
-        bb = dot(b, b)
+    bb = dot(b, b)
     # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
     aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
 
