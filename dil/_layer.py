@@ -48,22 +48,18 @@ class Layer:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
         """Return y, differentiable in every float array of the arguments, and never in `init`."""
-        call, _, y = self.vector(args, kwargs, init)
+        call, arrays = self.begin(args, kwargs, init)
+        y, *_ = call.backend.implicit(call.forward, self.rule(call))(*arrays)
+        call.refuse_captured(y, arrays)
         return call.problem().space.unravel(y)
 
-    def vector(
-        self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None
-    ) -> tuple[Call, list[Array], Array]:
-        """Return the call, its arrays, and y as a differentiable vector (*batch, n)."""
-        call, arrays = self._call(args, kwargs, init)
-        rule = ImplicitRule(call.problem, self.linear_solver, self.policy)
-        y, *_ = call.backend.implicit(call.forward, rule)(*arrays)
-        call.refuse_captured(y, arrays)
-        return call, arrays, y
+    def rule(self, call: Call) -> ImplicitRule:
+        """Return the derivative of the solution of one call, in its arrays."""
+        return ImplicitRule(call.problem, self.linear_solver, self.policy)
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
         """Return the solver's whole answer, a constant to every derivative; no policy is applied."""
-        call, arrays = self._call(args, kwargs, init)
+        call, arrays = self.begin(args, kwargs, init)
         y, solution = call.run(tuple(call.backend.constant(x) for x in arrays))
         return solution._replace(value=call.problem().space.unravel(call.backend.constant(y)))
 
@@ -108,7 +104,8 @@ class Layer:
         quiet = replace(self, policy=replace(self.policy, on_failure="ignore"))
         return report(partial(quiet, init=init), quiet.policy, args, kwargs, cotangent)
 
-    def _call(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
+    def begin(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
+        """Return one call, not run yet, and its arrays: those of the arguments, then those of the start."""
         arrays, arguments = take_apart(args, kwargs)
         starts, start = take_apart((self.init if init is None else init,), {})
         names = [arguments.name(i) for i in range(len(arrays))] + ["init"] * len(starts)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dil._argmin import argmin
-from dil._arrays import array_namespace
-from dil._call import Solver
+from dil._arrays import full
+from dil._call import Call, Solver
 from dil._differentiate import jvp
 from dil._layer import Layer
-from dil._problem import Problem
 from dil._solution import Solution
+from dil._theorem import ImplicitRule
 from dil._typing import Array, Arrays, OnFailure, Tree
 from dil.linear._solver import LinearSolver
 
@@ -80,9 +80,14 @@ class Value:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
         """Return v, one number per problem, differentiable in every float array of the arguments."""
-        call, arrays, y = self.layer.vector(args, kwargs, init)
-        problem, own = call.problem(), arrays[: len(call.arguments.arrays)]
-        (v,) = call.backend.implicit(lambda u, *xs: (problem.value(u, *xs),), EnvelopeRule(problem))(y, *own)
+        call, arrays = self.layer.begin(args, kwargs, init)
+
+        def solve(*arrays: Array) -> Arrays:
+            y, *remembered = call.forward(*arrays)
+            return (call.problem().value(y, *arrays[: len(call.arguments.arrays)]), y, *remembered)
+
+        v, y, *_ = call.backend.implicit(solve, EnvelopeRule(call, self.layer.rule(call)))(*arrays)
+        call.refuse_captured(y, arrays)
         return v
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
@@ -92,31 +97,44 @@ class Value:
 
 @dataclass(frozen=True)
 class EnvelopeRule:
-    """The derivative of f(y, args) at a minimiser y: none in y; that in args differentiates again in y."""
+    """The derivative of v = f(y, args) at a minimiser y, which comes after v among the outputs: that in args alone.
 
-    problem: Problem
+    A linear system is solved when this derivative is differentiated, for it depends on y.
+    """
 
-    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
-        """Return v df/dargs for the arguments, and nothing for y."""
-        chosen = [i for i in wrt if i > 0]
-        found: dict[int, Array] = {}
-        if chosen:
-            places = [1 + self.problem.arguments.floats.index(i - 1) for i in chosen]
-            _, pull = self.problem.backend.vjp(self._score(args), args[0], *self._floats(args))
-            found = dict(zip(chosen, pull(cotangents, places), strict=True))
-        return tuple(found.get(i) for i in wrt)
+    call: Call
+    theorem: ImplicitRule
+    """The derivative of y."""
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return v df/dargs for the arguments in `wrt`."""
+        problem = self.call.problem()
+        score, at = self._score(args, y)
+        _, pull = self.call.backend.vjp(score, *at)
+        return pull(cotangents[:1], [1 + problem.arguments.floats.index(i) for i in wrt])
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
-        """Return df/dargs t."""
-        t = [tangents[1 + i] for i in self.problem.arguments.floats]
+        """Return df/dargs t, and zero for the outputs that are not handed out."""
+        still = tuple(full(x, 0.0) for x in y[1:])
+        t = [tangents[i] for i in self.call.problem().arguments.floats]
         if all(tangent is None for tangent in t):
-            return (array_namespace(y[0]).zeros_like(y[0]),)
-        return jvp(self.problem.backend, self._score(args), (args[0], *self._floats(args)), (None, *t))[1]
+            return (full(y[0], 0.0), *still)
+        score, at = self._score(args, y)
+        return (*jvp(self.call.backend, score, at, (None, *t))[1], *still)
 
-    def _floats(self, args: Arrays) -> Arrays:
-        return self.problem.arguments.only_floats(args[1:])
+    def _score(self, args: Arrays, y: Arrays) -> tuple[Callable[..., Arrays], Arrays]:
+        """Return f(u, *floats) and where to differentiate it; in u too, whose namespace it may use on the others."""
+        problem = self.call.problem()
+        F, floats = problem.optimality(args)
 
-    def _score(self, args: Arrays) -> Callable[..., Arrays]:
-        """Return f(u, *floats): of u as well, since a score written with its namespace uses that on the others."""
-        arguments, arrays = self.problem.arguments, args[1:]
-        return lambda u, *floats: (self.problem.value(u, *arguments.with_floats(arrays, floats)),)
+        def score(u: Array, *floats: Array) -> Arrays:
+            return (problem.value(u, *problem.arguments.with_floats(F.arrays, floats)),)
+
+        return score, (self._minimiser(args, y), *floats)
+
+    def _minimiser(self, args: Arrays, y: Arrays) -> Array:
+        """Return the minimiser with its own derivative in the arguments."""
+        backend = self.call.backend
+        known = tuple(backend.constant(x) for x in y[1:])
+        u, *_ = backend.implicit(lambda *arrays: arrays[len(args) :], self.theorem)(*args, *known)
+        return u

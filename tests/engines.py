@@ -15,6 +15,7 @@ import numpy as np
 import dil
 
 Pullback = Callable[..., tuple[Any, tuple[Any, ...]]]
+Pushforward = Callable[..., tuple[Any, Any]]
 
 
 def by_dil(fn, args, cotangent):
@@ -46,11 +47,31 @@ def by_backward(fn, args, cotangent):
     return y.detach(), tuple(x.grad for x in leaves)
 
 
+def forward_by_jit(fn, args, tangents):
+    import jax
+
+    return jax.jit(lambda args, tangents: jax.jvp(fn, args, tangents))(args, tangents)
+
+
+def forward_by_torch_func(fn, args, tangents):
+    import torch
+
+    return torch.func.jvp(fn, args, tangents)
+
+
+def forward_by_dual_numbers(fn, args, tangents):
+    from torch.autograd import forward_ad
+
+    with forward_ad.dual_level():
+        y = fn(*(forward_ad.make_dual(x, t) for x, t in zip(args, tangents, strict=True)))
+        return forward_ad.unpack_dual(y)
+
+
 VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "jax": [("jit", {"pullback": by_jit})],
+    "jax": [("jit", {"pullback": by_jit, "pushforward": forward_by_jit})],
     "torch": [
-        ("func", {"pullback": by_torch_func}),
-        ("backward", {"pullback": by_backward}),
+        ("func", {"pullback": by_torch_func, "pushforward": forward_by_torch_func}),
+        ("backward", {"pullback": by_backward, "pushforward": forward_by_dual_numbers}),
         ("cuda", {"device": "cuda"}),
     ],
 }
@@ -67,6 +88,7 @@ class Engine:
     device: str | None = None
     reason: str | None = None
     pullback: Pullback = by_dil
+    pushforward: Pushforward = dil.jvp
 
     @property
     def handle(self):
@@ -92,6 +114,11 @@ class Engine:
         ct = self.asarray(1.0 if cotangent is None else cotangent)
         y, grads = self.pullback(fn, args, ct)
         return self.to_numpy(y), tuple(self.to_numpy(g) for g in grads)
+
+    def tangent(self, fn, args, tangents):
+        """Return the derivative of fn at args along the tangents as a NumPy array: forward mode."""
+        args, tangents = (tuple(self.asarray(x) for x in xs) for xs in (args, tangents))
+        return self.to_numpy(self.pushforward(fn, args, tangents)[1])
 
 
 def engines() -> list[Engine]:

@@ -86,7 +86,7 @@ def test_pushforward_of_the_theorem(plain):
     case = Case("network", (3,), 11)
     layer = case.layer()
     arrays = [plain.asarray(x) for x in case.args()]
-    call, flat = layer._call(tuple(arrays), {}, None)
+    call, flat = layer.begin(tuple(arrays), {}, None)
     (y,) = call.forward(*flat)
     rule = ImplicitRule(call.problem, layer.linear_solver, layer.policy)
     draw = np.random.default_rng(1)
