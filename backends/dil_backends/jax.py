@@ -21,6 +21,14 @@ Arrays = tuple[jax.Array, ...]
 OBSERVING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
 """A part of the key under which JAX keeps what it has compiled."""
 
+UNDIFFERENTIABLE = ("callbacks do not support JVP", "(jvp) to a custom_vjp")
+NO_DERIVATIVE = (
+    "dil: the function holds what JAX cannot differentiate in this way; a layer's gradient takes second derivatives of "
+    "its score. Of a jax.custom_vjp function take reverse mode at every level (jax.jacrev twice instead of "
+    "jax.hessian), or write it as a jax.custom_jvp; for a callback give the products yourself, "
+    "dil.argmin(..., derivatives=dil.Derivatives(gradient=, hvp=, mixed=))"
+)
+
 constant = jax.lax.stop_gradient
 
 
@@ -39,7 +47,12 @@ def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any
 
 def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull]:
     """Return `jax.vjp`; what a pull computes for primals not in `wrt` is dead code to the compiler."""
-    out, pull_all = jax.vjp(fn, *primals)
+    try:
+        out, pull_all = jax.vjp(fn, *primals)
+    except (TypeError, ValueError) as error:
+        if any(words in str(error) for words in UNDIFFERENTIABLE):
+            error.add_note(NO_DERIVATIVE)
+        raise
 
     def pull(cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
         every = pull_all(tuple(cotangents))
