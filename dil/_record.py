@@ -135,7 +135,8 @@ def record() -> Record:
     Notes
     -----
     JAX traces jitted functions anew for the first call within a record, so that they report; outside, they run as
-    before. Problems that `jax.vmap` makes are entries of their own, and so are those that `torch.func.vmap` makes.
+    before. They report to the records of the thread that traces them alone: open one in each thread. Problems that
+    `jax.vmap` makes are entries of their own, and so are those that `torch.func.vmap` makes.
 
     Examples
     --------
@@ -164,7 +165,7 @@ def emit(backend: Backend, policy: Policy, stage: Stage, numbers: Mapping[str, A
 
 def _listen(policy: Policy, stage: Stage, names: tuple[str, ...], *values: Any) -> None:
     entry = Entry(policy.layer, stage, policy=policy, **dict(zip(names, values, strict=True)))
-    for recorder in RECORDERS:
+    for recorder in tuple(RECORDERS):  # another thread may open or close one meanwhile
         recorder.entries.append(entry)
 
 

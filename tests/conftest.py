@@ -10,12 +10,24 @@ import pytest
 from hypothesis import Phase, settings
 
 from engines import Engine, engines
+from transforms_table import Table
 
 # no shrinking: every case is small already, and shrinking one that compiles takes minutes
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, phases=PHASES)
 settings.register_profile("local", deadline=None, phases=PHASES)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--transforms-table", metavar="PATH", help="write the table of transforms, from the tests that run"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--transforms-table"):
+        config.pluginmanager.register(Table(config.getoption("--transforms-table")))
 
 
 @pytest.fixture(scope="session", params=engines(), ids=lambda e: e.name)

@@ -21,6 +21,14 @@ Arrays = tuple[jax.Array, ...]
 OBSERVING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
 """A part of the key under which JAX keeps what it has compiled."""
 
+UNDIFFERENTIABLE = ("callbacks do not support JVP", "(jvp) to a custom_vjp")
+NO_DERIVATIVE = (
+    "dil: the function holds what JAX cannot differentiate in this way; a layer's gradient takes second derivatives of "
+    "its score. Of a jax.custom_vjp function take reverse mode at every level (jax.jacrev twice instead of "
+    "jax.hessian), or write it as a jax.custom_jvp; for a callback give the products yourself, "
+    "dil.argmin(..., derivatives=dil.Derivatives(gradient=, hvp=, mixed=))"
+)
+
 constant = jax.lax.stop_gradient
 
 
@@ -39,7 +47,12 @@ def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any
 
 def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull]:
     """Return `jax.vjp`; what a pull computes for primals not in `wrt` is dead code to the compiler."""
-    out, pull_all = jax.vjp(fn, *primals)
+    try:
+        out, pull_all = jax.vjp(fn, *primals)
+    except (TypeError, ValueError) as error:
+        if any(words in str(error) for words in UNDIFFERENTIABLE):
+            error.add_note(NO_DERIVATIVE)
+        raise
 
     def pull(cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
         every = pull_all(tuple(cotangents))
@@ -152,13 +165,18 @@ def tell(listener: Callable[[Any], None], status: jax.Array, value: jax.Array) -
 
 
 def observe(listener: Callable[..., None], *arrays: jax.Array) -> None:
-    """Call the listener by a callback with an effect, which is made as often as the program gets here; or at once."""
+    """Call the listener by a callback with an effect, which is made as often as the program gets here; or at once.
+
+    Where a program is traced outside `observing` the record is another thread's: a callback would stay in what JAX
+    keeps of the program, long after the record is closed.
+    """
 
     def call(*arrays: Any) -> None:
         listener(*map(np.asarray, arrays))
 
     if any(isinstance(x, jax.core.Tracer) for x in arrays):
-        jax.debug.callback(call, *arrays)
+        if OBSERVING.value:
+            jax.debug.callback(call, *arrays)
     else:
         call(*arrays)
 

@@ -1,0 +1,116 @@
+"""A bridge: any gradient transformation of optax as the solver of an argmin layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dil._errors import OptionError
+from dil._registry import leaves_of
+from dil._solution import Solution
+from dil._typing import Tree
+from dil.solvers._start import Start, start
+from dil_backends._bridge import Rule, State, check_arrays
+
+
+@dataclass(frozen=True)
+class Optax:
+    """Minimise by a gradient transformation of optax, in one compiled loop.
+
+    Parameters
+    ----------
+    transformation : optax.GradientTransformation
+        Such as `optax.adam(1e-2)`, a chain, or `optax.lbfgs()`, whose line search gets what it asks for.
+    max_iter : int
+        Updates at most.
+    rtol, atol : float, optional
+        A problem is solved where ||df/du|| <= rtol ||df/du at the start|| + atol; by default eps ** (1/2) of the dtype,
+        and 0. Where the start may be the solution itself, give atol.
+
+    Raises
+    ------
+    OptionError
+        If it is no transformation, the layer is no argmin layer, or its arrays are not JAX's.
+
+    Notes
+    -----
+    A batch is minimised as the sum of its scores; a problem that is solved or broken is frozen. Transformations that
+    treat every entry by itself (`sgd`, `adam`) keep the problems of a batch apart; a line search shares one step length
+    between them, as does a clip of the global norm; under `jax.vmap` every problem has its own.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, optax, dil
+    >>> from dil_backends.optax import Optax
+    >>> layer = dil.argmin(lambda u, t: jnp.sum((u - t) ** 2), Optax(optax.sgd(0.3)), init=jnp.zeros_like)
+    >>> [round(float(y), 2) for y in layer(jnp.asarray([1.0, 2.0]))]
+    [1.0, 2.0]
+    """
+
+    transformation: Any
+    max_iter: int = 1000
+    rtol: float | None = None
+    atol: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.transformation, optax.GradientTransformation):
+            message = f"transformation={self.transformation!r}; expected one of optax, such as optax.adam(1e-2)"
+            raise OptionError(message)
+        self._rule()
+
+    def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Minimise fun from init; the value has the structure of init."""
+        begun = start(self, fun, init, args, kwargs)
+        check_arrays(begun, "jax", "Optax")
+        rule, update = self._rule(), optax.with_extra_args_support(self.transformation).update
+
+        def step(carried: tuple[State, Any]) -> tuple[State, Any]:
+            state, memory = carried
+            params = _tree(begun, state.u)
+            total, gradient = state.masked(state.value, state.gradient)
+            slope = _tree(begun, gradient)
+            asked = {"value": total, "grad": slope, "value_fn": lambda p: _total(begun, state, p)}
+            updates, found = update(slope, memory, params, **asked)
+            u = _vector(begun, optax.apply_updates(params, updates))
+            return rule.advance(begun, state, u), jax.tree.map(_like, found, memory)
+
+        state = rule.first(begun)
+        first = state, jax.tree.map(jnp.asarray, self.transformation.init(_tree(begun, state.u)))
+        state, _ = begun.problem.backend.while_loop(_going, step, first)
+        return rule.finish(begun.problem, state)
+
+    def _rule(self) -> Rule:
+        return Rule(self.max_iter, self.rtol, self.atol)
+
+
+def _going(carried: tuple[Any, Any]) -> Any:
+    return jnp.any(carried[0].going)
+
+
+def _total(begun: Start, state: Any, params: Tree) -> Any:
+    """Return the sum of the scores of the problems that are going; the others are out of its derivative's reach."""
+    problem, _, arrays = begun
+    u: Any = jnp.where(state.going, _vector(begun, params), state.u)
+    return state.masked(problem.value(u, *arrays), state.gradient)[0]
+
+
+def _tree(begun: Start, u: Any) -> Tree:
+    """Return the unknown as optax knows trees: as it is, or as a list of its leaves where JAX sees no tree."""
+    tree = begun.problem.space.unravel(u)
+    leaves = leaves_of(tree)[0]
+    seen = jax.tree.leaves(tree)
+    return tree if len(seen) == len(leaves) and all(x is y for x, y in zip(seen, leaves, strict=True)) else leaves
+
+
+def _vector(begun: Start, params: Tree) -> Any:
+    vector = begun.problem.space.ravel(leaves_of(params)[0])
+    return jnp.asarray(vector, dtype=begun.u.dtype)  # a line search may have widened it
+
+
+def _like(new: Any, old: Any) -> Any:
+    """Return what a transformation remembers in the dtype in which it began, as a loop must."""
+    return jnp.asarray(new, dtype=old.dtype)

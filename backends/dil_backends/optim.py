@@ -1,0 +1,128 @@
+"""A bridge: any optimiser of `torch.optim` as the solver of an argmin layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dil._errors import OptionError
+from dil._registry import leaves_of
+from dil._solution import Solution
+from dil._typing import Tree
+from dil.solvers._start import Start, start
+from dil_backends._bridge import Rule, State, check_arrays
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class TorchOptim:
+    """Minimise by an optimiser of `torch.optim`, or by one of your own with the same interface.
+
+    Parameters
+    ----------
+    factory : callable
+        `factory(params)` returns the optimiser of a list of tensors, the leaves of the unknown: `torch.optim.Adam`, or
+        `functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")`.
+    max_iter : int
+        Steps of the optimiser at most; one of LBFGS holds iterations of its own.
+    rtol, atol : float, optional
+        A problem is solved where ||df/du|| <= rtol ||df/du at the start|| + atol; by default eps ** (1/2) of the dtype,
+        and 0. Where the start may be the solution itself, give atol.
+
+    Raises
+    ------
+    OptionError
+        If the factory makes no optimiser, the layer is no argmin layer, or its arrays are not torch's.
+
+    Notes
+    -----
+    A batch is minimised as the sum of its scores; a problem that is solved or broken is frozen. Optimisers that treat
+    every entry by itself (SGD, Adam) keep the problems of a batch apart; LBFGS shares one step length between them.
+
+    A problem whose unknown no longer moves ends STAGNATED: LBFGS rests at its own `tolerance_grad`, an absolute one.
+    Weight decay (that of AdamW is on by default) belongs into the score: with it the optimiser
+    heads for another point than the score's minimum, and ends MAX_ITER.
+
+    Examples
+    --------
+    >>> import torch, dil
+    >>> from dil_backends.optim import TorchOptim
+    >>> solver = TorchOptim(lambda params: torch.optim.SGD(params, lr=0.2, momentum=0.5))
+    >>> layer = dil.argmin(lambda u, t: ((u - t) ** 2).sum(), solver, init=torch.zeros(2))
+    >>> layer(torch.tensor([1.0, 2.0])).round(decimals=3)
+    tensor([1., 2.])
+    """
+
+    factory: Callable[[list[Tensor]], Any]
+    max_iter: int = 1000
+    rtol: float | None = None
+    atol: float | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.factory) or isinstance(self.factory, torch.optim.Optimizer):
+            message = (
+                f"factory={self.factory!r}; expected a callable that makes an optimiser of a list of tensors, such as "
+                f"torch.optim.Adam or functools.partial(torch.optim.Adam, lr=1e-2)"
+            )
+            raise OptionError(message)
+        self._rule()
+
+    def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Minimise fun from init; the value has the structure of init."""
+        begun = start(self, fun, init, args, kwargs)
+        check_arrays(begun, "torch", "TorchOptim")
+        rule = self._rule()
+        with torch.no_grad():  # the solution carries no derivative; gradients in u are taken by vjp
+            state = rule.first(begun)
+            leaves = [x.detach().clone() for x in _leaves(begun, state.u)]
+            optimiser = self._optimiser([x.requires_grad_() for x in leaves])
+            while bool(torch.any(state.going)):  # type: ignore[call-overload]
+                u = _step(begun, optimiser, leaves, state)
+                state = rule.advance(begun, state, u)
+                for leaf, kept in zip(leaves, _leaves(begun, state.u), strict=True):
+                    leaf.copy_(kept)
+        return rule.finish(begun.problem, state)
+
+    def _rule(self) -> Rule:
+        return Rule(self.max_iter, self.rtol, self.atol)
+
+    def _optimiser(self, leaves: list[Tensor]) -> Any:
+        optimiser = self.factory(leaves)
+        if not callable(getattr(optimiser, "step", None)):
+            message = (
+                f"factory(params) returned {optimiser!r}; expected an optimiser of torch.optim, with step(closure)"
+            )
+            raise OptionError(message)
+        return optimiser
+
+
+def _step(begun: Start, optimiser: Any, leaves: list[Tensor], state: State) -> Any:
+    """Let the optimiser take one step from the state; return where it went, (*batch, n)."""
+    problem, _, arrays = begun
+    known: list[Any] = [(state.value, state.gradient)]  # at the point where every optimiser evaluates first
+
+    def closure() -> Any:
+        with torch.no_grad():
+            value, gradient = known.pop() if known else problem.value_and_gradient(_vector(begun, leaves), *arrays)
+            total, gradient = state.masked(value, gradient)
+            for leaf, slope in zip(leaves, _leaves(begun, gradient), strict=True):
+                leaf.grad = slope.clone()
+        return total
+
+    with torch.enable_grad():
+        optimiser.step(closure)
+    return _vector(begun, leaves)
+
+
+def _vector(begun: Start, leaves: list[Tensor]) -> Any:
+    detached: list[Any] = [x.detach() for x in leaves]
+    vector: Any = begun.problem.space.ravel(detached)
+    return vector.clone()
+
+
+def _leaves(begun: Start, u: Any) -> list[Tensor]:
+    return leaves_of(begun.problem.space.unravel(u))[0]
