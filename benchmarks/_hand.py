@@ -115,32 +115,41 @@ def by_numpy(task: Task) -> Callable[[], tuple[Sequence[Array], int]]:
 def by_jax(task: Task) -> Callable[[], tuple[Sequence[Array], int]]:
     """Return the backward pass as one jitted program around `lax.while_loop`."""
     import jax
-    import jax.numpy as jnp
 
     @jax.jit
     def program(params: Sequence[Array], y: Array, v: Array) -> tuple[Sequence[Array], Array]:
-        F = jax.grad(task.score)
-        _, pull = jax.vjp(F, y, *params)
-        vv = v @ v
-
-        def step(s: tuple[Array, ...]) -> tuple[Array, ...]:
-            x, r, p, rr, k = s
-            Hp = pull(p)[0]
-            alpha = rr / (p @ Hp)
-            x, r = x + alpha * p, r - alpha * Hp
-            new = r @ r
-            return x, r, r + (new / rr) * p, new, k + 1
-
-        def go_on(s: tuple[Array, ...]) -> Array:
-            return (s[3] > task.tol**2 * vv) & (s[4] < task.cap)
-
-        g, *_, k = jax.lax.while_loop(go_on, step, (jnp.zeros_like(v), v, v, vv, 0))
+        _, pull = jax.vjp(jax.grad(task.score), y, *params)
+        g, k = conjugate_gradients_in_jax(lambda p: pull(p)[0], v, task.tol, task.cap)
         return pull(-g)[1:], k
 
     def backward() -> tuple[Sequence[Array], int]:
         return jax.block_until_ready(program(task.params, task.y, task.v))
 
     return backward
+
+
+def conjugate_gradients_in_jax(
+    product: Callable[[Array], Array], v: Array, tol: float, cap: int
+) -> tuple[Array, Array]:
+    """Solve H x = v in a loop of XLA; return x and the number of iterations."""
+    import jax
+    import jax.numpy as jnp
+
+    vv = v @ v
+
+    def step(s: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, r, p, rr, k = s
+        Hp = product(p)
+        alpha = rr / (p @ Hp)
+        x, r = x + alpha * p, r - alpha * Hp
+        new = r @ r
+        return x, r, r + (new / rr) * p, new, k + 1
+
+    def go_on(s: tuple[Array, ...]) -> Array:
+        return (s[3] > tol**2 * vv) & (s[4] < cap)
+
+    x, *_, k = jax.lax.while_loop(go_on, step, (jnp.zeros_like(v), v, v, vv, 0))
+    return x, k
 
 
 BY_HAND = {"torch": by_torch, "jax": by_jax, "numpy": by_numpy}
