@@ -12,6 +12,7 @@ from dil._call import Solver
 from dil._differentiate import jvp
 from dil._layer import Layer
 from dil._problem import Problem
+from dil._registry import shielded
 from dil._solution import Solution
 from dil._typing import Array, Arrays, OnFailure, Tree
 from dil.linear._solver import LinearSolver
@@ -80,6 +81,9 @@ class Value:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
         """Return v, one number per problem, differentiable in every float array of the arguments."""
+        return shielded(self._least, args, kwargs, init)  # type: ignore[no-any-return]
+
+    def _least(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Array:
         call, arrays, y = self.layer.vector(args, kwargs, init)
         problem, own = call.problem(), arrays[: len(call.arguments.arrays)]
         (v,) = call.backend.implicit(lambda u, *xs: (problem.value(u, *xs),), EnvelopeRule(problem))(y, *own)
