@@ -14,7 +14,7 @@ from dil._equation import Equation
 from dil._errors import DTypeError, OptionError
 from dil._options import is_integer
 from dil._policy import Policy
-from dil._registry import common_owner
+from dil._registry import common_owner, loaded, shielded
 from dil._score import Score
 from dil._solution import Solution
 from dil._theorem import ImplicitRule
@@ -37,6 +37,7 @@ class Layer:
     refine: int = 0
 
     def __post_init__(self) -> None:
+        loaded()  # a compiler that meets the layer before any array of its framework has to be known to `shielded`
         for name, value in (("solver", self.solver), ("linear_solver", self.linear_solver)):
             if not callable(value) or isinstance(value, type):
                 hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
@@ -48,6 +49,9 @@ class Layer:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
         """Return y, differentiable in every float array of the arguments, and never in `init`."""
+        return shielded(self._answer, args, kwargs, init)
+
+    def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
         call, arrays = self.begin(args, kwargs, init)
         y, *_ = call.backend.implicit(call.forward, self.rule(call))(*arrays)
         call.refuse_captured(y, arrays)
@@ -59,6 +63,9 @@ class Layer:
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
         """Return the solver's whole answer, a constant to every derivative; no policy is applied."""
+        return shielded(self._solution, args, kwargs, init)  # type: ignore[no-any-return]
+
+    def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
         call, arrays = self.begin(args, kwargs, init)
         y, solution = call.run(tuple(call.backend.constant(x) for x in arrays))
         return solution._replace(value=call.problem().space.unravel(call.backend.constant(y)))
@@ -102,7 +109,7 @@ class Layer:
         from dil._report import report
 
         quiet = replace(self, policy=replace(self.policy, on_failure="ignore"))
-        return report(partial(quiet, init=init), quiet.policy, args, kwargs, cotangent)
+        return shielded(report, partial(quiet, init=init), quiet.policy, args, kwargs, cotangent)  # type: ignore[no-any-return]
 
     def begin(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
         """Return one call, not run yet, and its arrays: those of the arguments, then those of the start."""

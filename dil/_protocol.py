@@ -120,6 +120,10 @@ class Backend(Protocol):
         """Return a context in which programs are compiled anew, and whose end waits for all that they observe."""
         ...
 
+    def shield(self, fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
+        """Return fn, unseen by compilers of Python code, and in the dtype of its arrays if it is to be exact."""
+        ...
+
     def number(self, x: Array, /) -> Any:
         """Return a 0-D array as a number of Python where reading it costs nothing; else x itself."""
         ...

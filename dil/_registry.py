@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -20,6 +20,8 @@ from dil._protocol import Backend
 from dil._typing import Array, Device, DType, Namespace, Tree
 
 GROUP = "dil.backends"
+LOADED: list[Backend] = []
+"""The backends that `load` has imported."""
 
 
 @cache
@@ -57,12 +59,21 @@ def load(name: str) -> Backend:
         hint = INSTALL.get(name, f"install the package that provides {name!r}")
         message = f"the backend {name!r} needs a package that cannot be imported ({error}); {hint}"
         raise BackendError(message) from error
-    return cast(Backend, module)
+    backend = cast(Backend, module)
+    LOADED.append(backend)
+    return backend
 
 
 def loaded() -> list[Backend]:
     """Return the backends of the frameworks that the process has imported."""
     return [load(name) for name in _targets() if name in sys.modules]
+
+
+def shielded(fn: Callable[..., Any], *args: Any, exact: bool = True) -> Any:
+    """Call fn as every framework in use asks for: a layer exactly, a transform as the user's own code."""
+    for backend in LOADED:
+        fn = backend.shield(fn, exact=exact)
+    return fn(*args)
 
 
 def owner(x: object) -> Backend | None:

@@ -10,7 +10,7 @@ from dil._arguments import Arguments, take_apart
 from dil._arrays import array_namespace, is_float
 from dil._errors import DTypeError, OptionError, ShapeError
 from dil._protocol import Backend
-from dil._registry import common_owner, leaves_of, owner
+from dil._registry import common_owner, leaves_of, owner, shielded
 from dil._tree import Structure
 from dil._typing import Array, Arrays, Tree
 
@@ -45,6 +45,10 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     >>> pull(np.asarray(1.0))
     (np.float64(3.0), np.float64(2.0))
     """
+    return shielded(_vjp, fn, args, exact=False)  # type: ignore[no-any-return]
+
+
+def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
     flat = Flat(fn, *take_apart(args, {}))
     leaves, pull_leaves = flat.backend.vjp(flat, *flat.floats)
     out = flat.join(leaves)
@@ -52,7 +56,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     def pull(cotangent: Tree) -> tuple[Tree, ...]:
         return flat.like_arguments(pull_leaves(flat.split(cotangent, leaves)))
 
-    return out, pull
+    return out, lambda cotangent: shielded(pull, cotangent, exact=False)
 
 
 def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree], /) -> tuple[Tree, Tree]:
@@ -76,6 +80,10 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
     >>> dil.jvp(lambda a: a**3, [np.asarray(2.0)], [np.asarray(1.0)])
     (np.float64(8.0), np.float64(12.0))
     """
+    return shielded(_jvp, fn, args, tangents, exact=False)  # type: ignore[no-any-return]
+
+
+def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]) -> tuple[Tree, Tree]:
     if not (isinstance(args, tuple | list) and isinstance(tangents, tuple | list)):
         message = f"jvp takes a tuple of arguments and one of tangents, jvp(f, (x,), (t,)); got {_describe(args)}"
         raise OptionError(message)
@@ -121,7 +129,7 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
         message = f"argnums={argnums!r}; expected an int or a tuple of ints, the positions of arguments"
         raise OptionError(message)
 
-    def both(*args: Tree, **kwargs: Tree) -> tuple[Array, Tree]:
+    def both(args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> tuple[Array, Tree]:
         if any(not -len(args) <= i < len(args) for i in chosen):
             message = f"argnums={argnums!r}, but the function was called with {len(args)} positional arguments"
             raise OptionError(message)
@@ -153,7 +161,7 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
                 raise DTypeError(message)
         return value, gradients[0] if isinstance(argnums, int) else gradients
 
-    return both
+    return lambda *args, **kwargs: shielded(both, args, kwargs, exact=False)
 
 
 class Flat:

@@ -11,6 +11,7 @@ from dil._arrays import full
 from dil._call import Call, Solver
 from dil._differentiate import jvp
 from dil._layer import Layer
+from dil._registry import shielded
 from dil._solution import Solution
 from dil._theorem import ImplicitRule
 from dil._typing import Array, Arrays, OnFailure, Tree
@@ -80,6 +81,9 @@ class Value:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
         """Return v, one number per problem, differentiable in every float array of the arguments."""
+        return shielded(self._least, args, kwargs, init)  # type: ignore[no-any-return]
+
+    def _least(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Array:
         call, arrays = self.layer.begin(args, kwargs, init)
 
         def solve(*arrays: Array) -> Arrays:

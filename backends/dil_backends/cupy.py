@@ -23,6 +23,7 @@ from dil_backends._taped import (
     number,
     observing,
     on_host,
+    shield,
     solve_each,
     value_type,
     vjp,
@@ -39,6 +40,7 @@ __all__ = [
     "number",
     "observing",
     "on_host",
+    "shield",
     "vjp",
     "while_loop",
 ]

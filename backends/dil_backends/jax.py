@@ -181,6 +181,11 @@ def observe(listener: Callable[..., None], *arrays: jax.Array) -> None:
         call(*arrays)
 
 
+def shield(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
+    """Return fn: a trace of JAX may see all of it, and nothing casts."""
+    return fn
+
+
 @contextmanager
 def observing() -> Iterator[None]:
     """Have jitted functions compiled apart from those that do not observe; wait for their callbacks at the end."""

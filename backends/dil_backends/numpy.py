@@ -21,6 +21,7 @@ from dil_backends._taped import (
     map_rows,
     observing,
     on_host,
+    shield,
     solve_each,
     value_type,
     vjp,
@@ -36,6 +37,7 @@ __all__ = [
     "map_rows",
     "observing",
     "on_host",
+    "shield",
     "vjp",
 ]
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from dil._errors import BackendError, CapturedError
+from dil._errors import BackendError, CapturedError, UnsupportedFunctionError
 from dil._linear_solve import differentiable_solve
 from dil._loops import python_loop
 from dil._protocol import Backend, LinearSystem, Pull, Rule
@@ -25,6 +26,10 @@ THIS = cast(Backend, sys.modules[__name__])
 
 while_loop = python_loop
 
+CHANGED = (
+    "the function or the solver of a layer changed one of the layer's arguments in place; both must leave what they "
+    "are given as it is, so write t * 2 instead of t.mul_(2), or begin with t.clone()"
+)
 _grad = getattr(torch.ops.aten, "grad", torch.autograd.grad)
 """The operator enters the engine at once, where the function of the same arguments spends 20 us on checks in Python."""
 
@@ -56,7 +61,8 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         # the wrapper that a finished transform of torch.func leaves behind is also shed by it
         aliases = [x.view_as(x) for x in primals]
         inputs = [_leaf(x, recording) for x in aliases]
-        out = fn(*inputs)
+        with _in_place_refused():
+            out = fn(*inputs)
     again = recording and (any(x.requires_grad for x in primals) or _captures(out, inputs))
     again = again or any(_dual(y) for y in out)
 
@@ -83,6 +89,21 @@ def _recording() -> AbstractContextManager[object]:
     both.enter_context(torch.inference_mode(False))
     both.enter_context(torch.enable_grad())
     return both
+
+
+@contextmanager
+def _in_place_refused() -> Iterator[None]:
+    """Explain the error that torch raises where a function writes into what it is to be differentiated in."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" not in str(error):
+            raise
+        message = (
+            f"a function of a layer changed one of its inputs in place; it must leave what it is given as it is, so "
+            f"write u * 2 instead of u.mul_(2), or begin with u.clone() (torch: {error})"
+        )
+        raise UnsupportedFunctionError(message) from error
 
 
 def _leaf(x: Tensor, recording: bool) -> Tensor:
@@ -137,9 +158,14 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
         """Solve; a user's solver may call backward() itself, so gradients are on."""
-        with _recording():
-            plain = (x.clone() if x.is_inference() else x.detach() for x in args)
-            return tuple(y.detach() for y in solve(*plain))
+        with _recording(), without_autocast():
+            _refuse_no_numbers(args)
+            plain = [x.clone() if x.is_inference() else x.detach() for x in args]
+            versions = [x._version for x in plain]
+            found = tuple(y.detach() for y in solve(*plain))
+            if versions != [x._version for x in plain]:
+                raise UnsupportedFunctionError(CHANGED)
+            return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -153,19 +179,23 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Pull back to the arguments whose gradient is asked for."""
+        _refuse_old_vmap(cotangents)
         if all(ct is None for ct in cotangents):
             return (None, None, *(None for _ in range(ctx.count)))
         saved = ctx.saved_tensors
         args, y = saved[: ctx.count], saved[ctx.count :]
         wrt = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
-        found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
+        with without_autocast():
+            found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
         return (None, None, *(found.get(i) for i in range(ctx.count)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         """Push tangents forward."""
+        _refuse_old_vmap(tangents)
         saved = ctx.saved_tensors
-        return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
+        with without_autocast():
+            return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Any:
@@ -176,6 +206,22 @@ class Implicit(torch.autograd.Function):
         ]
         stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
         return stacked, (0,) * len(stacked)
+
+
+def _refuse_no_numbers(args: Tensors) -> None:
+    if any(x.is_meta for x in args):
+        message = "a dil layer got a tensor on device meta, which holds no numbers to solve with; move it to another"
+        raise BackendError(message)
+
+
+def _refuse_old_vmap(given: Sequence[Any]) -> None:
+    """Raise for the batched tensors of torch's first vmap, which has rules for few operations."""
+    if any(isinstance(x, Tensor) and torch._C._functorch.is_legacy_batchedtensor(x) for x in given):
+        message = (
+            "a dil layer under is_grads_batched=True or vectorize=True of torch.autograd, whose vmap lacks what it "
+            "needs; use torch.func.jacrev, jacfwd or hessian, or torch.func.vmap of the pullback of torch.func.vjp"
+        )
+        raise UnsupportedFunctionError(message)
 
 
 def _row(args: Tensors, in_dims: Sequence[int | None], i: int) -> Tensors:
@@ -208,14 +254,19 @@ def map_rows(fn: Callable[[Tensor], Tensor], rows: Tensor, /) -> Tensor:
 
 def cholesky_solve(A: Tensor, b: Tensor, /) -> Tensor:
     """Solve by Cholesky, without an exception where A is not positive definite."""
-    L, info = torch.linalg.cholesky_ex(A)
-    return torch.where((info == 0)[..., None, None], torch.cholesky_solve(b, L), torch.nan)
+    L, info = torch.linalg.cholesky_ex(_factorable(A))
+    return torch.where((info == 0)[..., None, None], torch.cholesky_solve(_factorable(b), L), torch.nan).to(b.dtype)
 
 
 def lu_solve(A: Tensor, b: Tensor, /) -> Tensor:
     """Solve by LU, without an exception where A is singular."""
-    x, info = torch.linalg.solve_ex(A, b)
-    return torch.where((info == 0)[..., None, None], x, torch.nan)
+    x, info = torch.linalg.solve_ex(_factorable(A), _factorable(b))
+    return torch.where((info == 0)[..., None, None], x, torch.nan).to(b.dtype)
+
+
+def _factorable(x: Tensor) -> Tensor:
+    """Return x in float32 if its dtype is one of 16 bits, for which torch has no factorisation."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def constant(x: Tensor, /) -> Tensor:
@@ -233,6 +284,16 @@ def _tracked(x: Tensor) -> bool:
     return (torch.is_grad_enabled() and x.requires_grad) or _dual(x)
 
 
+def moves(x: Tensor) -> bool:
+    """Whether a derivative is being taken in x, by autograd or by torch.func."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return x.requires_grad or _dual(x)
+
+
 def tell(listener: Callable[[Any], None], status: Tensor, value: Tensor) -> Tensor:
     """Call the listener now."""
     listener(to_numpy(status))
@@ -247,6 +308,92 @@ def observe(listener: Callable[..., None], *arrays: Tensor) -> None:
 def observing() -> AbstractContextManager[None]:
     """Return a context that does nothing: what is eager observes at once."""
     return nullcontext()
+
+
+def shield(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
+    """Return fn, run by Python where `torch.compile` looks on, without autocast if it is to be exact.
+
+    A layer is a loop that ends by what it computes, around an autograd.Function: a compiled model leaves its graph
+    there and takes up another behind. Autocast would take the digits that a solve needs.
+    """
+    call = partial(_shielded, fn, exact)
+    return partial(_outside, call) if torch.compiler.is_compiling() else call
+
+
+def _shielded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> Any:
+    if not exact:
+        return fn(*args, **kwargs)
+    _refuse_tracers()
+    with without_autocast():
+        return fn(*args, **kwargs)
+
+
+def _outside(call: Callable[..., Any], *args: Any) -> Any:
+    """Call it where no compiler looks on."""
+    return torch.compiler.disable(partial(_not_under_grad, call))(*args)  # type: ignore[no-untyped-call]
+
+
+# what torch.compiler.disable does as well; it imports the compiler, which few programs need
+_outside._torchdynamo_disable = True  # type: ignore[attr-defined]
+_outside._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "a dil layer is a loop in Python outside of compiled graphs; use torch.compile without fullgraph=True"
+)
+
+
+def _not_under_grad(call: Callable[..., Any], *args: Any) -> Any:
+    """Call it, unless torch is going to fail in compiling what comes behind it."""
+    if _levels() & {"Grad", "Jvp"}:
+        message = (
+            "a dil layer in a derivative of torch.func inside torch.compile: torch cannot take up a graph there; put "
+            "torch.compiler.disable on the function that takes the derivative, or take it by torch.autograd.grad"
+        )
+        raise UnsupportedFunctionError(message)
+    return call(*args)
+
+
+def _refuse_tracers() -> None:
+    """Raise where torch records operations instead of computing, since a layer ends by what it computes."""
+    found = None
+    if torch._C._is_tracing():
+        found = "torch.jit.trace", "torch.compile"
+    elif torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        found = "torch.export, make_fx and torch.func.linearize", "torch.compile, and torch.func.jvp for a derivative"
+    elif torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        found = "torch.export or a FakeTensorMode", "torch.compile"
+    elif "Functionalize" in _levels():
+        found = "torch.func.functionalize", "the function itself, whose layers write into nothing"
+    if found is not None:
+        message = f"a dil layer cannot be recorded by {found[0]}: how it runs depends on the numbers; use {found[1]}"
+        raise UnsupportedFunctionError(message)
+
+
+def _levels() -> set[str]:
+    """Name the kinds of the transforms of torch.func under way."""
+    if not _transforming():
+        return set()
+    return {level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()}
+
+
+def without_autocast() -> AbstractContextManager[object]:
+    """Return a context in which operations keep the dtype of their tensors."""
+    found = _autocasts()
+    if not found:
+        return nullcontext()
+    stack = ExitStack()
+    for kind in found:
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
+
+
+def _autocasts() -> list[str]:
+    """Return the kinds of devices for which autocast is on."""
+    return [kind for kind in _kinds() if torch.is_autocast_enabled(kind)]
+
+
+@cache
+def _kinds() -> tuple[str, ...]:
+    here = torch.accelerator.current_accelerator()
+    return ("cpu",) if here is None else ("cpu", here.type)
 
 
 def number(x: Tensor, /) -> Any:

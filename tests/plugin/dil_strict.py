@@ -16,6 +16,7 @@ from dil_backends._taped import (
     number,
     observing,
     on_host,
+    shield,
     value_type,
     vjp,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "number",
     "observing",
     "on_host",
+    "shield",
     "vjp",
     "while_loop",
 ]
