@@ -365,6 +365,20 @@ SOLVER_OPTIONS = [
     ("linear.CG", "max_iter", 0, "expected .*1, or None"),
     ("linear.CG", "max_iter", 2.5, "expected .*1, or None"),
     ("linear.CG", "max_iter", "many", "expected .*1, or None"),
+    ("linear.Auto", "damping", -1.0, "expected a number >= 0"),
+    ("linear.Auto", "rtol", 0.0, "expected a number between 0 and 1, or None"),
+    ("linear.Auto", "max_iter", 0, "expected .*1, or None"),
+    ("linear.Auto", "dense", -1, "expected a number of unknowns >= 0"),
+    ("linear.Auto", "dense", 2.5, "expected a number of unknowns >= 0"),
+    ("linear.Direct", "damping", -1.0, "expected a number >= 0"),
+    ("linear.Direct", "damping", float("nan"), "expected a number >= 0"),
+    *(
+        (f"solvers.{solver}", name, value, "expected")
+        for solver in ("LBFGS", "FixedPoint", "Anderson")
+        for name, value in [("rtol", 0.0), ("max_iter", 0)]
+    ),
+    ("solvers.RandomShooting", "iterations", 0, "expected an integer > 0"),
+    ("solvers.SciPy", "tol", 0.0, "expected a number > 0"),
     *(
         (f"solvers.{solver}", name, value, "expected")
         for solver in ("Newton", "GradientDescent")

@@ -232,6 +232,96 @@ def test_the_message_counts_the_failed_problems_of_a_batch(eager, solver, dampin
         run(eager, layer, ROWS, CURVATURES, cotangent=COTANGENTS)
 
 
+# --- roots and fixed points ---
+
+
+def level(u, x):
+    """A root in u[0] alone: J = diag(1, 0), and the cotangent V lies in the null space of its transpose."""
+    return (u - x) * (1.0 - array_namespace(u).asarray(V.tolist(), dtype=u.dtype))
+
+
+EQUATIONS = {
+    "root": (dil.root, lambda u, x: 3.0 * (u - x), level),
+    "fixed point": (dil.fixed_point, lambda u, x: 0.5 * (u + x), lambda u, x: u - level(u, x)),
+}
+CASES = [
+    (e, kind)
+    for e in engines()
+    for kind in EQUATIONS
+    if (":" not in e.name and e.name != "jax") or (e.name, kind) == ("jax:jit", "root")
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
+def equation(request):
+    """An engine, and a function of its arguments that makes the layer to fail at a stage."""
+    engine, kind = request.param
+    if engine.reason is not None:
+        pytest.skip(engine.reason)
+    make, regular, singular = EQUATIONS[kind]
+    solvers = {"forward": (regular, gives_up), "backward": (singular, solved)}
+    return engine, lambda stage, policy: make(*solvers[stage], on_failure=policy)
+
+
+ENDS = {"forward": "forward solve: MAX_ITER", "backward": "backward solve: (SINGULAR|STAGNATED)"}
+LEFT = {
+    ("forward", "nan"): ([np.nan, np.nan], [np.nan, np.nan]),
+    ("backward", "nan"): (X, [np.nan, np.nan]),  # where J is not symmetric, g is poisoned as a whole
+}
+"""Value and gradient where they are not those of a solve that was left as it ended."""
+
+
+@pytest.mark.parametrize("stage", ENDS)
+def test_raise_of_an_equation(equation, stage):
+    engine, make = equation
+    with pytest.raises(failure(engine, stage), match=ENDS[stage]):
+        run(engine, make(stage, "raise"), X)
+
+
+@pytest.mark.parametrize("stage", ENDS)
+def test_warn_of_an_equation(equation, stage):
+    engine, make = equation
+    with pytest.warns(dil.ConvergenceWarning, match=ENDS[stage]) as record:
+        y, (g,) = run(engine, make(stage, "warn"), X)
+    assert len(record) == 1
+    np.testing.assert_array_equal(y, X)
+    np.testing.assert_allclose(g, V if stage == "forward" else 0 * V, rtol=1e-15)
+
+
+@pytest.mark.parametrize("policy", ["nan", "ignore"])
+@pytest.mark.parametrize("stage", ENDS)
+def test_nan_and_ignore_of_an_equation_are_quiet(equation, stage, policy):
+    engine, make = equation
+    y, (g,) = run(engine, make(stage, policy), X)
+    expected = LEFT.get((stage, policy), (X, V if stage == "forward" else 0 * V))
+    np.testing.assert_array_equal(y, expected[0])
+    np.testing.assert_allclose(g, expected[1], rtol=1e-15)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_preconditioner_that_is_not_positive_definite_is_told(eager, policy):
+    solver = dil.linear.CG(preconditioner=lambda r: -r)
+    layer, text = dil.argmin(bowl, solved, linear_solver=solver, on_failure=policy), "backward solve: PRECONDITIONER"
+    if policy == "raise":
+        with pytest.raises(dil.ConvergenceError, match=text):
+            run(eager, layer, X)
+    elif policy == "warn":
+        with pytest.warns(dil.ConvergenceWarning, match=text):
+            run(eager, layer, X)
+    else:
+        assert np.isnan(run(eager, layer, X)[1][0]).any() == (policy == "nan")
+
+
+def test_an_error_of_a_preconditioner_reaches_the_caller(eager):
+    def broken(r):
+        message = "the user's own"
+        raise KeyError(message)
+
+    layer = dil.argmin(bowl, solved, linear_solver=dil.linear.CG(preconditioner=broken))
+    with pytest.raises(KeyError, match="the user's own"):
+        run(eager, layer, X)
+
+
 # --- NaN in the data ---
 
 

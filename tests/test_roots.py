@@ -7,10 +7,31 @@ import pytest
 from array_api_compat import array_namespace
 
 import dil
-from dil.solvers import Anderson, FixedPoint, Newton
+from dil import Status
+from dil.solvers import LBFGS, Anderson, FixedPoint, GradientDescent, Newton, RandomShooting, SciPy, SciPyRoot
 
 RTOL = 1e-9
+ONCE = "JAX compiles each case; jax:jit runs {}"
 SHARP = Newton(rtol=1e-11)
+
+
+@pytest.fixture
+def engine(engine):
+    if engine.name == "jax":
+        pytest.skip(ONCE.format("this one"))
+    return engine
+
+
+@pytest.fixture
+def plain(plain):
+    if plain.name == "jax":
+        pytest.skip(ONCE.format("its neighbours"))
+    return plain
+
+
+def not_on_jax_but(engine, name, chosen):
+    if engine.backend == "jax" and name != chosen:
+        pytest.skip(ONCE.format(chosen))
 
 
 def close(found, expected):
@@ -49,6 +70,7 @@ COSINE = {
 @pytest.mark.parametrize("name", COSINE)
 def test_cosine(engine, name):
     """y = cos y + t at t = 0: y' = 1 / (1 + sin y), y'' = -cos y / (1 + sin y)^3."""
+    not_on_jax_but(engine, name, "Newton")
     layer = COSINE[name]
     y, (slope,) = engine.gradients(layer, (0.0,))
     close(y, 0.7390851332151607)
@@ -59,6 +81,7 @@ def test_cosine(engine, name):
 
 @pytest.mark.parametrize("name", COSINE)
 def test_second_derivative_of_cosine(engine, name):
+    not_on_jax_but(engine, name, "Anderson")
     slope, (bend,) = engine.gradients(dil.grad(COSINE[name]), (0.0,))
     close(slope, 0.5975100457)
     close(bend, -0.1576631141)
@@ -73,11 +96,11 @@ def test_jacobians_that_are_not_symmetric(engine):
         xp = array_namespace(y)
         return xp.flip(y**2, axis=-1) - xp.concat([x + 2.0, x])
 
-    def start(x):
+    def solver(fun, init, x):
         xp = array_namespace(x)
-        return xp.concat([-xp.ones_like(x), xp.ones_like(x)])
+        return xp.flip(xp.concat([xp.sqrt(x + 2.0), -xp.sqrt(x)]), axis=-1)
 
-    layer, x = dil.root(residual, SHARP, init=start), np.asarray([0.5, 2.0, 3.0])
+    layer, x = dil.root(residual, solver), np.asarray([0.5, 2.0, 3.0])
     v = np.random.default_rng(0).standard_normal(6)
     y, (dx,) = engine.gradients(layer, (x,), v)
     close(y, np.concatenate([np.sqrt(x + 2), -np.sqrt(x)])[::-1])
@@ -88,15 +111,19 @@ def test_jacobians_that_are_not_symmetric(engine):
     agree(engine, layer, (x,), v, (dx,))
 
 
-@pytest.mark.parametrize("solver", [FixedPoint(), Anderson()], ids=lambda s: type(s).__name__)
-def test_affine_fixed_point(engine, solver):
+AFFINE = {"FixedPoint": FixedPoint(), "Anderson": Anderson()}
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine_fixed_point(engine, name):
     """y = M y + b: dy/db = (I - M)^-1, and dy in direction E of M is (I - M)^-1 E y."""
+    not_on_jax_but(engine, name, "FixedPoint")
     draw = np.random.default_rng(1)
     M = draw.standard_normal((4, 4))
     M *= 0.45 / np.abs(np.linalg.eigvals(M)).max()
     b, v = draw.standard_normal(4), draw.standard_normal(4)
     assert np.abs(M - M.T).max() > 0.1
-    layer = dil.fixed_point(lambda y, M, b: M @ y + b, solver, init=zeros)
+    layer = dil.fixed_point(lambda y, M, b: M @ y + b, AFFINE[name], init=zeros)
     y, gradients = engine.gradients(layer, (M, b), v)
     g = np.linalg.solve((np.eye(4) - M).T, v)
     close(y, np.linalg.solve(np.eye(4) - M, b))
@@ -118,6 +145,7 @@ EULER = {
 @pytest.mark.parametrize("name", EULER)
 def test_implicit_euler_of_a_stiff_equation(engine, name):
     """y (1 + h l) = y_n: dy/dl = -h y_n / (1 + h l)^2."""
+    not_on_jax_but(engine, name, "root")
     before, h, rate = 2.0, 0.5, 1e4
     y, gradients = engine.gradients(EULER[name], (before, h, rate))
     grown = 1 + h * rate
@@ -212,7 +240,7 @@ def test_gain_of_a_regulator(engine):
 
         return backend.on_host(solve, (args[0],), *args)[0]
 
-    layer = dil.root(riccati, solver)
+    layer = dil.root(riccati, solver, linear_solver=dil.linear.Direct())
 
     def fn(A, B, Q, R):
         return gain(layer(A, B, Q, R), A, B, R)
@@ -277,3 +305,169 @@ def test_a_shared_argument_collects_from_all_problems(plain, kind):
         total += np.linalg.solve(J.T, u) @ np.cos(row[::-1])
     close(gradients[1], total)
     agree(plain, layer, (t, 0.4), v, gradients)
+
+
+# --- Newton on roots -------------------------------------------------------------------------------------------------
+
+EQUATIONS = ["hessian", "normal"]
+
+
+def names(engine, status):
+    return [Status(int(code)).name for code in np.ravel(engine.to_numpy(status))]
+
+
+def swirl(u, t):
+    """A residual whose Jacobian is far from symmetric: u turned by a right angle, a cube, and t."""
+    xp = array_namespace(u)
+    turned = xp.flip(u, axis=-1) * xp.asarray([-1.0, 1.0], dtype=u.dtype)
+    return turned + 0.1 * u**3 - t
+
+
+@pytest.mark.parametrize("equations", EQUATIONS)
+def test_newton_finds_roots(plain, equations):
+    t = np.asarray([[1.0, 2.0], [np.nan, 1.0], [0.0, 0.0], [-30.0, 4.0]])
+    layer = dil.root(swirl, Newton(equations), init=lambda t: 0.0 * t, batch_ndim=1)
+    sol = layer.solve(plain.asarray(t))
+    assert names(plain, sol.status) == ["CONVERGED", "NON_FINITE", "CONVERGED", "CONVERGED"]
+    u, steps = plain.to_numpy(sol.value), plain.to_numpy(sol.iterations)
+    assert steps[1] == steps[2] == 0
+    assert 0 < steps[0] < steps[3]
+    left = u[:, ::-1] * [-1.0, 1.0] + 0.1 * u**3 - t
+    rounding = 4 * np.finfo(float).eps * np.nanmax(np.abs(t))
+    assert np.abs(left[[0, 2, 3]]).max() <= rounding
+    alone = dil.root(swirl, Newton(equations), init=lambda t: 0.0 * t).solve(plain.asarray(t[0]))
+    np.testing.assert_allclose(u[0], plain.to_numpy(alone.value), rtol=1e-12)
+
+
+@pytest.mark.parametrize("equations", EQUATIONS)
+def test_newton_finds_a_root_that_is_a_tree(plain, equations):
+    def residual(u, t):
+        xp = array_namespace(u["a"])
+        return {"a": u["b"][0] ** 3 - t, "b": [u["a"] + xp.sin(u["b"][0])]}
+
+    ones = plain.asarray(np.ones(3))
+    sol = dil.root(residual, Newton(equations)).solve(2.0 * ones, init={"a": ones, "b": [1.5 * ones]})
+    assert names(plain, sol.status) == ["CONVERGED"]
+    np.testing.assert_allclose(plain.to_numpy(sol.value["b"][0]), 2 ** (1 / 3), rtol=1e-12)
+    np.testing.assert_allclose(plain.to_numpy(sol.value["a"]), -np.sin(2 ** (1 / 3)), rtol=1e-12)
+
+
+def test_newton_finds_a_fixed_point(plain):
+    sol = dil.fixed_point(cosine, Newton()).solve(plain.asarray(0.0), init=plain.asarray(5.0))
+    assert names(plain, sol.status) == ["CONVERGED"]
+    np.testing.assert_allclose(plain.to_numpy(sol.value), 0.7390851332151607, rtol=1e-14)
+
+
+@pytest.mark.parametrize("equations", EQUATIONS)
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
+def test_units_of_the_residual_are_immaterial_to_newton(equations, scale):
+    solve = [dil.root(lambda u, t, k=k: k * swirl(u, t), Newton(equations)).solve for k in (1.0, scale)]
+    usual, scaled = (fn(np.asarray([-30.0, 4.0]), init=np.zeros(2)) for fn in solve)
+    assert Status(int(scaled.status)) is Status.CONVERGED
+    assert abs(int(scaled.iterations) - int(usual.iterations)) <= 1
+    np.testing.assert_allclose(scaled.value, usual.value, rtol=1e-12)
+
+
+SINGULAR = {
+    "no slope at the start": (lambda u, t: u**2 - t, 4.0, 0.0, {"SINGULAR"}),
+    "no slope anywhere": (lambda u, t: 0.0 * u + t, 1.0, 1.0, {"SINGULAR"}),
+    "no slope at a small residual": (lambda u, t: u**2 - t, 1e-12, 0.0, {"SINGULAR"}),
+    "no root": (lambda u, t: u**2 + t, 1.0, 0.3, {"STAGNATED", "SINGULAR"}),
+    "a root at infinity": (lambda u, t: array_namespace(u).exp(-t * u), 1.0, 0.0, {"MAX_ITER"}),
+}
+
+
+@pytest.mark.parametrize("equations", EQUATIONS)
+@pytest.mark.parametrize("kind", SINGULAR)
+def test_newton_calls_no_singular_point_a_root(plain, kind, equations):
+    fn, t, start, ends = SINGULAR[kind]
+    sol = dil.root(fn, Newton(equations, max_iter=40)).solve(plain.asarray(t), init=plain.asarray(start))
+    assert set(names(plain, sol.status)) <= ends
+
+
+@pytest.mark.parametrize("damping", [1e-3, 10.0])
+@pytest.mark.parametrize("equations", EQUATIONS)
+def test_damped_newton_calls_no_short_step_converged(equations, damping):
+    """Damping shortens every step, at a singular J to anything: J = 0 in the first of the problems."""
+
+    def residual(u, t):
+        return u**2 - t
+
+    solver = Newton(equations, damping=damping, max_iter=400)
+    sol = dil.root(residual, solver, batch_ndim=1).solve(np.full((2, 1), 1e-12), init=np.asarray([[0.0], [1.0]]))
+    for u, status in zip(sol.value[:, 0], sol.status, strict=True):
+        assert int(status) != Status.CONVERGED or abs(u**2 - 1e-12) <= 1e-13
+
+
+def test_newton_goes_round_a_singular_jacobian(plain):
+    """J = [[0, 0], [1, 1]] at the start: the equations have no solution there, and the way of descent leads away."""
+
+    def residual(u, t):
+        xp = array_namespace(u)
+        return xp.stack([u[0] ** 2 - t[0], u[0] + u[1] - t[1]])
+
+    sol = dil.root(residual, Newton()).solve(plain.asarray([4.0, 1.0]), init=plain.asarray([0.0, 0.0]))
+    assert names(plain, sol.status) == ["CONVERGED"]
+    np.testing.assert_allclose(plain.to_numpy(sol.value), [2.0, -1.0], rtol=1e-12)
+
+
+def test_a_step_to_where_the_score_overflows_is_not_taken(plain):
+    """The Newton step from a region of little curvature leads to where exp is infinite, which is no descent."""
+    start, target = plain.asarray(np.asarray([-10.0])), plain.asarray(1000.0)
+
+    def score(u, t):
+        xp = array_namespace(u)
+        small = xp.where(u < 700.0, u, 0.0 * u)
+        return xp.sum(xp.where(u < 700.0, xp.exp(small), 0.0 * u + float("inf")) - t * u)
+
+    sol = dil.argmin(score, Newton()).solve(target, init=start)
+    assert names(plain, sol.status) == ["CONVERGED"]
+    np.testing.assert_allclose(plain.to_numpy(sol.value), np.log(1000.0), rtol=1e-12)
+
+
+def test_newton_on_roots_under_jit():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    t = np.asarray([[1.0, 2.0], [np.nan, 1.0], [-30.0, 4.0]])
+    layer = dil.root(swirl, Newton(), init=lambda t: 0.0 * t, batch_ndim=1)
+    here = layer.solve(t)
+    there = jax.jit(lambda t: layer.solve(t)._replace(extra=None))(jax.numpy.asarray(t))
+    np.testing.assert_array_equal(there.status, here.status)
+    np.testing.assert_allclose(np.asarray(there.value)[[0, 2]], here.value[[0, 2]], rtol=1e-12)
+
+
+# --- solvers and layers that do not go together ----------------------------------------------------------------------
+
+X = np.asarray([1.0, 2.0])
+MISMATCHED = [
+    *(
+        (make, solver, rf"{type(solver).__name__} minimises a score, and this layer has a {kind}; take .*Newton\(\)")
+        for solver in (GradientDescent(), LBFGS(), RandomShooting(), SciPy())
+        for make, kind in ((dil.root, "residual"), (dil.fixed_point, "step"))
+    ),
+    *(
+        (make, solver, rf"{type(solver).__name__} takes a step, and this layer has a {kind}; take dil\.fixed_point")
+        for solver in (FixedPoint(), Anderson())
+        for make, kind in ((dil.root, "residual"), (dil.argmin, "score"))
+    ),
+    *(
+        (make, SciPyRoot(), rf"SciPyRoot takes a residual, and this layer has a {kind}; take dil\.root")
+        for make, kind in ((dil.fixed_point, "step"), (dil.argmin, "score"))
+    ),
+    *(
+        (make, Newton("truncated"), r"equations='truncated' is for scores; take Newton\(\)")
+        for make in (dil.root, dil.fixed_point)
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "solver", "text"), MISMATCHED, ids=lambda x: getattr(x, "__name__", type(x).__name__))
+def test_a_solver_of_another_kind_of_layer_is_refused(make, solver, text):
+    fn = (lambda u, x: np.sum((u - x) ** 2)) if make is dil.argmin else (lambda u, x: 0.5 * u - x)
+    with pytest.raises(dil.OptionError, match=text):
+        make(fn, solver, init=X)(X)
+
+
+@pytest.mark.parametrize("make", [dil.root, dil.fixed_point])
+def test_newton_on_an_equation_needs_a_start(make):
+    with pytest.raises(dil.OptionError, match=r"Newton needs a start; pass init= in the call"):
+        make(lambda u, x: 0.5 * u - x, Newton())(X)

@@ -142,7 +142,8 @@ def _transforming() -> bool:
 
 def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
     """Do the same inside a transform of `torch.func`, where plain autograd may not start a graph."""
-    primals = tuple(x.view_as(x) for x in primals)  # sheds the wrapper of a transform that has ended
+    # aliases, which shed the wrappers that a transform leaves behind when its pull is called after its end
+    primals = tuple(x.view_as(x) for x in primals)
     out, pull_all = torch.func.vjp(fn, *primals)[:2]  # a third, auxiliary part comes only if asked for
 
     def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
