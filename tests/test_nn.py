@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import gc
 import pickle
 import threading
 
@@ -268,6 +269,43 @@ def test_two_threads_may_use_one_module():
     for i in range(2):
         close(found[i], expected[i])
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+
+
+def test_nothing_is_left_behind_by_a_call():
+    model = normed()
+
+    def once():
+        model(BATCH.clone().requires_grad_()).sum().backward()
+
+    def alive():
+        return sum(issubclass(type(x), torch.Tensor | torch.nn.Module) for x in gc.get_objects())
+
+    once()
+    gc.collect()
+    gc.disable()
+    try:
+        before = alive()
+        for _ in range(10):
+            once()
+        assert alive() <= before
+    finally:
+        gc.enable()
+
+
+def test_an_lstm_keeps_its_weights_in_a_place_of_its_own():
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = torch.nn.LSTM(3, 2, dtype=F64)
+
+        def forward(self, u, x):
+            return ((u - self.cell(x)[0]) ** 2).sum()
+
+    x = BATCH @ torch.ones(2, 3, dtype=F64)
+    model = ImplicitModule(Recurrent(), dil.solvers.Newton(), init=lambda x: 0 * x[:, :2])
+    found = torch.autograd.grad(model(x).pow(2).sum(), list(model.parameters()))
+    expected = torch.autograd.grad(model.score.cell(x)[0].pow(2).sum(), list(model.parameters()))
+    close(found, expected)
 
 
 # --- saving, copying, moving ---

@@ -185,7 +185,7 @@ class Implicit(torch.autograd.Function):
             return (None, None, *(None for _ in range(ctx.count)))
         saved = ctx.saved_tensors
         args, y = saved[: ctx.count], saved[ctx.count :]
-        wrt = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
+        wrt = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed and _awaited(ctx.next_functions[i][0])]
         with without_autocast():
             found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
         return (None, None, *(found.get(i) for i in range(ctx.count)))
@@ -207,6 +207,14 @@ class Implicit(torch.autograd.Function):
         ]
         stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
         return stacked, (0,) * len(stacked)
+
+
+def _awaited(node: Any) -> bool:
+    """Whether this backward pass goes on to a node; `needs_input_grad` says only whether another one could."""
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # torch does not say it of a leaf whose gradient is asked for
+        return True
 
 
 def _refuse_no_numbers(args: Tensors) -> None:
