@@ -28,8 +28,9 @@ def test_readme(backend, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page, capsys):
     text, namespace = page.read_text(), {"__name__": page.stem}
-    if "SciPy" in text:
-        pytest.importorskip("scipy", reason="scipy is not installed")
+    for word, package in (("SciPy", "scipy"), ("import torch", "torch"), ("import jax", "jax")):
+        if word in text:
+            pytest.importorskip(package, reason=f"{package} is not installed")
     for found in PYTHON.finditer(text):
         # empty lines in front, so that a traceback tells the line of the page
         above = "\n" * text.count("\n", 0, found.start(1))
