@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache, partial
 from typing import Any, cast
 
@@ -61,8 +61,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         # the wrapper that a finished transform of torch.func leaves behind is also shed by it
         aliases = [x.view_as(x) for x in primals]
         inputs = [_leaf(x, recording) for x in aliases]
-        with _in_place_refused():
-            out = fn(*inputs)
+        out = _evaluated(fn, inputs)
     again = recording and (any(x.requires_grad for x in primals) or _captures(out, inputs))
     again = again or any(_dual(y) for y in out)
 
@@ -91,11 +90,10 @@ def _recording() -> AbstractContextManager[object]:
     return both
 
 
-@contextmanager
-def _in_place_refused() -> Iterator[None]:
-    """Explain the error that torch raises where a function writes into what it is to be differentiated in."""
+def _evaluated(fn: Callable[..., Tensors], inputs: Sequence[Tensor]) -> Tensors:
+    """Return fn of the inputs; explain the error that torch raises where it writes into them."""
     try:
-        yield
+        return fn(*inputs)
     except RuntimeError as error:
         if "leaf Variable that requires grad" not in str(error):
             raise
@@ -159,7 +157,7 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
         """Solve; a user's solver may call backward() itself, so gradients are on."""
-        with _recording(), without_autocast():
+        with _recording():
             _refuse_no_numbers(args)
             plain = [x.clone() if x.is_inference() else x.detach() for x in args]
             versions = [x._version for x in plain]
