@@ -28,7 +28,12 @@ def test_readme(backend, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_page(page, capsys):
     text, namespace = page.read_text(), {"__name__": page.stem}
-    for word, package in (("SciPy", "scipy"), ("import torch", "torch"), ("import jax", "jax")):
+    for word, package in (
+        ("SciPy", "scipy"),
+        ("import torch", "torch"),
+        ("import jax", "jax"),
+        ("import optax", "optax"),
+    ):
         if word in text:
             pytest.importorskip(package, reason=f"{package} is not installed")
     for found in PYTHON.finditer(text):
