@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
-from dil.linear import CG, GMRES, MINRES, BiCGSTAB, NormalCG, Operator
+from dil.linear import CG, GMRES, MINRES, Auto, BiCGSTAB, Direct, NormalCG, Operator
 from engines import engines
 
 NEW = [NormalCG, MINRES, GMRES, BiCGSTAB]
@@ -207,6 +207,24 @@ def test_singular_systems(solver, eager):
             assert solvable or status != Status.CONVERGED
 
     check()
+
+
+@pytest.mark.parametrize("n", [2, 5, 6, 40])
+@pytest.mark.parametrize("solver", [Direct, Auto])
+def test_null_vectors_with_a_pattern_are_seen(eager, solver, n):
+    """A Laplacian maps constants to zero, to which a probe of as many ones as minus ones is orthogonal."""
+    draw = np.random.default_rng(n)
+    W = np.triu(draw.uniform(0.2, 1.0, (n, n)), 1)
+    A = np.diag((W + W.T).sum(1)) - W - W.T
+    matrix = eager.asarray(A)
+    operator = Operator(lambda p: matrix @ p, symmetric=True)
+    found = solver()(operator, eager.asarray(draw.standard_normal(n)))
+    assert Status(int(found.status)) is Status.SINGULAR
+    consistent = A @ draw.standard_normal(n)
+    found = Auto()(operator, eager.asarray(consistent))
+    assert Status(int(found.status)) in (Status.CONVERGED, Status.SINGULAR)
+    if Status(int(found.status)) is Status.CONVERGED:
+        np.testing.assert_allclose(A @ eager.to_numpy(found.value), consistent, atol=1e-9 * np.abs(consistent).max())
 
 
 @pytest.mark.parametrize("solver", [MINRES, GMRES, BiCGSTAB])

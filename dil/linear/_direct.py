@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, device, eps, full
+from dil._arrays import array_namespace, device, eps, full, peak
 from dil._operator import Operator, as_operator
+from dil._probes import gaussian
 from dil._protocol import Backend
 from dil._registry import common_owner
 from dil._solution import Solution
@@ -32,9 +33,9 @@ class Direct:
     follows where a problem of the batch needs it (Higham 2002, Algorithm 12.1).
 
     A problem counts as solved when the residual is as small as rounding leaves it, ||b - A x|| <= 16 eps sqrt(n)
-    (||A|| ||x|| + ||b||), and A is not singular to working precision: its condition number, estimated by one more
-    right-hand side, is below eps ** (-2/3), 2.7e10 in float64 and 4.1e4 in float32. Otherwise it ends SINGULAR, with
-    zero where there is no finite solution. Norms are maximum norms.
+    (||A|| ||x|| + ||b||), and A is not singular to working precision: its condition number, estimated from below by b
+    and by a random right-hand side, is below eps ** (-2/3), 2.7e10 in float64 and 4.1e4 in float32. Otherwise it ends
+    SINGULAR, with zero where there is no finite solution. Norms are maximum norms.
 
     Raises
     ------
@@ -91,8 +92,10 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmet
     size = _top(b, -1)
     zero = size == 0
     unit = xp.where(zero, 1.0, size)[..., None]
-    # a second right-hand side tells the condition number, ||A|| ||A^-1 e|| from below
-    probe = xp.broadcast_to(xp.astype(1 - 2 * (xp.arange(n, device=device(b)) % 2), b.dtype), b.shape)
+    # a second right-hand side tells the condition number, ||A|| ||A^-1 e|| / ||e|| from below; a random one, since any
+    # that has a pattern is orthogonal to the null vectors of matrices that have one, such as a Laplacian's constants
+    probe = gaussian(backend, full(b, 0.0, shape=(n,)), 1, 0)[0, ...]
+    probe = xp.broadcast_to(probe / peak(probe), b.shape)
     right = xp.stack([b / unit, probe], axis=-1)
     factor = _Factor(matrix, backend, loop, symmetric)
     x, bent = factor.solve(right)
@@ -115,7 +118,7 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmet
     # a loop that runs once if a problem needs it, and not at all otherwise
     last = loop(lambda s: xp.any(s.loose), refine, first)
     x, residual = last.x, last.size
-    condition = norm_A * _top(x, -2)[..., 1]
+    condition = norm_A * _top(_top(x, -2), -1)
     tight = residual <= enough(x)
     solved = zero | (tight & (condition < machine ** (-2 / 3)))
     count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
