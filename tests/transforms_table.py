@@ -1,6 +1,6 @@
 """The table of transforms, written from the tests that ran: a row is the name in a `transform` marker, nothing else.
 
-`pytest -m transform --transforms-table docs/pages/transforms.md` writes it. A cell belongs to the backend of the test's
+`pytest -m transform --transforms-table=docs/pages/transforms.md` writes it. A cell belongs to the backend of the test's
 engine, or to the marker's `backend=`, or to the one in the file's name, as in tests/test_torch_transforms.py.
 """
 
@@ -19,7 +19,7 @@ Each row is a transform, or a composition, and each cell the outcome of the test
 the numbers are those of a closed form; *refused*, an error says what cannot be had and what to do instead; a number,
 skipped for the reason below the table; empty, there is nothing of that name to test there. The tests write the table:
 
-    python -m pytest -m transform --transforms-table docs/pages/transforms.md
+    python -m pytest -m transform --transforms-table=docs/pages/transforms.md
 
 """
 
