@@ -67,7 +67,7 @@ def run(engine, solver, A, b, *, dtype="float64", **arrays):
     handle = dil.backend(engine.backend, device=engine.device, dtype=dtype)
     given = {name: handle.asarray(x) for name, x in arrays.items()}
     found = solver(operator(handle.xp, handle.asarray(A)), handle.asarray(b), **given)
-    products = found.iterations if found.extra is None else found.extra["products"]
+    products = (found.extra or {}).get("products", found.iterations)
     assert found.value.dtype == handle.asarray(b).dtype
     assert found.status.shape == found.iterations.shape == found.residual.shape == products.shape == b.shape[:-1]
     return tuple(np.asarray(handle.to_numpy(x)) for x in (*found[:4], products))
@@ -127,6 +127,36 @@ def test_right_or_says_so(plain):
     check()
 
 
+def test_dense_and_automatic_solves_are_right_or_say_so(plain):
+    @settings(max_examples=EXAMPLES.get(plain.backend, 30))
+    @given(
+        kind=st.sampled_from(["definite", "symmetric", "general"]),
+        solver=st.sampled_from([Direct, Auto]),
+        n=st.one_of(st.integers(1, 8), st.integers(1, 80)),
+        condition=st.sampled_from([1.0, 10.0, 1e4, 1e8, 1e14]),
+        power=st.sampled_from([-30, 0, 30]),
+        seed=st.integers(0, 10**6),
+        dtype=st.sampled_from(["float32", "float64"]),
+    )
+    def check(kind, solver, n, condition, power, seed, dtype):
+        A = matrix(kind, n, condition, seed).astype(dtype)
+        b = (np.random.default_rng(seed).standard_normal(n) * 10.0**power).astype(dtype)
+        x, status, *_ = run(plain, solver(), A, b, dtype=dtype)
+        machine = float(np.finfo(dtype).eps)
+        cond = np.linalg.cond(A.astype(float))
+        unit = float(np.abs(b).max())
+        exact = np.linalg.solve(A.astype(float), b.astype(float) / unit)
+        if status == Status.CONVERGED:
+            error = np.linalg.norm(x / unit - exact) / np.linalg.norm(exact)
+            assert error <= cond * (machine**0.75 + 16 * machine * n)
+        elif status == Status.NON_FINITE:
+            assert np.abs(exact).max() > 0.5 * float(np.finfo(dtype).max) / unit
+        else:
+            assert cond * n >= machine ** (-2 / 3), f"{solver.__name__} ended {name_of(status)}: {kind}, {condition:g}"
+
+    check()
+
+
 @pytest.mark.parametrize(("kind", "solver"), [(kind, solver) for kind in KINDS for solver in KINDS[kind]])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_large_systems(kind, solver, dtype):
@@ -134,7 +164,7 @@ def test_large_systems(kind, solver, dtype):
     b = np.random.default_rng(2).standard_normal(300).astype(dtype)
     op = operator(np, A)
     found = solver()(op, b)
-    products = found.iterations if found.extra is None else found.extra["products"]
+    products = (found.extra or {}).get("products", found.iterations)
     judge(solver, kind, 5.0, A, b, (*found[:4], products))
 
 

@@ -122,9 +122,12 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmet
     tight = residual <= enough(x)
     solved = zero | (tight & (condition < machine ** (-2 / 3)))
     count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
+    most = float(xp.finfo(b.dtype).max) / xp.where(unit > 1, unit, full(unit, 1.0))
+    fits = xp.abs(x[..., 0]) <= most  # an answer beyond the dtype is none; False for NaN
+    told = xp.isfinite(size) & xp.isfinite(norm_A) & xp.all(fits | ~solved[..., None], axis=-1)
     return Solution(
-        xp.where(xp.isfinite(x[..., 0]) & ~zero[..., None], x[..., 0] * unit, 0.0),
-        _status(solved, xp.isfinite(size) & xp.isfinite(norm_A), count),
+        xp.where(fits & ~zero[..., None], x[..., 0], full(x[..., 0], 0.0)) * unit,
+        _status(solved & told, told, count),
         count,
         xp.where(zero, 0.0, xp.where(xp.isfinite(residual), residual, 1.0)),
         {"condition": condition, "indefinite": bent & solved & ~zero, "products": count},
