@@ -146,9 +146,9 @@ def work(rank: int, folder: str) -> None:
     agree = [compare(case, rank) for case in CASES]
     try:
         compare(Case("", score_alone, NEWTON), rank)
-    except RuntimeError as error:
+    except dil.BackendError as error:
         if rank == 0:
-            print(f"fully_shard(model.layer.score) is an error\n  {str(error).splitlines()[0]}")
+            print(f"fully_shard(model.layer.score), which is an error\n  {error}")
     dist.destroy_process_group()
     if not all(agree):
         sys.exit(1)
