@@ -226,6 +226,7 @@ class _Score:
                 value = torch.func.functional_call(self.module, state, (u, *args), kwargs)
             except RuntimeError as error:
                 _refuse_devices(self.__name__, handed, error)
+                _refuse_shards(self.__name__, handed, error)
                 raise
         changed = {name for name, x in handed.items() if _version(x) != versions[name]}
         if chance is not None and not torch.equal(chance, _random_state(u)):
@@ -313,6 +314,18 @@ def _refuse_devices(name: str, tensors: dict[str, Tensor], error: RuntimeError |
         message = (
             f"the score {name!r} cannot be computed: it has {found}; move them to one device, the module by "
             f"module.to(device), or move what it computes between them itself"
+        )
+        raise dil.BackendError(message) from error
+
+
+def _refuse_shards(name: str, tensors: dict[str, Tensor], error: RuntimeError) -> None:
+    """Raise with names, if torch has failed to compute with shards and whole tensors together."""
+    # by name, since torch.distributed is large and most programs do without
+    shards = [key for key, x in tensors.items() if type(x).__name__ == "DTensor"]
+    if shards and len(shards) < len(tensors):
+        message = (
+            f"the score {name!r} cannot be computed: {', '.join(shards)} came as shards (DTensor), the rest as whole "
+            f"tensors; call fully_shard on the ImplicitModule or the model around it, not on the score or a part of it"
         )
         raise dil.BackendError(message) from error
 
