@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Protocol, TypeGuard
 
 from dil._errors import OptionError
@@ -9,12 +10,12 @@ from dil._errors import OptionError
 
 def is_integer(value: object, least: int) -> TypeGuard[int]:
     """Whether a value is an integer of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a real number below infinity."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value < float("inf")
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) < float("inf")
 
 
 def check_integer(name: str, value: object, least: int) -> None:
@@ -67,6 +68,6 @@ def check_rtol(rtol: object) -> None:
     OptionError
         If it is one.
     """
-    if rtol is not None and (not isinstance(rtol, float) or not 0 < rtol < 1):
+    if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
         message = f"rtol={rtol!r}; expected a number between 0 and 1, or None for the dtype's own"
         raise OptionError(message)

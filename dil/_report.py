@@ -22,8 +22,9 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether both solves converged for every problem."""
-        return not self.forward.status.any() and not self.backward.status.any()
+        """Whether both solves converged for every problem, and no bound says that a gradient may be all error."""
+        worthless = self.backward.bound >= 1  # False for NaN, the bound of forward mode
+        return not (self.forward.status.any() or self.backward.status.any() or worthless.any())
 
     def __str__(self) -> str:
         return f"{self.forward}\n{self.backward}"

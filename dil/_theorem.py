@@ -10,30 +10,25 @@ For a score F = df/du and J = H is symmetric: Look et al. 2020, Theorem 1 (pullb
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
-from dil._arrays import array_namespace, device, eps, full, inner, peak, pick
+from dil._arrays import full
 from dil._audit import Point, audit
 from dil._differentiate import jvp
 from dil._errors import ShapeError
 from dil._jacobian import jacobian, operator
+from dil._judgement import judge, told_of_curvature
 from dil._operator import Operator
 from dil._pairs import Pairs
-from dil._policy import Policy, pardoned
+from dil._policy import Policy
 from dil._problem import Optimality, Problem
 from dil._protocol import LinearSystem
 from dil._record import emit, recording
 from dil._solution import Solution
-from dil._status import Status
 from dil._typing import Array, Arrays
 from dil.linear._solver import LinearSolver
-
-SAFE = 1e-30
-"""Inner products between this and its inverse have lost nothing to under- or overflow, in float32 or wider."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class ImplicitRule:
             solution = self.linear_solver(A, b, loop=backend.while_loop)
             _check_solution(solution, b)
             status = judge(solution.status, Fu, u, b, solution.value, backend.number)
-            status = _told_of_curvature(status, solution)
+            status = told_of_curvature(status, solution)
             if recording():
                 found = audit(F, A, b, Fu, Point(u, solution.value, floats))
                 said = {"iterations": solution.iterations, "residual": solution.residual}
@@ -93,55 +88,6 @@ class ImplicitRule:
         looked_at = params[1:] if recording() else ()
         constants = tuple(backend.constant(x) for x in (Fu, *y, *looked_at))
         return LinearSystem(build, params, A, solve, constants)
-
-
-def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number: Callable[[Array], Any]) -> Array:
-    """Return the statuses of the backward solve, NOT_STATIONARY where the point u is no solution.
-
-    The step to the solution is about ||F|| over the curvature of J along g, for which there are two measures at no
-    cost: <g, b> / <g, g>, and ||b|| / ||g|| / sqrt(n), which does not vanish for a J that turns its vectors or for a
-    saddle with an unlucky b; the root makes it as small as the least curvature where b meets all of them alike. The
-    larger counts. The point is stationary where that step is within eps ** (1/4) of 1 + ||u||: 1.2e-4 in float64,
-    1.9e-2 in float32. The error of the gradient is of first order in the same step.
-    """
-    xp = array_namespace(u)
-    FF, gg, gb = (number(inner(a, c)) for a, c in ((Fu, Fu), (g, g), (g, b)))
-    tolerance = eps(xp, u.dtype) ** 0.25
-    safe = all(isinstance(x, float) and SAFE < abs(x) < 1 / SAFE for x in (gg, gb)) and FF < 1 / SAFE
-    near = safe and FF**0.5 * gg <= abs(gb) * tolerance
-    if not near:
-        step, bound = _scaled(Fu, u, b, g)
-        near = step <= bound * tolerance  # False for NaN
-    if status is None:
-        status = xp.zeros(u.shape[:-1], dtype=xp.int32, device=device(u))
-    if near is True:
-        return status
-    doubt = pick(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    told: Array = xp.where((pardoned(status) != int(Status.CONVERGED)) | near, status, doubt)
-    return told
-
-
-def _told_of_curvature(status: Array, solution: Solution) -> Array:
-    """Return the statuses, NOT_MINIMUM where the system was solved but its Hessian is not positive definite."""
-    bent = (solution.extra or {}).get("indefinite")
-    if bent is None:
-        return status
-    told: Array = array_namespace(status).where(
-        bent & (status == int(Status.CONVERGED)), full(status, int(Status.NOT_MINIMUM)), status
-    )
-    return told
-
-
-def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
-    """Return the two sides of the comparison by cotangents scaled to one, whose squares do not under- or overflow.
-
-    The squares of F and u may: of a huge F, which is told all the same, and of a tiny one, which is none.
-    """
-    xp, top_b, top_g = array_namespace(u), peak(b), peak(g)
-    b, g = b / top_b, g / top_g
-    gg, along, turned = inner(g, g), abs(inner(g, b)), xp.sqrt(inner(g, g) * inner(b, b) / max(u.shape[-1], 1))
-    step = xp.sqrt(inner(Fu, Fu)) * (top_g / top_b)[..., 0] * gg
-    return step, (1 + xp.sqrt(inner(u, u))) * xp.where(along < turned, turned, along)
 
 
 def _check_solution(solution: object, b: Array) -> None:

@@ -10,7 +10,9 @@ from dil._argmin import argmin
 from dil._arrays import full
 from dil._call import Call, Solver
 from dil._differentiate import jvp
+from dil._judgement import look
 from dil._layer import Layer
+from dil._record import emit, recording
 from dil._registry import shielded
 from dil._solution import Solution
 from dil._theorem import ImplicitRule
@@ -51,7 +53,8 @@ def value(
     Notes
     -----
     dv/dargs = df/dargs at the solution (envelope theorem: Milgrom and Segal 2002, Theorem 1). At an inexact y the error
-    of v is of second order in the error of y, that of its gradient of first order.
+    of v is of second order in the error of y, that of its gradient of first order. The derivative looks at how
+    stationary y is, by one product with the Hessian along df/du, and acts on the policy; "ignore" saves that product.
 
     Examples
     --------
@@ -137,8 +140,24 @@ class EnvelopeRule:
         return score, (self._minimiser(args, y), *floats)
 
     def _minimiser(self, args: Arrays, y: Arrays) -> Array:
-        """Return the minimiser with its own derivative in the arguments."""
+        """Return the minimiser, judged, with its own derivative in the arguments."""
         backend = self.call.backend
         known = tuple(backend.constant(x) for x in y[1:])
-        u, *_ = backend.implicit(lambda *arrays: arrays[len(args) :], self.theorem)(*args, *known)
+
+        def found(*arrays: Array) -> Arrays:
+            u, *remembered = arrays[len(args) :]
+            return (self._judged(arrays[: len(args)], u), *remembered)
+
+        u, *_ = backend.implicit(found, self.theorem)(*args, *known)
         return u
+
+    def _judged(self, args: Arrays, u: Array) -> Array:
+        """Act on the policy where u is no stationary point, at which the envelope theorem says nothing."""
+        policy, problem = self.theorem.policy, self.call.problem()
+        if policy.on_failure == "ignore" and not recording():
+            return u
+        F, floats = problem.optimality(args)
+        doubt = look(F, u, floats)
+        if recording():
+            emit(problem.backend, policy, "backward", doubt._asdict())
+        return policy.settle(problem.backend, "derivative of the value", doubt.status, u)

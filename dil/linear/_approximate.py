@@ -8,10 +8,10 @@ from typing import NamedTuple
 from dil._arrays import array_namespace, dot, eps, full, peak
 from dil._errors import OptionError
 from dil._options import check_integer, check_rtol, is_number
-from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
+from dil.linear._right import owner_of_right
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Neumann:
 
     def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
         """Approximate for each problem of a batch; b and the value: (*batch, n), float."""
-        return _series(A, b, self.terms, self.step, self.rtol, loop)
+        return _series("Neumann", A, b, self.terms, self.step, self.rtol, loop)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class OneStep:
 
     def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
         """Approximate for each problem of a batch; b and the value: (*batch, n), float."""
-        return _series(A, b, 1, self.step, self.rtol, loop)
+        return _series("OneStep", A, b, 1, self.step, self.rtol, loop)
 
 
 def _check(step: object, rtol: object) -> None:
@@ -115,9 +115,9 @@ class Term(NamedTuple):
     products: Array
 
 
-def _series(A: Matvec, b: Array, terms: int, step: float, rtol: float | None, loop: Loop | None) -> Solution:
+def _series(name: str, A: Matvec, b: Array, terms: int, step: float, rtol: float | None, loop: Loop | None) -> Solution:
     """Return the sum by Horner's rule, x <- x + step (b - A x), and judge it by its true residual."""
-    backend, xp, top = common_owner([b], ["b"], "dil.linear.Neumann"), array_namespace(b), peak(b)
+    backend, xp, top = owner_of_right(b, f"dil.linear.{name}"), array_namespace(b), peak(b)
     loop = backend.while_loop if loop is None else loop
     rtol = eps(xp, b.dtype) ** 0.75 if rtol is None else rtol
     finite = xp.isfinite(top)

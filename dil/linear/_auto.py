@@ -10,7 +10,6 @@ from dil._arrays import array_namespace, full, size
 from dil._errors import OptionError
 from dil._operator import Operator, as_operator
 from dil._options import is_integer
-from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
@@ -19,6 +18,7 @@ from dil.linear._cg import CG
 from dil.linear._direct import Direct
 from dil.linear._gmres import GMRES
 from dil.linear._minres import MINRES
+from dil.linear._right import owner_of_right
 from dil.linear._solver import LinearSolver
 
 ROOM = 2**22
@@ -76,7 +76,7 @@ class Auto:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
-        backend, n = common_owner([b], ["b"], "dil.linear.Auto"), b.shape[-1]
+        backend, n = owner_of_right(b, "dil.linear.Auto"), b.shape[-1]
         A, loop = as_operator(A), backend.while_loop if loop is None else loop
         damping, rtol, limit = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, TypeAlias
 from dil._arrays import array_namespace, device, eps, full, inner, largest, opposite, pick
 from dil._operator import shifted
 from dil._options import check_linear_options
-from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
 from dil.linear._flexible_cg import flexible_cg
+from dil.linear._right import owner_of_right
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
 
 PACE = 2 / 7
@@ -97,7 +97,7 @@ class CG:
         Slow is a residual above rtol ** PACE: at its pace so far, it would take 1 / PACE as many steps in all. Such a
         problem ends STAGNATED. With a preconditioner or a start there is no trial.
         """
-        backend = common_owner([b], ["b"], "dil.linear.CG")
+        backend = owner_of_right(b, "dil.linear.CG")
         xp = array_namespace(b)
         rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
         max_iter = max(100, 10 * b.shape[-1]) if self.max_iter is None else self.max_iter

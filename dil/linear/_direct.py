@@ -10,11 +10,11 @@ from dil._arrays import array_namespace, device, eps, full, peak
 from dil._operator import Operator, as_operator
 from dil._probes import gaussian
 from dil._protocol import Backend
-from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
 from dil.linear._cg import CG
+from dil.linear._right import owner_of_right
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Direct:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch. A start is of no use here, and ignored."""
-        backend = common_owner([b], ["b"], "dil.linear.Direct")
+        backend = owner_of_right(b, "dil.linear.Direct")
         A = as_operator(A)
         matrix = dense(A, b, backend)
         if self.damping:

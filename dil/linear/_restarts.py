@@ -14,6 +14,7 @@ from dil._registry import common_owner
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop
+from dil.linear._right import owner_of_right
 
 Measure: TypeAlias = Callable[[Array, Array], Array]
 """The error of x, (*batch, 1), from x and b - A x."""
@@ -98,7 +99,9 @@ def restarted(
     A problem goes on while a pass multiplies its error by `gain` or less, or for `patience` passes that do not.
     """
     name = f"dil.linear.{type(options).__name__}"
-    backend = common_owner([b] if x0 is None else [b, x0], ["b", "x0"][: 1 if x0 is None else 2], name)
+    backend = owner_of_right(b, name)
+    if x0 is not None:
+        common_owner([b, x0], ["b", "x0"], name)
     xp, n = array_namespace(b), b.shape[-1]
     usable = xp.all(xp.isfinite(b), axis=-1, keepdims=True)
     b = xp.where(usable, b, xp.zeros_like(b))

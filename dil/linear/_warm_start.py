@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from dil._arrays import array_namespace, device, dot, full, peak
 from dil._errors import OptionError
 from dil._operator import Operator, as_operator
 from dil._protocol import Backend
-from dil._registry import common_owner
 from dil._solution import Solution
 from dil._typing import Array, Arrays, Loop
+from dil.linear._right import owner_of_right
 
 
 @dataclass(frozen=True, eq=False)  # by identity: what it remembers is its own
@@ -53,10 +54,13 @@ class WarmStart:
             hint = f"; did you mean {self.solver.__name__}()?" if isinstance(self.solver, type) else ""
             message = f"solver={self.solver!r}; expected a linear solver that takes x0, such as CG(){hint}"
             raise OptionError(message)
+        if "x0" not in signature(self.solver).parameters:
+            message = f"solver={self.solver!r} takes no start x0=, so there is nothing to warm; take CG(), say"
+            raise OptionError(message)
 
     def __call__(self, A: Operator, b: Array, /, *, loop: Loop | None = None) -> Solution:
         """Solve for each problem of a batch; b and the value: (*batch, n), float."""
-        backend = common_owner([b], ["b"], "dil.linear.WarmStart")
+        backend = owner_of_right(b, "dil.linear.WarmStart")
         loop = backend.while_loop if loop is None else loop
         key = (backend.NATIVE, tuple(b.shape), str(b.dtype), str(device(b)))
         start, absent = self._read(backend, key, b)

@@ -9,8 +9,8 @@ from dil._arrays import array_namespace, device, eps, full, peak
 from dil._errors import ShapeError
 from dil._operator import Operator
 from dil._options import check_integer
-from dil._registry import common_owner
 from dil._typing import Array, Loop
+from dil.linear._right import owner_of_right
 from dil.linear.preconditioners._preconditioner import Prepared, columns
 
 
@@ -65,7 +65,7 @@ class Jacobi:
             estimate = self._estimate(A, b, loop)
             return Prepared(lambda r: r / estimate, self.probes)
         given = self.diagonal() if callable(self.diagonal) else self.diagonal
-        backend = common_owner([b], ["b"], "dil.linear.Jacobi")
+        backend = owner_of_right(b, "dil.linear.Jacobi")
         diagonal = backend.asarray(given, dtype=b.dtype, device=device(b))
         if tuple(diagonal.shape) not in (tuple(b.shape), tuple(b.shape[-1:])):
             message = f"the diagonal has shape {tuple(diagonal.shape)}; expected {tuple(b.shape)}, like b"
@@ -75,7 +75,7 @@ class Jacobi:
     def _estimate(self, A: Operator, b: Array, loop: Loop) -> Array:
         import numpy as np
 
-        xp, backend = array_namespace(b), common_owner([b], ["b"], "dil.linear.Jacobi")
+        xp, backend = array_namespace(b), owner_of_right(b, "dil.linear.Jacobi")
         signs = np.random.default_rng(self.seed).choice([-1.0, 1.0], (self.probes, b.shape[-1]))
         shape = (self.probes, *(1,) * (b.ndim - 1), b.shape[-1])
         drawn = backend.asarray(signs.reshape(shape), dtype=b.dtype, device=device(b))

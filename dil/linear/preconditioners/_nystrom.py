@@ -9,8 +9,8 @@ from dil._arrays import array_namespace, device, dot, eps, full
 from dil._errors import OptionError
 from dil._operator import Operator
 from dil._options import check_integer, is_number
-from dil._registry import common_owner
 from dil._typing import Array, Loop
+from dil.linear._right import owner_of_right
 from dil.linear.preconditioners._preconditioner import Prepared, columns, is_eager
 
 ENOUGH = 10.0
@@ -145,7 +145,7 @@ class Sketch:
     def draw(self, count: int) -> Array:
         """Return normal random columns, (*batch, n, count), the same for each problem."""
         b = self.like
-        backend = common_owner([b], ["b"], "dil.linear.Nystrom")
+        backend = owner_of_right(b, "dil.linear.Nystrom")
         normal = self.generator.standard_normal((b.shape[-1], count))
         return full(b, 0.0)[..., None] + backend.asarray(normal, dtype=b.dtype, device=device(b))
 
