@@ -101,7 +101,7 @@ def main(*, quick: bool = False) -> Figures:
     keys = jax.random.split(jax.random.key(0), 3)
     model = Energy(keys[0])
     (x, u), (x_held, u_held) = samples(keys[1]), samples(keys[2])
-    optimiser = optax.adam(2e-2)
+    optimiser = optax.adam(5e-2)
 
     @eqx.filter_jit
     def step(model: Energy, state: Any, x: Array, u: Array) -> tuple[Energy, Any, Array, Array]:
