@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
-from dil.linear import CG, GMRES, MINRES, Auto, BiCGSTAB, Direct, NormalCG, Operator
+from dil.linear import (
+    CG,
+    GMRES,
+    MINRES,
+    Auto,
+    BiCGSTAB,
+    Direct,
+    Neumann,
+    NormalCG,
+    OneStep,
+    Operator,
+    WarmStart,
+)
 from engines import engines
 
 NEW = [NormalCG, MINRES, GMRES, BiCGSTAB]
@@ -420,3 +432,25 @@ def test_under_jit_and_vmap(solver):
     assert found.status.tolist() == [Status.CONVERGED] * 3
     assert np.all(abs(found.iterations - eager.iterations) <= 1)  # sums are rounded in another order
     np.testing.assert_allclose(found.value, eager.value, rtol=1e-10)
+
+
+@pytest.mark.parametrize("solver", [CG, Auto, Direct, *NEW, lambda: Neumann(2), OneStep])
+def test_right_hand_sides_that_are_none(solver):
+    with pytest.raises(dil.ShapeError, match=r"b of shape \(\); expected \(\*batch, n\)"):
+        solver()(Operator(lambda p: 2 * p, lambda p: 2 * p), np.asarray(3.0))
+    for b in (np.arange(3), np.ones(3, dtype=complex)):
+        with pytest.raises(dil.DTypeError, match="real floating"):
+            solver()(Operator(lambda p: 2 * p, lambda p: 2 * p), b)
+
+
+def test_numbers_of_numpy_are_options_and_booleans_are_none():
+    assert CG(max_iter=np.int64(4), rtol=np.float32(1e-3), damping=np.float64(0.5)).max_iter == 4
+    for options in ({"max_iter": True}, {"damping": True}, {"rtol": True}):
+        with pytest.raises(dil.OptionError):
+            CG(**options)
+
+
+@pytest.mark.parametrize("solver", [lambda: Neumann(2), lambda: WarmStart(CG())])
+def test_what_takes_no_start_cannot_be_warmed(solver):
+    with pytest.raises(dil.OptionError, match="takes no start x0="):
+        WarmStart(solver())

@@ -443,6 +443,26 @@ def test_no_curvature_along_the_cotangent_is_no_doubt(plain):
     np.testing.assert_allclose(g, [1.0, 1.0], rtol=1e-9)
 
 
+def test_a_value_away_from_its_minimum_is_told_in_its_derivative(plain):
+    """The envelope theorem says nothing where df/du does not vanish: 10 would come out, and 12 is right."""
+
+    def score(u, t):
+        return (u - t) ** 2 + t**3
+
+    for policy in ("raise", "nan", "warn"):
+        value = dil.value(score, lambda f, i, t: t + 1.0, on_failure=policy)
+        if policy == "nan":
+            assert np.isnan(run(plain, value, 2.0, cotangent=1.0)[1][0])
+        elif policy == "warn":
+            with pytest.warns(dil.ConvergenceWarning, match="derivative of the value: NOT_STATIONARY"):
+                run(plain, value, 2.0, cotangent=1.0)
+        else:
+            with pytest.raises(Exception, match="derivative of the value: NOT_STATIONARY"):  # JAX wraps it
+                run(plain, value, 2.0, cotangent=1.0)
+    value = dil.value(score, lambda f, i, t: t + 1e-9, on_failure="raise")
+    np.testing.assert_allclose(run(plain, value, 2.0, cotangent=1.0)[1][0], 12.0, rtol=1e-8)
+
+
 def test_a_solution_is_no_alias_of_an_argument():
     x = np.ones(2)
     y = dil.argmin(lambda u, x: np.sum((u - x) ** 2), lambda f, u, x: x)(x)

@@ -1,0 +1,146 @@
+"""A deep equilibrium block in a convolutional network for handwritten digits.
+
+    python docs/examples/deq_digits.py
+
+A residual block computes z = block(z, x) a few times over. A deep equilibrium block (Bai, Kolter and Koltun 2019) goes
+on until nothing changes any more: its output is the fixed point z = block(z, x), which a solver finds however it likes.
+The gradient is that of the fixed point, so that training keeps none of the iterations in memory.
+
+In a torch model it is a change of a few lines, marked below: the block is wrapped in an `ImplicitModule`, which finds
+its parameters and takes its step from here. What the block has to promise is that there is a fixed point to be found;
+`Block` is a contraction by its weights, divided by a bound of their norm.
+
+Two networks are trained on the digits of scikit-learn, 8 x 8 pixels each: one with the block and one without it, which
+are otherwise the same, and their accuracies on images held back are printed side by side. So easy a task needs no such
+block: the comparison shows what it costs and that it trains, not that it is the better network.
+
+Needs torch and scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import NamedTuple
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional
+
+import dil
+from dil_backends.nn import ImplicitModule
+
+CHANNELS = 8
+BATCH = 64
+HELD = 500
+"""Images held back."""
+CONTRACTION = 0.9
+"""The most that the block may stretch a difference of two states by."""
+RTOL = 1e-4
+"""Of the fixed point."""
+
+
+class Block(nn.Module):
+    """z -> tanh(W z + x), with a convolution W whose norm stays below one.
+
+    z, x: (batch, CHANNELS, height, width).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(CHANNELS, CHANNELS, 3, 3))
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return the next state."""
+        # a convolution stretches by at most the sum of |w|, over what a pixel takes and over what it gives
+        size = self.weight.abs()
+        bound = (size.sum((1, 2, 3)).max() * size.sum((0, 2, 3)).max()).sqrt()
+        weight = self.weight * (CONTRACTION / bound.clamp(min=CONTRACTION))
+        return torch.tanh(functional.conv2d(z, weight, padding=1) + x)
+
+
+class Net(nn.Module):
+    """Two convolutions and a linear layer, with an equilibrium block between them or without."""
+
+    def __init__(self, equilibrium: bool) -> None:
+        super().__init__()
+        self.encode = nn.Conv2d(1, CHANNELS, 3, padding=1)
+        self.decode = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * CHANNELS, 10))
+        self.block: nn.Module = nn.Tanh()
+        if equilibrium:  # the change: this, and nothing in `forward`
+            self.block = ImplicitModule(
+                Block(), dil.solvers.Anderson(rtol=RTOL), kind="fixed_point", batch_ndim=1, init=torch.zeros_like
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits, (batch, 10), of images, (batch, 1, 8, 8)."""
+        return self.decode(self.block(self.encode(images)))
+
+
+class Figures(NamedTuple):
+    """What came of one network."""
+
+    accuracy: float
+    """On the images held back."""
+    loss: float
+    """Of the last epoch."""
+    seconds: float
+
+
+def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return images and labels for training, and those held back."""
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8)[order] / 16
+    y = torch.tensor(labels)[order]
+    return (x[HELD:], y[HELD:]), (x[:HELD], y[:HELD])
+
+
+def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the share of the images that are told right."""
+    with torch.no_grad():
+        return float((net(x).argmax(1) == y).float().mean())
+
+
+def train(net: nn.Module, epochs: int) -> Figures:
+    """Train as any network of torch is trained."""
+    (x, y), held = digits()
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    begun = time.perf_counter()
+    for epoch in range(epochs):
+        batches = torch.randperm(len(y)).split(BATCH)
+        losses = 0.0
+        for batch in batches:
+            optimiser.zero_grad()
+            loss = functional.cross_entropy(net(x[batch]), y[batch])
+            loss.backward()
+            optimiser.step()
+            losses += float(loss.detach()) / len(batches)
+        print(f"{epoch:7d}  {losses:.4f}    {accuracy(net, *held):.3f}")
+    return Figures(accuracy(net, *held), losses, time.perf_counter() - begun)
+
+
+def main(*, quick: bool = False) -> dict[str, Figures]:
+    """Train both networks, `quick` for fewer epochs. Return what came of each, by its name."""
+    figures: dict[str, Figures] = {}
+    with torch.random.fork_rng(devices=[]):
+        for name, equilibrium in (("without the block", False), ("with the block", True)):
+            torch.manual_seed(0)
+            print(f"{name}\n  epoch    loss  held out")
+            net = Net(equilibrium)
+            figures[name] = train(net, 3 if quick else 6)
+    print("\n                   held out  seconds")
+    for name, found in figures.items():
+        print(f"{name:17}  {found.accuracy:8.3f}  {found.seconds:7.1f}")
+    (x, _), _ = digits()
+    assert isinstance(net.block, ImplicitModule)
+    solution = net.block.solve(net.encode(x[:BATCH]).detach())
+    print(f"\nthe last network's fixed points take {solution.iterations.float().mean():.1f} steps on average")
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer epochs")
+    main(quick=parser.parse_args().quick)
