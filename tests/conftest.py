@@ -30,6 +30,18 @@ def pytest_configure(config):
         config.pluginmanager.register(Table(config.getoption("--transforms-table")))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Leave to the slow tests what runs on JAX without `jit` where it runs with it: it compiles the same at each call."""
+    known = {item.nodeid for item in items}
+    for item in items:
+        if any(item.nodeid.replace(a, b) in known - {item.nodeid} for a, b in EAGER_AND_JIT):
+            item.add_marker(pytest.mark.slow)
+
+
+EAGER_AND_JIT = (("[jax]", "[jax:jit]"), ("[jax-", "[jax:jit-"))
+
+
 @pytest.fixture(scope="session", params=engines(), ids=lambda e: e.name)
 def engine(request) -> Engine:
     """Every backend and variant; one that cannot run here is skipped with its reason."""

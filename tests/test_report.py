@@ -430,6 +430,7 @@ class TestJax:
         assert error <= back.bound[0] <= 30 * error
         assert back.bound[1] == np.inf
 
+    @pytest.mark.slow
     def test_vmap(self, jax):
         rows = jax.numpy.stack([self.x, 2 * self.x])
         with dil.record() as record:
@@ -544,6 +545,7 @@ def test_coverage_on_random_problems():
     assert np.median(factors) <= 30
 
 
+@pytest.mark.slow
 def test_trust_benchmark(tmp_path):
     pytest.importorskip("typer", reason="typer is not installed")
     pytest.importorskip("matplotlib", reason="Matplotlib is not installed")
