@@ -32,7 +32,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leave to the slow tests what runs on JAX without `jit` where it runs with it: it compiles the same at each call."""
+    """Leave to the slow tests what runs on JAX without `jit` where it runs with it: it compiles the same anew."""
     known = {item.nodeid for item in items}
     for item in items:
         if any(item.nodeid.replace(a, b) in known - {item.nodeid} for a, b in EAGER_AND_JIT):

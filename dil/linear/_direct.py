@@ -124,7 +124,7 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmet
     count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
     most = float(xp.finfo(b.dtype).max) / xp.where(unit > 1, unit, full(unit, 1.0))
     fits = xp.abs(x[..., 0]) <= most  # an answer beyond the dtype is none; False for NaN
-    told = xp.isfinite(size) & xp.isfinite(norm_A) & xp.all(fits | ~solved[..., None], axis=-1)
+    told = xp.isfinite(size) & xp.isfinite(norm_A) & (zero | ~solved | xp.all(fits, axis=-1))
     return Solution(
         xp.where(fits & ~zero[..., None], x[..., 0], full(x[..., 0], 0.0)) * unit,
         _status(solved & told, told, count),
