@@ -325,23 +325,3 @@ def test_a_record_that_another_thread_closes_takes_no_entry_from_the_next():
         _record.RECORDERS.insert(0, first)
         INNER(T, C)
     assert len(second.entries) == 1
-
-
-def test_a_record_leaves_nothing_in_what_another_thread_compiles():
-    jax = pytest.importorskip("jax", reason="JAX is not installed")
-    quiet = dil.argmin(shrunk, lambda fun, init, u, c: u / (1 + c), on_failure="ignore")  # to warn takes a callback
-    fn, t = jax.jit(lambda t: quiet(t, 0.5 + 0 * t[0])), jax.numpy.asarray(T)
-    with dil.record() as record:
-        thread = threading.Thread(target=lambda: fn(t).block_until_ready())
-        thread.start()
-        thread.join()
-        assert record.entries == []
-        fn(t)
-    assert len(record.entries) == 1
-    thread = threading.Thread(target=lambda: texts.append(fn.lower(t).as_text()))
-    texts = []
-    thread.start()
-    thread.join()
-    with dil.record():
-        assert "callback" in fn.lower(t).as_text()
-    assert "callback" not in texts[0]

@@ -165,18 +165,13 @@ def tell(listener: Callable[[Any], None], status: jax.Array, value: jax.Array) -
 
 
 def observe(listener: Callable[..., None], *arrays: jax.Array) -> None:
-    """Call the listener by a callback with an effect, which is made as often as the program gets here; or at once.
-
-    Where a program is traced outside `observing` the record is another thread's: a callback would stay in what JAX
-    keeps of the program, long after the record is closed.
-    """
+    """Call the listener by a callback with an effect, which is made as often as the program gets here; or at once."""
 
     def call(*arrays: Any) -> None:
         listener(*map(np.asarray, arrays))
 
     if any(isinstance(x, jax.core.Tracer) for x in arrays):
-        if OBSERVING.value:
-            jax.debug.callback(call, *arrays)
+        jax.debug.callback(call, *arrays)
     else:
         call(*arrays)
 
