@@ -1,11 +1,12 @@
-"""The loop of eager arrays."""
+"""The loops of eager arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from dil._typing import Array
+from dil._arrays import array_namespace
+from dil._typing import Array, Arrays
 
 
 def python_loop(cond: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, /) -> Any:
@@ -13,3 +14,15 @@ def python_loop(cond: Callable[[Any], Array], body: Callable[[Any], Any], state:
     while bool(cond(state)):
         state = body(state)
     return state
+
+
+def python_scan(
+    step: Callable[[Arrays, Arrays], tuple[Arrays, Arrays]], carry: Arrays, xs: Arrays, /
+) -> tuple[Arrays, Arrays]:
+    """Run `carry, out = step(carry, x)` for the rows x of `xs` in turn; return the last carry and the outs, stacked."""
+    xp = array_namespace(*xs)
+    outs = []
+    for x in zip(*(xp.unstack(every) for every in xs), strict=True):
+        carry, out = step(carry, x)
+        outs.append(out)
+    return carry, tuple(array_namespace(*every).stack(list(every)) for every in zip(*outs, strict=True))

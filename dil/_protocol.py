@@ -80,6 +80,15 @@ class Backend(Protocol):
         """Run `while cond(state): state = body(state)`, with no host transfer other than of the condition."""
         ...
 
+    def scan(
+        self, step: Callable[[Arrays, Arrays], tuple[Arrays, Arrays]], carry: Arrays, xs: Arrays, /
+    ) -> tuple[Arrays, Arrays]:
+        """Run `carry, out = step(carry, x)` for the rows x of `xs`, one or more; return the last carry, outs stacked.
+
+        Differentiable by the operations of its steps, in both modes.
+        """
+        ...
+
     def implicit(self, solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
         """Return `solve` with its derivative given by `rule` instead of by its operations."""
         ...

@@ -86,6 +86,23 @@ def while_loop_may_run_zero_times(handle: BackendHandle) -> None:
     _expect_near(handle, counted[1], 8.0 * x, "a loop of three steps has not taken three")
 
 
+def scan_steps_through_its_rows(handle: BackendHandle) -> None:
+    """Check c <- c x, with its outs, and its derivatives: the product of all x, and of all but one."""
+    c, v, *rows = _vectors(handle, 5)
+
+    def products(c: Array, *rows: Array) -> Arrays:
+        xp = array_namespace(*rows)
+        (last,), (outs,) = handle.module.scan(lambda c, x: ((c[0] * x[0],), c), (c,), (xp.stack(list(rows)),))
+        return last, outs
+
+    (last, outs), pull = handle.module.vjp(products, c, *rows)
+    _expect_near(handle, last, c * rows[0] * rows[1] * rows[2], "scan does not carry on")
+    _expect_near(handle, outs[2, ...], c * rows[0] * rows[1], "scan does not stack its outs in order")
+    dc, _, middle, _ = pull((v, 0.0 * outs))
+    _expect_near(handle, dc, v * rows[0] * rows[1] * rows[2], "scan has a wrong derivative in its start")
+    _expect_near(handle, middle, v * c * rows[0] * rows[2], "scan has a wrong derivative in its rows")
+
+
 def implicit_composes_with_scale(handle: BackendHandle) -> None:
     """Check that a custom derivative is scaled by what stands before and behind it, from 1e-9 to 1e9."""
     x, v = _vectors(handle, 2)
@@ -164,6 +181,7 @@ LAWS: tuple[Law, ...] = (
     vjp_keeps_dtype_device_and_shape,
     pull_takes_what_is_asked_for,
     while_loop_may_run_zero_times,
+    scan_steps_through_its_rows,
     implicit_composes_with_scale,
     implicit_differentiates_again,
     linear_solve_is_differentiable,

@@ -11,6 +11,7 @@ from dil._arrays import array_namespace
 from dil._errors import CapturedError
 from dil._linear_solve import differentiable_solve
 from dil._loops import python_loop as while_loop
+from dil._loops import python_scan as scan
 from dil._protocol import Backend, LinearSystem
 from dil._typing import Array, Arrays
 from dil_backends._tape import constant, implicit, is_box, value_type, vjp
@@ -27,6 +28,7 @@ __all__ = [
     "number",
     "observing",
     "on_host",
+    "scan",
     "solve_each",
     "value_type",
     "vjp",

@@ -1,4 +1,4 @@
-"""JAX: `jax.vjp`, `lax.while_loop`, `custom_jvp` for the layer and `custom_linear_solve` for its system."""
+"""JAX: `jax.vjp`, the loops of `jax.lax`, `custom_jvp` for the layer and `custom_linear_solve` for its system."""
 
 from __future__ import annotations
 
@@ -64,6 +64,13 @@ def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull
 def while_loop(cond: Callable[[Any], jax.Array], body: Callable[[Any], Any], state: Any, /) -> Any:
     """Run the loop in XLA."""
     return jax.lax.while_loop(cond, body, state)
+
+
+def scan(
+    step: Callable[[Arrays, Arrays], tuple[Arrays, Arrays]], carry: Arrays, xs: Arrays, /
+) -> tuple[Arrays, Arrays]:
+    """Run the loop in XLA, over a number of steps that is known, so that it differentiates in reverse mode too."""
+    return jax.lax.scan(step, carry, xs)
 
 
 def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:

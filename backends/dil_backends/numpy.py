@@ -21,6 +21,7 @@ from dil_backends._taped import (
     map_rows,
     observing,
     on_host,
+    scan,
     shield,
     solve_each,
     value_type,
@@ -37,6 +38,7 @@ __all__ = [
     "map_rows",
     "observing",
     "on_host",
+    "scan",
     "shield",
     "vjp",
 ]

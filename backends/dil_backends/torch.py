@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dil._errors import BackendError, CapturedError, UnsupportedFunctionError
 from dil._linear_solve import differentiable_solve
-from dil._loops import python_loop
+from dil._loops import python_loop, python_scan
 from dil._protocol import Backend, LinearSystem, Pull, Rule
 
 Tensor = torch.Tensor
@@ -25,6 +25,7 @@ DENSE = 256
 THIS = cast(Backend, sys.modules[__name__])
 
 while_loop = python_loop
+scan = python_scan
 
 CHANGED = (
     "the function or the solver of a layer changed one of the layer's arguments in place; both must leave what they "
