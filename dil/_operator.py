@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dil._errors import OptionError
+from dil._errors import DTypeError, OptionError, ShapeError
 from dil._pairs import Pairs
 from dil._pairs import shifted as shifted_pairs
 from dil._typing import Array, Matvec
@@ -43,7 +43,24 @@ class Operator:
     transposed: bool = False
 
     def __call__(self, p: Array) -> Array:
-        return self.matvec(p)
+        """Return A p.
+
+        Raises
+        ------
+        ShapeError
+            If the product is no array of the shape of p; broadcasting would make it the answer of another system.
+        DTypeError
+            If it is of another dtype, whose rounding no tolerance would know of.
+        """
+        Ap = self.matvec(p)
+        if getattr(Ap, "shape", None) != p.shape:
+            found = tuple(Ap.shape) if hasattr(Ap, "shape") else f"{type(Ap).__name__} without a shape"
+            message = f"a product with the matrix has shape {found}; expected {tuple(p.shape)}, like the vector"
+            raise ShapeError(message)
+        if Ap.dtype != p.dtype:
+            message = f"a product with the matrix has dtype {Ap.dtype}; expected {p.dtype}, like the vector: cast it"
+            raise DTypeError(message)
+        return Ap
 
     @property
     def T(self) -> Operator:
@@ -75,10 +92,10 @@ def shifted(matvec: Matvec, shift: float) -> Operator:
     A = as_operator(matvec)
     if shift == 0:
         return A
-    product, rproduct, pairs = A.matvec, A.rmatvec, A.pairs
+    rproduct, pairs = A.rmatvec, A.pairs
     return replace(
         A,
-        matvec=lambda p: product(p) + shift * p,
+        matvec=lambda p: A(p) + shift * p,
         rmatvec=None if rproduct is None else lambda p: rproduct(p) + shift * p,
         pairs=None if pairs is None else shifted_pairs(pairs, shift),
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from dil._errors import DilError
 from dil._policy import Policy
 from dil._protocol import Backend
 from dil._registry import loaded
@@ -103,6 +104,16 @@ class Record:
         return [entry for entry in self.entries if entry.stage == "backward"]
 
     def __enter__(self) -> Record:
+        """Begin to record.
+
+        Raises
+        ------
+        DilError
+            If this record is open already: every solve would be an entry twice.
+        """
+        if self in RECORDERS:
+            message = "this record is recording already; open another one with dil.record()"
+            raise DilError(message)
         for backend in loaded():
             self._stack.enter_context(backend.observing())
         RECORDERS.append(self)

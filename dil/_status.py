@@ -37,8 +37,9 @@ class Status(IntEnum):
     )
     SINGULAR = (
         3,
-        "the curvature vanished along a direction (p^T H p = 0 to working precision): H is singular there, or "
-        "changes sign; add a regulariser to the score, or damping= to the linear solver",
+        "the curvature vanished along a direction (p^T H p = 0 to working precision), or the matrix dF/du is singular: "
+        "the solution is not unique there, or no minimum; add a regulariser to the score or the equations, or damping= "
+        "to the linear solver",
     )
     STAGNATED = (
         4,

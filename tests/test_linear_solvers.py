@@ -337,6 +337,23 @@ def test_start_of_another_shape_is_refused():
         GMRES()(lambda p: p, np.ones(3), x0=np.ones(4))
 
 
+@pytest.mark.parametrize("solver", [*NEW, dil.linear.CG, dil.linear.Direct, dil.linear.Auto])
+@pytest.mark.parametrize(
+    ("product", "message"),
+    [
+        (lambda p: p[:1], r"shape \(1,\); expected \(3,\)"),  # which would broadcast
+        (lambda p: None, "NoneType without a shape"),
+        (lambda p: p.astype(np.float32), "dtype float32; expected float64"),
+    ],
+    ids=["shape", "none", "dtype"],
+)
+def test_product_that_is_not_like_its_vector_is_refused(solver, product, message):
+    with pytest.raises(dil.DilError, match=message):
+        solver()(Operator(product, product, symmetric=True), np.ones(3))
+    with pytest.raises(dil.ShapeError, match="x0 has shape"):
+        solver()(Operator(lambda p: p, lambda p: p, symmetric=True), np.ones(3), x0=np.ones(4))
+
+
 @pytest.mark.parametrize("solver", NEW)
 def test_iteration_limit_and_count_of_products(solver):
     A, b = matrix("definite", 60, 1e6, 3), np.ones(60)

@@ -577,3 +577,10 @@ def test_trust_benchmark(tmp_path):
     assert record["groups"][0]["what"] == "all"
     assert (tmp_path / "trust.png").stat().st_size > 10_000
     assert str(root) not in (tmp_path / "trust.md").read_text()
+
+
+def test_a_record_is_opened_once():
+    with dil.record() as rec, pytest.raises(dil.DilError, match="recording already"), rec:
+        pass
+    with rec:  # again, after it has ended
+        assert rec.entries == []

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dil._arrays import array_namespace, dot, eps, full, peak
 from dil._errors import OptionError
+from dil._operator import as_operator
 from dil._options import check_integer, check_rtol, is_number
 from dil._solution import Solution
 from dil._status import Status
@@ -120,12 +121,12 @@ def _series(name: str, A: Matvec, b: Array, terms: int, step: float, rtol: float
     backend, xp, top = owner_of_right(b, f"dil.linear.{name}"), array_namespace(b), peak(b)
     loop = backend.while_loop if loop is None else loop
     rtol = eps(xp, b.dtype) ** 0.75 if rtol is None else rtol
-    finite = xp.isfinite(top)
+    finite, product = xp.isfinite(top), as_operator(A)
     top = xp.where(finite, top, full(top, 1.0))
     scaled = xp.where(finite, b, full(b, 0.0)) / top
 
     def add(s: Term) -> Term:
-        r = scaled - A(s.x)
+        r = scaled - product(s.x)
         return Term(xp.where(s.products < terms - 1, s.x + step * r, s.x), r, s.products + 1)
 
     first = Term(step * scaled, scaled, full(scaled, 0, shape=(), dtype=xp.int32))

@@ -76,7 +76,7 @@ class Auto:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
-        backend, n = owner_of_right(b, "dil.linear.Auto"), b.shape[-1]
+        backend, n = owner_of_right(b, "dil.linear.Auto", x0), b.shape[-1]
         A, loop = as_operator(A), backend.while_loop if loop is None else loop
         damping, rtol, limit = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)

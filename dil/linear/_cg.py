@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from dil._arrays import array_namespace, device, eps, full, inner, largest, opposite, pick
+from dil._arrays import array_namespace, device, eps, inner, largest, opposite, pick
 from dil._operator import shifted
 from dil._options import check_linear_options
+from dil._reasons import first_of
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
@@ -51,6 +52,10 @@ class CG:
     3. A direction of no or negative curvature ends its problem at the iterate before it; the others go on.
     4. The recurrence for the residual drifts by rounding. The true residual is computed at the end: where it misses
        the tolerance, the iteration starts again from it, as long as that halves it at least.
+
+    Where the steps run out, the last iterate is the one nearest to the solution in the norm of H; its residual may be
+    larger than that of an earlier one. An H that is not symmetric shows itself by MAX_ITER or STAGNATED alone;
+    `layer.report` probes for it.
 
     With a preconditioner, or a start x0, it is the flexible method, whose every answer is judged by its true residual.
 
@@ -97,16 +102,15 @@ class CG:
         Slow is a residual above rtol ** PACE: at its pace so far, it would take 1 / PACE as many steps in all. Such a
         problem ends STAGNATED. With a preconditioner or a start there is no trial.
         """
-        backend = owner_of_right(b, "dil.linear.CG")
+        backend = owner_of_right(b, "dil.linear.CG", x0)
         xp = array_namespace(b)
         rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
         max_iter = max(100, 10 * b.shape[-1]) if self.max_iter is None else self.max_iter
         loop = backend.while_loop if loop is None else loop
+        H = shifted(A, self.damping)
         if self.preconditioner is not None or x0 is not None:
-            M, H = self.preconditioner, shifted(A, self.damping)
-            return flexible_cg(H, b, preconditioner=M, x0=x0, rtol=rtol, max_iter=max_iter, loop=loop)
-        damped = A if self.damping == 0 else lambda p: A(p) + self.damping * p
-        return cg(damped, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.number, trial=trial)
+            return flexible_cg(H, b, preconditioner=self.preconditioner, x0=x0, rtol=rtol, max_iter=max_iter, loop=loop)
+        return cg(H, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.number, trial=trial)
 
 
 class State(NamedTuple):
@@ -254,7 +258,4 @@ def _reasons(last: State, failed: Scalar, max_iter: int, machine: float) -> Scal
         (opposite(last.bend > machine * last.curvature), Status.SINGULAR),
         (last.steps >= max_iter, Status.MAX_ITER),
     ]
-    code = int(Status.STAGNATED) if isinstance(failed, bool) else full(last.steps, int(Status.STAGNATED))
-    for fits, status in reversed(reasons):
-        code = pick(fits, int(status), code)
-    return code
+    return first_of(reasons, Status.STAGNATED)

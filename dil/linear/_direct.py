@@ -10,6 +10,7 @@ from dil._arrays import array_namespace, device, eps, full, peak
 from dil._operator import Operator, as_operator
 from dil._probes import gaussian
 from dil._protocol import Backend
+from dil._reasons import first_of
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
@@ -60,7 +61,7 @@ class Direct:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch. A start is of no use here, and ignored."""
-        backend = owner_of_right(b, "dil.linear.Direct")
+        backend = owner_of_right(b, "dil.linear.Direct", x0)
         A = as_operator(A)
         matrix = dense(A, b, backend)
         if self.damping:
@@ -127,7 +128,7 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmet
     told = xp.isfinite(size) & xp.isfinite(norm_A) & (zero | ~solved | xp.all(fits, axis=-1))
     return Solution(
         xp.where(fits & ~zero[..., None], x[..., 0], full(x[..., 0], 0.0)) * unit,
-        _status(solved & told, told, count),
+        first_of([(solved & told, Status.CONVERGED), (told, Status.SINGULAR)], Status.NON_FINITE),
         count,
         xp.where(zero, 0.0, xp.where(xp.isfinite(residual), residual, 1.0)),
         {"condition": condition, "indefinite": bent & solved & ~zero, "products": count},
@@ -143,12 +144,6 @@ class Refined(NamedTuple):
     r: Array
     size: Array
     """The largest entry of the first right-hand side's residual."""
-
-
-def _status(solved: Array, finite: Array, like: Array) -> Array:
-    xp = array_namespace(like)
-    failed = xp.where(finite, full(like, int(Status.SINGULAR)), full(like, int(Status.NON_FINITE)))
-    return xp.where(solved, full(like, int(Status.CONVERGED)), failed)  # type: ignore[no-any-return]
 
 
 class _Factor(NamedTuple):

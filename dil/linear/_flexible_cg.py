@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dil._arrays import array_namespace, dot, eps, full, peak
-from dil._errors import ShapeError
 from dil._operator import Operator
+from dil._reasons import first_of
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop, Matvec
@@ -72,7 +72,7 @@ def flexible_cg(
     Raises
     ------
     ShapeError
-        If x0, or what the preconditioner returns, is not like b.
+        If what the preconditioner returns is not like b.
     """
     xp, top = array_namespace(b), peak(b)
     finite = xp.isfinite(top)
@@ -81,7 +81,7 @@ def flexible_cg(
     M = prepared(preconditioner, A, scaled, loop)
     bb = dot(scaled, scaled)
     system = System(A, M, scaled, bb * (0.5 * rtol) ** 2, bb * rtol**2, max_iter, loop)
-    first = system.start() if x0 is None else system.start_from(_like(x0, b) / top)
+    first = system.start() if x0 is None else system.start_from(x0 / top)
     last = loop(lambda s: xp.any(s.going), system.advance, first)
     status = _status(last, system, finite)
     residual = xp.sqrt(last.rr / xp.where(bb == 0, full(bb, 1.0), bb))
@@ -169,15 +169,6 @@ class System:
         return Iterate(x, r, p, rr, rz, bend, s.curvature + xp.abs(bend), sound, s.steps + 1)
 
 
-def _like(x0: Array, b: Array) -> Array:
-    if tuple(x0.shape) != tuple(b.shape) or x0.dtype != b.dtype:
-        message = (
-            f"x0 has shape {tuple(x0.shape)} and dtype {x0.dtype}; expected {tuple(b.shape)} and {b.dtype}, like b"
-        )
-        raise ShapeError(message)
-    return x0
-
-
 def _freeze(going: Array, old: Iterate, new: Iterate) -> Iterate:
     """Keep the problems that were not going."""
     xp = array_namespace(new.x)
@@ -197,7 +188,4 @@ def _status(last: Pass, system: System, finite: Array) -> Array:
         (last.rz <= 0, Status.PRECONDITIONER),
         (last.steps >= system.max_iter, Status.MAX_ITER),
     ]
-    code = full(last.steps, int(Status.STAGNATED))
-    for fits, status in reversed(reasons):
-        code = xp.where(fits, full(code, int(status)), code)
-    return code
+    return first_of(reasons, Status.STAGNATED)  # type: ignore[no-any-return]

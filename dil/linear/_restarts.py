@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 from dil._arrays import array_namespace, eps, full, norm
-from dil._errors import ShapeError
 from dil._operator import Operator
 from dil._options import LinearOptions
-from dil._registry import common_owner
+from dil._reasons import first_of
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop
@@ -99,9 +98,7 @@ def restarted(
     A problem goes on while a pass multiplies its error by `gain` or less, or for `patience` passes that do not.
     """
     name = f"dil.linear.{type(options).__name__}"
-    backend = owner_of_right(b, name)
-    if x0 is not None:
-        common_owner([b, x0], ["b", "x0"], name)
+    backend = owner_of_right(b, name, x0)
     xp, n = array_namespace(b), b.shape[-1]
     usable = xp.all(xp.isfinite(b), axis=-1, keepdims=True)
     b = xp.where(usable, b, xp.zeros_like(b))
@@ -140,11 +137,6 @@ def _from_zero(task: Task, some: Array, usable: Array) -> Progress:
 def _scaled_guess(x0: Array, b: Array, unit: Array) -> Array:
     """Return x0 / unit; zero for a problem where that is not finite."""
     xp = array_namespace(b)
-    if x0.shape != b.shape or x0.dtype != b.dtype:
-        message = (
-            f"x0 has shape {tuple(x0.shape)} and dtype {x0.dtype}; expected those of b, {tuple(b.shape)} and {b.dtype}"
-        )
-        raise ShapeError(message)
     finite = xp.isfinite(x0)
     top = xp.abs(xp.where(finite, x0, xp.zeros_like(x0)))
     small = xp.where(unit < 1, unit, full(unit, 1.0)) * float(xp.finfo(b.dtype).max)
@@ -215,8 +207,6 @@ def _solution(task: Task, s: Progress, unit: Array, usable: Array) -> Solution:
         (s.singular, Status.SINGULAR),
         (s.steps >= task.max_iter, Status.MAX_ITER),
     ]
-    code = full(s.steps, int(Status.STAGNATED))
-    for holds, status in reversed(reasons):
-        code = xp.where(holds, full(code, int(status)), code)
+    code = first_of(reasons, Status.STAGNATED)
     error = xp.where(fits & usable, s.error, full(s.error, float("nan")))
     return Solution(x, code[..., 0], s.steps[..., 0], error[..., 0], {"products": s.products[..., 0]})

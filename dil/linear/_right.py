@@ -9,21 +9,27 @@ from dil._registry import common_owner
 from dil._typing import Array
 
 
-def owner_of_right(b: Array, solver: str) -> Backend:
-    """Return the backend of b: (*batch, n), real floating.
+def owner_of_right(b: Array, solver: str, x0: Array | None = None) -> Backend:
+    """Return the backend of b: (*batch, n), real floating; a start x0 has to be like b.
 
     Raises
     ------
     ShapeError
-        If b is a scalar.
+        If b is a scalar, or x0 is not like b.
     DTypeError
         If b is not real floating.
     """
-    backend = common_owner([b], ["b"], solver)
+    backend = common_owner([b], ["b"], solver) if x0 is None else common_owner([b, x0], ["b", "x0"], solver)
     if b.ndim == 0:
         message = f"{solver} got b of shape (); expected (*batch, n), the last axis counts unknowns: reshape it to (1,)"
         raise ShapeError(message)
     if not is_float(array_namespace(b), b.dtype):
         message = f"{solver} got b of dtype {b.dtype}; expected real floating numbers, so cast it, to float64 say"
         raise DTypeError(message)
+    if x0 is not None and (tuple(x0.shape) != tuple(b.shape) or x0.dtype != b.dtype):
+        message = (
+            f"{solver}: x0 has shape {tuple(x0.shape)} and dtype {x0.dtype}; expected those of b, "
+            f"{tuple(b.shape)} and {b.dtype}"
+        )
+        raise ShapeError(message)
     return backend

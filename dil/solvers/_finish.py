@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dil._arrays import array_namespace, full
+from dil._reasons import first_of
 from dil._solution import Solution
 from dil._space import Space
 from dil._status import Status
@@ -28,15 +29,13 @@ def finish(
 
     A problem that is neither solved nor broken ran out of iterations, or else it stopped because of rounding.
     """
-    xp = array_namespace(u)
-    status = full(steps, int(Status.STAGNATED), dtype=xp.int32)
-    for holds, code in (
-        (steps >= max_iter, Status.MAX_ITER),
-        *(() if singular is None else ((singular, Status.SINGULAR),)),
-        (broken, Status.NON_FINITE),
+    reasons = [
         (solved, Status.CONVERGED),
-    ):
-        status = xp.where(holds, full(status, int(code)), status)
+        (broken, Status.NON_FINITE),
+        *(() if singular is None else ((singular, Status.SINGULAR),)),
+        (steps >= max_iter, Status.MAX_ITER),
+    ]
+    status = first_of(reasons, Status.STAGNATED)
     return Solution(space.unravel(u), status[..., 0], steps[..., 0], residual[..., 0], extra or None)
 
 
