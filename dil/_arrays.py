@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace as find_namespace
+from array_api_compat import device
 
 from dil._typing import Array, DType, Namespace
 
@@ -26,6 +28,23 @@ __all__ = [
     "pick",
     "size",
 ]
+
+
+NAMESPACES: dict[type, ModuleType] = {}
+"""The namespaces of the types of arrays that were met, of those that have a module for one."""
+
+
+def array_namespace(*arrays: Any) -> Namespace:
+    """Return the array API namespace of some arrays, as `array_api_compat` finds it.
+
+    A module serves all arrays of a type and is found once; a namespace made for an array, as a tape's, is asked for.
+    """
+    if len(arrays) == 1 and (known := NAMESPACES.get(type(arrays[0]))) is not None:
+        return known
+    found = find_namespace(*arrays)
+    if len(arrays) == 1 and isinstance(found, ModuleType):
+        NAMESPACES[type(arrays[0])] = found
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -238,7 +238,12 @@ def _row(args: Tensors, in_dims: Sequence[int | None], i: int) -> Tensors:
 
 def implicit(solve: Callable[..., Tensors], rule: Rule, /) -> Callable[..., Tensors]:
     """Return `solve` with the derivative that `rule` gives."""
-    return lambda *args: Implicit.apply(solve, rule, *args)  # type: ignore[no-untyped-call]
+    return lambda *args: Implicit.apply(solve, rule, *map(_asked, args))  # type: ignore[no-untyped-call]
+
+
+def _asked(x: Tensor) -> Tensor:
+    """Return an alias of a leaf, so that the engine has a node that it can be asked about: see `_awaited`."""
+    return x.view_as(x) if x.is_leaf and x.requires_grad and not _transforming() else x
 
 
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:
