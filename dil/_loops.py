@@ -16,6 +16,11 @@ def python_loop(cond: Callable[[Any], Array], body: Callable[[Any], Any], state:
     return state
 
 
+def python_run_if(condition: Array, fn: Callable[[Any], Any], state: Any, /) -> Any:
+    """Return fn of the state if the condition holds, else the state."""
+    return fn(state) if bool(condition) else state
+
+
 def python_scan(
     step: Callable[[Arrays, Arrays], tuple[Arrays, Arrays]], carry: Arrays, xs: Arrays, /
 ) -> tuple[Arrays, Arrays]:

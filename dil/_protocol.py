@@ -64,6 +64,9 @@ class Backend(Protocol):
     DENSE: int
     """Up to this number of unknowns a dense solve is the fastest as a rule; measured by benchmarks/linear.py."""
 
+    DENSE_GENERAL: int
+    """The same where the matrix is not symmetric, or proves indefinite, and where a step of an iteration costs more."""
+
     def owns(self, x: object, /) -> bool:
         """Whether x is an array of this framework: also a tracer, a box or a subclass."""
         ...
@@ -78,6 +81,10 @@ class Backend(Protocol):
 
     def while_loop(self, cond: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, /) -> Any:
         """Run `while cond(state): state = body(state)`, with no host transfer other than of the condition."""
+        ...
+
+    def run_if(self, condition: Array, fn: Callable[[Any], Any], state: Any, /) -> Any:
+        """Return fn of the state if the condition, shape (), holds, else the state, at the cost of that alone."""
         ...
 
     def scan(

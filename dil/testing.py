@@ -86,6 +86,15 @@ def while_loop_may_run_zero_times(handle: BackendHandle) -> None:
     _expect_near(handle, counted[1], 8.0 * x, "a loop of three steps has not taken three")
 
 
+def run_if_runs_what_holds(handle: BackendHandle) -> None:
+    """Check that a function is applied to its state where the condition holds, and nowhere else."""
+    (x,) = _vectors(handle, 1)
+    some = handle.xp.sum(x * x)
+    kept, moved = (handle.module.run_if(c, lambda s: (2.0 * s[0],), (x,))[0] for c in (some < 0.0, some > 0.0))
+    _expect_near(handle, kept, x, "run_if applies its function though the condition does not hold")
+    _expect_near(handle, moved, 2.0 * x, "run_if does not apply its function though the condition holds")
+
+
 def scan_steps_through_its_rows(handle: BackendHandle) -> None:
     """Check c <- c x, with its outs, and its derivatives: the product of all x, and of all but one."""
     c, v, *rows = _vectors(handle, 5)
@@ -181,6 +190,7 @@ LAWS: tuple[Law, ...] = (
     vjp_keeps_dtype_device_and_shape,
     pull_takes_what_is_asked_for,
     while_loop_may_run_zero_times,
+    run_if_runs_what_holds,
     scan_steps_through_its_rows,
     implicit_composes_with_scale,
     implicit_differentiates_again,

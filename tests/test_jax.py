@@ -123,3 +123,17 @@ def test_warning_and_error_under_jit(b):
         jax.effects_barrier()
     assert any("NOT_MINIMUM" in str(w.message) for w in caught)
     assert np.isnan(gradient("nan")).all()
+
+
+def test_a_dense_solve_that_is_not_needed_costs_nothing():
+    """XLA must not take the identity of the reserve dense solve out of the step that may need it."""
+    n = 500
+    d = jnp.linspace(1.0, 2.0, n)
+
+    def solve(b):
+        return dil.linear.Auto()(dil.linear.Operator(lambda p: d * p, symmetric=True), b).value
+
+    program = jax.jit(solve).lower(d).compile().as_text()
+    entry = program[program.index("\nENTRY") :]
+    assert f"[{n},{n}]" in program  # the reserve is there
+    assert f"[{n},{n}]" not in entry  # and nothing of it is computed on the way

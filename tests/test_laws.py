@@ -51,6 +51,7 @@ def ones_for_cotangents(implicit):
         {"vjp": half_pull},
         {"implicit": ones_for_cotangents},
         {"constant": lambda constant: lambda x: x},
+        {"run_if": lambda run_if: lambda condition, fn, state: run_if(condition == condition, fn, state)},
         {"scan": lambda scan: lambda step, carry, xs: scan(step, carry, tuple(x[::-1, ...] for x in xs))},
         {"while_loop": lambda loop: lambda cond, body, state: loop(cond, body, body(state))},
     ],

@@ -11,6 +11,7 @@ from dil._arrays import array_namespace
 from dil._errors import CapturedError
 from dil._linear_solve import differentiable_solve
 from dil._loops import python_loop as while_loop
+from dil._loops import python_run_if as run_if
 from dil._loops import python_scan as scan
 from dil._protocol import Backend, LinearSystem
 from dil._typing import Array, Arrays
@@ -28,6 +29,7 @@ __all__ = [
     "number",
     "observing",
     "on_host",
+    "run_if",
     "scan",
     "solve_each",
     "value_type",

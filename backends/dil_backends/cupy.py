@@ -23,6 +23,7 @@ from dil_backends._taped import (
     number,
     observing,
     on_host,
+    run_if,
     scan,
     shield,
     solve_each,
@@ -41,6 +42,7 @@ __all__ = [
     "number",
     "observing",
     "on_host",
+    "run_if",
     "scan",
     "shield",
     "vjp",
@@ -49,6 +51,7 @@ __all__ = [
 
 NATIVE = "cupy"
 DENSE = 32
+DENSE_GENERAL = 128
 
 
 def owns(x: object, /) -> bool:

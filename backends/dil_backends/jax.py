@@ -16,6 +16,7 @@ from dil._protocol import LinearSystem, Pull, Rule
 
 NATIVE = "jax"
 DENSE = 16
+DENSE_GENERAL = 128
 Arrays = tuple[jax.Array, ...]
 
 OBSERVING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
@@ -64,6 +65,19 @@ def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull
 def while_loop(cond: Callable[[Any], jax.Array], body: Callable[[Any], Any], state: Any, /) -> Any:
     """Run the loop in XLA."""
     return jax.lax.while_loop(cond, body, state)
+
+
+def run_if(condition: jax.Array, fn: Callable[[Any], Any], state: Any, /) -> Any:
+    """Run a loop of one step or none around a branch.
+
+    A branch alone would be taken under `jax.vmap` whether a problem needs it or not. Out of a loop alone, XLA takes
+    what does not depend on its state, such as the identity of a dense solve, and computes it though no step is made.
+    """
+
+    def once(s: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        return s[0] & ~s[0], jax.lax.cond(s[0], fn, lambda state: state, s[1])
+
+    return jax.lax.while_loop(lambda s: s[0], once, (condition, state))[1]
 
 
 def scan(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dil._errors import BackendError
-from dil._loops import python_loop
+from dil._loops import python_loop, python_run_if
 from dil._protocol import LinearSystem
 from dil._typing import Array
 from dil_backends._taped import (
@@ -45,6 +45,7 @@ __all__ = [
 
 NATIVE = "numpy"
 DENSE = 32
+DENSE_GENERAL = 128
 PLAIN = (np.ndarray, np.generic)
 
 
@@ -57,6 +58,12 @@ def while_loop(cond: Callable[[Any], Array], body: Callable[[Any], Any], state: 
     """Run the loop in Python; what is not finite ends in a status, so NumPy's warnings would say it twice."""
     with np.errstate(all="ignore"):
         return python_loop(cond, body, state)
+
+
+def run_if(condition: Array, fn: Callable[[Any], Any], state: Any, /) -> Any:
+    """Run fn in Python; what is not finite ends in a status, as in a loop."""
+    with np.errstate(all="ignore"):
+        return python_run_if(condition, fn, state)
 
 
 def linear_solve(system: LinearSystem, b: Array, /) -> Array:

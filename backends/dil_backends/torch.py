@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from dil._errors import BackendError, CapturedError, UnsupportedFunctionError
 from dil._linear_solve import differentiable_solve
-from dil._loops import python_loop, python_scan
+from dil._loops import python_loop, python_run_if, python_scan
 from dil._protocol import Backend, LinearSystem, Pull, Rule
 
 Tensor = torch.Tensor
@@ -22,9 +22,11 @@ Tensors = tuple[Tensor, ...]
 
 NATIVE = "torch"
 DENSE = 256
+DENSE_GENERAL = 512
 THIS = cast(Backend, sys.modules[__name__])
 
 while_loop = python_loop
+run_if = python_run_if
 scan = python_scan
 
 CHANGED = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from dil._arrays import array_namespace, full, size
@@ -34,8 +34,9 @@ class Auto:
     `Direct`.
 
     The matrices of `Direct` may take 2^22 numbers for the batch; the iteration goes on to max_iter where they would
-    take more. Problems in which CG meets negative or no curvature, or whose dense matrix is singular, go to `MINRES`,
-    which solves a singular system too if it has a solution; those in which BiCGSTAB breaks down, to `GMRES`.
+    take more. Problems in which CG meets negative curvature go to `Direct` if they are of middling size. Larger ones,
+    those in which it meets no curvature, and those whose dense matrix is singular go to `MINRES`, which solves a
+    singular system too if it has a solution; those in which BiCGSTAB breaks down, to `GMRES`.
 
     Where a symmetric matrix proves not to be positive definite, `extra["indefinite"]` says so, and an argmin layer ends
     that problem `NOT_MINIMUM`: its gradient is that of the stationary point, which is no minimum.
@@ -80,17 +81,19 @@ class Auto:
         A, loop = as_operator(A), backend.while_loop if loop is None else loop
         damping, rtol, limit = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)
+        few = backend.DENSE if A.symmetric else backend.DENSE_GENERAL
         fits = size(b.shape) * n <= ROOM
         rescued = fits and self.dense is None and limit is None
-        if n <= self.dense if self.dense is not None else fits and n <= backend.DENSE:
+        if n <= self.dense if self.dense is not None else fits and n <= few:
             first = direct(A, b, loop=loop)
         elif A.symmetric:
             cg = CG(damping, rtol, max(n, 1) if rescued else limit)
             first = cg.tried(A, b, loop=loop, x0=x0, trial=max(8, n // 8) if rescued else None)
         else:
             first = BiCGSTAB(damping, rtol, max(n, 1) if rescued else limit)(A, b, loop=loop, x0=x0)
-        if rescued and n > backend.DENSE:
-            first = _mended(first, (Status.MAX_ITER, Status.STAGNATED), direct, A, b, loop)
+        if rescued and n > few:
+            bent = (Status.INDEFINITE,) if n <= backend.DENSE_GENERAL else ()
+            first = _mended(first, (Status.MAX_ITER, Status.STAGNATED, *bent), direct, A, b, loop)
         if A.symmetric:
             return _mended(first, (Status.INDEFINITE, Status.SINGULAR), MINRES(damping, rtol, limit), A, b, loop)
         gmres = GMRES(damping=damping, rtol=rtol, max_iter=limit)
@@ -112,7 +115,7 @@ def _mended(
     first: Solution, failures: Sequence[Status], second: LinearSolver, A: Operator, b: Array, loop: Loop
 ) -> Solution:
     """Solve the problems again that ended so by the first solver."""
-    xp = array_namespace(b)
+    backend, xp = owner_of_right(b, "dil.linear.Auto"), array_namespace(b)
     assert first.status is not None
     assert first.iterations is not None
     assert first.residual is not None
@@ -122,10 +125,10 @@ def _mended(
 
     def again(s: Mending) -> Mending:
         # the others get a right-hand side of zero, which costs no iteration
-        new = second(_here(A, s.met, b), xp.where(s.met[..., None], b, full(b, 0.0)), loop=loop)
+        new = second(A, xp.where(s.met[..., None], b, full(b, 0.0)), loop=loop)
         assert new.iterations is not None
         return Mending(
-            s.met & ~s.met,
+            s.met,
             xp.where(s.met[..., None], new.value, s.x),
             xp.where(s.met, new.status, s.status),
             xp.where(s.met, s.steps + new.iterations, s.steps),
@@ -133,23 +136,7 @@ def _mended(
             s.indefinite | (s.met & (new.extra or {}).get("indefinite", s.met & ~s.met)),
         )
 
-    # a loop that runs once if there is such a problem, and not at all otherwise
     known = (first.extra or {}).get("indefinite", met & ~met) | (first.status == int(Status.INDEFINITE))
     start = Mending(met, first.value, first.status, first.iterations, first.residual, known)
-    last: Mending = loop(lambda s: xp.any(s.met), again, start)
+    last: Mending = backend.run_if(xp.any(met), again, start)
     return Solution(last.x, last.status, last.steps, last.residual, {"indefinite": last.indefinite})
-
-
-def _here(A: Operator, met: Array, b: Array) -> Operator:
-    """Return A, in a form that a compiler can use only where `met` is known.
-
-    XLA takes what does not depend on a loop's state out of the loop: there a dense matrix would be built and factored
-    in every solve, for the sake of a loop that does not run.
-    """
-    xp, product, rproduct = array_namespace(b), A.matvec, A.rmatvec
-    one = xp.where(xp.any(met), full(b, 1.0, shape=()), full(b, 2.0, shape=()))  # any problem is met where this runs
-    return replace(
-        A,
-        matvec=lambda p: product(one * p),
-        rmatvec=None if rproduct is None else lambda p: rproduct(one * p),
-    )

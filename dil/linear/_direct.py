@@ -66,7 +66,7 @@ class Direct:
         matrix = dense(A, b, backend)
         if self.damping:
             matrix = matrix + self.damping * identity(b)
-        return solve_dense(matrix, b, backend, loop or backend.while_loop, symmetric=A.symmetric)
+        return solve_dense(matrix, b, backend, symmetric=A.symmetric)
 
 
 def identity(b: Array) -> Array:
@@ -87,7 +87,7 @@ def dense(A: Operator, b: Array, backend: Backend) -> Array:
     return moved
 
 
-def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmetric: bool) -> Solution:
+def solve_dense(matrix: Array, b: Array, backend: Backend, *, symmetric: bool) -> Solution:
     """Solve dense systems, (*batch, n, n) and (*batch, n)."""
     xp, n = array_namespace(b), b.shape[-1]
     size = _top(b, -1)
@@ -98,7 +98,7 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmet
     probe = gaussian(backend, full(b, 0.0, shape=(n,)), 1, 0)[0, ...]
     probe = xp.broadcast_to(probe / peak(probe), b.shape)
     right = xp.stack([b / unit, probe], axis=-1)
-    factor = _Factor(matrix, backend, loop, symmetric)
+    factor = _Factor(matrix, backend, symmetric)
     x, bent = factor.solve(right)
     norm_A, machine = _top(xp.sum(xp.abs(matrix), axis=-1), -1), eps(xp, b.dtype)
     slack = 16 * machine * math.sqrt(max(n, 1))
@@ -112,12 +112,11 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, loop: Loop, *, symmet
 
     def refine(s: Refined) -> Refined:
         finer = xp.where(s.loose[..., None, None], s.x + factor.solve(s.r)[0], s.x)
-        return Refined(s.loose & ~s.loose, finer, *left(finer))
+        return Refined(s.loose, finer, *left(finer))
 
     first = Refined(bent, x, *left(x))
     first = first._replace(loose=~zero & (first.size > 0.25 * enough(x)))  # False for NaN, which no step mends
-    # a loop that runs once if a problem needs it, and not at all otherwise
-    last = loop(lambda s: xp.any(s.loose), refine, first)
+    last = backend.run_if(xp.any(first.loose), refine, first)
     x, residual = last.x, last.size
     condition = norm_A * _top(_top(x, -2), -1)
     tight = residual <= enough(x)
@@ -151,7 +150,6 @@ class _Factor(NamedTuple):
 
     matrix: Array
     backend: Backend
-    loop: Loop
     symmetric: bool
 
     def solve(self, right: Array) -> tuple[Array, Array]:
@@ -163,14 +161,10 @@ class _Factor(NamedTuple):
         x = backend.cholesky_solve(self.matrix, right)
         failed = ~xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
 
-        def by_lu(s: tuple[Array, Array]) -> tuple[Array, Array]:
-            # a matrix that depends on the state: XLA would factor the other before it knows that there is no need,
-            # beside Cholesky, and where a batch of each shares two threads of its pool they wait for one another
-            matrix = xp.where(s[0], self.matrix, identity(right[..., 0]))
-            return s[0] & ~s[0], xp.where(s[0], backend.lu_solve(matrix, right), s[1])
+        def by_lu(x: Array) -> Array:
+            return xp.where(failed, backend.lu_solve(self.matrix, right), x)  # type: ignore[no-any-return]
 
-        # a loop that runs once if a matrix is not positive definite, and not at all otherwise
-        return self.loop(lambda s: xp.any(s[0]), by_lu, (failed, x))[1], failed[..., 0, 0]
+        return backend.run_if(xp.any(failed), by_lu, x), failed[..., 0, 0]
 
 
 def _top(x: Array, axis: int) -> Array:

@@ -21,7 +21,7 @@ from dil_backends._taped import (
     value_type,
     vjp,
 )
-from dil_backends.numpy import cholesky_solve, linear_solve, lu_solve, while_loop
+from dil_backends.numpy import cholesky_solve, linear_solve, lu_solve, run_if, while_loop
 
 __all__ = [
     "assert_constant",
@@ -35,6 +35,7 @@ __all__ = [
     "number",
     "observing",
     "on_host",
+    "run_if",
     "scan",
     "shield",
     "vjp",
@@ -43,6 +44,7 @@ __all__ = [
 
 NATIVE = "array_api_strict"
 DENSE = 8
+DENSE_GENERAL = 32
 
 
 OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne"]
