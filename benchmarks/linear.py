@@ -166,9 +166,10 @@ def candidates(bench: Bench) -> dict[str, tuple[Any, Any]]:
         found["CG, Jacobi(8 probes)"] = L.CG(preconditioner=L.Jacobi(probes=8)), None
     if "Nystrom" in system.goals:
         found["CG, Nystrom(60)"] = L.CG(preconditioner=L.Nystrom(60)), None
-        found["CG, Nystrom(16, adaptive)"] = L.CG(preconditioner=L.Nystrom(16, adaptive=True)), None
+        adaptive = L.Nystrom(16, adaptive=True, max_rank=64)  # which is the rank under jit
+        found["CG, Nystrom(16 to 64)"] = L.CG(preconditioner=adaptive), None
     if "LBFGSPairs" in system.goals:
-        memory = 10 if system.name == "scales" else 60
+        memory = 30 if system.name == "scales" else 100  # twice the number of large eigenvalues of 'stiff'
         pairs = bench.systems.learned_pairs(system, bench.handle, memory)
         found[f"CG, LBFGSPairs({memory} pairs)"] = L.CG(preconditioner=L.LBFGSPairs()), pairs
     return found
