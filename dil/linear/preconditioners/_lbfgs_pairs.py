@@ -21,7 +21,8 @@ class LBFGSPairs:
     The pairs (s, y), y = A s, of the last steps correct a first approximation. Where the pairs are explained by a
     diagonal, y_i = d_i s_i over all of them, that diagonal is the first approximation, which needs few pairs even for
     scales that differ widely; elsewhere it is the usual multiple of the identity, and each pair is worth about one
-    large eigenvalue.
+    large eigenvalue. The last steps of a solver that has converged see little of the large ones, so let it remember
+    twice as many pairs as there are: `dil.solvers.LBFGS(memory=...)`.
 
     Sources: Morales and Nocedal 2000, section 2; Nocedal and Wright 2006, Algorithm 7.4; a diagonal to start from:
     Gilbert and Lemarechal 1989, section 4.
