@@ -24,6 +24,7 @@ __all__ = [
     "largest",
     "norm",
     "opposite",
+    "or_one",
     "peak",
     "pick",
     "size",
@@ -107,6 +108,11 @@ def norm(a: Array) -> Array:
     """
     top = peak(a)
     return top * array_namespace(a).sqrt(dot(a / top, a / top))  # type: ignore[no-any-return]
+
+
+def or_one(x: Array) -> Array:
+    """Return x with one in the place of zeros, to divide by."""
+    return array_namespace(x).where(x == 0, full(x, 1.0), x)  # type: ignore[no-any-return]
 
 
 def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype: DType | None = None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, eps, full, inner, norm
+from dil._arrays import array_namespace, eps, full, inner, norm, or_one
 from dil._jacobian import operator
 from dil._operator import Operator
 from dil._probes import gaussian
@@ -80,7 +80,7 @@ def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
     start = xp.where(norm(b) > 0, b, gaussian(problem.backend, b, 1, 0)[0, ...])  # a cotangent of zero spans nothing
     if problem.symmetric:
         return extremes(A, start, steps=LANCZOS, loop=loop)
-    scale = _or_one(norm(A(start / _or_one(norm(start)))))  # or the squares would under- or overflow
+    scale = or_one(norm(A(start / or_one(norm(start)))))  # or the squares would under- or overflow
     scale = xp.where(xp.isfinite(scale), scale, full(scale, 1.0))
     found = extremes(lambda p: A.T(A(p) / scale) / scale, start, steps=LANCZOS, loop=loop)
     return Extremes(*(scale[..., 0] * xp.sqrt(xp.abs(end)) for end in found))
@@ -90,7 +90,7 @@ def _rounding(condition: Array, ends: Extremes, b: Array, g: Array) -> Array:
     """Return (16 + condition) eps, by ||A|| ||g|| / ||b|| in the place of a condition number that is not known."""
     xp = array_namespace(b)
     low, high = xp.abs(ends.lowest), xp.abs(ends.highest)
-    met = xp.where(low < high, high, low) * norm(g)[..., 0] / _or_one(norm(b)[..., 0])
+    met = xp.where(low < high, high, low) * norm(g)[..., 0] / or_one(norm(b)[..., 0])
     known = xp.where(xp.isfinite(condition), condition, met)
     return eps(xp, b.dtype) * (16.0 + _finite(known))
 
@@ -107,10 +107,10 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, roundin
     there = Point(u, g + more, here.floats)
     told, right = _sensitivities(F, here), _sensitivities(F, there)
     slack = _sensitivities(F, there._replace(g=more))
-    rate = norm(Fu1)[..., 0] / _or_one(norm(Fu)[..., 0])
+    rate = norm(Fu1)[..., 0] / or_one(norm(Fu)[..., 0])
     settled = norm(step)[..., 0] <= 4.0 * rounding * (1.0 + norm(here.u)[..., 0])
     rate = xp.where(settled, full(rate, 0.0), rate)
-    scale = _or_one(_length(right))
+    scale = or_one(_length(right))
     change = _length(told - right) / scale
     first, second = 1.0 - SAFETY * rate, 1.0 - SAFETY * rate * change
     known = (first > 0) & (second > 0) & (found.status == int(Status.CONVERGED))
@@ -137,7 +137,7 @@ def _asymmetry(A: Operator, b: Array, backend: Backend) -> Array:
     p, q = (x[0, ...] for x in (gaussian(backend, b, 1, 0), gaussian(backend, b, 1, 1)))
     Ap, Aq = A(p), A(q)
     terms = norm(p) * norm(Aq) + norm(q) * norm(Ap)
-    return abs(inner(p, Aq) - inner(q, Ap)) / _or_one(terms[..., 0])
+    return abs(inner(p, Aq) - inner(q, Ap)) / or_one(terms[..., 0])
 
 
 def _ratio(lowest: Array, highest: Array) -> Array:
@@ -146,17 +146,13 @@ def _ratio(lowest: Array, highest: Array) -> Array:
     low, high = xp.abs(lowest), xp.abs(highest)
     small, large = xp.where(low < high, low, high), xp.where(low < high, high, low)
     one = (lowest > 0) & (highest > 0) | (lowest < 0) & (highest < 0)
-    return _or_else(one | xp.isnan(lowest), large / _or_one(small), float("inf"))
+    return _or_else(one | xp.isnan(lowest), large / or_one(small), float("inf"))
 
 
 def _length(rows: Array) -> Array:
     """Return the norm over the first axis, safe for tiny and huge entries."""
     xp = array_namespace(rows)
     return norm(xp.moveaxis(rows, 0, -1))[..., 0]
-
-
-def _or_one(x: Array) -> Array:
-    return array_namespace(x).where(x == 0, full(x, 1.0), x)  # type: ignore[no-any-return]
 
 
 def _finite(x: Array) -> Array:

@@ -269,6 +269,28 @@ def test_null_vectors_with_a_pattern_are_seen(eager, solver, n):
         np.testing.assert_allclose(A @ eager.to_numpy(found.value), consistent, atol=1e-9 * np.abs(consistent).max())
 
 
+@pytest.mark.parametrize("kind", ["symmetric", "general"])
+def test_auto_finds_the_shortest_solution_of_a_singular_system(eager, kind):
+    """A batch of a singular system that has solutions, one that has none, and a regular one."""
+    n, draw = 6, np.random.default_rng(3)
+    regular = matrix(kind, n, 10.0, 2)
+    U, values, V = np.linalg.svd(regular)
+    singular = regular - values[0] * np.outer(U[:, 0], V[0])
+    A, inside = np.stack([singular, singular, regular]), singular @ draw.standard_normal(n)
+    b = np.stack([1e-20 * inside, inside + U[:, 0], inside])
+    handle = dil.backend(eager.backend, device=eager.device, dtype="float64")
+    product = operator(handle.xp, handle.asarray(A))
+    found = Auto()(Operator(product.matvec, product.rmatvec, symmetric=kind == "symmetric"), handle.asarray(b))
+    x, status = handle.to_numpy(found.value), [name_of(code) for code in handle.to_numpy(found.status)]
+    assert status == ["CONVERGED", "SINGULAR", "CONVERGED"]
+    shortest = np.linalg.pinv(singular, rcond=1e-9) @ inside
+    expected = np.stack([1e-20 * shortest, shortest, np.linalg.solve(regular, inside)])
+    np.testing.assert_allclose(x, expected, rtol=1e-11, atol=0)
+    if kind == "symmetric":
+        eigenvalues = np.linalg.eigvalsh(A)
+        assert handle.to_numpy(found.extra["indefinite"]).tolist() == (eigenvalues[:, 0] < -1e-3).tolist()
+
+
 @pytest.mark.parametrize("solver", [MINRES, GMRES, BiCGSTAB])
 def test_damping_is_added_to_the_diagonal(eager, solver):
     A, b = matrix("symmetric", 6, 10.0, 0), np.arange(1.0, 7.0)

@@ -17,6 +17,7 @@ from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._direct import Direct
 from dil.linear._gmres import GMRES
+from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
 from dil.linear._right import owner_of_right
 from dil.linear._solver import LinearSolver
@@ -34,9 +35,9 @@ class Auto:
     `Direct`.
 
     The matrices of `Direct` may take 2^22 numbers for the batch; the iteration goes on to max_iter where they would
-    take more. Problems in which CG meets negative curvature go to `Direct` if they are of middling size. Larger ones,
-    those in which it meets no curvature, and those whose dense matrix is singular go to `MINRES`, which solves a
-    singular system too if it has a solution; those in which BiCGSTAB breaks down, to `GMRES`.
+    take more. Of problems of a middling size, all that the iteration fails in go to `Direct`, and where the dense
+    matrix proves singular the shortest solution is taken, if there is one. Among larger ones, those in which CG meets
+    negative or no curvature go to `MINRES`, and those in which BiCGSTAB breaks down to `GMRES`.
 
     Where a symmetric matrix proves not to be positive definite, `extra["indefinite"]` says so, and an argmin layer ends
     that problem `NOT_MINIMUM`: its gradient is that of the stationary point, which is no minimum.
@@ -84,16 +85,20 @@ class Auto:
         few = backend.DENSE if A.symmetric else backend.DENSE_GENERAL
         fits = size(b.shape) * n <= ROOM
         rescued = fits and self.dense is None and limit is None
-        if n <= self.dense if self.dense is not None else fits and n <= few:
+        at_once = n <= self.dense if self.dense is not None else fits and n <= few
+        small = at_once or (rescued and n <= backend.DENSE_GENERAL)
+        if at_once:
             first = direct(A, b, loop=loop)
         elif A.symmetric:
             cg = CG(damping, rtol, max(n, 1) if rescued else limit)
             first = cg.tried(A, b, loop=loop, x0=x0, trial=max(8, n // 8) if rescued else None)
         else:
             first = BiCGSTAB(damping, rtol, max(n, 1) if rescued else limit)(A, b, loop=loop, x0=x0)
-        if rescued and n > few:
-            bent = (Status.INDEFINITE,) if n <= backend.DENSE_GENERAL else ()
-            first = _mended(first, (Status.MAX_ITER, Status.STAGNATED, *bent), direct, A, b, loop)
+        if rescued and not at_once:
+            broken = (Status.INDEFINITE, Status.SINGULAR) if small else ()
+            first = _mended(first, (Status.MAX_ITER, Status.STAGNATED, *broken), direct, A, b, loop)
+        if small:
+            return _mended(first, (Status.SINGULAR,), LeastNorm(damping, rtol), A, b, loop)
         if A.symmetric:
             return _mended(first, (Status.INDEFINITE, Status.SINGULAR), MINRES(damping, rtol, limit), A, b, loop)
         gmres = GMRES(damping=damping, rtol=rtol, max_iter=limit)

@@ -111,7 +111,7 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, *, symmetric: bool) -
         return slack * (norm_A * _top(x, -2)[..., 0] + 1.0)
 
     def refine(s: Refined) -> Refined:
-        finer = xp.where(s.loose[..., None, None], s.x + factor.solve(s.r)[0], s.x)
+        finer = xp.where(s.loose[..., None, None], s.x + backend.lu_solve(matrix, s.r), s.x)
         return Refined(s.loose, finer, *left(finer))
 
     first = Refined(bent, x, *left(x))
