@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 
-os.environ["JAX_ENABLE_X64"] = "1"
-
 import pytest
 from hypothesis import Phase, settings
 
+import environment  # noqa: F401, for what it sets
 from engines import Engine, engines
 from transforms_table import Table
 
