@@ -28,13 +28,14 @@ from dil._transforms import constant, grad, jvp, value_and_grad, vjp
 from dil._value import Value, value
 
 if TYPE_CHECKING:
-    from dil import solvers
+    from dil import control, solvers
     from dil._check import GradientReport, check_gradients
     from dil._report import Report
 
 __version__ = "0.1.0"
 
 LATER = {
+    "control": "dil.control",
     "solvers": "dil.solvers",
     "GradientReport": "dil._check",
     "Report": "dil._report",
@@ -79,6 +80,7 @@ __all__ = [
     "backends",
     "check_gradients",
     "constant",
+    "control",
     "fixed_point",
     "grad",
     "jvp",

@@ -74,6 +74,12 @@ class Status(IntEnum):
         "saddle points are welcome",
     )
 
+    DIVERGED = (
+        11,
+        "the states of the plan overflow within its horizon; shorten the horizon, bound the controls, start from "
+        "controls that keep the states small, or look at the dynamics",
+    )
+
     @property
     def ok(self) -> bool:
         """Whether the answer is that of the equations, to the tolerance."""

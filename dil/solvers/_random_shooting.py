@@ -12,6 +12,7 @@ from dil._solution import Solution
 from dil._typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._values import best_row, broadcasts, evaluate, evaluate_rows
 from dil.solvers._watch import check_watched, iterate
 
 
@@ -46,6 +47,9 @@ class RandomShooting:
 
     A score that is not finite is as good as an infinite one, so that a search may begin outside the score's domain; a
     problem that never meets a finite score is NON_FINITE.
+
+    With samples=1000, iterations=1 it is the random shooting of model predictive control (Rao 2009): such a search says
+    MAX_ITER, since it does not know how near it came.
 
     The random numbers are drawn once for a call: iterations * samples * n of them are in memory.
 
@@ -125,6 +129,10 @@ class RandomShooting:
     def _shoot(self, begun: Start, noise: Array, s: Search) -> Shot:
         """Return the best of the samples around u."""
         xp = array_namespace(s.u)
+        if broadcasts(begun):
+            drawn = xp.take(noise, s.number * self.samples + xp.arange(self.samples, device=device(s.u)), axis=0)
+            rows = s.u + s.spread * xp.reshape(drawn, (self.samples, *(1 for _ in s.u.shape[:-1]), s.u.shape[-1]))
+            return Shot(*best_row(rows, evaluate_rows(begun, rows)), s.number)
 
         def sample(best: Shot) -> Shot:
             row = xp.reshape(s.number * self.samples + best.number, (1,))
@@ -156,10 +164,3 @@ class Shot(NamedTuple):
     u: Array
     value: Array
     number: Array
-
-
-def evaluate(begun: Start, u: Array) -> Array:
-    """Return the score, (*batch, 1), infinite where it is not finite: a NaN is lower than nothing."""
-    problem, _, arrays = begun
-    xp, value = array_namespace(u), problem.backend.constant(problem.value(u, *arrays))[..., None]
-    return xp.where(xp.isfinite(value), value, full(value, math.inf))  # type: ignore[no-any-return]

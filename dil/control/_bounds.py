@@ -1,0 +1,82 @@
+"""Bounds on controls by a smooth map, so that the plan itself is a problem without constraints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dil._arrays import array_namespace, device
+from dil._errors import OptionError
+from dil._options import is_number
+from dil._typing import Array
+
+INSIDE = 0.999
+"""How far towards a bound a plan may start: beyond, the map is so flat that no solver would come away."""
+
+Limit = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The map u = middle + half tanh(v) onto (low, high), and its inverse; without limits it is the identity."""
+
+    low: Limit
+    high: Limit
+
+    def squash(self, v: Array) -> Array:
+        """Return the controls u, (..., n_u), of free ones v."""
+        middle, half = self._beside(v)
+        return middle + half * array_namespace(v).tanh(v)  # type: ignore[no-any-return]
+
+    def free(self, u: Array) -> Array:
+        """Return v with squash(v) = u; a u nearer to a bound than 0.1 % of half their distance is taken there."""
+        middle, half = self._beside(u)
+        return array_namespace(u).atanh(array_namespace(u).clip((u - middle) / half, -INSIDE, INSIDE))  # type: ignore[no-any-return]
+
+    def slopes(self, v: Array) -> tuple[Array, Array]:
+        """Return the first and the second derivative of squash at v."""
+        t, (_, half) = array_namespace(v).tanh(v), self._beside(v)
+        first = half * ((1.0 - t) * (1.0 + t))
+        return first, -2.0 * t * first
+
+    def barrier(self, v: Array) -> Array:
+        """Return -log(1 - tanh(v)^2) summed over time and controls: (..., horizon, n_u) -> (...)."""
+        xp = array_namespace(v)
+        # 2 log cosh v, of which neither v nor its second derivative at zero is lost
+        return xp.sum(2.0 * (xp.logaddexp(v, -v) - math.log(2.0)), axis=(-2, -1))  # type: ignore[no-any-return]
+
+    def _beside(self, v: Array) -> tuple[Array, Array]:
+        xp = array_namespace(v)
+        low, high = (xp.asarray(x, dtype=v.dtype, device=device(v)) for x in (self.low, self.high))
+        return 0.5 * (low + high), 0.5 * (high - low)
+
+
+def checked(bounds: Any, controls: int) -> Bounds | None:
+    """Return the bounds of that many controls, from a pair of numbers or of sequences of numbers.
+
+    Raises
+    ------
+    OptionError
+        If it is no such pair, or a lower bound is not below its upper one.
+    """
+    if bounds is None:
+        return None
+    try:
+        low, high = (_numbers(limit, controls) for limit in bounds)
+    except (TypeError, ValueError) as error:
+        message = f"bounds={bounds!r}; expected a pair (low, high) of numbers, or of {controls} numbers each"
+        raise OptionError(message) from error
+    if not all(a < b for a, b in zip(low, high, strict=True)):
+        message = f"bounds={bounds!r}; each lower bound must be below its upper one"
+        raise OptionError(message)
+    return Bounds(low, high)
+
+
+def _numbers(limit: Any, controls: int) -> tuple[float, ...]:
+    values = (limit,) * controls if is_number(limit) else tuple(float(x) for x in limit)
+    if len(values) != controls or not all(map(math.isfinite, values)):
+        message = "not one finite number for each control"
+        raise ValueError(message)
+    return tuple(float(x) for x in values)

@@ -1,0 +1,298 @@
+"""The iterative linear quadratic regulator: Gauss-Newton steps on a plan, each one sweep back and one forth in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dil._arrays import array_namespace, device, eps, full, norm
+from dil._errors import OptionError
+from dil._protocol import Backend
+from dil._solution import Solution
+from dil._typing import Array, Arrays, Tree
+from dil.control._score import PlanScore, time_first
+from dil.solvers._finish import finish, or_one
+from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._values import best_row, evaluate
+from dil.solvers._watch import check_watched, iterate
+
+LENGTHS = tuple(0.5**i for i in range(8))
+"""Step lengths, tried together."""
+LEAST, MOST, FACTOR = 1e-6, 1e10, 8.0
+"""Of the regularisation: the least that is not zero, where a problem gives up, and by how much it changes."""
+
+
+@dataclass(frozen=True)
+class ILQR:
+    """Minimise the cost of a plan by the regulator of its expansion: cost to second order, dynamics to first.
+
+    Parameters
+    ----------
+    rtol : float, optional
+        A problem is solved when a full step is within rtol (1 + ||v||), v the free controls; by default eps ** (2/3) of
+        the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
+    max_iter : int
+        Sweeps at most.
+    history : bool
+        Whether `extra["history"]` gives the norm of the gradient's part that a step can use, Q_u, after every sweep,
+        (max_iter, *batch), NaN where none was taken.
+    progress : bool
+        Whether a run of more than a second draws a progress bar; needs rich.
+
+    Notes
+    -----
+    For plans alone, `dil.control.plan(..., solver=dil.control.ILQR())`: it needs cost and dynamics, not their sum. A
+    sweep costs n_x + 1 products with the derivative of the dynamics and n_x + n_u with that of the cost's gradient,
+    for all times at once, and then some work on matrices of n_x + n_u rows for each time.
+
+    The second derivative of the dynamics is left out, that of the map onto the bounds is not. So the steps converge
+    linearly, as those of Gauss-Newton, the faster the straighter the dynamics are; `refine=1` or
+    `dil.solvers.Sequence(ILQR(), Newton())` finishes. A multiple of the identity added to Q_uu shrinks the steps where
+    a sweep does not lower the cost.
+
+    Sources: Li and Todorov 2004 (the expansion); Tassa, Erez and Todorov 2012, eq. 11 and section II.F (the sweep with
+    regularisation); here the added multiple is that of controls.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, or the problem is no plan.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> def cost(x, u, goal):
+    ...     return np.sum((x - goal) ** 2, axis=-1) + np.sum(u**2, axis=-1)
+    >>> steer = dil.control.plan(cost, lambda x, u, gain: x + gain * np.sin(u), 3, solver=dil.control.ILQR())
+    >>> sol = steer.solve(np.asarray([1.0]), np.asarray(0.0), np.asarray(1.0))
+    >>> dil.Status(int(sol.status)).name, np.round(sol.value[:, 0], 4)
+    ('CONVERGED', array([-0.576 , -0.2257,  0.    ]))
+    """
+
+    rtol: float | None = None
+    max_iter: int = 100
+    history: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter)
+        check_watched(self)
+
+    def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Minimise fun, the score of a plan, from init, (*batch, horizon, n_u)."""
+        if not isinstance(getattr(fun, "fn", None), PlanScore):
+            message = (
+                "ILQR solves plans alone, dil.control.plan(..., solver=ILQR()); take dil.solvers.LBFGS() for a score"
+            )
+            raise OptionError(message)
+        begun = start(self, fun, init, args, kwargs)
+        u, backend = begun.u, begun.problem.backend
+        xp, rtol = array_namespace(u), tolerance(u, self.rtol, 2 / 3)
+        task = _task(begun)
+
+        def sweep(s: Iterate) -> Iterate:
+            gains = task.backward(s.u, s.mu)
+            trial = task.forward(s.u, gains)
+            full_step = norm(trial.whole - s.u)
+            sound = s.going & xp.isfinite(full_step) & xp.isfinite(gains.slope)
+            # near the solution the cost is flat to rounding, and says nothing about a step
+            flat = sound & (full_step <= eps(xp, u.dtype) ** 0.25 * size_of(s.u))
+            level = trial.first <= s.value + 64 * eps(xp, u.dtype) * (1.0 + abs(s.value))
+            lower = sound & (trial.value < s.value)
+            taken = lower | (flat & level)
+            new = xp.where(lower, trial.best, xp.where(flat & level, trial.whole, s.u))
+            value = xp.where(lower, trial.value, xp.where(flat & level, trial.first, s.value))
+            solved = s.solved | (taken & (s.mu <= LEAST) & (full_step <= rtol * size_of(new)))
+            less = xp.where(s.mu <= LEAST, full(s.mu, 0.0), s.mu / FACTOR)
+            more = xp.where(s.mu < LEAST, full(s.mu, LEAST), s.mu * FACTOR)
+            mu = xp.where(s.going, xp.where(taken, less, more), s.mu)
+            steps = s.steps + xp.astype(s.going, s.steps.dtype)
+            going = s.going & ~solved & (mu < MOST) & (steps < self.max_iter)
+            slope = xp.where(sound, gains.slope, s.slope)
+            return Iterate(
+                xp.where(s.going, new, s.u), xp.where(s.going, value, s.value), slope, mu, steps, going, solved
+            )
+
+        value = evaluate(begun, u)
+        counter, finite = zeros_like_count(u), xp.isfinite(value)
+        zero = full(value, 0.0)
+        first = Iterate(u, value, task.backward(u, zero).slope, zero, counter, finite, ~finite & finite)
+
+        def residual(s: Iterate) -> Array:
+            return s.slope / or_one(first.slope)
+
+        last, extra = iterate(self, backend, sweep, first, max_iter=self.max_iter, residual=residual)
+        return finish(
+            begun.problem.space,
+            last.u,
+            last.steps,
+            residual(last),
+            max_iter=self.max_iter,
+            solved=last.solved,
+            broken=~finite,
+            extra=extra,
+        )
+
+
+class Iterate(NamedTuple):
+    """One sweep; u: (*batch, n), the rest (*batch, 1)."""
+
+    u: Array
+    value: Array
+    slope: Array
+    """||Q_u|| over all times."""
+    mu: Array
+    """What is added to the diagonal of Q_uu."""
+    steps: Array
+    going: Array
+    solved: Array
+
+
+class Gains(NamedTuple):
+    """What a sweep back gives: the states that it expands about, and du = k + K dx, time first."""
+
+    states: Array
+    controls: Array
+    k: Array
+    """(horizon, *batch, n_u)"""
+    K: Array
+    """(horizon, *batch, n_u, n_x)"""
+    slope: Array
+
+
+class Trial(NamedTuple):
+    """What a sweep forth gives: the best of the lengths and the whole step; u: (*batch, n), values: (*batch, 1)."""
+
+    best: Array
+    value: Array
+    whole: Array
+    first: Array
+
+
+class Task(NamedTuple):
+    """A plan with its arguments in place."""
+
+    begun: Start
+    backend: Backend
+    plan: PlanScore
+    x0: Array
+    theta_c: Tree
+    theta_h: Tree
+
+    def backward(self, u: Array, mu: Array) -> Gains:
+        """Return the gains of the expansion about u, Q_uu + mu I in the place of Q_uu."""
+        xp, plan = array_namespace(u), self.plan
+        v = self.begun.problem.space.unravel(u)
+        states = xp.moveaxis(self.backend.constant(plan.states(v, self.x0, self.theta_h)), -2, 0)
+        x, v = states[:-1, ...], time_first(v)
+        n = x.shape[-1]
+        z = xp.concat([x, plan.controls(v)], axis=-1)
+        F = self._jacobian(lambda z: plan.step(z[..., :n], z[..., n:], self.theta_h), z)
+        c, C = self._expansion(lambda z: plan.stage(z[..., :n], z[..., n:], self.theta_c), z)
+        if plan.final is None:
+            p, P = full(x[0, ...], 0.0), full(F[0, ..., :n], 0.0)
+        else:
+            p, P = self._expansion(lambda z: plan.last(z, self.theta_c), states[-1, ...])
+        identity, squash = _eye(v.shape[-1], v), self._squash(v)
+
+        def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            (p, P), (F, c, C) = carry, row[:3]
+            q, Q = c + _times(F.mT, p), C + F.mT @ P @ F
+            q_u, Q_ux, Q_uu = _in_free(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
+            right = xp.concat([q_u[..., None], Q_ux], axis=-1)
+            found = -self.backend.cholesky_solve(Q_uu + mu[..., None] * identity, right)
+            k, K = found[..., 0], found[..., 1:]
+            p = q[..., :n] + _times(K.mT, _times(Q_uu, k) + q_u) + _times(Q_ux.mT, k)
+            mixed = K.mT @ Q_ux
+            P = Q[..., :n, :n] + K.mT @ Q_uu @ K + mixed + mixed.mT
+            return (p, 0.5 * (P + P.mT)), (k, K, q_u)
+
+        rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *squash))
+        _, outs = self.backend.scan(step, (p, P), rows)
+        k, K, q_u = (xp.flip(a, axis=0) for a in outs)
+        return Gains(states, v, k, K, norm(self._vector(q_u)))
+
+    def forward(self, u: Array, gains: Gains) -> Trial:
+        """Return what the controls with feedback come to, for all step lengths at once."""
+        xp, plan = array_namespace(u), self.plan
+        lengths = xp.asarray(LENGTHS, dtype=u.dtype, device=device(u))
+        lengths = xp.reshape(lengths, (len(LENGTHS), *(1 for _ in gains.k.shape[1:])))
+
+        def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            (x,), (X, v, k, K) = carry, row
+            v = v + lengths * k + _times(K, x - X)
+            return (plan.step(x, plan.controls(v), self.theta_h),), (v,)
+
+        x = xp.broadcast_to(self.x0, (len(LENGTHS), *self.x0.shape))
+        _, (v,) = self.backend.scan(step, (x,), (gains.states[:-1, ...], gains.controls, gains.k, gains.K))
+        rows = xp.moveaxis(v, 0, -2)
+        values = self.backend.constant(plan(rows, self.x0, self.theta_c, self.theta_h))[..., None]
+        values = xp.where(xp.isfinite(values), values, full(values, float("inf")))
+        rows = xp.reshape(rows, (len(LENGTHS), *u.shape))
+        return Trial(*best_row(rows, values), rows[0, ...], values[0, ...])
+
+    def _jacobian(self, fn: Any, z: Array) -> Array:
+        """Return the derivative of fn, (..., n_z) -> (..., n_x), at each time and problem: (..., n_x, n_z)."""
+        return self._pulled(lambda z: (fn(z),), z, self.x0.shape[-1])
+
+    def _expansion(self, fn: Any, z: Array) -> tuple[Array, Array]:
+        """Return gradient and Hessian of fn at each time and problem, (..., n_z) and (..., n_z, n_z)."""
+
+        def gradient(z: Array) -> Arrays:
+            (value,), pull = self.backend.vjp(lambda z: (fn(z),), z)
+            return pull((array_namespace(value).ones_like(value),))
+
+        return self.backend.constant(gradient(z)[0]), self._pulled(gradient, z, z.shape[-1])
+
+    def _pulled(self, fn: Any, z: Array, n: int) -> Array:
+        """Return the rows of the derivative of fn, whose values are (..., n), from one pull at n copies of z."""
+        xp = array_namespace(z)
+        _, pull = self.backend.vjp(fn, xp.broadcast_to(z, (n, *z.shape)))
+        rows = xp.reshape(_eye(n, z), (n, *(1 for _ in z.shape[:-1]), n))
+        (pulled,) = pull((xp.broadcast_to(rows, (n, *z.shape[:-1], n)),))
+        return xp.moveaxis(self.backend.constant(pulled), 0, -2)  # type: ignore[no-any-return]
+
+    def _squash(self, v: Array) -> Arrays:
+        """Return what bounds make of derivatives in u, each (horizon, *batch, n_u); nothing without bounds."""
+        bounds = self.plan.bounds
+        if bounds is None:
+            return ()
+        first, second = bounds.slopes(v)
+        t = array_namespace(v).tanh(v)
+        # 2 tanh v and 2 - 2 tanh(v)^2 are the derivatives of the barrier
+        return first, second, self.plan.barrier * 2.0 * t, self.plan.barrier * 2.0 * (1.0 - t) * (1.0 + t)
+
+    def _vector(self, q: Array) -> Array:
+        """Return what is given time first as vectors of the problem's unknowns, (*batch, n)."""
+        xp = array_namespace(q)
+        moved = xp.moveaxis(q, 0, -2)
+        return xp.reshape(moved, (*moved.shape[:-2], -1))  # type: ignore[no-any-return]
+
+
+def _in_free(q_u: Array, Q_ux: Array, Q_uu: Array, squash: Arrays) -> Arrays:
+    """Return the derivatives in the free controls v from those in u(v), the bend of u(v) and the barrier included."""
+    if not squash:
+        return q_u, Q_ux, Q_uu
+    first, second, pushed, bent = squash
+    diagonal = (second * q_u + bent)[..., None] * _eye(q_u.shape[-1], q_u)
+    return first * q_u + pushed, first[..., None] * Q_ux, first[..., None] * Q_uu * first[..., None, :] + diagonal
+
+
+def _task(begun: Start) -> Task:
+    """Return the plan behind a score."""
+    problem, _, arrays = begun
+    args, kwargs = problem.arguments.call(arrays)
+    given = dict(zip(("x0", "theta_c", "theta_h"), args, strict=False)) | kwargs
+    plan = problem.score.fn
+    assert isinstance(plan, PlanScore)
+    return Task(begun, problem.backend, plan, given["x0"], given.get("theta_c"), given.get("theta_h"))
+
+
+def _eye(n: int, like: Array) -> Array:
+    xp = array_namespace(like)
+    return xp.eye(n, dtype=like.dtype, device=device(like))  # type: ignore[no-any-return]
+
+
+def _times(A: Array, x: Array) -> Array:
+    """Return A x for each problem: (..., m, n), (..., n) -> (..., m)."""
+    return (A @ x[..., None])[..., 0]

@@ -1,0 +1,129 @@
+"""Model predictive control: plan, take the first control, look, plan again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from dil._arrays import array_namespace, device
+from dil._errors import ShapeError
+from dil._options import check_integer
+from dil._registry import common_owner, owner
+from dil._typing import Array, Arrays, Tree
+from dil.control._plan import Plan
+from dil.control._score import described, name_of
+
+
+class Rollout(NamedTuple):
+    """A closed loop of some steps.
+
+    Attributes
+    ----------
+    states : array, (*batch, steps + 1, n_x)
+        From the first state to the last.
+    controls : array, (*batch, steps, n_u)
+        The control taken in each state but the last.
+    status : int array, (*batch, steps)
+        How the plan behind each control ended, codes of `dil.Status`.
+    """
+
+    states: Array
+    controls: Array
+    status: Array
+
+
+def shift(u: Array) -> Array:
+    """Return a plan one step later, (*batch, horizon, n_u): the first control gone, the last one held.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> dil.control.shift(np.asarray([[1.0], [2.0], [3.0]])).tolist()
+    [[2.0], [3.0], [3.0]]
+    """
+    return array_namespace(u).concat([u[..., 1:, :], u[..., -1:, :]], axis=-2)  # type: ignore[no-any-return]
+
+
+def mpc_rollout(
+    plan: Plan,
+    environment: Callable[[Array, Array], Array],
+    x0: Array,
+    steps: int,
+    theta_c: Tree = None,
+    theta_h: Tree = None,
+    *,
+    warm_start: bool = True,
+) -> Rollout:
+    """Control an environment by the first control of a new plan in every state.
+
+    Parameters
+    ----------
+    plan : Plan
+        From `dil.control.plan`.
+    environment : callable
+        `environment(x, u)` returns the states after (*batch, n_x) under controls (*batch, n_u).
+    x0 : array, (*batch, n_x)
+        Where the loop begins.
+    steps : int
+        How many controls are taken.
+    theta_c, theta_h : tree
+        The parameters that the plan is called with.
+    warm_start : bool
+        Whether each plan starts from the last one, shifted by a step, instead of from `plan.init`.
+
+    Returns
+    -------
+    Rollout
+        Constants to every derivative; no policy is applied to the statuses. For gradients through a loop, call the
+        plan in a loop of your own.
+
+    Raises
+    ------
+    OptionError
+        If steps is no number of steps.
+    ShapeError
+        If the environment returns another shape than it gets.
+
+    Notes
+    -----
+    The loop is the backend's own: under `jax.jit` one planning step is compiled, however many are taken.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> def cost(x, u, goal):
+    ...     return np.sum((x - goal) ** 2, axis=-1) + np.sum(u**2, axis=-1)
+    >>> def drift(x, u, speed=1.0):
+    ...     return x + speed * u
+    >>> steer = dil.control.plan(cost, drift, 5)
+    >>> run = dil.control.mpc_rollout(steer, drift, np.asarray([1.0]), 3, np.asarray(0.0), np.asarray(1.0))
+    >>> run.states[:, 0].round(3), run.status
+    (array([1.   , 0.382, 0.146, 0.056]), array([0, 0, 0], dtype=int32))
+    """
+    check_integer("steps", steps, 1)
+    backend = common_owner([x0], ["x0"], "mpc_rollout")
+    xp, x0 = array_namespace(x0), backend.constant(x0)
+
+    def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+        x, u = carry
+        found = plan.solve(x, theta_c, theta_h, init=u)
+        first = found.value[..., 0, :]
+        after = _like(backend.constant(environment(x, first)), x, environment)
+        assert found.status is not None
+        return (after, shift(found.value) if warm_start else u), (after, first, found.status)
+
+    begin = (x0, backend.constant(plan.start(x0, theta_c, theta_h)))
+    count = xp.zeros((steps,), dtype=x0.dtype, device=device(x0))
+    _, (after, controls, status) = backend.scan(step, begin, (count,))
+    states = xp.concat([x0[None, ...], after], axis=0)
+    return Rollout(xp.moveaxis(states, 0, -2), xp.moveaxis(controls, 0, -2), xp.moveaxis(status, 0, -1))
+
+
+def _like(after: Any, x: Array, environment: object) -> Array:
+    if owner(after) is None or tuple(after.shape) != tuple(x.shape):
+        message = (
+            f"the environment {name_of(environment)} returned {described(after)} for states of shape "
+            f"{tuple(x.shape)}; expected the next states, of that shape"
+        )
+        raise ShapeError(message)
+    return after  # type: ignore[no-any-return]

@@ -1,0 +1,230 @@
+"""The plan: from the observed state and the parameters of cost and dynamics to the controls that cost least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dil._arrays import array_namespace, full
+from dil._call import Solver
+from dil._errors import OptionError, ShapeError
+from dil._layer import Layer
+from dil._options import check_integer, is_number
+from dil._policy import Policy
+from dil._registry import common_owner
+from dil._score import Score
+from dil._solution import Solution
+from dil._status import Status
+from dil._typing import Array, OnFailure, Tree
+from dil.control._bounds import Limit, checked
+from dil.control._score import Cost, Dynamics, PlanScore, name_of
+from dil.linear._auto import Auto
+from dil.linear._solver import LinearSolver
+from dil.solvers._lbfgs import LBFGS
+
+if TYPE_CHECKING:
+    from dil._report import Report
+
+HUGE = 0.25
+"""States beyond this power of the largest number have diverged: their products overflow."""
+
+
+def plan(
+    cost: Cost,
+    dynamics: Dynamics,
+    horizon: int,
+    *,
+    controls: int = 1,
+    final: Cost | None = None,
+    solver: Solver | None = None,
+    bounds: tuple[Limit, Limit] | None = None,
+    barrier: float = 0.0,
+    init: Array | Callable[..., Array] | None = None,
+    linear_solver: LinearSolver | None = None,
+    on_failure: OnFailure = "warn",
+    refine: int = 0,
+) -> Plan:
+    """Return the layer u = argmin_u sum_{t < H} c(x_t, u_t) + c_H(x_H), s.t. x_{t+1} = h(x_t, u_t), x_0 observed.
+
+    Parameters
+    ----------
+    cost : callable
+        `cost(x, u, theta_c)`: states (..., n_x) and controls (..., n_u) to one number each, shape (...).
+    dynamics : callable
+        `dynamics(x, u, theta_h)`: the next states, (..., n_x), of the same dtype.
+    horizon : int
+        H, the number of controls.
+    controls : int
+        n_u, the number of entries of one control.
+    final : callable, optional
+        `final(x, theta_c)`, the cost c_H of the state after the last control, (..., n_x) -> (...); none by default.
+    solver : callable, optional
+        Any solver of `dil.solvers`, `dil.control.ILQR()` or one of your own; `dil.solvers.LBFGS()` by default.
+    bounds : pair, optional
+        (low, high), each a number or n_u numbers. The solver works on v, u = middle + half tanh(v).
+    barrier : float
+        Adds barrier times -log(1 - tanh(v)^2), summed over all controls, to the cost. Where the best control is at a
+        bound there is no best v without it, and hence no gradient; with it u stays inside, by about barrier over the
+        slope of the cost in u.
+    init : array or callable, optional
+        The controls to start from, (*batch, horizon, n_u), or a callable of (x0, theta_c, theta_h); the middle of the
+        bounds by default, zero without bounds.
+    linear_solver, on_failure, refine
+        As in `dil.argmin`.
+
+    Returns
+    -------
+    Plan
+        Called as `plan(x0, theta_c, theta_h, init=None)`: differentiable in every float array of the three.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range. Calls raise `ShapeError` where cost or dynamics return another shape.
+
+    Notes
+    -----
+    Look et al. 2020, Eq. 5, with the constraints inserted; its last term, whose control moves no state any more, is
+    `final`. Both functions are called with leading dimensions: those of x0 (*batch, n_x), for solvers that try many
+    plans at once one more in front, for `ILQR` one of time. Write them with `x[..., i]`, broadcasting and sums over
+    axis -1; a function of one state can be wrapped by the framework's vmap. theta_c and theta_h are trees, shared by
+    the batch or with its leading dimensions; a network's parameters have to be among them, as what a function captures
+    gets no gradient.
+
+    Random solvers stop near the best plan, not at it, and the gradient is that at a solution: refine=2 takes two Newton
+    steps from there, and `dil.solvers.Sequence(RandomShooting(samples=1000), LBFGS())` goes on by gradients.
+
+    A plan whose states overflow within the horizon ends DIVERGED.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> def cost(x, u, goal):
+    ...     return np.sum((x - goal) ** 2, axis=-1) + np.sum(u**2, axis=-1)
+    >>> def drift(x, u, speed):
+    ...     return x + speed * u
+    >>> steer = dil.control.plan(cost, drift, 2, final=lambda x, goal: np.sum((x - goal) ** 2, axis=-1))
+    >>> steer(np.asarray([1.0]), np.asarray([0.0]), np.asarray(1.0))
+    array([[-0.6],
+           [-0.2]])
+    """
+    check_integer("horizon", horizon, 1)
+    check_integer("controls", controls, 1)
+    for name, fn in (("cost", cost), ("dynamics", dynamics), ("final", final)):
+        if not callable(fn) and not (name == "final" and fn is None):
+            message = f"{name}={fn!r} of type {type(fn).__name__}; expected a callable"
+            raise OptionError(message)
+    if not (is_number(barrier) and barrier >= 0) or (barrier and bounds is None):
+        message = f"barrier={barrier!r}; expected a number >= 0, and bounds= that it keeps the controls within"
+        raise OptionError(message)
+    score = PlanScore(cost, dynamics, final, int(horizon), checked(bounds, controls), float(barrier))
+    policy = Policy(on_failure, f"plan through {name_of(dynamics)}")
+    made = Plan(
+        score, int(controls), LBFGS() if solver is None else solver, linear_solver or Auto(), init, policy, refine
+    )
+    made.layer(0)  # an option that is out of range is said here, not at the first call
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A layer from the observed state to the best controls; made by `dil.control.plan`."""
+
+    score: PlanScore
+    controls: int
+    solver: Solver
+    linear_solver: LinearSolver
+    init: Array | Callable[..., Array] | None
+    policy: Policy
+    refine: int
+
+    @property
+    def horizon(self) -> int:
+        """The number of controls."""
+        return self.score.horizon
+
+    def __call__(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None, *, init: Array | None = None) -> Array:
+        """Return the controls, (*batch, horizon, n_u), for states x0, (*batch, n_x)."""
+        layer, v = self._begin(x0, theta_c, theta_h, init)
+        return self.score.controls(layer(x0, theta_c, theta_h, init=v))
+
+    def solve(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None, *, init: Array | None = None) -> Solution:
+        """Return the solver's whole answer, its value the controls; a constant to every derivative."""
+        layer, v = self._begin(x0, theta_c, theta_h, init)
+        solution = layer.solve(x0, theta_c, theta_h, init=v)
+        return solution._replace(value=self.score.controls(solution.value))
+
+    def report(
+        self,
+        x0: Array,
+        theta_c: Tree = None,
+        theta_h: Tree = None,
+        *,
+        init: Array | None = None,
+        cotangent: Array | None = None,
+    ) -> Report:
+        """Report on the forward and the backward solve, as `dil.Layer.report`; the cotangent is dL/dv."""
+        layer, v = self._begin(x0, theta_c, theta_h, init)
+        return layer.report(x0, theta_c, theta_h, init=v, cotangent=cotangent)
+
+    def states(self, u: Array, x0: Array, theta_h: Tree = None) -> Array:
+        """Return x_0 to x_H under controls u, (*batch, horizon + 1, n_x), by the plan's own dynamics."""
+        return PlanScore(self.score.cost, self.score.dynamics, None, self.horizon, None, 0.0).states(u, x0, theta_h)
+
+    def layer(self, batch_ndim: int) -> Layer:
+        """Return the argmin layer of the free controls v, for states with that many batch dimensions."""
+        condition = Score(self.score, batch_ndim)
+        solver = self.solver
+        if callable(solver) and not isinstance(solver, type):
+            solver = _Told(solver, self.score)
+        return Layer(condition, solver, self.linear_solver, None, self.policy, self.refine)
+
+    def start(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
+        """Return the controls that the solver starts from where a call gives none, (*batch, horizon, n_u)."""
+        shape = (*x0.shape[:-1], self.horizon, self.controls)
+        if self.init is None:
+            zero = full(x0, 0.0, shape=shape)
+            return zero if self.score.bounds is None else self.score.bounds.squash(zero)
+        return self.init(x0, theta_c, theta_h) if callable(self.init) else self.init
+
+    def _begin(self, x0: Array, theta_c: Tree, theta_h: Tree, init: Array | None) -> tuple[Layer, Array]:
+        common_owner([x0], ["x0"], self.policy.layer)
+        if x0.ndim < 1:
+            message = "x0 has shape (); expected (*batch, n_x), so (1,) for a state of one number"
+            raise ShapeError(message)
+        u = self.start(x0, theta_c, theta_h) if init is None else init
+        expected = (*x0.shape[:-1], self.horizon, self.controls)
+        if tuple(getattr(u, "shape", ())) != tuple(expected):
+            message = (
+                f"init has shape {tuple(getattr(u, 'shape', ()))}; expected {tuple(expected)}, that is (*batch, "
+                f"horizon, controls) for x0 of shape {tuple(x0.shape)}"
+            )
+            raise ShapeError(message)
+        return self.layer(x0.ndim - 1), u if self.score.bounds is None else self.score.bounds.free(u)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A solver of plans that says DIVERGED where the states of its plan overflow."""
+
+    solver: Solver
+    score: PlanScore
+
+    @property
+    def __name__(self) -> str:  # what messages call the solver
+        return getattr(self.solver, "__name__", type(self.solver).__name__)
+
+    def __call__(self, fun: Any, init: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Solution:
+        found = self.solver(fun, init, x0, theta_c, theta_h)
+        solution = found if isinstance(found, Solution) else Solution(found)
+        v = solution.value
+        if tuple(getattr(v, "shape", ())) != tuple(init.shape):
+            return solution  # the layer says what is wrong with it
+        xp = array_namespace(v)
+        states = self.score.states(v, x0, theta_h)
+        # False for NaN; controls that are not finite are the solver's own doing
+        bounded = xp.all(xp.abs(states) < float(xp.finfo(states.dtype).max) ** HUGE, axis=(-2, -1))
+        diverged = ~bounded & xp.all(xp.isfinite(v), axis=(-2, -1))
+        status = full(diverged, 0, dtype=xp.int32) if solution.status is None else solution.status
+        return solution._replace(status=xp.where(diverged, full(status, int(Status.DIVERGED)), status))

@@ -1,0 +1,127 @@
+"""The score of a plan: the cost along the states that a control sequence leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from dil._arrays import array_namespace, full
+from dil._errors import DTypeError, ShapeError
+from dil._protocol import Backend
+from dil._registry import common_owner, owner
+from dil._typing import Array, Arrays, Tree
+from dil.control._bounds import Bounds
+
+Cost = Callable[..., Any]
+Dynamics = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class PlanScore:
+    """sum_{t < H} c(x_t, u_t; theta_c) + c_H(x_H; theta_c) with x_{t+1} = h(x_t, u_t; theta_h) inserted (Eq. 5).
+
+    The unknown v, (*batch, horizon, n_u), is free; u is v, or the bounded image of it.
+    """
+
+    cost: Cost
+    dynamics: Dynamics
+    final: Cost | None
+    horizon: int
+    bounds: Bounds | None
+    barrier: float
+
+    broadcasts: ClassVar[bool] = True
+    """Whether v may have more leading dimensions than x0: many plans are valued by one call."""
+
+    @property
+    def __name__(self) -> str:  # what messages about the score of a layer call it
+        return f"cost along {name_of(self.dynamics)}"
+
+    def __call__(self, v: Array, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
+        """Return the cost of each plan, shape v.shape[:-2]."""
+        lead = v.shape[:-2]
+
+        def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            x, total = carry
+            return (self.step(x, row[0], theta_h), total + self.stage(x, row[0], theta_c)), ()
+
+        x = array_namespace(x0).broadcast_to(x0, (*lead, x0.shape[-1]))
+        carry = (x, full(v, 0.0, shape=lead))
+        (x, total), _ = backend_of(v, x0).scan(step, carry, (time_first(self.controls(v)),))
+        if self.final is not None:
+            total = total + self.last(x, theta_c)
+        return total + self.barrier * self.bounds.barrier(v) if self.bounds is not None and self.barrier else total
+
+    def controls(self, v: Array) -> Array:
+        """Return the controls u of free ones v."""
+        return v if self.bounds is None else self.bounds.squash(v)
+
+    def states(self, v: Array, x0: Array, theta_h: Tree = None) -> Array:
+        """Return x_0 to x_H, (*batch, horizon + 1, n_x)."""
+        xp = array_namespace(x0)
+        x0 = xp.broadcast_to(x0, (*v.shape[:-2], x0.shape[-1]))
+
+        def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            x = self.step(carry[0], row[0], theta_h)
+            return (x,), (x,)
+
+        _, (after,) = backend_of(v, x0).scan(step, (x0,), (time_first(self.controls(v)),))
+        return xp.concat([x0[..., None, :], xp.moveaxis(after, 0, -2)], axis=-2)  # type: ignore[no-any-return]
+
+    def step(self, x: Array, u: Array, theta_h: Tree) -> Array:
+        """Return the state after x, like x: (..., n_x)."""
+        after = self.dynamics(x, u, theta_h)
+        if owner(after) is None or tuple(after.shape) != tuple(x.shape):
+            message = (
+                f"the dynamics {name_of(self.dynamics)} returned {described(after)} for states of shape "
+                f"{tuple(x.shape)} and controls of shape {tuple(u.shape)}; expected the next states, of the states' "
+                f"shape: (..., n_x), (..., n_u) -> (..., n_x)"
+            )
+            raise ShapeError(message)
+        return _of_dtype(after, x, f"the dynamics {name_of(self.dynamics)}")
+
+    def stage(self, x: Array, u: Array, theta_c: Tree) -> Array:
+        """Return the cost of one step, (...)."""
+        return self._cost(self.cost, x, x, u, theta_c)
+
+    def last(self, x: Array, theta_c: Tree) -> Array:
+        """Return the cost of the last state, (...)."""
+        return self._cost(self.final, x, x, theta_c)
+
+    def _cost(self, cost: Any, x: Array, *args: Tree) -> Array:
+        value = cost(*args)
+        if owner(value) is None or tuple(value.shape) != tuple(x.shape[:-1]):
+            message = (
+                f"the cost {name_of(cost)} returned {described(value)} for states of shape {tuple(x.shape)}; expected "
+                f"shape {tuple(x.shape[:-1])}, one number for each state: sum over the last axis alone"
+            )
+            raise ShapeError(message)
+        return _of_dtype(value, x, f"the cost {name_of(cost)}")
+
+
+def _of_dtype(value: Any, x: Array, what: str) -> Array:
+    if value.dtype != x.dtype:
+        message = f"{what} returned dtype {value.dtype} for states of dtype {x.dtype}; compute it without casts"
+        raise DTypeError(message)
+    return value  # type: ignore[no-any-return]
+
+
+def time_first(v: Array) -> Array:
+    """Return the rows that a scan steps through: (*batch, horizon, n_u) -> (horizon, *batch, n_u)."""
+    return array_namespace(v).moveaxis(v, -2, 0)  # type: ignore[no-any-return]
+
+
+def backend_of(u: Array, x: Array) -> Backend:
+    """Return the backend of controls and states."""
+    return common_owner([u, x], ["the controls", "x0"], "a plan")
+
+
+def name_of(fn: object) -> str:
+    """Return a function's name in quotes, for messages."""
+    return repr(getattr(fn, "__name__", type(fn).__name__))
+
+
+def described(value: Any) -> str:
+    """Say what a function has returned."""
+    return f"{value!r}" if owner(value) is None else f"shape {tuple(value.shape)}"

@@ -1,0 +1,56 @@
+"""Some solvers, one after the other: a rough one that looks everywhere, then a sharp one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dil._errors import OptionError
+from dil._solution import Solution
+from dil._typing import Tree
+
+
+@dataclass(frozen=True, init=False)
+class Sequence:
+    """Solve by each solver in turn, from where the one before it ended; the last one's word counts.
+
+    Parameters
+    ----------
+    *solvers : callable
+        Each `solver(fun, init, *args, **kwargs)`.
+
+    Notes
+    -----
+    Status and residual are those of the last solver, the iterations those of all that count theirs.
+
+    Raises
+    ------
+    OptionError
+        If there is none, or one is no callable.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> search = dil.solvers.Sequence(dil.solvers.RandomShooting(iterations=20), dil.solvers.Newton())
+    >>> sol = search(lambda u: np.sum((u**2 - 1.0) ** 2 + 0.1 * u), np.zeros(1))
+    >>> np.round(sol.value, 6), dil.Status(int(sol.status)).name
+    (array([-1.012273]), 'CONVERGED')
+    """
+
+    solvers: tuple[Callable[..., Any], ...]
+
+    def __init__(self, *solvers: Callable[..., Any]) -> None:
+        if not solvers or not all(callable(each) and not isinstance(each, type) for each in solvers):
+            message = f"Sequence{solvers!r}; expected one solver or more, each a callable such as dil.solvers.Newton()"
+            raise OptionError(message)
+        object.__setattr__(self, "solvers", solvers)
+
+    def __call__(self, fun: Callable[..., Any], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Solve from init; the value has the structure of init."""
+        last, counts = Solution(init), []
+        for solver in self.solvers:
+            found = solver(fun, last.value, *args, **kwargs)
+            last = found if isinstance(found, Solution) else Solution(found)
+            counts += [] if last.iterations is None else [last.iterations]
+        return last._replace(iterations=sum(counts[1:], counts[0]) if counts else None)

@@ -1,0 +1,46 @@
+"""Scores as numbers alone, for solvers that compare them: one point for each problem, or many."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from dil._arrays import array_namespace, device, full
+from dil._typing import Array
+from dil.solvers._start import Start
+
+
+def evaluate(begun: Start, u: Array) -> Array:
+    """Return the score, (*batch, 1), infinite where it is not finite: a NaN is lower than nothing."""
+    problem, _, arrays = begun
+    return _or_infinite(problem.backend.constant(problem.value(u, *arrays))[..., None])
+
+
+def broadcasts(begun: Start) -> bool:
+    """Whether the score takes unknowns with leading dimensions that its arguments lack, as that of a plan does."""
+    return bool(getattr(begun.problem.score.fn, "broadcasts", False))
+
+
+def evaluate_rows(begun: Start, rows: Array) -> Array:
+    """Return the score of each row, (k, *batch, n) -> (k, *batch, 1), at once where score or framework can."""
+    problem, _, arrays = begun
+    if not broadcasts(begun):
+        return _or_infinite(problem.backend.map_rows(lambda u: problem.value(u, *arrays)[..., None], rows))
+    space, count = problem.space, rows.shape[0]
+    shapes = tuple((count, *shape) for shape in space.shapes)
+    many = replace(problem, space=replace(space, shapes=shapes, batch=(count, *space.batch)))
+    return _or_infinite(problem.backend.constant(many.value(rows, *arrays))[..., None])
+
+
+def _or_infinite(value: Array) -> Array:
+    xp = array_namespace(value)
+    return xp.where(xp.isfinite(value), value, full(value, math.inf))  # type: ignore[no-any-return]
+
+
+def best_row(rows: Array, values: Array) -> tuple[Array, Array]:
+    """Return the row of least value of each problem, (*batch, n), and that value, (*batch, 1)."""
+    xp = array_namespace(values)
+    number = xp.reshape(xp.arange(rows.shape[0], device=device(values)), (-1, *(1 for _ in values.shape[1:])))
+    chosen = number == xp.argmin(values, axis=0)[None, ...]
+    zero = full(values, 0.0)
+    return xp.sum(xp.where(chosen, rows, full(rows, 0.0)), axis=0), xp.sum(xp.where(chosen, values, zero), axis=0)
