@@ -110,14 +110,14 @@ def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]
         y = solve(*args)
         return y, (args, y)
 
-    def backward(kept: tuple[Arrays, Arrays], cotangents: Arrays) -> tuple[Any, ...]:
+    def backward(kept: tuple[Any, Any], cotangents: Any) -> tuple[Any, ...]:
         args, y = kept
         wrt = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
         pulled = dict(zip(wrt, rule.pullback(args, y, cotangents, wrt), strict=True))
         return tuple(pulled.get(i) for i in range(len(args)))
 
     found.defvjp(forward, backward)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _is_zero(tangent: Any) -> bool:
