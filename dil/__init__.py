@@ -28,7 +28,7 @@ from dil._transforms import constant, grad, jvp, value_and_grad, vjp
 from dil._value import Value, value
 
 if TYPE_CHECKING:
-    from dil import control, solvers
+    from dil import control, ode, solvers
     from dil._check import GradientReport, check_gradients
     from dil._report import Report
 
@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 
 LATER = {
     "control": "dil.control",
+    "ode": "dil.ode",
     "solvers": "dil.solvers",
     "GradientReport": "dil._check",
     "Report": "dil._report",
@@ -85,6 +86,7 @@ __all__ = [
     "grad",
     "jvp",
     "linear",
+    "ode",
     "record",
     "root",
     "solvers",

@@ -1,0 +1,170 @@
+"""The methods: each a chain of implicit stages z = base + gh f(t, z), and what it carries from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from dil._arrays import full
+from dil._typing import Array, Arrays
+from dil.ode._state import or_one, plus, scaled, slope_between
+
+
+class Stages(Protocol):
+    """What a method may ask for within one step."""
+
+    last: Arrays
+    """The slope of the stage before; at the start of a step, of a method that ends with a stage, that at its start."""
+
+    def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
+        """Return z = base + gh f(t, z)."""
+        ...
+
+    def slope(self, t: Array, y: Arrays) -> Arrays:
+        """Return f(t, y)."""
+        ...
+
+
+class Advanced(NamedTuple):
+    """One step: the new state, what the next step has to know, and an estimate of the local error."""
+
+    y: Arrays
+    memory: Arrays
+    error: Callable[[], Arrays] | None = None
+    """Worked out only where the step size is adapted; needs the slope at the start in `stages.last`."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of integration.
+
+    The coefficients are those of the sources named; a slope is never evaluated where a stage gives it, since a stiff f
+    would multiply the error that the stage's solver leaves.
+    """
+
+    name: str
+    order: int
+    advance: Callable[[Stages, Arrays, Arrays, Array, Array], Advanced]
+    """`advance(stages, y, memory, t, h)` takes a step from t to t + h."""
+    begin: Callable[[Stages, Arrays, Array], Arrays] = lambda stages, y, t: ()
+    """`begin(stages, y, t)` returns the memory of the first step."""
+    starter: Method | None = None
+    """Takes the first step of a method whose memory is the state before and the step from there."""
+    error_order: int | None = None
+    """The power of h that the estimate of the local error falls with; None where there is no estimate."""
+
+
+def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
+    """Y + h f(t, y)."""
+    return Advanced(plus(y, (h, stages.slope(t, y))), ())
+
+
+def implicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
+    """Z = y + h f(t + h, z) (Look et al. 2020, section 3.1)."""
+    before = stages.last
+    z = stages.solve(y, t + h, h)
+    return Advanced(z, (), lambda: scaled(0.5 * h, (1.0, stages.last), (-1.0, before)))
+
+
+def implicit_midpoint(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
+    """Z = y + h/2 f(t + h/2, z), and as far again (Hairer, Nørsett and Wanner 1993, II.7)."""
+    z = stages.solve(y, t + 0.5 * h, 0.5 * h)
+    return Advanced(plus(z, (1.0, z), (-1.0, y)), ())
+
+
+def trapezoid(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
+    """Solve z = y + h/2 (f(t, y) + f(t + h, z)); the slope at y is that of the stage before.
+
+    The error is h^3/12 d3y/dt3 (Hairer, Nørsett and Wanner 1993, III.2), the derivative from three slopes.
+    """
+    *slopes, last = memory
+    now, before = tuple(slopes[: len(y)]), tuple(slopes[len(y) :])
+    base = plus(y, (0.5 * h, now))
+    z = stages.solve(base, t + h, 0.5 * h)
+    new = slope_between(z, base, 0.5 * h)
+
+    def error() -> Arrays:
+        r = h / or_one(last)
+        return scaled(h * h / (6.0 * (h + last)), (1.0, new), (-1.0 - r, now), (r, before))
+
+    return Advanced(z, (*new, *now, h), error)
+
+
+def bdf2(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
+    """Two-step backward differentiation for a step h after one of h' (Hairer, Nørsett and Wanner 1993, III.5).
+
+    With w = h / h': z = ((1 + w)^2 y - w^2 y') / (1 + 2 w) + h (1 + w) / (1 + 2 w) f(t + h, z). Its local error is
+    e h^3 d3y/dt3, e = (1 + w)^2 / (6 w (1 + 2 w)); the slopes at both ends less those of the chord, which has that
+    error itself, are (1/6 - 2 e) h^2 d3y/dt3.
+    """
+    *before, last = memory
+    w = h / or_one(last)
+    shift = w * w / (1.0 + 2.0 * w)
+    base, slope = plus(y, (shift, y), (-shift, tuple(before))), stages.last
+    z = stages.solve(base, t + h, h * (1.0 + w) / (1.0 + 2.0 * w))
+
+    def error() -> Arrays:
+        e = (1.0 + w) * (1.0 + w) / (6.0 * w * (1.0 + 2.0 * w))
+        return scaled(e / (1.0 / 6.0 - 2.0 * e), (h, slope), (h, stages.last), (-2.0, z), (2.0, y))
+
+    return Advanced(z, (*y, h), error)
+
+
+def sdirk(
+    A: Sequence[Sequence[float]], estimate: Sequence[float]
+) -> Callable[[Stages, Arrays, Arrays, Array, Array], Advanced]:
+    """Return a stiffly accurate diagonally implicit method: its last stage is the new state.
+
+    `estimate` weighs the slope at the start and those of the stages; it annihilates polynomials up to degree one.
+    """
+
+    def advance(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
+        slopes, before, z = list[Arrays](), stages.last, y
+        for row in A:
+            base = plus(y, *((a * h, k) for a, k in zip(row, slopes, strict=False)))
+            gh = row[-1] * h
+            z = stages.solve(base, t + sum(row) * h, gh)
+            slopes.append(slope_between(z, base, gh))
+        return Advanced(z, (), lambda: scaled(h, *zip(estimate, (before, *slopes), strict=True)))
+
+    return advance
+
+
+G2 = 1.0 - 0.5**0.5
+"""Alexander 1977, Theorem 5 of order 2: a root of x^2 - 2 x + 1/2."""
+G3 = 0.43586652150845899942
+"""Alexander 1977, of order 3: the root of x^3 - 3 x^2 + 3/2 x - 1/6 between 1/6 and 1/2."""
+C3 = 0.5 * (1.0 + G3)
+B1 = -0.25 * (6.0 * G3**2 - 16.0 * G3 + 1.0)
+B2 = 0.25 * (6.0 * G3**2 - 20.0 * G3 + 5.0)
+
+# the weights of the method less those of a quadrature of order 3 at 0, G2 and 1
+E1 = (1.0 / 3.0 - G2 - (1.0 - G2) * G2**2) / (G2 * (1.0 - G2))
+E2 = -G2 * E1
+SDIRK2 = Method("sdirk2", 2, sdirk(((G2,), (1.0 - G2, G2)), (-E1 - E2, E1, E2)), error_order=3)
+# the weight of the second stage in a method of order 2 that does without the last
+D2 = (0.5 - G3) / (C3 - G3)
+METHODS = {
+    method.name: method
+    for method in (
+        Method("euler", 1, explicit_euler),
+        Method("implicit_euler", 1, implicit_euler, error_order=2),
+        Method("implicit_midpoint", 2, implicit_midpoint),
+        Method(
+            "trapezoid",
+            2,
+            trapezoid,
+            begin=lambda stages, y, t: (*(stages.slope(t, y) * 2), full(t, 0.0)),
+            error_order=3,
+        ),
+        Method("bdf2", 2, bdf2, starter=SDIRK2, error_order=3),
+        SDIRK2,
+        Method(
+            "sdirk3",
+            3,
+            sdirk(((G3,), (C3 - G3, G3), (B1, B2, G3)), (0.0, B1 - 1.0 + D2, B2 - D2, G3)),
+            error_order=3,
+        ),
+    )
+}
