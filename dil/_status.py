@@ -76,8 +76,9 @@ class Status(IntEnum):
 
     DIVERGED = (
         11,
-        "the states of the plan overflow within its horizon; shorten the horizon, bound the controls, start from "
-        "controls that keep the states small, or look at the dynamics",
+        "the iterates, or the states of a plan, grow without bound; damp the steps or take another solver, and for a "
+        "plan shorten the horizon, bound the controls, start from controls that keep the states small, or look at the "
+        "dynamics",
     )
 
     @property

@@ -230,8 +230,15 @@ def test_steps_that_do_not_converge(eager):
     def cycles(u):
         return 1.0 - u
 
-    for fun, u0, status in ((grows, 2.0, "NON_FINITE"), (cycles, 0.2, "MAX_ITER")):
-        sol = FixedPoint(max_iter=50)(fun, eager.asarray(u0))
+    def doubles(u):
+        return 2.0 * u + 1.0
+
+    def breaks(u):
+        return array_namespace(u).sqrt(u - 2.0)
+
+    cases = ((grows, 2.0, "DIVERGED"), (doubles, 0.0, "DIVERGED"), (breaks, 3.0, "NON_FINITE"))
+    for fun, u0, status in (*cases, (cycles, 0.2, "MAX_ITER")):
+        sol = FixedPoint(max_iter=80)(fun, eager.asarray(u0))
         assert names(eager, sol.status) == [status]
         assert np.isfinite(float(sol.value))
 

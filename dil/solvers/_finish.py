@@ -24,6 +24,7 @@ def finish(
     broken: Array,
     extra: Mapping[str, Any],
     singular: Array | None = None,
+    diverged: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from what the loop left, each (*batch, 1).
 
@@ -33,6 +34,7 @@ def finish(
         (solved, Status.CONVERGED),
         (broken, Status.NON_FINITE),
         *(() if singular is None else ((singular, Status.SINGULAR),)),
+        *(() if diverged is None else ((diverged, Status.DIVERGED),)),
         (steps >= max_iter, Status.MAX_ITER),
     ]
     status = first_of(reasons, Status.STAGNATED)

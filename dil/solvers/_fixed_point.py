@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, norm
+from dil._arrays import array_namespace, eps, norm
 from dil._errors import OptionError
 from dil._solution import Solution
 from dil._typing import Array, Tree
@@ -38,9 +38,9 @@ class FixedPoint:
     The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
     Near a solution where the step contracts distances by q, the distance to it is at most the residual over 1 - q.
 
-    A problem whose residual is no longer finite keeps the iterate before and is NON_FINITE; one that cycles ends with
-    MAX_ITER; one whose iterate no longer moves, above the tolerance, has STAGNATED. `Anderson` needs fewer steps where
-    the step contracts slowly.
+    A problem whose residual outgrows the start by all digits has DIVERGED; one whose residual is no longer finite keeps
+    the iterate before and is NON_FINITE; one that cycles ends with MAX_ITER; one whose iterate no longer moves, above
+    the tolerance, has STAGNATED. `Anderson` needs fewer steps where the step contracts slowly.
 
     Raises
     ------
@@ -86,14 +86,17 @@ class FixedPoint:
             moved = xp.any(new != s.u, axis=-1, keepdims=True)
             solved = s.solved | (usable & near(new, left))
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            going = usable & moved & ~solved & (steps < self.max_iter)
+            diverged = s.diverged | (usable & (norm(left) > far))
+            going = usable & moved & ~solved & ~diverged & (steps < self.max_iter)
             broken = s.broken | (s.going & ~usable)
-            return Iterate(xp.where(usable, new, s.u), xp.where(usable, left, s.left), steps, going, solved, broken)
+            u, left = xp.where(usable, new, s.u), xp.where(usable, left, s.left)
+            return Iterate(u, left, steps, going, solved, broken, diverged)
 
         left = move(u)
         finite = xp.isfinite(norm(left))
         solved = finite & near(u, left)
-        first = Iterate(u, left, zeros_like_count(u), finite & ~solved, solved, ~finite)
+        first = Iterate(u, left, zeros_like_count(u), finite & ~solved, solved, ~finite, finite & ~finite)
+        far = (size_of(u) + norm(left)) / eps(xp, u.dtype)
         scale = or_one(norm(left))
 
         def residual(s: Iterate) -> Array:
@@ -108,6 +111,7 @@ class FixedPoint:
             max_iter=self.max_iter,
             solved=last.solved,
             broken=last.broken,
+            diverged=last.diverged,
             extra=extra,
         )
 
@@ -122,3 +126,5 @@ class Iterate(NamedTuple):
     going: Array
     solved: Array
     broken: Array
+    diverged: Array
+    """Whether what is left has outgrown the start by all digits."""
