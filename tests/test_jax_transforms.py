@@ -279,6 +279,23 @@ def test_leaves_without_a_derivative():
     assert jax.eval_shape(gradient, theta)["flip"].dtype == jax.dtypes.float0
 
 
+def divide(A, b, *, loop):
+    return dil.Solution(b / A(jnp.ones_like(b)))
+
+
+SQRT = dil.root(lambda u, x: u * u - x, lambda fun, init, x: x**0.5, init=lambda x: x, linear_solver=divide)
+
+
+def test_numbers_of_python_are_arrays_to_the_layer_and_its_solver():
+    close(jax.jvp(SQRT, (2.25,), (1.0,)), (jnp.asarray(1.5), jnp.asarray(1 / 3)))
+    close(jax.grad(SQRT)(2.25), jnp.asarray(1 / 3))
+
+
+@pytest.mark.slow
+def test_numbers_of_python_under_a_second_derivative():
+    close(jax.hessian(SQRT)(2.25), jnp.asarray(-2 / 27))
+
+
 @jax.custom_vjp
 def half_square(z):
     return 0.5 * jnp.sum(z * z)

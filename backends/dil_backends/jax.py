@@ -94,11 +94,12 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
     """
     if isinstance(rule, ReverseRule):
         return _reversed(solve, rule)
-    found = jax.custom_jvp(solve)
+    found = jax.custom_jvp(lambda *args: solve(*map(_as_array, args)))
 
     def derivative(args: Any, tangents: Sequence[Any]) -> tuple[Any, Any]:
+        args = tuple(map(_as_array, args))
         y: Any = found(*args)
-        given = [None if _is_zero(t) else t for t in tangents]
+        given = [None if _is_zero(t) else _as_array(t) for t in tangents]
         return y, rule.pushforward(args, y, given)
 
     found.defjvp(derivative, symbolic_zeros=True)
@@ -135,7 +136,13 @@ def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]
 
 
 def _is_zero(tangent: Any) -> bool:
-    return isinstance(tangent, jax.custom_derivatives.SymbolicZero) or tangent.dtype == jax.dtypes.float0
+    known = isinstance(tangent, jax.custom_derivatives.SymbolicZero)
+    return known or getattr(tangent, "dtype", None) == jax.dtypes.float0
+
+
+def _as_array(x: Any) -> Any:
+    """Return an array for a number of Python: a transform hands on as such what it was given as such."""
+    return x if owns(x) else jnp.asarray(x)
 
 
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:
