@@ -51,6 +51,7 @@ class Method:
     """`begin(stages, y, t)` returns the memory of the first step."""
     starter: Method | None = None
     """Takes the first step of a method whose memory is the state before and the step from there."""
+    implicit: bool = True
     error_order: int | None = None
     """The power of h that the estimate of the local error falls with; None where there is no estimate."""
 
@@ -143,12 +144,15 @@ B2 = 0.25 * (6.0 * G3**2 - 20.0 * G3 + 5.0)
 E1 = (1.0 / 3.0 - G2 - (1.0 - G2) * G2**2) / (G2 * (1.0 - G2))
 E2 = -G2 * E1
 SDIRK2 = Method("sdirk2", 2, sdirk(((G2,), (1.0 - G2, G2)), (-E1 - E2, E1, E2)), error_order=3)
-# the weight of the second stage in a method of order 2 that does without the last
-D2 = (0.5 - G3) / (C3 - G3)
+# those of the method less those of a quadrature of order 4 at 0, G3, C3 and 1: both give the integrals of 1, c and c^2
+R3 = B1 * G3**3 + B2 * C3**3 + G3 - 0.25
+E3 = tuple(
+    R3 / w for w in (-G3 * C3, G3 * (G3 - C3) * (G3 - 1.0), C3 * (C3 - G3) * (C3 - 1.0), (1.0 - G3) * (1.0 - C3))
+)
 METHODS = {
     method.name: method
     for method in (
-        Method("euler", 1, explicit_euler),
+        Method("euler", 1, explicit_euler, implicit=False),
         Method("implicit_euler", 1, implicit_euler, error_order=2),
         Method("implicit_midpoint", 2, implicit_midpoint),
         Method(
@@ -163,8 +167,8 @@ METHODS = {
         Method(
             "sdirk3",
             3,
-            sdirk(((G3,), (C3 - G3, G3), (B1, B2, G3)), (0.0, B1 - 1.0 + D2, B2 - D2, G3)),
-            error_order=3,
+            sdirk(((G3,), (C3 - G3, G3), (B1, B2, G3)), E3),
+            error_order=4,
         ),
     )
 }

@@ -60,6 +60,13 @@ class Options:
         if self.gradient == "naive" and self.linear_solver is not None:
             message = "gradient='naive' solves by dil.linear.Direct(); drop linear_solver=, or take gradient='implicit'"
             raise OptionError(message)
+        given = self.solver is not None or self.linear_solver is not None or self.layer != "root"
+        if not self.scheme.implicit and (given or self.gradient == "naive"):
+            message = (
+                f"method={self.method!r} has no stage to solve, so that it is differentiated step by step; drop solver=, "
+                f"linear_solver=, layer= and gradient='naive', or take an implicit method"
+            )
+            raise OptionError(message)
         if self.first_step is not None and not self.adapts:
             message = "first_step= is for steps that adapt; give rtol= or atol= too, or steps= for steps of one size"
             raise OptionError(message)
