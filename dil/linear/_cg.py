@@ -200,20 +200,11 @@ def cg(
         on = s.going & pick(s.looking, again, more)
         beta = pick(s.looking, 0.0, rr / s.rr)
         p = r + column(beta) * s.v
-        return State(
-            x=x,
-            r=r,
-            v=pick(column(on), p, pick(column(looking), x, s.v)),
-            rr=pick(s.going & opposite(looking), rr, s.rr),
-            vv=pick(on, rr + beta * beta * s.vv, s.vv),  # r is orthogonal to the old p
-            best=pick(s.looking, rr, s.best),
-            bend=bend,
-            curvature=curvature,
-            reach=reach,
-            going=on | looking,
-            looking=looking,
-            steps=steps,
-        )
+        v = pick(column(on), p, pick(column(looking), x, s.v))
+        vv = pick(on, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
+        best = pick(s.looking, rr, s.best)
+        rr = pick(s.going & opposite(looking), rr, s.rr)
+        return State(x, r, v, rr, vv, best, bend, curvature, reach, on | looking, looking, steps)
 
     some = bb > 0  # False for NaN
     none = 0 if isinstance(some, bool) else xp.zeros_like(some, dtype=xp.int32)
