@@ -117,14 +117,13 @@ class State(NamedTuple):
     """One step: vectors (*batch, n), scalars batch, or Python numbers where `number` made them."""
 
     x: Array
-    """Not moved by a step that proves unsound."""
     r: Array
     v: Array
     """What H is multiplied with next: the direction p, or x itself to look at the true residual."""
     rr: Scalar
-    """<r, r>: of the recurrence, or of the true residual after a look."""
+    """<r, r>: of the recurrence, or of the true residual after a look; above zero while the problem goes on."""
     vv: Scalar
-    """<p, p>."""
+    """<p, p> of the last p; above zero."""
     best: Scalar
     """<r, r> of the true residual when it was last looked at."""
     bend: Scalar
@@ -173,46 +172,39 @@ def cg(
     # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
     aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
 
-    def move(s: State, Hp: Array) -> State:
-        """Go along p to the least of the quadratic, if it has one there."""
-        pHp = dot(s.v, Hp)
-        bend = pHp / s.vv
-        curvature = s.curvature + abs(bend)
-        # not for NaN, negative curvature and null directions
-        alpha = s.rr / pick(bend > machine * curvature, pHp, math.inf)
-        reach = s.reach + alpha * s.vv**0.5
-        along = column(alpha)
-        x, r = s.x + along * s.v, s.r - along * Hp
-        return State(x, r, s.v, s.rr, s.vv, s.best, bend, curvature, reach, s.going, s.looking, s.steps + 1)
-
-    def turn(s: State, rr: Scalar) -> State:
-        """Choose the next direction, or to look at the true residual where that of the recurrence is in doubt."""
-        beta = rr / s.rr
-        p = s.r + column(beta) * s.v
-        pp = rr + beta * beta * s.vv  # r is orthogonal to the old p
-        sound = s.bend > machine * s.curvature
-        more = sound & (rr > aim) & (s.steps < max_iter)
-        more = more if trial is None else more & ((s.steps != trial) | (rr <= bb * rtol ** (2 * PACE)))
-        # rounding moves the true residual off the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
-        drift = 8 * machine * s.curvature * s.reach
-        doubt = opposite(more | (sound & (drift * drift < accept)))
-        v = pick(column(doubt), s.x, p)
-        return State(s.x, s.r, v, rr, pp, s.best, s.bend, s.curvature, s.reach, more | doubt, doubt, s.steps)
-
-    def look(s: State, Hx: Array) -> State:
-        """Look at the true residual."""
-        return s._replace(r=b - Hx)
-
-    def resume(s: State, rr: Scalar) -> State:
-        """Go on from a true residual that misses the tolerance, if it has come nearer to it."""
-        sound = s.bend > machine * s.curvature
-        again = sound & (rr > accept) & (4 * rr < s.best) & (s.steps < max_iter)
-        return s._replace(v=s.r, rr=rr, vv=rr, best=rr, going=again, looking=opposite(s.looking))
-
     def step(s: State) -> State:
-        half = _either(s.looking, look, move, s, matvec(s.v))
-        new = _either(s.looking, resume, turn, half, dot(half.r, half.r))
-        return new if single else _merge(s.going, new, s)  # a single problem ends with the loop
+        """Go along p to the least of the quadratic, or look at the true residual: a step of one along x, from r = b.
+
+        A problem that has ended, or looks, moves by zero along a vector that is finite: it stays where it is.
+        """
+        Hv = matvec(s.v)
+        vHv = dot(s.v, Hv)
+        moving = s.going & opposite(s.looking)
+        bend = pick(moving, vHv / s.vv, s.bend)
+        curvature = s.curvature + pick(moving, abs(bend), 0.0)
+        sound = bend > machine * curvature  # not for NaN, negative curvature and null directions
+        alpha = s.rr / pick(moving & sound, vHv, math.inf)
+        reach = s.reach + alpha * s.vv**0.5
+        steps = pick(moving, s.steps + 1, s.steps)
+        x = s.x + column(alpha) * s.v
+        r = pick(column(s.looking), b, s.r) - column(pick(s.looking, 1.0, alpha)) * Hv
+        rr = dot(r, r)
+        able = sound & (steps < max_iter)
+        more = able & (rr > aim)
+        more = more if trial is None else more & ((steps != trial) | (rr <= bb * rtol ** (2 * PACE)))
+        # rounding moves the true residual off the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
+        drift = 8 * machine * curvature * reach
+        looking = moving & opposite(more | (sound & (drift * drift < accept)))
+        # after a look, go on from a true residual that misses the tolerance, if it has come nearer to it
+        again = able & (rr > accept) & (4 * rr < s.best)
+        on = s.going & pick(s.looking, again, more)
+        beta = pick(s.looking, 0.0, rr / s.rr)
+        p = r + column(beta) * s.v
+        v = pick(column(on), p, pick(column(looking), x, s.v))
+        vv = pick(on, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
+        best = pick(s.looking, rr, s.best)
+        rr = pick(s.going & opposite(looking), rr, s.rr)
+        return State(x, r, v, rr, vv, best, bend, curvature, reach, on | looking, looking, steps)
 
     some = bb > 0  # False for NaN
     none = 0 if isinstance(some, bool) else xp.zeros_like(some, dtype=xp.int32)
@@ -228,23 +220,6 @@ def cg(
         status, steps = (xp.full(fill_value=k, dtype=xp.int32, **place) for k in (status, last.steps))
         return Solution(x, status, steps, xp.full(fill_value=residual, dtype=b.dtype, **place))
     return Solution(x, status, last.steps, residual)
-
-
-def _either(condition: Scalar, f: Callable[..., State], g: Callable[..., State], *args: Any) -> State:
-    """Return f(*args) where the condition holds, else g(*args); a condition of Python's calls one of them only."""
-    if isinstance(condition, bool):
-        return f(*args) if condition else g(*args)
-    return _merge(condition, f(*args), g(*args))
-
-
-def _merge(condition: Array, a: State, b: State) -> State:
-    """Return the problems of a where the condition holds, else those of b."""
-    xp, column = array_namespace(condition), condition[..., None]
-    merged = (
-        p if p is q else xp.where(column if p.ndim > condition.ndim else condition, p, q)
-        for p, q in zip(a, b, strict=True)
-    )
-    return State(*merged)
 
 
 def _reasons(last: State, failed: Scalar, max_iter: int, machine: float) -> Scalar:
