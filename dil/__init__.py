@@ -28,13 +28,14 @@ from dil._transforms import constant, grad, jvp, value_and_grad, vjp
 from dil._value import Value, value
 
 if TYPE_CHECKING:
-    from dil import solvers
+    from dil import ode, solvers
     from dil._check import GradientReport, check_gradients
     from dil._report import Report
 
 __version__ = "0.1.0"
 
 LATER = {
+    "ode": "dil.ode",
     "solvers": "dil.solvers",
     "GradientReport": "dil._check",
     "Report": "dil._report",
@@ -83,6 +84,7 @@ __all__ = [
     "grad",
     "jvp",
     "linear",
+    "ode",
     "record",
     "root",
     "solvers",

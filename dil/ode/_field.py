@@ -1,0 +1,59 @@
+"""The right-hand side of dy/dt = func(t, y, *args), as a function of vectors and flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dil._arguments import Arguments
+from dil._arrays import array_namespace
+from dil._protocol import Backend
+from dil._space import Space
+from dil._typing import Array, Arrays, Tree
+
+
+@dataclass(frozen=True)
+class Field:
+    """The user's function with the structure of its state and of its arguments fixed."""
+
+    func: Callable[..., Tree]
+    space: Space
+    """Of the state of all problems."""
+    arguments: Arguments
+    """Of `args`."""
+    backend: Backend
+
+    @property
+    def name(self) -> str:
+        """What to call the function in messages."""
+        return getattr(self.func, "__name__", type(self.func).__name__)
+
+    def __call__(self, t: Array, u: Array, *args: Tree) -> Array:
+        """Return dy/dt at the vectors u, (*batch, n), from trees of arguments."""
+        return self.space.vector(self.func(t, self.space.unravel(u), *args), f"the function {self.name!r} of the ODE")
+
+    def at(self, t: Array, u: Array, arrays: Sequence[Array]) -> Array:
+        """Return dy/dt from the flat arrays of the arguments."""
+        args, _ = self.arguments.call(arrays)
+        return self(t, u, *args)
+
+    def trajectory(self, rows: Array) -> Tree:
+        """Return vectors (T, *batch, n) as a tree whose leaves have a leading dimension of times."""
+        count = rows.shape[0]
+        shapes = tuple((count, *shape) for shape in self.space.shapes)
+        return Space(self.space.structure, shapes, self.space.dtype, (count, *self.space.batch)).unravel(rows)
+
+    def refuse_captured(self, t: Array, u: Array, arrays: Arrays) -> None:
+        """Raise if the function depends on an array that is being differentiated but is not among its arguments.
+
+        The first evaluation of all, it also finds a result that is not like the state before any work is done.
+        """
+        backend = self.backend
+        t, u, *constants = (backend.constant(x) for x in (t, u, *arrays))
+        value = self.at(t, array_namespace(u).asarray(u, copy=True), constants)
+        message = (
+            f"odeint of {self.name!r}: the function uses an array that takes part in a differentiation but is not "
+            f"among its arguments (captured by a closure, or a parameter of a module), so it would silently get no "
+            f"gradient; pass it in args, or detach it"
+        )
+        backend.assert_constant(value, message)

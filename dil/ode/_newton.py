@@ -1,0 +1,151 @@
+"""Newton's method for the stages of a step: few iterations from a good start, and no inner loops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dil._arrays import array_namespace, full, norm
+from dil._errors import OptionError
+from dil._jacobian import operator
+from dil._protocol import Backend
+from dil._solution import Solution
+from dil._typing import Array, Matvec, Tree
+from dil.linear._auto import Auto
+from dil.linear._direct import identity
+from dil.linear._solver import LinearSolver
+from dil.solvers._finish import finish
+from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+
+
+@dataclass(frozen=True)
+class StepNewton:
+    """Find F(z) = 0 by z <- z - d, J d = F, each problem of a batch by itself; made for the stages of an ODE method.
+
+    Parameters
+    ----------
+    linear_solver : callable, optional
+        Solves J d = F: `dil.linear.NormalCG()`, CG on the normal equations as in Look et al. 2020, section 3.1, or
+        `dil.linear.GMRES()`. By default J is built and factored where the state is small, and `dil.linear.Auto()`
+        beyond.
+    rtol : float, optional
+        A stage is solved when a full step is within rtol (1 + ||z||); by default eps ** (1/2) of the dtype. As
+        convergence is quadratic, the error that is left after that step is of the order of its square.
+    max_iter : int
+        Newton iterations at most.
+
+    Notes
+    -----
+    A step after which ||F|| is not smaller is halved. `dil.solvers.Newton()` searches along a step with more care, and
+    takes several times as long.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, or there is no start.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> sol = dil.ode.StepNewton()(lambda u, t: u**2 - t, np.ones(1), np.asarray([4.0]))
+    >>> float(sol.value[0])
+    2.0
+    """
+
+    linear_solver: LinearSolver | None = None
+    rtol: float | None = None
+    max_iter: int = 20
+
+    def __post_init__(self) -> None:
+        check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter)
+        if self.linear_solver is not None and not callable(self.linear_solver):
+            message = (
+                f"linear_solver={self.linear_solver!r}; expected a callable such as dil.linear.NormalCG(), or None"
+            )
+            raise OptionError(message)
+
+    def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
+        """Solve from init; the value has the structure of init."""
+        begun = start(self, fun, init, args, kwargs, roots=True)
+        problem, u, _ = begun
+        xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.5)
+
+        def advance(s: Iterate) -> Iterate:
+            F, d, linear = newton_step(begun, s.u, self.linear_solver)
+            size = norm(F)
+            lower = size < s.size  # False for NaN
+            usable = xp.all(xp.isfinite(d), axis=-1, keepdims=True)
+            broken = s.broken | (s.going & ~lower & (s.steps == 0))
+            singular = s.singular | (s.going & lower & ~usable)
+            on = s.going & ~broken & ~singular
+            step = xp.where(lower, d, 0.5 * s.step)
+            # u was moved by the whole of a step that did not lower F: back by half of it
+            u = xp.where(on, s.u - xp.where(lower, d, -step), s.u)
+            small = norm(step) <= rtol * size_of(u)
+            steps = s.steps + xp.astype(s.going, s.steps.dtype)
+            return Iterate(
+                u,
+                xp.where(on, step, s.step),
+                xp.where(on & lower, size, s.size),
+                steps,
+                s.linear + xp.where(s.going, linear, zeros_like_count(u)),
+                on & ~small & (steps < self.max_iter),
+                s.solved | (on & lower & small),
+                singular,
+                broken,
+            )
+
+        none, count = full(norm(u), 0.0), zeros_like_count(u)
+        no = none != 0
+        first = Iterate(u, full(u, 0.0), full(none, float("inf")), count, count, ~no, no, no, no)
+        last: Iterate = problem.backend.while_loop(lambda s: xp.any(s.going), advance, first)
+        return finish(
+            problem.space,
+            last.u,
+            last.steps,
+            last.size,
+            max_iter=self.max_iter,
+            solved=last.solved,
+            singular=last.singular,
+            broken=last.broken,
+            extra={"linear": last.linear[..., 0]},
+        )
+
+
+class Iterate(NamedTuple):
+    """One Newton iteration; u and the step that led to it: (*batch, n), the rest (*batch, 1)."""
+
+    u: Array
+    step: Array
+    size: Array
+    """||F|| where the step began."""
+    steps: Array
+    linear: Array
+    """Iterations of the linear solver so far; a dense solve counts none."""
+    going: Array
+    solved: Array
+    singular: Array
+    broken: Array
+
+
+def newton_step(begun: Start, u: Array, linear_solver: LinearSolver | None) -> tuple[Array, Array, Array]:
+    """Return F, the solution d of J d = F, and the iterations that it took, (*batch, 1)."""
+    problem, _, arrays = begun
+    backend, xp = problem.backend, array_namespace(u)
+    (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
+    if linear_solver is None and u.shape[-1] <= backend.DENSE:
+        return F, dense_solve(backend, lambda p: pull((p,))[0], F), zeros_like_count(u)
+    J = operator(problem, lambda p: pull((p,))[0], u)
+    found = (Auto() if linear_solver is None else linear_solver)(J, F, loop=backend.while_loop)
+    return F, found.value, xp.astype(found.iterations, xp.int32)[..., None]
+
+
+def dense_solve(backend: Backend, pull: Matvec, F: Array) -> Array:
+    """Return d with J d = F: the rows of J are the pulls of the identity's; not finite where J is singular.
+
+    There is no look at the condition of J here: the next iteration finds out what the step was worth.
+    """
+    xp, n = array_namespace(F), F.shape[-1]
+    rows = xp.reshape(identity(F), (n, *(1,) * (F.ndim - 1), n))
+    matrix = xp.moveaxis(backend.map_rows(pull, xp.broadcast_to(rows, (n, *F.shape))), 0, -2)
+    return backend.lu_solve(matrix, F[..., None])[..., 0]

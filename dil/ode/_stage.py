@@ -1,0 +1,121 @@
+"""The implicit stage z = base + gh f(t, z, *args) as a layer in base, t, gh and the arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dil._arguments import take_apart
+from dil._arrays import array_namespace, full
+from dil._call import Call, Solver
+from dil._equation import Equation
+from dil._policy import Policy
+from dil._protocol import Rule
+from dil._record import emit, recording
+from dil._score import Score
+from dil._theorem import ImplicitRule
+from dil._typing import Array, Arrays, Tree
+from dil.linear._solver import LinearSolver
+from dil.ode._field import Field
+from dil.solvers._anderson import Anderson
+from dil.solvers._fixed_point import FixedPoint
+
+
+def condition_of(field: Field, layer: str, solver: Solver) -> Score | Equation:
+    """Return what a stage satisfies: an equation, or the least squares of Look et al. 2020, eq. 4, squared.
+
+    A fixed-point solver is given z -> base + gh f(t, z), others the residual.
+    """
+    batch_ndim = len(field.space.batch)
+
+    def step(z: Array, base: Array, t: Array, gh: Array, *args: Tree) -> Array:
+        return base + gh * field(t, z, *args)
+
+    def residual(z: Array, *rest: Tree) -> Array:
+        return z - step(z, *rest)
+
+    def score(z: Array, *rest: Tree) -> Array:
+        r = residual(z, *rest)
+        return 0.5 * array_namespace(r).sum(r * r, axis=-1)  # type: ignore[no-any-return]
+
+    if layer == "argmin":
+        return Score(score, batch_ndim)
+    if isinstance(solver, FixedPoint | Anderson):
+        return Equation(step, batch_ndim, "step")
+    return Equation(residual, batch_ndim, "residual")
+
+
+class Told:
+    """What the solvers of the stages of one step said, each of shape batch and of the state's dtype.
+
+    Codes and counts travel as numbers of that dtype, which holds them exactly, since what a layer returns must have a
+    derivative: theirs is zero.
+    """
+
+    def __init__(self, status: Array, iterations: Array, linear: Array) -> None:
+        self.status, self.iterations, self.linear = status, iterations, linear
+
+    def add(self, status: Array, iterations: Array, linear: Array) -> None:
+        """Take note of one more solve: the first failure counts, and iterations add up."""
+        xp = array_namespace(status)
+        self.status = xp.where(self.status == 0, status, self.status)
+        self.iterations, self.linear = self.iterations + iterations, self.linear + linear
+
+
+@dataclass(frozen=True)
+class StageLayer:
+    """The layer, ready for many calls of one structure."""
+
+    call: Call
+    rule: Rule
+
+    def __call__(self, base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
+        """Return z, differentiable in all but the guess, and what the solver said: status, iterations, linear ones."""
+        backend = self.call.backend
+        z, *told = backend.implicit(self._forward, self.rule)(base, t, gh, *arrays, backend.constant(guess))
+        return z, tuple(backend.constant(x) for x in told)
+
+    def _forward(self, *arrays: Array) -> Arrays:
+        z, solution = self.call.run(arrays)
+        assert solution.status is not None
+        if recording():
+            said = {"iterations": solution.iterations, "residual": solution.residual}
+            emit(self.call.backend, self.call.policy, "forward", {"status": solution.status, **said})
+        none = full(z[..., 0], 0.0) if z.ndim > 1 else full(z, 0.0, shape=())
+        counts = (solution.status, solution.iterations, (solution.extra or {}).get("linear"))
+        xp = array_namespace(z)
+        return (z, *(none if x is None else xp.astype(x, z.dtype) + none for x in counts))
+
+
+@dataclass(frozen=True)
+class StageRule:
+    """The theorem for z; what follows z among the outputs is a constant."""
+
+    theorem: ImplicitRule
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return the theorem's pullback of z."""
+        return self.theorem.pullback(args, y[:1], cotangents[:1], wrt)
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return the theorem's pushforward of z."""
+        (moved,) = self.theorem.pushforward(args, y[:1], tangents)
+        return (moved, *(full(x, 0.0) for x in y[1:]))
+
+
+def stage_layer(
+    field: Field,
+    like: tuple[Array, Array],
+    arrays: Arrays,
+    solver: Solver,
+    linear_solver: LinearSolver,
+    layer: str,
+    policy: Policy,
+) -> StageLayer:
+    """Return the layer for states and times like those given."""
+    u, t = like
+    args, _ = field.arguments.call(arrays)
+    _, arguments = take_apart((u, t, t, *args), {})
+    _, start = take_apart((u,), {})
+    call = Call(condition_of(field, layer, solver), solver, linear_solver, policy, 0, field.backend, arguments, start)
+    return StageLayer(call, StageRule(ImplicitRule(call.problem, linear_solver, policy)))

@@ -1,0 +1,66 @@
+"""A stage solved by a fixed number of iterations that are differentiated one by one: for comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dil._arrays import array_namespace, full, norm
+from dil._jacobian import jacobian
+from dil._operator import Operator
+from dil._problem import Problem
+from dil._protocol import LinearSystem
+from dil._reasons import first_of
+from dil._space import space_of
+from dil._status import Status
+from dil._typing import Array, Arrays
+from dil.linear._direct import Direct
+from dil.linear._solver import LinearSolver
+from dil.ode._stage import StageLayer
+from dil.solvers._anderson import Anderson
+from dil.solvers._fixed_point import FixedPoint
+from dil.solvers._start import size_of, tolerance
+
+
+@dataclass(frozen=True)
+class UnrolledStage:
+    """Newton's or the fixed-point iteration, without their safeguards, as operations with derivatives of their own."""
+
+    stage: StageLayer
+    count: int
+
+    def __call__(self, base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
+        """Return z after `count` iterations from the guess, and what there is to say of them."""
+        call = self.stage.call
+        backend, given, u = call.backend, (base, t, gh, *arrays), call.backend.constant(guess)
+        call.space = space_of(u, call.condition.batch_ndim, "the state")[1]
+        problem, picard = call.problem(), isinstance(call.solver, FixedPoint | Anderson)
+        rtol = tolerance(u, getattr(call.solver, "rtol", None), 0.75 if picard else 0.5)
+        linear_solver = getattr(call.solver, "linear_solver", None) or Direct()
+
+        def iterate(carry: Arrays, _: Arrays) -> tuple[Arrays, Arrays]:
+            (u,) = carry
+            new = problem.image(u, *given) if picard else u - newton_step(problem, u, given, linear_solver)
+            return (new,), (backend.constant(norm(new - u) / size_of(new)),)
+
+        rows = array_namespace(u).zeros_like(full(u, 0.0, shape=(self.count,)))
+        (z,), lengths = backend.scan(iterate, (u,), (rows,))
+        last = backend.constant(lengths[0][-1, ...])[..., 0]
+        near, finite = last <= rtol, array_namespace(u).isfinite(last)
+        status = first_of([(near, Status.CONVERGED), (finite, Status.MAX_ITER)], Status.NON_FINITE)
+        zero = full(last, 0.0)
+        return z, (array_namespace(u).astype(status, u.dtype), zero + self.count, zero)
+
+
+def newton_step(problem: Problem, u: Array, arrays: Arrays, linear_solver: LinearSolver) -> Array:
+    """Return d with J d = F, differentiable in u and in the arrays."""
+    backend = problem.backend
+    F, floats = problem.optimality(arrays)
+    params = (u, *floats)
+
+    def build(*params: Array) -> Operator:
+        return jacobian(F, *params)
+
+    def solve(A: Operator, b: Array) -> Array:
+        return linear_solver(A, b, loop=backend.while_loop).value  # type: ignore[no-any-return]
+
+    return backend.linear_solve(LinearSystem(build, params, jacobian(F, *params), solve), F(*params)[0])
