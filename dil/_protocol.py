@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from dil._errors import UnsupportedFunctionError
 from dil._operator import Operator
 from dil._typing import Array, Arrays, Device, DType, Namespace, Tree
 
@@ -33,6 +34,21 @@ class Rule(Protocol):
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return the tangents of y; None stands for the zero tangent."""
         ...
+
+
+class ReverseRule:
+    """A rule that has a pullback alone, because that is no transpose of anything at hand."""
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Refuse.
+
+        Raises
+        ------
+        UnsupportedFunctionError
+            In any case.
+        """
+        message = f"{type(self).__name__} has a derivative in reverse mode only, not in forward mode"
+        raise UnsupportedFunctionError(message)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dil._errors import BackendError, CapturedError
-from dil._protocol import LinearSystem, Pull, Rule
+from dil._protocol import LinearSystem, Pull, ReverseRule, Rule
 
 NATIVE = "jax"
 DENSE = 16
@@ -92,6 +92,8 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
 
     The rule's pushforward is built from pulls alone, so a score may hold a `jax.custom_vjp` function.
     """
+    if isinstance(rule, ReverseRule):
+        return _reversed(solve, rule)
     found = jax.custom_jvp(solve)
 
     def derivative(args: Any, tangents: Sequence[Any]) -> tuple[Any, Any]:
@@ -112,6 +114,24 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
             raise CapturedError(message) from error
 
     return call
+
+
+def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]:
+    """Return `solve` with a derivative in reverse mode alone."""
+    found = jax.custom_vjp(solve)
+
+    def forward(*args: jax.Array) -> tuple[Arrays, tuple[Arrays, Arrays]]:
+        y = solve(*args)
+        return y, (args, y)
+
+    def backward(kept: tuple[Arrays, Arrays], cotangents: Arrays) -> tuple[Any, ...]:
+        args, y = kept
+        wrt = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
+        pulled = dict(zip(wrt, rule.pullback(args, y, cotangents, wrt), strict=True))
+        return tuple(pulled.get(i) for i in range(len(args)))
+
+    found.defvjp(forward, backward)
+    return found  # type: ignore[no-any-return]
 
 
 def _is_zero(tangent: Any) -> bool:

@@ -44,29 +44,28 @@ class Method:
     begin: Callable[[Stages, Arrays, Array], Arrays] = lambda stages, y, t: ()
     """`begin(stages, y, t)` returns the memory of the first step."""
     starter: Method | None = None
-    """Takes the first step, of a method that needs two states; `resume` makes the memory of the second from it."""
-    resume: Callable[[Arrays, Arrays, Array], Arrays] | None = None
+    """Takes the first step of a method whose memory is the state before and the step from there."""
     implicit: bool = True
 
 
 def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """y + h f(t, y)."""
+    """Y + h f(t, y)."""
     return Advanced(plus(y, (h, stages.slope(t, y))), ())
 
 
 def implicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """z = y + h f(t + h, z) (Look et al. 2020, section 3.1)."""
+    """Z = y + h f(t + h, z) (Look et al. 2020, section 3.1)."""
     return Advanced(stages.solve(y, t + h, h), ())
 
 
 def implicit_midpoint(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """z = y + h/2 f(t + h/2, z), and as far again (Hairer, Nørsett and Wanner 1993, II.7)."""
+    """Z = y + h/2 f(t + h/2, z), and as far again (Hairer, Nørsett and Wanner 1993, II.7)."""
     z = stages.solve(y, t + 0.5 * h, 0.5 * h)
     return Advanced(plus(z, (1.0, z), (-1.0, y)), ())
 
 
 def trapezoid(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """z = y + h/2 (f(t, y) + f(t + h, z)); the slope at y is that of the stage before."""
+    """Z = y + h/2 (f(t, y) + f(t + h, z)); the slope at y is that of the stage before."""
     base = plus(y, (0.5 * h, memory))
     z = stages.solve(base, t + h, 0.5 * h)
     return Advanced(z, slope_between(z, base, 0.5 * h))
@@ -117,7 +116,7 @@ METHODS = {
         Method("implicit_euler", 1, implicit_euler),
         Method("implicit_midpoint", 2, implicit_midpoint),
         Method("trapezoid", 2, trapezoid, begin=lambda stages, y, t: stages.slope(t, y)),
-        Method("bdf2", 2, bdf2, starter=SDIRK2, resume=lambda y, memory, h: (*y, h)),
+        Method("bdf2", 2, bdf2, starter=SDIRK2),
         SDIRK2,
         Method("sdirk3", 3, sdirk(((G3,), (C3 - G3, G3), (B1, B2, G3)))),
     )

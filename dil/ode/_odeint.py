@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from dil._arguments import take_apart
-from dil._arrays import array_namespace, device
+from dil._arrays import array_namespace, device, full
 from dil._call import Solver
 from dil._errors import DTypeError, OptionError, ShapeError
 from dil._options import check_integer
@@ -18,14 +18,17 @@ from dil._typing import Array, Arrays, OnFailure, Tree
 from dil.linear._auto import Auto
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
+from dil.ode._adjoint import AdjointRule
 from dil.ode._field import Field
-from dil.ode._fixed import integrate
 from dil.ode._methods import METHODS, Method
 from dil.ode._newton import StepNewton
-from dil.ode._stage import stage_layer
+from dil.ode._stage import StageLayer, stage_layer
+from dil.ode._stages import Solve, VectorStages
+from dil.ode._sweep import grid_of, sweep
 from dil.ode._unroll import UnrolledStage
+from dil.ode._verdict import increasing
 
-Gradient = Literal["implicit", "naive", "unroll"]
+Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
 Layer = Literal["root", "argmin"]
 
 
@@ -93,18 +96,55 @@ def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...],
     times = times_like(t, y, field)
     field.refuse_captured(times[0], y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
-    solver = StepNewton() if options.solver is None else options.solver
-    linear_solver = options.linear_solver or (Direct() if options.gradient == "naive" else Auto())
-    stage: Any = stage_layer(field, (y, times[0]), tuple(arrays), solver, linear_solver, options.layer, policy)
-    if options.gradient == "unroll":
-        stage = UnrolledStage(stage, options.unroll)
-    rows, told = integrate(METHODS[options.method], field, stage, y, times, tuple(arrays), options.steps)
-    return field.trajectory(rows)
+    return field.trajectory(Integration(field, options, policy).states(y, times, tuple(arrays))[0])
+
+
+@dataclass(frozen=True)
+class Integration:
+    """One call, ready to run."""
+
+    field: Field
+    options: Options
+    policy: Policy
+
+    def states(self, y0: Array, t: Array, arrays: Arrays) -> Arrays:
+        """Return the states at the times, (T, *batch, n), and what was said of every step, (steps, *batch) each."""
+        if self.options.gradient != "adjoint":
+            return self._swept(y0, t, *arrays)
+        back = self._stage((y0, t[0]), arrays, settles=True)
+        rule = AdjointRule(self.field, self._method, back, self._linear_solver, self.policy, self.options.steps)
+        states, *told = self.field.backend.implicit(self._swept, rule)(y0, t, *arrays)
+        return (states, *(self.field.backend.constant(x) for x in told))
+
+    @property
+    def _method(self) -> Method:
+        return METHODS[self.options.method]
+
+    @property
+    def _linear_solver(self) -> LinearSolver:
+        return self.options.linear_solver or (Direct() if self.options.gradient == "naive" else Auto())
+
+    def _stage(self, like: tuple[Array, Array], arrays: Arrays, *, settles: bool = False) -> StageLayer:
+        solver = StepNewton() if self.options.solver is None else self.options.solver
+        call = stage_layer(self.field, like, arrays, solver, self._linear_solver, self.options.layer, self.policy)
+        return replace(call, settles=settles)
+
+    def _swept(self, y0: Array, t: Array, *arrays: Array) -> Arrays:
+        layer = self._stage((y0, t[0]), arrays)
+        solve: Solve = UnrolledStage(layer, self.options.unroll) if self.options.gradient == "unroll" else layer
+
+        def stages(last: Arrays) -> VectorStages:
+            return VectorStages(self.field, solve, arrays, last)
+
+        grid = grid_of(t, self.options.steps)
+        swept = sweep(self._method, self.field.backend, stages, (y0,), (full(y0, 0.0),), grid)
+        at = swept.states[0][self.options.steps - 1 :: self.options.steps, ...]
+        return (array_namespace(y0).concat([y0[None, ...], at]), *swept.told)
 
 
 def times_like(t: Any, y: Array, field: Field) -> Array:
     """Return the times as a vector of the backend, dtype and device of the state."""
-    backend, xp = field.backend, array_namespace(y)
+    backend = field.backend
     own = owner(t)
     if own is None:
         t = backend.asarray(t, dtype=y.dtype, device=device(y))
@@ -117,4 +157,4 @@ def times_like(t: Any, y: Array, field: Field) -> Array:
     if t.ndim != 1 or t.shape[0] < 2:
         message = f"t has shape {tuple(t.shape)}; expected (T,) with T >= 2 times, the first of them that of y0"
         raise ShapeError(message)
-    return t
+    return increasing(t, backend)

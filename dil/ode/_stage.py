@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dil._arguments import take_apart
@@ -45,29 +45,18 @@ def condition_of(field: Field, layer: str, solver: Solver) -> Score | Equation:
     return Equation(residual, batch_ndim, "residual")
 
 
-class Told:
-    """What the solvers of the stages of one step said, each of shape batch and of the state's dtype.
-
-    Codes and counts travel as numbers of that dtype, which holds them exactly, since what a layer returns must have a
-    derivative: theirs is zero.
-    """
-
-    def __init__(self, status: Array, iterations: Array, linear: Array) -> None:
-        self.status, self.iterations, self.linear = status, iterations, linear
-
-    def add(self, status: Array, iterations: Array, linear: Array) -> None:
-        """Take note of one more solve: the first failure counts, and iterations add up."""
-        xp = array_namespace(status)
-        self.status = xp.where(self.status == 0, status, self.status)
-        self.iterations, self.linear = self.iterations + iterations, self.linear + linear
-
-
 @dataclass(frozen=True)
 class StageLayer:
-    """The layer, ready for many calls of one structure."""
+    """The layer, ready for many calls of one structure.
+
+    Codes and counts travel as numbers of the state's dtype, since all that a layer returns has a derivative: of theirs
+    it is zero.
+    """
 
     call: Call
     rule: Rule
+    settles: bool = False
+    """Whether a failure meets the policy here; the forward pass judges all of its steps together, at its end."""
 
     def __call__(self, base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
         """Return z, differentiable in all but the guess, and what the solver said: status, iterations, linear ones."""
@@ -81,7 +70,9 @@ class StageLayer:
         if recording():
             said = {"iterations": solution.iterations, "residual": solution.residual}
             emit(self.call.backend, self.call.policy, "forward", {"status": solution.status, **said})
-        none = full(z[..., 0], 0.0) if z.ndim > 1 else full(z, 0.0, shape=())
+        if self.settles:
+            z = self.call.policy.settle(self.call.backend, "step back in time", solution.status, z)
+        none = full(z[..., 0], 0.0)
         counts = (solution.status, solution.iterations, (solution.extra or {}).get("linear"))
         xp = array_namespace(z)
         return (z, *(none if x is None else xp.astype(x, z.dtype) + none for x in counts))

@@ -1,0 +1,117 @@
+"""The adjoint method: gradients from an ODE that is solved backwards in time (Chen et al. 2018, Algorithm 2).
+
+With the state y and a = dL/dy,  dy/dt = f,  da/dt = -(df/dy)^T a,  dq/dt = -(df/dargs)^T a, from the last time to the
+first; dL/dargs = q there. In s = -t all signs turn, and the method steps forward in s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dil._arrays import array_namespace, full
+from dil._operator import Operator
+from dil._policy import Policy
+from dil._protocol import LinearSystem, ReverseRule
+from dil._typing import Array, Arrays
+from dil.linear._solver import LinearSolver
+from dil.ode._field import Field
+from dil.ode._methods import Method
+from dil.ode._stages import Solve, both
+from dil.ode._state import plus, slope_between
+from dil.ode._sweep import grid_of, sweep
+
+
+@dataclass(frozen=True)
+class AdjointRule(ReverseRule):
+    """The pullback of the states at the times t, as a function of (y0, t, *arrays)."""
+
+    field: Field
+    method: Method
+    solve: Solve
+    linear_solver: LinearSolver
+    policy: Policy
+    steps: int
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> list[Array | None]:
+        """Return dL/dy0, dL/dt and dL/darrays, from dL/d(states), (T, *batch, n)."""
+        (_, t, *arrays), (v, *_), (states, *_) = args, cotangents, y
+        xp, field = array_namespace(v), self.field
+        floats = field.arguments.only_floats(arrays)
+
+        def stages(last: Arrays) -> AdjointStages:
+            return AdjointStages(self, tuple(arrays), last)
+
+        def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            (a, *q), (later, earlier, state, push) = carry, row
+            grid = grid_of(xp.stack([-later, -earlier]), self.steps)
+            # the state of the forward pass at every time asked for: errors of the way back do not add up
+            start, still = (state, a + push, *q), (full(state, 0.0),)
+            _, *carry = sweep(self.method, field.backend, stages, start, still, grid).last
+            return tuple(carry), ()
+
+        rows = tuple(xp.flip(x, axis=0) for x in (t[1:], t[:-1], states[1:, ...], v[1:, ...]))
+        first = (full(v[0, ...], 0.0), *(full(x, 0.0) for x in floats))
+        (a, *q), _ = field.backend.scan(back, first, rows)
+        found: dict[int, Array] = dict(zip((2 + i for i in field.arguments.floats), q, strict=True))
+        found[0] = a + v[0, ...]
+        if 1 in wrt:
+            found[1] = self._of_times(t, states, v, a, tuple(arrays))
+        return [found.get(i) for i in wrt]
+
+    def _of_times(self, t: Array, states: Array, v: Array, a: Array, arrays: Arrays) -> Array:
+        """Return dL/dt: the slope at each time along what is asked of it; that at the first moves all of them."""
+        xp, weights = array_namespace(v), [-a, *(v[i, ...] for i in range(1, t.shape[0]))]
+        slopes = (self.field.at(t[i], states[i, ...], arrays) for i in range(t.shape[0]))
+        return xp.stack([xp.sum(w * k) for w, k in zip(weights, slopes, strict=True)])  # type: ignore[no-any-return]
+
+
+class AdjointStages:
+    """The stages of one step of (y, a, *q) in s = -t: y by the stage of f, a by a linear solve, q without any."""
+
+    def __init__(self, rule: AdjointRule, arrays: Arrays, last: Arrays) -> None:
+        self.rule, self.arrays, self.last = rule, arrays, last
+        none = full(last[0][..., 0], 0.0)
+        self.told: Arrays = (none, none, none)
+
+    def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
+        """Return (y, a, *q) = base + gh (-f, (df/dy)^T a, (df/dargs)^T a), all at (-t, y)."""
+        rule, (y, a, *q) = self.rule, base
+        (guess,) = plus((y,), (gh, self.last))
+        z, said = rule.solve(y, -t, -gh, self.arrays, guess)
+        self.told = both(self.told, said)
+        self.last = tuple(rule.field.backend.constant(k) for k in slope_between((z,), (y,), gh))
+        turned = self._transposed(z, t, gh, a)
+        return (z, turned, *plus(tuple(q), (gh, self._pull(t, z, turned)[1:])))
+
+    def slope(self, t: Array, y: Arrays) -> Arrays:
+        """Return (-f, (df/dy)^T a, (df/dargs)^T a)."""
+        return (-self.rule.field.at(-t, y[0], self.arrays), *self._pull(t, y[0], y[1]))
+
+    def _function(self, t: Array, u: Array, *floats: Array) -> Arrays:
+        arrays = self.rule.field.arguments.with_floats(self.arrays, floats)
+        return (self.rule.field.at(-t, u, arrays),)
+
+    def _pull(self, t: Array, u: Array, a: Array) -> Arrays:
+        """Return (df/dy)^T a and (df/dargs)^T a."""
+        floats = self.rule.field.arguments.only_floats(self.arrays)
+        _, pull = self.rule.field.backend.vjp(lambda *x: self._function(t, *x), u, *floats)
+        return pull((a,))
+
+    def _transposed(self, u: Array, t: Array, gh: Array, b: Array) -> Array:
+        """Return a with (I - gh (df/dy)^T) a = b."""
+        rule, backend = self.rule, self.rule.field.backend
+        floats = rule.field.arguments.only_floats(self.arrays)
+
+        def build(u: Array, t: Array, gh: Array, *floats: Array) -> Operator:
+            _, pull = backend.vjp(lambda w: self._function(t, w, *floats), u)
+            _, push = backend.vjp(lambda w: pull((w,)), full(u, 0.0))
+            return Operator(lambda p: p - gh * pull((p,))[0], lambda p: p - gh * push((p,))[0])
+
+        def solve(A: Operator, b: Array) -> Array:
+            found = rule.linear_solver(A, b, loop=backend.while_loop)
+            status = array_namespace(b).zeros_like(found.iterations) if found.status is None else found.status
+            return rule.policy.settle(backend, "linear solve of the adjoint", status, found.value)
+
+        params = (u, t, gh, *floats)
+        return backend.linear_solve(LinearSystem(build, params, build(*params), solve), b)
