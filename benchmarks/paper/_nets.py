@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,7 @@ Layers = list[tuple[Any, Any]]
 
 def network(rng: np.random.Generator, sizes: Sequence[int]) -> Layers:
     """Return weights N(0, 1 / inputs) and biases of zero, in NumPy."""
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    return [(rng.standard_normal((a, b)) / a**0.5, np.zeros(b)) for a, b in pairs]
+    return [(rng.standard_normal((a, b)) / a**0.5, np.zeros(b)) for a, b in pairwise(sizes)]
 
 
 def evaluate(layers: Layers, x: Any, tanh: Callable[[Any], Any]) -> Any:

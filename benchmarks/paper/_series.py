@@ -14,7 +14,7 @@ DT = 0.1
 """Seconds between two frames; of the walks, a unit of time like any other."""
 MU = 3.0
 SPIRAL = {"spiral": -1.0, "spiral_tenth": -0.1}
-"""a_11 as the paper prints it, and as in the well-known demonstration of Chen et al. 2018 that the rest of A is from."""
+"""a_11 as the paper prints it, and as in the demonstration of Chen et al. 2018, where the rest of A is the same."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Series:
 
 
 def van_der_pol() -> Series:
-    """x'' = mu (1 - x^2) x' - x as (x, x'), mu = 3, from (2, 0): 320 points, 107 / 106 / 106."""
+    """Return a solution of x'' = mu (1 - x^2) x' - x as (x, x'), mu = 3, from (2, 0): 320 points, 107 / 106 / 106."""
 
     def field(_: float, x: Frames) -> list[float]:
         return [x[1], MU * (1.0 - x[0] ** 2) * x[1] - x[0]]
@@ -58,7 +58,7 @@ def van_der_pol() -> Series:
 
 
 def spiral(name: str = "spiral") -> Series:
-    """x' = A x^3, A = [[a, 2], [-2, -1/10]], from (2, 0): 300 points, 100 / 50 / 150."""
+    """Return a solution of x' = A x^3, A = [[a, 2], [-2, -1/10]], from (2, 0): 300 points, 100 / 50 / 150."""
     A = np.asarray([[SPIRAL[name], 2.0], [-2.0, -0.1]])
     return split(name, f"Spiral, a11 = {SPIRAL[name]:g}", simulate(lambda _, x: A @ x**3, 300), 100, 50, 150)
 
