@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ import optax
 import dil.linear
 import dil.ode
 from _nets import evaluate, network
+from _recipes import Recipe
 from _series import DT, Series
 
 LATENT, HIDDEN = 6, 30
@@ -108,20 +109,6 @@ def error(row: str, params: Any, frames: Any, context: int) -> Any:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: Adam on forecasts over random segments, and the best of the checks on validation."""
-
-    segment: int
-    """Frames to forecast in a segment."""
-    batch: int
-    iterations: int
-    rate: float
-    """Of Adam at first; it decays to zero by a cosine."""
-    checks: int = 20
-    """How often the forecast of the validation part is judged; the best parameters stay."""
-
-
 class Trained(NamedTuple):
     """What came of some seeds, (seeds,) each."""
 
@@ -143,7 +130,7 @@ def segments(key: Any, frames: Any, context: int, recipe: Recipe) -> Any:
     return frames[rows[:, None], begins[:, None] + jnp.arange(window)]
 
 
-def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int], tell: Any = None) -> Trained:
+def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Trained:
     """Train one network for each seed, and judge those that did best on validation on the test part."""
     begun, scale = time.process_time(), series.scale
     parts = [jnp.asarray(x / scale, jnp.float32) for x in (series.train, series.validation, series.test)]
@@ -176,8 +163,6 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int], tell: 
         better = judged < least
         least, found = np.where(better, judged, least), np.where(better, (check + 1) * each, found)
         best = jax.tree.map(lambda a, b, better=better: jnp.where(spread(better, a), a, b), params, best)
-        if tell is not None:
-            tell(check + 1, least * scale**2)
     test = np.asarray(judge(best), float) * scale**2
     return Trained(least * scale**2, test, found, time.process_time() - begun)
 
@@ -186,18 +171,23 @@ def spread(flags: Any, like: Any) -> Any:
     return jnp.reshape(jnp.asarray(flags), (-1,) + (1,) * (like.ndim - 1))
 
 
-def told(trained: Trained, recipe: Recipe, series: Series, row: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Return one record for each run."""
+def work(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Train, and return one record for each run; None stands for an error that is not finite."""
+    found = train(series, row, recipe, seeds)
     return [
         {
             "data": series.name,
             "row": row,
             "seed": int(seed),
-            "validation": float(v),
-            "test": float(t),
+            "validation": finite(v),
+            "test": finite(t),
             "iteration": int(i),
-            "seconds": trained.seconds / len(seeds),
+            "seconds": found.seconds / len(seeds),
             "recipe": asdict(recipe),
         }
-        for seed, v, t, i in zip(seeds, trained.validation, trained.test, trained.iteration, strict=True)
+        for seed, v, t, i in zip(seeds, found.validation, found.test, found.iteration, strict=True)
     ]
+
+
+def finite(x: float) -> float | None:
+    return float(x) if np.isfinite(x) else None
