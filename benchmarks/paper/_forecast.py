@@ -1,0 +1,193 @@
+"""Neural ODEs that forecast, and their training: the five rows of the paper's Table 1, under JAX.
+
+All seeds of a row are trained at once, by one compiled program under vmap. float32 throughout.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dil.linear
+import dil.ode
+from _nets import evaluate, network
+from _recipes import Recipe
+from _series import DT, Series
+
+LATENT, HIDDEN = 6, 30
+RTOL, ATOL = 1e-5, 1e-6
+"""The tolerances of DOPRI5, there and back."""
+
+
+# --- the rows --------------------------------------------------------------------------------------------------------
+
+
+def field(_: Any, z: Any, layers: Any) -> Any:
+    return evaluate(layers, z, jnp.tanh)
+
+
+def dopri5(z: Any, t: Any, layers: Any) -> Any:
+    """Dormand and Prince's method over the whole batch, and its adjoint, as in Chen et al. 2018."""
+    import diffrax
+
+    found = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Dopri5(),
+        t[0],
+        t[-1],
+        None,
+        z,
+        layers,
+        saveat=diffrax.SaveAt(ts=t),
+        stepsize_controller=diffrax.PIDController(rtol=RTOL, atol=ATOL),
+        adjoint=diffrax.BacksolveAdjoint(),
+        max_steps=4096,
+        throw=False,
+    )
+    return found.ys
+
+
+def ours(**options: Any) -> Callable[[Any, Any, Any], Any]:
+    def solve(z: Any, t: Any, layers: Any) -> Any:
+        return dil.ode.odeint(field, z, t, (layers,), batch_ndim=1, on_failure="ignore", **options)
+
+    return solve
+
+
+ROWS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "dopri5_adjoint": dopri5,
+    "forward_euler_adjoint": ours(method="euler", gradient="adjoint"),
+    "backward_euler_adjoint": ours(gradient="adjoint", linear_solver=dil.linear.Direct()),
+    "backward_euler_naive": ours(gradient="naive"),
+    # at a root, J^T J is the Hessian of the residual's half square, so this is CG on the paper's system
+    "backward_euler_cg": ours(linear_solver=dil.linear.NormalCG()),
+}
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+def fresh(series: Series, seed: int) -> dict[str, Any]:
+    """Return the networks' parameters: dynamics, and where frames are not states an encoder and a decoder too."""
+    rng = np.random.default_rng(seed)
+    if series.context == 1:
+        parts = {"field": network(rng, (series.dimensions, HIDDEN, HIDDEN, series.dimensions))}
+    else:
+        seen = series.context * series.dimensions
+        parts = {
+            "field": network(rng, (LATENT, HIDDEN, HIDDEN, LATENT)),
+            "encoder": network(rng, (seen, HIDDEN, HIDDEN, LATENT)),
+            "decoder": network(rng, (LATENT, HIDDEN, HIDDEN, series.dimensions)),
+        }
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), parts)
+
+
+def forecast(row: str, params: Any, frames: Any, steps: int) -> Any:
+    """Return the next frames, (batch, steps, D), after those seen, (batch, context, D)."""
+    t = jnp.arange(steps + 1, dtype=frames.dtype) * np.float32(DT)
+    if "encoder" not in params:
+        states = ROWS[row](frames[:, -1], t, params["field"])
+        return jnp.swapaxes(states[1:], 0, 1)
+    seen = frames.reshape(frames.shape[0], -1)
+    states = ROWS[row](evaluate(params["encoder"], seen, jnp.tanh), t, params["field"])
+    return jnp.swapaxes(evaluate(params["decoder"], states[1:], jnp.tanh), 0, 1)
+
+
+def error(row: str, params: Any, frames: Any, context: int) -> Any:
+    """Return the mean squared error of forecasting all frames from the first."""
+    ahead = frames[:, context:]
+    return jnp.mean((forecast(row, params, frames[:, :context], ahead.shape[1]) - ahead) ** 2)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """What came of some seeds, (seeds,) each."""
+
+    validation: Any
+    test: Any
+    iteration: Any
+    """At which the best parameters were found."""
+    seconds: float
+    """Of the processor, for all of them, compilation included."""
+
+
+def segments(key: Any, frames: Any, context: int, recipe: Recipe) -> Any:
+    """Return random segments of the training sequences, (batch, context + segment, D)."""
+    sequences, length, _ = frames.shape
+    window = context + recipe.segment
+    which, start = jax.random.split(key)
+    rows = jax.random.randint(which, (recipe.batch,), 0, sequences)
+    begins = jax.random.randint(start, (recipe.batch,), 0, length - window + 1)
+    return frames[rows[:, None], begins[:, None] + jnp.arange(window)]
+
+
+def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Trained:
+    """Train one network for each seed, and judge those that did best on validation on the test part."""
+    begun, scale = time.process_time(), series.scale
+    parts = [jnp.asarray(x / scale, jnp.float32) for x in (series.train, series.validation, series.test)]
+    each = recipe.iterations // recipe.checks
+    rate = optax.cosine_decay_schedule(recipe.rate, each * recipe.checks)
+    optimizer = optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)), 10**6)
+
+    def step(carry: Any, key: Any) -> Any:
+        params, state = carry
+        frames = segments(key, parts[0], series.context, recipe)
+        grads = jax.grad(lambda p: error(row, p, frames, series.context))(params)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def chunk(params: Any, state: Any, key: Any) -> Any:
+        (params, state), _ = jax.lax.scan(step, (params, state), jax.random.split(key, each))
+        return params, state, error(row, params, parts[1], series.context)
+
+    run = jax.jit(jax.vmap(chunk))
+    judge = jax.jit(jax.vmap(lambda p: error(row, p, parts[2], series.context)))
+    params = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(series, seed) for seed in seeds))
+    state = jax.vmap(optimizer.init)(params)
+    keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
+    best, least = params, np.full(len(seeds), np.inf)
+    found = np.zeros(len(seeds), int)
+    for check in range(recipe.checks):
+        now = jax.vmap(lambda key, check=check: jax.random.fold_in(key, check))(keys)
+        params, state, judged = run(params, state, now)
+        judged = np.nan_to_num(np.asarray(judged, float), nan=np.inf, posinf=np.inf)
+        better = judged < least
+        least, found = np.where(better, judged, least), np.where(better, (check + 1) * each, found)
+        best = jax.tree.map(lambda a, b, better=better: jnp.where(spread(better, a), a, b), params, best)
+    test = np.asarray(judge(best), float) * scale**2
+    return Trained(least * scale**2, test, found, time.process_time() - begun)
+
+
+def spread(flags: Any, like: Any) -> Any:
+    return jnp.reshape(jnp.asarray(flags), (-1,) + (1,) * (like.ndim - 1))
+
+
+def work(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Train, and return one record for each run; None stands for an error that is not finite."""
+    found = train(series, row, recipe, seeds)
+    return [
+        {
+            "data": series.name,
+            "row": row,
+            "seed": int(seed),
+            "validation": finite(v),
+            "test": finite(t),
+            "iteration": int(i),
+            "seconds": found.seconds / len(seeds),
+            "recipe": asdict(recipe),
+        }
+        for seed, v, t, i in zip(seeds, found.validation, found.test, found.iteration, strict=True)
+    ]
+
+
+def finite(x: float) -> float | None:
+    return float(x) if np.isfinite(x) else None
