@@ -122,11 +122,14 @@ class _Attempt:
         solved = said == 0
         fine = solved & (error <= 1)  # False for NaN
         out, tiny = s.mesh.status != 0, h <= least
-        ends = tiny & ~fine & ~out
+        known = xp.where(solved & xp.isfinite(error), error, full(error, 1e10))
+        known = xp.where(out, full(error, 0.0), known)
+        # steps that are allowed may shrink for ever, towards a pole: they end where time stands still
+        stuck = (s.t + h == s.t) & (known == xp.max(known))
+        ends = ((tiny & ~fine) | stuck) & ~out
         code = xp.where(solved, full(said, float(Status.STAGNATED)), said)
         status = xp.where(ends, code, s.mesh.status)
         taken = xp.all(fine | (status != 0))
-        known = xp.where(solved & xp.isfinite(error), error, full(error, 1e10))
         worst = xp.max(xp.where(status != 0, full(error, 0.0), known))
         mesh = s.mesh._replace(
             rejected=s.mesh.rejected + xp.astype(~taken, s.t.dtype),

@@ -121,7 +121,7 @@ class Integration:
             states, slopes, *told = solve(y0, t, *arrays)
             return Known(states, tuple(told), lambda: xp.concat([self.field.at(t[0], y0, arrays)[None, ...], slopes]))
         back = self._stage((y0, t[0]), arrays, settles=True)
-        rule = AdjointRule(self.field, self.options.scheme, back, self.options.backward, self.policy, steps)
+        rule = AdjointRule(self.field, self.options.scheme, back, self.options.backward(self.field), self.policy, steps)
         states, _, *told = self.backend.implicit(solve, rule)(y0, t, *arrays)
         return Known(states, tuple(told), lambda: slopes_of(states))
 
@@ -136,7 +136,8 @@ class Integration:
 
     def _stage(self, like: tuple[Array, Array], arrays: Arrays, *, settles: bool = False) -> StageLayer:
         options = self.options
-        made = stage_layer(self.field, like, arrays, options.forward, options.backward, options.layer, self.policy)
+        backward = options.backward(self.field)
+        made = stage_layer(self.field, like, arrays, options.forward, backward, options.layer, self.policy)
         return replace(made, settles=settles)
 
     def _summed(self, told: Arrays) -> Arrays:

@@ -60,8 +60,8 @@ def odeint(
         Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` where the problem is
         not stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
     linear_solver : callable, optional
-        Solves the linear systems of the gradient: `dil.linear.Auto()` by default; `dil.linear.NormalCG()`, or `CG()`
-        with layer="argmin", for the paper's.
+        Solves the linear systems of the gradient: by default `dil.linear.Direct()` where the state is small and
+        `dil.linear.Auto()` beyond; `dil.linear.NormalCG()`, or `CG()` with layer="argmin", for the paper's.
     gradient : {"implicit", "naive", "unroll", "adjoint"}
         How derivatives come about: by the implicit function theorem with `linear_solver`, or with the dense Jacobian;
         by differentiating `unroll` iterations of the solver; or by the adjoint method of Chen et al. 2018, the same
@@ -88,7 +88,7 @@ def odeint(
     -------
     tree
         Like y0 with a leading dimension of times; differentiable in y0, t and the float arrays of args, in both modes
-        and again, with "adjoint" in reverse mode only.
+        and again, with "adjoint" by pullbacks only.
 
     Raises
     ------

@@ -13,6 +13,7 @@ from dil.linear._auto import Auto
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
 from dil.ode._adaptive import Control
+from dil.ode._field import Field
 from dil.ode._methods import METHODS, Method
 from dil.ode._newton import StepNewton
 
@@ -63,8 +64,8 @@ class Options:
         given = self.solver is not None or self.linear_solver is not None or self.layer != "root"
         if not self.scheme.implicit and (given or self.gradient == "naive"):
             message = (
-                f"method={self.method!r} has no stage to solve, so that it is differentiated step by step; drop solver=, "
-                f"linear_solver=, layer= and gradient='naive', or take an implicit method"
+                f"method={self.method!r} has no stage to solve, and is differentiated step by step; drop "
+                f"solver=, linear_solver=, layer= and gradient='naive', or take an implicit method"
             )
             raise OptionError(message)
         if self.first_step is not None and not self.adapts:
@@ -103,7 +104,9 @@ class Options:
         """The solver of the stages."""
         return StepNewton() if self.solver is None else self.solver
 
-    @property
-    def backward(self) -> LinearSolver:
-        """The linear solver of the gradients."""
-        return self.linear_solver or (Direct() if self.gradient == "naive" else Auto())
+    def backward(self, field: Field) -> LinearSolver:
+        """Return the linear solver of the gradients; a small state needs no other than a dense one."""
+        if self.linear_solver is not None:
+            return self.linear_solver
+        dense = self.gradient == "naive" or field.space.dimension <= field.backend.DENSE
+        return Direct() if dense else Auto()
