@@ -98,8 +98,8 @@ def largest(a: Array) -> Array:
 
 def peak(a: Array) -> Array:
     """Return the largest entry of each problem by magnitude, (*batch, n) -> (*batch, 1); one for a zero problem."""
-    top = largest(a)[..., None]
-    return array_namespace(a).where(top == 0, 1.0, top)  # type: ignore[no-any-return]
+    top = largest(a)
+    return array_namespace(a).where(top == 0, 1.0, top)[..., None]  # type: ignore[no-any-return]
 
 
 def norm(a: Array) -> Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from dil._arguments import Arguments
-from dil._arrays import array_namespace, full
+from dil._arrays import array_namespace, full, largest
 from dil._equation import Equation
 from dil._errors import BackendError, DTypeError, ShapeError
 from dil._pairs import Pairs
@@ -141,7 +142,7 @@ class Call:
 def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
     """Return the statuses of a forward solve, NON_FINITE where the solution is not finite and none says why."""
     xp = array_namespace(y)
-    broken = ~xp.all(xp.isfinite(y), axis=-1)
+    broken = ~(largest(y) < math.inf)  # for NaN too
     if status is None or isinstance(status, int):
         status = full(broken, int(status or 0), dtype=xp.int32)
     if tuple(status.shape) != tuple(broken.shape):

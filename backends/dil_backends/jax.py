@@ -278,15 +278,15 @@ def tell(listener: Callable[[Any], None], status: jax.Array, value: jax.Array) -
         listener(np.asarray(status))
         return value
 
-    def call(code: jax.Array) -> Any:
+    def call(code: jax.Array, value: jax.Array) -> Any:
         def report(code: Any) -> Any:
             listener(np.asarray(code))
             return np.asarray(code)
 
-        return jax.pure_callback(report, jax.eval_shape(lambda: code), code, vmap_method="expand_dims")
+        told = jax.pure_callback(report, jax.eval_shape(lambda: code), code, vmap_method="expand_dims")
+        return jnp.where((told >= 0)[..., None], value, jnp.nan)  # so that the call is no dead code
 
-    told = jax.lax.cond(jnp.any(status != 0), call, lambda code: code, status)
-    return jnp.where((told >= 0)[..., None], value, jnp.nan)  # so that the call is no dead code
+    return jax.lax.cond(jnp.any(status != 0), call, lambda code, value: value, status, value)
 
 
 def observe(listener: Callable[..., None], *arrays: jax.Array) -> None:
