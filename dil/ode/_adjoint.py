@@ -62,7 +62,7 @@ class AdjointRule(ReverseRule):
     def _of_times(self, t: Array, states: Array, v: Array, a: Array, arrays: Arrays) -> Array:
         """Return dL/dt: the slope at each time along what is asked of it; that at the first moves all of them."""
         xp, weights = array_namespace(v), [-a, *(v[i, ...] for i in range(1, t.shape[0]))]
-        slopes = (self.field.at(t[i], states[i, ...], arrays) for i in range(t.shape[0]))
+        slopes = (self.field.slope(t[i], states[i, ...], arrays) for i in range(t.shape[0]))
         return xp.stack([xp.sum(w * k) for w, k in zip(weights, slopes, strict=True)])  # type: ignore[no-any-return]
 
 
@@ -87,7 +87,7 @@ class AdjointStages:
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return (-f, (df/dy)^T a, (df/dargs)^T a)."""
-        return (-self.rule.field.at(-t, y[0], self.arrays), *self._pull(t, y[0], y[1]))
+        return (-self.rule.field.slope(-t, y[0], self.arrays), *self._pull(t, y[0], y[1]))
 
     def _function(self, t: Array, u: Array, *floats: Array) -> Arrays:
         arrays = self.rule.field.arguments.with_floats(self.arrays, floats)

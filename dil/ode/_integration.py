@@ -113,13 +113,15 @@ class Integration:
 
         def slopes_of(states: Array) -> Array:
             def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-                return carry, (self.field.at(*row, arrays),)
+                return carry, (self.field.slope(*row, arrays),)
 
             return self.backend.scan(at, (), (t, states))[1][0]
 
         if self.options.gradient != "adjoint":
             states, slopes, *told = solve(y0, t, *arrays)
-            return Known(states, tuple(told), lambda: xp.concat([self.field.at(t[0], y0, arrays)[None, ...], slopes]))
+            return Known(
+                states, tuple(told), lambda: xp.concat([self.field.slope(t[0], y0, arrays)[None, ...], slopes])
+            )
         back = self._stage((y0, t[0]), arrays, settles=True)
         rule = AdjointRule(self.field, self.options.scheme, back, self.options.backward(self.field), self.policy, steps)
         states, _, *told = self.backend.implicit(solve, rule)(y0, t, *arrays)

@@ -35,7 +35,7 @@ class VectorStages:
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return f(t, y)."""
-        return (self.field.at(t, y[0], self.arrays),)
+        return (self.field.slope(t, y[0], self.arrays),)
 
 
 def both(told: Arrays, said: Arrays) -> Arrays:
