@@ -7,6 +7,9 @@ x_{k+1} = x(0.1) in float64 on one core. As in Look et al. 2020 (caption of Figu
 equal criteria: DOPRI5 a step whose estimated error is, and Newton's method an iterate whose last step is, within 1e-7
 of its size, the default of torchdiffeq. One implicit Euler step solves its equation that well, and not the ODE: its
 error is in the table. A second experiment therefore asks for an x_{k+1} within 1e-3 of the ODE's, from either side.
+
+Results are written after each round of a few initialisations through all cases, and DIR/figure2.json is resumed: what
+it holds of this machine is not measured again.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ LABELS = {
 }
 IMPLICIT = ("implicit_euler", "sdirk2", "sdirk3")
 CHUNK = 5
-"""Initialisations in one call of the worker, between two looks at the bar."""
+"""Initialisations in one call of the worker."""
+Record = dict[str, Any]
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
@@ -79,16 +83,32 @@ class CloseRow:
     error: float | None
 
 
-def chunk(size: int, stiffness: float, seeds: Sequence[int]) -> list[Any]:
+def chunk(size: int, stiffness: float, seeds: Sequence[int]) -> list[Record]:
     from _clock import Case, measure
 
-    return [measure(Case(size, stiffness, seed), 1) for seed in seeds]
+    return [record("times", size, stiffness, seed, measure(Case(size, stiffness, seed), 1)) for seed in seeds]
 
 
-def chunk_close(size: int, stiffness: float, seeds: Sequence[int], most: int) -> list[Any]:
+def chunk_close(size: int, stiffness: float, seeds: Sequence[int], most: int) -> list[Record]:
     from _clock import Case, close
 
-    return [close(Case(size, stiffness, seed), IMPLICIT, 1, most) for seed in seeds]
+    cases = [Case(size, stiffness, seed) for seed in seeds]
+    return [record("close", size, stiffness, case.seed, close(case, IMPLICIT, 1, most)) for case in cases]
+
+
+def record(kind: str, size: int, stiffness: float, seed: int, found: dict[str, Any]) -> Record:
+    return {"kind": kind, "size": size, "stiffness": stiffness, "seed": seed, "found": found}
+
+
+def plain(x: Any) -> Any:
+    """Return records as they come back from a file."""
+    return json.loads(json.dumps(x))
+
+
+def of_case(records: Sequence[Record], kind: str, size: int, stiffness: float) -> list[Any]:
+    """Return what was found for one case."""
+    case = {"kind": kind, "size": size, "stiffness": stiffness}
+    return [r["found"] for r in records if all(r[key] == value for key, value in case.items())]
 
 
 def summarised(axis: str, size: int, stiffness: float, found: Sequence[Any]) -> Iterator[Row]:
@@ -100,11 +120,11 @@ def summarised(axis: str, size: int, stiffness: float, found: Sequence[Any]) -> 
             stiffness,
             method,
             len(mine),
-            spread([a.forward for a, _ in mine]),
-            spread([a.backward for a, _ in mine]),
-            statistics.median(a.forward / b.forward for a, b in mine),
-            statistics.median(a.backward / b.backward for a, b in mine),
-            statistics.median(a.error for a, _ in mine),
+            spread([a[0] for a, _ in mine]),
+            spread([a[1] for a, _ in mine]),
+            statistics.median(a[0] / b[0] for a, b in mine),
+            statistics.median(a[1] / b[1] for a, b in mine),
+            statistics.median(a[2] for a, _ in mine),
         )
 
 
@@ -114,22 +134,14 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 def summarised_close(stiffness: float, found: Sequence[Any]) -> Iterator[CloseRow]:
     for method in ("dopri5", *IMPLICIT):
-        mine = [one[method] for one in found if method in one]
-        middle = [None] * 4
-        if mine:
-            parts: list[list[float]] = [
-                [m.work for m in mine],
-                [m.time.forward for m in mine],
-                [m.time.backward for m in mine],
-                [m.time.error for m in mine],
-            ]
-            middle = [statistics.median(p) for p in parts]
+        mine = [(work, *timed) for work, timed in (one[method] for one in found if method in one)]
+        middle = [statistics.median(column) for column in zip(*mine, strict=True)] if mine else [None] * 4
         yield CloseRow(stiffness, method, len(mine), len(found), *middle)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run."""
+    """What to run, in rounds of CHUNK initialisations through all cases."""
 
     runs: int
     sizes: tuple[int, ...]
@@ -139,35 +151,51 @@ class Plan:
     """Steps at most, at equal error."""
 
     @property
-    def chunks(self) -> int:
-        """How many calls of the worker there are."""
-        each = -(-self.runs // CHUNK)
-        return each * (len(self.sizes) + len(self.stiffness)) + self.close_runs * len(self.stiffness)
+    def cases(self) -> list[tuple[str, int, float]]:
+        """The axes, sizes and stiffnesses."""
+        return [("size", n, STIFF) for n in self.sizes] + [("stiffness", SIZE, s) for s in self.stiffness]
+
+    def jobs(self, done: Sequence[Record]) -> Iterator[tuple[str, int, float, list[int]]]:
+        """Return what is left to measure, round by round."""
+        there = {(r["kind"], r["size"], r["stiffness"], r["seed"]) for r in done}
+        for begin in range(0, self.runs, CHUNK):
+            seeds = range(begin, min(begin + CHUNK, self.runs))
+            few = [seed for seed in range(begin // CHUNK, begin // CHUNK + 1) if seed < self.close_runs]
+            work = [("times", n, s, seeds) for n, s in dict.fromkeys((n, s) for _, n, s in self.cases)]
+            work += [("close", SIZE, s, few) for s in self.stiffness]
+            for kind, n, s, wanted in work:
+                if left := [seed for seed in wanted if (kind, n, s, seed) not in there]:
+                    yield kind, n, s, left
+
+    def rows(self, records: Sequence[Record]) -> list[Row]:
+        """Return the rows of the cases that were measured."""
+        found = [(case, of_case(records, "times", *case[1:])) for case in self.cases]
+        return [row for case, those in found if those for row in summarised(*case, those)]
+
+    def close_rows(self, records: Sequence[Record]) -> list[CloseRow]:
+        """Return the rows at equal error."""
+        found = [(s, of_case(records, "close", SIZE, s)) for s in self.stiffness]
+        return [row for s, those in found if those for row in summarised_close(s, those)]
 
 
 FULL = Plan(100, SIZES, STIFFNESS, 10, 64)
 QUICK = Plan(2, (2, 200), (1.0, 100.0), 1, 8)
 
 
-def measure_all(plan: Plan, tell: Callable[[str], None]) -> tuple[list[Row], list[CloseRow]]:
-    rows: list[Row] = []
-    closes: list[CloseRow] = []
-    cases = [("size", size, STIFF) for size in plan.sizes] + [("stiffness", SIZE, s) for s in plan.stiffness]
+def measure_all(plan: Plan, done: list[Record], tell: Callable[[str, int], None]) -> Iterator[list[Record]]:
+    """Measure what is left, and return all there is after each round."""
+    jobs = list(plan.jobs(done))
+    tell("", len(jobs))
     with Fresh(every_time=False) as run:
         run(chunk, SIZE, STIFF, range(1))  # what a framework does only once
-        for axis, size, stiffness in cases:
-            found: list[Any] = []
-            for begin in range(0, plan.runs, CHUNK):
-                found += run(chunk, size, stiffness, range(begin, min(begin + CHUNK, plan.runs)))
-                tell(f"{size} states, stiffness {stiffness:g}")
-            rows += summarised(axis, size, stiffness, found)
-        for stiffness in plan.stiffness:
-            found = []
-            for seed in range(plan.close_runs):
-                found += run(chunk_close, SIZE, stiffness, [seed], plan.most)
-                tell(f"equal error, stiffness {stiffness:g}")
-            closes += summarised_close(stiffness, found)
-    return rows, closes
+        for i, (kind, size, stiffness, seeds) in enumerate(jobs):
+            if kind == "times":
+                done += plain(run(chunk, size, stiffness, seeds))
+            else:
+                done += plain(run(chunk_close, size, stiffness, seeds, plan.most))
+            tell(f"{size} states, stiffness {stiffness:g}", 0)
+            if i + 1 == len(jobs) or jobs[i + 1][:3] == jobs[0][:3]:
+                yield done
 
 
 # --- what it had to reach --------------------------------------------------------------------------------------------
@@ -282,12 +310,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def write(
-    out: Path, command: str, host: dict[str, str], rows: Sequence[Row], closes: Sequence[CloseRow], found: list[Claim]
-) -> None:
+def write(out: Path, command: str, host: dict[str, str], plan: Plan, records: list[Record]) -> None:
     """Write figure2.md, figure2.json and figure2.png."""
     out.mkdir(parents=True, exist_ok=True)
-    record = {
+    rows, closes = plan.rows(records), plan.close_rows(records)
+    found = claims(rows)
+    report = {
         "command": command,
         "machine": host,
         "measured": MEASURED,
@@ -296,7 +324,11 @@ def write(
         "measured_at_equal_error": MEASURED_CLOSE,
         "equal_error": [asdict(r) for r in closes],
     }
-    (out / "figure2.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=2, allow_nan=False).removesuffix("\n}")
+    lines = ",\n".join(f"    {json.dumps(r)}" for r in records)
+    new = out / "figure2.json.new"
+    new.write_text(f'{text},\n  "records": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
+    new.replace(out / "figure2.json")
     draw(rows, out / "figure2.png")
     parts = [
         "# Figure 2: an implicit Euler step against DOPRI5 and its adjoint",
@@ -311,6 +343,14 @@ def write(
         markdown(*close_table(closes)),
     ]
     (out / "figure2.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def load(path: Path | None, host: dict[str, str]) -> list[Record]:
+    """Return what a file holds that was measured on this machine."""
+    if path is None or not path.exists():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found["records"] if found["machine"] == host else []
 
 
 MEASURED = (
@@ -343,17 +383,22 @@ def main(
     console, host, plan = Console(), {**machine(), "torchdiffeq": version("torchdiffeq")}, QUICK if quick else FULL
     command = shlex.join(["python", "benchmarks/paper/figure2.py", *sys.argv[1:]])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    records = load(None if out is None else out / "figure2.json", host)
     with Progress(*columns, console=console) as progress:
-        job = progress.add_task("", total=plan.chunks)
-        rows, closes = measure_all(plan, lambda what: progress.update(job, description=what, advance=1))
-    found = claims(rows)
+        job = progress.add_task("")
+
+        def tell(what: str, total: int) -> None:
+            progress.update(job, description=what, advance=0 if total else 1, total=total or None)
+
+        for there in measure_all(plan, records, tell):
+            if out is not None:
+                write(out, command, host, plan, there)
+    rows, closes = plan.rows(records), plan.close_rows(records)
     console.print(f"{command}\n{described(host)}\n\n{MEASURED}", highlight=False)
     show(console, "equal acceptance", *row_table(rows))
-    show(console, "claims", *claim_table(found))
+    show(console, "claims", *claim_table(claims(rows)))
     console.print(MEASURED_CLOSE, highlight=False)
     show(console, "equal error", *close_table(closes))
-    if out is not None:
-        write(out, command, host, rows, closes, found)
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ MEASURED = (
     "subject 35, 16 / 3 / 4 walks, 297 frames forecast after 3; encoder, dynamics of 6 latent states and decoder of 2 "
     "layers of 30 units, as in Yildiz et al. 2019 without its distributions. Dynamics: 2 layers of 30 tanh units. "
     "float32, under JAX; one step of an Euler method from frame to frame. DOPRI5 and its adjoint: diffrax, rtol 1e-5, "
-    "atol 1e-6, a whole batch as one system. The adjoint of an Euler method takes the same method's steps back in time, "
+    "atol 1e-6, a whole batch as one system. The adjoint of an Euler method takes that method's steps back in time, "
     "from the state of the forward pass at each frame. 'naive' solves with the dense Jacobian, CG on its normal "
     "equations, whose matrix at a root is the Hessian of the paper's squared residual."
 )
