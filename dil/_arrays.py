@@ -27,6 +27,7 @@ __all__ = [
     "or_one",
     "peak",
     "pick",
+    "shared_namespace",
     "size",
 ]
 
@@ -137,6 +138,14 @@ def pick(condition: Array | bool, a: Any, b: Any) -> Any:
     if isinstance(condition, bool):
         return a if condition else b
     return array_namespace(condition).where(condition, a, b)
+
+
+def shared_namespace(a: Array, b: Array) -> Namespace:
+    """Return the namespace of two arrays of shapes (..., n) and (..., m) that broadcast but for n and m.
+
+    One of them may be differentiated and the other not: the first alone does not say which functions see both.
+    """
+    return array_namespace(a[..., :1] + b[..., :1])
 
 
 def opposite(condition: Array | bool) -> Any:

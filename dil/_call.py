@@ -20,7 +20,7 @@ from dil._registry import leaves_of, owner
 from dil._score import Score
 from dil._solution import Solution
 from dil._space import Space, space_of
-from dil._status import Status
+from dil._status import REASONS, Status
 from dil._typing import Array, Arrays, Tree
 from dil.linear._solver import LinearSolver
 
@@ -139,7 +139,7 @@ class Call:
 
 
 def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
-    """Return the statuses of a forward solve, NON_FINITE where the solution is not finite."""
+    """Return the statuses of a forward solve, NON_FINITE where the solution is not finite and none says why."""
     xp = array_namespace(y)
     broken = ~xp.all(xp.isfinite(y), axis=-1)
     if status is None or isinstance(status, int):
@@ -147,7 +147,7 @@ def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
     if tuple(status.shape) != tuple(broken.shape):
         message = f"{what} has status of shape {tuple(status.shape)}; expected {tuple(broken.shape)}, one per problem"
         raise ShapeError(message)
-    marked: Array = xp.where(broken, full(status, int(Status.NON_FINITE)), status)
+    marked: Array = xp.where(broken & (status < int(REASONS)), full(status, int(Status.NON_FINITE)), status)
     return marked
 
 

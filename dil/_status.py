@@ -80,7 +80,27 @@ class Status(IntEnum):
         "controls that keep the states small, or look at the dynamics",
     )
 
+    UNSTABILISABLE = (
+        12,
+        "no control stabilises the pair (A, B): A has an eigenvalue on or outside the unit circle whose mode B does "
+        "not move; look at A and B, since the cost of every control is infinite",
+    )
+    UNDETECTABLE = (
+        13,
+        "a mode of A on the unit circle costs nothing, as Q does not see it, so the cheapest control does not "
+        "stabilise it; give Q a part there, such as Q + 1e-6 I",
+    )
+    NOT_CONVEX = (
+        14,
+        "the cost has no least control: Q must be positive semi-definite and R positive definite; where they are "
+        "learned, write them as L L^T, and R as L L^T + 1e-6 I",
+    )
+
     @property
     def ok(self) -> bool:
         """Whether the answer is that of the equations, to the tolerance."""
         return self is Status.CONVERGED
+
+
+REASONS = Status.DIVERGED
+"""From this code on a status says why a solution is not finite, so that NON_FINITE would say less."""

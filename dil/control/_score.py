@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dil._arrays import array_namespace, full
+from dil._arrays import array_namespace, full, shared_namespace
 from dil._errors import DTypeError, ShapeError
 from dil._protocol import Backend
 from dil._registry import common_owner, owner
@@ -67,6 +67,7 @@ class PlanScore:
             return (x,), (x,)
 
         _, (after,) = backend_of(v, x0).scan(step, (x0,), (time_first(self.controls(v)),))
+        xp = shared_namespace(x0, after)
         return xp.concat([x0[..., None, :], xp.moveaxis(after, 0, -2)], axis=-2)  # type: ignore[no-any-return]
 
     def step(self, x: Array, u: Array, theta_h: Tree) -> Array:

@@ -1,0 +1,274 @@
+"""The discrete algebraic Riccati equation as a layer around SciPy's solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from dil._arrays import array_namespace, device, full, shared_namespace
+from dil._equation import Equation
+from dil._errors import DTypeError, OptionError, ShapeError
+from dil._layer import Layer
+from dil._policy import Policy
+from dil._protocol import Backend
+from dil._registry import common_owner, shielded
+from dil._solution import Solution
+from dil._status import Status
+from dil._typing import Array, Arrays, OnFailure
+from dil.control._riccati import feedback, sandwich, symmetric
+from dil.linear._auto import Auto
+from dil.linear._solver import LinearSolver
+
+Gradient = Literal["implicit", "analytic"]
+
+
+def dare(
+    A: Array,
+    B: Array,
+    Q: Array,
+    R: Array,
+    *,
+    gradient: Gradient = "implicit",
+    linear_solver: LinearSolver | None = None,
+    on_failure: OnFailure = "raise",
+) -> Array:
+    """Return S with A^T S A - S - A^T S B (R + B^T S B)^-1 B^T S A + Q = 0, the cost to go of the best control.
+
+    Parameters
+    ----------
+    A, B : array, (*batch, n, n) and (*batch, n, m)
+        x_{t+1} = A x_t + B u_t.
+    Q, R : array, (*batch, n, n) and (*batch, m, m)
+        The cost x^T Q x + u^T R u, Q positive semi-definite and R positive definite. A cost sees the symmetric part of
+        a matrix alone, and so does S: a gradient in Q or R is symmetric.
+    gradient : {"implicit", "analytic"}
+        By the implicit function theorem, which needs the equation and a linear solver alone, or by formulas written
+        for it (East et al. 2020, Proposition 2), a dense system of n^2 unknowns. They agree to rounding.
+    linear_solver : callable, optional
+        Of the implicit gradient, whose matrix, n^2 by n^2, is not symmetric: `dil.linear.Auto()` by default,
+        `dil.linear.Direct()` for the naive inverse, `dil.linear.NormalCG()` for conjugate gradients,
+        `dil.linear.GMRES()`.
+    on_failure : {"raise", "warn", "nan", "ignore"}
+        What becomes of a system without a solution, for which S is NaN: its status is UNSTABILISABLE, UNDETECTABLE or
+        NOT_CONVEX.
+
+    Returns
+    -------
+    array, (*batch, n, n)
+        S, symmetric; x^T S x is the least cost from x on, and A - B K with K = `lqr_gain` is stable. Differentiable in
+        all four, to any order.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not belong together.
+    ConvergenceError
+        If a system has no solution and on_failure="raise".
+
+    Notes
+    -----
+    Look et al. 2020, eq. 9. SciPy's `solve_discrete_are` runs on the host, in float64, for one system of a batch after
+    the other; under `jax.jit` by a callback.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> A, B = np.asarray([[1.0, 1.0], [0.0, 1.0]]), np.asarray([[0.0], [1.0]])
+    >>> S = dil.control.dare(A, B, np.eye(2), np.eye(1))
+    >>> np.round(S, 4)
+    array([[2.9471, 2.3692],
+           [2.3692, 4.6131]])
+    >>> scale = dil.grad(lambda r: np.sum(dil.control.dare(A, B, np.eye(2), np.reshape(r, (1, 1)))))
+    >>> round(float(scale(np.asarray(1.0))), 4)
+    2.9202
+    """
+    if gradient not in get_args(Gradient):
+        message = f"gradient={gradient!r} is unknown; expected one of {', '.join(get_args(Gradient))}"
+        raise OptionError(message)
+    if gradient == "analytic" and linear_solver is not None:
+        message = "linear_solver= is for gradient='implicit'; the analytic one is a dense solve of its own"
+        raise OptionError(message)
+    batch = checked(A, B, Q, R)
+    policy = Policy(on_failure, "dare")
+    if gradient == "analytic":
+        return shielded(_analytic, policy, batch, A, B, Q, R)  # type: ignore[no-any-return]
+    layer = Layer(Equation(residual, len(batch), "residual"), _by_scipy, linear_solver or Auto(), None, policy)
+    return layer(A, B, Q, R)  # type: ignore[no-any-return]
+
+
+def residual(S: Array, A: Array, B: Array, Q: Array, R: Array) -> Array:
+    """Return the left side of the equation, (*batch, n, n), by the feedback K: A^T S (A - B K) - S + Q."""
+    return A.mT @ S @ (A - B @ feedback(S, A, B, R)) - S + symmetric(Q)
+
+
+def _by_scipy(fun: object, init: None, A: Array, B: Array, Q: Array, R: Array) -> Solution:
+    """Solve on the host."""
+    backend = common_owner([A, B, Q, R], ["A", "B", "Q", "R"], "dare")
+    batch = checked(A, B, Q, R)
+    xp, n = array_namespace(A), A.shape[-1]
+    like = (full(A, 0.0, shape=(*batch, n, n)), full(A, 0, shape=batch, dtype=xp.int32))
+    S, status = backend.on_host(lambda *arrays: _each(backend, batch, arrays), like, A, B, Q, R)
+    return Solution(S, status)
+
+
+def _each(backend: Backend, batch: tuple[int, ...], arrays: Arrays) -> Arrays:
+    """Return S and status of every system of a batch."""
+    import numpy as np
+
+    given = [backend.to_numpy(x).astype(float) for x in arrays]
+    spread = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in given]
+    S, status = np.empty(spread[0].shape), np.zeros(batch, dtype="int32")
+    for i in np.ndindex(*batch):
+        S[i], status[i] = solve_one(*(x[i] for x in spread))
+    like, xp = arrays[0], array_namespace(arrays[0])
+    return (
+        xp.asarray(S, dtype=like.dtype, device=device(like)),
+        xp.asarray(status, dtype=xp.int32, device=device(like)),
+    )
+
+
+def solve_one(A: Any, B: Any, Q: Any, R: Any) -> tuple[Any, int]:
+    """Return S and status of one system of NumPy arrays, NaN where it has no solution."""
+    import numpy as np
+
+    try:
+        from scipy.linalg import solve_discrete_are
+    except ImportError as error:
+        message = f"dil.control.dare needs SciPy, which cannot be imported ({error}); pip install scipy"
+        raise OptionError(message) from error
+    nothing = np.full(A.shape, np.nan)
+    if not all(np.all(np.isfinite(x)) for x in (A, B, Q, R)):
+        return nothing, int(Status.NON_FINITE)
+    Q, R = 0.5 * (Q + Q.T), 0.5 * (R + R.T)
+    top: list[float] = [float(np.abs(X).max()) for X in (Q, R)]
+    if not (_least(Q) >= -1e-12 * top[0] and _least(R) > 1e-14 * top[1]):
+        return nothing, int(Status.NOT_CONVEX)
+    if not _controllable(A, B, outside=True):
+        return nothing, int(Status.UNSTABILISABLE)
+    try:
+        S = solve_discrete_are(A, B, Q, R)
+    except (np.linalg.LinAlgError, ValueError):
+        return nothing, int(Status.UNDETECTABLE if not _controllable(A.T, Q, outside=False) else Status.FAILED)
+    S = 0.5 * (S + S.T)
+    K = np.linalg.solve(R + B.T @ S @ B, B.T @ S @ A)
+    stable = np.abs(np.linalg.eigvals(A - B @ K)).max() < 1.0
+    return (S, int(Status.CONVERGED)) if stable else (nothing, int(Status.UNDETECTABLE))
+
+
+def _least(X: Any) -> float:
+    import numpy as np
+
+    return float(np.linalg.eigvalsh(X)[0])
+
+
+def _controllable(A: Any, B: Any, *, outside: bool) -> bool:
+    """Whether B moves every mode of A on the unit circle, or also those outside (Popov, Belevitch and Hautus)."""
+    import numpy as np
+
+    size = max(float(np.linalg.norm(A, 2)), float(np.linalg.norm(B, 2)), 1e-300)
+    for value in np.linalg.eigvals(A):
+        if abs(value) > 1 - 1e-10 and (outside or abs(value) < 1 + 1e-10):
+            pencil = np.concatenate([A - value * np.eye(len(A)), B], axis=1)
+            if np.linalg.svd(pencil, compute_uv=False)[-1] <= 1e-12 * size:
+                return False
+    return True
+
+
+def checked(A: Array, B: Array, Q: Array, R: Array) -> tuple[int, ...]:
+    """Return the shape of the batch.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not belong together.
+    DTypeError
+        If the arrays differ in dtype.
+    """
+    common_owner([A, B, Q, R], ["A", "B", "Q", "R"], "dare")
+    named = {"A": A, "B": B, "Q": Q, "R": R}
+    shapes = {name: tuple(getattr(x, "shape", ())) for name, x in named.items()}
+    n, m = shapes["B"][-2:] if len(shapes["B"]) >= 2 else (0, 0)
+    expected = {"A": (n, n), "B": (n, m), "Q": (n, n), "R": (m, m)}
+    said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    if not m or any(shapes[name][-2:] != shape for name, shape in expected.items()):
+        message = f"got {said}; expected A (*batch, n, n), B (*batch, n, m), Q (*batch, n, n) and R (*batch, m, m)"
+        raise ShapeError(message)
+    if len({str(x.dtype) for x in named.values()}) > 1:
+        message = f"A, B, Q and R have dtypes {', '.join(str(x.dtype) for x in named.values())}; cast them to one"
+        raise DTypeError(message)
+    try:
+        return _broadcast([shape[:-2] for shape in shapes.values()])
+    except ValueError as error:
+        message = f"the batches of {said} do not belong together; expected leading dimensions that broadcast"
+        raise ShapeError(message) from error
+
+
+def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    import numpy as np
+
+    return tuple(np.broadcast_shapes(*shapes))
+
+
+def _analytic(policy: Policy, batch: tuple[int, ...], A: Array, B: Array, Q: Array, R: Array) -> Array:
+    """Solve with the analytic rule."""
+    backend = common_owner([A, B, Q, R], ["A", "B", "Q", "R"], "dare")
+
+    def solve(*arrays: Array) -> Arrays:
+        solution = _by_scipy(None, None, *arrays)
+        assert solution.status is not None
+        S = solution.value
+        flat = array_namespace(S).reshape(S, (*S.shape[:-2], S.shape[-1] ** 2))
+        return (array_namespace(S).reshape(policy.settle(backend, "forward solve", solution.status, flat), S.shape),)
+
+    xp = array_namespace(A)
+    spread = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (A, B, Q, R))
+    return backend.implicit(solve, Analytic(backend))(*spread)[0]
+
+
+@dataclass(frozen=True)
+class Analytic:
+    """The derivative of S by formulas of its own: with A' = A - B K, L(X) = X - A'^T X A' and P(X) = (X + X^T) / 2.
+
+    L(dS) = 2 P(A'^T S dA) - 2 P(A'^T S dB K) + P(dQ) + K^T P(dR) K
+
+    whose systems are solved by the matrix I - A'^T x A'^T of a Kronecker product (East et al. 2020, Proposition 2).
+    """
+
+    backend: Backend
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return the cotangents from G with G - A' G A'^T = dL/dS."""
+        A, B, _, R = args
+        S = y[0]
+        K = feedback(S, A, B, R)
+        closed = A - B @ K
+        G = symmetric(lyapunov(closed.mT, cotangents[0]))
+        both = 2.0 * (S @ closed @ G)
+        found = (both, -(both @ K.mT), G, sandwich(K.mT, G))
+        return tuple(found[i] for i in wrt)
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return dS."""
+        A, B, _, R = args
+        S = y[0]
+        K = feedback(S, A, B, R)
+        closed = A - B @ K
+        dA, dB, dQ, dR = tangents
+        total = full(S, 0.0)
+        total = total if dA is None else total + 2.0 * symmetric(closed.mT @ S @ dA)
+        total = total if dB is None else total - 2.0 * symmetric(closed.mT @ S @ dB @ K)
+        total = total if dQ is None else total + symmetric(dQ)
+        total = total if dR is None else total + sandwich(K, symmetric(dR))
+        return (lyapunov(closed, total),)
+
+
+def lyapunov(A: Array, V: Array) -> Array:
+    """Return X with X - A^T X A = V, (*batch, n, n), by the Kronecker product of A^T with itself."""
+    xp, n = shared_namespace(V, A), V.shape[-1]
+    T = A.mT
+    product = T[..., :, None, :, None] * T[..., None, :, None, :]
+    matrix = xp.reshape(product, (*product.shape[:-4], n * n, n * n))
+    identity = xp.eye(n * n, dtype=V.dtype, device=device(V))
+    right = xp.reshape(V, (*V.shape[:-2], n * n, 1))
+    return xp.reshape(xp.linalg.solve(identity - matrix, right), V.shape)  # type: ignore[no-any-return]

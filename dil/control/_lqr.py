@@ -1,0 +1,103 @@
+"""The linear quadratic regulator: the gain of the best control, for ever or for some steps."""
+
+from __future__ import annotations
+
+from dil._arrays import array_namespace, device
+from dil._errors import OptionError, ShapeError
+from dil._options import check_integer
+from dil._registry import common_owner
+from dil._typing import Array, Arrays, OnFailure
+from dil.control._dare import Gradient, checked, dare
+from dil.control._riccati import feedback, symmetric
+from dil.linear._solver import LinearSolver
+
+
+def lqr_gain(
+    A: Array,
+    B: Array,
+    Q: Array,
+    R: Array,
+    *,
+    horizon: int | None = None,
+    final: Array | None = None,
+    gradient: Gradient = "implicit",
+    linear_solver: LinearSolver | None = None,
+    on_failure: OnFailure = "raise",
+) -> Array:
+    """Return K, whose controls u = -K x cost least: sum_t x_t^T Q x_t + u_t^T R u_t with x_{t+1} = A x_t + B u_t.
+
+    Parameters
+    ----------
+    A, B, Q, R
+        As in `dil.control.dare`.
+    horizon : int, optional
+        The number of controls; without it the sum goes on for ever, and the gain is the same at all times.
+    final : array, (*batch, n, n), optional
+        The cost x_H^T final x_H of the state after the last control; zero by default. For a finite horizon alone.
+    gradient, linear_solver, on_failure
+        As in `dil.control.dare`, for the infinite horizon alone.
+
+    Returns
+    -------
+    array, (*batch, m, n), or (*batch, horizon, m, n) with a horizon
+        The gain, of each time with a horizon; differentiable in all arrays.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, or belongs to the other horizon.
+    ShapeError
+        If the shapes do not belong together.
+    ConvergenceError
+        If there is no gain for the infinite horizon and on_failure="raise".
+
+    Notes
+    -----
+    Look et al. 2020, eq. 7 to 9. With a horizon S_H = final and
+    S_t = Q + A^T S_{t+1} (A - B K_t), K_t = (R + B^T S_{t+1} B)^-1 B^T S_{t+1} A: Riccati's recursion, by the loop of
+    the backend and differentiated by its steps. It needs R + B^T S B not to be singular, and checks nothing of Q and R.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> A, B = np.asarray([[1.0, 1.0], [0.0, 1.0]]), np.asarray([[0.0], [1.0]])
+    >>> np.round(dil.control.lqr_gain(A, B, np.eye(2), np.eye(1)), 4)
+    array([[0.4221, 1.2439]])
+    >>> np.round(dil.control.lqr_gain(A, B, np.eye(2), np.eye(1), horizon=3)[:, 0], 4)
+    array([[0.2857, 1.    ],
+           [0.    , 0.5   ],
+           [0.    , 0.    ]])
+    """
+    if horizon is None:
+        if final is not None:
+            message = "final= is the cost of the last state, so it needs horizon="
+            raise OptionError(message)
+        S = dare(A, B, Q, R, gradient=gradient, linear_solver=linear_solver, on_failure=on_failure)
+        return feedback(S, A, B, R)
+    check_integer("horizon", horizon, 1)
+    if gradient != "implicit" or linear_solver is not None:
+        message = (
+            "gradient= and linear_solver= are for the infinite horizon; a finite one is differentiated by its steps"
+        )
+        raise OptionError(message)
+    batch = checked(A, B, Q, R)
+    n = A.shape[-1]
+    if final is not None and tuple(final.shape[-2:]) != (n, n):
+        message = f"final has shape {tuple(final.shape)}; expected (*batch, {n}, {n}), like Q"
+        raise ShapeError(message)
+    return _recursion(batch, int(horizon), A, B, Q, R, 0.0 * Q if final is None else final)
+
+
+def _recursion(batch: tuple[int, ...], horizon: int, A: Array, B: Array, Q: Array, R: Array, final: Array) -> Array:
+    """Return the gains of all times, (*batch, horizon, m, n)."""
+    backend, xp, Q = common_owner([A], ["A"], "lqr_gain"), array_namespace(final), symmetric(Q)
+
+    def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+        (S,) = carry
+        K = feedback(S, A, B, R)
+        return (symmetric(Q + A.mT @ S @ (A - B @ K)),), (K,)
+
+    last = symmetric(xp.broadcast_to(final, (*batch, *final.shape[-2:])))
+    _, (gains,) = backend.scan(step, (last,), (xp.zeros((horizon,), dtype=A.dtype, device=device(A)),))
+    xp = array_namespace(gains)
+    return xp.moveaxis(xp.flip(gains, axis=0), 0, -3)  # type: ignore[no-any-return]

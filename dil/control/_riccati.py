@@ -1,0 +1,22 @@
+"""The parts of Riccati's equation and of its recursion."""
+
+from __future__ import annotations
+
+from dil._arrays import shared_namespace
+from dil._typing import Array
+
+
+def symmetric(X: Array) -> Array:
+    """Return the symmetric part, all that a quadratic cost sees of its matrix: (..., n, n)."""
+    return 0.5 * (X + X.mT)
+
+
+def sandwich(A: Array, X: Array) -> Array:
+    """Return A^T X A."""
+    return A.mT @ X @ A
+
+
+def feedback(S: Array, A: Array, B: Array, R: Array) -> Array:
+    """Return K = (R + B^T S B)^-1 B^T S A, (*batch, m, n), of the cost to go S (Look et al. 2020, eq. 8)."""
+    matrix, right = symmetric(R) + sandwich(B, S), B.mT @ S @ A
+    return shared_namespace(matrix, right).linalg.solve(matrix, right)  # type: ignore[no-any-return]

@@ -1,0 +1,239 @@
+"""Riccati's equation and the gains of the linear quadratic regulator, on every engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import dil
+from dil import Status
+from dil.control import dare, lqr_gain
+from dil.control._dare import solve_one
+
+linalg = pytest.importorskip("scipy.linalg", reason="SciPy is not installed")
+
+NAMES = ("A", "B", "Q", "R")
+KRYLOV = {"NormalCG": dil.linear.NormalCG(rtol=1e-13), "GMRES": dil.linear.GMRES(restart=150, rtol=1e-13)}
+FEW = {"jax:jit": 4}
+"""The size that is enough elsewhere than on NumPy and torch; 2 by default."""
+
+
+def system(n, m, seed=0, batch=()):
+    """Return a system that is not stable by itself."""
+    draw = np.random.default_rng(seed)
+    A, B = draw.standard_normal((*batch, n, n)), draw.standard_normal((*batch, n, m))
+    A *= 1.1 / np.abs(np.linalg.eigvals(A)).max(axis=-1)[..., None, None]
+    L, M = draw.standard_normal((*batch, n, n)), draw.standard_normal((*batch, m, m))
+    return A, B, L @ np.swapaxes(L, -1, -2) / n + 0.1 * np.eye(n), M @ np.swapaxes(M, -1, -2) / m + np.eye(m)
+
+
+def spring(c, k=1.0, m=1.0):
+    """Return the mass, spring and damper of the paper's appendix C."""
+    A = np.asarray([[0.0, 1.0], [-k / m, -c / m]])
+    return A, np.asarray([[0.0], [-1.0 / m]]), np.eye(2), 2.0 * np.eye(1)
+
+
+def direction(args, seed=1):
+    """Return a direction for each argument, in symmetric matrices for Q and R."""
+    draw = np.random.default_rng(seed)
+    found = [draw.standard_normal(x.shape) for x in args]
+    return [*found[:2], *(x + np.swapaxes(x, -1, -2) for x in found[2:])]
+
+
+def slopes(args, V, step=1e-4):
+    """Return d<V, S> along a direction in each argument, by differences of SciPy's solution of fourth order."""
+
+    def moved(i, d, t):
+        S, status = solve_one(*(x + t * d if j == i else x for j, x in enumerate(args)))
+        assert status == Status.CONVERGED
+        return np.sum(V * S)
+
+    return [
+        (8 * (moved(i, d, step) - moved(i, d, -step)) - (moved(i, d, 2 * step) - moved(i, d, -2 * step))) / (12 * step)
+        for i, d in enumerate(direction(args))
+    ]
+
+
+@pytest.mark.parametrize("c", [1.0, 0.1, -0.6])
+def test_is_what_scipy_finds(plain, c):
+    args = spring(c)
+    S = plain.to_numpy(dare(*map(plain.asarray, args)))
+    expected = linalg.solve_discrete_are(*args)
+    np.testing.assert_allclose(S, expected, rtol=1e-12)
+    A, B, _, R = args
+    K = np.linalg.solve(R + B.T @ expected @ B, B.T @ expected @ A)
+    np.testing.assert_allclose(plain.to_numpy(lqr_gain(*map(plain.asarray, args))), K, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", range(2, 13))
+def test_gradients(engine, n):
+    """dS/dA, dS/dB, dS/dQ, dS/dR: against finite differences within 1e-7, and the analytic form within 1e-9."""
+    if engine.name not in ("numpy", "torch") and n != FEW.get(engine.name, 2):
+        pytest.skip("NumPy and torch take every size, the others one")
+    check_gradients(engine, n)
+
+
+@pytest.mark.slow
+def test_gradients_of_many_states(engine):
+    check_gradients(engine, 12)
+
+
+def check_gradients(engine, n):
+    args = system(n, 1 + n // 3, seed=n)
+    V = np.random.default_rng(2).standard_normal((n, n))
+    _, analytic = dil.backend("numpy").module.vjp(lambda *xs: (dare(*xs, gradient="analytic"),), *args)
+    expected = analytic((V,))
+    _, found = engine.gradients(dare, args, V)
+    _, written = engine.gradients(lambda *xs: dare(*xs, gradient="analytic"), args, V) if n == 2 else (None, expected)
+    for i, (d, slope) in enumerate(zip(direction(args), slopes(args, V), strict=True)):
+        scale = np.sum(np.abs(found[i] * d))
+        assert abs(np.sum(found[i] * d) - slope) <= 1e-7 * scale, NAMES[i]
+        for other in (expected, written):
+            assert np.abs(found[i] - other[i]).max() <= 1e-9 * np.abs(other[i]).max(), NAMES[i]
+
+
+@pytest.mark.parametrize("name", KRYLOV)
+def test_krylov_gradients(plain, name):
+    """Conjugate gradients on the normal equations, as the paper has it, and GMRES agree with the naive inverse."""
+    if plain.backend == "jax":
+        pytest.skip("the iterations are the same on JAX, which compiles each")
+    args, V = system(6, 2, seed=3), np.random.default_rng(2).standard_normal((6, 6))
+    _, found = plain.gradients(lambda *xs: dare(*xs, linear_solver=KRYLOV[name]), args, V)
+    _, naive = plain.gradients(lambda *xs: dare(*xs, linear_solver=dil.linear.Direct()), args, V)
+    for a, b in zip(found, naive, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "analytic"])
+def test_forward_mode_and_second_derivatives(gradient):
+    args, V = system(3, 2, seed=4), np.random.default_rng(2).standard_normal((3, 3))
+    directions = direction(args)
+    _, tangent = dil.jvp(lambda *xs: dare(*xs, gradient=gradient), args, tuple(directions))
+    assert np.sum(V * tangent) == pytest.approx(sum(slopes(args, V)), rel=1e-7)
+
+    def slope(A):
+        return np.sum(dil.grad(lambda A: np.sum(V * dare(A, *args[1:], gradient=gradient)))(A) * directions[0])
+
+    bend = np.sum(dil.grad(slope)(args[0]) * directions[0])
+    step = 1e-5
+    assert bend == pytest.approx(
+        (slope(args[0] + step * directions[0]) - slope(args[0] - step * directions[0])) / (2 * step), rel=1e-6
+    )
+
+
+def test_batches(plain):
+    """Every system by itself, with an R that they share."""
+    if plain.backend == "jax":
+        pytest.skip("JAX compiles it for half a minute")
+    A, B, Q, R = system(3, 2, seed=5, batch=(2, 2))
+    V = np.random.default_rng(2).standard_normal((2, 2, 3, 3))
+    R = R[0, 0]
+    S, grads = plain.gradients(dare, (A, B, Q, R), V)
+    shared = np.zeros_like(R)
+    for i in np.ndindex(2, 2):
+        one, alone = dil.vjp(dare, A[i], B[i], Q[i], R)
+        np.testing.assert_allclose(S[i], one, rtol=1e-10)
+        own = alone(V[i])
+        for j in range(3):
+            np.testing.assert_allclose(grads[j][i], own[j], rtol=1e-8, atol=1e-9)
+        shared += own[3]
+    np.testing.assert_allclose(grads[3], shared, rtol=1e-8)
+
+
+def test_the_finite_horizon(plain):
+    """The gains minimise the sum: no gradient is left in the controls; over many steps they become the infinite one."""
+    A, B, Q, R = system(3, 2, seed=6)
+    x0, H = np.asarray([1.0, -1.0, 0.5]), 4
+    final = 2.0 * np.eye(3)
+    gains = plain.to_numpy(lqr_gain(*map(plain.asarray, (A, B, Q, R)), horizon=H, final=plain.asarray(final)))
+    assert gains.shape == (H, 2, 3)
+
+    def total(u):
+        x, value = x0, 0.0
+        for t in range(H):
+            value = value + x @ Q @ x + u[t] @ R @ u[t]
+            x = A @ x + B @ u[t]
+        return value + x @ final @ x
+
+    x, u = x0, []
+    for K in gains:
+        u.append(-K @ x)
+        x = A @ x + B @ u[-1]
+    slope = dil.grad(total)(np.stack(u))
+    assert np.abs(slope).max() <= 1e-12 * total(np.stack(u))
+    if plain.backend == "numpy":
+        far = lqr_gain(A, B, Q, R, horizon=60)
+        np.testing.assert_allclose(far[0], lqr_gain(A, B, Q, R), rtol=1e-9)
+        # the same number by both: the finite one is differentiated by its steps, the infinite by the theorem
+        V = np.random.default_rng(2).standard_normal((2, 3))
+        steps = dil.grad(lambda A: np.sum(V * lqr_gain(A, B, Q, R, horizon=60)[0]))(A)
+        np.testing.assert_allclose(dil.grad(lambda A: np.sum(V * lqr_gain(A, B, Q, R)))(A), steps, rtol=1e-8)
+
+
+BAD = {
+    "unstabilisable": ([[1.2, 0.0], [0.0, 0.5]], [[0.0], [1.0]], np.eye(2), [[1.0]], "UNSTABILISABLE"),
+    "undetectable": ([[1.0, 0.0], [0.0, 0.5]], [[1.0], [1.0]], np.diag([0.0, 1.0]), [[1.0]], "UNDETECTABLE"),
+    "Q": ([[0.5, 0.0], [0.0, 0.5]], [[1.0], [1.0]], np.diag([1.0, -0.1]), [[1.0]], "NOT_CONVEX"),
+    "R": ([[0.5, 0.0], [0.0, 0.5]], [[1.0], [1.0]], np.eye(2), [[0.0]], "NOT_CONVEX"),
+    "NaN": ([[np.nan, 0.0], [0.0, 0.5]], [[1.0], [1.0]], np.eye(2), [[1.0]], "NON_FINITE"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("gradient", ["implicit", "analytic"])
+def test_systems_without_a_solution(plain, name, gradient):
+    if plain.backend == "jax" and gradient == "analytic":
+        pytest.skip("JAX takes the other")
+    *args, word = BAD[name]
+    args = [plain.asarray(x) for x in args]
+    with pytest.raises(dil.ConvergenceError, match=f"dare: forward solve: {word}"):
+        dare(*args, gradient=gradient)
+    S = dare(*args, gradient=gradient, on_failure="nan")
+    assert np.isnan(plain.to_numpy(S)).all()
+
+
+def test_one_bad_system_leaves_the_others(plain):
+    A = np.stack([0.5 * np.eye(2), np.diag([1.2, 0.5])])
+    B, Q, R = np.asarray([[0.0], [1.0]]), np.eye(2), np.eye(1)
+    with pytest.warns(dil.ConvergenceWarning, match=r"1 of 2 problems \(the first at 1\) ended UNSTABILISABLE"):
+        S = plain.to_numpy(dare(*map(plain.asarray, (A, B, Q, R)), on_failure="warn"))
+    np.testing.assert_allclose(S[0], linalg.solve_discrete_are(A[0], B, Q, R), rtol=1e-12)
+    assert np.isnan(S[1]).all()
+
+
+def test_a_bad_system_is_named_under_jit():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    args = [jax.numpy.asarray(x) for x in BAD["unstabilisable"][:4]]
+    with pytest.raises(Exception, match="UNSTABILISABLE"):
+        jax.block_until_ready(jax.jit(dare)(*args))
+
+
+def test_what_does_not_belong_together():
+    A, B, Q, R = system(3, 2)
+    with pytest.raises(dil.ShapeError, match=r"Q \(2, 2\).*expected A \(\*batch, n, n\)"):
+        dare(A, B, np.eye(2), R)
+    with pytest.raises(dil.ShapeError, match=r"B \(3,\)"):
+        dare(A, B[:, 0], Q, R)
+    with pytest.raises(dil.ShapeError, match="leading dimensions that broadcast"):
+        dare(np.stack([A] * 2), np.stack([B] * 3), Q, R)
+    with pytest.raises(dil.DTypeError, match="cast them to one"):
+        dare(A, B.astype("float32"), Q, R)
+    with pytest.raises(dil.OptionError, match="gradient='naive' is unknown"):
+        dare(A, B, Q, R, gradient="naive")
+    with pytest.raises(dil.OptionError, match="linear_solver= is for gradient='implicit'"):
+        dare(A, B, Q, R, gradient="analytic", linear_solver=dil.linear.Direct())
+    with pytest.raises(dil.OptionError, match="horizon=0; expected an integer >= 1"):
+        lqr_gain(A, B, Q, R, horizon=0)
+    with pytest.raises(dil.OptionError, match="needs horizon="):
+        lqr_gain(A, B, Q, R, final=Q)
+    with pytest.raises(dil.OptionError, match="for the infinite horizon"):
+        lqr_gain(A, B, Q, R, horizon=2, gradient="analytic")
+    with pytest.raises(dil.ShapeError, match=r"final has shape \(2, 2\)"):
+        lqr_gain(A, B, Q, R, horizon=2, final=np.eye(2))
+
+
+def test_only_the_symmetric_part_counts(plain):
+    A, B, Q, R = system(3, 2, seed=7)
+    skew = np.asarray([[0.0, 1.0, 2.0], [-1.0, 0.0, 3.0], [-2.0, -3.0, 0.0]])
+    S, same = (plain.to_numpy(dare(*map(plain.asarray, (A, B, X, R)))) for X in (Q, Q + skew))
+    np.testing.assert_allclose(same, S, rtol=1e-12)
