@@ -166,11 +166,11 @@ def _controllable(A: Any, B: Any, *, outside: bool) -> bool:
     """Whether B moves every mode of A on the unit circle, or also those outside (Popov, Belevitch and Hautus)."""
     import numpy as np
 
-    size = max(float(np.linalg.norm(A, 2)), float(np.linalg.norm(B, 2)), 1e-300)
     for value in np.linalg.eigvals(A):
         if abs(value) > 1 - 1e-10 and (outside or abs(value) < 1 + 1e-10):
             pencil = np.concatenate([A - value * np.eye(len(A)), B], axis=1)
-            if np.linalg.svd(pencil, compute_uv=False)[-1] <= 1e-12 * size:
+            scales = np.linalg.svd(pencil, compute_uv=False)
+            if scales[-1] <= 1e-12 * scales[0]:
                 return False
     return True
 
