@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import _cartpole
-import _dynamics
 import jax
 import jax.numpy as jnp
+
+import _cartpole
+import _dynamics
 from _dynamics import Data, Net
 
 Array = Any

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import _cartpole
 import jax
 import jax.numpy as jnp
 import optax
+
+import _cartpole
 
 Array = Any
 Net = list[tuple[Array, Array]]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import _cartpole
-import _dynamics
 import jax
 import jax.numpy as jnp
-from _dynamics import Data, Net
 
+import _cartpole
+import _dynamics
 import dil
+from _dynamics import Data, Net
 from dil.control import Plan, mpc_rollout, plan
 
 Array = Any

@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from _paper import command_line, markdown, show, write_results
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from _paper import command_line, markdown, show, write_results
 
 Array = Any
 
@@ -108,9 +109,10 @@ class Study:
     @cached_property
     def positions(self) -> Array:
         """Where the tests begin, those of low variance first: (2 tests, 4)."""
-        import _cartpole
         import jax
         import jax.numpy as jnp
+
+        import _cartpole
 
         keys = jax.random.split(jax.random.key(SEEDS[self.recipe.positions]), len(VARIANCES))
         pairs = zip(keys, VARIANCES.values(), strict=True)
@@ -235,8 +237,9 @@ def judged(found: Figures) -> str:
 
 def picture(path: Path, trajectories: dict[str, Any]) -> None:
     """Draw Figure 3: the angle of the pole and the position of the cart over time."""
-    from _paper import INK
     from matplotlib.figure import Figure
+
+    from _paper import INK
 
     figure = Figure(figsize=(10.5, 5.4), layout="constrained")
     panels = figure.subplots(2, len(LEARNERS), sharex=True, sharey="row")
@@ -259,10 +262,11 @@ def picture(path: Path, trajectories: dict[str, Any]) -> None:
 
 def animation(path: Path, trajectories: dict[str, Any]) -> None:
     """Draw the three carts as they swing up their poles from the first position."""
-    from _paper import INK
     from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    from _paper import INK
 
     figure = Figure(figsize=(8.0, 2.6), layout="constrained")
     FigureCanvasAgg(figure)
