@@ -140,15 +140,19 @@ class _Held:
         self.rule = rule
 
 
+def _bind(*arrays: Any, held: _Held, count: int) -> list[Any]:
+    return ATTACH.bind(*arrays, held=held, count=count)  # type: ignore[no-any-return, no-untyped-call]
+
+
 def _attach(y: Arrays, args: Arrays, rule: Rule) -> Arrays:
     """Return y with the derivative of the rule in args, for where `implicit`'s own is lost."""
     if not any(isinstance(x, jax.core.Tracer) for x in (*y, *args)):
         return y
-    return tuple(ATTACH.bind(*map(constant, y), *args, held=_Held(rule), count=len(y)))
+    return tuple(_bind(*map(constant, y), *args, held=_Held(rule), count=len(y)))
 
 
 def _push_attached(primals: Sequence[Any], tangents: Sequence[Any], *, held: _Held, count: int) -> tuple[Any, Any]:
-    y = ATTACH.bind(*primals, held=held, count=count)
+    y = _bind(*primals, held=held, count=count)
     given = [None if isinstance(t, ad.Zero) or _is_zero(t) else t for t in tangents[count:]]
     return y, list(held.rule.pushforward(tuple(primals[count:]), tuple(y), given))
 
@@ -160,7 +164,7 @@ def _batch_attached(args: Sequence[Any], axes: Sequence[Any], *, held: _Held, co
         if axis is None:
             moved[i] = jnp.broadcast_to(moved[i], (size, *moved[i].shape))
     in_axes = tuple(None if axis is None else 0 for axis in axes[count:])
-    y = ATTACH.bind(*moved, held=_Held(_Mapped(held.rule, in_axes)), count=count)
+    y = _bind(*moved, held=_Held(_Mapped(held.rule, in_axes)), count=count)
     return y, [0] * count
 
 
@@ -187,8 +191,8 @@ class _Mapped:
         return jax.vmap(push, in_axes=axes)(args, y, [tangents[i] for i in places])
 
 
-ATTACH.def_impl(lambda *args, held, count: list(args[:count]))
-ATTACH.def_abstract_eval(lambda *args, held, count: list(args[:count]))
+ATTACH.def_impl(lambda *args, held, count: list(args[:count]))  # type: ignore[no-untyped-call]
+ATTACH.def_abstract_eval(lambda *args, held, count: list(args[:count]))  # type: ignore[no-untyped-call]
 ad.primitive_jvps[ATTACH] = _push_attached
 batching.primitive_batchers[ATTACH] = _batch_attached
 mlir.register_lowering(ATTACH, lambda context, *args, held, count: args[:count])

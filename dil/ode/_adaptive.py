@@ -33,7 +33,7 @@ class Mesh(NamedTuple):
     """(max_steps,), the last time in the place of steps that were not needed."""
     lengths: Array
     """(max_steps,), zero for those."""
-    count: Array
+    taken: Array
     rejected: Array
     status: Array
     """Shape batch, as all that follows."""
@@ -52,6 +52,8 @@ class Search(NamedTuple):
     slope: Array
     memory: Arrays
     mesh: Mesh
+    fresh: Array
+    """Whether the attempt before was taken; the step after one that was not does not grow."""
     going: Array
 
 
@@ -76,10 +78,10 @@ def find_mesh(
     none, zero = full(start, 0.0, shape=(control.max_steps,)), full(y[..., 0], 0.0)
     mesh = Mesh(none + end, none, full(start, 0.0), full(start, 0.0), zero, zero + float("inf"), zero, zero)
     going = end > start
-    state = Search(start, h, y, slope, first.begin(stages((slope,)), (y,), start), mesh, going)
+    state = Search(start, h, y, slope, first.begin(stages((slope,)), (y,), start), mesh, going, going)
     attempt = _Attempt(stages, control, end)
     if method.starter is not None:
-        state = loop(lambda s: s.going & (s.mesh.count < 1), lambda s: attempt(first, s), state)
+        state = loop(lambda s: s.going & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
         state = state._replace(memory=(y, state.t - start))
     last: Search = loop(lambda s: s.going, lambda s: attempt(method, s), state)
     short = (last.t < end) & (last.mesh.status == 0)
@@ -141,23 +143,25 @@ class _Attempt:
         t = xp.where(final, self.end, s.t + h)
         t = xp.where(taken, t, s.t)
         mesh = _noted(mesh, taken, s.t, h)
-        going = (t < self.end) & (mesh.count < control.max_steps) & xp.any(status == 0)
+        going = (t < self.end) & (mesh.taken < control.max_steps) & xp.any(status == 0)
         return Search(
             t,
-            h * self._factor(method, worst),
+            h * self._factor(method, worst, s.fresh),
             xp.where(taken, y, s.y),
             xp.where(taken, here.last[0], s.slope),
             tuple(xp.where(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
             mesh,
+            taken,
             going,
         )
 
-    def _factor(self, method: Method, worst: Array) -> Array:
+    def _factor(self, method: Method, worst: Array, fresh: Array) -> Array:
         """Return what the step is multiplied by; two-step methods are stable up to 2.4 alone."""
         assert method.error_order is not None
         xp, most = array_namespace(worst), 5.0 if method.starter is None else 2.0
         factor = 0.9 * xp.where(worst > 1e-6, worst, full(worst, 1e-6)) ** (-1.0 / method.error_order)
-        factor = xp.where(factor > most, full(factor, most), factor)
+        most = xp.where(fresh, full(factor, most), full(factor, 1.0))
+        factor = xp.where(factor > most, most, factor)
         return xp.where(factor < 0.2, full(factor, 0.2), factor)  # type: ignore[no-any-return]
 
 
@@ -165,9 +169,9 @@ def _noted(mesh: Mesh, taken: Array, t: Array, h: Array) -> Mesh:
     """Write one step into the mesh if it was taken."""
     xp = array_namespace(t)
     numbers = xp.astype(xp.arange(mesh.begins.shape[0], device=device(t)), t.dtype)
-    here = taken & (numbers == mesh.count)
+    here = taken & (numbers == mesh.taken)
     return mesh._replace(
         begins=xp.where(here, t, mesh.begins),
         lengths=xp.where(here, h, mesh.lengths),
-        count=mesh.count + xp.astype(taken, t.dtype),
+        taken=mesh.taken + xp.astype(taken, t.dtype),
     )

@@ -29,4 +29,5 @@ def between(backend: Backend, t: Array, knots: Array, states: Array, slopes: Arr
     y, z, k, m = at(states), at(states, 1), at(slopes), at(slopes, 1)
     rest = 1.0 - s
     chord = z - y
-    return y + s * chord + s * rest * (rest * (h * k - chord) - s * (h * m - chord))
+    found: Array = y + s * chord + s * rest * (rest * (h * k - chord) - s * (h * m - chord))
+    return found

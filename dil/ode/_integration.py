@@ -72,7 +72,7 @@ class Integration:
     def _adapted(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Find the mesh, step over it, and interpolate."""
         xp, mesh = array_namespace(y0), self._mesh(y0, t, arrays)
-        count = self.backend.number(mesh.count)
+        count = self.backend.number(mesh.taken)
         if isinstance(count, float):  # where a program cannot know it, the steps that are not needed have no length
             mesh = mesh._replace(begins=mesh.begins[: int(count)], lengths=mesh.lengths[: int(count)])
         knots = xp.concat([t[:1], mesh.begins + mesh.lengths])
@@ -83,11 +83,11 @@ class Integration:
         ended = mesh.status != 0
         verdict = Verdict(
             xp.where(ended, mesh.status, found.status),
-            xp.where(ended, mesh.count + 0.0 * mesh.status, found.step),
+            xp.where(ended, mesh.taken + 0.0 * mesh.status, found.step),
             xp.where(mesh.failed < found.begin, mesh.failed, found.begin),
             found.length,
         )
-        return Run(rows, verdict, mesh.count, mesh.rejected, iterations + mesh.iterations, linear + mesh.linear)
+        return Run(rows, verdict, mesh.taken, mesh.rejected, iterations + mesh.iterations, linear + mesh.linear)
 
     def _mesh(self, y0: Array, t: Array, arrays: Arrays) -> Mesh:
         def find(y: Array, t: Array, *arrays: Array) -> Arrays:
@@ -113,7 +113,8 @@ class Integration:
 
         def slopes_of(states: Array) -> Array:
             def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-                return carry, (self.field.slope(*row, arrays),)
+                t, state = row
+                return carry, (self.field.slope(t, state, arrays),)
 
             return self.backend.scan(at, (), (t, states))[1][0]
 
