@@ -136,7 +136,9 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Tra
     parts = [jnp.asarray(x / scale, jnp.float32) for x in (series.train, series.validation, series.test)]
     each = recipe.iterations // recipe.checks
     rate = optax.cosine_decay_schedule(recipe.rate, each * recipe.checks)
-    optimizer = optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)), 10**6)
+    optimizer = optax.apply_if_finite(
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=recipe.decay)), 10**6
+    )
 
     def step(carry: Any, key: Any) -> Any:
         params, state = carry

@@ -16,6 +16,8 @@ class Recipe:
     iterations: int
     rate: float
     """Of Adam at first; it decays to zero by a cosine."""
+    decay: float = 0.0
+    """Of the weights, by AdamW."""
     checks: int = 20
     """How often the forecast of the validation part is judged; the best parameters stay."""
 
