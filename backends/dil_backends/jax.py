@@ -290,7 +290,8 @@ def tell(listener: Callable[[Any], None], status: jax.Array, value: jax.Array) -
         told = jax.pure_callback(report, jax.eval_shape(lambda: code), code, vmap_method="expand_dims")
         return jnp.where((told >= 0)[..., None], value, jnp.nan)  # so that the call is no dead code
 
-    return jax.lax.cond(jnp.any(status != 0), call, lambda code, value: value, status, value)
+    told: jax.Array = jax.lax.cond(jnp.any(status != 0), call, lambda code, value: value, status, value)
+    return told
 
 
 def observe(listener: Callable[..., None], *arrays: jax.Array) -> None:
