@@ -136,9 +136,7 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Tra
     parts = [jnp.asarray(x / scale, jnp.float32) for x in (series.train, series.validation, series.test)]
     each = recipe.iterations // recipe.checks
     rate = optax.cosine_decay_schedule(recipe.rate, each * recipe.checks)
-    optimizer = optax.apply_if_finite(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=recipe.decay)), 10**6
-    )
+    optimizer = optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)), 10**6)
 
     def step(carry: Any, key: Any) -> Any:
         params, state = carry
@@ -149,10 +147,10 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Tra
 
     def chunk(params: Any, state: Any, key: Any) -> Any:
         (params, state), _ = jax.lax.scan(step, (params, state), jax.random.split(key, each))
-        return params, state, error(row, params, parts[1], series.context)
+        return params, state
 
     run = jax.jit(jax.vmap(chunk))
-    judge = jax.jit(jax.vmap(lambda p: error(row, p, parts[2], series.context)))
+    judge = jax.jit(jax.vmap(lambda p, frames: error(row, p, frames, series.context), in_axes=(0, None)))
     params = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(series, seed) for seed in seeds))
     state = jax.vmap(optimizer.init)(params)
     keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
@@ -160,12 +158,12 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Tra
     found = np.zeros(len(seeds), int)
     for check in range(recipe.checks):
         now = jax.vmap(lambda key, check=check: jax.random.fold_in(key, check))(keys)
-        params, state, judged = run(params, state, now)
-        judged = np.nan_to_num(np.asarray(judged, float), nan=np.inf, posinf=np.inf)
+        params, state = run(params, state, now)
+        judged = np.nan_to_num(np.asarray(judge(params, parts[1]), float), nan=np.inf, posinf=np.inf)
         better = judged < least
         least, found = np.where(better, judged, least), np.where(better, (check + 1) * each, found)
         best = jax.tree.map(lambda a, b, better=better: jnp.where(spread(better, a), a, b), params, best)
-    test = np.asarray(judge(best), float) * scale**2
+    test = np.asarray(judge(best, parts[2]), float) * scale**2
     return Trained(least * scale**2, test, found, time.process_time() - begun)
 
 

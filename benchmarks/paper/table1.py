@@ -191,13 +191,17 @@ def claim_table(found: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
 
 
 def trial_table() -> tuple[list[str], list[list[str]]]:
-    heads = ["data", "segment", "batch", "iterations", "rate", "validation"]
-    lines = [
-        [data, *(f"{x:g}" for x in (r.segment, r.batch, r.iterations, r.rate)), number(validation)]
-        for data, trials in TRIALS.items()
-        for r, validation in trials
-    ]
+    heads = ["data", "segment", "batch", "iterations", "rate", "row", "seeds", "validation"]
+    lines = []
+    for data, trials in TRIALS.items():
+        for r, validation, row, seeds in trials:
+            options = (f"{x:g}" for x in (r.segment, r.batch, r.iterations, r.rate))
+            lines.append([data, *options, row, str(seeds), number(validation)])
     return heads, lines
+
+
+def trials_told() -> dict[str, list[dict[str, Any]]]:
+    return {data: [{**t._asdict(), "recipe": asdict(t.recipe)} for t in trials] for data, trials in TRIALS.items()}
 
 
 def write(out: Path, command: str, host: dict[str, str], all_series: Sequence[Series], runs: list[Run]) -> None:
@@ -209,7 +213,7 @@ def write(out: Path, command: str, host: dict[str, str], all_series: Sequence[Se
         "command": command,
         "machine": host,
         "measured": MEASURED,
-        "recipes": {"chosen": CHOSEN_BY, "trials": {k: [[asdict(r), v] for r, v in t] for k, t in TRIALS.items()}},
+        "recipes": {"chosen": CHOSEN_BY, "trials": trials_told()},
         "claims": [asdict(c) for c in found],
         "cells": [asdict(c) for c in cells],
         "runs": sorted(runs, key=lambda run: (run["data"], run["row"], run["seed"])),
