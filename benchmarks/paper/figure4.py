@@ -16,11 +16,11 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from _paper import INK, command_line, markdown, one_thread, show, word, write_results
 from rich.console import Console
 from rich.progress import Progress
 
 import dil
+from _paper import INK, command_line, markdown, one_thread, show, word, write_results
 from dil.control import lqr_gain
 
 Array = Any
