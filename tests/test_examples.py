@@ -6,6 +6,7 @@ import importlib.util
 import math
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,6 @@ def test_energy_model(capsys):
 def test_stiff(capsys, tmp_path):
     needs("matplotlib")
     path = example("stiff").main(quick=True, out=tmp_path)
-    assert all(after[1] < before[1] for before, after in zip(path, path[1:], strict=False))
+    assert all(after[1] < before[1] for before, after in pairwise(path))
     assert path[-1][0] == pytest.approx(1.3, abs=2e-3)
     assert (tmp_path / "ode.png").stat().st_size > 10_000

@@ -1,7 +1,7 @@
 """The frequency that drives a stiff equation, learned through the steps of an ODE method.
 
-x' = -1000 (x - cos w t) follows cos w t after a thousandth of a second. It is observed at 31 times 0.2 s apart, and w is
-wanted. Explicit Euler steps of 0.2 s multiply an error by 199 each; implicit ones divide it by 201.
+x' = -1000 (x - cos w t) follows cos w t after a thousandth of a second. It is observed at 31 times 0.2 s apart, and w
+is wanted. Explicit Euler steps of 0.2 s multiply an error by 199 each; implicit ones divide it by 201.
 
     python docs/examples/stiff.py --out out
 """
