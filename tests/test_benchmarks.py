@@ -51,10 +51,10 @@ def test_figure4_quick(tmp_path):
     finally:
         sys.path.remove(str(ROOT / "benchmarks" / "paper"))
     data = figure4.expert()
-    ways = {name: figure4.learn(name, data, 1, 20, lambda: None) for name in figure4.GRADIENTS}
+    ways = {name: figure4.learn(name, data, 1, 10, lambda: None) for name in figure4.GRADIENTS}
     assert all(apart < figure4.AGREEMENT for apart in ways["analytic"].difference.values())
     for way in ways.values():
-        assert way.imitation.shape == way.model.shape == (3, len(figure4.DAMPING), 1)
+        assert way.imitation.shape == way.model.shape == (2, len(figure4.DAMPING), 1)
         assert (way.imitation[-1] < way.imitation[0]).all()
     figure4.picture(tmp_path / "figure4.png", ways)
     assert (tmp_path / "figure4.png").stat().st_size > 10_000
