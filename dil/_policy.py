@@ -43,6 +43,12 @@ class Policy:
             return backend.tell(partial(_report, self, stage, backend), status, value)
         return value
 
+    def complain(self, backend: Backend, message: str) -> None:
+        """Raise or warn of what failed, at the line of the user."""
+        if self.on_failure == "raise":
+            raise ConvergenceError(message)
+        warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller(backend))
+
 
 def pardoned(status: Array) -> Array:
     """Return the statuses with those converged that were asked for by name: nobody has to be told of them."""
@@ -53,10 +59,7 @@ def pardoned(status: Array) -> Array:
 def _report(policy: Policy, stage: str, backend: Backend, status: Any) -> None:
     if not status.any():
         return
-    message = f"{policy.layer}: {stage}: {_summary(status)}"
-    if policy.on_failure == "raise":
-        raise ConvergenceError(message)
-    warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller(backend))
+    policy.complain(backend, f"{policy.layer}: {stage}: {summary(status)}")
 
 
 def _level_of_caller(backend: Backend) -> int:
@@ -68,7 +71,7 @@ def _level_of_caller(backend: Backend) -> int:
     return level + 1
 
 
-def _summary(status: Any) -> str:
+def summary(status: Any) -> str:
     """Say which statuses were met, in words, and how often in a batch."""
     codes = status.reshape(-1).tolist()
     met = sorted({code for code in codes if code != Status.CONVERGED})

@@ -121,6 +121,21 @@ def implicit_composes_with_scale(handle: BackendHandle) -> None:
         _expect_near(handle, pull((v,))[0], 8.0 * scale * x * v, "implicit loses a factor")
 
 
+def implicit_in_a_scan_differentiates_again(handle: BackendHandle) -> None:
+    """Check the second derivative of a^4, squared twice in a scan by a solver that is a constant without its rule."""
+    module = handle.module
+    x, v = _vectors(handle, 2)
+    square = module.implicit(lambda a: (module.constant(a) * module.constant(a),), Square())
+
+    def fourth(a: Array) -> Arrays:
+        xp = array_namespace(a)
+        (last,), _ = module.scan(lambda c, _: (square(c[0]), c), (a,), (xp.stack([0.0 * a, 0.0 * a]),))
+        return (last,)
+
+    _, pull = module.vjp(lambda a: module.vjp(fourth, a)[1]((v,)), x)
+    _expect_near(handle, pull((v,))[0], 12.0 * x * x * v * v, "a scan loses the second derivative of implicit")
+
+
 def implicit_differentiates_again(handle: BackendHandle) -> None:
     """Check that the derivative of a custom derivative is that of its rule."""
     x, v = _vectors(handle, 2)
@@ -194,6 +209,7 @@ LAWS: tuple[Law, ...] = (
     scan_steps_through_its_rows,
     implicit_composes_with_scale,
     implicit_differentiates_again,
+    implicit_in_a_scan_differentiates_again,
     linear_solve_is_differentiable,
     constant_has_no_derivative,
     observe_hands_over_the_values,

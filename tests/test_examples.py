@@ -70,3 +70,11 @@ def test_energy_model(capsys):
     assert figures.last < 0.05 * figures.first
     assert figures.held_out < 0.1 * figures.first
     assert figures.slope < 1e-5
+
+
+def test_stiff(capsys, tmp_path):
+    needs("matplotlib")
+    path = example("stiff").main(quick=True, out=tmp_path)
+    assert all(after[1] < before[1] for before, after in zip(path, path[1:], strict=False))
+    assert path[-1][0] == pytest.approx(1.3, abs=2e-3)
+    assert (tmp_path / "ode.png").stat().st_size > 10_000

@@ -1,6 +1,6 @@
 """Ordinary differential equations whose steps are implicit layers (Look et al. 2020, section 3.1)."""
 
 from dil.ode._newton import StepNewton
-from dil.ode._odeint import odeint
+from dil.ode._odeint import Trajectory, odeint, solve
 
-__all__ = ["StepNewton", "odeint"]
+__all__ = ["StepNewton", "Trajectory", "odeint", "solve"]

@@ -24,7 +24,7 @@ from dil.ode._sweep import grid_of, sweep
 
 @dataclass(frozen=True)
 class AdjointRule(ReverseRule):
-    """The pullback of the states at the times t, as a function of (y0, t, *arrays)."""
+    """The pullback of the states at the times t, (T, *batch, n), as a function of (y0, t, *arrays)."""
 
     field: Field
     method: Method
@@ -47,8 +47,8 @@ class AdjointRule(ReverseRule):
             grid = grid_of(xp.stack([-later, -earlier]), self.steps)
             # the state of the forward pass at every time asked for: errors of the way back do not add up
             start, still = (state, a + push, *q), (full(state, 0.0),)
-            _, *carry = sweep(self.method, field.backend, stages, start, still, grid).last
-            return tuple(carry), ()
+            _, *new = sweep(self.method, field.backend, stages, start, still, grid).last
+            return tuple(new), ()
 
         rows = tuple(xp.flip(x, axis=0) for x in (t[1:], t[:-1], states[1:, ...], v[1:, ...]))
         first = (full(v[0, ...], 0.0), *(full(x, 0.0) for x in floats))
@@ -62,7 +62,7 @@ class AdjointRule(ReverseRule):
     def _of_times(self, t: Array, states: Array, v: Array, a: Array, arrays: Arrays) -> Array:
         """Return dL/dt: the slope at each time along what is asked of it; that at the first moves all of them."""
         xp, weights = array_namespace(v), [-a, *(v[i, ...] for i in range(1, t.shape[0]))]
-        slopes = (self.field.at(t[i], states[i, ...], arrays) for i in range(t.shape[0]))
+        slopes = (self.field.slope(t[i], states[i, ...], arrays) for i in range(t.shape[0]))
         return xp.stack([xp.sum(w * k) for w, k in zip(weights, slopes, strict=True)])  # type: ignore[no-any-return]
 
 
@@ -71,6 +71,7 @@ class AdjointStages:
 
     def __init__(self, rule: AdjointRule, arrays: Arrays, last: Arrays) -> None:
         self.rule, self.arrays, self.last = rule, arrays, last
+        self.end = last
         none = full(last[0][..., 0], 0.0)
         self.told: Arrays = (none, none, none)
 
@@ -80,13 +81,13 @@ class AdjointStages:
         (guess,) = plus((y,), (gh, self.last))
         z, said = rule.solve(y, -t, -gh, self.arrays, guess)
         self.told = both(self.told, said)
-        self.last = tuple(rule.field.backend.constant(k) for k in slope_between((z,), (y,), gh))
+        self.last = self.end = tuple(rule.field.backend.constant(k) for k in slope_between((z,), (y,), gh))
         turned = self._transposed(z, t, gh, a)
         return (z, turned, *plus(tuple(q), (gh, self._pull(t, z, turned)[1:])))
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return (-f, (df/dy)^T a, (df/dargs)^T a)."""
-        return (-self.rule.field.at(-t, y[0], self.arrays), *self._pull(t, y[0], y[1]))
+        return (-self.rule.field.slope(-t, y[0], self.arrays), *self._pull(t, y[0], y[1]))
 
     def _function(self, t: Array, u: Array, *floats: Array) -> Arrays:
         arrays = self.rule.field.arguments.with_floats(self.arrays, floats)

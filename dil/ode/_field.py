@@ -37,6 +37,11 @@ class Field:
         args, _ = self.arguments.call(arrays)
         return self(t, u, *args)
 
+    def slope(self, t: Array, u: Array, arrays: Sequence[Array]) -> Array:
+        """Return dy/dt, u differentiated too, since its namespace may be the one that is used on all the others."""
+        (slope,), _ = self.backend.vjp(lambda w: (self.at(t, w, arrays),), u)
+        return slope
+
     def trajectory(self, rows: Array) -> Tree:
         """Return vectors (T, *batch, n) as a tree whose leaves have a leading dimension of times."""
         count = rows.shape[0]

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from dil._arrays import full
 from dil._typing import Array, Arrays
-from dil.ode._state import plus, slope_between
+from dil.ode._state import or_one, plus, scaled, slope_between
 
 
 class Stages(Protocol):
     """What a method may ask for within one step."""
+
+    last: Arrays
+    """The slope of the stage before; at the start of a step, of a method that ends with a stage, that at its start."""
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return z = base + gh f(t, z)."""
@@ -23,10 +27,12 @@ class Stages(Protocol):
 
 
 class Advanced(NamedTuple):
-    """One step: the new state, and what the next step has to know."""
+    """One step: the new state, what the next step has to know, and an estimate of the local error."""
 
     y: Arrays
     memory: Arrays
+    error: Callable[[], Arrays] | None = None
+    """Worked out only where the step size is adapted; needs the slope at the start in `stages.last`."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Method:
     starter: Method | None = None
     """Takes the first step of a method whose memory is the state before and the step from there."""
     implicit: bool = True
+    error_order: int | None = None
+    """The power of h that the estimate of the local error falls with; None where there is no estimate."""
 
 
 def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
@@ -55,7 +63,9 @@ def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array
 
 def implicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
     """Z = y + h f(t + h, z) (Look et al. 2020, section 3.1)."""
-    return Advanced(stages.solve(y, t + h, h), ())
+    before = stages.last
+    z = stages.solve(y, t + h, h)
+    return Advanced(z, (), lambda: scaled(0.5 * h, (1.0, stages.last), (-1.0, before)))
 
 
 def implicit_midpoint(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
@@ -65,37 +75,59 @@ def implicit_midpoint(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Ar
 
 
 def trapezoid(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """Z = y + h/2 (f(t, y) + f(t + h, z)); the slope at y is that of the stage before."""
-    base = plus(y, (0.5 * h, memory))
+    """Solve z = y + h/2 (f(t, y) + f(t + h, z)); the slope at y is that of the stage before.
+
+    The error is h^3/12 d3y/dt3 (Hairer, Nørsett and Wanner 1993, III.2), the derivative from three slopes.
+    """
+    *slopes, last = memory
+    now, before = tuple(slopes[: len(y)]), tuple(slopes[len(y) :])
+    base = plus(y, (0.5 * h, now))
     z = stages.solve(base, t + h, 0.5 * h)
-    return Advanced(z, slope_between(z, base, 0.5 * h))
+    new = slope_between(z, base, 0.5 * h)
+
+    def error() -> Arrays:
+        r = h / or_one(last)
+        return scaled(h * h / (6.0 * (h + last)), (1.0, new), (-1.0 - r, now), (r, before))
+
+    return Advanced(z, (*new, *now, h), error)
 
 
 def bdf2(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """Two-step backward differentiation for steps h after h' (Hairer, Nørsett and Wanner 1993, III.5).
+    """Two-step backward differentiation for a step h after one of h' (Hairer, Nørsett and Wanner 1993, III.5).
 
-    With w = h / h': z = ((1 + w)^2 y - w^2 y') / (1 + 2 w) + h (1 + w) / (1 + 2 w) f(t + h, z).
+    With w = h / h': z = ((1 + w)^2 y - w^2 y') / (1 + 2 w) + h (1 + w) / (1 + 2 w) f(t + h, z). Its local error is
+    e h^3 d3y/dt3, e = (1 + w)^2 / (6 w (1 + 2 w)); the slopes at both ends less those of the chord, which has that
+    error itself, are (1/6 - 2 e) h^2 d3y/dt3.
     """
     *before, last = memory
-    w = h / last
+    w = h / or_one(last)
     shift = w * w / (1.0 + 2.0 * w)
-    base = plus(y, (shift, y), (-shift, tuple(before)))
+    base, slope = plus(y, (shift, y), (-shift, tuple(before))), stages.last
     z = stages.solve(base, t + h, h * (1.0 + w) / (1.0 + 2.0 * w))
-    return Advanced(z, (*y, h))
+
+    def error() -> Arrays:
+        e = (1.0 + w) * (1.0 + w) / (6.0 * w * (1.0 + 2.0 * w))
+        return scaled(e / (1.0 / 6.0 - 2.0 * e), (h, slope), (h, stages.last), (-2.0, z), (2.0, y))
+
+    return Advanced(z, (*y, h), error)
 
 
-def sdirk(A: Sequence[Sequence[float]]) -> Callable[[Stages, Arrays, Arrays, Array, Array], Advanced]:
-    """Return a stiffly accurate diagonally implicit method: its last stage is the new state."""
+def sdirk(
+    A: Sequence[Sequence[float]], estimate: Sequence[float]
+) -> Callable[[Stages, Arrays, Arrays, Array, Array], Advanced]:
+    """Return a stiffly accurate diagonally implicit method: its last stage is the new state.
+
+    `estimate` weighs the slope at the start and those of the stages; it annihilates polynomials up to degree one.
+    """
 
     def advance(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-        slopes: list[Arrays] = []
-        z = y
+        slopes, before, z = list[Arrays](), stages.last, y
         for row in A:
             base = plus(y, *((a * h, k) for a, k in zip(row, slopes, strict=False)))
             gh = row[-1] * h
             z = stages.solve(base, t + sum(row) * h, gh)
             slopes.append(slope_between(z, base, gh))
-        return Advanced(z, ())
+        return Advanced(z, (), lambda: scaled(h, *zip(estimate, (before, *slopes), strict=True)))
 
     return advance
 
@@ -108,16 +140,35 @@ C3 = 0.5 * (1.0 + G3)
 B1 = -0.25 * (6.0 * G3**2 - 16.0 * G3 + 1.0)
 B2 = 0.25 * (6.0 * G3**2 - 20.0 * G3 + 5.0)
 
-SDIRK2 = Method("sdirk2", 2, sdirk(((G2,), (1.0 - G2, G2))))
+# the weights of the method less those of a quadrature of order 3 at 0, G2 and 1
+E1 = (1.0 / 3.0 - G2 - (1.0 - G2) * G2**2) / (G2 * (1.0 - G2))
+E2 = -G2 * E1
+SDIRK2 = Method("sdirk2", 2, sdirk(((G2,), (1.0 - G2, G2)), (-E1 - E2, E1, E2)), error_order=3)
+# those of the method less those of a quadrature of order 4 at 0, G3, C3 and 1: both give the integrals of 1, c and c^2
+R3 = B1 * G3**3 + B2 * C3**3 + G3 - 0.25
+E3 = tuple(
+    R3 / w for w in (-G3 * C3, G3 * (G3 - C3) * (G3 - 1.0), C3 * (C3 - G3) * (C3 - 1.0), (1.0 - G3) * (1.0 - C3))
+)
 METHODS = {
     method.name: method
     for method in (
         Method("euler", 1, explicit_euler, implicit=False),
-        Method("implicit_euler", 1, implicit_euler),
+        Method("implicit_euler", 1, implicit_euler, error_order=2),
         Method("implicit_midpoint", 2, implicit_midpoint),
-        Method("trapezoid", 2, trapezoid, begin=lambda stages, y, t: stages.slope(t, y)),
-        Method("bdf2", 2, bdf2, starter=SDIRK2),
+        Method(
+            "trapezoid",
+            2,
+            trapezoid,
+            begin=lambda stages, y, t: (*(stages.slope(t, y) * 2), full(t, 0.0)),
+            error_order=3,
+        ),
+        Method("bdf2", 2, bdf2, starter=SDIRK2, error_order=3),
         SDIRK2,
-        Method("sdirk3", 3, sdirk(((G3,), (C3 - G3, G3), (B1, B2, G3)))),
+        Method(
+            "sdirk3",
+            3,
+            sdirk(((G3,), (C3 - G3, G3), (B1, B2, G3)), E3),
+            error_order=4,
+        ),
     )
 }

@@ -20,7 +20,7 @@ from dil.solvers._start import Start, check_positive, size_of, start, tolerance,
 
 @dataclass(frozen=True)
 class StepNewton:
-    """Find F(z) = 0 by z <- z - d, J d = F, each problem of a batch by itself; made for the stages of an ODE method.
+    """Solve a layer by z <- z - d, J d = F, each problem of a batch by itself; made for the stages of an ODE method.
 
     Parameters
     ----------
@@ -47,8 +47,8 @@ class StepNewton:
     Examples
     --------
     >>> import numpy as np, dil
-    >>> sol = dil.ode.StepNewton()(lambda u, t: u**2 - t, np.ones(1), np.asarray([4.0]))
-    >>> float(sol.value[0])
+    >>> layer = dil.root(lambda u, t: u**2 - t, dil.ode.StepNewton(), init=lambda t: 0.0 * t + 1.0)
+    >>> float(layer(np.asarray(4.0)))
     2.0
     """
 

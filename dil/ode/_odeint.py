@@ -1,35 +1,24 @@
-"""`odeint`: the states of an ODE at given times, differentiable in all that they depend on."""
+"""`odeint`: the states of an ODE at given times, differentiable in all that they depend on; `solve`: with a report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from dil._arguments import take_apart
-from dil._arrays import array_namespace, device, full
+from dil._arrays import array_namespace, device
 from dil._call import Solver
-from dil._errors import DTypeError, OptionError, ShapeError
-from dil._options import check_integer
+from dil._errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._policy import Policy
 from dil._registry import common_owner, owner, shielded
 from dil._space import space_of
 from dil._typing import Array, Arrays, OnFailure, Tree
-from dil.linear._auto import Auto
-from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
-from dil.ode._adjoint import AdjointRule
 from dil.ode._field import Field
-from dil.ode._methods import METHODS, Method
-from dil.ode._newton import StepNewton
-from dil.ode._stage import StageLayer, stage_layer
-from dil.ode._stages import Solve, VectorStages
-from dil.ode._sweep import grid_of, sweep
-from dil.ode._unroll import UnrolledStage
-from dil.ode._verdict import increasing
-
-Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
-Layer = Literal["root", "argmin"]
+from dil.ode._integration import Integration
+from dil.ode._options import Gradient, Layer, Options
+from dil.ode._verdict import ADAPTED, EVEN, increasing, settled
 
 
 def odeint(
@@ -44,113 +33,220 @@ def odeint(
     gradient: Gradient = "implicit",
     layer: Layer = "root",
     steps: int = 1,
+    rtol: float | None = None,
+    atol: float | None = None,
+    first_step: float | None = None,
+    max_steps: int = 1000,
     unroll: int = 8,
     batch_ndim: int = 0,
     on_failure: OnFailure = "warn",
 ) -> Tree:
-    """Return the solution of dy/dt = func(t, y, *args), y(t[0]) = y0, at the times t."""
-    options = Options(method, solver, linear_solver, gradient, layer, steps, unroll, batch_ndim, on_failure)
+    """Return the solution of dy/dt = func(t, y, *args), y(t[0]) = y0, at the times t.
+
+    Parameters
+    ----------
+    func : callable
+        `func(t, y, *args)` returns dy/dt, a tree like y; t is an array of shape ().
+    y0 : tree
+        The state at t[0]: float arrays of one dtype.
+    t : array or sequence of float, shape (T,)
+        Times that increase, T >= 2, of the dtype of y0.
+    args : tuple of trees
+        Whatever else func depends on; what it captures instead and is being differentiated is refused.
+    method : {"implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3", "euler"}
+        Of order 1, 2, 2, 2, 2, 3 and 1; the first, bdf2 and the sdirks are L-stable, for the stiffest problems; "euler"
+        is explicit, for comparison.
+    solver : callable, optional
+        Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` where the problem is
+        not stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
+    linear_solver : callable, optional
+        Solves the linear systems of the gradient: by default `dil.linear.Direct()` where the state is small and
+        `dil.linear.Auto()` beyond; `dil.linear.NormalCG()`, or `CG()` with layer="argmin", for the paper's.
+    gradient : {"implicit", "naive", "unroll", "adjoint"}
+        How derivatives come about: by the implicit function theorem with `linear_solver`, or with the dense Jacobian;
+        by differentiating `unroll` iterations of the solver; or by the adjoint method of Chen et al. 2018, the same
+        method's steps back in time, whose gradient differs from that of the discrete solution by its own error.
+    layer : {"root", "argmin"}
+        What a stage is to the theorem: a root of its residual r, or, as in the paper, the minimiser of 1/2 ||r||^2.
+    steps : int
+        Steps between two times, of one size.
+    rtol, atol : float, optional
+        If one is given the step size adapts: its error is to be within rtol |y| + atol, in the root mean square over
+        the state of a problem; the problems of a batch share their steps. One that is not given: 1e-6, 1e-3 rtol.
+    first_step : float, optional
+        The first step size to try, where it adapts.
+    max_steps : int
+        Steps at most, where they adapt. Under `jax.jit` the program goes through as many, the rest without length.
+    unroll : int
+        The iterations of a stage for gradient="unroll".
+    batch_ndim : int
+        The number of leading dimensions of y that count independent problems, each with its own status.
+    on_failure : {"warn", "raise", "nan", "ignore"}
+        What to do where a step or a linear solve fails; "nan" poisons what comes after in that problem.
+
+    Returns
+    -------
+    tree
+        Like y0 with a leading dimension of times; differentiable in y0, t and the float arrays of args, in both modes
+        and again, with "adjoint" by pullbacks only.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range or unknown, or t does not increase.
+    ShapeError, DTypeError, BackendError, CapturedError
+        If y0 is empty, func returns something that is not like the state, or arrays do not go together.
+    ConvergenceError
+        If a step fails and `on_failure` is "raise".
+
+    Notes
+    -----
+    A step is a chain of stages z = base + gh f(t, z), each a layer (Look et al. 2020, section 3.1, eq. 4) that starts
+    from the slope of the stage before. The gradient is that of the discrete solution, on the mesh that was found where
+    steps adapt. Between the ends of adaptive steps the state is a cubic through states and slopes.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> y = dil.ode.odeint(lambda t, y, rate: -rate * y, np.asarray(2.0), [0.0, 0.5, 1.0], (np.asarray(1e4),))
+    >>> bool(np.allclose(y, [2.0, 2.0 / 5001, 2.0 / 5001**2]))
+    True
+    """
+    options = Options(
+        method=method,
+        solver=solver,
+        linear_solver=linear_solver,
+        gradient=gradient,
+        layer=layer,
+        steps=steps,
+        rtol=rtol,
+        atol=atol,
+        first_step=first_step,
+        max_steps=max_steps,
+        unroll=unroll,
+        batch_ndim=batch_ndim,
+        on_failure=on_failure,
+    )
     return shielded(_odeint, func, y0, t, args, options)
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a call of `odeint` asks for, checked."""
+class Trajectory(NamedTuple):
+    """The states of an ODE with a report of how they were found; made by `dil.ode.solve`.
 
-    method: str
-    solver: Solver | None
-    linear_solver: LinearSolver | None
-    gradient: str
-    layer: str
-    steps: int
-    unroll: int
-    batch_ndim: int
-    on_failure: OnFailure
+    Attributes
+    ----------
+    value : tree
+        The states at the times, a constant to every derivative.
+    status : int array, shape batch
+        Codes of `dil.Status`: the first failure of each problem.
+    failed_at : float array, shape batch
+        The time at which the step begins that failed first; infinity where none did.
+    steps, rejected : int arrays, shape ()
+        Steps taken, and attempts that were not.
+    iterations, linear : int arrays, shape batch
+        Iterations of the solver of the stages, and of its linear solver where it counts them, those of the search for
+        the mesh included.
+    """
 
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("method", self.method, tuple(METHODS)),
-            ("gradient", self.gradient, get_args(Gradient)),
-            ("layer", self.layer, get_args(Layer)),
-        ):
-            if value not in known:
-                message = f"{name}={value!r} is unknown; expected one of {', '.join(known)}"
-                raise OptionError(message)
-        check_integer("steps", self.steps, 1)
-        check_integer("unroll", self.unroll, 1)
-        check_integer("batch_ndim", self.batch_ndim, 0)
-        if self.gradient == "naive" and self.linear_solver is not None:
-            message = "gradient='naive' solves by dil.linear.Direct(); drop linear_solver=, or take gradient='implicit'"
-            raise OptionError(message)
+    value: Tree
+    status: Array
+    failed_at: Array
+    steps: Array
+    rejected: Array
+    iterations: Array
+    linear: Array
+
+
+def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = (), **options: Any) -> Trajectory:
+    """Return the solution with a report; no policy is applied, and nothing is differentiated.
+
+    Parameters
+    ----------
+    func, y0, t, args, **options
+        As for `odeint`.
+
+    Returns
+    -------
+    Trajectory
+        Its `value` is what `odeint` returns.
+
+    Raises
+    ------
+    OptionError, ShapeError, DTypeError, BackendError
+        As `odeint` does.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> found = dil.ode.solve(lambda t, y: -50.0 * (y - np.cos(t)), np.zeros(1), [0.0, 2.0], method="sdirk3", rtol=1e-4)
+    >>> dil.Status(int(found.status)).name, bool(found.steps < 200)
+    ('CONVERGED', True)
+    """
+    unknown = sorted(set(options) - set(Options.__dataclass_fields__))
+    if unknown:
+        message = f"solve got unknown options {', '.join(unknown)}; expected those of dil.ode.odeint"
+        raise OptionError(message)
+    return shielded(_solve, func, y0, t, args, Options(**options))  # type: ignore[no-any-return]
 
 
 def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Tree:
-    y, space = space_of(y0, options.batch_ndim, "y0")
+    integration, y, times, arrays = begin(func, y0, t, args, options)
+    run = integration.run(y, times, arrays)
+    hint = ADAPTED if options.adapts else EVEN
+    rows = settled(integration.policy, integration.backend, run.rows, times, run.verdict, hint)
+    return integration.field.trajectory(rows)
+
+
+def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Trajectory:
+    integration, y, times, arrays = begin(func, y0, t, args, replace(options, on_failure="ignore"))
+    constant = integration.backend.constant
+    run = integration.run(constant(y), constant(times), tuple(constant(x) for x in arrays))
+    xp = array_namespace(y)
+    counts = (run.steps, run.rejected, run.iterations, run.linear)
+    return Trajectory(
+        integration.field.trajectory(constant(run.rows)),
+        xp.astype(run.verdict.status, xp.int32),
+        run.verdict.begin,
+        *(xp.astype(x, xp.int32) for x in counts),
+    )
+
+
+def begin(
+    func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options
+) -> tuple[Integration, Array, Array, Arrays]:
+    """Return a call, checked, with its state as a vector, its times and the arrays of its arguments."""
+    if not callable(func):
+        message = f"func={func!r} of type {type(func).__name__}; expected a callable, func(t, y, *args)"
+        raise OptionError(message)
     if not isinstance(args, tuple):
         message = f"args={args!r} of type {type(args).__name__}; expected a tuple, (theta,) for one argument"
         raise OptionError(message)
+    y, space = space_of(y0, options.batch_ndim, "y0")
+    if space.dimension == 0:
+        message = f"y0 is {space.describe()}, a state without an entry, so there is nothing to integrate"
+        raise ShapeError(message)
     arrays, arguments = take_apart(args, {})
-    names = ["y0", *(f"args: {arguments.name(i)}" for i in range(len(arrays)))]
+    names = ["y0", *(f"{arguments.name(i)} of args" for i in range(len(arrays)))]
     backend = common_owner([y, *arrays], names, "odeint")
+    for i, x in zip(arguments.floats, arguments.only_floats(arrays), strict=True):
+        if x.dtype != y.dtype:
+            message = f"{arguments.name(i)} of args has dtype {x.dtype}, but y0 has {y.dtype}; cast one of them"
+            raise DTypeError(message)
     field = Field(func, space, arguments, backend)
-    times = times_like(t, y, field)
+    times = _times(t, y, field)
     field.refuse_captured(times[0], y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
-    return field.trajectory(Integration(field, options, policy).states(y, times, tuple(arrays))[0])
+    return Integration(field, options, policy), y, times, tuple(arrays)
 
 
-@dataclass(frozen=True)
-class Integration:
-    """One call, ready to run."""
-
-    field: Field
-    options: Options
-    policy: Policy
-
-    def states(self, y0: Array, t: Array, arrays: Arrays) -> Arrays:
-        """Return the states at the times, (T, *batch, n), and what was said of every step, (steps, *batch) each."""
-        if self.options.gradient != "adjoint":
-            return self._swept(y0, t, *arrays)
-        back = self._stage((y0, t[0]), arrays, settles=True)
-        rule = AdjointRule(self.field, self._method, back, self._linear_solver, self.policy, self.options.steps)
-        states, *told = self.field.backend.implicit(self._swept, rule)(y0, t, *arrays)
-        return (states, *(self.field.backend.constant(x) for x in told))
-
-    @property
-    def _method(self) -> Method:
-        return METHODS[self.options.method]
-
-    @property
-    def _linear_solver(self) -> LinearSolver:
-        return self.options.linear_solver or (Direct() if self.options.gradient == "naive" else Auto())
-
-    def _stage(self, like: tuple[Array, Array], arrays: Arrays, *, settles: bool = False) -> StageLayer:
-        solver = StepNewton() if self.options.solver is None else self.options.solver
-        call = stage_layer(self.field, like, arrays, solver, self._linear_solver, self.options.layer, self.policy)
-        return replace(call, settles=settles)
-
-    def _swept(self, y0: Array, t: Array, *arrays: Array) -> Arrays:
-        layer = self._stage((y0, t[0]), arrays)
-        solve: Solve = UnrolledStage(layer, self.options.unroll) if self.options.gradient == "unroll" else layer
-
-        def stages(last: Arrays) -> VectorStages:
-            return VectorStages(self.field, solve, arrays, last)
-
-        grid = grid_of(t, self.options.steps)
-        swept = sweep(self._method, self.field.backend, stages, (y0,), (full(y0, 0.0),), grid)
-        at = swept.states[0][self.options.steps - 1 :: self.options.steps, ...]
-        return (array_namespace(y0).concat([y0[None, ...], at]), *swept.told)
-
-
-def times_like(t: Any, y: Array, field: Field) -> Array:
+def _times(t: Any, y: Array, field: Field) -> Array:
     """Return the times as a vector of the backend, dtype and device of the state."""
-    backend = field.backend
-    own = owner(t)
+    backend, own = field.backend, owner(t)
     if own is None:
         t = backend.asarray(t, dtype=y.dtype, device=device(y))
     elif own is not backend:
-        message = f"t is an array of {own.NATIVE}, but y0 of {backend.NATIVE}; convert one of them"
-        raise OptionError(message)
+        message = f"t is an array of {own.NATIVE}, but y0 is of {backend.NATIVE}; convert one of them"
+        raise BackendError(message)
     if t.dtype != y.dtype:
         message = f"t has dtype {t.dtype}, but y0 has {y.dtype}; cast one of them"
         raise DTypeError(message)

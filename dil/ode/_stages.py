@@ -18,6 +18,8 @@ class VectorStages:
 
     def __init__(self, field: Field, solve: Solve, arrays: Arrays, last: Arrays) -> None:
         self.field, self.solve_one, self.arrays, self.last = field, solve, arrays, last
+        self.end = last
+        """The slope of the last stage, with its derivative; `last` is the same without."""
         none = full(last[0][..., 0], 0.0)
         self.told: Arrays = (none, none, none)
         """The first status that is no success, and how many iterations were made, linear ones too; shape batch."""
@@ -27,12 +29,13 @@ class VectorStages:
         (guess,) = plus(base, (gh, self.last))
         z, said = self.solve_one(base[0], t, gh, self.arrays, guess)
         self.told = both(self.told, said)
-        self.last = tuple(self.field.backend.constant(k) for k in slope_between((z,), base, gh))
+        self.end = slope_between((z,), base, gh)
+        self.last = tuple(self.field.backend.constant(k) for k in self.end)
         return (z,)
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return f(t, y)."""
-        return (self.field.at(t, y[0], self.arrays),)
+        return (self.field.slope(t, y[0], self.arrays),)
 
 
 def both(told: Arrays, said: Arrays) -> Arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dil._arrays import array_namespace, full
 from dil._typing import Array, Arrays
 
 
@@ -15,6 +16,18 @@ def plus(y: Arrays, *terms: tuple[Array | float, Arrays]) -> Arrays:
     return tuple(out)
 
 
+def scaled(h: Array | float, *terms: tuple[Array | float, Arrays]) -> Arrays:
+    """Return h times the sum of c v over the terms (c, v)."""
+    (c, first), *rest = terms
+    return tuple(h * x for x in plus(tuple(c * v for v in first), *rest))
+
+
 def slope_between(z: Arrays, base: Arrays, h: Array) -> Arrays:
-    """Return (z - base) / h."""
+    """Return (z - base) / h; zero for a step of no length, which pads a grid."""
+    h = or_one(h)
     return tuple((a - b) / h for a, b in zip(z, base, strict=True))
+
+
+def or_one(h: Array) -> Array:
+    """Return h, and one in the place of zero."""
+    return array_namespace(h).where(h == 0, full(h, 1.0), h)  # type: ignore[no-any-return]

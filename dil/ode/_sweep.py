@@ -15,16 +15,17 @@ class StepStages(Stages, Protocol):
     """The stages of one step, with what they leave for the next step and for the report."""
 
     @property
-    def last(self) -> Arrays: ...
+    def end(self) -> Arrays: ...
     @property
     def told(self) -> Arrays: ...
 
 
 class Swept(NamedTuple):
-    """What a sweep leaves: the last state, and the states and what was said of every step, stacked."""
+    """What a sweep leaves: the last state, and of every step the state and slope at its end and what was said."""
 
     last: Arrays
     states: Arrays
+    slopes: Arrays
     told: Arrays
 
 
@@ -50,7 +51,7 @@ def sweep(
         now, slope, memory = carry[:count], carry[count : count + guesses], carry[count + guesses :]
         here = stages(slope)
         new = method.advance(here, now, memory, *row)
-        return (*new.y, *here.last, *new.memory), (*new.y, *here.told)
+        return (*new.y, *here.last, *new.memory), (*new.y, *here.end, *here.told)
 
     begins, lengths = grid
     carry: Arrays = (*y, *slope, *(method.starter or method).begin(stages(slope), y, begins[0]))
@@ -65,4 +66,4 @@ def sweep(
         outs.append(rest)
     xp = array_namespace(y[0])
     joined = outs[0] if len(outs) == 1 else tuple(xp.concat(parts) for parts in zip(*outs, strict=True))
-    return Swept(carry[:count], joined[:count], joined[count:])
+    return Swept(carry[:count], joined[:count], joined[count : count + guesses], joined[count + guesses :])

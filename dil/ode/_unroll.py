@@ -39,7 +39,7 @@ class UnrolledStage:
 
         def iterate(carry: Arrays, _: Arrays) -> tuple[Arrays, Arrays]:
             (u,) = carry
-            new = problem.image(u, *given) if picard else u - newton_step(problem, u, given, linear_solver)
+            new = picard_step(problem, u, given) if picard else u - newton_step(problem, u, given, linear_solver)
             return (new,), (backend.constant(norm(new - u) / size_of(new)),)
 
         rows = array_namespace(u).zeros_like(full(u, 0.0, shape=(self.count,)))
@@ -51,11 +51,18 @@ class UnrolledStage:
         return z, (array_namespace(u).astype(status, u.dtype), zero + self.count, zero)
 
 
+def picard_step(problem: Problem, u: Array, arrays: Arrays) -> Array:
+    """Return the step from u, which is differentiated too, since its namespace may be used on all the others."""
+    (new,), _ = problem.backend.vjp(lambda w: (problem.image(w, *arrays),), u)
+    return new
+
+
 def newton_step(problem: Problem, u: Array, arrays: Arrays, linear_solver: LinearSolver) -> Array:
     """Return d with J d = F, differentiable in u and in the arrays."""
     backend = problem.backend
     F, floats = problem.optimality(arrays)
     params = (u, *floats)
+    (Fu,), _ = backend.vjp(lambda w: F(w, *floats), u)
 
     def build(*params: Array) -> Operator:
         return jacobian(F, *params)
@@ -63,4 +70,4 @@ def newton_step(problem: Problem, u: Array, arrays: Arrays, linear_solver: Linea
     def solve(A: Operator, b: Array) -> Array:
         return linear_solver(A, b, loop=backend.while_loop).value  # type: ignore[no-any-return]
 
-    return backend.linear_solve(LinearSystem(build, params, jacobian(F, *params), solve), F(*params)[0])
+    return backend.linear_solve(LinearSystem(build, params, jacobian(F, *params), solve), Fu)

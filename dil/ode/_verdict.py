@@ -4,12 +4,73 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from dil._arrays import array_namespace, full
 from dil._errors import OptionError
+from dil._policy import Policy, summary
 from dil._protocol import Backend
 from dil._typing import Array, Arrays
+
+EVEN = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
+ADAPTED = "The step was as short as rounding allows, or max_steps= were taken"
+
+
+class Verdict(NamedTuple):
+    """The first failure of each problem, each of shape batch and of the state's dtype; zeros where there is none."""
+
+    status: Array
+    step: Array
+    """Its number, from 1."""
+    begin: Array
+    """Where the step begins; infinity where none failed."""
+    length: Array
+
+
+def first_failure(status: Array, begins: Array, lengths: Array) -> Verdict:
+    """Find it among the statuses of all steps, (steps, *batch)."""
+    xp, batch = array_namespace(status), status.ndim - 1
+    begins, lengths = (xp.reshape(x, (-1, *(1,) * batch)) + 0.0 * status for x in (begins, lengths))
+    failed = status != 0
+    never = full(begins, float("inf"))
+    begin = xp.min(xp.where(failed, begins, never), axis=0)
+    here, zero = failed & (begins == begin), full(begins, 0.0)
+    number = xp.sum(xp.astype(begins <= begin, status.dtype), axis=0)
+    return Verdict(
+        xp.max(xp.where(here, status, zero), axis=0),
+        xp.where(begin < float("inf"), number, 0.0 * number),
+        begin,
+        xp.max(xp.where(here, lengths, zero), axis=0),
+    )
+
+
+def settled(policy: Policy, backend: Backend, rows: Array, t: Array, verdict: Verdict, hint: str) -> Array:
+    """Act on the verdict; return the states at the times t, (T, *batch, n)."""
+    xp = array_namespace(rows)
+    if policy.on_failure == "ignore":
+        return rows
+    if policy.on_failure == "nan":
+        when = backend.constant(t)[(slice(None), *(None,) * (rows.ndim - 2))]
+        lost = (when > verdict.begin)[..., None]
+        return xp.where(lost, full(rows, float("nan")), rows)  # type: ignore[no-any-return]
+    failed = verdict.status != 0
+    begin = xp.where(failed, verdict.begin, 0.0 * verdict.status)
+    above = xp.where(begin > 0, begin, 0.0 * begin)
+    # no number below zero: what is told is a status to a backend
+    told = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length])
+    return rows + tell(backend, partial(_report, policy, backend, hint), told)
+
+
+def _report(policy: Policy, backend: Backend, hint: str, told: Any) -> None:
+    status, step, above, below, length = told
+    if not status.any():
+        return
+    codes = status.astype(int)
+    first = (above - below + (codes == 0) * float(abs(told).sum())).argmin()
+    number, start, h = (x.reshape(-1)[first] for x in (step, above - below, length))
+    where = f"the first failure is in step {int(number)}, from t = {start:.6g} by h = {h:.3g}"
+    policy.complain(backend, f"{policy.layer}: {summary(codes)}; {where}. {hint}")
 
 
 @dataclass(frozen=True)
@@ -25,23 +86,25 @@ class Still:
         return tuple(full(x, 0.0) for x in y)
 
 
-def tell(backend: Backend, listener: Callable[[Any], None], told: Array) -> Array:
-    """Call the listener with an array if it is not zero all over; return a zero that waits for that, shape ().
+def apart(backend: Backend, fn: Callable[..., Arrays], *arrays: Array) -> Arrays:
+    """Return fn of the arrays as a constant; fn gets plain arrays, whatever transforms are under way."""
+    found = backend.implicit(fn, Still())(*(backend.constant(x) for x in arrays))
+    return tuple(backend.constant(x) for x in found)
 
-    It goes through `implicit`, where every framework hands over plain arrays.
-    """
+
+def tell(backend: Backend, listener: Callable[[Any], None], told: Array) -> Array:
+    """Call the listener with an array if it is not zero all over; return a zero that waits for that, shape ()."""
 
     def listen(told: Array) -> Arrays:
-        xp = array_namespace(told)
-        return (xp.sum(backend.tell(listener, told, full(told, 0.0, shape=(*told.shape, 1)))),)
+        waited = backend.tell(listener, told, full(told, 0.0, shape=(*told.shape, 1)))
+        return (array_namespace(told).sum(waited),)
 
-    return backend.implicit(listen, Still())(backend.constant(told))[0]
+    return apart(backend, listen, told)[0]
 
 
 def increasing(t: Array, backend: Backend) -> Array:
     """Return the times; raise, when the program runs, if they do not increase."""
-    xp = array_namespace(t)
-    plain = backend.constant(t)
+    xp, plain = array_namespace(t), backend.constant(t)
     wrong = ~(plain[1:] > plain[:-1])  # True for NaN
     return t + tell(backend, _refuse, xp.astype(wrong, t.dtype))
 
@@ -50,7 +113,7 @@ def _refuse(wrong: Any) -> None:
     if wrong.any():
         place = int(wrong.argmax())
         message = (
-            f"t does not increase from t[{place}] to t[{place + 1}]; expected times that increase, without one twice. "
+            f"t does not increase from t[{place}] to t[{place + 1}]; expected times that increase, none of them twice. "
             f"To go back in time, put s = -t and integrate -func(-s, y)"
         )
         raise OptionError(message)

@@ -1,0 +1,112 @@
+"""What a call of `odeint` or `solve` may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dil._call import Solver
+from dil._errors import OptionError
+from dil._options import check_integer, is_number
+from dil._typing import OnFailure
+from dil.linear._auto import Auto
+from dil.linear._direct import Direct
+from dil.linear._solver import LinearSolver
+from dil.ode._adaptive import Control
+from dil.ode._field import Field
+from dil.ode._methods import METHODS, Method
+from dil.ode._newton import StepNewton
+
+Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
+Layer = Literal["root", "argmin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options, checked; `dil.ode.odeint` says what they mean."""
+
+    method: str = "implicit_euler"
+    solver: Solver | None = None
+    linear_solver: LinearSolver | None = None
+    gradient: Gradient = "implicit"
+    layer: Layer = "root"
+    steps: int = 1
+    rtol: float | None = None
+    atol: float | None = None
+    first_step: float | None = None
+    max_steps: int = 1000
+    unroll: int = 8
+    batch_ndim: int = 0
+    on_failure: OnFailure = "warn"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("method", self.method, tuple(METHODS)),
+            ("gradient", self.gradient, get_args(Gradient)),
+            ("layer", self.layer, get_args(Layer)),
+        ):
+            if value not in known:
+                message = f"{name}={value!r} is unknown; expected one of {', '.join(known)}"
+                raise OptionError(message)
+        for name, count in (("steps", self.steps), ("unroll", self.unroll), ("max_steps", self.max_steps)):
+            check_integer(name, count, 1)
+        check_integer("batch_ndim", self.batch_ndim, 0)
+        for name, size in (("rtol", self.rtol), ("atol", self.atol), ("first_step", self.first_step)):
+            if size is not None and not (is_number(size) and size > 0):
+                message = f"{name}={size!r}; expected a number > 0, or None"
+                raise OptionError(message)
+        self._refuse_what_does_not_go_together()
+
+    def _refuse_what_does_not_go_together(self) -> None:
+        if self.gradient == "naive" and self.linear_solver is not None:
+            message = "gradient='naive' solves by dil.linear.Direct(); drop linear_solver=, or take gradient='implicit'"
+            raise OptionError(message)
+        given = self.solver is not None or self.linear_solver is not None or self.layer != "root"
+        if not self.scheme.implicit and (given or self.gradient == "naive"):
+            message = (
+                f"method={self.method!r} has no stage to solve, and is differentiated step by step; drop "
+                f"solver=, linear_solver=, layer= and gradient='naive', or take an implicit method"
+            )
+            raise OptionError(message)
+        if self.first_step is not None and not self.adapts:
+            message = "first_step= is for steps that adapt; give rtol= or atol= too, or steps= for steps of one size"
+            raise OptionError(message)
+        if self.adapts and self.steps != 1:
+            message = f"steps={self.steps} is for steps of one size; drop it, or drop rtol= and atol=, which adapt them"
+            raise OptionError(message)
+        if self.adapts and self.scheme.error_order is None:
+            able = ", ".join(name for name, method in METHODS.items() if method.error_order is not None)
+            message = (
+                f"method={self.method!r} has no estimate of its error, so its step cannot adapt; take one of {able}, "
+                f"or steps= instead of rtol= and atol="
+            )
+            raise OptionError(message)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the step size follows an estimate of the error."""
+        return self.rtol is not None or self.atol is not None
+
+    @property
+    def control(self) -> Control:
+        """What an adaptive step is allowed; a tolerance that is not given is 1e-3 of the other, or 1e-6."""
+        rtol = 1e-6 if self.rtol is None else self.rtol
+        atol = 1e-3 * rtol if self.atol is None else self.atol
+        return Control(rtol, atol, self.first_step, self.max_steps)
+
+    @property
+    def scheme(self) -> Method:
+        """The method."""
+        return METHODS[self.method]
+
+    @property
+    def forward(self) -> Solver:
+        """The solver of the stages."""
+        return StepNewton() if self.solver is None else self.solver
+
+    def backward(self, field: Field) -> LinearSolver:
+        """Return the linear solver of the gradients; a small state needs no other than a dense one."""
+        if self.linear_solver is not None:
+            return self.linear_solver
+        dense = self.gradient == "naive" or field.space.dimension <= field.backend.DENSE
+        return Direct() if dense else Auto()
