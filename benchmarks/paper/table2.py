@@ -78,7 +78,7 @@ class Recipe:
 
 FULL, QUICK, TINY = (
     Recipe(),
-    Recipe(trajectories=40, tests=10, warmup=800, iterations=50, cloning=2500),
+    Recipe(trajectories=50, tests=10, warmup=1000, iterations=90, cloning=3000),
     Recipe(trajectories=2, tests=2, warmup=2, iterations=2, cloning=2),
 )
 
