@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,13 @@ def lu_solve(A: Array, b: Array, /) -> Array:
 
 def shield(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
     """Return fn, without NumPy's warnings if it is to be exact: what is not finite ends in a status, as in a loop."""
-    return np.errstate(all="ignore")(fn) if exact else fn
+    return partial(_quiet, fn) if exact else fn
+
+
+def _quiet(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # no decorator of NumPy's: a warning of dil's points to the first frame that is not dil's own
+    with np.errstate(all="ignore"):
+        return fn(*args, **kwargs)
 
 
 def tell(listener: Callable[[Any], None], status: Array, value: Array) -> Array:
