@@ -233,34 +233,40 @@ def floor_of_numpy(task: Task) -> Callable[[], Sequence[Array]]:
     return lambda: pull((task.v,))
 
 
-def floor_of_jax(task: Task) -> Callable[[], Sequence[Array]]:
-    """Return the jitted backward pass of the least `custom_vjp` function; what cannot be trusted turns into NaN."""
+def careful_gradients_in_jax(
+    product: Callable[[Array], Array], F: Array, u: Array, v: Array, tol: float, cap: int
+) -> Array:
+    """Solve H x = v in a loop of XLA, as `careful_gradients` does; what cannot be trusted turns into NaN."""
     import jax
     import jax.numpy as jnp
 
-    def solve(pull: Callable[[Array], Any], F: Array, u: Array, v: Array) -> Array:
-        vv = v @ v
+    vv = v @ v
 
-        def step(s: tuple[Array, ...]) -> tuple[Array, ...]:
-            x, r, p, rr, _, k = s
-            Hp = pull(p)[0]
-            curvature = p @ Hp
-            alpha = rr / jnp.where(curvature > 0, curvature, jnp.inf)
-            x, r = x + alpha * p, r - alpha * Hp
-            new = r @ r
-            return x, r, r + (new / rr) * p, new, curvature > 0, k + 1
+    def step(s: tuple[Array, ...]) -> tuple[Array, ...]:
+        x, r, p, rr, _, k = s
+        Hp = product(p)
+        curvature = p @ Hp
+        alpha = rr / jnp.where(curvature > 0, curvature, jnp.inf)
+        x, r = x + alpha * p, r - alpha * Hp
+        new = r @ r
+        return x, r, r + (new / rr) * p, new, curvature > 0, k + 1
 
-        def go_on(s: tuple[Array, ...]) -> Array:
-            return s[4] & (s[3] > task.tol**2 * vv) & (s[5] < task.cap)
+    def go_on(s: tuple[Array, ...]) -> Array:
+        return s[4] & (s[3] > tol**2 * vv) & (s[5] < cap)
 
-        g, _, _, rr, sound, _ = jax.lax.while_loop(go_on, step, (jnp.zeros_like(v), v, v, vv, vv > 0, 0))
-        far = jnp.sqrt(F @ F) * (g @ g) > 1e-4 * (1 + jnp.sqrt(u @ u)) * (g @ v)
-        return jnp.where(sound & (rr <= task.tol**2 * vv) & ~far, g, jnp.nan)
+    x, _, _, rr, sound, _ = jax.lax.while_loop(go_on, step, (jnp.zeros_like(v), v, v, vv, vv > 0, 0))
+    far = jnp.sqrt(F @ F) * (x @ x) > 1e-4 * (1 + jnp.sqrt(u @ u)) * (x @ v)
+    return jnp.where(sound & (rr <= tol**2 * vv) & ~far, x, jnp.nan)
+
+
+def floor_of_jax(task: Task) -> Callable[[], Sequence[Array]]:
+    """Return the jitted backward pass of the least `custom_vjp` function."""
+    import jax
 
     def backward(saved: tuple[Array, Sequence[Array]], v: Array) -> Sequence[Array]:
         u, params = saved
         F, pull = jax.vjp(jax.grad(task.score), u, *params)
-        return pull(-solve(pull, F, u, v))[1:]
+        return pull(-careful_gradients_in_jax(lambda p: pull(p)[0], F, u, v, task.tol, task.cap))[1:]
 
     @jax.jit
     def program(params: Sequence[Array], y: Array, v: Array) -> Sequence[Array]:
