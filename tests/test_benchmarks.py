@@ -40,3 +40,21 @@ def test_backward_quick(tmp_path):
     (memory,) = record["memory"]
     assert memory["kept"] < 0.5
     assert str(ROOT) not in (tmp_path / "backward.md").read_text()
+
+
+def test_figure4_quick(tmp_path):
+    """The three gradients agree along one path, and the losses that are written fall."""
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    sys.path.insert(0, str(ROOT / "benchmarks" / "paper"))
+    try:
+        figure4 = pytest.importorskip("figure4", reason="the benchmarks are not part of this installation")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks" / "paper"))
+    data = figure4.expert()
+    ways = {name: figure4.learn(name, data, 1, 10, lambda: None) for name in figure4.GRADIENTS}
+    assert all(apart < figure4.AGREEMENT for apart in ways["analytic"].difference.values())
+    for way in ways.values():
+        assert way.imitation.shape == way.model.shape == (2, len(figure4.DAMPING), 1)
+        assert (way.imitation[-1] < way.imitation[0]).all()
+    figure4.picture(tmp_path / "figure4.png", ways)
+    assert (tmp_path / "figure4.png").stat().st_size > 10_000

@@ -12,9 +12,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other benchmarks, and what they share, are
 
-from _common import ONE_THREAD, described, machine, markdown, show
+from _common import ONE_THREAD, described, machine, markdown, show, word
 
-__all__ = ["INK", "command_line", "described", "machine", "markdown", "one_thread", "show", "write_results"]
+__all__ = ["INK", "command_line", "described", "machine", "markdown", "one_thread", "show", "word", "write_results"]
 
 INK = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7")
 """Colours that the colour-blind tell apart (Okabe and Ito)."""

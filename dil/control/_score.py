@@ -46,8 +46,7 @@ class PlanScore:
             x, total = carry
             return (self.step(x, row[0], theta_h), total + self.stage(x, row[0], theta_c)), ()
 
-        x = array_namespace(x0).broadcast_to(x0, (*lead, x0.shape[-1]))
-        carry = (x, full(v, 0.0, shape=lead))
+        carry = (_differentiated_with(v, x0), full(v, 0.0, shape=lead))
         (x, total), _ = backend_of(v, x0).scan(step, carry, (time_first(self.controls(v)),))
         if self.final is not None:
             total = total + self.last(x, theta_c)
@@ -59,8 +58,7 @@ class PlanScore:
 
     def states(self, v: Array, x0: Array, theta_h: Tree = None) -> Array:
         """Return x_0 to x_H, (*batch, horizon + 1, n_x)."""
-        xp = array_namespace(x0)
-        x0 = xp.broadcast_to(x0, (*v.shape[:-2], x0.shape[-1]))
+        x0 = _differentiated_with(v, x0)
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             x = self.step(carry[0], row[0], theta_h)
@@ -99,6 +97,16 @@ class PlanScore:
             )
             raise ShapeError(message)
         return _of_dtype(value, x, f"the cost {name_of(cost)}")
+
+
+def _differentiated_with(v: Array, x0: Array) -> Array:
+    """Return x0 beside every plan, (*lead, n_x), as an array that is differentiated where v is.
+
+    So the namespace of the states, which cost and dynamics will ask for, is that of the controls from the start.
+    """
+    first, n = v[..., 0, :], x0.shape[-1]
+    x0 = array_namespace(x0).broadcast_to(x0, (*first.shape[:-1], n))
+    return shared_namespace(x0, first).concat([x0, first], axis=-1)[..., :n]  # type: ignore[no-any-return]
 
 
 def _of_dtype(value: Any, x: Array, what: str) -> Array:

@@ -30,7 +30,8 @@ class CrossEntropy:
     iterations : int
         Iterations at most.
     spread : float
-        The first standard deviation of every unknown, in the units of u.
+        The first standard deviation of every unknown, in the units of u. It should reach as far as the minimum may be:
+        from a small one the samples close in on a point short of it.
     smoothing : float
         How much of the last mean and deviation is kept, in [0, 1).
     seed : int
