@@ -11,6 +11,7 @@ DIR/table2-runs, and a rerun skips them.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -52,9 +53,9 @@ MEASURED = (
     "rest. The expert shoots 1000 uniform control sequences of 10 steps through the true motion, anew in each "
     "state. Both learners see the states of {trajectories} of its trajectories of 40 steps, and query the true "
     "motion in those states, with uniform controls, to learn the dynamics, a network of 2 x 32 units. 'MPC by IFT' "
-    "is Algorithm 2: {iterations} steps of train.c on 64 pairs of states, each after 25 of train.h, while the "
+    "is Algorithm 2: {iterations} steps of train.c on 192 pairs of states, each after 25 of train.h, while the "
     "horizon grows from 1 to 10; its cost is a weighted squared distance to a target, both learned, of position, "
-    "velocities, sine and cosine of the angle. Plans are found by 256 random samples and L-BFGS, since a gradient "
+    "velocities, sine and cosine of the angle. Plans are found by 64 random samples and L-BFGS, since a gradient "
     "is right at a stationary plan alone; those that did not converge are left out of the loss. It acts by random "
     "shooting, 1000 samples around the last plan. Behavioural cloning is a network of 2 x 64 units, {cloning:,} "
     "steps. Each number is the mean and the standard error over {runs} of the mean cost from {tests} positions, the "
@@ -144,9 +145,11 @@ class Study:
         return {
             "run": number,
             "recipe": asdict(self.recipe),
+            "code": code(),
             "costs": {name: self._costs(value) for name, value in states.items()},
             "solved": sum(solved) / len(solved),
             "target": [float(x) for x in student.c[0].target * imitation.data.scale + imitation.data.center],
+            "log_weights": [float(x) for x in student.c[0].weight],
             "seconds": time.perf_counter() - begun,
             "trajectories": kept,
         }
@@ -166,12 +169,19 @@ def drawn(states: Array) -> list[list[list[float]]]:
 # --- runs that are kept ----------------------------------------------------------------------------------------------
 
 
+def code() -> str:
+    """Return a digest of what the learners are: a run of other code is none of this table's."""
+    names = ("_cartpole", "_cloning", "_dynamics", "_imitation")
+    texts = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in names]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16]
+
+
 def finished(path: Path | None, recipe: Recipe) -> dict[str, Any] | None:
-    """Return a run that was stored under the same recipe."""
+    """Return a run that was stored under the same recipe, by the same code."""
     if path is None or not path.exists():
         return None
     run = json.loads(path.read_text(encoding="utf-8"))
-    return run if run["recipe"] == asdict(recipe) else None
+    return run if (run.get("recipe"), run.get("code")) == (asdict(recipe), code()) else None
 
 
 def runs_of(recipe: Recipe, count: int, out: Path | None, name: str, tick: Callable[[int], None]) -> Iterator[Any]:
