@@ -257,8 +257,8 @@ def main(
         }
         image = "![Both losses over the iterations, for every gradient and damping](figure4.png)"
         caption = (
-            "Mean and standard deviation over the initialisations, no lower than a twentieth of the mean; the curves of "
-            "the three gradients lie on each other."
+            "Mean and standard deviation over the initialisations, no lower than a twentieth of the mean; the curves "
+            "of the three gradients lie on each other."
         )
         parts = [measured, markdown(*table(found, quick)), agreement(found), image, caption]
         write_results(out, "figure4", "Figure 4: the dynamics learned from the controls of an expert", parts, record)
