@@ -36,11 +36,11 @@ MEASURED = (
     f"The plan: {HORIZON} steps, {CONTROLS} controls, {STATE} states, a network of two layers of {WIDTH} units with "
     f"tanh, cost sum |u|^2 + |x - goal|^2 / 20, torch on the CPU with one thread, float64. Both ways run the same "
     f"gradient descent: 'layer' differentiates its solution by `dil.control.plan`, 'unrolled' by autograd through all "
-    f"its steps. A backward pass is that of a random cotangent of the controls to network, goal and state. Times are of "
-    f"the processor, medians of {REPEATS}, of backward alone; memory is by how much forward and backward together raise "
-    f"the peak of a process of their own that has run both with two steps before. 'apart' is the relative distance of "
-    f"the two gradients in the network, which falls as the solver gets nearer to the solution: that of unrolling is the "
-    f"derivative of the steps."
+    f"its steps. A backward pass is that of a random cotangent of the controls to network, goal and state. Times are "
+    f"of the processor, medians of {REPEATS}, of backward alone; memory is by how much forward and backward together "
+    f"raise the peak of a process of their own that has run both with two steps before. 'apart' is the relative "
+    f"distance of the two gradients in the network, which falls as the solver gets nearer to the solution: that of "
+    f"unrolling is the derivative of the steps."
 )
 
 
