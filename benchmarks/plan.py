@@ -37,10 +37,10 @@ MEASURED = (
     f"tanh, cost sum |u|^2 + |x - goal|^2 / 20, torch on the CPU with one thread, float64. Both ways run the same "
     f"gradient descent: 'layer' differentiates its solution by `dil.control.plan`, 'unrolled' by autograd through all "
     f"its steps. A backward pass is that of a random cotangent of the controls to network, goal and state. Times are "
-    f"medians of {REPEATS}, of backward alone; memory is by how much forward and backward together raise the peak of a "
-    f"process of their own that has run both with two steps before. 'apart' is the relative distance of the two "
-    f"gradients in the network, which falls as the solver gets nearer to the solution: that of unrolling is the "
-    f"derivative of the steps."
+    f"of the processor, medians of {REPEATS}, of backward alone; memory is by how much forward and backward together "
+    f"raise the peak of a process of their own that has run both with two steps before. 'apart' is the relative "
+    f"distance of the two gradients in the network, which falls as the solver gets nearer to the solution: that of "
+    f"unrolling is the derivative of the steps."
 )
 
 
@@ -50,7 +50,7 @@ class Row:
 
     steps: int
     layer: float
-    """Seconds of backward."""
+    """Seconds of the processor for backward."""
     unrolled: float
     layer_memory: float
     """MiB that forward and backward add at their peak."""
@@ -115,14 +115,14 @@ def forward(way: str, steps: int, x0: Any, goal: Any, flat: Any) -> Any:
 
 
 def backward_of(way: str, steps: int) -> tuple[float, list[Any]]:
-    """Return the seconds of one backward pass, and its gradients."""
+    """Return the seconds of the processor for one backward pass, and its gradients."""
     import torch
 
     x0, goal, flat, v = problem()
     u = forward(way, steps, x0, goal, flat)
-    begin = time.perf_counter()
+    begin = time.process_time()
     found = torch.autograd.grad(u, [x0, goal, *flat], v)
-    return time.perf_counter() - begin, [g.numpy() for g in found]
+    return time.process_time() - begin, [g.numpy() for g in found]
 
 
 def timed(way: str, steps: int) -> tuple[float, list[Any]]:

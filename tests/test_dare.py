@@ -13,6 +13,13 @@ from dil.control._dare import solve_one
 linalg = pytest.importorskip("scipy.linalg", reason="SciPy is not installed")
 
 NAMES = ("A", "B", "Q", "R")
+
+
+def eager(engine):
+    if engine.backend == "jax":
+        pytest.skip("JAX compiles each; the gradients and the finite horizon run on it")
+
+
 KRYLOV = {"NormalCG": dil.linear.NormalCG(rtol=1e-13), "GMRES": dil.linear.GMRES(restart=150, rtol=1e-13)}
 FEW = {"jax:jit": 4}
 """The size that is enough elsewhere than on NumPy and torch; 2 by default."""
@@ -56,6 +63,7 @@ def slopes(args, V, step=1e-4):
 
 @pytest.mark.parametrize("c", [1.0, 0.1, -0.6])
 def test_is_what_scipy_finds(plain, c):
+    eager(plain)
     args = spring(c)
     S = plain.to_numpy(dare(*map(plain.asarray, args)))
     expected = linalg.solve_discrete_are(*args)
@@ -193,6 +201,7 @@ def test_systems_without_a_solution(plain, name, gradient):
 
 
 def test_one_bad_system_leaves_the_others(plain):
+    eager(plain)
     A = np.stack([0.5 * np.eye(2), np.diag([1.2, 0.5])])
     B, Q, R = np.asarray([[0.0], [1.0]]), np.eye(2), np.eye(1)
     with pytest.warns(dil.ConvergenceWarning, match=r"1 of 2 problems \(the first at 1\) ended UNSTABILISABLE"):
@@ -233,6 +242,7 @@ def test_what_does_not_belong_together():
 
 
 def test_only_the_symmetric_part_counts(plain):
+    eager(plain)
     A, B, Q, R = system(3, 2, seed=7)
     skew = np.asarray([[0.0, 1.0, 2.0], [-1.0, 0.0, 3.0], [-2.0, -3.0, 0.0]])
     S, same = (plain.to_numpy(dare(*map(plain.asarray, (A, B, X, R)))) for X in (Q, Q + skew))
