@@ -17,15 +17,15 @@ from dil.control import Plan, mpc_rollout, plan
 Array = Any
 
 HORIZON = 10
-GROWN = 0.4
+GROWN = 0.6
 """The share of the training after which the horizon, which grows from 1, has its length."""
-BATCH = 192
+BATCH = 64
 DYNAMICS = 25
 """Steps of train.h for each of train.c."""
-RATE = 0.1
+RATE = 5e-2
 BARRIER = 0.03
 SOLVE = dil.solvers.Sequence(
-    dil.solvers.RandomShooting(samples=64, iterations=1), dil.solvers.LBFGS(max_iter=40, rtol=1e-3)
+    dil.solvers.RandomShooting(samples=256, iterations=1), dil.solvers.LBFGS(max_iter=60, rtol=1e-3)
 )
 """For train.c: a gradient is right where the plan is stationary, which a random search alone does not reach."""
 ACT = dil.solvers.RandomShooting(samples=1000, iterations=1)

@@ -53,9 +53,9 @@ MEASURED = (
     "rest. The expert shoots 1000 uniform control sequences of 10 steps through the true motion, anew in each "
     "state. Both learners see the states of {trajectories} of its trajectories of 40 steps, and query the true "
     "motion in those states, with uniform controls, to learn the dynamics, a network of 2 x 32 units. 'MPC by IFT' "
-    "is Algorithm 2: {iterations} steps of train.c on 192 pairs of states, each after 25 of train.h, while the "
+    "is Algorithm 2: {iterations} steps of train.c on 64 pairs of states, each after 25 of train.h, while the "
     "horizon grows from 1 to 10; its cost is a weighted squared distance to a target, both learned, of position, "
-    "velocities, sine and cosine of the angle. Plans are found by 64 random samples and L-BFGS, since a gradient "
+    "velocities, sine and cosine of the angle. Plans are found by 256 random samples and L-BFGS, since a gradient "
     "is right at a stationary plan alone; those that did not converge are left out of the loss. It acts by random "
     "shooting, 1000 samples around the last plan. Behavioural cloning is a network of 2 x 64 units, {cloning:,} "
     "steps. Each number is the mean and the standard error over {runs} of the mean cost from {tests} positions, the "
@@ -72,7 +72,7 @@ class Recipe:
     trajectories: int = 100
     tests: int = 50
     warmup: int = 1500
-    iterations: int = 120
+    iterations: int = 150
     cloning: int = 6000
     positions: str = "test"
 
