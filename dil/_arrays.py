@@ -17,6 +17,7 @@ __all__ = [
     "device",
     "dot",
     "eps",
+    "eye",
     "full",
     "inner",
     "is_complex",
@@ -114,6 +115,12 @@ def norm(a: Array) -> Array:
 def or_one(x: Array) -> Array:
     """Return x with one in the place of zeros, to divide by."""
     return array_namespace(x).where(x == 0, full(x, 1.0), x)  # type: ignore[no-any-return]
+
+
+def eye(n: int, like: Array) -> Array:
+    """Return the identity, (n, n), beside another array, of its dtype."""
+    made: Array = array_namespace(like).eye(n, dtype=like.dtype, device=device(like))
+    return made
 
 
 def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype: DType | None = None) -> Array:

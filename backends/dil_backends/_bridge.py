@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, full, norm
+from dil._arrays import array_namespace, full, norm, or_one
 from dil._errors import OptionError
 from dil._problem import Problem
 from dil._solution import Solution
 from dil._typing import Array
-from dil.solvers._finish import finish, or_one
+from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, tolerance, zeros_like_count
 
 

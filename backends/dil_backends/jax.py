@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from dil._errors import BackendError, CapturedError
 from dil._protocol import LinearSystem, Pull, ReverseRule, Rule
+from dil_backends._jax_attach import attach, is_zero
 
 NATIVE = "jax"
 DENSE = 16
@@ -99,14 +98,14 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
 
     def held(*args: Any) -> Arrays:
         arrays = tuple(map(_as_array, args))
-        return _attach(solve(*arrays), arrays, rule)
+        return attach(solve(*arrays), arrays, rule.pushforward)
 
     found = jax.custom_jvp(held)
 
     def derivative(args: Any, tangents: Sequence[Any]) -> tuple[Any, Any]:
         args = tuple(map(_as_array, args))
         y: Any = found(*args)
-        given = [None if _is_zero(t) else _as_array(t) for t in tangents]
+        given = [None if is_zero(t) else _as_array(t) for t in tangents]
         return y, rule.pushforward(args, y, given)
 
     found.defjvp(derivative, symbolic_zeros=True)
@@ -122,80 +121,6 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
             raise CapturedError(message) from error
 
     return call
-
-
-ATTACH = Primitive("dil_attach")
-"""y as it is, whose derivative is that of a rule.
-
-Reverse mode through `lax.scan` takes custom_jvp functions apart and forgets their rules, so that a second derivative
-of a solver in a scan would be zero without a word. It leaves a primitive whole.
-"""
-ATTACH.multiple_results = True
-
-
-class _Held:
-    """A rule as a parameter of a primitive, which has to be hashable: by identity."""
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-
-
-def _bind(*arrays: Any, held: _Held, count: int) -> list[Any]:
-    return ATTACH.bind(*arrays, held=held, count=count)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _attach(y: Arrays, args: Arrays, rule: Rule) -> Arrays:
-    """Return y with the derivative of the rule in args, for where `implicit`'s own is lost."""
-    if not any(isinstance(x, jax.core.Tracer) for x in (*y, *args)):
-        return y
-    return tuple(_bind(*map(constant, y), *args, held=_Held(rule), count=len(y)))
-
-
-def _push_attached(primals: Sequence[Any], tangents: Sequence[Any], *, held: _Held, count: int) -> tuple[Any, Any]:
-    y = _bind(*primals, held=held, count=count)
-    given = [None if isinstance(t, ad.Zero) or _is_zero(t) else t for t in tangents[count:]]
-    return y, list(held.rule.pushforward(tuple(primals[count:]), tuple(y), given))
-
-
-def _batch_attached(args: Sequence[Any], axes: Sequence[Any], *, held: _Held, count: int) -> tuple[Any, Any]:
-    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True)]
-    for i, axis in enumerate(axes[:count]):
-        if axis is None:
-            moved[i] = jnp.broadcast_to(moved[i], (size, *moved[i].shape))
-    in_axes = tuple(None if axis is None else 0 for axis in axes[count:])
-    y = _bind(*moved, held=_Held(_Mapped(held.rule, in_axes)), count=count)
-    return y, [0] * count
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    """A rule for every entry of a batch dimension that came first."""
-
-    rule: Rule
-    axes: tuple[int | None, ...]
-
-    def pullback(self, args: Any, y: Any, cotangents: Any, wrt: Sequence[int]) -> Any:
-        """Never called: JAX transposes the pushforward."""
-        raise NotImplementedError
-
-    def pushforward(self, args: Any, y: Any, tangents: Sequence[Any]) -> Any:
-        """Map the rule's pushforward."""
-        places = [i for i, t in enumerate(tangents) if t is not None]
-
-        def push(args: Any, y: Any, given: Any) -> Any:
-            here = dict(zip(places, given, strict=True))
-            return self.rule.pushforward(args, y, [here.get(i) for i in range(len(tangents))])
-
-        axes = (self.axes, 0, [self.axes[i] for i in places])
-        return jax.vmap(push, in_axes=axes)(args, y, [tangents[i] for i in places])
-
-
-ATTACH.def_impl(lambda *args, held, count: list(args[:count]))  # type: ignore[no-untyped-call]
-ATTACH.def_abstract_eval(lambda *args, held, count: list(args[:count]))  # type: ignore[no-untyped-call]
-ad.primitive_jvps[ATTACH] = _push_attached
-batching.primitive_batchers[ATTACH] = _batch_attached
-mlir.register_lowering(ATTACH, lambda context, *args, held, count: args[:count])
 
 
 def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]:
@@ -214,11 +139,6 @@ def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]
 
     found.defvjp(forward, backward)
     return found
-
-
-def _is_zero(tangent: Any) -> bool:
-    known = isinstance(tangent, jax.custom_derivatives.SymbolicZero)
-    return known or getattr(tangent, "dtype", None) == jax.dtypes.float0
 
 
 def _as_array(x: Any) -> Any:
@@ -264,7 +184,7 @@ def assert_constant(x: jax.Array, message: str, /) -> None:
     probe = jax.custom_jvp(lambda x: x)
 
     def refuse(primals: Arrays, tangents: Sequence[Any]) -> Any:
-        if not all(_is_zero(t) for t in tangents):
+        if not all(is_zero(t) for t in tangents):
             raise CapturedError(message)
         return primals[0], jnp.zeros_like(primals[0])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dil._arrays import array_namespace, device, full, shared_namespace
+from dil._arrays import array_namespace, device, eye, full, shared_namespace
 from dil._equation import Equation
 from dil._errors import DTypeError, OptionError, ShapeError
 from dil._layer import Layer
@@ -269,6 +269,6 @@ def lyapunov(A: Array, V: Array) -> Array:
     T = A.mT
     product = T[..., :, None, :, None] * T[..., None, :, None, :]
     matrix = xp.reshape(product, (*product.shape[:-4], n * n, n * n))
-    identity = xp.eye(n * n, dtype=V.dtype, device=device(V))
+    identity = eye(n * n, V)
     right = xp.reshape(V, (*V.shape[:-2], n * n, 1))
     return xp.reshape(xp.linalg.solve(identity - matrix, right), V.shape)  # type: ignore[no-any-return]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, device, eps, full, norm
+from dil._arrays import array_namespace, device, eps, eye, full, norm, or_one
 from dil._errors import OptionError
 from dil._protocol import Backend
 from dil._solution import Solution
 from dil._typing import Array, Arrays, Tree
 from dil.control._score import PlanScore, time_first
-from dil.solvers._finish import finish, or_one
+from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, evaluate
 from dil.solvers._watch import check_watched, iterate
@@ -193,7 +193,7 @@ class Task(NamedTuple):
             p, P = full(x[0, ...], 0.0), full(F[0, ..., :n], 0.0)
         else:
             p, P = self._expansion(lambda z: plan.last(z, self.theta_c), states[-1, ...])
-        identity, squash = _eye(v.shape[-1], v), self._squash(v)
+        identity, squash = eye(v.shape[-1], v), self._squash(v)
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             (p, P), (F, c, C) = carry, row[:3]
@@ -248,7 +248,7 @@ class Task(NamedTuple):
         """Return the rows of the derivative of fn, whose values are (..., n), from one pull at n copies of z."""
         xp = array_namespace(z)
         _, pull = self.backend.vjp(fn, xp.broadcast_to(z, (n, *z.shape)))
-        rows = xp.reshape(_eye(n, z), (n, *(1 for _ in z.shape[:-1]), n))
+        rows = xp.reshape(eye(n, z), (n, *(1 for _ in z.shape[:-1]), n))
         (pulled,) = pull((xp.broadcast_to(rows, (n, *z.shape[:-1], n)),))
         return xp.moveaxis(self.backend.constant(pulled), 0, -2)  # type: ignore[no-any-return]
 
@@ -274,7 +274,7 @@ def _in_free(q_u: Array, Q_ux: Array, Q_uu: Array, squash: Arrays) -> Arrays:
     if not squash:
         return q_u, Q_ux, Q_uu
     first, second, pushed, bent = squash
-    diagonal = (second * q_u + bent)[..., None] * _eye(q_u.shape[-1], q_u)
+    diagonal = (second * q_u + bent)[..., None] * eye(q_u.shape[-1], q_u)
     return first * q_u + pushed, first[..., None] * Q_ux, first[..., None] * Q_uu * first[..., None, :] + diagonal
 
 
@@ -286,11 +286,6 @@ def _task(begun: Start) -> Task:
     plan = problem.score.fn
     assert isinstance(plan, PlanScore)
     return Task(begun, problem.backend, plan, given["x0"], given.get("theta_c"), given.get("theta_h"))
-
-
-def _eye(n: int, like: Array) -> Array:
-    xp = array_namespace(like)
-    return xp.eye(n, dtype=like.dtype, device=device(like))  # type: ignore[no-any-return]
 
 
 def _times(A: Array, x: Array) -> Array:

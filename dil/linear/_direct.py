@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, device, eps, full, peak
+from dil._arrays import array_namespace, device, eps, eye, full, peak
 from dil._operator import Operator, as_operator
 from dil._probes import gaussian
 from dil._protocol import Backend
@@ -65,15 +65,8 @@ class Direct:
         A = as_operator(A)
         matrix = dense(A, b, backend)
         if self.damping:
-            matrix = matrix + self.damping * identity(b)
+            matrix = matrix + self.damping * eye(b.shape[-1], b)
         return solve_dense(matrix, b, backend, symmetric=A.symmetric)
-
-
-def identity(b: Array) -> Array:
-    """Return the identity beside b, (n, n)."""
-    n = b.shape[-1]
-    columns = array_namespace(b).arange(n, device=device(b))
-    return array_namespace(b).astype(columns[:, None] == columns[None, :], b.dtype)  # type: ignore[no-any-return]
 
 
 def dense(A: Operator, b: Array, backend: Backend) -> Array:
@@ -81,7 +74,7 @@ def dense(A: Operator, b: Array, backend: Backend) -> Array:
     xp, n = array_namespace(b), b.shape[-1]
     if n == 0:
         return full(b, 0.0, shape=(*b.shape, n))
-    rows = xp.reshape(identity(b), (n, *(1,) * (b.ndim - 1), n))
+    rows = xp.reshape(eye(b.shape[-1], b), (n, *(1,) * (b.ndim - 1), n))
     columns = backend.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)))
     moved: Array = xp.moveaxis(columns, 0, -1)
     return moved

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, device, dot, full, norm, peak
+from dil._arrays import array_namespace, device, dot, eye, full, norm, peak
 from dil._errors import OptionError
 from dil._operator import Operator, shifted
 from dil._options import check_linear_options, is_integer
@@ -117,7 +117,7 @@ def gmres(task: Task, s: Progress, *, restart: int) -> Pass:
     used = used & ~((_range(size, m) == last.j - 1) & last.stuck)
     ok = last.sound & s.going
     g = xp.where(used & ok, last.Q[..., :m, 0], xp.zeros_like(used, dtype=s.x.dtype))
-    R = xp.where((used & ok)[..., None, :], last.R, xp.eye(m, dtype=s.x.dtype, device=device(s.x)))
+    R = xp.where((used & ok)[..., None, :], last.R, eye(m, s.x))
     y = xp.linalg.solve(R, g[..., None])
     dx = xp.matmul(last.V[..., :m, :].mT, y)[..., 0] * (size / last.unit)
     return Pass(s.x + dx, last.steps, s.products + last.steps - s.steps, last.stuck, last.sound, last.unit * last.scale)
@@ -137,9 +137,8 @@ def _first(s: Progress, size: Array, m: int) -> Iterate:
     v = s.r / xp.where(size > 0, size, one)
     top = xp.reshape(_range(size, m + 1) == 0, (m + 1, 1))
     V = xp.where(top, v[..., None, :], xp.zeros_like(v)[..., None, :])
-    eye = xp.eye(m + 1, dtype=s.x.dtype, device=device(s.x))
-    Q = xp.broadcast_to(eye, (*batch, m + 1, m + 1))
-    R = xp.broadcast_to(eye[:m, :m], (*batch, m, m))
+    Q = xp.broadcast_to(eye(m + 1, s.x), (*batch, m + 1, m + 1))
+    R = xp.broadcast_to(eye(m, s.x), (*batch, m, m))
     no = xp.zeros_like(s.going)
     return Iterate(V, R, Q, v, one, one, 0.0 * size, ~no, no, _range(size, 1)[0], s.steps)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dil._arrays import array_namespace, eps, full, largest, norm, or_one
+from dil._arrays import array_namespace, eps, eye, full, largest, norm, or_one
 from dil._operator import Operator
 from dil._reasons import first_of
 from dil._solution import Solution
 from dil._status import Status
 from dil._typing import Array, Loop
-from dil.linear._direct import dense, identity
+from dil.linear._direct import dense
 from dil.linear._right import owner_of_right
 
 WORST = 2 / 3
@@ -34,9 +34,10 @@ class LeastNorm:
         """Solve A x = b for b: (*batch, n); status: batch."""
         xp, wide, machine = array_namespace(b), _wide(b), eps(array_namespace(b), b.dtype)
         rtol = machine**0.75 if self.rtol is None else self.rtol
-        matrix = xp.astype(dense(A, b, owner_of_right(b, "dil.linear.Auto")) + self.damping * identity(b), wide)
+        identity = eye(b.shape[-1], b)
+        matrix = xp.astype(dense(A, b, owner_of_right(b, "dil.linear.Auto")) + self.damping * identity, wide)
         finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(xp.isfinite(b), axis=-1)
-        matrix = xp.where(finite[..., None, None], matrix, xp.astype(identity(b), wide))
+        matrix = xp.where(finite[..., None, None], matrix, xp.astype(identity, wide))
         size = norm(xp.where(finite[..., None], b, full(b, 0.0)))
         right = xp.astype(b / or_one(size), wide)
         left, values, rows = _taken_apart(matrix, symmetric=A.symmetric)

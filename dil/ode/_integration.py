@@ -124,7 +124,7 @@ class Integration:
                 states, tuple(told), lambda: xp.concat([self.field.slope(t[0], y0, arrays)[None, ...], slopes])
             )
         back = self._stage((y0, t[0]), arrays, settles=True)
-        rule = AdjointRule(self.field, self.options.scheme, back, self.options.backward(self.field), self.policy, steps)
+        rule = AdjointRule(self.field, self.options.scheme, back, self.options.backward, self.policy, steps)
         states, _, *told = self.backend.implicit(solve, rule)(y0, t, *arrays)
         return Known(states, tuple(told), lambda: slopes_of(states))
 
@@ -139,8 +139,8 @@ class Integration:
 
     def _stage(self, like: tuple[Array, Array], arrays: Arrays, *, settles: bool = False) -> StageLayer:
         options = self.options
-        backward = options.backward(self.field)
-        made = stage_layer(self.field, like, arrays, options.forward, backward, options.layer, self.policy)
+        solvers = options.forward, options.backward
+        made = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy)
         return replace(made, settles=settles)
 
     def _summed(self, told: Arrays) -> Arrays:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from dil._arrays import full
+from dil._arrays import full, or_one
 from dil._typing import Array, Arrays
-from dil.ode._state import or_one, plus, scaled, slope_between
+from dil.ode._state import plus, scaled, slope_between
 
 
 class Stages(Protocol):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, full, norm
+from dil._arrays import array_namespace, eye, full, norm
 from dil._errors import OptionError
 from dil._jacobian import operator
 from dil._protocol import Backend
 from dil._solution import Solution
 from dil._typing import Array, Matvec, Tree
 from dil.linear._auto import Auto
-from dil.linear._direct import identity
 from dil.linear._solver import LinearSolver
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
@@ -133,7 +132,7 @@ def newton_step(begun: Start, u: Array, linear_solver: LinearSolver | None) -> t
     problem, _, arrays = begun
     backend, xp = problem.backend, array_namespace(u)
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
-    if linear_solver is None and u.shape[-1] <= backend.DENSE:
+    if linear_solver is None and u.shape[-1] <= backend.DENSE_GENERAL:
         return F, dense_solve(backend, lambda p: pull((p,))[0], F), zeros_like_count(u)
     J = operator(problem, lambda p: pull((p,))[0], u)
     found = (Auto() if linear_solver is None else linear_solver)(J, F, loop=backend.while_loop)
@@ -146,6 +145,6 @@ def dense_solve(backend: Backend, pull: Matvec, F: Array) -> Array:
     There is no look at the condition of J here: the next iteration finds out what the step was worth.
     """
     xp, n = array_namespace(F), F.shape[-1]
-    rows = xp.reshape(identity(F), (n, *(1,) * (F.ndim - 1), n))
+    rows = xp.reshape(eye(n, F), (n, *(1,) * (F.ndim - 1), n))
     matrix = xp.moveaxis(backend.map_rows(pull, xp.broadcast_to(rows, (n, *F.shape))), 0, -2)
     return backend.lu_solve(matrix, F[..., None])[..., 0]

@@ -13,7 +13,6 @@ from dil.linear._auto import Auto
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
 from dil.ode._adaptive import Control
-from dil.ode._field import Field
 from dil.ode._methods import METHODS, Method
 from dil.ode._newton import StepNewton
 
@@ -104,9 +103,9 @@ class Options:
         """The solver of the stages."""
         return StepNewton() if self.solver is None else self.solver
 
-    def backward(self, field: Field) -> LinearSolver:
-        """Return the linear solver of the gradients; a small state needs no other than a dense one."""
+    @property
+    def backward(self) -> LinearSolver:
+        """The linear solver of the gradients."""
         if self.linear_solver is not None:
             return self.linear_solver
-        dense = self.gradient == "naive" or field.space.dimension <= field.backend.DENSE
-        return Direct() if dense else Auto()
+        return Direct() if self.gradient == "naive" else Auto()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dil._arrays import array_namespace, full
+from dil._arrays import or_one
 from dil._typing import Array, Arrays
 
 
@@ -26,8 +26,3 @@ def slope_between(z: Arrays, base: Arrays, h: Array) -> Arrays:
     """Return (z - base) / h; zero for a step of no length, which pads a grid."""
     h = or_one(h)
     return tuple((a - b) / h for a, b in zip(z, base, strict=True))
-
-
-def or_one(h: Array) -> Array:
-    """Return h, and one in the place of zero."""
-    return array_namespace(h).where(h == 0, full(h, 1.0), h)  # type: ignore[no-any-return]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, device, eps, full, norm
+from dil._arrays import array_namespace, eps, eye, full, norm, or_one
 from dil._errors import OptionError
 from dil._solution import Solution
 from dil._typing import Array, Tree
-from dil.solvers._finish import finish, or_one
+from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
 from dil.solvers._watch import check_watched, iterate
 
@@ -190,7 +190,7 @@ def least_squares(columns: Array, right: Array, regularisation: float) -> Array:
     sound = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
     # above the rounding of the matrix, or a solve could meet a pivot of zero and raise
     ridge = max(regularisation, 4 * count * eps(xp, columns.dtype))
-    identity = xp.eye(count, dtype=columns.dtype, device=device(columns))
+    identity = eye(count, columns)
     absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, columns.dtype)
     matrix = xp.where(sound, normal, 0.0 * identity) + (ridge + absent) * identity
     gamma = xp.linalg.solve(xp.where(sound, matrix, identity), rhs)

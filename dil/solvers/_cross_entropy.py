@@ -6,13 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, device, full, norm
+from dil._arrays import array_namespace, full, norm, or_one
 from dil._errors import OptionError
-from dil._options import is_integer, is_number
+from dil._options import check_integer, is_integer, is_number
+from dil._probes import gaussian
 from dil._solution import Solution
 from dil._typing import Array, Tree
-from dil.solvers._finish import finish, or_one
-from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._finish import finish
+from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, evaluate, evaluate_rows
 from dil.solvers._watch import check_watched, iterate
 
@@ -79,9 +80,7 @@ class CrossEntropy:
         check_positive(
             optional={"rtol": self.rtol}, samples=self.samples, iterations=self.iterations, spread=self.spread
         )
-        if not is_integer(self.seed, 0):
-            message = f"seed={self.seed!r}; expected an integer >= 0"
-            raise OptionError(message)
+        check_integer("seed", self.seed, 0)
         if not (is_number(self.smoothing) and 0 <= self.smoothing < 1):
             message = f"smoothing={self.smoothing!r}; expected a number in [0, 1)"
             raise OptionError(message)
@@ -99,7 +98,8 @@ class CrossEntropy:
         begun = start(self, fun, init, args, kwargs)
         u, backend = begun.u, begun.problem.backend
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 1 / 3)
-        noise = self._noise(begun)
+        like = full(u, 0.0, shape=(self.samples, u.shape[-1]))
+        noise = gaussian(backend, like, self.iterations, self.seed)
 
         def search(s: Search) -> Search:
             rows = self._drawn(noise, s)
@@ -139,14 +139,6 @@ class CrossEntropy:
             broken=~sound,
             extra=extra,
         )
-
-    def _noise(self, begun: Start) -> Array:
-        """Return every random number that the search uses, (iterations, samples, n)."""
-        import numpy as np
-
-        u = begun.u
-        drawn = np.random.default_rng(self.seed).standard_normal((self.iterations, self.samples, u.shape[-1]))
-        return begun.problem.backend.asarray(drawn, dtype=u.dtype, device=device(u))
 
     def _drawn(self, noise: Array, s: Search) -> Array:
         """Return the samples of one iteration, (samples, *batch, n)."""

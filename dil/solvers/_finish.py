@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dil._arrays import array_namespace, full
 from dil._reasons import first_of
 from dil._solution import Solution
 from dil._space import Space
@@ -39,8 +38,3 @@ def finish(
     ]
     status = first_of(reasons, Status.STAGNATED)
     return Solution(space.unravel(u), status[..., 0], steps[..., 0], residual[..., 0], extra or None)
-
-
-def or_one(scale: Array) -> Array:
-    """Return what a residual is divided by to be relative to its start: one where the start is zero."""
-    return array_namespace(scale).where(scale > 0, scale, full(scale, 1.0))  # type: ignore[no-any-return]

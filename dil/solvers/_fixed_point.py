@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, eps, norm
+from dil._arrays import array_namespace, eps, norm, or_one
 from dil._errors import OptionError
 from dil._solution import Solution
 from dil._typing import Array, Tree
-from dil.solvers._finish import finish, or_one
+from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
 from dil.solvers._watch import check_watched, iterate
 

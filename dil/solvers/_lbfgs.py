@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, dot, eps, full, inner, norm
+from dil._arrays import array_namespace, dot, eps, full, inner, norm, or_one
 from dil._pairs import Pairs, forget, inverse_product, no_pairs, remember
 from dil._solution import Solution
 from dil._typing import Array, Tree
-from dil.solvers._finish import finish, or_one
+from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._watch import check_watched, iterate
 from dil.solvers._wolfe import wolfe_search

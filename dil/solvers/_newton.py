@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from dil._arrays import array_namespace, dot, eps, full, norm, peak
+from dil._arrays import array_namespace, dot, eps, full, norm, or_one, peak
 from dil._errors import OptionError
 from dil._jacobian import operator
 from dil._operator import Operator
@@ -14,7 +14,7 @@ from dil._typing import Array, Matvec, Tree
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG
-from dil.solvers._finish import finish, or_one
+from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._watch import check_watched, iterate
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dil._arrays import array_namespace, device, full
-from dil._errors import OptionError
+from dil._options import check_integer
+from dil._probes import gaussian
 from dil._solution import Solution
 from dil._typing import Array, Tree
 from dil.solvers._finish import finish
@@ -78,9 +79,7 @@ class RandomShooting:
         check_positive(
             optional={"rtol": self.rtol}, samples=self.samples, iterations=self.iterations, spread=self.spread
         )
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            message = f"seed={self.seed!r}; expected an integer >= 0"
-            raise OptionError(message)
+        check_integer("seed", self.seed, 0)
         check_watched(self)
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
@@ -88,7 +87,7 @@ class RandomShooting:
         begun = start(self, fun, init, args, kwargs)
         u, backend = begun.u, begun.problem.backend
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 1 / 3)
-        noise = self._noise(begun)
+        noise = gaussian(backend, full(u, 0.0, shape=u.shape[-1:]), self.iterations * self.samples, self.seed)
 
         def search(s: Search) -> Search:
             shot = self._shoot(begun, noise, s)
@@ -117,14 +116,6 @@ class RandomShooting:
             broken=~sound,
             extra=extra,
         )
-
-    def _noise(self, begun: Start) -> Array:
-        """Return every random number that the search uses, (iterations * samples, n)."""
-        import numpy as np
-
-        u = begun.u
-        drawn = np.random.default_rng(self.seed).standard_normal((self.iterations * self.samples, u.shape[-1]))
-        return begun.problem.backend.asarray(drawn, dtype=u.dtype, device=device(u))
 
     def _shoot(self, begun: Start, noise: Array, s: Search) -> Shot:
         """Return the best of the samples around u."""

@@ -1,0 +1,91 @@
+"""A derivative that JAX cannot lose: that of a primitive, for where it takes a `custom_jvp` function apart.
+
+Reverse mode through `jax.lax.scan` evaluates what a step has in common with the others outside of it, takes
+`custom_jvp` functions apart for that, and forgets their rules: a second derivative of a layer in a scan would be wrong
+without a word. It leaves a primitive whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+Arrays = tuple[jax.Array, ...]
+Pushforward = Callable[[Any, Any, Sequence[Any]], Any]
+"""`push(args, y, tangents)` returns the tangents of y, as that of a `dil._protocol.Rule`."""
+
+ATTACH = Primitive("dil_attach")
+"""y of (*y, *args), `count` arrays of it, with the derivative in args that `held` gives."""
+ATTACH.multiple_results = True
+
+
+class Held:
+    """A pushforward as a parameter of a primitive, which has to be hashable: by identity."""
+
+    def __init__(self, push: Pushforward) -> None:
+        self.push = push
+
+
+def attach(y: Arrays, args: Arrays, push: Pushforward) -> Arrays:
+    """Return y with the derivative of the pushforward in args; as it is where nothing is traced."""
+    if not any(isinstance(x, jax.core.Tracer) for x in (*y, *args)):
+        return y
+    return tuple(_bind(*map(jax.lax.stop_gradient, y), *args, held=Held(push), count=len(y)))
+
+
+def is_zero(tangent: Any) -> bool:
+    """Whether a tangent is known to be zero."""
+    known = isinstance(tangent, ad.Zero | jax.custom_derivatives.SymbolicZero)
+    return known or getattr(tangent, "dtype", None) == jax.dtypes.float0
+
+
+def _bind(*arrays: Any, held: Held, count: int) -> list[Any]:
+    return ATTACH.bind(*arrays, held=held, count=count)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, held: Held, count: int) -> tuple[Any, Any]:
+    y = _bind(*primals, held=held, count=count)
+    given = [None if is_zero(t) else t for t in tangents[count:]]
+    return y, list(held.push(tuple(primals[count:]), tuple(y), given))
+
+
+def _batched(args: Sequence[Any], axes: Sequence[Any], *, held: Held, count: int) -> tuple[Any, Any]:
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
+    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True)]
+    for i, axis in enumerate(axes[:count]):
+        if axis is None:
+            moved[i] = jnp.broadcast_to(moved[i], (size, *moved[i].shape))
+    in_axes = tuple(None if axis is None else 0 for axis in axes[count:])
+    return _bind(*moved, held=Held(_mapped(held.push, in_axes)), count=count), [0] * count
+
+
+def _mapped(push: Pushforward, in_axes: tuple[int | None, ...]) -> Pushforward:
+    """Return the pushforward of every entry of a batch dimension that came first."""
+
+    def push_all(args: Any, y: Any, tangents: Sequence[Any]) -> Any:
+        places = [i for i, t in enumerate(tangents) if t is not None]
+
+        def push_one(args: Any, y: Any, given: Any) -> Any:
+            here = dict(zip(places, given, strict=True))
+            return push(args, y, [here.get(i) for i in range(len(tangents))])
+
+        axes = (in_axes, 0, [in_axes[i] for i in places])
+        return jax.vmap(push_one, in_axes=axes)(args, y, [tangents[i] for i in places])
+
+    return push_all
+
+
+def _kept(*args: Any, held: Held, count: int) -> list[Any]:
+    return list(args[:count])
+
+
+ATTACH.def_impl(_kept)  # type: ignore[no-untyped-call]
+ATTACH.def_abstract_eval(_kept)  # type: ignore[no-untyped-call]
+ad.primitive_jvps[ATTACH] = _differentiated
+batching.primitive_batchers[ATTACH] = _batched
+mlir.register_lowering(ATTACH, lambda context, *args, held, count: args[:count])
