@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 from dil._arrays import array_namespace, is_float
@@ -29,9 +30,13 @@ class Arguments:
     """Which leaves are arrays."""
     floats: tuple[int, ...]
     """Which of the arrays have a derivative."""
+    plain: bool = False
+    """Whether the arguments are positional, and an array each: there is no tree to put together then."""
 
     def call(self, arrays: Sequence[Any]) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
         """Return the positional and keyword arguments with these arrays in place."""
+        if self.plain:
+            return tuple(arrays), {}
         leaves = list(self.statics)
         for place, array in zip(self.arrays, arrays, strict=True):
             leaves[place] = array
@@ -84,7 +89,8 @@ def take_apart(args: Sequence[Tree], kwargs: Mapping[str, Tree]) -> tuple[list[A
     for i in places:
         statics[i] = None
     floats = tuple(i for i, x in enumerate(arrays) if is_float(array_namespace(x), x.dtype))
-    return arrays, Arguments(structure, tuple(statics), places, floats)
+    plain = not kwargs and len(args) == len(arrays) and all(map(is_, args, arrays))
+    return arrays, Arguments(structure, tuple(statics), places, floats, plain)
 
 
 def _like(entry: Tree, like: Tree) -> list[Array]:

@@ -22,6 +22,9 @@ from dil._typing import Array, Device, DType, Namespace, Tree
 GROUP = "dil.backends"
 LOADED: list[Backend] = []
 """The backends that `load` has imported."""
+OWNERS: dict[type, Backend] = {}
+"""Whose the types of arrays are that were met, of those that a framework's own package defines: an instance of
+another type, such as a tape's box, may be asked for what it holds."""
 
 
 @cache
@@ -78,10 +81,15 @@ def shielded(fn: Callable[..., Any], *args: Any, exact: bool = True) -> Any:
 
 def owner(x: object) -> Backend | None:
     """Return the backend that owns the array x; None if x is no array of a framework in use."""
+    kind = type(x)
+    if kind in OWNERS:
+        return OWNERS[kind]
     for name in _targets():
         if name in sys.modules:
             backend = load(name)
             if backend.owns(x):
+                if kind.__module__.partition(".")[0] == backend.NATIVE:
+                    OWNERS[kind] = backend
                 return backend
     return None
 

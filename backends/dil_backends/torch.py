@@ -60,10 +60,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
     recording = torch.is_grad_enabled()
     with _recording():
         primals = tuple([x.clone() if x.is_inference() else x for x in primals])
-        # an alias, not the tensor itself: fn may depend on it by other ways too, and this is the partial derivative;
-        # the wrapper that a finished transform of torch.func leaves behind is also shed by it
-        aliases = [x.view_as(x) for x in primals]
-        inputs = [_leaf(x, recording) for x in aliases]
+        inputs = [_input(x, recording) for x in primals]
         out = _evaluated(fn, inputs)
     again = recording and (any(x.requires_grad for x in primals) or _captures(out, inputs))
     again = again or any(_dual(y) for y in out)
@@ -107,11 +104,16 @@ def _evaluated(fn: Callable[..., Tensors], inputs: Sequence[Tensor]) -> Tensors:
         raise UnsupportedFunctionError(message) from error
 
 
-def _leaf(x: Tensor, recording: bool) -> Tensor:
-    """Return what to differentiate at: x with its history where that is recorded, with its tangent if it has one."""
-    if recording and x.requires_grad:
-        return x
-    return (x if _dual(x) else x.detach()).requires_grad_()
+def _input(x: Tensor, recording: bool) -> Tensor:
+    """Return what to differentiate at: x with its history where that is recorded, with its tangent if it has one.
+
+    It is an alias, not x itself: fn may depend on x by other ways too, and this is the partial derivative. A view,
+    unlike a detached tensor, sheds the wrapper that a finished transform of torch.func leaves behind.
+    """
+    kept = (recording and x.requires_grad) or _dual(x)
+    if kept or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = x.view_as(x)
+    return (x if kept else x.detach()).requires_grad_()
 
 
 def _dual(x: Tensor) -> bool:
@@ -186,7 +188,8 @@ class Implicit(torch.autograd.Function):
             return (None, None, *(None for _ in range(ctx.count)))
         saved = ctx.saved_tensors
         args, y = saved[: ctx.count], saved[ctx.count :]
-        wrt = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed and _awaited(ctx.next_functions[i][0])]
+        needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
+        wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _awaited(node)]
         with without_autocast():
             found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
         return (None, None, *(found.get(i) for i in range(ctx.count)))
