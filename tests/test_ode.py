@@ -294,6 +294,34 @@ def test_robertson(engine):
     np.testing.assert_allclose(engine.to_numpy(found.value)[1:], truth[1:], rtol=5e-3)
 
 
+@on("torch", slow=("numpy", "jax:jit"))
+def test_gradients_of_robertson(engine):
+    """Its sensitivities in the logarithms of the rates, over 1e4 s, against those of Radau IIA."""
+    integrate = pytest.importorskip("scipy.integrate", reason="SciPy is not installed")
+
+    def sensitive(t, z):
+        y, S = z[:3], z[3:].reshape(3, 3)
+        terms = RATES * np.asarray([y[0], y[1] * y[2], y[1] ** 2])
+        stoichiometry = np.asarray([[-1.0, 1.0, 0.0], [1.0, -1.0, -1.0], [0.0, 0.0, 1.0]])
+        slopes = RATES[:, None] * np.asarray([[1.0, 0.0, 0.0], [0.0, y[2], y[1]], [0.0, 2 * y[1], 0.0]])
+        return np.concatenate([stoichiometry @ terms, (stoichiometry @ (slopes @ S + np.diag(terms))).ravel()])
+
+    fine = {"method": "Radau", "rtol": 1e-9, "atol": 1e-13}
+    truth = integrate.solve_ivp(sensitive, (0.0, 1e4), [1.0] + 11 * [0.0], **fine).y[:, -1]
+    v = np.asarray([1.0, 0.0, -0.5])
+
+    def last(logs, gradient="implicit"):
+        options = {"method": "sdirk3", "rtol": 1e-3, "atol": 1e-8, "max_steps": 150, "on_failure": "raise"}
+        k = array_namespace(logs).exp(logs)
+        return odeint(robertson, engine.asarray([1.0, 0.0, 0.0]), [0.0, 1e4], (k,), gradient=gradient, **options)[-1, :]
+
+    y, (slope,) = engine.gradients(last, (np.log(RATES),), v)
+    np.testing.assert_allclose(y, truth[:3], rtol=5e-3)
+    close(slope, v @ truth[3:].reshape(3, 3), 1e-2)
+    naive = engine.gradients(lambda logs: last(logs, "naive"), (np.log(RATES),), v)[1][0]
+    close(naive, slope, 1e-8)  # of the same function of the rates, its steps included
+
+
 @pytest.mark.parametrize("method", ["implicit_euler", "trapezoid", "bdf2", "sdirk2", "sdirk3"])
 def test_the_error_follows_the_tolerance(method):
     errors = []
@@ -318,6 +346,85 @@ def test_a_step_that_does_not_converge_is_tried_again_smaller():
     assert Status(int(short.status)) is Status.CONVERGED
     assert int(short.rejected) > 0
     np.testing.assert_allclose(short.value[-1], 2.0, rtol=1e-1)
+
+
+# --- other libraries -------------------------------------------------------------------------------------------------
+
+
+def circuit(draw):
+    """Return a start, times, the weights of a network, and a cotangent."""
+    theta = {"in": draw.standard_normal((3, 4)), "time": draw.standard_normal(4), "out": draw.standard_normal((4, 3))}
+    return draw.standard_normal(3), np.asarray([0.0, 0.1, 0.2, 0.4, 0.8]), theta, draw.standard_normal((5, 3))
+
+
+def test_torchdiffeq_agrees():
+    """Euler's method to rounding; the order-3 method, refined, with DOPRI5 and its adjoint."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    peer = pytest.importorskip("torchdiffeq", reason="torchdiffeq is not installed")
+    start, times, theta, v = circuit(np.random.default_rng(2))
+    leaves = [torch.tensor(x, requires_grad=True) for x in (start, *theta.values())]
+    t, v = torch.tensor(times), torch.tensor(v)
+    field = lambda t, y: network(t, y, dict(zip(theta, leaves[1:], strict=True)))  # noqa: E731
+
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = torch.nn.ParameterList([torch.nn.Parameter(x.detach()) for x in leaves[1:]])
+
+        def forward(self, t, y):
+            return network(t, y, dict(zip(theta, self.weights, strict=True)))
+
+    def ours(**options):
+        args = (dict(zip(theta, leaves[1:], strict=True)),)
+        y = odeint(network, leaves[0], t, args, on_failure="raise", **options)
+        return y, torch.autograd.grad(y, leaves, v)
+
+    y, gradients = ours(method="euler")
+    theirs = peer.odeint(field, leaves[0], t, method="euler")
+    close(y.detach(), theirs.detach(), 1e-14)
+    for a, b in zip(gradients, torch.autograd.grad(theirs, leaves, v), strict=True):
+        close(a, b, 1e-13)
+
+    y, gradients = ours(method="sdirk3", steps=40)
+    model = Field()
+    theirs = peer.odeint_adjoint(model, leaves[0], t, rtol=1e-9, atol=1e-11)
+    close(y.detach(), theirs.detach(), 1e-5)
+    for a, b in zip(gradients, torch.autograd.grad(theirs, [leaves[0], *model.parameters()], v), strict=True):
+        close(a, b, 1e-5)
+
+
+@pytest.mark.slow
+def test_diffrax_agrees():
+    """Its implicit Euler method, step by step, and the gradient of its steps."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    peer = pytest.importorskip("diffrax", reason="diffrax is not installed")
+    import optimistix
+
+    start, times, theta, v = (
+        jax.numpy.asarray(x) if not isinstance(x, dict) else x for x in circuit(np.random.default_rng(2))
+    )
+    tight = optimistix.Newton(rtol=1e-13, atol=1e-13)
+
+    def theirs(start, theta):
+        return peer.diffeqsolve(
+            peer.ODETerm(network),
+            peer.ImplicitEuler(root_finder=tight),
+            times[0],
+            times[-1],
+            None,
+            start,
+            theta,
+            saveat=peer.SaveAt(ts=times),
+            stepsize_controller=peer.StepTo(ts=times),
+            adjoint=peer.DirectAdjoint(),
+        ).ys
+
+    def ours(start, theta):
+        return odeint(network, start, times, (theta,))
+
+    found = [jax.jit(lambda s, p, fn=fn: (fn(s, p), jax.vjp(fn, s, p)[1](v)))(start, theta) for fn in (ours, theirs)]
+    for a, b in zip(*(jax.tree.leaves(x) for x in found), strict=True):
+        close(a, b, 1e-9)
 
 
 # --- reports and failures --------------------------------------------------------------------------------------------
