@@ -83,6 +83,9 @@ class Backend(Protocol):
     DENSE_GENERAL: int
     """The same where the matrix is not symmetric, or proves indefinite, and where a step of an iteration costs more."""
 
+    TRIAL: float
+    """For each unknown, the steps in which CG has to prove fast, or a dense solve is the faster; measured there too."""
+
     def owns(self, x: object, /) -> bool:
         """Whether x is an array of this framework: also a tracer, a box or a subclass."""
         ...

@@ -52,6 +52,7 @@ __all__ = [
 NATIVE = "cupy"
 DENSE = 32
 DENSE_GENERAL = 128
+TRIAL = 1 / 8
 
 
 def owns(x: object, /) -> bool:

@@ -18,6 +18,7 @@ from dil_backends._jax_attach import attach, is_zero
 NATIVE = "jax"
 DENSE = 16
 DENSE_GENERAL = 128
+TRIAL = 1 / 8
 Arrays = tuple[jax.Array, ...]
 
 OBSERVING = jax.make_user_context(False)  # type: ignore[no-untyped-call]

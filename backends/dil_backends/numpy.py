@@ -46,6 +46,7 @@ __all__ = [
 NATIVE = "numpy"
 DENSE = 32
 DENSE_GENERAL = 128
+TRIAL = 1 / 8
 PLAIN = (np.ndarray, np.generic)
 
 

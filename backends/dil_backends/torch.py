@@ -22,7 +22,8 @@ Tensors = tuple[Tensor, ...]
 
 NATIVE = "torch"
 DENSE = 256
-DENSE_GENERAL = 512
+DENSE_GENERAL = 1024
+TRIAL = 1 / 32
 THIS = cast(Backend, sys.modules[__name__])
 
 while_loop = python_loop

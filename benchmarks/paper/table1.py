@@ -30,6 +30,7 @@ import _above  # noqa: F401
 from _common import ONE_THREAD, described, machine, markdown, show, version, word
 from _recipes import CHOSEN_BY, FULL, QUICK, RUNS, TRIALS, Recipe
 from _series import SPIRAL, Series, spiral, van_der_pol, walking
+from _swift import swift
 
 ROWS = {
     "dopri5_adjoint": "DOPRI5, adjoint",
@@ -45,6 +46,7 @@ PAPER = {
 }
 BLOCK = 10
 """Seeds that are trained together."""
+ONE_CORE = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 Run = dict[str, Any]
 
 
@@ -289,7 +291,7 @@ def main(
 ) -> None:
     """Train neural ODEs by the five methods of the paper's Table 1, and judge their forecasts."""
     os.environ.update(ONE_THREAD)
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["XLA_FLAGS"] = swift(ONE_CORE) if quick else ONE_CORE
     console, recipes = Console(), QUICK if quick else FULL
     host = {**machine(), **{name: version(name) for name in ("diffrax", "optax")}}
     shown = ["PATH" if i and sys.argv[i] == "--data" else a for i, a in enumerate(sys.argv[1:])]

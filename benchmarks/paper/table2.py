@@ -12,7 +12,6 @@ DIR/table2-runs, and a rerun skips them.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from _paper import command_line, markdown, show, write_results
+from _swift import swift
 
 Array = Any
 
@@ -41,8 +41,6 @@ PAPER = {
     "imitation": {"low": (13.7, 0.4), "high": (14.7, 1.9)},
 }
 SEEDS = {"expert": 20201, "test": 20202, "validation": 20203, "runs": 20204}
-KNOWN, SWIFT = "0.10.", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
-"""Versions of jaxlib that know these flags; with them the programs compile in half the time, and run no slower."""
 SHOWN = 20
 """Trajectories in the picture."""
 
@@ -93,8 +91,7 @@ class Study:
     @cached_property
     def programs(self) -> tuple[Any, Any, Any]:
         """The rollout of the expert, the imitation and the cloning of its trajectories."""
-        if importlib.metadata.version("jaxlib").startswith(KNOWN):
-            os.environ.setdefault("XLA_FLAGS", SWIFT)
+        os.environ.setdefault("XLA_FLAGS", swift())
         import jax
 
         jax.config.update("jax_enable_x64", True)

@@ -31,8 +31,8 @@ class Auto:
     """Solve (A + damping I) x = b by what the size and the symmetry of A allow.
 
     Few unknowns are solved by `Direct`. For more, `CG` (`BiCGSTAB` if A is not known to be symmetric) takes n steps at
-    most, CG only n / 8 where these do not win two sevenths of the digits asked for, and the problems left over go to
-    `Direct`.
+    most, CG only a small share of them (the backend's, n / 8 or n / 32) if these do not win two sevenths of the digits
+    asked for, and the problems left over go to `Direct`.
 
     The matrices of `Direct` may take 2^22 numbers for the batch; the iteration goes on to max_iter where they would
     take more. Of problems of a middling size, all that the iteration fails in go to `Direct`, and where the dense
@@ -91,7 +91,7 @@ class Auto:
             first = direct(A, b, loop=loop)
         elif A.symmetric:
             cg = CG(damping, rtol, max(n, 1) if rescued else limit)
-            first = cg.tried(A, b, loop=loop, x0=x0, trial=max(8, n // 8) if rescued else None)
+            first = cg.tried(A, b, loop=loop, x0=x0, trial=max(8, int(n * backend.TRIAL)) if rescued else None)
         else:
             first = BiCGSTAB(damping, rtol, max(n, 1) if rescued else limit)(A, b, loop=loop, x0=x0)
         if rescued and not at_once:

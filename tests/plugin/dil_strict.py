@@ -45,6 +45,7 @@ __all__ = [
 NATIVE = "array_api_strict"
 DENSE = 8
 DENSE_GENERAL = 32
+TRIAL = 1 / 8
 
 
 OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne"]
