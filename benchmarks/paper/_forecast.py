@@ -18,7 +18,7 @@ import optax
 import dil.linear
 import dil.ode
 from _nets import evaluate, network
-from _recipes import Recipe
+from _recipes import PROXY, Recipe
 from _series import DT, Series
 
 LATENT, HIDDEN = 6, 30
@@ -68,13 +68,14 @@ ROWS: dict[str, Callable[[Any, Any, Any], Any]] = {
     "backward_euler_naive": ours(gradient="naive"),
     # at a root, J^T J is the Hessian of the residual's half square, so this is CG on the paper's system
     "backward_euler_cg": ours(linear_solver=dil.linear.NormalCG()),
+    PROXY: ours(method="euler"),
 }
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-def fresh(series: Series, seed: int) -> dict[str, Any]:
+def fresh(series: Series, recipe: Recipe, seed: int) -> dict[str, Any]:
     """Return the networks' parameters: dynamics, and where frames are not states an encoder and a decoder too."""
     rng = np.random.default_rng(seed)
     if series.context == 1:
@@ -83,27 +84,57 @@ def fresh(series: Series, seed: int) -> dict[str, Any]:
         seen = series.context * series.dimensions
         parts = {
             "field": network(rng, (LATENT, HIDDEN, HIDDEN, LATENT)),
-            "encoder": network(rng, (seen, HIDDEN, HIDDEN, LATENT)),
+            "encoder": network(rng, (seen, HIDDEN, HIDDEN, LATENT * (2 if recipe.divergence else 1))),
             "decoder": network(rng, (LATENT, HIDDEN, HIDDEN, series.dimensions)),
         }
     return jax.tree.map(lambda x: np.asarray(x, np.float32), parts)
 
 
-def forecast(row: str, params: Any, frames: Any, steps: int) -> Any:
-    """Return the next frames, (batch, steps, D), after those seen, (batch, context, D)."""
-    t = jnp.arange(steps + 1, dtype=frames.dtype) * np.float32(DT)
+class Code(NamedTuple):
+    """What the encoder makes of the first frames: a Gaussian over latent states, or a point with no deviation."""
+
+    mean: Any
+    log_deviation: Any
+    """(batch, LATENT), or (batch, 0) of a point."""
+
+    def drawn(self, key: Any) -> Any:
+        """Return a sample of it."""
+        if not self.log_deviation.size:
+            return self.mean
+        return self.mean + jnp.exp(self.log_deviation) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
+
+    def divergence(self) -> Any:
+        """Return the Kullback-Leibler divergence from the standard normal, the mean over the batch."""
+        s = self.log_deviation
+        return 0.5 * jnp.mean(jnp.sum(self.mean**2 + jnp.exp(2 * s) - 1 - 2 * s, axis=-1)) if s.size else 0.0
+
+
+def encoded(params: Any, frames: Any) -> Code:
+    """Return where a forecast begins, from the frames seen, (batch, context, D)."""
     if "encoder" not in params:
-        states = ROWS[row](frames[:, -1], t, params["field"])
-        return jnp.swapaxes(states[1:], 0, 1)
-    seen = frames.reshape(frames.shape[0], -1)
-    states = ROWS[row](evaluate(params["encoder"], seen, jnp.tanh), t, params["field"])
-    return jnp.swapaxes(evaluate(params["decoder"], states[1:], jnp.tanh), 0, 1)
+        return Code(frames[:, -1], frames[:, -1, :0])
+    code = evaluate(params["encoder"], frames.reshape(frames.shape[0], -1), jnp.tanh)
+    return Code(code[:, :LATENT], code[:, LATENT:] - 2.0)  # narrow at first, so that training begins with the mean
+
+
+def forecast(row: str, params: Any, begin: Any, steps: int) -> Any:
+    """Return the next frames, (batch, steps, D), from latent states, (batch, latent)."""
+    t = jnp.arange(steps + 1, dtype=begin.dtype) * np.float32(DT)
+    ahead = ROWS[row](begin, t, params["field"])[1:]
+    return jnp.swapaxes(evaluate(params["decoder"], ahead, jnp.tanh) if "decoder" in params else ahead, 0, 1)
 
 
 def error(row: str, params: Any, frames: Any, context: int) -> Any:
     """Return the mean squared error of forecasting all frames from the first."""
     ahead = frames[:, context:]
-    return jnp.mean((forecast(row, params, frames[:, :context], ahead.shape[1]) - ahead) ** 2)
+    return jnp.mean((forecast(row, params, encoded(params, frames[:, :context]).mean, ahead.shape[1]) - ahead) ** 2)
+
+
+def loss(row: str, params: Any, frames: Any, context: int, recipe: Recipe, key: Any) -> Any:
+    """Return what training makes small: the error from a sample of the code, and the divergence of the code."""
+    code, ahead = encoded(params, frames[:, :context]), frames[:, context:]
+    missed = jnp.mean((forecast(row, params, code.drawn(key), ahead.shape[1]) - ahead) ** 2)
+    return missed + recipe.divergence * code.divergence()
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -118,6 +149,14 @@ class Trained(NamedTuple):
     """At which the best parameters were found."""
     seconds: float
     """Of the processor, for all of them, compilation included."""
+
+
+class Learner(NamedTuple):
+    """The parameters, their running mean, and the state of the optimiser."""
+
+    params: Any
+    mean: Any
+    state: Any
 
 
 def segments(key: Any, frames: Any, context: int, recipe: Recipe) -> Any:
@@ -136,33 +175,34 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Tra
     parts = [jnp.asarray(x / scale, jnp.float32) for x in (series.train, series.validation, series.test)]
     each = recipe.iterations // recipe.checks
     rate = optax.cosine_decay_schedule(recipe.rate, each * recipe.checks)
-    optimizer = optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)), 10**6)
+    descent = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=recipe.decay))
+    optimizer = optax.apply_if_finite(descent, 10**6)
 
-    def step(carry: Any, key: Any) -> Any:
-        params, state = carry
-        frames = segments(key, parts[0], series.context, recipe)
-        grads = jax.grad(lambda p: error(row, p, frames, series.context))(params)
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), None
+    def step(learner: Learner, key: Any) -> Any:
+        which, draw = jax.random.split(key)
+        frames = segments(which, parts[0], series.context, recipe)
+        grads = jax.grad(lambda p: loss(row, p, frames, series.context, recipe, draw))(learner.params)
+        updates, state = optimizer.update(grads, learner.state, learner.params)
+        params = optax.apply_updates(learner.params, updates)
+        return Learner(params, optax.incremental_update(params, learner.mean, 1 - recipe.average), state), None
 
-    def chunk(params: Any, state: Any, key: Any) -> Any:
-        (params, state), _ = jax.lax.scan(step, (params, state), jax.random.split(key, each))
-        return params, state
+    def chunk(learner: Learner, key: Any) -> Learner:
+        return jax.lax.scan(step, learner, jax.random.split(key, each))[0]
 
     run = jax.jit(jax.vmap(chunk))
     judge = jax.jit(jax.vmap(lambda p, frames: error(row, p, frames, series.context), in_axes=(0, None)))
-    params = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(series, seed) for seed in seeds))
-    state = jax.vmap(optimizer.init)(params)
+    params = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(series, recipe, seed) for seed in seeds))
+    learner = Learner(params, params, jax.vmap(optimizer.init)(params))
     keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
     best, least = params, np.full(len(seeds), np.inf)
     found = np.zeros(len(seeds), int)
     for check in range(recipe.checks):
         now = jax.vmap(lambda key, check=check: jax.random.fold_in(key, check))(keys)
-        params, state = run(params, state, now)
-        judged = np.nan_to_num(np.asarray(judge(params, parts[1]), float), nan=np.inf, posinf=np.inf)
+        learner = run(learner, now)
+        judged = np.nan_to_num(np.asarray(judge(learner.mean, parts[1]), float), nan=np.inf, posinf=np.inf)
         better = judged < least
         least, found = np.where(better, judged, least), np.where(better, (check + 1) * each, found)
-        best = jax.tree.map(lambda a, b, better=better: jnp.where(spread(better, a), a, b), params, best)
+        best = jax.tree.map(lambda a, b, better=better: jnp.where(spread(better, a), a, b), learner.mean, best)
     test = np.asarray(judge(best, parts[2]), float) * scale**2
     return Trained(least * scale**2, test, found, time.process_time() - begun)
 
