@@ -22,6 +22,8 @@ from _recipes import PROXY, Recipe
 from _series import DT, Series
 
 LATENT, HIDDEN = 6, 30
+GROWN = 0.7
+"""The share of the iterations after which all frames of a segment count."""
 RTOL, ATOL = 1e-5, 1e-6
 """The tolerances of DOPRI5, there and back."""
 
@@ -130,11 +132,21 @@ def error(row: str, params: Any, frames: Any, context: int) -> Any:
     return jnp.mean((forecast(row, params, encoded(params, frames[:, :context]).mean, ahead.shape[1]) - ahead) ** 2)
 
 
-def loss(row: str, params: Any, frames: Any, context: int, recipe: Recipe, key: Any) -> Any:
+def loss(row: str, params: Any, frames: Any, context: int, recipe: Recipe, now: Moment) -> Any:
     """Return what training makes small: the error from a sample of the code, and the divergence of the code."""
     code, ahead = encoded(params, frames[:, :context]), frames[:, context:]
-    missed = jnp.mean((forecast(row, params, code.drawn(key), ahead.shape[1]) - ahead) ** 2)
-    return missed + recipe.divergence * code.divergence()
+    begin = code.drawn(jax.random.fold_in(now.key, 1))
+    missed = jnp.mean((forecast(row, params, begin, ahead.shape[1]) - ahead) ** 2, axis=(0, 2))
+    counted = jnp.arange(len(missed)) < counting(recipe, now.iteration)
+    return jnp.mean(missed, where=counted) + recipe.divergence * code.divergence()
+
+
+def counting(recipe: Recipe, iteration: Any) -> Any:
+    """Return how many frames of a segment count."""
+    if recipe.begin is None:
+        return recipe.segment
+    done = jnp.minimum(1.0, iteration / (GROWN * recipe.iterations))
+    return recipe.begin + (recipe.segment - recipe.begin) * done
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -149,6 +161,13 @@ class Trained(NamedTuple):
     """At which the best parameters were found."""
     seconds: float
     """Of the processor, for all of them, compilation included."""
+
+
+class Moment(NamedTuple):
+    """Of an iteration of training: what it draws by, and its number."""
+
+    key: Any
+    iteration: Any
 
 
 class Learner(NamedTuple):
@@ -178,18 +197,18 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Tra
     descent = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=recipe.decay))
     optimizer = optax.apply_if_finite(descent, 10**6)
 
-    def step(learner: Learner, key: Any) -> Any:
-        which, draw = jax.random.split(key)
-        frames = segments(which, parts[0], series.context, recipe)
-        grads = jax.grad(lambda p: loss(row, p, frames, series.context, recipe, draw))(learner.params)
+    def step(learner: Learner, now: Moment) -> Any:
+        frames = segments(now.key, parts[0], series.context, recipe)
+        grads = jax.grad(lambda p: loss(row, p, frames, series.context, recipe, now))(learner.params)
         updates, state = optimizer.update(grads, learner.state, learner.params)
         params = optax.apply_updates(learner.params, updates)
         return Learner(params, optax.incremental_update(params, learner.mean, 1 - recipe.average), state), None
 
-    def chunk(learner: Learner, key: Any) -> Learner:
-        return jax.lax.scan(step, learner, jax.random.split(key, each))[0]
+    def chunk(learner: Learner, key: Any, check: Any) -> Learner:
+        keys = jax.random.split(jax.random.fold_in(key, check), each)
+        return jax.lax.scan(step, learner, Moment(keys, check * each + jnp.arange(each)))[0]
 
-    run = jax.jit(jax.vmap(chunk))
+    run = jax.jit(jax.vmap(chunk, in_axes=(0, 0, None)))
     judge = jax.jit(jax.vmap(lambda p, frames: error(row, p, frames, series.context), in_axes=(0, None)))
     params = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(series, recipe, seed) for seed in seeds))
     learner = Learner(params, params, jax.vmap(optimizer.init)(params))
@@ -197,8 +216,7 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Tra
     best, least = params, np.full(len(seeds), np.inf)
     found = np.zeros(len(seeds), int)
     for check in range(recipe.checks):
-        now = jax.vmap(lambda key, check=check: jax.random.fold_in(key, check))(keys)
-        learner = run(learner, now)
+        learner = run(learner, keys, check)
         judged = np.nan_to_num(np.asarray(judge(learner.mean, parts[1]), float), nan=np.inf, posinf=np.inf)
         better = judged < least
         least, found = np.where(better, judged, least), np.where(better, (check + 1) * each, found)

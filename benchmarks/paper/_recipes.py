@@ -24,6 +24,8 @@ class Recipe:
     """Of the weights, a share of the rate (AdamW)."""
     average: float = 0.0
     """The decay of the running mean of the parameters, which is what is judged."""
+    begin: int | None = None
+    """Frames of a segment that count at first; all do after 70 % of the iterations. By default all do at once."""
 
 
 class Trial(NamedTuple):
@@ -45,7 +47,7 @@ FULL = {
     "van_der_pol": Recipe(1, 64, 2000, 0.01),
     "spiral": Recipe(1, 64, 2000, 0.01),
     "spiral_tenth": Recipe(1, 64, 2000, 0.01),
-    "walking": Recipe(100, 16, 1000, 0.003),
+    "walking": Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98, 20),
 }
 QUICK = {
     "van_der_pol": Recipe(1, 64, 500, 0.01, checks=5),
@@ -71,18 +73,23 @@ TRIALS = {
         Trial(Recipe(20, 16, 1000, 0.003), 0.168),
     ],
     "walking": [
-        Trial(Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98), 0.0, PROXY, 10),
-        Trial(Recipe(100, 16, 300, 0.01, 20, 1e-3, 0.3, 0.98), 0.0, PROXY, 10),
-        Trial(Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.1, 0.98), 0.0, PROXY, 10),
-        Trial(Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.0, 0.98), 0.0, PROXY, 10),
-        Trial(Recipe(100, 16, 1000, 0.003), 0.0, PROXY, 10),
-        Trial(Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98), 0.0, "backward_euler_naive", 10),
+        Trial(Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98, 20), 13.0, PROXY, 10),
+        Trial(Recipe(200, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98, 40), 13.3, PROXY, 10),
+        Trial(Recipe(200, 16, 300, 0.005, 20, 1e-3, 0.0, 0.98, 40), 13.3, PROXY, 10),
+        Trial(Recipe(100, 16, 300, 0.01, 20, 1e-3, 0.3, 0.98), 13.4, PROXY, 10),
+        Trial(Recipe(140, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98, 40), 13.9, PROXY, 10),
+        Trial(Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98), 14.1, PROXY, 10),
+        Trial(Recipe(100, 16, 1000, 0.003), 15.0, PROXY, 10),
     ],
 }
 
 CHOSEN_BY = (
-    "One recipe for each data set, the same for all rows: Adam with a cosine decay and gradients clipped to norm one, "
+    "One recipe for each data set, the same for all rows: AdamW with a cosine decay and gradients clipped to norm one, "
     "on random segments of the training split; the parameters kept are those with the least error of 20 forecasts of "
-    "the validation split. Segment, batch, iterations and rate are those of the trial below with the least median "
-    "validation error; the seeds of the trials are not among those of the table."
+    "the validation split. 'divergence': the weight of the encoder's divergence from a standard normal, from which "
+    "training then draws, where it is not zero; 'decay' of the weights; 'average': the decay of a running mean of the "
+    "parameters, which is what is judged; 'begin': the frames of a segment that count at first, where it grows. The "
+    "recipe is the trial below with the least median validation error (table1.py --trials); the seeds of the trials "
+    "are not among those of the table. More of the walks' were tried by hand, with two to six seeds: longer segments "
+    "from the start, noise on the frames, 3 and 12 latent states, and time that is stretched; none was better."
 )

@@ -194,17 +194,18 @@ def claim_table(found: Sequence[Claim]) -> tuple[list[str], list[list[str]]]:
 
 
 def trial_table() -> tuple[list[str], list[list[str]]]:
-    heads = ["data", "segment", "batch", "iterations", "rate", "divergence", "decay", "average", "row", "seeds"]
+    heads = ["data", "segment", "batch", "iterations", "rate", "divergence", "decay", "average", "begin"]
     lines = [
         [data, *options(t.recipe), LEARNERS[t.row], str(t.seeds), number(t.validation)]
         for data, trials in TRIALS.items()
         for t in trials
     ]
-    return [*heads, "validation"], lines
+    return [*heads, "row", "seeds", "validation"], lines
 
 
 def options(r: Recipe) -> list[str]:
-    return [f"{x:g}" for x in (r.segment, r.batch, r.iterations, r.rate, r.divergence, r.decay, r.average)]
+    numbers = (r.segment, r.batch, r.iterations, r.rate, r.divergence, r.decay, r.average)
+    return [*(f"{x:g}" for x in numbers), "-" if r.begin is None else f"{r.begin}"]
 
 
 def trials_told() -> dict[str, list[dict[str, Any]]]:
@@ -249,7 +250,7 @@ def write(out: Path, command: str, host: dict[str, str], all_series: Sequence[Se
 
 def used_recipes(runs: Sequence[Run]) -> list[tuple[str, str]]:
     found = {run["data"]: run["recipe"] for run in runs}
-    return [(data, ", ".join(f"{k} {v:g}" for k, v in recipe.items())) for data, recipe in found.items()]
+    return [(data, ", ".join(f"{k} {v:g}" for k, v in recipe.items() if v)) for data, recipe in found.items()]
 
 
 MEASURED = (
@@ -258,7 +259,8 @@ MEASURED = (
     "107 / 106 / 106, and 106 steps forecast; spiral: dx/dt = A x^3, 300 points, 100 / 50 / 150, 150 steps forecast; "
     "both from (2, 0), which the paper does not say, each forecast from the last state before its split. Walking: CMU "
     "subject 35, 16 / 3 / 4 walks, 297 frames forecast after 3; encoder, dynamics of 6 latent states and decoder of 2 "
-    "layers of 30 units, as in Yildiz et al. 2019 without its distributions. Dynamics: 2 layers of 30 tanh units. "
+    "layers of 30 units, the encoder's output a Gaussian, as in Yildiz et al. 2019; a forecast starts at its mean. "
+    "Dynamics: 2 layers of 30 tanh units. "
     "float32, under JAX; one step of an Euler method from frame to frame. DOPRI5 and its adjoint: diffrax, rtol 1e-5, "
     "atol 1e-6, a whole batch as one system. The adjoint of an Euler method takes that method's steps back in time, "
     "from the state of the forward pass at each frame. 'naive' solves with the dense Jacobian, CG on its normal "
@@ -332,9 +334,10 @@ def tried(series: Sequence[Series], console: Console) -> None:
     for one in series:
         for trial in TRIALS[one.name]:
             runs = work(Unit(one, trial.row, trial.recipe, tuple(range(100, 100 + trial.seeds))))
-            now = statistics.median(math.inf if r["validation"] is None else r["validation"] for r in runs)
+            now = [math.inf if r["validation"] is None else r["validation"] for r in runs]
             said = ", ".join([*options(trial.recipe), LEARNERS[trial.row], f"{trial.seeds} seeds"])
-            console.print(f"{one.name}: {said}: {number(now)} (on record: {number(trial.validation)})", highlight=False)
+            line = f"median {number(statistics.median(now))}, mean {number(statistics.fmean(now))}"
+            console.print(f"{one.name}: {said}: {line} (on record: {number(trial.validation)})", highlight=False)
 
 
 def others(series: Sequence[Series]) -> list[Series]:
