@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 import torchdiffeq
 
+import dil
 import dil.linear
 import dil.ode
 from _nets import evaluate, network
@@ -64,11 +64,14 @@ class Case:
 
 
 def measure(case: Case, rounds: int) -> dict[str, Timed]:
-    """Time each method on one initialisation, in turn; the least of the rounds."""
+    """Time each method on one initialisation, in turn; the least of the rounds. Empty where Newton's method fails."""
     torch.set_num_threads(1)
     run = Runs(case)
     calls = {name: run.call(name) for name in METHODS}
-    return timed(calls, run, rounds)
+    try:
+        return timed(calls, run, rounds)
+    except dil.ConvergenceError:
+        return {}
 
 
 def timed(calls: dict[str, Callable[[], Any]], run: Runs, rounds: int) -> dict[str, Timed]:
@@ -150,5 +153,9 @@ def powers(most: int) -> list[int]:
 
 
 def run_error(run: Runs, call: Callable[[], Any]) -> float:
-    with warnings.catch_warnings(), torch.no_grad():
-        return float((call() - run.exact).norm() / (1 + run.exact.norm()))
+    """Return the error of x_{k+1}, infinite where Newton's method fails in a step."""
+    try:
+        with torch.no_grad():
+            return float((call() - run.exact).norm() / (1 + run.exact.norm()))
+    except dil.ConvergenceError:
+        return float("inf")
