@@ -153,6 +153,13 @@ TRANSFORMS = {
     "nested vmap": lambda f: func.vmap(lambda a: func.vmap(lambda b: f(a, b))(torch.stack([B, V])))(
         torch.stack([A, 2 * A])
     ),
+    "jvp of vmap": lambda f: func.jvp(
+        lambda b: func.vmap(f, in_dims=(None, 0))(A, torch.stack([b, B * b])), (B,), (V,)
+    ),
+    "hessian of vmap": lambda f: func.hessian(
+        lambda b: func.vmap(f, in_dims=(None, 0))(A, torch.stack([b, B * b])).sum()
+    )(B),
+    "vmap of jvp": lambda f: func.vmap(lambda b: func.jvp(partial(f, A), (b,), (V,))[1])(torch.stack([B, V])),
 }  # fmt: skip
 
 
@@ -160,6 +167,14 @@ TRANSFORMS = {
 def test_torch_func(name):
     found, expected = (TRANSFORMS[name](partial(loss, layer=layer)) for layer in (LAYER, exact))
     close(found, expected, rtol=1e-8)
+
+
+def test_a_batched_tensor_in_a_closure_is_refused():
+    def layer(b, c):
+        return dil.argmin(lambda u, b: ((u - c * b) ** 2).sum(), dil.solvers.Newton(), init=newton_from_zero)(b)
+
+    with pytest.raises(dil.CapturedError, match=r"a tensor that torch\.vmap batches but that is not among the arg"):
+        func.vmap(layer)(torch.stack([B, V]), torch.tensor([1.0, 2.0], dtype=F64))
 
 
 @pytest.mark.transform("torch.func.jacrev of a vector")

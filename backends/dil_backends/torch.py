@@ -34,6 +34,10 @@ CHANGED = (
     "the function or the solver of a layer changed one of the layer's arguments in place; both must leave what they "
     "are given as it is, so write t * 2 instead of t.mul_(2), or begin with t.clone()"
 )
+BATCHED = (
+    "the function or the solver of a layer uses a tensor that torch.vmap batches but that is not among the arguments "
+    "of the call (captured by a closure), so that each problem cannot get its own part; pass it as an argument"
+)
 _grad = getattr(torch.ops.aten, "grad", torch.autograd.grad)
 """The operator enters the engine at once, where the function of the same arguments spends 20 us on checks in Python."""
 
@@ -120,7 +124,11 @@ def _input(x: Tensor, recording: bool) -> Tensor:
 def _dual(x: Tensor) -> bool:
     """Whether x carries a tangent of forward-mode differentiation."""
     # outside every dual_level, which is where almost all calls are, there is nothing to unpack
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    if forward_ad._current_level < 0:
+        return False
+    while torch._C._functorch.is_batchedtensor(x):  # torch.vmap has no rule for the unpacking itself
+        x = torch._C._functorch.get_unwrapped(x)
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
@@ -206,10 +214,15 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Any:
         """Solve one after the other: the rule of a vmap is a loop; `batch_ndim` is the faster way to many problems."""
-        found = [
-            Implicit.apply(solve, rule, *_row(args, in_dims[2:], i))  # type: ignore[no-untyped-call]
-            for i in range(info.batch_size)
-        ]
+        try:
+            found = [
+                Implicit.apply(solve, rule, *_row(args, in_dims[2:], i))  # type: ignore[no-untyped-call]
+                for i in range(info.batch_size)
+            ]
+        except RuntimeError as error:
+            if "inside a function being vmapped" not in str(error):
+                raise
+            raise CapturedError(BATCHED) from error
         stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
         return stacked, (0,) * len(stacked)
 
