@@ -4,55 +4,78 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dil import linear
-from dil._argmin import argmin
-from dil._errors import (
-    BackendError,
-    CapturedError,
-    ConvergenceError,
-    ConvergenceWarning,
-    DilError,
-    DTypeError,
-    OptionError,
-    ShapeError,
-    UnsupportedFunctionError,
-)
-from dil._layer import Layer
-from dil._record import Entry, Record, record
-from dil._registry import BackendHandle, BackendInfo, backend, backends
-from dil._root import fixed_point, root
-from dil._score import Derivatives
-from dil._solution import Solution
-from dil._status import Status
-from dil._transforms import constant, grad, jvp, value_and_grad, vjp
-from dil._value import Value, value
-
 if TYPE_CHECKING:
-    from dil import control, ode, solvers
+    from dil import control, linear, ode, solvers
+    from dil._argmin import argmin
     from dil._check import GradientReport, check_gradients
+    from dil._errors import (
+        BackendError,
+        CapturedError,
+        ConvergenceError,
+        ConvergenceWarning,
+        DilError,
+        DTypeError,
+        OptionError,
+        ShapeError,
+        UnsupportedFunctionError,
+    )
+    from dil._layer import Layer
+    from dil._record import Entry, Record, record
+    from dil._registry import BackendHandle, BackendInfo, backend, backends
     from dil._report import Report
+    from dil._root import fixed_point, root
+    from dil._score import Derivatives
+    from dil._solution import Solution
+    from dil._status import Status
+    from dil._transforms import constant, grad, jvp, value_and_grad, vjp
+    from dil._value import Value, value
 
 __version__ = "0.1.0"
 
-LATER = {
-    "control": "dil.control",
-    "ode": "dil.ode",
-    "solvers": "dil.solvers",
-    "GradientReport": "dil._check",
-    "Report": "dil._report",
-    "check_gradients": "dil._check",
+PACKAGES = ("control", "linear", "ode", "solvers")
+MODULES = {
+    "_argmin": ("argmin",),
+    "_check": ("GradientReport", "check_gradients"),
+    "_errors": (
+        "BackendError",
+        "CapturedError",
+        "ConvergenceError",
+        "ConvergenceWarning",
+        "DTypeError",
+        "DilError",
+        "OptionError",
+        "ShapeError",
+        "UnsupportedFunctionError",
+    ),
+    "_layer": ("Layer",),
+    "_record": ("Entry", "Record", "record"),
+    "_registry": ("BackendHandle", "BackendInfo", "backend", "backends"),
+    "_report": ("Report",),
+    "_root": ("fixed_point", "root"),
+    "_score": ("Derivatives",),
+    "_solution": ("Solution",),
+    "_status": ("Status",),
+    "_transforms": ("constant", "grad", "jvp", "value_and_grad", "vjp"),
+    "_value": ("Value", "value"),
 }
-"""Imported at first use: not every program needs them, and every program waits for its imports."""
+HOMES = {name: module for module, names in MODULES.items() for name in names}
+"""Where each public name is found at its first use: few programs need all, and every program waits for its imports."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in LATER:
+    if name not in PACKAGES and name not in HOMES:
         message = f"module 'dil' has no attribute {name!r}"
         raise AttributeError(message)
     from importlib import import_module
 
-    module = import_module(LATER[name])
-    return module if LATER[name] == f"dil.{name}" else getattr(module, name)
+    if name in PACKAGES:
+        return import_module(f"dil.{name}")
+    found = globals()[name] = getattr(import_module(f"dil.{HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

@@ -94,9 +94,10 @@ def test_all_is_what_there_is():
     import dil
 
     assert sorted(dil.__all__) == dil.__all__
-    hidden = {"annotations", "testing", "kepler", "TYPE_CHECKING", "Any", "LATER"}
-    public = {n for n in vars(dil) if not n.startswith("_")} | set(dil.LATER)
-    assert public - hidden == set(dil.__all__)
+    hidden = {"annotations", "testing", "kepler", "TYPE_CHECKING", "Any", "PACKAGES", "MODULES", "HOMES"}
+    public = {n for n in vars(dil) if not n.startswith("_")}
+    assert public | {*dil.PACKAGES, *dil.HOMES} == hidden & public | set(dil.__all__)
+    assert set(dil.__all__) <= set(dir(dil))
     assert all(getattr(dil, name) is not None for name in dil.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = dil.nonsense
