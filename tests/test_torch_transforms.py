@@ -159,6 +159,7 @@ TRANSFORMS = {
     "hessian of vmap": lambda f: func.hessian(
         lambda b: func.vmap(f, in_dims=(None, 0))(A, torch.stack([b, B * b])).sum()
     )(B),
+    "jvp of grad": lambda f: func.jvp(func.grad(partial(f, A)), (B,), (V,)),
     "vmap of jvp": lambda f: func.vmap(lambda b: func.jvp(partial(f, A), (b,), (V,))[1])(torch.stack([B, V])),
 }  # fmt: skip
 
@@ -452,6 +453,14 @@ REFUSED = {
         "make_fx.*use torch.compile",
     ),
     "torch.func.linearize": (lambda: func.linearize(LAYER, A, B), "torch.func.linearize.*torch.func.jvp"),
+    "torch.func.jvp of jvp": (
+        lambda: func.jvp(lambda b: func.jvp(partial(loss, A), (b,), (V,))[1], (B,), (V,)),
+        r"forward mode inside forward mode.*torch\.func\.hessian",
+    ),
+    "torch.func.jacfwd of jacfwd": (
+        lambda: func.jacfwd(func.jacfwd(partial(loss, A)))(B),
+        r"forward mode inside forward mode.*jacfwd of grad or jacrev",
+    ),
     "torch.func.functionalize": (lambda: func.functionalize(LAYER)(A, B), "functionalize.*use the function itself"),
     "is_grads_batched": (
         batched_grads,

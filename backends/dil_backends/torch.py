@@ -356,6 +356,7 @@ def _shielded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) ->
     if not exact:
         return fn(*args, **kwargs)
     _refuse_tracers()
+    _refuse_forward_twice()
     with without_autocast():
         return fn(*args, **kwargs)
 
@@ -374,7 +375,7 @@ _outside._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
 
 def _not_under_grad(call: Callable[..., Any], *args: Any) -> Any:
     """Call it, unless torch is going to fail in compiling what comes behind it."""
-    if _levels() & {"Grad", "Jvp"}:
+    if {"Grad", "Jvp"} & set(_levels()):
         message = (
             "a dil layer in a derivative of torch.func inside torch.compile: torch cannot take up a graph there; put "
             "torch.compiler.disable on the function that takes the derivative, or take it by torch.autograd.grad"
@@ -399,11 +400,22 @@ def _refuse_tracers() -> None:
         raise UnsupportedFunctionError(message)
 
 
-def _levels() -> set[str]:
-    """Name the kinds of the transforms of torch.func under way."""
+def _refuse_forward_twice() -> None:
+    """Raise in forward mode of forward mode, where torch loses the tangents of an autograd.Function's own jvp."""
+    if _levels().count("Jvp") > 1:
+        message = (
+            "a dil layer in forward mode inside forward mode (torch.func.jvp or jacfwd in one another), which torch "
+            "gets wrong for any autograd.Function; take one of the two derivatives in reverse mode: torch.func.hessian, "
+            "or jvp or jacfwd of grad or jacrev"
+        )
+        raise UnsupportedFunctionError(message)
+
+
+def _levels() -> list[str]:
+    """Name the kinds of the transforms of torch.func under way, the outermost first."""
     if not _transforming():
-        return set()
-    return {level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()}
+        return []
+    return [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
 
 
 def without_autocast() -> AbstractContextManager[object]:
