@@ -405,8 +405,8 @@ def _refuse_forward_twice() -> None:
     if _levels().count("Jvp") > 1:
         message = (
             "a dil layer in forward mode inside forward mode (torch.func.jvp or jacfwd in one another), which torch "
-            "gets wrong for any autograd.Function; take one of the two derivatives in reverse mode: torch.func.hessian, "
-            "or jvp or jacfwd of grad or jacrev"
+            "gets wrong for any autograd.Function; take one of the two derivatives in reverse mode: "
+            "torch.func.hessian, or jvp or jacfwd of grad or jacrev"
         )
         raise UnsupportedFunctionError(message)
 
