@@ -272,5 +272,7 @@ def test_optimistix_endings_trees_and_batches():
     layer = dil.argmin(lambda u, t: u * t, Optimistix(newton), init=lambda t: t)
     with pytest.raises(dil.OptionError, match=r"Newton of optimistix cannot solve a layer of dil.argmin; take a min"):
         layer.solve(jnp.asarray(4.0))
+    with pytest.raises(dil.OptionError, match=r"Bisection of optimistix searches between bounds.*optimistix\.Newton"):
+        Optimistix(ox.Bisection(rtol=1e-8, atol=1e-8))
     with pytest.raises(dil.OptionError, match=r"solver=<.*expected one of optimistix"):
         Optimistix(dil.solvers.Newton)

@@ -134,6 +134,26 @@ def test_a_shared_parameter_counts_once_and_gets_the_gradient_of_both_uses():
     close([found], [expected])
 
 
+class TiedTwice(Tied):
+    """The same with a weight that a part of two names holds, and another part."""
+
+    def __init__(self):
+        super().__init__()
+        self.third = self.second
+
+    def forward(self, u, x):
+        return (u**2).sum() - u @ self.first(self.third(x))
+
+
+def test_a_parameter_of_a_shared_part_that_is_tied_to_another():
+    model = ImplicitModule(TiedTwice(), dil.solvers.Newton(), init=torch.zeros_like)
+    W = model.score.first.weight
+    for _ in range(2):
+        (found,) = torch.autograd.grad(model(X) @ V, W)
+        (expected,) = torch.autograd.grad((W @ W @ X) @ V / 2, W)
+        close([found], [expected])
+
+
 class Counting(torch.autograd.Function):
     """W x, which counts the gradients of W that are computed."""
 
@@ -380,6 +400,8 @@ def test_a_parameter_on_another_device():
     model.score.B.to("meta")
     with pytest.raises(dil.BackendError, match=r"B\.weight on meta.*move them to one device, the module by"):
         model(X)
+    with pytest.raises(dil.BackendError, match=r"on meta.*move them to one device, the module by"):
+        quadratic().to("meta")(X)
 
 
 def test_a_parameter_of_another_dtype():
@@ -426,3 +448,8 @@ def test_a_lazy_parameter():
         model(X)
     model.score(X, X)
     assert model(X).shape == (3,)
+
+
+def test_the_modules_own_argument_is_not_taken_from_the_call():
+    with pytest.raises(dil.OptionError, match=r"score_module= of an ImplicitModule is the module's own"):
+        quadratic()(X, score_module=1)

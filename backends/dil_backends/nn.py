@@ -12,7 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import dil
-from dil_backends.torch import moves, shield, without_autocast
+from dil_backends.torch import autocasts, moves, shield, without_autocast
 
 if TYPE_CHECKING:
     from dil._typing import OnFailure, Tree
@@ -170,10 +170,13 @@ class ImplicitModule(torch.nn.Module):
         self, score: _Score, args: tuple[Tree, ...], kwargs: dict[str, Tree]
     ) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
         """Return the arguments of the layer: those of the call, and the tensors of the score."""
+        if "score_module" in kwargs:
+            message = "the argument score_module= of an ImplicitModule is the module's own; call yours another name"
+            raise dil.OptionError(message)
         state = score.state()
         first = next((x for x in state.values() if x.is_floating_point()), None)
         if first is not None:
-            if torch.is_autocast_enabled(first.device.type):
+            if first.device.type in autocasts():
                 args, kwargs = pytree.tree_map(partial(_cast_like, first), (args, kwargs))
             handed = _arguments(args, kwargs)
             _refuse_dtypes(score.__name__, state, handed)
@@ -192,6 +195,7 @@ class _Score:
                 message = f"parameter {name!r} of {self.__name__} has no shape yet; call the score once by itself"
                 raise dil.OptionError(message)
         self.module, self.turn = _stand_in(owner.score), threading.RLock()
+        self.names = _names(self.module)
         self.modes = tuple(part.training for part in self.module.modules())
         self.buffers = frozenset(name for name, _ in self.module.named_buffers())
         # a function of torch may refuse a derivative in what has none anyway, as BatchNorm does in its statistics
@@ -223,7 +227,8 @@ class _Score:
         chance = _random_state(u) if first else None
         with self.turn:
             try:
-                value = torch.func.functional_call(self.module, state, (u, *args), kwargs)
+                placed = {place: state[name] for place, name in self.names.items()}
+                value = torch.func.functional_call(self.module, placed, (u, *args), kwargs, tie_weights=False)
             except RuntimeError as error:
                 _refuse_devices(self.__name__, handed, error)
                 _refuse_shards(self.__name__, handed, error)
@@ -273,6 +278,21 @@ def _stand_in(module: torch.nn.Module) -> torch.nn.Module:
         new._parameters = dict(part._parameters)
         new._modules = {name: child if child is None else copies[child] for name, child in part._modules.items()}
     return copies[module]  # type: ignore[no-any-return]
+
+
+def _names(module: torch.nn.Module) -> dict[str, str]:
+    """Return each place of a tensor in the module, and the name that the tensor has: its first place.
+
+    A part that has several names counts once: `functional_call` would replace its tensors twice, and restore the wrong.
+    """
+    first: dict[int, str] = {}
+    return {
+        (place := f"{prefix}.{key}".lstrip(".")): first.setdefault(id(x), place)
+        for own in ("_parameters", "_buffers")
+        for prefix, part in module.named_modules()
+        for key, x in getattr(part, own).items()
+        if x is not None
+    }
 
 
 def _named(name: str, tree: Tree) -> Iterator[tuple[str, Tensor]]:

@@ -22,6 +22,8 @@ from dil_backends._bridge import check_arrays
 MINIMISERS = (optimistix.AbstractMinimiser,)
 ROOTS = (optimistix.AbstractRootFinder, optimistix.AbstractLeastSquaresSolver, *MINIMISERS)
 FIXED_POINTS = (optimistix.AbstractFixedPointSolver, *ROOTS)
+BRACKETS = tuple(getattr(optimistix, name) for name in ("Bisection", "GoldenSearch") if hasattr(optimistix, name))
+"""They need bounds of a single number."""
 ENDS = (
     (optimistix.RESULTS.successful, Status.CONVERGED),
     (optimistix.RESULTS.nonlinear_max_steps_reached, Status.MAX_ITER),
@@ -47,7 +49,8 @@ class Optimistix:
     Raises
     ------
     OptionError
-        If it is no solver, or none for the layer's kind, or the layer's arrays are not JAX's.
+        If it is no solver, searches between bounds (Bisection, GoldenSearch), or is none for the layer's kind, or if
+        the layer's arrays are not JAX's.
 
     Notes
     -----
@@ -70,6 +73,12 @@ class Optimistix:
     def __post_init__(self) -> None:
         if not isinstance(self.solver, FIXED_POINTS):
             message = f"solver={self.solver!r}; expected one of optimistix, such as optimistix.Newton(rtol=, atol=)"
+            raise OptionError(message)
+        if isinstance(self.solver, BRACKETS):
+            message = (
+                f"{type(self.solver).__name__} of optimistix searches between bounds, which a layer has not; take "
+                f"optimistix.Newton for a root, optimistix.BFGS for a minimum, or write the solver as a function"
+            )
             raise OptionError(message)
         check_positive(optional={}, max_iter=self.max_iter)
 

@@ -34,10 +34,6 @@ CHANGED = (
     "the function or the solver of a layer changed one of the layer's arguments in place; both must leave what they "
     "are given as it is, so write t * 2 instead of t.mul_(2), or begin with t.clone()"
 )
-BATCHED = (
-    "the function or the solver of a layer uses a tensor that torch.vmap batches but that is not among the arguments "
-    "of the call (captured by a closure), so that each problem cannot get its own part; pass it as an argument"
-)
 _grad = getattr(torch.ops.aten, "grad", torch.autograd.grad)
 """The operator enters the engine at once, where the function of the same arguments spends 20 us on checks in Python."""
 
@@ -95,6 +91,14 @@ def _recording() -> AbstractContextManager[object]:
     return both
 
 
+def _pushing() -> AbstractContextManager[object]:
+    """Return a context in which the tangents of an outer transform of torch.func are pushed through a rule.
+
+    torch switches that off within the rule of an `autograd.Function`: a jvp of its jvp would be wrong without a word.
+    """
+    return forward_ad._set_fwd_grad_enabled(True) if _transforming() else nullcontext()
+
+
 def _evaluated(fn: Callable[..., Tensors], inputs: Sequence[Tensor]) -> Tensors:
     """Return fn of the inputs; explain the error that torch raises where it writes into them."""
     try:
@@ -126,7 +130,7 @@ def _dual(x: Tensor) -> bool:
     # outside every dual_level, which is where almost all calls are, there is nothing to unpack
     if forward_ad._current_level < 0:
         return False
-    while torch._C._functorch.is_batchedtensor(x):  # torch.vmap has no rule for the unpacking itself
+    while torch._C._functorch.is_batchedtensor(x):  # a vmap has no rule for unpacking what is differentiated around it
         x = torch._C._functorch.get_unwrapped(x)
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
@@ -175,7 +179,7 @@ class Implicit(torch.autograd.Function):
             _refuse_no_numbers(args)
             plain = [x.clone() if x.is_inference() else x.detach() for x in args]
             versions = [x._version for x in plain]
-            found = tuple(y.detach() for y in solve(*plain))
+            found = tuple(y.detach() for y in _solved(solve, plain))
             if versions != [x._version for x in plain]:
                 raise UnsupportedFunctionError(CHANGED)
             return found
@@ -208,23 +212,34 @@ class Implicit(torch.autograd.Function):
         """Push tangents forward."""
         _refuse_old_vmap(tangents)
         saved = ctx.saved_tensors
-        with without_autocast():
+        with without_autocast(), _pushing():
+            if _transforming():
+                saved = tuple(forward_ad.unpack_dual(x).primal for x in saved)  # type: ignore[no-untyped-call]
             return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Any:
         """Solve one after the other: the rule of a vmap is a loop; `batch_ndim` is the faster way to many problems."""
-        try:
-            found = [
-                Implicit.apply(solve, rule, *_row(args, in_dims[2:], i))  # type: ignore[no-untyped-call]
-                for i in range(info.batch_size)
-            ]
-        except RuntimeError as error:
-            if "inside a function being vmapped" not in str(error):
-                raise
-            raise CapturedError(BATCHED) from error
+        found = [
+            Implicit.apply(solve, rule, *_row(args, in_dims[2:], i))  # type: ignore[no-untyped-call]
+            for i in range(info.batch_size)
+        ]
         stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
         return stacked, (0,) * len(stacked)
+
+
+def _solved(solve: Callable[..., Tensors], args: Sequence[Tensor]) -> Tensors:
+    """Return solve of the arguments; explain the error that torch raises where it holds rows that a vmap maps over."""
+    try:
+        return solve(*args)
+    except RuntimeError as error:
+        if "escaped from inside a function being vmapped" not in str(error):
+            raise
+        message = (
+            "the function or the solver of a layer uses a tensor that torch.func.vmap maps over but that is not among "
+            "the arguments (captured by a closure), so a layer cannot take its rows; pass it as an argument"
+        )
+        raise CapturedError(message) from error
 
 
 def _awaited(node: Any) -> bool:
@@ -356,7 +371,6 @@ def _shielded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) ->
     if not exact:
         return fn(*args, **kwargs)
     _refuse_tracers()
-    _refuse_forward_twice()
     with without_autocast():
         return fn(*args, **kwargs)
 
@@ -400,17 +414,6 @@ def _refuse_tracers() -> None:
         raise UnsupportedFunctionError(message)
 
 
-def _refuse_forward_twice() -> None:
-    """Raise in forward mode of forward mode, where torch loses the tangents of an autograd.Function's own jvp."""
-    if _levels().count("Jvp") > 1:
-        message = (
-            "a dil layer in forward mode inside forward mode (torch.func.jvp or jacfwd in one another), which torch "
-            "gets wrong for any autograd.Function; take one of the two derivatives in reverse mode: "
-            "torch.func.hessian, or jvp or jacfwd of grad or jacrev"
-        )
-        raise UnsupportedFunctionError(message)
-
-
 def _levels() -> list[str]:
     """Name the kinds of the transforms of torch.func under way, the outermost first."""
     if not _transforming():
@@ -420,7 +423,7 @@ def _levels() -> list[str]:
 
 def without_autocast() -> AbstractContextManager[object]:
     """Return a context in which operations keep the dtype of their tensors."""
-    found = _autocasts()
+    found = autocasts()
     if not found:
         return nullcontext()
     stack = ExitStack()
@@ -429,7 +432,7 @@ def without_autocast() -> AbstractContextManager[object]:
     return stack
 
 
-def _autocasts() -> list[str]:
+def autocasts() -> list[str]:
     """Return the kinds of devices for which autocast is on."""
     return [kind for kind in _kinds() if torch.is_autocast_enabled(kind)]
 
