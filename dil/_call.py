@@ -148,7 +148,8 @@ def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
     if tuple(status.shape) != tuple(broken.shape):
         message = f"{what} has status of shape {tuple(status.shape)}; expected {tuple(broken.shape)}, one per problem"
         raise ShapeError(message)
-    marked: Array = xp.where(broken & (status < int(REASONS)), full(status, int(Status.NON_FINITE)), status)
+    said = (status >= int(REASONS)) | (status == int(Status.FAILED))
+    marked: Array = xp.where(broken & ~said, full(status, int(Status.NON_FINITE)), status)
     return marked
 
 

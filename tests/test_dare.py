@@ -178,7 +178,20 @@ def test_the_finite_horizon(plain):
         np.testing.assert_allclose(dil.grad(lambda A: np.sum(V * lqr_gain(A, B, Q, R)))(A), steps, rtol=1e-8)
 
 
+def rotated(angle, *matrices):
+    c, s = np.cos(angle), np.sin(angle)
+    T = np.asarray([[c, -s], [s, c]])
+    return [T @ M @ T.T if M.shape == (2, 2) else T @ M for M in matrices]
+
+
+TURN = rotated(0.3, np.eye(2))[0] @ np.asarray([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
+FREE = rotated(0.3, np.asarray([[1.0, 1.0], [0.0, 1.0]]), np.asarray([[0.0], [1.0]]), np.diag([0.0, 1.0]))
+JORDAN = np.eye(3) + np.diag([1.0, 1.0], 1)
+
 BAD = {
+    "unseen rotation": (TURN, [[1.0], [0.0]], np.zeros((2, 2)), [[1.0]], "UNDETECTABLE"),
+    "free position": (*FREE, [[1.0]], "UNDETECTABLE"),
+    "unmoved Jordan block": (JORDAN, [[1.0], [0.0], [0.0]], np.eye(3), [[1.0]], "UNSTABILISABLE"),
     "unstabilisable": ([[1.2, 0.0], [0.0, 0.5]], [[0.0], [1.0]], np.eye(2), [[1.0]], "UNSTABILISABLE"),
     "undetectable": ([[1.0, 0.0], [0.0, 0.5]], [[1.0], [1.0]], np.diag([0.0, 1.0]), [[1.0]], "UNDETECTABLE"),
     "Q": ([[0.5, 0.0], [0.0, 0.5]], [[1.0], [1.0]], np.diag([1.0, -0.1]), [[1.0]], "NOT_CONVEX"),
@@ -198,6 +211,19 @@ def test_systems_without_a_solution(plain, name, gradient):
         dare(*args, gradient=gradient)
     S = dare(*args, gradient=gradient, on_failure="nan")
     assert np.isnan(plain.to_numpy(S)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_units_do_not_matter(scale):
+    """With B = s B', R = s^2 R', and with states in other units, S is that of the plain system."""
+    A, B, Q, R = system(3, 2)
+    S = dare(A, B, Q, R)
+    np.testing.assert_allclose(dare(A, scale * B, Q, scale**2 * R), S, rtol=1e-8)
+    weak = dare(0.9 * A / np.linalg.norm(A, 2), 1e-14 * B, Q, R)  # a stable system with hardly a control
+    np.testing.assert_allclose(weak, linalg.solve_discrete_lyapunov(0.9 * A.T / np.linalg.norm(A, 2), Q), rtol=1e-9)
+    D = np.diag([1.0, 1e-6, 1e3])
+    E = np.linalg.inv(D)
+    np.testing.assert_allclose(D @ dare(D @ A @ E, D @ B, E @ Q @ E, R) @ D, S, rtol=1e-6)
 
 
 def test_one_bad_system_leaves_the_others(plain):
@@ -225,8 +251,21 @@ def test_what_does_not_belong_together():
         dare(A, B[:, 0], Q, R)
     with pytest.raises(dil.ShapeError, match="leading dimensions that broadcast"):
         dare(np.stack([A] * 2), np.stack([B] * 3), Q, R)
+    with pytest.raises(dil.ShapeError, match=r"A \(0, 0\), B \(0, 1\)"):
+        dare(np.zeros((0, 0)), np.zeros((0, 1)), np.zeros((0, 0)), np.eye(1))
     with pytest.raises(dil.DTypeError, match="cast them to one"):
         dare(A, B.astype("float32"), Q, R)
+    for dtype in ("float16", "int64"):
+        with pytest.raises(dil.DTypeError, match=f"have dtype {dtype}; expected float32 or float64"):
+            lqr_gain(*(x.astype(dtype) for x in (A, B, Q, R)), horizon=2)
+    for final, error, text in (
+        (3.0, dil.DTypeError, "final=3.0 of type float; expected an array like Q"),
+        (np.eye(3, dtype="float32"), dil.DTypeError, "final has dtype float32, but Q has float64"),
+        (np.eye(2), dil.ShapeError, r"final has shape \(2, 2\); expected \(3, 3\)"),
+        (np.stack([np.eye(3)] * 2), dil.ShapeError, r"final has shape \(2, 3, 3\); expected \(3, 3\)"),
+    ):
+        with pytest.raises(error, match=text):
+            lqr_gain(A, B, Q, R, horizon=2, final=final)
     with pytest.raises(dil.OptionError, match="gradient='naive' is unknown"):
         dare(A, B, Q, R, gradient="naive")
     with pytest.raises(dil.OptionError, match="linear_solver= is for gradient='implicit'"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dil._arrays import array_namespace, device, eye, full, shared_namespace
+from dil._arrays import array_namespace, device, eye, full, is_float, shared_namespace
 from dil._equation import Equation
 from dil._errors import DTypeError, OptionError, ShapeError
 from dil._layer import Layer
@@ -21,6 +21,10 @@ from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 
 Gradient = Literal["implicit", "analytic"]
+MARGIN = 1e-8
+"""A closed loop whose spectral radius is as near to one is not stable; S and its derivatives grow with the inverse."""
+COARSE = 1e-4
+"""What is as near to the unit circle, or to a mode that is not moved, is taken for it in saying why there is no S."""
 
 
 def dare(
@@ -144,16 +148,21 @@ def solve_one(A: Any, B: Any, Q: Any, R: Any) -> tuple[Any, int]:
     top: list[float] = [float(np.abs(X).max()) for X in (Q, R)]
     if not (_least(Q) >= -1e-12 * top[0] and _least(R) > 1e-14 * top[1]):
         return nothing, int(Status.NOT_CONVEX)
-    if not _controllable(A, B, outside=True):
-        return nothing, int(Status.UNSTABILISABLE)
     try:
         S = solve_discrete_are(A, B, Q, R)
+        S = 0.5 * (S + S.T)
+        K = np.linalg.solve(R + B.T @ S @ B, B.T @ S @ A)
     except (np.linalg.LinAlgError, ValueError):
-        return nothing, int(Status.UNDETECTABLE if not _controllable(A.T, Q, outside=False) else Status.FAILED)
-    S = 0.5 * (S + S.T)
-    K = np.linalg.solve(R + B.T @ S @ B, B.T @ S @ A)
-    stable = np.abs(np.linalg.eigvals(A - B @ K)).max() < 1.0
-    return (S, int(Status.CONVERGED)) if stable else (nothing, int(Status.UNDETECTABLE))
+        return nothing, _reason(A, B, Q)
+    radius = np.abs(np.linalg.eigvals(A - B @ K)).max()
+    return (S, int(Status.CONVERGED)) if radius < 1.0 - MARGIN else (nothing, _reason(A, B, Q))
+
+
+def _reason(A: Any, B: Any, Q: Any) -> int:
+    """Say why there is no solution that stabilises the system."""
+    if not _controllable(A, B, outside=True):
+        return int(Status.UNSTABILISABLE)
+    return int(Status.FAILED if _controllable(A.T, Q, outside=False) else Status.UNDETECTABLE)
 
 
 def _least(X: Any) -> float:
@@ -163,14 +172,18 @@ def _least(X: Any) -> float:
 
 
 def _controllable(A: Any, B: Any, *, outside: bool) -> bool:
-    """Whether B moves every mode of A on the unit circle, or also those outside (Popov, Belevitch and Hautus)."""
+    """Whether B moves every mode of A on the unit circle, or also those outside (Popov, Belevitch and Hautus).
+
+    An eigenvalue that is met k times is known to the k-th root of the rounding, so the test is a coarse one.
+    """
     import numpy as np
 
+    size = float(np.abs(B).max())
     for value in np.linalg.eigvals(A):
-        if abs(value) > 1 - 1e-10 and (outside or abs(value) < 1 + 1e-10):
-            pencil = np.concatenate([A - value * np.eye(len(A)), B], axis=1)
+        if abs(value) > 1 - COARSE and (outside or abs(value) < 1 + COARSE):
+            pencil = np.concatenate([A - value * np.eye(len(A)), B / size if size else B], axis=1)
             scales = np.linalg.svd(pencil, compute_uv=False)
-            if scales[-1] <= 1e-12 * scales[0]:
+            if scales[-1] <= COARSE * scales[0]:
                 return False
     return True
 
@@ -183,7 +196,7 @@ def checked(A: Array, B: Array, Q: Array, R: Array) -> tuple[int, ...]:
     ShapeError
         If the shapes do not belong together.
     DTypeError
-        If the arrays differ in dtype.
+        If the arrays differ in dtype, or are not of float32 or float64.
     """
     common_owner([A, B, Q, R], ["A", "B", "Q", "R"], "dare")
     named = {"A": A, "B": B, "Q": Q, "R": R}
@@ -191,17 +204,29 @@ def checked(A: Array, B: Array, Q: Array, R: Array) -> tuple[int, ...]:
     n, m = shapes["B"][-2:] if len(shapes["B"]) >= 2 else (0, 0)
     expected = {"A": (n, n), "B": (n, m), "Q": (n, n), "R": (m, m)}
     said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    if not m or any(shapes[name][-2:] != shape for name, shape in expected.items()):
+    if not (n and m) or any(shapes[name][-2:] != shape for name, shape in expected.items()):
         message = f"got {said}; expected A (*batch, n, n), B (*batch, n, m), Q (*batch, n, n) and R (*batch, m, m)"
         raise ShapeError(message)
     if len({str(x.dtype) for x in named.values()}) > 1:
         message = f"A, B, Q and R have dtypes {', '.join(str(x.dtype) for x in named.values())}; cast them to one"
+        raise DTypeError(message)
+    xp = array_namespace(A)
+    if not is_float(xp, A.dtype) or xp.finfo(A.dtype).bits < 32:
+        message = f"A, B, Q and R have dtype {A.dtype}; expected float32 or float64, so cast them"
         raise DTypeError(message)
     try:
         return _broadcast([shape[:-2] for shape in shapes.values()])
     except ValueError as error:
         message = f"the batches of {said} do not belong together; expected leading dimensions that broadcast"
         raise ShapeError(message) from error
+
+
+def broadcasts_to(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    """Whether an array of this shape serves a batch as it is."""
+    try:
+        return _broadcast([shape, batch]) == batch
+    except ValueError:
+        return False
 
 
 def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dil._arrays import array_namespace, device
-from dil._errors import OptionError, ShapeError
+from dil._errors import DTypeError, OptionError, ShapeError
 from dil._options import check_integer
-from dil._registry import common_owner
+from dil._registry import common_owner, owner
 from dil._typing import Array, Arrays, OnFailure
-from dil.control._dare import Gradient, checked, dare
+from dil.control._dare import Gradient, broadcasts_to, checked, dare
 from dil.control._riccati import feedback, symmetric
 from dil.linear._solver import LinearSolver
 
@@ -81,11 +81,24 @@ def lqr_gain(
         )
         raise OptionError(message)
     batch = checked(A, B, Q, R)
-    n = A.shape[-1]
-    if final is not None and tuple(final.shape[-2:]) != (n, n):
-        message = f"final has shape {tuple(final.shape)}; expected (*batch, {n}, {n}), like Q"
-        raise ShapeError(message)
+    if final is not None:
+        _check_final(final, Q, batch)
     return _recursion(batch, int(horizon), A, B, Q, R, 0.0 * Q if final is None else final)
+
+
+def _check_final(final: Array, Q: Array, batch: tuple[int, ...]) -> None:
+    """Refuse a last cost that is not like Q."""
+    if owner(final) is None:
+        message = f"final={final!r} of type {type(final).__name__}; expected an array like Q"
+        raise DTypeError(message)
+    common_owner([Q, final], ["Q", "final"], "lqr_gain")
+    if final.dtype != Q.dtype:
+        message = f"final has dtype {final.dtype}, but Q has {Q.dtype}; cast one of them"
+        raise DTypeError(message)
+    shape = tuple(final.shape)
+    if shape[-2:] != tuple(Q.shape[-2:]) or not broadcasts_to(shape[:-2], batch):
+        message = f"final has shape {shape}; expected {(*batch, *Q.shape[-2:])}, like Q, or what broadcasts to it"
+        raise ShapeError(message)
 
 
 def _recursion(batch: tuple[int, ...], horizon: int, A: Array, B: Array, Q: Array, R: Array, final: Array) -> Array:
