@@ -337,6 +337,7 @@ REFUSED = {
     "lengths": (lambda: plan(cost, pendulum, 2, bounds=((0.0, 0.0), (1.0, 1.0))), "or of 1 numbers each"),
     "barrier": (lambda: plan(cost, pendulum, 2, barrier=0.1), "and bounds= that it keeps"),
     "steps": (lambda: mpc_rollout(SHARP, pendulum, X0, 0), "steps=0; expected an integer >= 1"),
+    "plan": (lambda: mpc_rollout(pendulum, pendulum, X0, 1), "expected one made by dil.control.plan"),
     "elites": (lambda: CrossEntropy(samples=4, elites=5), "expected an integer from 2 to samples"),
     "smoothing": (lambda: CrossEntropy(smoothing=1.0), "smoothing=1.0"),
     "seed": (lambda: CrossEntropy(seed=-1), "seed=-1"),
@@ -393,6 +394,16 @@ def test_no_array_and_another_dtype():
         SHARP([1.0, 0.0], GOAL, GRAVITY)
     with pytest.raises(dil.DTypeError, match="the dynamics '<lambda>' returned dtype float32"):
         plan(cost, lambda x, u, t: array_namespace(x).astype(x + u, np.float32), 2)(X0, GOAL)
+    with pytest.raises(dil.DTypeError, match="the environment '<lambda>' returned dtype int64 for states of"):
+        mpc_rollout(SHARP, lambda x, u: x.astype(int), X0, 1, GOAL, GRAVITY)
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), ILQR(), CrossEntropy()], ids=lambda s: type(s).__name__)
+def test_no_problem_and_a_state_that_is_none(solver):
+    steer = plan(cost, pendulum, 3, solver=solver, on_failure="ignore")
+    assert steer(X0[:0], GOAL, GRAVITY).shape == (0, 3, 1)
+    status = steer.solve(np.where(np.arange(2)[:, None] == 0, np.nan, X0), GOAL, GRAVITY).status
+    assert Status(int(status[0])) is Status.NON_FINITE
 
 
 def explosive(x, u, theta):

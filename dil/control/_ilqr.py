@@ -266,7 +266,7 @@ class Task(NamedTuple):
         """Return what is given time first as vectors of the problem's unknowns, (*batch, n)."""
         xp = array_namespace(q)
         moved = xp.moveaxis(q, 0, -2)
-        return xp.reshape(moved, (*moved.shape[:-2], -1))  # type: ignore[no-any-return]
+        return xp.reshape(moved, (*moved.shape[:-2], moved.shape[-2] * moved.shape[-1]))  # type: ignore[no-any-return]
 
 
 def _in_free(q_u: Array, Q_ux: Array, Q_uu: Array, squash: Arrays) -> Arrays:

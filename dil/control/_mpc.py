@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dil._arrays import array_namespace, device
-from dil._errors import ShapeError
+from dil._errors import OptionError, ShapeError
 from dil._options import check_integer
 from dil._registry import common_owner, owner
 from dil._typing import Array, Arrays, Tree
 from dil.control._plan import Plan
-from dil.control._score import described, name_of
+from dil.control._score import described, name_of, of_dtype
 
 
 class Rollout(NamedTuple):
@@ -80,9 +80,11 @@ def mpc_rollout(
     Raises
     ------
     OptionError
-        If steps is no number of steps.
+        If steps is no number of steps, or plan no plan.
     ShapeError
         If the environment returns another shape than it gets.
+    DTypeError
+        If it returns another dtype.
 
     Notes
     -----
@@ -100,6 +102,9 @@ def mpc_rollout(
     >>> run.states[:, 0].round(3), run.status
     (array([1.   , 0.382, 0.146, 0.056]), array([0, 0, 0], dtype=int32))
     """
+    if not isinstance(plan, Plan):
+        message = f"plan={plan!r} of type {type(plan).__name__}; expected one made by dil.control.plan"
+        raise OptionError(message)
     check_integer("steps", steps, 1)
     backend = common_owner([x0], ["x0"], "mpc_rollout")
     xp, x0 = array_namespace(x0), backend.constant(x0)
@@ -126,4 +131,4 @@ def _like(after: Any, x: Array, environment: object) -> Array:
             f"{tuple(x.shape)}; expected the next states, of that shape"
         )
         raise ShapeError(message)
-    return after  # type: ignore[no-any-return]
+    return of_dtype(after, x, f"the environment {name_of(environment)}")

@@ -78,7 +78,7 @@ class PlanScore:
                 f"shape: (..., n_x), (..., n_u) -> (..., n_x)"
             )
             raise ShapeError(message)
-        return _of_dtype(after, x, f"the dynamics {name_of(self.dynamics)}")
+        return of_dtype(after, x, f"the dynamics {name_of(self.dynamics)}")
 
     def stage(self, x: Array, u: Array, theta_c: Tree) -> Array:
         """Return the cost of one step, (...)."""
@@ -96,7 +96,7 @@ class PlanScore:
                 f"shape {tuple(x.shape[:-1])}, one number for each state: sum over the last axis alone"
             )
             raise ShapeError(message)
-        return _of_dtype(value, x, f"the cost {name_of(cost)}")
+        return of_dtype(value, x, f"the cost {name_of(cost)}")
 
 
 def _differentiated_with(v: Array, x0: Array) -> Array:
@@ -109,7 +109,8 @@ def _differentiated_with(v: Array, x0: Array) -> Array:
     return shared_namespace(x0, first).concat([x0, first], axis=-1)[..., :n]  # type: ignore[no-any-return]
 
 
-def _of_dtype(value: Any, x: Array, what: str) -> Array:
+def of_dtype(value: Any, x: Array, what: str) -> Array:
+    """Return a value, which must have the dtype of the states."""
     if value.dtype != x.dtype:
         message = f"{what} returned dtype {value.dtype} for states of dtype {x.dtype}; compute it without casts"
         raise DTypeError(message)
