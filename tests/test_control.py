@@ -406,6 +406,25 @@ def test_no_problem_and_a_state_that_is_none(solver):
     assert Status(int(status[0])) is Status.NON_FINITE
 
 
+@pytest.mark.parametrize("solver", [ILQR(), Newton("truncated"), Newton(), LBFGS()], ids=repr)
+def test_the_units_of_the_cost_do_not_matter(solver):
+    """From a start of negative curvature, where a step has to find its length by itself."""
+
+    def solved(unit):
+        def wells(x, u, theta):
+            return unit * np.sum(x**2 + 0.25 * u**4 - 4.0 * u**2, axis=-1)
+
+        steer = plan(wells, lambda x, u, _: 0.5 * x + u, 4, solver=solver, init=np.full((4, 1), 0.05))
+        return steer.solve(np.asarray([0.3]))
+
+    plain = solved(1.0)
+    assert Status(int(plain.status)) is Status.CONVERGED
+    for unit in (2.0**-60, 2.0**40):
+        other = solved(unit)
+        assert Status(int(other.status)) is Status.CONVERGED
+        np.testing.assert_allclose(other.value, plain.value, rtol=1e-6)
+
+
 def explosive(x, u, theta):
     return 1e4 * x * x + u
 

@@ -142,7 +142,7 @@ class Iterate(NamedTuple):
     slope: Array
     """||Q_u|| over all times."""
     mu: Array
-    """What is added to the diagonal of Q_uu."""
+    """What is added to the diagonal of Q_uu, in units of its largest entry."""
     steps: Array
     going: Array
     solved: Array
@@ -180,7 +180,7 @@ class Task(NamedTuple):
     theta_h: Tree
 
     def backward(self, u: Array, mu: Array) -> Gains:
-        """Return the gains of the expansion about u, Q_uu + mu I in the place of Q_uu."""
+        """Return the gains of the expansion about u, Q_uu + mu max|Q_uu| I in the place of Q_uu."""
         xp, plan = array_namespace(u), self.plan
         v = self.begun.problem.space.unravel(u)
         states = xp.moveaxis(self.backend.constant(plan.states(v, self.x0, self.theta_h)), -2, 0)
@@ -200,7 +200,8 @@ class Task(NamedTuple):
             q, Q = c + _times(F.mT, p), C + F.mT @ P @ F
             q_u, Q_ux, Q_uu = _in_free(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
             right = xp.concat([q_u[..., None], Q_ux], axis=-1)
-            found = -self.backend.cholesky_solve(Q_uu + mu[..., None] * identity, right)
+            unit = or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
+            found = -self.backend.cholesky_solve(Q_uu + mu[..., None] * unit * identity, right)
             k, K = found[..., 0], found[..., 1:]
             p = q[..., :n] + _times(K.mT, _times(Q_uu, k) + q_u) + _times(Q_ux.mT, k)
             mixed = K.mT @ Q_ux

@@ -132,7 +132,7 @@ class Newton:
         (left,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
         J = operator(problem, lambda p: pull((p,))[0], s.u)
         step = self._solve(begun, J, left, s)
-        return downhill(begun, s.u, left, step) if problem.symmetric else towards_root(J, left, step)
+        return downhill(begun, s.u, J, left, step) if problem.symmetric else towards_root(J, left, step)
 
     def _solve(self, begun: Start, J: Operator, left: Array, s: Iterate) -> Array:
         """Return the solution of the equations, or the last iterate of where they have none."""
@@ -199,14 +199,23 @@ def merit(begun: Start, u: Array, unit: Array) -> Array:
     return 0.5 * dot(left, left)
 
 
-def downhill(begun: Start, u: Array, gradient: Array, step: Array) -> Step:
-    """Return a step that lowers the score: turned round if it points uphill, the gradient if it is level."""
-    xp, slope = array_namespace(u), dot(gradient, step)
-    step = xp.where(slope == 0, gradient, xp.where(slope < 0, -step, step))
+def downhill(begun: Start, u: Array, J: Operator, gradient: Array, step: Array) -> Step:
+    """Return a step that lowers the score: turned round if it points uphill, down the gradient if it is level.
+
+    CG that meets no curvature along the gradient itself gives none. The step along it is as long as Newton's would be
+    with the sign of the curvature turned: of the size of u, whatever the units of the score, but no measure of how far
+    the minimum is.
+    """
+    backend, xp, slope = begun.problem.backend, array_namespace(u), dot(gradient, step)
+    level, step = (slope == 0) & (norm(gradient) > 0), xp.where(slope < 0, -step, step)
+
+    def along(step: Array) -> Array:
+        g = gradient / peak(gradient)
+        return xp.where(level, gradient * dot(g, g) / or_one(xp.abs(dot(g, J(g)))), step)  # type: ignore[no-any-return]
+
+    step = backend.run_if(xp.any(level), along, step)
     unit = full(slope, 1.0)
-    value = merit(begun, u, unit)
-    never = slope != slope
-    return Step(gradient, step, unit, value, dot(gradient, step), never & ~never, never & ~never)
+    return Step(gradient, step, unit, merit(begun, u, unit), dot(gradient, step), level, level & ~level)
 
 
 def towards_root(J: Operator, left: Array, step: Array) -> Step:
