@@ -348,6 +348,19 @@ def test_a_step_that_does_not_converge_is_tried_again_smaller():
     np.testing.assert_allclose(short.value[-1], 2.0, rtol=1e-1)
 
 
+def test_vmap_of_jax():
+    """Rows agree with single calls; failures and times that do not increase are told of under vmap as well."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    jnp = jax.numpy
+    many = jax.vmap(lambda y, t: odeint(lambda t, y: y * y, y, t, on_failure="raise"), in_axes=(0, None))
+    times = jnp.asarray([0.0, 0.5])
+    close(np.asarray(many(jnp.asarray([-1.0, 0.25]), times))[:, 1], [1 - math.sqrt(3), 1 - math.sqrt(0.5)])
+    with pytest.raises(Exception, match=r"1 of 2 problems \(the first at 1\).*from t = 0 by h = 0.5"):
+        many(jnp.asarray([-1.0, 2.0]), times)
+    with pytest.raises(Exception, match=r"from t\[0\] to t\[1\]"):
+        jax.vmap(lambda t: odeint(lambda t, y: -y, jnp.ones(1), t))(jnp.asarray([[0.0, 1.0], [1.0, 0.0]]))
+
+
 # --- other libraries -------------------------------------------------------------------------------------------------
 
 

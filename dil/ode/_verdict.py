@@ -58,12 +58,12 @@ def settled(policy: Policy, backend: Backend, rows: Array, t: Array, verdict: Ve
     begin = xp.where(failed, verdict.begin, 0.0 * verdict.status)
     above = xp.where(begin > 0, begin, 0.0 * begin)
     # no number below zero: what is told is a status to a backend
-    told = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length])
+    told = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length], axis=-1)
     return rows + tell(backend, partial(_report, policy, backend, hint), told)
 
 
 def _report(policy: Policy, backend: Backend, hint: str, told: Any) -> None:
-    status, step, above, below, length = told
+    status, step, above, below, length = told.reshape(-1, told.shape[-1]).T  # a vmap brings dimensions of its own
     if not status.any():
         return
     codes = status.astype(int)
@@ -111,7 +111,7 @@ def increasing(t: Array, backend: Backend) -> Array:
 
 def _refuse(wrong: Any) -> None:
     if wrong.any():
-        place = int(wrong.argmax())
+        place = int(wrong.argmax()) % wrong.shape[-1]
         message = (
             f"t does not increase from t[{place}] to t[{place + 1}]; expected times that increase, none of them twice. "
             f"To go back in time, put s = -t and integrate -func(-s, y)"
