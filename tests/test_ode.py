@@ -348,6 +348,14 @@ def test_a_step_that_does_not_converge_is_tried_again_smaller():
     np.testing.assert_allclose(short.value[-1], 2.0, rtol=1e-1)
 
 
+def test_the_end_of_a_transient_is_solved_on_its_own_branch():
+    """z = y - 100 h z^2 has a root of each sign; from y > 0 the solution stays above zero, like that of the ODE."""
+    found = solve(lambda t, y: -100.0 * y * y, np.asarray(0.5), [0.0, 0.25, 0.5])
+    first = (math.sqrt(1 + 4 * 25 * 0.5) - 1) / 50
+    close(found.value, [0.5, first, (math.sqrt(1 + 4 * 25 * first) - 1) / 50])
+    assert Status(int(found.status)) is Status.CONVERGED
+
+
 def test_vmap_of_jax():
     """Rows agree with single calls; failures and times that do not increase are told of under vmap as well."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")

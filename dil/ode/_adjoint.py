@@ -17,7 +17,7 @@ from dil._typing import Array, Arrays
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._methods import Method
-from dil.ode._stages import Solve, both
+from dil.ode._stages import Solve, both, nearer
 from dil.ode._state import plus, slope_between
 from dil.ode._sweep import grid_of, sweep
 
@@ -78,7 +78,8 @@ class AdjointStages:
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return (y, a, *q) = base + gh (-f, (df/dy)^T a, (df/dargs)^T a), all at (-t, y)."""
         rule, (y, a, *q) = self.rule, base
-        (guess,) = plus((y,), (gh, self.last))
+        (ahead,) = plus((y,), (gh, self.last))
+        guess = nearer(rule.field, y, -t, -gh, self.arrays, ahead)
         z, said = rule.solve(y, -t, -gh, self.arrays, guess)
         self.told = both(self.told, said)
         self.last = self.end = tuple(rule.field.backend.constant(k) for k in slope_between((z,), (y,), gh))

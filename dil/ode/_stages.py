@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dil._arrays import array_namespace, full
+from dil._arrays import array_namespace, full, norm
 from dil._typing import Array, Arrays
 from dil.ode._field import Field
 from dil.ode._state import plus, slope_between
@@ -26,7 +26,8 @@ class VectorStages:
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return z = base + gh f(t, z)."""
-        (guess,) = plus(base, (gh, self.last))
+        (ahead,) = plus(base, (gh, self.last))
+        guess = nearer(self.field, base[0], t, gh, self.arrays, ahead)
         z, said = self.solve_one(base[0], t, gh, self.arrays, guess)
         self.told = both(self.told, said)
         self.end = slope_between((z,), base, gh)
@@ -36,6 +37,17 @@ class VectorStages:
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return f(t, y)."""
         return (self.field.slope(t, y[0], self.arrays),)
+
+
+def nearer(field: Field, base: Array, t: Array, gh: Array, arrays: Arrays, ahead: Array) -> Array:
+    """Return the start of a stage: `ahead`, along the slope before it, if that is much nearer by the residual, or base.
+
+    Where a transient ends the slope leads across the solution, and Newton's method from there to another one: a
+    residual that is only a little smaller does not tell the sides apart.
+    """
+    base, t, gh, ahead, *rest = (field.backend.constant(x) for x in (base, t, gh, ahead, *arrays))
+    near, far = (norm(z - base - gh * field.at(t, z, rest)) for z in (base, ahead))
+    return array_namespace(base).where(far < 0.1 * near, ahead, base)  # type: ignore[no-any-return]
 
 
 def both(told: Arrays, said: Arrays) -> Arrays:
