@@ -356,6 +356,11 @@ def test_the_end_of_a_transient_is_solved_on_its_own_branch():
     assert Status(int(found.status)) is Status.CONVERGED
 
 
+def test_an_explicit_step_that_is_not_finite_is_told():
+    with pytest.raises(dil.ConvergenceError, match=r"NON_FINITE.*step 2, from t = 1 "):
+        odeint(lambda t, y: y / (1.0 - t), np.ones(2), [0.0, 1.0, 2.0], method="euler", on_failure="raise")
+
+
 def test_vmap_of_jax():
     """Rows agree with single calls; failures and times that do not increase are told of under vmap as well."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")

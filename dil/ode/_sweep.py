@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from dil._arrays import array_namespace, full
 from dil._protocol import Backend
+from dil._status import Status
 from dil._typing import Array, Arrays
 from dil.ode._methods import Method, Stages
 
@@ -51,7 +52,11 @@ def sweep(
         now, slope, memory = carry[:count], carry[count : count + guesses], carry[count + guesses :]
         here = stages(slope)
         new = method.advance(here, now, memory, *row)
-        return (*new.y, *here.last, *new.memory), (*new.y, *here.end, *here.told)
+        status, *counts = here.told
+        xp = array_namespace(status)
+        lost = (status == 0) & ~xp.all(xp.isfinite(backend.constant(new.y[0])), axis=-1)
+        status = xp.where(lost, full(status, float(Status.NON_FINITE)), status)
+        return (*new.y, *here.last, *new.memory), (*new.y, *here.end, status, *counts)
 
     begins, lengths = grid
     carry: Arrays = (*y, *slope, *(method.starter or method).begin(stages(slope), y, begins[0]))
