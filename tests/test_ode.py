@@ -361,6 +361,12 @@ def test_an_explicit_step_that_is_not_finite_is_told():
         odeint(lambda t, y: y / (1.0 - t), np.ones(2), [0.0, 1.0, 2.0], method="euler", on_failure="raise")
 
 
+def test_after_a_mesh_that_was_cut_short_its_last_state_stays():
+    found = solve(lambda t, y: -y, np.asarray(1.0), [0.0, 1.0], rtol=1e-6, max_steps=5)
+    assert Status(int(found.status)) is Status.MAX_ITER
+    np.testing.assert_allclose(found.value[-1], np.exp(-found.failed_at), rtol=1e-4)
+
+
 def test_vmap_of_jax():
     """Rows agree with single calls; failures and times that do not increase are told of under vmap as well."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dil._arrays import array_namespace
+from dil._arrays import array_namespace, full
 from dil._protocol import Backend
 from dil._typing import Array
 
@@ -26,6 +26,7 @@ def between(backend: Backend, t: Array, knots: Array, states: Array, slopes: Arr
     shape = (t.shape[0], *(1,) * (states.ndim - 1))
     h = xp.reshape(at(lengths), shape)
     s = (xp.reshape(t, shape) - xp.reshape(at(begins), shape)) / h
+    s = xp.where(plain(s) > 1.5, full(s, 1.0), s)  # past the end of a mesh that was cut short: its last state
     y, z, k, m = at(states), at(states, 1), at(slopes), at(slopes, 1)
     rest = 1.0 - s
     chord = z - y
