@@ -367,6 +367,12 @@ def test_after_a_mesh_that_was_cut_short_its_last_state_stays():
     np.testing.assert_allclose(found.value[-1], np.exp(-found.failed_at), rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["solver", "linear_solver"])
+def test_a_solver_is_a_callable(name):
+    with pytest.raises(dil.OptionError, match=f"{name}='cg'; expected a callable"):
+        odeint(lambda t, y: -y, np.asarray(1.0), [0.0, 1.0], **{name: "cg"})
+
+
 def test_vmap_of_jax():
     """Rows agree with single calls; failures and times that do not increase are told of under vmap as well."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")

@@ -54,6 +54,10 @@ class Options:
             if size is not None and not (is_number(size) and size > 0):
                 message = f"{name}={size!r}; expected a number > 0, or None"
                 raise OptionError(message)
+        for name, solver in (("solver", self.solver), ("linear_solver", self.linear_solver)):
+            if solver is not None and not callable(solver):
+                message = f"{name}={solver!r}; expected a callable: a solver, or None for the default"
+                raise OptionError(message)
         self._refuse_what_does_not_go_together()
 
     def _refuse_what_does_not_go_together(self) -> None:
