@@ -25,9 +25,9 @@ def python_scan(
     step: Callable[[Arrays, Arrays], tuple[Arrays, Arrays]], carry: Arrays, xs: Arrays, /
 ) -> tuple[Arrays, Arrays]:
     """Run `carry, out = step(carry, x)` for the rows x of `xs` in turn; return the last carry and the outs, stacked."""
-    xp = array_namespace(*xs)
     outs = []
-    for x in zip(*(xp.unstack(every) for every in xs), strict=True):
+    for i in range(xs[0].shape[0]):
+        x = tuple(every[i, ...] for every in xs)  # torch.vmap has no rule for `unstack`
         carry, out = step(carry, x)
         outs.append(out)
     return carry, tuple(array_namespace(*every).stack(list(every)) for every in zip(*outs, strict=True))

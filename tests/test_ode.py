@@ -386,6 +386,13 @@ def test_vmap_of_jax():
         jax.vmap(lambda t: odeint(lambda t, y: -y, jnp.ones(1), t))(jnp.asarray([[0.0, 1.0], [1.0, 0.0]]))
 
 
+def test_vmap_of_torch_over_times():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    times = torch.asarray([[0.0, 0.5, 1.0], [0.0, 1.0, 3.0]])
+    one = lambda t: odeint(lambda t, y: -y, torch.ones(1), t)  # noqa: E731
+    close(torch.func.vmap(one)(times), torch.stack([one(t) for t in times]), 1e-6)
+
+
 # --- other libraries -------------------------------------------------------------------------------------------------
 
 
