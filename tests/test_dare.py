@@ -213,17 +213,42 @@ def test_systems_without_a_solution(plain, name, gradient):
     assert np.isnan(plain.to_numpy(S)).all()
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_units_do_not_matter(scale):
-    """With B = s B', R = s^2 R', and with states in other units, S is that of the plain system."""
-    A, B, Q, R = system(3, 2)
-    S = dare(A, B, Q, R)
-    np.testing.assert_allclose(dare(A, scale * B, Q, scale**2 * R), S, rtol=1e-8)
-    weak = dare(0.9 * A / np.linalg.norm(A, 2), 1e-14 * B, Q, R)  # a stable system with hardly a control
-    np.testing.assert_allclose(weak, linalg.solve_discrete_lyapunov(0.9 * A.T / np.linalg.norm(A, 2), Q), rtol=1e-9)
-    D = np.diag([1.0, 1e-6, 1e3])
-    E = np.linalg.inv(D)
-    np.testing.assert_allclose(D @ dare(D @ A @ E, D @ B, E @ Q @ E, R) @ D, S, rtol=1e-6)
+def turned(A, B, Q, seed):
+    T = np.linalg.qr(np.random.default_rng(seed).standard_normal(A.shape))[0]
+    return T @ A @ T.T, T @ B, T @ Q @ T.T
+
+
+@pytest.mark.parametrize("gradient", ["implicit", "analytic"])
+@pytest.mark.parametrize("seed", range(8))
+def test_causes_are_seen_in_every_basis(gradient, seed):
+    """SciPy returns a matrix for many of these, which solves the equation or not."""
+    draw = np.random.default_rng(seed)
+    A, C = 0.5 * np.triu(draw.standard_normal((2, 2))), draw.standard_normal((2, 2))
+    A[0, 0], C[:, 0] = 1.0, 0.0
+    unseen = turned(A, draw.standard_normal((2, 2)), C.T @ C, seed)
+    drifting = turned(np.asarray([[1.0, 0.1], [0.0, 1.0]]), np.asarray([[0.0], [0.1]]), np.diag([0.0, 1.0]), seed)
+    for A, B, Q in (unseen, drifting):
+        with pytest.raises(dil.ConvergenceError, match="UNDETECTABLE"):
+            dare(A, B, Q, np.eye(B.shape[1]), gradient=gradient)
+    chain = 1.3 * np.eye(3) + np.diag(np.ones(2), 1)
+    A, B, Q = turned(chain, np.asarray([[1.0], [0.0], [0.0]]), np.eye(3), seed)
+    with pytest.raises(dil.ConvergenceError, match="UNSTABILISABLE"):
+        dare(A, B, Q, np.eye(1), gradient=gradient)
+
+
+def test_what_rounding_leaves_unsolved_is_no_solution():
+    A, B = np.asarray([[1.0, 0.1], [0.0, 1.0]]), np.asarray([[0.0], [0.1]])
+    with pytest.raises(dil.ConvergenceError, match="dare: forward solve: FAILED"):
+        dare(A, B, np.eye(2), 1e14 * np.eye(1))
+
+
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
+def test_units_of_states_and_controls_make_no_difference(unit):
+    A, B, Q, R = np.asarray([[1.0, 0.1], [0.0, 1.0]]), np.asarray([[0.0], [0.1]]), np.eye(2), np.eye(1)
+    S = linalg.solve_discrete_are(A, B, Q, R)
+    D, back = np.diag([1.0, unit]), np.diag([1.0, 1.0 / unit])
+    np.testing.assert_allclose(D @ dare(D @ A @ back, D @ B, back @ Q @ back, R) @ D, S, rtol=1e-9)
+    np.testing.assert_allclose(dare(A, unit * B, Q, unit**2 * R), S, rtol=1e-9)
 
 
 def test_one_bad_system_leaves_the_others(plain):

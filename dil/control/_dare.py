@@ -21,10 +21,8 @@ from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 
 Gradient = Literal["implicit", "analytic"]
-MARGIN = 1e-8
-"""A closed loop whose spectral radius is as near to one is not stable; S and its derivatives grow with the inverse."""
-COARSE = 1e-4
-"""What is as near to the unit circle, or to a mode that is not moved, is taken for it in saying why there is no S."""
+FINE, ROUGH = 1e-10, 1e-4
+"""How near the unit circle an eigenvalue counts as on it; a multiple one is known to a root of the rounding alone."""
 
 
 def dare(
@@ -153,16 +151,27 @@ def solve_one(A: Any, B: Any, Q: Any, R: Any) -> tuple[Any, int]:
         S = 0.5 * (S + S.T)
         K = np.linalg.solve(R + B.T @ S @ B, B.T @ S @ A)
     except (np.linalg.LinAlgError, ValueError):
-        return nothing, _reason(A, B, Q)
+        return nothing, int(_cause(A, B, Q))
     radius = np.abs(np.linalg.eigvals(A - B @ K)).max()
-    return (S, int(Status.CONVERGED)) if radius < 1.0 - MARGIN else (nothing, _reason(A, B, Q))
+    # of some systems without a solution SciPy returns what solves nothing; of a stiff one S can be rough
+    left, size = A.T @ S @ (A - B @ K) - S + Q, max(np.abs(S).max(), np.abs(A.T @ S @ A).max())
+    if not (radius < 1.0 and np.abs(left).max() <= 1e-3 * size):
+        return nothing, int(_cause(A, B, Q))
+    # rounding puts a mode that costs nothing on either side of the unit circle
+    doubtful = radius > 1.0 - 1e-6 or np.abs(left).max() > 1e-8 * size
+    nearness = ROUGH if radius > 1.0 - 1e-12 else FINE
+    unseen = doubtful and not _controllable(A.T, Q, outside=False, tolerance=nearness)
+    return (nothing, int(Status.UNDETECTABLE)) if unseen else (S, int(Status.CONVERGED))
 
 
-def _reason(A: Any, B: Any, Q: Any) -> int:
-    """Say why there is no solution that stabilises the system."""
-    if not _controllable(A, B, outside=True):
-        return int(Status.UNSTABILISABLE)
-    return int(Status.FAILED if _controllable(A.T, Q, outside=False) else Status.UNDETECTABLE)
+def _cause(A: Any, B: Any, Q: Any) -> Status:
+    """Return why SciPy finds no solution."""
+    for tolerance in (FINE, ROUGH):
+        if not _controllable(A, B, outside=True, tolerance=tolerance):
+            return Status.UNSTABILISABLE
+        if not _controllable(A.T, Q, outside=False, tolerance=tolerance):
+            return Status.UNDETECTABLE
+    return Status.FAILED
 
 
 def _least(X: Any) -> float:
@@ -171,19 +180,16 @@ def _least(X: Any) -> float:
     return float(np.linalg.eigvalsh(X)[0])
 
 
-def _controllable(A: Any, B: Any, *, outside: bool) -> bool:
-    """Whether B moves every mode of A on the unit circle, or also those outside (Popov, Belevitch and Hautus).
-
-    An eigenvalue that is met k times is known to the k-th root of the rounding, so the test is a coarse one.
-    """
+def _controllable(A: Any, B: Any, *, outside: bool, tolerance: float = FINE) -> bool:
+    """Whether B moves every mode of A on the unit circle, or also those outside (Popov, Belevitch and Hautus)."""
     import numpy as np
 
-    size = float(np.abs(B).max())
+    B = B / (np.abs(B).max() or 1.0) * np.abs(A).max()  # the units of the controls say nothing
     for value in np.linalg.eigvals(A):
-        if abs(value) > 1 - COARSE and (outside or abs(value) < 1 + COARSE):
-            pencil = np.concatenate([A - value * np.eye(len(A)), B / size if size else B], axis=1)
+        if abs(value) > 1 - tolerance and (outside or abs(value) < 1 + tolerance):
+            pencil = np.concatenate([A - value * np.eye(len(A)), B], axis=1)
             scales = np.linalg.svd(pencil, compute_uv=False)
-            if scales[-1] <= COARSE * scales[0]:
+            if scales[-1] <= 1e-2 * tolerance * scales[0]:
                 return False
     return True
 

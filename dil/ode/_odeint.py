@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dil._arguments import take_apart
-from dil._arrays import array_namespace, device
+from dil._arrays import array_namespace, device, full
 from dil._call import Solver
 from dil._errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._policy import Policy
@@ -242,6 +242,9 @@ def begin(
 def _times(t: Any, y: Array, field: Field) -> Array:
     """Return the times as a vector of the backend, dtype and device of the state."""
     backend, own = field.backend, owner(t)
+    if isinstance(t, list | tuple) and any(owner(x) is not None for x in t):  # each may carry a derivative
+        t = array_namespace(y).stack([x if owner(x) is backend else full(y, x, shape=()) for x in t])
+        own = owner(t)
     if own is None:
         t = backend.asarray(t, dtype=y.dtype, device=device(y))
     elif own is not backend:

@@ -14,7 +14,9 @@ from dil._protocol import Backend
 from dil._typing import Array, Arrays
 
 EVEN = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
-ADAPTED = "The step was as short as rounding allows, or max_steps= were taken"
+ADAPTED = "Steps were as short as rounding allows, as before a pole, or max_steps= of them were taken, which can be more"
+    "Steps were as short as rounding allows, as before a pole, or max_steps= of them were taken, which can be raised"
+)
 
 
 class Verdict(NamedTuple):
@@ -69,7 +71,8 @@ def _report(policy: Policy, backend: Backend, hint: str, told: Any) -> None:
     codes = status.astype(int)
     first = (above - below + (codes == 0) * float(abs(told).sum())).argmin()
     number, start, h = (x.reshape(-1)[first] for x in (step, above - below, length))
-    where = f"the first failure is in step {int(number)}, from t = {start:.6g} by h = {h:.3g}"
+    by = f" by h = {h:.3g}" if h else ""  # a mesh that was cut short has no length of the step that is not there
+    where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
     policy.complain(backend, f"{policy.layer}: {summary(codes)}; {where}. {hint}")
 
 
