@@ -14,9 +14,7 @@ from dil._protocol import Backend
 from dil._typing import Array, Arrays
 
 EVEN = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
-ADAPTED = "Steps were as short as rounding allows, as before a pole, or max_steps= of them were taken, which can be more"
-    "Steps were as short as rounding allows, as before a pole, or max_steps= of them were taken, which can be raised"
-)
+ADAPTED = "Steps were as short as rounding allows, as before a pole, or max_steps= of them were taken: raise it"
 
 
 class Verdict(NamedTuple):
