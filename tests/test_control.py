@@ -404,6 +404,7 @@ def test_no_problem_and_a_state_that_is_none(solver):
     assert steer(X0[:0], GOAL, GRAVITY).shape == (0, 3, 1)
     status = steer.solve(np.where(np.arange(2)[:, None] == 0, np.nan, X0), GOAL, GRAVITY).status
     assert Status(int(status[0])) is Status.NON_FINITE
+    assert (steer.solve(X0, GOAL, np.nan * GRAVITY).status == Status.NON_FINITE).all()
 
 
 @pytest.mark.parametrize("solver", [ILQR(), Newton("truncated"), Newton(), LBFGS()], ids=repr)

@@ -56,8 +56,8 @@ MEASURED = (
     "velocities, sine and cosine of the angle. Plans are found by 256 random samples and L-BFGS, since a gradient "
     "is right at a stationary plan alone; those that did not converge are left out of the loss. It acts by random "
     "shooting, 1000 samples around the last plan. Behavioural cloning is a network of 2 x 64 units, {cloning:,} "
-    "steps. Each number is the mean and the standard error over {runs} of the mean cost from {tests} positions, the "
-    "same in each; runs differ in the networks' first values, in what is drawn in training and in the expert's "
+    "steps. Each number is {runs} of the mean cost from {tests} positions, the same "
+    "in each; runs differ in the networks' first values, in what is drawn in training and in the expert's "
     "draws, not in the trajectories that are learned from. The settings were chosen by the cost from other "
     "positions (--validation)."
 )
@@ -365,11 +365,13 @@ def main(
             done.append(run)
             progress.update(job, description=f"run {min(len(done) + 1, count)} of {count}")
     found = figures(done)
-    many = "one run" if count == 1 else f"{count} runs"
+    many = "that of one run," if count == 1 else f"the mean and the standard error over {count} runs"
     measured = MEASURED.format(**{**asdict(recipe), "runs": many})
     console.print(f"{command_line()}\n\n{measured}", highlight=False)
     show(console, "table 2", *table(found))
     console.print(judged(found), highlight=False)
+    if quick:
+        console.print("A quick run shows that all works; the paper's costs take the full training.", highlight=False)
     if out is not None:
         write(out, measured, recipe, done, found)
 

@@ -223,9 +223,8 @@ class _Told:
             return solution  # the layer says what is wrong with it
         xp = array_namespace(v)
         states = self.score.states(v, x0, theta_h)
-        # False for NaN; controls that are not finite are the solver's own doing, a first state that is not the caller's
-        bounded = xp.all(xp.abs(states) < float(xp.finfo(states.dtype).max) ** HUGE, axis=(-2, -1))
-        given = array_namespace(x0).all(array_namespace(x0).isfinite(x0), axis=-1)
-        diverged = ~bounded & xp.all(xp.isfinite(v), axis=(-2, -1)) & given
+        # a state that is NaN before any is huge comes of what the caller gave, or of controls that are not finite
+        huge = xp.abs(states) >= float(xp.finfo(states.dtype).max) ** HUGE
+        diverged = xp.any(huge, axis=(-2, -1)) & xp.all(xp.isfinite(v), axis=(-2, -1))
         status = full(diverged, 0, dtype=xp.int32) if solution.status is None else solution.status
         return solution._replace(status=xp.where(diverged, full(status, int(Status.DIVERGED)), status))

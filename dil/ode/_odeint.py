@@ -72,7 +72,8 @@ def odeint(
         Steps between two times, of one size.
     rtol, atol : float, optional
         If one is given the step size adapts: its error is to be within rtol |y| + atol, in the root mean square over
-        the state of a problem; the problems of a batch share their steps. One that is not given: 1e-6, 1e-3 rtol.
+        the state of a problem; the problems of a batch share their steps, and `max_steps`. One that is not given:
+        1e-6, 1e-3 rtol.
     first_step : float, optional
         The first step size to try, where it adapts.
     max_steps : int
