@@ -218,6 +218,18 @@ def turned(A, B, Q, seed):
     return T @ A @ T.T, T @ B, T @ Q @ T.T
 
 
+def test_a_finite_horizon_without_a_least_cost(plain):
+    A, B, Q, R = (plain.asarray(x) for x in system(3, 2))
+    with pytest.raises(Exception, match="lqr_gain: recursion: NOT_CONVEX: the cost has no least control"):
+        np.asarray(plain.to_numpy(lqr_gain(A, B, Q, -5.0 * R, horizon=3)))
+    zero = 0.0 * R  # a last step without any cost is flat, one before it need not be
+    with pytest.raises(Exception, match="NOT_CONVEX"):
+        np.asarray(plain.to_numpy(lqr_gain(A, B, Q, zero, horizon=3)))
+    assert np.isfinite(plain.to_numpy(lqr_gain(A, B, Q, zero, horizon=3, final=Q))).all()
+    gains = plain.to_numpy(lqr_gain(A, B, Q, np.nan * R, horizon=3, on_failure="nan"))
+    assert np.isnan(gains).all()
+
+
 @pytest.mark.parametrize("gradient", ["implicit", "analytic"])
 @pytest.mark.parametrize("seed", range(8))
 def test_causes_are_seen_in_every_basis(gradient, seed):

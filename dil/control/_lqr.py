@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dil._arrays import array_namespace, device
+from dil._arrays import array_namespace, device, eye, full
 from dil._errors import DTypeError, OptionError, ShapeError
 from dil._options import check_integer
+from dil._policy import Policy
 from dil._registry import common_owner, owner
+from dil._status import Status
 from dil._typing import Array, Arrays, OnFailure
 from dil.control._dare import Gradient, broadcasts_to, checked, dare
-from dil.control._riccati import feedback, symmetric
+from dil.control._riccati import feedback, sandwich, symmetric
 from dil.linear._solver import LinearSolver
 
 
@@ -34,8 +36,10 @@ def lqr_gain(
         The number of controls; without it the sum goes on for ever, and the gain is the same at all times.
     final : array, (*batch, n, n), optional
         The cost x_H^T final x_H of the state after the last control; zero by default. For a finite horizon alone.
-    gradient, linear_solver, on_failure
+    gradient, linear_solver
         As in `dil.control.dare`, for the infinite horizon alone.
+    on_failure
+        As in `dil.control.dare`.
 
     Returns
     -------
@@ -49,13 +53,14 @@ def lqr_gain(
     ShapeError
         If the shapes do not belong together.
     ConvergenceError
-        If there is no gain for the infinite horizon and on_failure="raise".
+        If there is no best gain and on_failure="raise".
 
     Notes
     -----
     Look et al. 2020, eq. 7 to 9. With a horizon S_H = final and
     S_t = Q + A^T S_{t+1} (A - B K_t), K_t = (R + B^T S_{t+1} B)^-1 B^T S_{t+1} A: Riccati's recursion, by the loop of
-    the backend and differentiated by its steps. It needs R + B^T S B not to be singular, and checks nothing of Q and R.
+    the backend and differentiated by its steps. Where an R + B^T S_t B is not positive definite there is no least cost,
+    and the system ends NOT_CONVEX; R may be zero.
 
     Examples
     --------
@@ -83,7 +88,8 @@ def lqr_gain(
     batch = checked(A, B, Q, R)
     if final is not None:
         _check_final(final, Q, batch)
-    return _recursion(batch, int(horizon), A, B, Q, R, 0.0 * Q if final is None else final)
+    policy = Policy(on_failure, "lqr_gain")
+    return _recursion(policy, batch, int(horizon), A, B, Q, R, 0.0 * Q if final is None else final)
 
 
 def _check_final(final: Array, Q: Array, batch: tuple[int, ...]) -> None:
@@ -101,16 +107,37 @@ def _check_final(final: Array, Q: Array, batch: tuple[int, ...]) -> None:
         raise ShapeError(message)
 
 
-def _recursion(batch: tuple[int, ...], horizon: int, A: Array, B: Array, Q: Array, R: Array, final: Array) -> Array:
+def _recursion(
+    policy: Policy, batch: tuple[int, ...], horizon: int, A: Array, B: Array, Q: Array, R: Array, final: Array
+) -> Array:
     """Return the gains of all times, (*batch, horizon, m, n)."""
     backend, xp, Q = common_owner([A], ["A"], "lqr_gain"), array_namespace(final), symmetric(Q)
 
     def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (S,) = carry
-        K = feedback(S, A, B, R)
-        return (symmetric(Q + A.mT @ S @ (A - B @ K)),), (K,)
+        status = curvature(backend.constant(symmetric(R) + sandwich(B, S)))
+        failed = (status != 0)[..., None, None]
+        # an identity in the place of what may be singular, for which NumPy has an exception
+        safe = array_namespace(R).where(failed, eye(R.shape[-1], R), R)
+        K = feedback(array_namespace(S).where(failed, full(S, 0.0), S), A, B, safe)
+        return (symmetric(Q + A.mT @ S @ (A - B @ K)),), (K, status)
 
     last = symmetric(xp.broadcast_to(final, (*batch, *final.shape[-2:])))
-    _, (gains,) = backend.scan(step, (last,), (xp.zeros((horizon,), dtype=A.dtype, device=device(A)),))
+    _, (gains, told) = backend.scan(step, (last,), (xp.zeros((horizon,), dtype=A.dtype, device=device(A)),))
     xp = array_namespace(gains)
-    return xp.moveaxis(xp.flip(gains, axis=0), 0, -3)  # type: ignore[no-any-return]
+    gains = xp.moveaxis(xp.flip(gains, axis=0), 0, -3)
+    status = array_namespace(told).max(told, axis=0)
+    flat = xp.reshape(gains, (*batch, horizon * gains.shape[-2] * gains.shape[-1]))
+    status = array_namespace(status).astype(status, array_namespace(status).int32)
+    return xp.reshape(policy.settle(backend, "recursion", status, flat), gains.shape)  # type: ignore[no-any-return]
+
+
+def curvature(M: Array) -> Array:
+    """Return the status of a step, shape batch, of the matrix M of its cost in the controls; in the dtype of M."""
+    xp = array_namespace(M)
+    finite = xp.all(xp.isfinite(M), axis=(-2, -1))
+    safe = xp.where(finite[..., None, None], M, eye(M.shape[-1], M))
+    convex = xp.min(xp.linalg.eigvalsh(safe), axis=-1) > 1e-14 * xp.max(xp.abs(safe), axis=(-2, -1))
+    none = full(M[..., 0, 0], 0.0)
+    code = xp.where(convex, none, none + float(Status.NOT_CONVEX))
+    return xp.where(finite, code, none + float(Status.NON_FINITE))  # type: ignore[no-any-return]
