@@ -230,6 +230,14 @@ def test_a_finite_horizon_without_a_least_cost(plain):
     assert np.isnan(gains).all()
 
 
+def test_a_cost_that_is_singular_to_rounding_has_no_least_control():
+    """The eigenvalues of R are 2 and 6e-8, which float32 cannot tell from zero."""
+    near = 1.0 - 2.0**-24
+    given = (np.eye(2), np.eye(2), np.eye(2), np.asarray([[1.0, near], [near, 1.0]]))
+    with pytest.raises(dil.ConvergenceError, match="NOT_CONVEX"):
+        lqr_gain(*(x.astype("float32") for x in given), horizon=1)
+
+
 @pytest.mark.parametrize("gradient", ["implicit", "analytic"])
 @pytest.mark.parametrize("seed", range(8))
 def test_causes_are_seen_in_every_basis(gradient, seed):

@@ -22,7 +22,7 @@ from dil_backends._bridge import check_arrays
 MINIMISERS = (optimistix.AbstractMinimiser,)
 ROOTS = (optimistix.AbstractRootFinder, optimistix.AbstractLeastSquaresSolver, *MINIMISERS)
 FIXED_POINTS = (optimistix.AbstractFixedPointSolver, *ROOTS)
-BRACKETS = tuple(getattr(optimistix, name) for name in ("Bisection", "GoldenSearch") if hasattr(optimistix, name))
+BRACKETS = (optimistix.Bisection, optimistix.GoldenSearch)
 """They need bounds of a single number."""
 ENDS = (
     (optimistix.RESULTS.successful, Status.CONVERGED),

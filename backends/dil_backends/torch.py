@@ -389,7 +389,7 @@ _outside._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
 
 def _not_under_grad(call: Callable[..., Any], *args: Any) -> Any:
     """Call it, unless torch is going to fail in compiling what comes behind it."""
-    if {"Grad", "Jvp"} & set(_levels()):
+    if _levels() & {"Grad", "Jvp"}:
         message = (
             "a dil layer in a derivative of torch.func inside torch.compile: torch cannot take up a graph there; put "
             "torch.compiler.disable on the function that takes the derivative, or take it by torch.autograd.grad"
@@ -414,11 +414,11 @@ def _refuse_tracers() -> None:
         raise UnsupportedFunctionError(message)
 
 
-def _levels() -> list[str]:
-    """Name the kinds of the transforms of torch.func under way, the outermost first."""
+def _levels() -> set[str]:
+    """Name the kinds of the transforms of torch.func under way."""
     if not _transforming():
-        return []
-    return [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
+        return set()
+    return {level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()}
 
 
 def without_autocast() -> AbstractContextManager[object]:

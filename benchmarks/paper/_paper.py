@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # where the other benchmarks, and what they share, are
-
+import _above  # noqa: F401
 from _common import ONE_THREAD, described, machine, markdown, show, word
 
 __all__ = ["INK", "command_line", "described", "machine", "markdown", "one_thread", "show", "word", "write_results"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dil._arrays import array_namespace, device, eye, full
+from dil._arrays import array_namespace, device, eps, eye, full
 from dil._errors import DTypeError, OptionError, ShapeError
 from dil._options import check_integer
 from dil._policy import Policy
@@ -115,7 +115,7 @@ def _recursion(
 
     def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (S,) = carry
-        status = curvature(backend.constant(symmetric(R) + sandwich(B, S)))
+        status = _curvature(backend.constant(symmetric(R) + sandwich(B, S)))
         failed = (status != 0)[..., None, None]
         # an identity in the place of what may be singular, for which NumPy has an exception
         safe = array_namespace(R).where(failed, eye(R.shape[-1], R), R)
@@ -132,12 +132,13 @@ def _recursion(
     return xp.reshape(policy.settle(backend, "recursion", status, flat), gains.shape)  # type: ignore[no-any-return]
 
 
-def curvature(M: Array) -> Array:
+def _curvature(M: Array) -> Array:
     """Return the status of a step, shape batch, of the matrix M of its cost in the controls; in the dtype of M."""
     xp = array_namespace(M)
     finite = xp.all(xp.isfinite(M), axis=(-2, -1))
     safe = xp.where(finite[..., None, None], M, eye(M.shape[-1], M))
-    convex = xp.min(xp.linalg.eigvalsh(safe), axis=-1) > 1e-14 * xp.max(xp.abs(safe), axis=(-2, -1))
+    least = 64 * eps(xp, M.dtype) * xp.max(xp.abs(safe), axis=(-2, -1))
+    convex = xp.min(xp.linalg.eigvalsh(safe), axis=-1) > least
     none = full(M[..., 0, 0], 0.0)
     code = xp.where(convex, none, none + float(Status.NOT_CONVEX))
     return xp.where(finite, code, none + float(Status.NON_FINITE))  # type: ignore[no-any-return]
