@@ -214,8 +214,8 @@ def make_task(backend: str, score: str, size: int) -> Any:
 def count(task: Any) -> tuple[int, int]:
     """Return the iterations that the layer's linear solver takes, and its products with the Hessian."""
     import dil
-    from dil._loops import python_loop
-    from dil._registry import common_owner
+    from dil._frameworks.loops import python_loop
+    from dil._frameworks.registry import common_owner
 
     backend, calls = common_owner([task.y], ["y"], "benchmark"), [0]
     params = [backend.constant(x) for x in task.params]

@@ -252,7 +252,7 @@ def measure(backend: str, score: str, problems: int, size: int, seconds: float, 
 def iterations(case: Case) -> int:
     """Return the most that a problem of the batch takes, by the layer's linear solver."""
     import dil
-    from dil._registry import common_owner
+    from dil._frameworks.registry import common_owner
 
     backend = common_owner([case.y], ["y"], "benchmark")
     params = [backend.constant(x) for x in case.params]

@@ -106,7 +106,7 @@ class Bench:
     def __init__(self, backend: str, system: Any) -> None:
         import _systems
         import dil
-        from dil._registry import common_owner
+        from dil._frameworks.registry import common_owner
 
         one_thread(backend)
         self.system, self.name, self.systems = system, backend, _systems

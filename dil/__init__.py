@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from dil import control, linear, ode, solvers
-    from dil._argmin import argmin
-    from dil._check import GradientReport, check_gradients
-    from dil._errors import (
+    from dil._base.errors import (
         BackendError,
         CapturedError,
         ConvergenceError,
@@ -19,24 +19,23 @@ if TYPE_CHECKING:
         ShapeError,
         UnsupportedFunctionError,
     )
-    from dil._layer import Layer
-    from dil._record import Entry, Record, record
-    from dil._registry import BackendHandle, BackendInfo, backend, backends
-    from dil._report import Report
-    from dil._root import fixed_point, root
-    from dil._score import Derivatives
-    from dil._solution import Solution
-    from dil._status import Status
-    from dil._transforms import constant, grad, jvp, value_and_grad, vjp
-    from dil._value import Value, value
+    from dil._base.solution import Solution
+    from dil._base.status import Status
+    from dil._diagnostics.check_gradients import GradientReport, check_gradients
+    from dil._diagnostics.record import Entry, Record, record
+    from dil._diagnostics.report import Report
+    from dil._frameworks.registry import BackendHandle, BackendInfo, backend, backends
+    from dil._frameworks.transforms import constant, grad, jvp, value_and_grad, vjp
+    from dil._layers.argmin import argmin
+    from dil._layers.layer import Layer
+    from dil._layers.root import fixed_point, root
+    from dil._layers.value import Value, value
+    from dil._problem.score import Derivatives
 
 __version__ = "0.1.0"
 
-PACKAGES = ("control", "linear", "ode", "solvers")
-MODULES = {
-    "_argmin": ("argmin",),
-    "_check": ("GradientReport", "check_gradients"),
-    "_errors": (
+_ROOMS = {
+    "_base.errors": (
         "BackendError",
         "CapturedError",
         "ConvergenceError",
@@ -47,35 +46,38 @@ MODULES = {
         "ShapeError",
         "UnsupportedFunctionError",
     ),
-    "_layer": ("Layer",),
-    "_record": ("Entry", "Record", "record"),
-    "_registry": ("BackendHandle", "BackendInfo", "backend", "backends"),
-    "_report": ("Report",),
-    "_root": ("fixed_point", "root"),
-    "_score": ("Derivatives",),
-    "_solution": ("Solution",),
-    "_status": ("Status",),
-    "_transforms": ("constant", "grad", "jvp", "value_and_grad", "vjp"),
-    "_value": ("Value", "value"),
+    "_base.solution": ("Solution",),
+    "_base.status": ("Status",),
+    "_diagnostics.check_gradients": ("GradientReport", "check_gradients"),
+    "_diagnostics.record": ("Entry", "Record", "record"),
+    "_diagnostics.report": ("Report",),
+    "_frameworks.registry": ("BackendHandle", "BackendInfo", "backend", "backends"),
+    "_frameworks.transforms": ("constant", "grad", "jvp", "value_and_grad", "vjp"),
+    "_layers.argmin": ("argmin",),
+    "_layers.layer": ("Layer",),
+    "_layers.root": ("fixed_point", "root"),
+    "_layers.value": ("Value", "value"),
+    "_problem.score": ("Derivatives",),
 }
-HOMES = {name: module for module, names in MODULES.items() for name in names}
-"""Where each public name is found at its first use: few programs need all, and every program waits for its imports."""
+"""The module of each public name. A module is imported when one of its names is first used: `import dil` stays fast."""
+_PACKAGES = ("control", "linear", "ode", "solvers")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in PACKAGES and name not in HOMES:
-        message = f"module 'dil' has no attribute {name!r}"
-        raise AttributeError(message)
     from importlib import import_module
 
-    if name in PACKAGES:
+    if name in _PACKAGES:
         return import_module(f"dil.{name}")
-    found = globals()[name] = getattr(import_module(f"dil.{HOMES[name]}"), name)
-    return found
+    for module, names in _ROOMS.items():
+        if name in names:
+            found = globals()[name] = getattr(import_module(f"dil.{module}"), name)
+            return found
+    message = f"module 'dil' has no attribute {name!r}"
+    raise AttributeError(message)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
 
 
 __all__ = [

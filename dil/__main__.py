@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dil._cli import main
+from dil._cli.app import main
 
 if __name__ == "__main__":
     main()

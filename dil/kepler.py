@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from dil._argmin import argmin
-from dil._arrays import array_namespace, eps, full
-from dil._registry import common_owner
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array
+from dil._base.arrays import array_namespace, eps, full
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array
+from dil._frameworks.registry import common_owner
+from dil._layers.argmin import argmin
 
 __all__ = ["dE_dM", "dE_de", "eccentric_anomaly", "residual", "score", "solver"]
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dil import _differentiate
-from dil._arrays import array_namespace, device, eps
-from dil._operator import Operator
-from dil._protocol import LinearSystem
-from dil._registry import BackendHandle
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, device, eps
+from dil._base.operator import Operator
+from dil._base.typing import Array, Arrays
+from dil._frameworks.forward_mode import jvp_from_vjp
+from dil._frameworks.protocol import LinearSystem
+from dil._frameworks.registry import BackendHandle
 
 __all__ = ["LAWS"]
 
@@ -36,7 +36,7 @@ def forward_and_reverse_are_adjoint(handle: BackendHandle) -> None:
     """<v, J t> = <J^T v, t>, for a Jacobian that is not symmetric."""
     x, v, t = _vectors(handle, 3)
     _, pull = handle.module.vjp(_smooth, x)
-    _, (moved,) = _differentiate.jvp(handle.module, _smooth, (x,), (t,))
+    _, (moved,) = jvp_from_vjp(handle.module, _smooth, (x,), (t,))
     _expect_near(handle, handle.xp.sum(v * moved), handle.xp.sum(pull((v,))[0] * t), "<v, J t> is not <J^T v, t>")
 
 

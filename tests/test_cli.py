@@ -18,7 +18,7 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from typer.testing import CliRunner
 
-from dil._commands import app
+from dil._cli.commands import app
 
 ROOT = Path(dil.__file__).parents[1]
 
@@ -78,7 +78,7 @@ def run(*args):
 def run_program(*args, cwd, before="", **env):
     """Run `python -m dil`, or a few lines before it, in a process of its own."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "backends")])
-    command = ["-m", "dil"] if not before else ["-c", f"{before}\nfrom dil._cli import main\nmain()"]
+    command = ["-m", "dil"] if not before else ["-c", f"{before}\nfrom dil._cli.app import main\nmain()"]
     return subprocess.run(
         [sys.executable, *command, *args],
         cwd=cwd,
@@ -135,7 +135,7 @@ def test_matplotlib_is_asked_for_by_the_demo_only(tmp_path):
 
 
 def test_the_entry_point_imports_without_the_extra(tmp_path):
-    before = "import sys; sys.modules.update(typer=None, rich=None, matplotlib=None); import dil._cli; sys.exit(0)"
+    before = "import sys; sys.modules.update(typer=None, rich=None, matplotlib=None); import dil._cli.app; sys.exit(0)"
     assert run_program(cwd=tmp_path, before=before).returncode == 0
 
 

@@ -9,13 +9,13 @@ import pytest
 from array_api_compat import array_namespace
 
 import dil
-import dil._registry
-from dil import _record
+import dil._frameworks.registry
+from dil._diagnostics import record as _record
 
 
 def diagonal(A, b, /, *, loop=None):
     """Solve as `Direct` does; on JAX by the diagonal alone, which is all there is here and compiles in no time."""
-    if dil._registry.owner(b).NATIVE == "jax":
+    if dil._frameworks.registry.owner(b).NATIVE == "jax":
         return dil.Solution(b / A(array_namespace(b).ones_like(b)))
     return dil.linear.Direct()(A, b, loop=loop)
 
@@ -49,7 +49,7 @@ def by_solver(solve):
     """Return a black box: no derivative passes NumPy."""
 
     def solver(fun, init, *args):
-        backend = dil._registry.owner(args[0])
+        backend = dil._frameworks.registry.owner(args[0])
         return backend.on_host(lambda *xs: (_into(xs[0], solve(*map(backend.to_numpy, xs))),), args[:1], *args)[0]
 
     return solver

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
-from dil._equation import Equation
-from dil._pairs import inverse_product
+from dil._base.quasi_newton import inverse_product
+from dil._problem.equation import Equation
 from dil.solvers import (
     LBFGS,
     Anderson,

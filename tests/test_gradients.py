@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 
 import dil
-from dil._arguments import take_apart
-from dil._check import _richardson
-from dil._transforms import Flat
+from dil._diagnostics.check_gradients import _richardson
+from dil._frameworks.arguments import take_apart
+from dil._frameworks.transforms import Flat
 from problems import SHAPES, Case, cases
 
 
@@ -81,7 +81,7 @@ def test_forward_equals_reverse(plain):
 
 def test_pushforward_of_the_theorem(plain):
     """The rule's own pushforward, which torch's and JAX's forward mode call, equals the transpose of its pullback."""
-    from dil._theorem import ImplicitRule
+    from dil._layers.theorem import ImplicitRule
 
     case = Case("network", (3,), 11)
     layer = case.layer()

@@ -12,7 +12,7 @@ import pytest
 
 import dil
 from dil import kepler
-from dil._demos import kepler as demo
+from dil._cli.demos import kepler as demo
 
 REASON = "{} is not installed"
 
@@ -182,7 +182,7 @@ needs_matplotlib = pytest.mark.skipif(
 
 
 def picture(handle):
-    from dil._demos import kepler_figure
+    from dil._cli.demos import kepler_figure
 
     learned = learned_on(handle.name)
     land = kepler_figure.survey(handle, learned)
@@ -232,7 +232,7 @@ def test_the_picture_shows_both_the_field_and_the_path(numpy_picture):
 def test_a_saved_picture_does_not_depend_on_the_settings_of_the_user(tmp_path, numpy_picture):
     import matplotlib as mpl
 
-    from dil._demos import kepler_figure
+    from dil._cli.demos import kepler_figure
 
     _, land, learned = numpy_picture
     kepler_figure.save(kepler_figure.draw(learned, land), tmp_path / "a.png")

@@ -476,7 +476,7 @@ def test_a_backend_that_is_hidden_says_how_to_install_it(name):
 def test_a_backend_whose_import_breaks_is_listed_with_its_reason(monkeypatch, tmp_path):
     (tmp_path / "broken_backend.py").write_text("raise OSError('libbroken.so: cannot open shared object file')")
     monkeypatch.syspath_prepend(tmp_path)
-    from dil import _registry
+    from dil._frameworks import registry as _registry
 
     targets = {"numpy": "dil_backends.numpy", "broken": "broken_backend"}
     monkeypatch.setattr(_registry, "_targets", lambda: targets)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import dil
-from dil import _layer
-from dil._theorem import ImplicitRule
+from dil._layers import layer as _layer
+from dil._layers.theorem import ImplicitRule
 from problems import Case
 
 CASE = Case("quartic", (3,), 4)

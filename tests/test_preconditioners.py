@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
-from dil._operator import shifted
-from dil._pairs import Pairs, inverse_product, no_pairs, remember
+from dil._base.operator import shifted
+from dil._base.quasi_newton import Pairs, inverse_product, no_pairs, remember
 from dil.linear import CG, Jacobi, LBFGSPairs, Neumann, Nystrom, OneStep, Operator, WarmStart
 from dil.linear.preconditioners import Preconditioner, Prepared
 from engines import engines

@@ -232,7 +232,7 @@ def slope_of_gain(S, A, B, R, dA, dB, dQ, dR):
 def test_gain_of_a_regulator(engine):
     """The gain of the paper's appendix C, differentiated in A, B, Q and R."""
     linalg = pytest.importorskip("scipy.linalg", reason="SciPy is not installed")
-    backend = dil._registry.load(engine.backend)
+    backend = dil._frameworks.registry.load(engine.backend)
 
     def solver(fun, init, *args):
         def solve(*args):

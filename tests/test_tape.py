@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dil._errors import BackendError, CapturedError, DTypeError, ShapeError, UnsupportedFunctionError
+from dil._base.errors import BackendError, CapturedError, DTypeError, ShapeError, UnsupportedFunctionError
 from dil_backends import _tape, _tape_rules
 from dil_backends._tape import constant, implicit, is_box, namespace, value_type, vjp
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, full, norm, or_one
-from dil._errors import OptionError
-from dil._problem import Problem
-from dil._solution import Solution
-from dil._typing import Array
+from dil._base.arrays import array_namespace, full, norm, or_one
+from dil._base.errors import OptionError
+from dil._base.solution import Solution
+from dil._base.typing import Array
+from dil._problem.problem import Problem
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, tolerance, zeros_like_count
 

@@ -17,7 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 Arrays = tuple[jax.Array, ...]
 Pushforward = Callable[[Any, Any, Sequence[Any]], Any]
-"""`push(args, y, tangents)` returns the tangents of y, as that of a `dil._protocol.Rule`."""
+"""`push(args, y, tangents)` returns the tangents of y, as that of a `dil._frameworks.protocol.Rule`."""
 
 ATTACH = Primitive("dil_attach")
 """y of (*y, *args), `count` arrays of it, with the derivative in args that `held` gives."""

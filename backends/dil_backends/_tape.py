@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import array_namespace
 
-from dil._errors import BackendError, CapturedError, DTypeError, ShapeError, UnsupportedFunctionError
-from dil._typing import Array, Arrays, DType, Namespace
+from dil._base.errors import BackendError, CapturedError, DTypeError, ShapeError, UnsupportedFunctionError
+from dil._base.typing import Array, Arrays, DType, Namespace
 from dil_backends._tape_rules import ALIASES, COMPOSED, CONSTANT, OWN, RULES, Rule, fit, refuse
 
 __all__ = ["Box", "Pull", "PullbackRule", "constant", "implicit", "is_box", "namespace", "value_type", "vjp"]

@@ -29,8 +29,8 @@ from typing import Any, NoReturn, TypeAlias
 
 from array_api_compat import device as device_of
 
-from dil._errors import UnsupportedFunctionError
-from dil._typing import Namespace
+from dil._base.errors import UnsupportedFunctionError
+from dil._base.typing import Namespace
 
 Value: TypeAlias = Any
 """A raw array, a box, or, among the arguments of a function, a Python scalar."""

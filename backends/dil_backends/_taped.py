@@ -7,14 +7,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
-from dil._arrays import array_namespace
-from dil._errors import CapturedError
-from dil._linear_solve import differentiable_solve
-from dil._loops import python_loop as while_loop
-from dil._loops import python_run_if as run_if
-from dil._loops import python_scan as scan
-from dil._protocol import Backend, LinearSystem
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace
+from dil._base.errors import CapturedError
+from dil._base.typing import Array, Arrays
+from dil._frameworks.differentiable_solve import differentiable_solve
+from dil._frameworks.loops import python_loop as while_loop
+from dil._frameworks.loops import python_run_if as run_if
+from dil._frameworks.loops import python_scan as scan
+from dil._frameworks.protocol import Backend, LinearSystem
 from dil_backends._tape import constant, implicit, is_box, value_type, vjp
 
 __all__ = [

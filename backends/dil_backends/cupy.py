@@ -9,8 +9,8 @@ import cupy
 import cupyx
 import numpy as np
 
-from dil._errors import BackendError
-from dil._typing import Array
+from dil._base.errors import BackendError
+from dil._base.typing import Array
 from dil_backends._taped import (
     assert_constant,
     by_cholesky,

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dil._errors import BackendError, CapturedError
-from dil._protocol import LinearSystem, Pull, ReverseRule, Rule
+from dil._base.errors import BackendError, CapturedError
+from dil._frameworks.protocol import LinearSystem, Pull, ReverseRule, Rule
 from dil_backends._jax_attach import attach, is_zero
 
 NATIVE = "jax"

@@ -15,7 +15,7 @@ import dil
 from dil_backends.torch import autocasts, moves, shield, without_autocast
 
 if TYPE_CHECKING:
-    from dil._typing import OnFailure, Tree
+    from dil._base.typing import OnFailure, Tree
     from dil.linear._solver import LinearSolver
 
 Tensor = torch.Tensor

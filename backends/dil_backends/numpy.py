@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from dil._errors import BackendError
-from dil._loops import python_loop, python_run_if
-from dil._protocol import LinearSystem
-from dil._typing import Array
+from dil._base.errors import BackendError
+from dil._base.typing import Array
+from dil._frameworks.loops import python_loop, python_run_if
+from dil._frameworks.protocol import LinearSystem
 from dil_backends._taped import (
     assert_constant,
     by_cholesky,

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dil._errors import OptionError
-from dil._registry import leaves_of
-from dil._solution import Solution
-from dil._typing import Tree
+from dil._base.errors import OptionError
+from dil._base.solution import Solution
+from dil._base.typing import Tree
+from dil._frameworks.registry import leaves_of
 from dil.solvers._start import Start, start
 from dil_backends._bridge import Rule, State, check_arrays
 

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
-from dil._arrays import full, norm, or_one
-from dil._equation import Equation
-from dil._errors import OptionError
-from dil._score import Score
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Tree
+from dil._base.arrays import full, norm, or_one
+from dil._base.errors import OptionError
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Tree
+from dil._problem.equation import Equation
+from dil._problem.score import Score
 from dil.solvers._start import Start, check_positive, start
 from dil_backends._bridge import check_arrays
 

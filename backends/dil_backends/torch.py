@@ -12,10 +12,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
-from dil._errors import BackendError, CapturedError, UnsupportedFunctionError
-from dil._linear_solve import differentiable_solve
-from dil._loops import python_loop, python_run_if, python_scan
-from dil._protocol import Backend, LinearSystem, Pull, Rule
+from dil._base.errors import BackendError, CapturedError, UnsupportedFunctionError
+from dil._frameworks.differentiable_solve import differentiable_solve
+from dil._frameworks.loops import python_loop, python_run_if, python_scan
+from dil._frameworks.protocol import Backend, LinearSystem, Pull, Rule
 
 Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]

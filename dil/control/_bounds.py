@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dil._arrays import array_namespace, device
-from dil._errors import OptionError
-from dil._options import is_number
-from dil._typing import Array
+from dil._base.arrays import array_namespace, device
+from dil._base.errors import OptionError
+from dil._base.options import is_number
+from dil._base.typing import Array
 
 INSIDE = 0.999
 """How far towards a bound a plan may start: beyond, the map is so flat that no solver would come away."""

@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dil._arrays import array_namespace, device, eye, full, is_float, shared_namespace
-from dil._equation import Equation
-from dil._errors import DTypeError, OptionError, ShapeError
-from dil._layer import Layer
-from dil._policy import Policy
-from dil._protocol import Backend
-from dil._registry import common_owner, shielded
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Arrays, OnFailure
+from dil._base.arrays import array_namespace, device, eye, full, is_float, shared_namespace
+from dil._base.errors import DTypeError, OptionError, ShapeError
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays, OnFailure
+from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.protocol import Backend
+from dil._frameworks.registry import common_owner, shielded
+from dil._layers.layer import Layer
+from dil._problem.equation import Equation
 from dil.control._riccati import feedback, sandwich, symmetric
 from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver

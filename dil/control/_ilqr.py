@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, device, eps, eye, full, norm, or_one
-from dil._errors import OptionError
-from dil._protocol import Backend
-from dil._solution import Solution
-from dil._typing import Array, Arrays, Tree
+from dil._base.arrays import array_namespace, device, eps, eye, full, norm, or_one
+from dil._base.errors import OptionError
+from dil._base.solution import Solution
+from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.protocol import Backend
 from dil.control._score import PlanScore, time_first
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dil._arrays import array_namespace, device, eps, eye, full
-from dil._errors import DTypeError, OptionError, ShapeError
-from dil._options import check_integer
-from dil._policy import Policy
-from dil._registry import common_owner, owner
-from dil._status import Status
-from dil._typing import Array, Arrays, OnFailure
+from dil._base.arrays import array_namespace, device, eps, eye, full
+from dil._base.errors import DTypeError, OptionError, ShapeError
+from dil._base.options import check_integer
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays, OnFailure
+from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.registry import common_owner, owner
 from dil.control._dare import Gradient, broadcasts_to, checked, dare
 from dil.control._riccati import feedback, sandwich, symmetric
 from dil.linear._solver import LinearSolver

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, device
-from dil._errors import OptionError, ShapeError
-from dil._options import check_integer
-from dil._registry import common_owner, owner
-from dil._typing import Array, Arrays, Tree
+from dil._base.arrays import array_namespace, device
+from dil._base.errors import OptionError, ShapeError
+from dil._base.options import check_integer
+from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.registry import common_owner, owner
 from dil.control._plan import Plan
 from dil.control._score import described, name_of, of_dtype
 

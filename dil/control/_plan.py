@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dil._arrays import array_namespace, full
-from dil._call import Solver
-from dil._errors import OptionError, ShapeError
-from dil._layer import Layer
-from dil._options import check_integer, is_number
-from dil._policy import Policy
-from dil._registry import common_owner
-from dil._score import Score
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, OnFailure, Tree
+from dil._base.arrays import array_namespace, full
+from dil._base.errors import OptionError, ShapeError
+from dil._base.options import check_integer, is_number
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array, OnFailure, Tree
+from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.registry import common_owner
+from dil._layers.call import Solver
+from dil._layers.layer import Layer
+from dil._problem.score import Score
 from dil.control._bounds import Limit, checked
 from dil.control._score import Cost, Dynamics, PlanScore, name_of
 from dil.linear._auto import Auto
@@ -24,7 +24,7 @@ from dil.linear._solver import LinearSolver
 from dil.solvers._lbfgs import LBFGS
 
 if TYPE_CHECKING:
-    from dil._report import Report
+    from dil._diagnostics.report import Report
 
 HUGE = 0.25
 """States beyond this power of the largest number have diverged: their products overflow."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dil._arrays import shared_namespace
-from dil._typing import Array
+from dil._base.arrays import shared_namespace
+from dil._base.typing import Array
 
 
 def symmetric(X: Array) -> Array:

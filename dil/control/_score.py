@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dil._arrays import array_namespace, full, shared_namespace
-from dil._errors import DTypeError, ShapeError
-from dil._protocol import Backend
-from dil._registry import common_owner, owner
-from dil._typing import Array, Arrays, Tree
+from dil._base.arrays import array_namespace, full, shared_namespace
+from dil._base.errors import DTypeError, ShapeError
+from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.protocol import Backend
+from dil._frameworks.registry import common_owner, owner
 from dil.control._bounds import Bounds
 
 Cost = Callable[..., Any]

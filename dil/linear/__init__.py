@@ -1,6 +1,6 @@
 """Linear solvers for the backward pass, in the array API: products with the matrix are all that they need."""
 
-from dil._operator import Operator
+from dil._base.operator import Operator
 from dil.linear import preconditioners
 from dil.linear._approximate import Neumann, OneStep
 from dil.linear._auto import Auto

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, dot, eps, full, peak
-from dil._errors import OptionError
-from dil._operator import as_operator
-from dil._options import check_integer, check_rtol, is_number
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, dot, eps, full, peak
+from dil._base.errors import OptionError
+from dil._base.operator import as_operator
+from dil._base.options import check_integer, check_rtol, is_number
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array, Loop, Matvec
 from dil.linear._right import owner_of_right
 
 

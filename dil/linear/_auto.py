@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, full, size
-from dil._errors import OptionError
-from dil._operator import Operator, as_operator
-from dil._options import is_integer
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, full, size
+from dil._base.errors import OptionError
+from dil._base.operator import Operator, as_operator
+from dil._base.options import is_integer
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array, Loop, Matvec
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._direct import Direct

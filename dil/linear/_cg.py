@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from dil._arrays import array_namespace, device, eps, inner, largest, opposite, pick
-from dil._operator import shifted
-from dil._options import check_linear_options
-from dil._reasons import first_of
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, device, eps, inner, largest, opposite, pick
+from dil._base.operator import shifted
+from dil._base.options import check_linear_options
+from dil._base.solution import Solution
+from dil._base.status import Status, first_of
+from dil._base.typing import Array, Loop, Matvec
 from dil.linear._flexible_cg import flexible_cg
 from dil.linear._right import owner_of_right
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, device, eps, eye, full, peak
-from dil._operator import Operator, as_operator
-from dil._probes import gaussian
-from dil._protocol import Backend
-from dil._reasons import first_of
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, device, eps, eye, full, peak
+from dil._base.operator import Operator, as_operator
+from dil._base.solution import Solution
+from dil._base.status import Status, first_of
+from dil._base.typing import Array, Loop, Matvec
+from dil._frameworks.protocol import Backend
+from dil._frameworks.random_vectors import gaussian
 from dil.linear._cg import CG
 from dil.linear._right import owner_of_right
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, dot, eps, full, peak
-from dil._operator import Operator
-from dil._reasons import first_of
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, dot, eps, full, peak
+from dil._base.operator import Operator
+from dil._base.solution import Solution
+from dil._base.status import Status, first_of
+from dil._base.typing import Array, Loop, Matvec
 from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
 
 

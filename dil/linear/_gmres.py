@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, device, dot, eye, full, norm, peak
-from dil._errors import OptionError
-from dil._operator import Operator, shifted
-from dil._options import check_linear_options, is_integer
-from dil._solution import Solution
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, device, dot, eye, full, norm, peak
+from dil._base.errors import OptionError
+from dil._base.operator import Operator, shifted
+from dil._base.options import check_linear_options, is_integer
+from dil._base.solution import Solution
+from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import Pass, Progress, Task, restarted
 
 

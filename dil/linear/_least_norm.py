@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dil._arrays import array_namespace, eps, eye, full, largest, norm, or_one
-from dil._operator import Operator
-from dil._reasons import first_of
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Loop
+from dil._base.arrays import array_namespace, eps, eye, full, largest, norm, or_one
+from dil._base.operator import Operator
+from dil._base.solution import Solution
+from dil._base.status import Status, first_of
+from dil._base.typing import Array, Loop
 from dil.linear._direct import dense
 from dil.linear._right import owner_of_right
 

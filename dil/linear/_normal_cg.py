@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, dot, full, norm
-from dil._operator import Operator, as_operator
-from dil._options import check_linear_options
-from dil._solution import Solution
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, dot, full, norm
+from dil._base.operator import Operator, as_operator
+from dil._base.options import check_linear_options
+from dil._base.solution import Solution
+from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import Measure, Pass, Progress, Task, restarted
 
 

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
-from dil._arrays import array_namespace, eps, full, norm
-from dil._operator import Operator
-from dil._options import LinearOptions
-from dil._reasons import first_of
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Loop
+from dil._base.arrays import array_namespace, eps, full, norm
+from dil._base.operator import Operator
+from dil._base.options import LinearOptions
+from dil._base.solution import Solution
+from dil._base.status import Status, first_of
+from dil._base.typing import Array, Loop
 from dil.linear._right import owner_of_right
 
 Measure: TypeAlias = Callable[[Array, Array], Array]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dil._arrays import array_namespace, is_float
-from dil._errors import DTypeError, ShapeError
-from dil._protocol import Backend
-from dil._registry import common_owner
-from dil._typing import Array
+from dil._base.arrays import array_namespace, is_float
+from dil._base.errors import DTypeError, ShapeError
+from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
+from dil._frameworks.registry import common_owner
 
 
 def owner_of_right(b: Array, solver: str, x0: Array | None = None) -> Backend:

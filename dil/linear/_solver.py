@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from dil._operator import Operator
-from dil._solution import Solution
-from dil._typing import Array, Loop
+from dil._base.operator import Operator
+from dil._base.solution import Solution
+from dil._base.typing import Array, Loop
 
 
 class LinearSolver(Protocol):

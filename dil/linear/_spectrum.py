@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, device, eps, full, inner, norm
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, device, eps, full, inner, norm
+from dil._base.typing import Array, Loop, Matvec
 
 
 class Extremes(NamedTuple):

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
-from dil._arrays import array_namespace, device, dot, full, peak
-from dil._errors import OptionError
-from dil._operator import Operator, as_operator
-from dil._protocol import Backend
-from dil._solution import Solution
-from dil._typing import Array, Arrays, Loop
+from dil._base.arrays import array_namespace, device, dot, full, peak
+from dil._base.errors import OptionError
+from dil._base.operator import Operator, as_operator
+from dil._base.solution import Solution
+from dil._base.typing import Array, Arrays, Loop
+from dil._frameworks.protocol import Backend
 from dil.linear._right import owner_of_right
 
 

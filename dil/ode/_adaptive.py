@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, device, eps, full, peak
-from dil._status import Status
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, device, eps, full, peak
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays
 from dil.ode._methods import Method
 from dil.ode._stages import VectorStages
 

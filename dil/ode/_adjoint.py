@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dil._arrays import array_namespace, full
-from dil._operator import Operator
-from dil._policy import Policy
-from dil._protocol import LinearSystem, ReverseRule
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, full
+from dil._base.operator import Operator
+from dil._base.typing import Array, Arrays
+from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.protocol import LinearSystem, ReverseRule
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._methods import Method

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dil._arrays import array_namespace, full
-from dil._protocol import Backend
-from dil._typing import Array
+from dil._base.arrays import array_namespace, full
+from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
 
 
 def between(backend: Backend, t: Array, knots: Array, states: Array, slopes: Array) -> Array:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dil._arguments import Arguments
-from dil._arrays import array_namespace
-from dil._protocol import Backend
-from dil._space import Space
-from dil._typing import Array, Arrays, Tree
+from dil._base.arrays import array_namespace
+from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.arguments import Arguments
+from dil._frameworks.protocol import Backend
+from dil._problem.space import Space
 
 
 @dataclass(frozen=True)

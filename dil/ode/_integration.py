@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, full
-from dil._policy import Policy
-from dil._protocol import Backend
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, full
+from dil._base.typing import Array, Arrays
+from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.protocol import Backend
 from dil.ode._adaptive import Mesh, find_mesh
 from dil.ode._adjoint import AdjointRule
 from dil.ode._dense import between

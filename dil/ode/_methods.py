@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from dil._arrays import full, or_one
-from dil._typing import Array, Arrays
+from dil._base.arrays import full, or_one
+from dil._base.typing import Array, Arrays
 from dil.ode._state import plus, scaled, slope_between
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, eye, full, norm
-from dil._errors import OptionError
-from dil._jacobian import operator
-from dil._protocol import Backend
-from dil._solution import Solution
-from dil._typing import Array, Matvec, Tree
+from dil._base.arrays import array_namespace, eye, full, norm
+from dil._base.errors import OptionError
+from dil._base.solution import Solution
+from dil._base.typing import Array, Matvec, Tree
+from dil._frameworks.protocol import Backend
+from dil._problem.jacobian import operator
 from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 from dil.solvers._finish import finish

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from dil._arguments import take_apart
-from dil._arrays import array_namespace, device, full
-from dil._call import Solver
-from dil._errors import BackendError, DTypeError, OptionError, ShapeError
-from dil._policy import Policy
-from dil._registry import common_owner, owner, shielded
-from dil._space import space_of
-from dil._typing import Array, Arrays, OnFailure, Tree
+from dil._base.arrays import array_namespace, device, full
+from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
+from dil._base.typing import Array, Arrays, OnFailure, Tree
+from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.arguments import take_apart
+from dil._frameworks.registry import common_owner, owner, shielded
+from dil._layers.call import Solver
+from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._integration import Integration

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dil._call import Solver
-from dil._errors import OptionError
-from dil._options import check_integer, is_number
-from dil._typing import OnFailure
+from dil._base.errors import OptionError
+from dil._base.options import check_integer, is_number
+from dil._base.typing import OnFailure
+from dil._layers.call import Solver
 from dil.linear._auto import Auto
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver

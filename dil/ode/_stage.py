@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dil._arguments import take_apart
-from dil._arrays import array_namespace, full
-from dil._call import Call, Solver
-from dil._equation import Equation
-from dil._policy import Policy
-from dil._protocol import Rule
-from dil._record import emit, recording
-from dil._score import Score
-from dil._theorem import ImplicitRule
-from dil._typing import Array, Arrays, Tree
+from dil._base.arrays import array_namespace, full
+from dil._base.typing import Array, Arrays, Tree
+from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.record import emit, recording
+from dil._frameworks.arguments import take_apart
+from dil._frameworks.protocol import Rule
+from dil._layers.call import Call, Solver
+from dil._layers.theorem import ImplicitRule
+from dil._problem.equation import Equation
+from dil._problem.score import Score
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.solvers._anderson import Anderson

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dil._arrays import array_namespace, full, norm
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, full, norm
+from dil._base.typing import Array, Arrays
 from dil.ode._field import Field
 from dil.ode._state import plus, slope_between
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dil._arrays import or_one
-from dil._typing import Array, Arrays
+from dil._base.arrays import or_one
+from dil._base.typing import Array, Arrays
 
 
 def plus(y: Arrays, *terms: tuple[Array | float, Arrays]) -> Arrays:

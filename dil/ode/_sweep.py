@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from dil._arrays import array_namespace, full
-from dil._protocol import Backend
-from dil._status import Status
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, full
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays
+from dil._frameworks.protocol import Backend
 from dil.ode._methods import Method, Stages
 
 

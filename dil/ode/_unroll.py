@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dil._arrays import array_namespace, full, norm
-from dil._jacobian import jacobian
-from dil._operator import Operator
-from dil._problem import Problem
-from dil._protocol import LinearSystem
-from dil._reasons import first_of
-from dil._space import space_of
-from dil._status import Status
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, full, norm
+from dil._base.operator import Operator
+from dil._base.status import Status, first_of
+from dil._base.typing import Array, Arrays
+from dil._frameworks.protocol import LinearSystem
+from dil._problem.jacobian import jacobian
+from dil._problem.problem import Problem
+from dil._problem.space import space_of
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
 from dil.ode._stage import StageLayer

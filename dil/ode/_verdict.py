@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, full
-from dil._errors import OptionError
-from dil._policy import Policy, summary
-from dil._protocol import Backend
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, full
+from dil._base.errors import OptionError
+from dil._base.typing import Array, Arrays
+from dil._diagnostics.failure_policy import Policy, summary
+from dil._frameworks.protocol import Backend
 
 EVEN = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
 ADAPTED = "Steps were as short as rounding allows, as before a pole, or max_steps= of them were taken: raise it"

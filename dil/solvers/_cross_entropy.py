@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, full, norm, or_one
-from dil._errors import OptionError
-from dil._options import check_integer, is_integer, is_number
-from dil._probes import gaussian
-from dil._solution import Solution
-from dil._typing import Array, Tree
+from dil._base.arrays import array_namespace, full, norm, or_one
+from dil._base.errors import OptionError
+from dil._base.options import check_integer, is_integer, is_number
+from dil._base.solution import Solution
+from dil._base.typing import Array, Tree
+from dil._frameworks.random_vectors import gaussian
 from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, evaluate, evaluate_rows

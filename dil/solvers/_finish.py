@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dil._reasons import first_of
-from dil._solution import Solution
-from dil._space import Space
-from dil._status import Status
-from dil._typing import Array
+from dil._base.solution import Solution
+from dil._base.status import Status, first_of
+from dil._base.typing import Array
+from dil._problem.space import Space
 
 
 def finish(

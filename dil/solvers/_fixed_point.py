@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, eps, norm, or_one
-from dil._errors import OptionError
-from dil._solution import Solution
-from dil._typing import Array, Tree
+from dil._base.arrays import array_namespace, eps, norm, or_one
+from dil._base.errors import OptionError
+from dil._base.solution import Solution
+from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
 from dil.solvers._watch import check_watched, iterate

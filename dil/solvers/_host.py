@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, device, norm, or_one
-from dil._errors import OptionError
-from dil._problem import Problem
-from dil._protocol import Backend, Pull
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Arrays
+from dil._base.arrays import array_namespace, device, norm, or_one
+from dil._base.errors import OptionError
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays
+from dil._frameworks.protocol import Backend, Pull
+from dil._problem.problem import Problem
 from dil.solvers._start import check_positive
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from dil._arrays import array_namespace, dot, eps, full, norm, or_one, peak
-from dil._errors import OptionError
-from dil._jacobian import operator
-from dil._operator import Operator
-from dil._solution import Solution
-from dil._typing import Array, Matvec, Tree
+from dil._base.arrays import array_namespace, dot, eps, full, norm, or_one, peak
+from dil._base.errors import OptionError
+from dil._base.operator import Operator
+from dil._base.solution import Solution
+from dil._base.typing import Array, Matvec, Tree
+from dil._problem.jacobian import operator
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG

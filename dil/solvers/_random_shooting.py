@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, device, full
-from dil._options import check_integer
-from dil._probes import gaussian
-from dil._solution import Solution
-from dil._typing import Array, Tree
+from dil._base.arrays import array_namespace, device, full
+from dil._base.options import check_integer
+from dil._base.solution import Solution
+from dil._base.typing import Array, Tree
+from dil._frameworks.random_vectors import gaussian
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, broadcasts, evaluate, evaluate_rows

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dil._problem import Problem
-from dil._protocol import Pull
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Arrays, Tree
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.protocol import Pull
+from dil._problem.problem import Problem
 from dil.solvers._host import Found, Host, check_scipy, import_optimize, solve_on_host
 from dil.solvers._start import start
 

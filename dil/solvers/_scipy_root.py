@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dil._problem import Problem
-from dil._solution import Solution
-from dil._status import Status
-from dil._typing import Array, Arrays, Tree
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays, Tree
+from dil._problem.problem import Problem
 from dil.solvers._host import Found, Host, check_scipy, import_optimize, solve_on_host
 from dil.solvers._start import start_equation
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dil._errors import OptionError
-from dil._solution import Solution
-from dil._typing import Tree
+from dil._base.errors import OptionError
+from dil._base.solution import Solution
+from dil._base.typing import Tree
 
 
 @dataclass(frozen=True, init=False)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from dil._arguments import take_apart
-from dil._arrays import array_namespace, eps, full, norm
-from dil._equation import Equation
-from dil._errors import OptionError
-from dil._options import is_integer, is_number
-from dil._problem import Problem
-from dil._registry import common_owner, owner
-from dil._score import Score
-from dil._space import space_of
-from dil._typing import Array, Arrays, Tree
+from dil._base.arrays import array_namespace, eps, full, norm
+from dil._base.errors import OptionError
+from dil._base.options import is_integer, is_number
+from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.arguments import take_apart
+from dil._frameworks.registry import common_owner, owner
+from dil._problem.equation import Equation
+from dil._problem.problem import Problem
+from dil._problem.score import Score
+from dil._problem.space import space_of
 
 COUNTS = frozenset({"iterations", "max_iter", "memory", "samples"})
 """Options that are integers."""

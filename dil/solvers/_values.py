@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from dil._arrays import array_namespace, device, full
-from dil._typing import Array
+from dil._base.arrays import array_namespace, device, full
+from dil._base.typing import Array
 from dil.solvers._start import Start
 
 

@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from threading import RLock
 from typing import Any, Protocol, TypeVar
 
-from dil._arrays import array_namespace, device, full
-from dil._errors import OptionError
-from dil._protocol import Backend
-from dil._typing import Array
+from dil._base.arrays import array_namespace, device, full
+from dil._base.errors import OptionError
+from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
 
 DELAY = 1.0
 """Seconds before a bar appears."""

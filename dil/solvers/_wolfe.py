@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dil._arrays import array_namespace, dot, eps, full, norm
-from dil._typing import Array, Loop
+from dil._base.arrays import array_namespace, dot, eps, full, norm
+from dil._base.typing import Array, Loop
 from dil.solvers._start import size_of
 
 DECREASE, CURVATURE = 1e-4, 0.9

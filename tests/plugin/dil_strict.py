@@ -5,7 +5,7 @@ from __future__ import annotations
 import array_api_strict as xp
 import numpy as np
 
-from dil._errors import BackendError
+from dil._base.errors import BackendError
 from dil_backends._tape import is_box
 from dil_backends._taped import (
     assert_constant,

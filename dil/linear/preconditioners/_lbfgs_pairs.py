@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dil._arrays import array_namespace, full
-from dil._errors import OptionError
-from dil._operator import Operator
-from dil._pairs import Pairs, inverse_product, inverse_scale
-from dil._typing import Array, Loop
+from dil._base.arrays import array_namespace, full
+from dil._base.errors import OptionError
+from dil._base.operator import Operator
+from dil._base.quasi_newton import Pairs, inverse_product, inverse_scale
+from dil._base.typing import Array, Loop
 from dil.linear.preconditioners._preconditioner import Prepared
 
 
@@ -35,7 +35,7 @@ class LBFGSPairs:
     Examples
     --------
     >>> import numpy as np, dil
-    >>> from dil._pairs import no_pairs, remember
+    >>> from dil._base.quasi_newton import no_pairs, remember
     >>> scales = np.logspace(0, 6, 100)
     >>> pairs = remember(no_pairs(scales, 1), np.ones(100), scales, np.asarray(True))
     >>> A = dil.linear.Operator(lambda p: scales * p, symmetric=True, pairs=pairs)

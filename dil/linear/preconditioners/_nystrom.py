@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._arrays import array_namespace, device, dot, eps, full
-from dil._errors import OptionError
-from dil._operator import Operator
-from dil._options import check_integer, is_number
-from dil._typing import Array, Loop
+from dil._base.arrays import array_namespace, device, dot, eps, full
+from dil._base.errors import OptionError
+from dil._base.operator import Operator
+from dil._base.options import check_integer, is_number
+from dil._base.typing import Array, Loop
 from dil.linear._right import owner_of_right
 from dil.linear.preconditioners._preconditioner import Prepared, columns, is_eager
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from dil._arrays import array_namespace, full
-from dil._errors import DTypeError, OptionError, ShapeError
-from dil._operator import Operator
-from dil._typing import Array, Loop, Matvec
+from dil._base.arrays import array_namespace, full
+from dil._base.errors import DTypeError, OptionError, ShapeError
+from dil._base.operator import Operator
+from dil._base.typing import Array, Loop, Matvec
 
 
 @runtime_checkable

@@ -1,0 +1,160 @@
+"""The few things that the numerics say about arrays in words of their own."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+from array_api_compat import array_namespace as find_namespace
+from array_api_compat import device
+
+from dil._base.typing import Array, DType, Namespace
+
+__all__ = [
+    "array_namespace",
+    "device",
+    "dot",
+    "eps",
+    "eye",
+    "full",
+    "inner",
+    "is_complex",
+    "is_float",
+    "largest",
+    "norm",
+    "opposite",
+    "or_one",
+    "peak",
+    "pick",
+    "shared_namespace",
+    "size",
+]
+
+
+NAMESPACES: dict[type, ModuleType] = {}
+"""The namespaces of the types of arrays that were met, of those that have a module for one."""
+
+
+def array_namespace(*arrays: Any) -> Namespace:
+    """Return the array API namespace of some arrays, as `array_api_compat` finds it.
+
+    A module serves all arrays of a type and is found once; a namespace made for an array, as a tape's, is asked for.
+    """
+    if len(arrays) == 1 and (known := NAMESPACES.get(type(arrays[0]))) is not None:
+        return known
+    found = find_namespace(*arrays)
+    if len(arrays) == 1 and isinstance(found, ModuleType):
+        NAMESPACES[type(arrays[0])] = found
+    return found
+
+
+@lru_cache(maxsize=256)
+def is_float(xp: Namespace, dtype: DType) -> bool:
+    """Whether a dtype is real floating, so that a derivative in it means something."""
+    return _is_dtype(xp, dtype, "real floating")
+
+
+@lru_cache(maxsize=256)
+def is_complex(xp: Namespace, dtype: DType) -> bool:
+    """Whether a dtype is complex."""
+    return _is_dtype(xp, dtype, "complex floating")
+
+
+def _is_dtype(xp: Namespace, dtype: DType, kind: str) -> bool:
+    try:
+        return bool(xp.isdtype(dtype, kind))
+    except (TypeError, ValueError):  # a dtype that the standard does not know, such as that of JAX's random keys
+        return False
+
+
+@lru_cache(maxsize=256)
+def eps(xp: Namespace, dtype: DType) -> float:
+    """Return the machine epsilon of a dtype."""
+    return float(xp.finfo(dtype).eps)
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Return the inner product of each problem: (*batch, n), (*batch, n) -> (*batch, 1)."""
+    xp = array_namespace(a)
+    total: Array = xp.sum(a * b, axis=-1, keepdims=True)
+    return total
+
+
+def inner(a: Array, b: Array) -> Array:
+    """Return the inner product of each problem: (*batch, n), (*batch, n) -> batch."""
+    if a.ndim == 1:
+        return a @ b
+    total: Array = array_namespace(a).sum(a * b, axis=-1)
+    return total
+
+
+def largest(a: Array) -> Array:
+    """Return the largest entry of each problem by magnitude, (*batch, n) -> batch; zero for an empty problem."""
+    xp = array_namespace(a)
+    top: Array = xp.sum(a, axis=-1) if a.shape[-1] == 0 else xp.max(xp.abs(a), axis=-1)
+    return top
+
+
+def peak(a: Array) -> Array:
+    """Return the largest entry of each problem by magnitude, (*batch, n) -> (*batch, 1); one for a zero problem."""
+    top = largest(a)
+    return array_namespace(a).where(top == 0, 1.0, top)[..., None]  # type: ignore[no-any-return]
+
+
+def norm(a: Array) -> Array:
+    """Return the Euclidean norm of each problem, (*batch, n) -> (*batch, 1).
+
+    Dividing by the largest entry first keeps the squares of tiny and huge entries from under- and overflowing.
+    """
+    top = peak(a)
+    return top * array_namespace(a).sqrt(dot(a / top, a / top))  # type: ignore[no-any-return]
+
+
+def or_one(x: Array) -> Array:
+    """Return x with one in the place of zeros, to divide by."""
+    return array_namespace(x).where(x == 0, full(x, 1.0), x)  # type: ignore[no-any-return]
+
+
+def eye(n: int, like: Array) -> Array:
+    """Return the identity, (n, n), beside another array, of its dtype."""
+    made: Array = array_namespace(like).eye(n, dtype=like.dtype, device=device(like))
+    return made
+
+
+def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype: DType | None = None) -> Array:
+    """Return an array of one value beside another: on its device, of its dtype and shape unless said otherwise."""
+    xp = array_namespace(like)
+    made: Array = xp.full(
+        like.shape if shape is None else shape,
+        value,
+        dtype=like.dtype if dtype is None else dtype,
+        device=device(like),
+    )
+    return made
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """Return the number of entries of a shape; one for a scalar."""
+    return math.prod(shape)
+
+
+def pick(condition: Array | bool, a: Any, b: Any) -> Any:
+    """Return a where the condition holds, else b; the condition may be a bool of Python, which computes nothing."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    return array_namespace(condition).where(condition, a, b)
+
+
+def shared_namespace(a: Array, b: Array) -> Namespace:
+    """Return the namespace of two arrays of shapes (..., n) and (..., m) that broadcast but for n and m.
+
+    One of them may be differentiated and the other not: the first alone does not say which functions see both.
+    """
+    return array_namespace(a[..., :1] + b[..., :1])
+
+
+def opposite(condition: Array | bool) -> Any:
+    """Return the negation of a mask, or of a bool of Python."""
+    return not condition if isinstance(condition, bool) else ~condition

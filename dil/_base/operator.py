@@ -1,0 +1,101 @@
+"""The matrix of a linear system, known by its products alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dil._base.errors import DTypeError, OptionError, ShapeError
+from dil._base.quasi_newton import Pairs
+from dil._base.quasi_newton import shifted as shifted_pairs
+from dil._base.typing import Array, Matvec
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A square matrix A for each problem of a batch, by its products; called as `A(p)`.
+
+    Attributes
+    ----------
+    matvec : callable
+        `matvec(p)` returns A p; p and A p: (*batch, n).
+    rmatvec : callable, optional
+        `rmatvec(p)` returns A^T p.
+    symmetric : bool
+        Whether A is known to be symmetric, so that its transpose needs no products of its own.
+    pairs : Pairs, optional
+        What a quasi-Newton solver of the forward problem learned about A, for a preconditioner to use.
+    transposed : bool
+        Whether it is the transpose of a layer's dF/du: the matrix of a pullback, not of a pushforward.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> M = np.asarray([[1.0, 2.0], [0.0, 1.0]])
+    >>> A = dil.linear.Operator(lambda p: M @ p, lambda p: M.T @ p)
+    >>> A.T(np.asarray([1.0, 1.0]))
+    array([1., 3.])
+    """
+
+    matvec: Matvec
+    rmatvec: Matvec | None = None
+    symmetric: bool = False
+    pairs: Pairs | None = None
+    transposed: bool = False
+
+    def __call__(self, p: Array) -> Array:
+        """Return A p.
+
+        Raises
+        ------
+        ShapeError
+            If the product is no array of the shape of p; broadcasting would make it the answer of another system.
+        DTypeError
+            If it is of another dtype, whose rounding no tolerance would know of.
+        """
+        Ap = self.matvec(p)
+        if getattr(Ap, "shape", None) != p.shape:
+            found = tuple(Ap.shape) if hasattr(Ap, "shape") else f"{type(Ap).__name__} without a shape"
+            message = f"a product with the matrix has shape {found}; expected {tuple(p.shape)}, like the vector"
+            raise ShapeError(message)
+        if Ap.dtype != p.dtype:
+            message = f"a product with the matrix has dtype {Ap.dtype}; expected {p.dtype}, like the vector: cast it"
+            raise DTypeError(message)
+        return Ap
+
+    @property
+    def T(self) -> Operator:
+        """The transpose.
+
+        Raises
+        ------
+        OptionError
+            If there are no products with it.
+        """
+        if self.symmetric:
+            return Operator(self.matvec, self.rmatvec, True, self.pairs, not self.transposed)
+        if self.rmatvec is None:
+            message = (
+                "products with the transpose are needed, but only those with the matrix are known; pass "
+                "dil.linear.Operator(matvec, rmatvec), or Operator(matvec, symmetric=True) if it is symmetric"
+            )
+            raise OptionError(message)
+        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed)
+
+
+def as_operator(matvec: Matvec) -> Operator:
+    """Return an operator as it is, and a plain product as one of which nothing more is known."""
+    return matvec if isinstance(matvec, Operator) else Operator(matvec)
+
+
+def shifted(matvec: Matvec, shift: float) -> Operator:
+    """Return A + shift I, with what is known of A."""
+    A = as_operator(matvec)
+    if shift == 0:
+        return A
+    rproduct, pairs = A.rmatvec, A.pairs
+    return replace(
+        A,
+        matvec=lambda p: A(p) + shift * p,
+        rmatvec=None if rproduct is None else lambda p: rproduct(p) + shift * p,
+        pairs=None if pairs is None else shifted_pairs(pairs, shift),
+    )

@@ -1,0 +1,73 @@
+"""What options may be: numbers, which True and False are not, and the ones that every linear solver takes."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Protocol, TypeGuard
+
+from dil._base.errors import OptionError
+
+
+def is_integer(value: object, least: int) -> TypeGuard[int]:
+    """Whether a value is an integer of at least `least`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number below infinity."""
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) < float("inf")
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """Refuse what is no integer of at least `least`.
+
+    Raises
+    ------
+    OptionError
+        If it is none.
+    """
+    if not is_integer(value, least):
+        message = f"{name}={value!r}; expected an integer >= {least}"
+        raise OptionError(message)
+
+
+class LinearOptions(Protocol):
+    """What every linear solver can be told."""
+
+    @property
+    def damping(self) -> float: ...
+    @property
+    def rtol(self) -> float | None: ...
+    @property
+    def max_iter(self) -> int | None: ...
+
+
+def check_linear_options(options: LinearOptions, units: str = "A") -> None:
+    """Refuse options out of range.
+
+    Raises
+    ------
+    OptionError
+        If one is.
+    """
+    damping, rtol, max_iter = options.damping, options.rtol, options.max_iter
+    if not (is_number(damping) and damping >= 0):
+        message = f"damping={damping!r}; expected a number >= 0, in the units of {units}"
+        raise OptionError(message)
+    check_rtol(rtol)
+    if not (max_iter is None or is_integer(max_iter, 1)):
+        message = f"max_iter={max_iter!r}; expected at least 1, or None for max(100, 10 n)"
+        raise OptionError(message)
+
+
+def check_rtol(rtol: object) -> None:
+    """Refuse a tolerance that no residual is compared with.
+
+    Raises
+    ------
+    OptionError
+        If it is one.
+    """
+    if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
+        message = f"rtol={rtol!r}; expected a number between 0 and 1, or None for the dtype's own"
+        raise OptionError(message)

@@ -1,0 +1,126 @@
+"""How a solve ended, as a value that carries its own sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+from dil._base.arrays import array_namespace, full, pick
+from dil._base.typing import Array
+
+
+class Status(IntEnum):
+    """How one problem ended; an integer code, so that a batch of problems has an array of them.
+
+    Each member carries `sentence`, which says what happened and what to do about it.
+
+    >>> Status.CONVERGED.ok
+    True
+    >>> Status(2).name
+    'INDEFINITE'
+    """
+
+    sentence: str
+
+    def __new__(cls, code: int, sentence: str = "") -> Status:
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.sentence = sentence
+        return member
+
+    CONVERGED = 0, "converged to the tolerance asked for"
+    MAX_ITER = (
+        1,
+        "the iteration limit was reached before the tolerance; raise max_iter, loosen the tolerance, "
+        "or start closer to the solution",
+    )
+    INDEFINITE = (
+        2,
+        "a direction of negative curvature was met (p^T H p <= 0), so this point is no strict minimum or the matrix "
+        "is indefinite; solve the forward problem further, or add damping=",
+    )
+    SINGULAR = (
+        3,
+        "the curvature vanished along a direction (p^T H p = 0 to working precision), or the matrix dF/du is singular: "
+        "the solution is not unique there, or no minimum; add a regulariser to the score or the equations, or damping= "
+        "to the linear solver",
+    )
+    STAGNATED = (
+        4,
+        "progress stopped above the tolerance because of rounding; loosen the tolerance, use a wider dtype, or scale "
+        "the problem",
+    )
+    NON_FINITE = (
+        5,
+        "a NaN or an infinity was met; look for invalid data, log or sqrt of a negative number, or overflow in the "
+        "score",
+    )
+    NOT_STATIONARY = (
+        6,
+        "the solver's point is not stationary (the gradient of the score, or the residual, is not small there), so the "
+        "implicit gradient is that of another problem; run the forward solver to a tighter tolerance, or pass refine=2",
+    )
+    FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
+    PRECONDITIONER = (
+        8,
+        "<r, M r> <= 0: the preconditioner is not positive definite; take one that is, such as "
+        "dil.linear.Jacobi(), or none",
+    )
+    APPROXIMATE = (
+        9,
+        "the answer is the cheap approximation that was asked for by name, above the tolerance; "
+        "take dil.linear.Auto() for an exact one",
+    )
+    NOT_MINIMUM = (
+        10,
+        "the point is stationary but no minimum (the Hessian has a negative eigenvalue), and the gradient is that of "
+        "this stationary point; start the forward solver elsewhere, or pass linear_solver=dil.linear.MINRES() if "
+        "saddle points are welcome",
+    )
+
+    DIVERGED = (
+        11,
+        "the iterates, or the states of a plan, grow without bound; damp the steps or take another solver, and for a "
+        "plan shorten the horizon, bound the controls, start from controls that keep the states small, or look at the "
+        "dynamics",
+    )
+
+    UNSTABILISABLE = (
+        12,
+        "no control stabilises the pair (A, B): A has an eigenvalue on or outside the unit circle whose mode B does "
+        "not move; look at A and B, since the cost of every control is infinite",
+    )
+    UNDETECTABLE = (
+        13,
+        "a mode of A on the unit circle costs nothing, as Q does not see it, so the cheapest control does not "
+        "stabilise it; give Q a part there, such as Q + 1e-6 I",
+    )
+    NOT_CONVEX = (
+        14,
+        "the cost has no least control: Q must be positive semi-definite and R positive definite; where they are "
+        "learned, write them as L L^T, and R as L L^T + 1e-6 I",
+    )
+
+    @property
+    def ok(self) -> bool:
+        """Whether the answer is that of the equations, to the tolerance."""
+        return self is Status.CONVERGED
+
+
+REASONS = Status.DIVERGED
+"""From this code on a status says why a solution is not finite, so that NON_FINITE would say less."""
+
+
+def first_of(reasons: Sequence[tuple[Array | bool, Status]], otherwise: Status) -> Any:
+    """Return the code of the first status whose condition holds, `otherwise` where none does.
+
+    The conditions are masks of one shape, or bools of Python, which give an int.
+    """
+    holds, _ = reasons[0]
+    code: Any = int(otherwise)
+    if not isinstance(holds, bool):
+        code = full(holds, code, dtype=array_namespace(holds).int32)
+    for holds, status in reversed(reasons):
+        code = pick(holds, int(status), code)
+    return code

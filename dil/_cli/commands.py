@@ -1,0 +1,281 @@
+"""The commands of the program `dil`; see `dil --help`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+import dil
+from dil._cli.demos import kepler
+from dil._diagnostics.check_gradients import check_case
+
+app = typer.Typer(
+    help=dil.__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+demo = typer.Typer(help="Run a demonstration.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(demo, name="demo")
+
+SHOWN = 6
+"""Steps of a learning that are shown each; later ones at every fifth."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(dil.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Differentiable implicit layers on NumPy, torch, JAX and CuPy."""
+
+
+@app.command()
+def backends() -> None:
+    """List the backends: version and devices, or why one cannot be used here."""
+    table = _table("backend", "version", "devices", "usable")
+    for info in dil.backends():
+        usable = "[green]yes[/]" if info.usable else f"[red]no[/]: {escape(info.reason or '')}"
+        table.add_row(info.name, info.version or "-", ", ".join(info.devices) or "-", usable)
+    Console().print(table)
+
+
+@app.command()
+def check(
+    case: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:CALLABLE",
+            help="Takes a dil.BackendHandle and returns (fn, *args), the arrays among args made by handle.asarray.",
+            show_default=False,
+        ),
+    ],
+    backends: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Such as numpy,torch,jax; by default all that are usable.")
+    ] = None,
+    order: Annotated[int, typer.Option(min=1, max=2, help="2 checks second derivatives as well.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random directions.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of what handle.asarray makes.")] = "float64",
+) -> None:
+    """Hold gradients against finite differences, and backends against each other.
+
+    Exits with status 1 if a gradient is wrong.
+    """
+    _allow_float64_of_jax()
+    with _one_line("check"):
+        make = _load(case)
+        names = _split(backends)
+        for name in names:
+            dil.backend(name, dtype=dtype)
+    with _one_line("check", status=1):
+        report = check_case(lambda handle: _made(make, case, handle.name, dtype), names, order=order, seed=seed)
+    _print_report(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@demo.command("kepler")
+def demo_kepler(
+    backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="By default $DIL_BACKEND, then numpy.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where kepler.png and kepler.json go.")] = Path("kepler"),
+    target: Annotated[
+        float | None, typer.Option(help="E to reach, radians; by default that of e = 0.7.", show_default=False)
+    ] = None,
+    mean_anomaly: Annotated[float, typer.Option(help="M, radians.")] = kepler.MEAN_ANOMALY,
+    start: Annotated[float, typer.Option(help="e to start from, 0 <= e < 1.")] = kepler.START,
+    steps: Annotated[int, typer.Option(help="Steps at most.")] = kepler.STEPS,
+) -> None:
+    """Learn the eccentricity e of Kepler's equation, E - e sin E = M, so that E(e) matches a target.
+
+    Draws Figure 1 of the paper (Look et al. 2020) and exits with status 1 if the target is not reached.
+    """
+    from dil._cli.demos import kepler_figure  # matplotlib, which the other commands do without
+
+    _allow_float64_of_jax()
+    console = Console()
+    with _one_line("demo kepler"):
+        handle = dil.backend(backend, dtype="float64")
+        made: list[kepler.Step] = []
+        with _shown_live(console, made) as show:
+            learned = kepler.learn(
+                handle, mean_anomaly=mean_anomaly, target=target, start=start, steps=steps, on_step=show
+            )
+        land = kepler_figure.survey(handle, learned)
+        out.mkdir(parents=True, exist_ok=True)
+        kepler_figure.save(kepler_figure.draw(learned, land), out / "kepler.png")
+        same, there, none = kepler_figure.agreement(land, learned)
+        record = kepler.record(learned)
+        record["field"] = {"sign_as_on_the_line": same, "points": there, "not_convex": none}
+        (out / "kepler.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    _print_learned(console, learned)
+    console.print()
+    console.print(
+        f"Off the argmin line dE/de has the right sign at {same} of {there} points; "
+        f"at {none} more the score is not convex in E.\n"
+        f"Wrote {escape(str(out / 'kepler.png'))} and {escape(str(out / 'kepler.json'))}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not learned.converged:
+        _fail("demo kepler", f"|E - target| is {learned.distance:.1e} rad after {steps} steps; raise --steps", 1)
+
+
+@contextmanager
+def _shown_live(console: Console, made: list[kepler.Step]) -> Iterator[Callable[[kepler.Step], None]]:
+    """Collect steps into `made` and show them as they come; all at the end where the output is no terminal."""
+    if not console.is_terminal:
+        yield made.append
+        console.print(_steps_table(made))
+        return
+    with Live(_steps_table(made), console=console) as live:
+
+        def show(step: kepler.Step) -> None:
+            made.append(step)
+            live.update(_steps_table(made))
+
+        yield show
+
+
+def _steps_table(made: Sequence[kepler.Step]) -> Table:
+    table = _table("step", "e", "E [rad]", "loss L", "dL/de: layer", "analytic", "rel. diff")
+    for column in table.columns:
+        column.justify = "right"
+    for s in made:
+        if s.step < SHOWN or s.step % 5 == 0 or s is made[-1]:
+            numbers = f"{s.e:.8f} {s.E:.8f} {s.loss:.2e} {s.gradient:.4e} {s.analytic:.4e} {s.relative_difference:.1e}"
+            table.add_row(str(s.step), *numbers.split())
+    return table
+
+
+def _print_learned(console: Console, learned: kepler.Learned) -> None:
+    console.print()
+    table = _table("at the end", "by the layer", "closed form", "rel. error")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for c in learned.checks:
+        table.add_row(c.name, f"{c.layer:.15f}", f"{c.closed_form:.15f}", f"{c.relative_error:.1e}")
+    console.print(table)
+
+
+def _print_report(report: dil.GradientReport) -> None:
+    console = Console()
+    table = _table("backend", "order", "reverse", "forward", "difference", "error", "bound", "", gap=0)
+    for row in report.rows:
+        numbers = (f"{x:.5e}" for x in (row.reverse, row.forward, row.difference))
+        table.add_row(row.backend, str(row.order), *numbers, f"{row.error:.1e}", f"{row.bound:.1e}", _word(row.ok))
+    for agreement in report.agreement:
+        table.add_row(
+            agreement.backend,
+            str(agreement.order),
+            f"against {agreement.reference}",
+            "",
+            "",
+            f"{agreement.error:.1e}",
+            f"{agreement.bound:.1e}",
+            _word(agreement.ok),
+        )
+    for column in table.columns[2:7]:
+        column.justify = "right"
+    console.print(table)
+    judged = [*(row.ok for row in report.rows), *(row.ok for row in report.agreement)]
+    wrong = judged.count(False)
+    verdict = (
+        f"{wrong} of {len(judged)} rows beyond their bound" if wrong else f"all {len(judged)} rows within their bound"
+    )
+    console.print()
+    console.print(verdict, style="red" if wrong else "green")
+
+
+def _table(*headers: str, gap: int = 1) -> Table:
+    """Return an empty table that fits into 80 columns with the numbers that go into it."""
+    return Table(*headers, box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
+
+
+def _word(ok: bool) -> str:
+    return "[green]ok[/]" if ok else "[bold red]WRONG[/]"
+
+
+def _load(case: str) -> Callable[..., Any]:
+    """Import MODULE and return its CALLABLE; the current directory is where modules are looked for first.
+
+    Raises
+    ------
+    OptionError
+        If there is no such thing.
+    """
+    module_name, colon, attribute = case.partition(":")
+    if not (module_name and colon and attribute):
+        message = f"{case!r} is not of the form MODULE:CALLABLE, such as mycases:quadratic"
+        raise dil.OptionError(message)
+    sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        message = f"the module {module_name!r} cannot be imported from {os.getcwd()} or the Python path ({error})"
+        raise dil.OptionError(message) from error
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        message = f"the module {module_name!r} has no callable {attribute!r}"
+        raise dil.OptionError(message)
+    return found  # type: ignore[no-any-return]
+
+
+def _split(names: str | None) -> list[str]:
+    if names is None:
+        return [info.name for info in dil.backends() if info.usable]
+    return [name.strip() for name in names.split(",")]
+
+
+def _made(make: Callable[..., Any], case: str, backend: str, dtype: str) -> tuple[Any, ...]:
+    made = make(dil.backend(backend, dtype=dtype))
+    if not isinstance(made, tuple) or not made or not callable(made[0]):
+        message = f"{case} returned {made!r}; expected a tuple (fn, *args) that begins with a function"
+        raise dil.OptionError(message)
+    return made
+
+
+def _allow_float64_of_jax() -> None:
+    """Let JAX have 64-bit types: a choice that a program may make, and the library may not. JAX reads it at import."""
+    os.environ.setdefault("JAX_ENABLE_X64", "1")
+
+
+@contextmanager
+def _one_line(command: str, *, status: int = 2) -> Iterator[None]:
+    """Turn a mistake of the user's into one line and an exit status; bad usage is 2 in any case."""
+    try:
+        yield
+    except (dil.OptionError, dil.BackendError) as error:
+        _fail(command, error, 2)
+    except OSError as error:
+        _fail(command, f"cannot write {error.filename}: {error.strerror}", 2)
+    except dil.DilError as error:
+        _fail(command, error, status)
+
+
+def _fail(command: str, error: object, status: int) -> NoReturn:
+    typer.echo(f"dil {command}: {' '.join(str(error).split())}", err=True)
+    raise typer.Exit(status)

@@ -1,0 +1,165 @@
+"""How far a gradient can be trusted: the Newton step left at y, the curvature, and a bound of the gradient's error."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dil._base.arrays import array_namespace, eps, full, inner, norm, or_one
+from dil._base.operator import Operator
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays
+from dil._frameworks.protocol import Backend
+from dil._frameworks.random_vectors import gaussian
+from dil._problem.jacobian import operator
+from dil._problem.problem import Optimality, Problem
+from dil.linear._auto import Auto
+from dil.linear._spectrum import Extremes, extremes
+
+PROBES = 16
+"""Directions among the arguments along which the gradients of a batch's problems are compared."""
+SAFETY = 2.0
+"""What the first-order estimate of the error is multiplied by."""
+LANCZOS = 50
+"""Products spent on the extreme eigenvalues."""
+
+
+class Audit(NamedTuple):
+    """What is found about one backward solve, shape batch; see `dil.Entry`."""
+
+    stationarity: Array
+    lowest: Array
+    highest: Array
+    condition: Array
+    asymmetry: Array
+    bound: Array
+
+
+class Point(NamedTuple):
+    """A candidate for the solution, the adjoint there, and the arguments."""
+
+    u: Array
+    g: Array
+    floats: Arrays
+
+
+def audit(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> Audit:
+    """Look again at the solve of A g = b, A = J or J^T at u, by tighter solves with the same products.
+
+    The bound is for the pullback, -g^T F_args with J^T g = b. One Newton step, u' = u - J^-1 F(u), leaves an error of
+    second order; with g' solved there to the default tolerance and refined once, the gradient G' is to that of the
+    exact solution what the next term of a series is to the first. So
+
+        bound = 2 d / (1 - 2 c) / (1 - 2 c d) + s + r,   d = ||G - G'|| / ||G'||,   c = ||F(u')|| / ||F(u)||
+
+    with s = ||G''|| / ||G'||, the share of the refinement in G', and r = (16 + condition) eps for what both gradients
+    lose to rounding. G' may miss the exact gradient by c ||G - G'||, twice that to be safe: the first denominator is
+    for the numerator of the relative error, the second for its denominator. The bound is infinite where either is not
+    positive: where the step does not contract, or where the gradient changes so much that the size of the exact one is
+    not known. A step as short as the rounding of F makes it, 4 r (1 + ||u||), need not contract: there c = 0.
+
+    The norms are exact for one problem; those of a batch, whose problems may share arguments, are taken along 16 random
+    directions. Measured by benchmarks/trust.py.
+    """
+    problem, backend = F.problem, F.problem.backend
+    loop, exact = backend.while_loop, Auto()
+    J = A.T if A.transposed else A
+    step = exact(J, Fu, loop=loop)
+    size, length = 1.0 + norm(here.u)[..., 0], norm(step.value)[..., 0]
+    ends = _spectrum(A, b, problem)
+    condition, bound = _ratio(*ends), full(size, float("nan"))
+    if A.transposed:
+        bound = _bound(F, b, Fu, here, _finite(step.value), _rounding(condition, ends, b, here.g))
+        assert step.status is not None
+        bound = _or_else(step.status == int(Status.CONVERGED), bound, float("inf"))
+    return Audit(length / size, *ends, condition, _asymmetry(A, b, backend), bound)
+
+
+def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
+    """Return the extreme eigenvalues of A, the extreme singular values if it is not symmetric by its nature."""
+    xp, loop = array_namespace(b), problem.backend.while_loop
+    start = xp.where(norm(b) > 0, b, gaussian(problem.backend, b, 1, 0)[0, ...])  # a cotangent of zero spans nothing
+    if problem.symmetric:
+        return extremes(A, start, steps=LANCZOS, loop=loop)
+    scale = or_one(norm(A(start / or_one(norm(start)))))  # or the squares would under- or overflow
+    scale = xp.where(xp.isfinite(scale), scale, full(scale, 1.0))
+    found = extremes(lambda p: A.T(A(p) / scale) / scale, start, steps=LANCZOS, loop=loop)
+    return Extremes(*(scale[..., 0] * xp.sqrt(xp.abs(end)) for end in found))
+
+
+def _rounding(condition: Array, ends: Extremes, b: Array, g: Array) -> Array:
+    """Return (16 + condition) eps, by ||A|| ||g|| / ||b|| in the place of a condition number that is not known."""
+    xp = array_namespace(b)
+    low, high = xp.abs(ends.lowest), xp.abs(ends.highest)
+    met = xp.where(low < high, high, low) * norm(g)[..., 0] / or_one(norm(b)[..., 0])
+    known = xp.where(xp.isfinite(condition), condition, met)
+    return eps(xp, b.dtype) * (16.0 + _finite(known))
+
+
+def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, rounding: Array) -> Array:
+    xp, loop, exact = array_namespace(b), F.problem.backend.while_loop, Auto()
+    u = here.u - step
+    (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
+    A = operator(F.problem, lambda p: pull((p,), (0,))[0], u).T
+    found = exact(A, b, loop=loop)
+    assert found.status is not None
+    g = found.value
+    more = _finite(exact(A, b - A(g), loop=loop).value)
+    there = Point(u, g + more, here.floats)
+    told, right = _sensitivities(F, here), _sensitivities(F, there)
+    slack = _sensitivities(F, there._replace(g=more))
+    rate = norm(Fu1)[..., 0] / or_one(norm(Fu)[..., 0])
+    settled = norm(step)[..., 0] <= 4.0 * rounding * (1.0 + norm(here.u)[..., 0])
+    rate = xp.where(settled, full(rate, 0.0), rate)
+    scale = or_one(_length(right))
+    change = _length(told - right) / scale
+    first, second = 1.0 - SAFETY * rate, 1.0 - SAFETY * rate * change
+    known = (first > 0) & (second > 0) & (found.status == int(Status.CONVERGED))
+    bound = SAFETY * change / _or_else(known, first * second, 1.0) + _length(slack) / scale + rounding
+    return _or_else(known, bound, float("inf"))
+
+
+def _sensitivities(F: Optimality, at: Point) -> Array:
+    """Return numbers, (k, *batch), whose norm is that of each problem's gradient in the arguments, -g^T F_args."""
+    backend, xp = F.problem.backend, array_namespace(at.g)
+
+    # the unknown too, as in the pullback: a function written with its namespace meets the others in the same
+    _, pull = backend.vjp(F, at.u, *at.floats)
+    wrt = range(1, 1 + len(at.floats))
+    if at.g.ndim == 1:
+        return xp.concat([xp.reshape(x, (-1,)) for x in pull((at.g,), wrt)])  # type: ignore[no-any-return]
+    _, push = backend.vjp(lambda w: pull((w,), wrt), xp.zeros_like(at.g))
+    probes = [gaussian(backend, x, PROBES, seed) for seed, x in enumerate(at.floats)]
+    along = [push(tuple(t[k, ...] for t in probes))[0] for k in range(PROBES)]
+    return xp.stack([inner(at.g, Ft) for Ft in along])  # type: ignore[no-any-return]
+
+
+def _asymmetry(A: Operator, b: Array, backend: Backend) -> Array:
+    p, q = (x[0, ...] for x in (gaussian(backend, b, 1, 0), gaussian(backend, b, 1, 1)))
+    Ap, Aq = A(p), A(q)
+    terms = norm(p) * norm(Aq) + norm(q) * norm(Ap)
+    return abs(inner(p, Aq) - inner(q, Ap)) / or_one(terms[..., 0])
+
+
+def _ratio(lowest: Array, highest: Array) -> Array:
+    """Return the ratio of the magnitudes; infinite where the eigenvalues have both signs, which says nothing of it."""
+    xp = array_namespace(lowest)
+    low, high = xp.abs(lowest), xp.abs(highest)
+    small, large = xp.where(low < high, low, high), xp.where(low < high, high, low)
+    one = (lowest > 0) & (highest > 0) | (lowest < 0) & (highest < 0)
+    return _or_else(one | xp.isnan(lowest), large / or_one(small), float("inf"))
+
+
+def _length(rows: Array) -> Array:
+    """Return the norm over the first axis, safe for tiny and huge entries."""
+    xp = array_namespace(rows)
+    return norm(xp.moveaxis(rows, 0, -1))[..., 0]
+
+
+def _finite(x: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.where(xp.isfinite(x), x, full(x, 0.0))  # type: ignore[no-any-return]
+
+
+def _or_else(condition: Array, x: Array, other: float) -> Array:
+    """Return x where the condition holds, else a number."""
+    return array_namespace(x).where(condition, x, full(x, other))  # type: ignore[no-any-return]

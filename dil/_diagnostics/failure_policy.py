@@ -1,0 +1,89 @@
+"""What becomes of a solve that failed: the user's choice, the same for forward and backward solves."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+from dil._base.arrays import array_namespace, full
+from dil._base.errors import ConvergenceError, ConvergenceWarning, OptionError
+from dil._base.status import Status
+from dil._base.typing import Array, OnFailure
+from dil._frameworks.protocol import Backend
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Raise, warn, poison the failed problems with NaN, or ignore."""
+
+    on_failure: OnFailure
+    layer: str
+    """The name of the layer, for messages."""
+
+    def __post_init__(self) -> None:
+        if self.on_failure not in get_args(OnFailure):
+            message = f"on_failure={self.on_failure!r} is unknown; expected one of {', '.join(get_args(OnFailure))}"
+            raise OptionError(message)
+
+    def settle(self, backend: Backend, stage: str, status: Array, value: Array) -> Array:
+        """Act on the statuses, shape batch, of a solve; return its value, shape (*batch, n)."""
+        code = backend.number(status)
+        if isinstance(code, int) and code in (Status.CONVERGED, Status.APPROXIMATE):
+            return value
+        status = pardoned(status)
+        if self.on_failure == "nan":
+            xp = array_namespace(value)
+            failed = (status != int(Status.CONVERGED))[..., None]
+            poisoned: Array = xp.where(failed, full(value, float("nan")), value)
+            return poisoned
+        if self.on_failure != "ignore":
+            return backend.tell(partial(_report, self, stage, backend), status, value)
+        return value
+
+    def complain(self, backend: Backend, message: str) -> None:
+        """Raise or warn of what failed, at the line of the user."""
+        if self.on_failure == "raise":
+            raise ConvergenceError(message)
+        warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller(backend))
+
+
+def pardoned(status: Array) -> Array:
+    """Return the statuses with those converged that were asked for by name: nobody has to be told of them."""
+    asked = status == int(Status.APPROXIMATE)
+    return array_namespace(status).where(asked, full(status, int(Status.CONVERGED)), status)  # type: ignore[no-any-return]
+
+
+def _report(policy: Policy, stage: str, backend: Backend, status: Any) -> None:
+    if not status.any():
+        return
+    policy.complain(backend, f"{policy.layer}: {stage}: {summary(status)}")
+
+
+def _level_of_caller(backend: Backend) -> int:
+    """Return the stack level, as `_report` counts, of the user's own line: the first outside dil and the framework."""
+    ours = {"dil", "dil_backends", backend.NATIVE, getattr(backend, "__name__", "").partition(".")[0]}
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
+        level, frame = level + 1, frame.f_back
+    return level + 1
+
+
+def summary(status: Any) -> str:
+    """Say which statuses were met, in words, and how often in a batch."""
+    codes = status.reshape(-1).tolist()
+    met = sorted({code for code in codes if code != Status.CONVERGED})
+    if len(codes) == 1:
+        return _words(met[0])
+    return "; ".join(
+        f"{codes.count(code)} of {len(codes)} problems (the first at {codes.index(code)}) ended {_words(code)}"
+        for code in met
+    )
+
+
+def _words(code: int) -> str:
+    if code not in Status._value2member_map_:
+        return f"{code}: a code that is no dil.Status; the solver must report members of dil.Status"
+    return f"{Status(code).name}: {Status(code).sentence}"

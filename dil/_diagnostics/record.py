@@ -1,0 +1,214 @@
+"""An observer of every forward and backward solve of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from dil._base.errors import DilError
+from dil._base.status import Status
+from dil._base.typing import Array
+from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.protocol import Backend
+from dil._frameworks.registry import loaded
+
+Stage = Literal["forward", "backward"]
+RECORDERS: list[Record] = []
+"""Those that are recording now; not a context variable, since frameworks run their backward passes in other threads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One solve, forward or backward, as NumPy arrays of shape batch; None for what does not apply.
+
+    Attributes
+    ----------
+    layer : str
+        The name of the layer.
+    stage : {"forward", "backward"}
+        Which solve it is.
+    status, iterations, residual
+        As the solver, or the linear solver, gave them; with `refine=`, the status alone is that after the Newton steps.
+    stationarity : float array
+        The length of the Newton step that is left at y, over 1 + ||y||.
+    lowest, highest : float arrays
+        The extreme eigenvalues of the Hessian that Lanczos' method meets from the cotangent; for a root or a fixed
+        point, the extreme singular values of dF/du.
+    condition : float array
+        Their ratio by magnitude, an estimate of the condition number from below.
+    asymmetry : float array
+        |<p, A q> - <q, A p>| of two random vectors, over the sizes of the terms: of the order of the rounding for a
+        symmetric matrix.
+    bound : float array
+        A bound of the relative error of the gradient for the cotangent given: see `Layer.report`. It is NaN in forward
+        mode.
+    """
+
+    layer: str
+    stage: Stage
+    status: Any
+    iterations: Any = None
+    residual: Any = None
+    stationarity: Any = None
+    lowest: Any = None
+    highest: Any = None
+    condition: Any = None
+    asymmetry: Any = None
+    bound: Any = None
+    policy: Policy | None = field(default=None, repr=False)
+    """Of the layer, which it identifies."""
+
+    def numbers(self) -> Iterator[tuple[str, Any]]:
+        """Yield what there is, by name."""
+        for name in NUMBERS:
+            if getattr(self, name) is not None:
+                yield name, getattr(self, name)
+
+    def __str__(self) -> str:
+        lines = [f"{self.stage} solve of the {self.layer}"]
+        codes = self.status.reshape(-1).tolist()
+        for code in sorted(set(codes)):
+            share = "" if len(codes) == 1 else f" ({codes.count(code)} of {len(codes)} problems)"
+            lines.append(f"  {'status':<12} {_name(code)}: {_sentence(code)}{share}")
+        lines += [f"  {name:<12} {_range(values)}" for name, values in self.numbers()]
+        return "\n".join(lines)
+
+
+NUMBERS = ("iterations", "residual", "stationarity", "lowest", "highest", "condition", "asymmetry", "bound")
+
+
+class Record:
+    """The entries of the solves that ran while it was recording; made by `dil.record`.
+
+    Attributes
+    ----------
+    entries : list of Entry
+        In the order in which the solves ran.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._stack = ExitStack()
+
+    @property
+    def forward(self) -> list[Entry]:
+        """The forward solves."""
+        return [entry for entry in self.entries if entry.stage == "forward"]
+
+    @property
+    def backward(self) -> list[Entry]:
+        """The backward solves."""
+        return [entry for entry in self.entries if entry.stage == "backward"]
+
+    def __enter__(self) -> Record:
+        """Begin to record.
+
+        Raises
+        ------
+        DilError
+            If this record is open already: every solve would be an entry twice.
+        """
+        if self in RECORDERS:
+            message = "this record is recording already; open another one with dil.record()"
+            raise DilError(message)
+        for backend in loaded():
+            self._stack.enter_context(backend.observing())
+        RECORDERS.append(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._stack.close()  # waits for what programs under way have still to say, be it an error
+        finally:
+            RECORDERS.remove(self)
+
+    def __str__(self) -> str:
+        """Summarise each layer's solves: how many, how they ended, and the range of every number."""
+        groups: dict[tuple[str, str], list[Entry]] = {}
+        for entry in self.entries:
+            groups.setdefault((entry.layer, entry.stage), []).append(entry)
+        return "\n".join(_summary(*key, entries) for key, entries in groups.items()) or "no solve was recorded"
+
+
+def record() -> Record:
+    """Return a context manager that records every forward and backward solve in it, under a compiler too.
+
+    Recording costs a few more solves for each backward pass, those of the bound.
+
+    Returns
+    -------
+    Record
+        Its `entries` fill as solves end; it prints a summary.
+
+    Notes
+    -----
+    JAX traces jitted functions anew for the first call within a record, so that they report; outside, they run as
+    before. They report to the records of the thread that traces them alone: open one in each thread. Problems that
+    `jax.vmap` makes are entries of their own, and so are those that `torch.func.vmap` makes.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> layer = dil.argmin(lambda u, t: np.sum((u - t) ** 2), dil.solvers.Newton(), init=lambda t: 0.0 * t)
+    >>> with dil.record() as rec:
+    ...     _ = dil.vjp(layer, np.ones(3))[1](np.ones(3))
+    >>> [(entry.stage, dil.Status(int(entry.status)).name) for entry in rec.entries]
+    [('forward', 'CONVERGED'), ('backward', 'CONVERGED')]
+    >>> bool(rec.backward[0].bound < 1e-12)
+    True
+    """
+    return Record()
+
+
+def recording() -> bool:
+    """Whether any record is open."""
+    return bool(RECORDERS)
+
+
+def emit(backend: Backend, policy: Policy, stage: Stage, numbers: Mapping[str, Array | None]) -> None:
+    """Add an entry to every open record, when the program runs."""
+    known = {name: x for name, x in numbers.items() if x is not None}
+    backend.observe(partial(_listen, policy, stage, tuple(known)), *known.values())
+
+
+def _listen(policy: Policy, stage: Stage, names: tuple[str, ...], *values: Any) -> None:
+    entry = Entry(policy.layer, stage, policy=policy, **dict(zip(names, values, strict=True)))
+    for recorder in tuple(RECORDERS):  # another thread may open or close one meanwhile
+        recorder.entries.append(entry)
+
+
+def _name(code: int) -> str:
+    return Status(code).name if code in Status._value2member_map_ else str(code)
+
+
+def _sentence(code: int) -> str:
+    return Status(code).sentence if code in Status._value2member_map_ else "a code that is no dil.Status"
+
+
+def _range(values: Any) -> str:
+    """Say one number, or the least, the median and the largest of several."""
+    import numpy as np
+
+    flat = np.asarray(values, dtype=float).reshape(-1)
+    if flat.size == 1:
+        return f"{flat[0]:.3g}"
+    finite = flat[~np.isnan(flat)]
+    if not finite.size:
+        return "nan"
+    return f"{finite.min():.3g} .. {np.median(finite):.3g} .. {finite.max():.3g}  (least, median, largest)"
+
+
+def _summary(layer: str, stage: str, entries: list[Entry]) -> str:
+    import numpy as np
+
+    codes = [code for entry in entries for code in entry.status.reshape(-1).tolist()]
+    ends = ", ".join(f"{codes.count(code)} {_name(code)}" for code in sorted(set(codes)))
+    lines = [f"{layer}, {stage}: {len(entries)} solves, problems: {ends}"]
+    for name in NUMBERS:
+        met = [np.asarray(getattr(e, name)).reshape(-1) for e in entries if getattr(e, name) is not None]
+        if met:
+            lines.append(f"  {name:<12} {_range(np.concatenate(met))}")
+    return "\n".join(lines)

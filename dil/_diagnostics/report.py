@@ -1,0 +1,64 @@
+"""The report of a layer on one call of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dil._base.errors import OptionError
+from dil._base.typing import Tree
+from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.record import Entry, Record
+from dil._frameworks.registry import leaves_of, owner
+from dil._frameworks.transforms import vjp
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The forward and the backward solve of one call, as `dil.Entry`; printed, it reads as a table."""
+
+    forward: Entry
+    backward: Entry
+
+    @property
+    def ok(self) -> bool:
+        """Whether both solves converged for every problem, and no bound says that a gradient may be all error."""
+        worthless = self.backward.bound >= 1  # False for NaN, the bound of forward mode
+        return not (self.forward.status.any() or self.backward.status.any() or worthless.any())
+
+    def __str__(self) -> str:
+        return f"{self.forward}\n{self.backward}"
+
+
+def report(
+    layer: Callable[..., Tree],
+    policy: Policy,
+    args: tuple[Tree, ...],
+    kwargs: Mapping[str, Tree],
+    cotangent: Tree | None,
+) -> Report:
+    """Return the report of one call of the layer that has this policy; see `Layer.report`."""
+    with Record() as record:
+        y, pull = vjp(lambda args, kwargs: layer(*args, **kwargs), args, dict(kwargs))
+        pull(_ones(y) if cotangent is None else cotangent)
+    # a score may hold layers of its own, whose entries are not this one's
+    ours = [entry for entry in record.entries if entry.policy is policy]
+    forward, backward = ([entry for entry in ours if entry.stage == stage] for stage in ("forward", "backward"))
+    if not forward:
+        message = (
+            f"{policy.layer}: its report holds numbers, which there are none of while a program is traced or "
+            f"compiled (by jax.jit or jax.vmap, say); call layer.report outside, or use dil.record"
+        )
+        raise OptionError(message)
+    if not backward:
+        message = f"{policy.layer}: no argument holds a float array, so there is no gradient to report on"
+        raise OptionError(message)
+    return Report(forward[0], backward[0])
+
+
+def _ones(y: Tree) -> Tree:
+    leaves, structure = leaves_of(y)
+    namespaces = [owner(x) for x in leaves]
+    return structure.unflatten(
+        [x if own is None else own.namespace().ones_like(x) for x, own in zip(leaves, namespaces, strict=True)]
+    )

@@ -1,0 +1,68 @@
+"""A linear solve whose solution is differentiable, for every framework that records what it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dil._base.typing import Array, Arrays
+from dil._frameworks.forward_mode import jvp_from_vjp
+from dil._frameworks.protocol import Backend, LinearSystem
+
+
+def differentiable_solve(backend: Backend, system: LinearSystem, b: Array) -> Array:
+    """Solve A(params) x = b, and register x with its own rule.
+
+    The rule solves linear systems with A again and nothing else, so x differentiates to any order.
+    """
+    count = len(system.params)
+
+    def solve(b: Array, *arrays: Array) -> Arrays:
+        return (system.solve(system.operator(*arrays[:count]), b, *arrays[count:]),)
+
+    (x,) = backend.implicit(solve, LinearRule(backend, system))(b, *system.params, *system.constants)
+    return x
+
+
+@dataclass(frozen=True)
+class LinearRule:
+    """The derivative of x = A(params)^-1 b: A dx = db - dA x."""
+
+    backend: Backend
+    system: LinearSystem
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return w = A^-T v for b, and -d<w, A(params) x> for the parameters, x held fixed."""
+        (x,), (params, constants) = y, self._split(args)
+        w = self._solve(self.system.T, params, constants, cotangents[0])
+        chosen = [i - 1 for i in wrt if i > 0]
+        found: dict[int, Array] = {0: w}
+        if chosen:
+            _, pull = self.backend.vjp(
+                lambda *some: self._product(params, chosen, some, x), *(params[i] for i in chosen)
+            )
+            found.update(zip((i + 1 for i in chosen), pull((-w,)), strict=True))
+        return tuple(found[i] for i in wrt)
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return A^-1 (db - dA x)."""
+        (x,), (params, constants), db = y, self._split(args), tangents[0]
+        right, moved = db, tangents[1 : 1 + len(params)]
+        if any(tangent is not None for tangent in moved):
+            every = range(len(params))
+            _, (dAx,) = jvp_from_vjp(self.backend, lambda *all_: self._product(params, every, all_, x), params, moved)
+            right = -dAx if db is None else db - dAx
+        assert right is not None
+        return (self._solve(self.system, params, constants, right),)
+
+    def _split(self, args: Arrays) -> tuple[Arrays, Arrays]:
+        count = len(self.system.params)
+        return args[1 : 1 + count], args[1 + count :]
+
+    def _product(self, params: Arrays, chosen: Sequence[int], values: Sequence[Array], x: Array) -> Arrays:
+        merged = dict(zip(chosen, values, strict=True))
+        return (self.system.operator(*(merged.get(i, p) for i, p in enumerate(params)))(x),)
+
+    def _solve(self, system: LinearSystem, params: Arrays, constants: Arrays, b: Array) -> Array:
+        A = system.operator(*params)
+        return self.backend.linear_solve(replace(system, params=params, A=A, constants=constants), b)

@@ -1,0 +1,169 @@
+"""One call of a layer: the solver is run, checked, and its answer made a constant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dil._base.arrays import array_namespace, full, largest
+from dil._base.errors import BackendError, DTypeError, ShapeError
+from dil._base.quasi_newton import Pairs
+from dil._base.solution import Solution
+from dil._base.status import REASONS, Status
+from dil._base.typing import Array, Arrays, Tree
+from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.record import emit, recording
+from dil._frameworks.arguments import Arguments
+from dil._frameworks.protocol import Backend
+from dil._frameworks.registry import leaves_of, owner
+from dil._layers.refine import refine
+from dil._problem.equation import Equation
+from dil._problem.problem import Problem
+from dil._problem.score import Score
+from dil._problem.space import Space, space_of
+from dil.linear._solver import LinearSolver
+
+Solver = Callable[..., Any]
+"""`solver(fun, init, *args, **kwargs)` returns the solution, or a `dil.Solution`."""
+
+
+@dataclass
+class Call:
+    """One call of a layer: its structure, and the shape of its unknown once that is known."""
+
+    condition: Score | Equation
+    solver: Solver
+    linear_solver: LinearSolver
+    policy: Policy
+    refine: int
+    backend: Backend
+    arguments: Arguments
+    start: Arguments
+    space: Space | None = field(default=None)
+
+    def problem(self) -> Problem:
+        """Return the problem that the solver solved."""
+        assert self.space is not None
+        return Problem(self.condition, self.backend, self.space, self.arguments)
+
+    def forward(self, *arrays: Array) -> Arrays:
+        """Solve, refine, judge and act on the policy; what the solver remembers of J comes after the solution."""
+        y, solution = self.run(arrays)
+        assert solution.status is not None
+        if recording():
+            said = {"iterations": solution.iterations, "residual": solution.residual}
+            emit(self.backend, self.policy, "forward", {"status": solution.status, **said})
+        y = self.policy.settle(self.backend, "forward solve", solution.status, y)
+        return (y, *(self._remembered(solution) or ()))
+
+    def run(self, arrays: Arrays) -> tuple[Array, Solution]:
+        """Run the solver; return its answer as a vector and as it is."""
+        count = len(self.arguments.arrays)
+        args, kwargs = self.arguments.call(arrays[:count])
+        # a copy: a solver may write into its start, which may be an argument or belong to the layer
+        (init,), _ = self.start.call(arrays[count:])
+        init = _copy(init(*args, **kwargs) if callable(init) else init)
+        expected = self._start_space(init, arrays)
+        what = f"the result of the solver {_name(self.solver)!r}"
+        result = self.solver(self.condition, init, *args, **kwargs)
+        solution = result if isinstance(result, Solution) else Solution(result)
+        y, self.space = space_of(solution.value, self.condition.batch_ndim, what)
+        self._check_solution(y, arrays, expected, what)
+        y = array_namespace(y).asarray(self.backend.constant(y), copy=True)  # a solver may return one of its arguments
+        status = _with_finite(solution.status, y, what)
+        if self.refine:
+            y, status = self._refined(y, arrays[:count], status, self._remembered(solution))
+        return y, solution._replace(status=status)
+
+    def _refined(self, y: Array, arrays: Arrays, status: Array, pairs: Pairs | None) -> tuple[Array, Array]:
+        plain = tuple(self.backend.constant(x) for x in arrays)
+        return refine(self.problem(), self.linear_solver, y, plain, status, self.refine, pairs)
+
+    def _remembered(self, solution: Solution) -> Pairs | None:
+        """Return the pairs that the solver hands over, if the linear solver asks for them."""
+        pairs = (solution.extra or {}).get("pairs")
+        if pairs is None or not getattr(self.linear_solver, "uses_pairs", False):
+            return None
+        return Pairs(*(self.backend.constant(x) for x in pairs))
+
+    def _start_space(self, init: Tree, arrays: Arrays) -> Space | None:
+        """Return the space of the start, if there is one; its dtype is checked before any solver is confused by it."""
+        if init is None or not leaves_of(init)[0]:
+            return None
+        space = space_of(init, self.condition.batch_ndim, "init")[1]
+        for i, x in zip(self.arguments.floats, self.arguments.only_floats(arrays), strict=True):
+            if x.dtype != space.dtype:
+                message = f"init has dtype {space.dtype}, but {self.arguments.name(i)} has {x.dtype}; cast one of them"
+                raise DTypeError(message)
+        return space
+
+    def _check_solution(self, y: Array, arrays: Arrays, expected: Space | None, what: str) -> None:
+        assert self.space is not None
+        backend = owner(y)
+        if backend is not self.backend:
+            message = (
+                f"{what} is an array of {backend.NATIVE if backend else type(y).__name__}, but the arguments are of "
+                f"{self.backend.NATIVE}; convert it inside the solver"
+            )
+            raise BackendError(message)
+        floats = self.arguments.only_floats(arrays)
+        if floats and floats[0].dtype != y.dtype:
+            message = (
+                f"{what} has dtype {y.dtype}, but {self.arguments.name(self.arguments.floats[0])} has "
+                f"{floats[0].dtype}; cast one of them"
+            )
+            raise DTypeError(message)
+        if expected is not None and expected != self.space:
+            message = f"{what} is {self.space.describe()}, but init is {expected.describe()}; they must agree"
+            raise ShapeError(message)
+
+    def refuse_captured(self, y: Array, arrays: list[Array]) -> None:
+        """Raise if the score depends on an array that is being differentiated but was not passed as an argument.
+
+        The score is evaluated under a vjp of its own: it sees what it sees in the backward pass, and cannot write
+        into y.
+        """
+        backend, problem = self.backend, self.problem()
+        count = len(self.arguments.arrays)
+        y, *constants = (backend.constant(x) for x in (y, *arrays[:count]))
+        traced = isinstance(problem.condition, Score) and problem.condition.derivatives is None
+        looked_at = problem.value if traced else problem.residual
+        (value,), _ = backend.vjp(lambda u: (looked_at(u, *constants),), y)
+        message = (
+            f"{self.policy.layer}: its function uses an array that takes part in a differentiation but is not "
+            f"among the arguments (captured by a closure, or a parameter of a module), so it would silently get "
+            f"no gradient; pass it as an argument, or detach it"
+        )
+        backend.assert_constant(value, message)
+
+
+def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
+    """Return the statuses of a forward solve, NON_FINITE where the solution is not finite and none says why."""
+    xp = array_namespace(y)
+    broken = ~(largest(y) < math.inf)  # for NaN too
+    if status is None or isinstance(status, int):
+        status = full(broken, int(status or 0), dtype=xp.int32)
+    if tuple(status.shape) != tuple(broken.shape):
+        message = f"{what} has status of shape {tuple(status.shape)}; expected {tuple(broken.shape)}, one per problem"
+        raise ShapeError(message)
+    said = (status >= int(REASONS)) | (status == int(Status.FAILED))
+    marked: Array = xp.where(broken & ~said, full(status, int(Status.NON_FINITE)), status)
+    return marked
+
+
+def _copy(tree: Tree) -> Tree:
+    """Return a tree with copies of its arrays, cut off from every derivative."""
+    leaves, structure = leaves_of(tree)
+    owners = [owner(x) for x in leaves]
+    return structure.unflatten(
+        [
+            x if own is None else array_namespace(x).asarray(own.constant(x), copy=True)
+            for x, own in zip(leaves, owners, strict=True)
+        ]
+    )
+
+
+def _name(fn: object) -> str:
+    return getattr(fn, "__name__", type(fn).__name__)

@@ -1,0 +1,142 @@
+"""The layer: y with F(y, *args) = 0, solved by any black box and differentiated by the theorem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dil._base.arrays import array_namespace, is_complex
+from dil._base.errors import DTypeError, OptionError
+from dil._base.options import is_integer
+from dil._base.solution import Solution
+from dil._base.typing import Array, Tree
+from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.arguments import Arguments, take_apart
+from dil._frameworks.registry import common_owner, loaded, shielded
+from dil._layers.call import Call, Solver
+from dil._layers.theorem import ImplicitRule
+from dil._problem.equation import Equation
+from dil._problem.score import Score
+from dil.linear._solver import LinearSolver
+
+if TYPE_CHECKING:
+    from dil._diagnostics.report import Report
+
+
+@dataclass(frozen=True, eq=False)  # by identity: a start or a score need not compare or hash
+class Layer:
+    """A function defined by what its value satisfies; made by `dil.argmin`, `dil.root` and `dil.fixed_point`."""
+
+    condition: Score | Equation
+    solver: Solver
+    linear_solver: LinearSolver
+    init: Tree | Callable[..., Tree] | None
+    policy: Policy
+    refine: int = 0
+
+    def __post_init__(self) -> None:
+        loaded()  # a compiler that meets the layer before any array of its framework has to be known to `shielded`
+        for name, value in (("solver", self.solver), ("linear_solver", self.linear_solver)):
+            if not callable(value) or isinstance(value, type):
+                hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
+                message = f"{name}={value!r} of type {type(value).__name__}; expected a callable{hint}"
+                raise OptionError(message)
+        if not is_integer(self.refine, 0):
+            message = f"refine={self.refine!r}; expected a number of Newton steps >= 0"
+            raise OptionError(message)
+
+    def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
+        """Return y, differentiable in every float array of the arguments, and never in `init`."""
+        return shielded(self._answer, args, kwargs, init)
+
+    def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
+        call, arrays = self.begin(args, kwargs, init)
+        y, *_ = call.backend.implicit(call.forward, self.rule(call))(*arrays)
+        call.refuse_captured(y, arrays)
+        return call.problem().space.unravel(y)
+
+    def rule(self, call: Call) -> ImplicitRule:
+        """Return the derivative of the solution of one call, in its arrays."""
+        return ImplicitRule(call.problem, self.linear_solver, self.policy)
+
+    def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
+        """Return the solver's whole answer, a constant to every derivative; no policy is applied."""
+        return shielded(self._solution, args, kwargs, init)  # type: ignore[no-any-return]
+
+    def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
+        call, arrays = self.begin(args, kwargs, init)
+        y, solution = call.run(tuple(call.backend.constant(x) for x in arrays))
+        return solution._replace(value=call.problem().space.unravel(call.backend.constant(y)))
+
+    def report(self, *args: Tree, init: Tree | None = None, cotangent: Tree | None = None, **kwargs: Tree) -> Report:
+        """Solve, pull a cotangent back, and report on both: statuses, stationarity, curvature, and an error bound.
+
+        Parameters
+        ----------
+        *args, init, **kwargs
+            As in a call.
+        cotangent : tree, optional
+            dL/dy, like y; ones by default.
+
+        Returns
+        -------
+        Report
+            `forward` and `backward`, each a `dil.Entry` of NumPy arrays of shape batch; it prints both.
+
+        Raises
+        ------
+        OptionError
+            If no argument holds a float array, so that there is nothing to differentiate in.
+
+        Notes
+        -----
+        The policy is not applied: what failed is in the statuses. `backward.bound` bounds the relative error of the
+        gradient, in the norm over all float arguments, for the cotangent given. It compares with the gradient after
+        one Newton step and a tighter linear solve, so it costs a few times what the gradient does; it covers the error
+        from an inexact y and from an inexact linear solve, damping included, not that of a wrong derivative.
+
+        Examples
+        --------
+        >>> import numpy as np, dil
+        >>> rough = dil.solvers.GradientDescent(rtol=1e-2)
+        >>> layer = dil.argmin(lambda u, t: np.sum((u - t) ** 2 + u**4), rough, init=lambda t: 0.0 * t)
+        >>> rep = layer.report(np.asarray([1.0, 2.0]))
+        >>> 1e-6 < float(rep.backward.bound) < 1e-1
+        True
+        """
+        from dil._diagnostics.report import report
+
+        quiet = replace(self, policy=replace(self.policy, on_failure="ignore"))
+        return shielded(report, partial(quiet, init=init), quiet.policy, args, kwargs, cotangent)  # type: ignore[no-any-return]
+
+    def begin(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
+        """Return one call, not run yet, and its arrays: those of the arguments, then those of the start."""
+        arrays, arguments = take_apart(args, kwargs)
+        starts, start = take_apart((self.init if init is None else init,), {})
+        names = [arguments.name(i) for i in range(len(arrays))] + ["init"] * len(starts)
+        backend = common_owner([*arrays, *starts], names, self.policy.layer)
+        _check_dtypes(arrays, arguments)
+        call = Call(
+            self.condition, self.solver, self.linear_solver, self.policy, self.refine, backend, arguments, start
+        )
+        return call, [*arrays, *(backend.constant(x) for x in starts)]
+
+
+def _check_dtypes(arrays: list[Array], arguments: Arguments) -> None:
+    floats = arguments.only_floats(arrays)
+    for i, x in enumerate(arrays):
+        if is_complex(array_namespace(x), x.dtype):
+            message = (
+                f"{arguments.name(i)} has dtype {x.dtype}; a layer differentiates in real arrays only, so pass the "
+                f"real and the imaginary part"
+            )
+            raise DTypeError(message)
+    for i, x in zip(arguments.floats, floats, strict=True):
+        if x.dtype != floats[0].dtype:
+            message = (
+                f"{arguments.name(arguments.floats[0])} has dtype {floats[0].dtype}, but {arguments.name(i)} has "
+                f"{x.dtype}; cast them to one dtype before the call"
+            )
+            raise DTypeError(message)

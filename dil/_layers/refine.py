@@ -1,0 +1,51 @@
+"""Newton steps from a rough solution, so that a rough solver still gives a sharp gradient."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dil._base.arrays import array_namespace, eps, full, norm
+from dil._base.quasi_newton import Pairs
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays
+from dil._diagnostics.failure_policy import pardoned
+from dil._problem.jacobian import operator
+from dil._problem.problem import Problem
+from dil.linear._solver import LinearSolver
+
+
+def refine(
+    problem: Problem,
+    linear_solver: LinearSolver,
+    u: Array,
+    arrays: Arrays,
+    status: Array,
+    steps: int,
+    pairs: Pairs | None,
+) -> tuple[Array, Array]:
+    """Take full Newton steps u - J^-1 F(u); return u, (*batch, n), and the statuses after them, shape batch.
+
+    A step that does not lower ||F|| is not taken. A problem whose last step is within eps ** (1/2) of 1 + ||u|| has
+    converged, as that step leaves an error of the order of its square, whatever its solver said. One that could not
+    move, as its Jacobian is singular, indefinite or not finite, is told so, unless its solver had failed already.
+    """
+    xp = array_namespace(u)
+    for _ in range(steps):
+        (Fu,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
+        J = replace(operator(problem, lambda p, pull=pull: pull((p,))[0], u), pairs=pairs)  # type: ignore[misc]
+        found = linear_solver(J, Fu, loop=problem.backend.while_loop)
+        step = xp.where(xp.isfinite(found.value), found.value, full(u, 0.0))
+        trial = u - step
+        better = norm(problem.residual(trial, *arrays)) <= norm(Fu)
+        far, size = norm(found.value), 1.0 + norm(u)
+        moved = xp.any(better & (trial != u), axis=-1)
+        u = xp.where(better, trial, u)
+        solved = full(status, 0) if found.status is None else pardoned(found.status)
+        near = (better & (far <= eps(xp, u.dtype) ** 0.5 * size)) | (far <= 64 * eps(xp, u.dtype) * size)
+        barred = (
+            (solved == int(Status.SINGULAR)) | (solved == int(Status.INDEFINITE)) | (solved == int(Status.NON_FINITE))
+        )
+        status = xp.where(barred & ~moved & (status == int(Status.CONVERGED)), solved, status)
+        settled = near[..., 0] & (solved == int(Status.CONVERGED))
+        status = xp.where(settled, full(status, int(Status.CONVERGED)), status)
+    return u, status

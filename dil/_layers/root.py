@@ -1,0 +1,127 @@
+"""The root layer, residual(y, *args) = 0, and the fixed-point layer, step(y, *args) = y."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from dil._base.typing import OnFailure, Tree
+from dil._diagnostics.failure_policy import Policy
+from dil._layers.call import Solver
+from dil._layers.layer import Layer
+from dil._problem.equation import Equation
+from dil.linear._auto import Auto
+from dil.linear._solver import LinearSolver
+
+
+def root(
+    residual: Callable[..., Tree],
+    solver: Solver,
+    *,
+    linear_solver: LinearSolver | None = None,
+    batch_ndim: int = 0,
+    init: Tree | Callable[..., Tree] | None = None,
+    on_failure: OnFailure = "warn",
+    refine: int = 0,
+) -> Layer:
+    """Return the layer y with residual(y, *args, **kwargs) = 0.
+
+    Parameters
+    ----------
+    residual : callable
+        `residual(u, *args, **kwargs)` returns a tree of the structure, shapes and dtype of u.
+    solver : callable
+        `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`; fun is the residual. It is a black box:
+        `dil.solvers.Newton()`, `dil.solvers.SciPyRoot()`, a closed form, a simulator. It is never differentiated.
+    linear_solver : callable, optional
+        Solves the linear systems with dF/du, which is not symmetric; `dil.linear.Auto()` by default.
+    batch_ndim : int
+        The number of leading dimensions of u that count independent problems, each with its own status.
+    init, on_failure
+        As in `dil.argmin`.
+    refine : int
+        Newton steps to take from the solver's y, each a linear solve with dF/du.
+
+    Returns
+    -------
+    Layer
+        Called as `layer(*args, init=None, **kwargs)`: differentiable in every float array of every argument.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range. Calls raise `ShapeError`, `DTypeError`, `BackendError` and `CapturedError`.
+
+    Notes
+    -----
+    With J = dF/du: the pullback solves J^T g = v and returns -g^T dF/dargs; the pushforward solves J dy = -dF/dargs t
+    (Look et al. 2020, Theorems 1 and 2, whose Hessian is J here). Least squares, 1/2 ||r||^2 to be minimised, belongs
+    to `dil.argmin`, which uses the whole Hessian; where r is square and has a root, a root layer does not square the
+    condition number.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> sqrt = dil.root(lambda u, t: u**2 - t, dil.solvers.Newton(), init=lambda t: t)
+    >>> float(dil.grad(sqrt)(np.asarray(4.0)))
+    0.25
+    """
+    return _layer("root", "residual", residual, solver, linear_solver, batch_ndim, init, on_failure, refine)
+
+
+def fixed_point(
+    step: Callable[..., Tree],
+    solver: Solver,
+    *,
+    linear_solver: LinearSolver | None = None,
+    batch_ndim: int = 0,
+    init: Tree | Callable[..., Tree] | None = None,
+    on_failure: OnFailure = "warn",
+    refine: int = 0,
+) -> Layer:
+    """Return the layer y with step(y, *args, **kwargs) = y.
+
+    Parameters
+    ----------
+    step : callable
+        `step(u, *args, **kwargs)` returns a tree of the structure, shapes and dtype of u.
+    solver : callable
+        `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`; fun is the step:
+        `dil.solvers.FixedPoint()`, `dil.solvers.Anderson()`, any loop of your own. It is never differentiated.
+    linear_solver, batch_ndim, init, on_failure, refine
+        As in `dil.root`, for the residual u - step(u).
+
+    Returns
+    -------
+    Layer
+        Called as `layer(*args, init=None, **kwargs)`: differentiable in every float array of every argument.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range. Calls raise `ShapeError`, `DTypeError`, `BackendError` and `CapturedError`.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> layer = dil.fixed_point(lambda u, t: np.cos(u) + t, dil.solvers.FixedPoint(), init=lambda t: t)
+    >>> round(float(dil.grad(layer)(np.asarray(0.0))), 6)
+    0.59751
+    """
+    return _layer("fixed-point", "step", step, solver, linear_solver, batch_ndim, init, on_failure, refine)
+
+
+def _layer(
+    name: str,
+    kind: Literal["residual", "step"],
+    fn: Callable[..., Tree],
+    solver: Solver,
+    linear_solver: LinearSolver | None,
+    batch_ndim: int,
+    init: Any,
+    on_failure: OnFailure,
+    refine: int,
+) -> Layer:
+    condition = Equation(fn, batch_ndim, kind)
+    policy = Policy(on_failure, f"{name} layer of {condition.name!r}")
+    return Layer(condition, solver, Auto() if linear_solver is None else linear_solver, init, policy, refine)

@@ -1,0 +1,101 @@
+"""The implicit function theorem: the derivative of y where F(y, args) = 0.
+
+J dy + F_args dargs = 0,   J = dF/du
+
+pullback      dL/dargs = -g^T F_args,   J^T g = dL/dy
+pushforward   dy = -J^-1 (F_args dargs)
+
+For a score F = df/du and J = H is symmetric: Look et al. 2020, Theorem 1 (pullback) and Theorem 2 (pushforward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from dil._base.arrays import full
+from dil._base.errors import ShapeError
+from dil._base.operator import Operator
+from dil._base.quasi_newton import Pairs
+from dil._base.solution import Solution
+from dil._base.typing import Array, Arrays
+from dil._diagnostics.error_bound import Point, audit
+from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.record import emit, recording
+from dil._diagnostics.stationarity import judge, told_of_curvature
+from dil._frameworks.forward_mode import jvp_from_vjp
+from dil._frameworks.protocol import LinearSystem
+from dil._problem.jacobian import jacobian, operator
+from dil._problem.problem import Optimality, Problem
+from dil.linear._solver import LinearSolver
+
+
+@dataclass(frozen=True)
+class ImplicitRule:
+    """The derivative of a layer's solution with respect to its arguments.
+
+    The solution comes first among the outputs; what the solver remembers of J may follow, for a preconditioner, and is
+    a constant.
+    """
+
+    find: Callable[[], Problem]
+    """The problem of the call: its unknown's shape is known once the solver has run."""
+    linear_solver: LinearSolver
+    policy: Policy
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return -g^T F_args for the arguments in `wrt`, where J^T g = v."""
+        problem, u, v = self.find(), y[0], cotangents[0]
+        F, floats = problem.optimality(args)
+        (Fu,), pull = problem.backend.vjp(F, u, *floats)
+        J = operator(problem, lambda p: pull((p,), (0,))[0], u)
+        system = self.system(F, Fu, J.T, lambda *params: jacobian(F, *params).T, (u, *floats), y)
+        g = problem.backend.linear_solve(system, v)
+        return pull((-g,), [1 + problem.arguments.floats.index(i) for i in wrt])
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return -J^-1 (F_args t)."""
+        problem, u, remembered = self.find(), y[0], y[1:]
+        F, floats = problem.optimality(args)
+        t, still = [tangents[i] for i in problem.arguments.floats], tuple(full(x, 0.0) for x in remembered)
+        if all(tangent is None for tangent in t):
+            return (full(u, 0.0), *still)
+        (Fu,), (Ft,) = jvp_from_vjp(problem.backend, F, (u, *floats), (None, *t))
+        system = self.system(F, Fu, jacobian(F, u, *floats), partial(jacobian, F), (u, *floats), y)
+        return (problem.backend.linear_solve(system, -Ft), *still)
+
+    def system(
+        self, F: Optimality, Fu: Array, A: Operator, build: Callable[..., Operator], params: Arrays, y: Arrays
+    ) -> LinearSystem:
+        """Return the system with A = build(*params): its solve judges the answer and y, and acts on the policy."""
+        backend, kept = F.problem.backend, len(y)
+
+        def solve(A: Operator, b: Array, Fu: Array, *rest: Array) -> Array:
+            u, pairs, floats = rest[0], rest[1:kept], rest[kept:]
+            A = replace(A, pairs=Pairs(*pairs)) if pairs else A
+            solution = self.linear_solver(A, b, loop=backend.while_loop)
+            _check_solution(solution, b)
+            status = judge(solution.status, Fu, u, b, solution.value, backend.number)
+            status = told_of_curvature(status, solution)
+            if recording():
+                found = audit(F, A, b, Fu, Point(u, solution.value, floats))
+                said = {"iterations": solution.iterations, "residual": solution.residual}
+                emit(backend, self.policy, "backward", {"status": status, **said, **found._asdict()})
+            return self.policy.settle(backend, "backward solve", status, solution.value)
+
+        # what is only judged, remembered or looked at is no part of the derivative
+        looked_at = params[1:] if recording() else ()
+        constants = tuple(backend.constant(x) for x in (Fu, *y, *looked_at))
+        return LinearSystem(build, params, A, solve, constants)
+
+
+def _check_solution(solution: object, b: Array) -> None:
+    """Refuse what a linear solver must not return, before it turns into a gradient."""
+    if not isinstance(solution, Solution):
+        message = f"the linear solver returned {type(solution).__name__}; expected a dil.Solution whose value is like b"
+        raise ShapeError(message)
+    found = tuple(getattr(solution.value, "shape", (None,)))
+    if found != tuple(b.shape):
+        message = f"the linear solver returned a value of shape {found}; expected shape {tuple(b.shape)}, like b"
+        raise ShapeError(message)

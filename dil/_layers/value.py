@@ -1,0 +1,163 @@
+"""The optimal value of a score, v = min_u f(u, *args): by the envelope theorem its gradient needs no linear solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dil._base.arrays import full
+from dil._base.solution import Solution
+from dil._base.typing import Array, Arrays, OnFailure, Tree
+from dil._diagnostics.record import emit, recording
+from dil._diagnostics.stationarity import look
+from dil._frameworks.forward_mode import jvp_from_vjp
+from dil._frameworks.registry import shielded
+from dil._layers.argmin import argmin
+from dil._layers.call import Call, Solver
+from dil._layers.layer import Layer
+from dil._layers.theorem import ImplicitRule
+from dil.linear._solver import LinearSolver
+
+
+def value(
+    score: Callable[..., Any],
+    solver: Solver,
+    *,
+    linear_solver: LinearSolver | None = None,
+    batch_ndim: int = 0,
+    init: Tree | Callable[..., Tree] | None = None,
+    on_failure: OnFailure = "warn",
+    refine: int = 0,
+) -> Value:
+    """Return the function v(*args, **kwargs) = min_u score(u, *args, **kwargs).
+
+    Parameters
+    ----------
+    score, solver, batch_ndim, init, on_failure, refine
+        As in `dil.argmin`.
+    linear_solver : callable, optional
+        For second derivatives alone, which depend on dy/dargs; `dil.linear.Auto()` by default.
+
+    Returns
+    -------
+    Value
+        Called as `v(*args, init=None, **kwargs)`: one number per problem, shape batch, differentiable in every float
+        array of every argument.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range.
+
+    Notes
+    -----
+    dv/dargs = df/dargs at the solution (envelope theorem: Milgrom and Segal 2002, Theorem 1). At an inexact y the error
+    of v is of second order in the error of y, that of its gradient of first order. The derivative looks at how
+    stationary y is, by one product with the Hessian along df/du, and acts on the policy; "ignore" saves that product.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> v = dil.value(lambda u, t: (u - t) ** 2 + t**3, dil.solvers.Newton(), init=lambda t: t)
+    >>> dil.grad(v)(np.asarray(2.0))
+    np.float64(12.0)
+    """
+    layer = argmin(
+        score,
+        solver,
+        linear_solver=linear_solver,
+        batch_ndim=batch_ndim,
+        init=init,
+        on_failure=on_failure,
+        refine=refine,
+    )
+    return Value(layer)
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """The least value of a score as a function of its arguments; made by `dil.value`."""
+
+    layer: Layer
+    """The layer whose solution the value belongs to."""
+
+    def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
+        """Return v, one number per problem, differentiable in every float array of the arguments."""
+        return shielded(self._least, args, kwargs, init)  # type: ignore[no-any-return]
+
+    def _least(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Array:
+        call, arrays = self.layer.begin(args, kwargs, init)
+
+        def solve(*arrays: Array) -> Arrays:
+            y, *remembered = call.forward(*arrays)
+            return (call.problem().value(y, *arrays[: len(call.arguments.arrays)]), y, *remembered)
+
+        v, y, *_ = call.backend.implicit(solve, EnvelopeRule(call, self.layer.rule(call)))(*arrays)
+        call.refuse_captured(y, arrays)
+        return v
+
+    def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
+        """Return the solver's whole answer, the minimiser as its value."""
+        return self.layer.solve(*args, init=init, **kwargs)
+
+
+@dataclass(frozen=True)
+class EnvelopeRule:
+    """The derivative of v = f(y, args) at a minimiser y, which comes after v among the outputs: that in args alone.
+
+    A linear system is solved when this derivative is differentiated, for it depends on y.
+    """
+
+    call: Call
+    theorem: ImplicitRule
+    """The derivative of y."""
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return v df/dargs for the arguments in `wrt`."""
+        problem = self.call.problem()
+        score, at = self._score(args, y)
+        _, pull = self.call.backend.vjp(score, *at)
+        return pull(cotangents[:1], [1 + problem.arguments.floats.index(i) for i in wrt])
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return df/dargs t, and zero for the outputs that are not handed out."""
+        still = tuple(full(x, 0.0) for x in y[1:])
+        t = [tangents[i] for i in self.call.problem().arguments.floats]
+        if all(tangent is None for tangent in t):
+            return (full(y[0], 0.0), *still)
+        score, at = self._score(args, y)
+        return (*jvp_from_vjp(self.call.backend, score, at, (None, *t))[1], *still)
+
+    def _score(self, args: Arrays, y: Arrays) -> tuple[Callable[..., Arrays], Arrays]:
+        """Return f(u, *floats) and where to differentiate it; in u too, whose namespace it may use on the others."""
+        problem = self.call.problem()
+        F, floats = problem.optimality(args)
+
+        def score(u: Array, *floats: Array) -> Arrays:
+            return (problem.value(u, *problem.arguments.with_floats(F.arrays, floats)),)
+
+        return score, (self._minimiser(args, y), *floats)
+
+    def _minimiser(self, args: Arrays, y: Arrays) -> Array:
+        """Return the minimiser, judged, with its own derivative in the arguments."""
+        backend = self.call.backend
+        known = tuple(backend.constant(x) for x in y[1:])
+
+        def found(*arrays: Array) -> Arrays:
+            u, *remembered = arrays[len(args) :]
+            return (self._judged(arrays[: len(args)], u), *remembered)
+
+        u, *_ = backend.implicit(found, self.theorem)(*args, *known)
+        return u
+
+    def _judged(self, args: Arrays, u: Array) -> Array:
+        """Act on the policy where u is no stationary point, at which the envelope theorem says nothing."""
+        policy, problem = self.theorem.policy, self.call.problem()
+        if policy.on_failure == "ignore" and not recording():
+            return u
+        F, floats = problem.optimality(args)
+        doubt = look(F, u, floats)
+        if recording():
+            emit(problem.backend, policy, "backward", doubt._asdict())
+        return policy.settle(problem.backend, "derivative of the value", doubt.status, u)

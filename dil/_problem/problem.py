@@ -1,0 +1,157 @@
+"""One call of a layer as functions of flat arrays: the score, its gradient, and the function F that vanishes at y."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dil._base.arrays import array_namespace
+from dil._base.typing import Array, Arrays
+from dil._frameworks.arguments import Arguments
+from dil._frameworks.protocol import Backend
+from dil._problem.equation import Equation
+from dil._problem.score import Derivatives, Score
+from dil._problem.space import Space
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A score or an equation with the structure of its unknown and of its arguments fixed.
+
+    The unknown is a vector u of shape (*batch, n), the arguments are a flat tuple of arrays. F(u) is what vanishes at
+    the solution: df/du for a score.
+    """
+
+    condition: Score | Equation
+    backend: Backend
+    space: Space
+    arguments: Arguments
+
+    @property
+    def score(self) -> Score:
+        """The score, of a problem that has one."""
+        assert isinstance(self.condition, Score)
+        return self.condition
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether dF/du is symmetric by its nature: a Hessian is."""
+        return isinstance(self.condition, Score)
+
+    def value(self, u: Array, *arrays: Array) -> Array:
+        """Return the score, one number per problem, shape batch."""
+        args, kwargs = self.arguments.call(arrays)
+        value = self.score.fn(self.space.unravel(u), *args, **kwargs)
+        self.score.check(value, self.space.batch, self.space.dtype)
+        return value  # type: ignore[no-any-return]
+
+    def value_and_gradient(self, u: Array, *arrays: Array) -> tuple[Array, Array]:
+        """Return the score, shape batch, and df/du, shape (*batch, n)."""
+        if self.score.derivatives is not None:
+            return self.value(u, *arrays), self.gradient(u, *arrays)
+        (value,), pull = self.backend.vjp(lambda w: (self.value(w, *arrays),), u)
+        (gradient,) = pull((array_namespace(value).ones_like(value),))
+        return value, gradient
+
+    def residual(self, u: Array, *arrays: Array) -> Array:
+        """Return F(u), shape (*batch, n): df/du, the residual, or u - step(u)."""
+        if isinstance(self.condition, Score):
+            return self.gradient(u, *arrays)
+        image = self.image(u, *arrays)
+        # the sign makes dF/du the identity less the step's Jacobian, near which a Neumann series converges
+        return image if self.condition.kind == "residual" else u - image
+
+    def image(self, u: Array, *arrays: Array) -> Array:
+        """Return what the function of an equation gives at u, shape (*batch, n)."""
+        args, kwargs = self.arguments.call(arrays)
+        what = f"the {self.condition.kind} {self.condition.name!r}"  # type: ignore[union-attr]
+        return self.space.vector(self.condition(self.space.unravel(u), *args, **kwargs), what)
+
+    def gradient(self, u: Array, *arrays: Array) -> Array:
+        """Return df/du of a score, shape (*batch, n)."""
+        if self.score.derivatives is None:
+            return self.value_and_gradient(u, *arrays)[1]
+        given = Given(self, self.score.derivatives)
+        if given.derivatives.hvp is None and given.derivatives.mixed is None:
+            return given.gradient(u, *arrays)
+        (gradient,) = self.backend.implicit(lambda *xs: (given.gradient(*xs),), given)(u, *arrays)
+        return gradient
+
+    def optimality(self, arrays: Sequence[Array]) -> tuple[Optimality, Arrays]:
+        """Return F as a function of the unknown and of the arguments that have a derivative, and those arguments.
+
+        What follows the arguments among the arrays, a start for the solver, has no part in F.
+        """
+        own = tuple(arrays[: len(self.arguments.arrays)])
+        return Optimality(self, own), self.arguments.only_floats(own)
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """F(u, *floats), the other arrays of the call held fixed."""
+
+    problem: Problem
+    arrays: Arrays
+
+    def __call__(self, u: Array, *floats: Array) -> Arrays:
+        return (self.problem.residual(u, *self.problem.arguments.with_floats(self.arrays, floats)),)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The derivative of a gradient that the user gave, by the products that the user gave."""
+
+    problem: Problem
+    derivatives: Derivatives
+
+    def gradient(self, u: Array, *arrays: Array) -> Array:
+        """Return the user's gradient as a vector."""
+        args, kwargs = self.problem.arguments.call(arrays)
+        return self.problem.space.vector(
+            self.derivatives.gradient(self.problem.space.unravel(u), *args, **kwargs), "derivatives.gradient"
+        )
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return H w for the unknown and w^T d2f/(du dargs) for the arguments."""
+        (w,) = cotangents
+        rest = [i for i in wrt if (self.derivatives.hvp if i == 0 else self.derivatives.mixed) is None]
+        found = dict(zip(rest, self._differentiated(args, w, rest), strict=True))
+        if 0 in wrt and 0 not in found:
+            found[0] = self._hvp(args, w)
+        if any(i not in found for i in wrt):
+            found = {**dict(enumerate(self._mixed(args, w), start=1)), **found}
+        return tuple(found[i] for i in wrt)
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return the tangent of the gradient: the transpose of the pullback, which is linear in w."""
+        wrt = [i for i, tangent in enumerate(tangents) if tangent is not None]
+        zero = array_namespace(y[0]).zeros_like(y[0])
+        _, push = self.problem.backend.vjp(lambda w: self.pullback(args, y, (w,), wrt), zero)
+        return push(tuple(tangent for tangent in tangents if tangent is not None))
+
+    def _differentiated(self, args: Arrays, w: Array, wrt: Sequence[int]) -> Arrays:
+        """Differentiate the user's gradient, as a function of every float array, and pull for some."""
+        if not wrt:
+            return ()
+        floats = [0, *(1 + i for i in self.problem.arguments.floats)]
+
+        def gradient(*values: Array) -> Arrays:
+            merged = dict(zip(floats, values, strict=True))
+            return (self.gradient(*(merged.get(i, x) for i, x in enumerate(args))),)
+
+        _, pull = self.problem.backend.vjp(gradient, *(args[i] for i in floats))
+        return pull((w,), [floats.index(i) for i in wrt])
+
+    def _hvp(self, args: Arrays, w: Array) -> Array:
+        assert self.derivatives.hvp is not None
+        space = self.problem.space
+        positional, keywords = self.problem.arguments.call(args[1:])
+        product = self.derivatives.hvp(space.unravel(args[0]), space.unravel(w), *positional, **keywords)
+        return space.vector(product, "derivatives.hvp")
+
+    def _mixed(self, args: Arrays, w: Array) -> list[Array]:
+        assert self.derivatives.mixed is not None
+        space, arguments = self.problem.space, self.problem.arguments
+        positional, keywords = arguments.call(args[1:])
+        parts = self.derivatives.mixed(space.unravel(args[0]), space.unravel(w), *positional, **keywords)
+        return arguments.cotangents(parts, args[1:])
