@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 import dil
 from dil._diagnostics.check_gradients import _richardson
-from dil._frameworks.arguments import take_apart
+from dil._frameworks.arguments import split_arguments
 from dil._frameworks.transforms import Flat
 from problems import SHAPES, Case, cases
 
@@ -19,7 +19,7 @@ from problems import SHAPES, Case, cases
 def reference(case: Case):
     """Value, cotangents, and the difference quotient along a random direction, all by NumPy."""
     args, v = case.args(), case.cotangent()
-    flat = Flat(case.function(), *take_apart(args, {}))
+    flat = Flat(case.function(), *split_arguments(args, {}))
     backend = flat.backend
     y, pull = backend.vjp(flat, *args)
     grads = pull((v,))

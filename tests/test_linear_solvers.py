@@ -99,7 +99,7 @@ def residual_of(A, b, x):
     return np.linalg.norm(b64 - A64 @ x64) / size, (len(b) + 2) * np.finfo(b.dtype).eps * terms
 
 
-def judge(solver, kind, condition, A, b, found):
+def check_stationarity(solver, kind, condition, A, b, found):
     """Assert that one problem is right to its tolerance, or has a status that says it is not."""
     x, status, steps, residual, products = found
     true, rounding = residual_of(A, b, x)
@@ -134,7 +134,7 @@ def test_right_or_says_so(plain):
         kind, solver = case
         A = matrix(kind, n, condition, seed).astype(dtype)
         b = (np.random.default_rng(seed).standard_normal(n) * 10.0**power).astype(dtype)
-        judge(solver, kind, condition, A, b, run(plain, solver(), A, b, dtype=dtype))
+        check_stationarity(solver, kind, condition, A, b, run(plain, solver(), A, b, dtype=dtype))
 
     check()
 
@@ -177,7 +177,7 @@ def test_large_systems(kind, solver, dtype):
     op = operator(np, A)
     found = solver()(op, b)
     products = (found.extra or {}).get("products", found.iterations)
-    judge(solver, kind, 5.0, A, b, (*found[:4], products))
+    check_stationarity(solver, kind, 5.0, A, b, (*found[:4], products))
 
 
 @pytest.mark.parametrize("solver", NEW)

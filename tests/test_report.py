@@ -15,7 +15,8 @@ import pytest
 from array_api_compat import array_namespace
 
 import dil
-from dil import Status, _record
+from dil import Status
+from dil._diagnostics import record as _record
 from engines import engines
 
 H = np.asarray([[3.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, full, norm, or_one
+from dil._base.arrays import array_namespace, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.typing import Array
@@ -45,17 +45,17 @@ class Rule:
     def __post_init__(self) -> None:
         check_positive(optional={"rtol": self.rtol, "atol": self.atol}, max_iter=self.max_iter)
 
-    def first(self, begun: Start) -> State:
+    def first(self, started: Start) -> State:
         """Return the state at the start."""
-        problem, u, arrays = begun
+        problem, u, arrays = started
         value, gradient = problem.value_and_gradient(u, *arrays)
         slope = norm(gradient)
         solved, broken = self._judge(u, value, gradient, slope)
         return State(u, value, gradient, slope, zeros_like_count(u), ~(solved | broken), solved, broken)
 
-    def advance(self, begun: Start, s: State, u: Array) -> State:
+    def advance(self, started: Start, s: State, u: Array) -> State:
         """Return the state after one step of the optimiser to u; a problem that is not going stays where it is."""
-        problem, _, arrays = begun
+        problem, _, arrays = started
         xp = array_namespace(u)
         u = xp.where(s.going, u, s.u)
         value, gradient = problem.value_and_gradient(u, *arrays)
@@ -78,7 +78,7 @@ class Rule:
 
     def finish(self, problem: Problem, s: State) -> Solution:
         """Return the solution; a problem that no longer moves, yet is not solved, has stagnated."""
-        left = norm(s.gradient) / or_one(s.slope)
+        left = norm(s.gradient) / nonzero_or_one(s.slope)
         return finish(
             problem.space, s.u, s.steps, left, max_iter=self.max_iter, solved=s.solved, broken=s.broken, extra={}
         )
@@ -90,9 +90,9 @@ class Rule:
         return solved, ~finite
 
 
-def check_arrays(begun: Start, native: str, name: str) -> None:
+def check_arrays(started: Start, native: str, name: str) -> None:
     """Refuse the arrays of another framework than the optimiser's."""
-    found = begun.problem.backend.NATIVE
+    found = started.problem.backend.NATIVE
     if found != native:
         message = f"{name} minimises over arrays of {native}, and these are of {found}; take one of dil.solvers"
         raise OptionError(message)

@@ -58,14 +58,14 @@ class Trace:
         self.refusal: str | None = None
 
 
-class _Open(threading.local):
+class _OpenTraces(threading.local):
     """The traces that this thread is inside of."""
 
     def __init__(self) -> None:
         self.traces: list[Trace] = []
 
 
-_open = _Open()
+_open = _OpenTraces()
 
 
 @contextmanager
@@ -119,7 +119,7 @@ def _operator(name: str) -> tuple[Any, Any]:
     return straight, reflected
 
 
-def _cuts(what: str) -> Any:
+def _refuse_conversion(what: str) -> Any:
     """Return a method that refuses to make of a box what carries no derivative."""
 
     def refuse(self: Box, *args: object, **options: object) -> Any:
@@ -165,12 +165,12 @@ class Box:
     __ge__ = _operator("greater_equal")[0]
     __hash__ = object.__hash__
 
-    __float__ = _cuts("float() of an array that is being differentiated")
-    __int__ = _cuts("int() of an array that is being differentiated")
-    __complex__ = _cuts("complex() of an array that is being differentiated")
-    __index__ = _cuts("using an array that is being differentiated as an integer")
-    __array__ = _cuts("making a NumPy array of an array that is being differentiated")
-    __setitem__ = _cuts("writing into an array that is being differentiated")
+    __float__ = _refuse_conversion("float() of an array that is being differentiated")
+    __int__ = _refuse_conversion("int() of an array that is being differentiated")
+    __complex__ = _refuse_conversion("complex() of an array that is being differentiated")
+    __index__ = _refuse_conversion("using an array that is being differentiated as an integer")
+    __array__ = _refuse_conversion("making a NumPy array of an array that is being differentiated")
+    __setitem__ = _refuse_conversion("writing into an array that is being differentiated")
 
     def __neg__(self) -> Any:
         return self.trace.tape.negative(self)
@@ -195,7 +195,7 @@ class Box:
 
     def __bool__(self) -> bool:
         # branching on a value is legitimate: the derivative is that of the branch taken
-        return bool(_bare(self, "bool"))
+        return bool(_unboxed(self, "bool"))
 
     def __repr__(self) -> str:
         return f"Box({self.value!r})"
@@ -235,13 +235,13 @@ def value_type(x: Any) -> type:
     return type(constant(x))
 
 
-def _bare(x: Any, name: str) -> Any:
+def _unboxed(x: Any, name: str) -> Any:
     """Strip the boxes of an argument that has no derivative, in lists too; the boxes of refused traces stay refused."""
     while type(x) is Box:
         if x.trace.refusal is not None:
             raise CapturedError(x.trace.refusal.format(name))
         x = x.value
-    return type(x)(_bare(part, name) for part in x) if type(x) in (list, tuple) else x
+    return type(x)(_unboxed(part, name) for part in x) if type(x) in (list, tuple) else x
 
 
 def _boxed(x: object) -> bool:
@@ -249,7 +249,7 @@ def _boxed(x: object) -> bool:
     return type(x) is Box or (isinstance(x, list | tuple) and any(map(_boxed, x)))
 
 
-def _youngest(args: Any, name: str) -> Trace | None:
+def _innermost_trace(args: Any, name: str) -> Trace | None:
     """Return the innermost trace among the boxes of the arguments."""
     found: Trace | None = None
     for a in args:
@@ -281,7 +281,8 @@ def _lifted(*groups: Any) -> Any:
     So a rule that meets a box meets boxes only, and `raw * box` does not arise: it is slow with NumPy, which asks the
     box by way of a ufunc, and array_api_strict refuses it.
     """
-    trace = _youngest([x for group in groups for x in (group if isinstance(group, list | tuple) else (group,))], "pull")
+    every = [x for group in groups for x in (group if isinstance(group, list | tuple) else (group,))]
+    trace = _innermost_trace(every, "pull")
     return groups if trace is None else tuple(_lift(group, trace) for group in groups)
 
 
@@ -308,7 +309,7 @@ class Primitive:
         self.tape = tape
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        trace = _youngest(args, self.name)
+        trace = _innermost_trace(args, self.name)
         if options and any(map(_boxed, options.values())):
             msg = f"{self.name}: an array that is being differentiated must be a positional argument"
             raise UnsupportedFunctionError(msg)
@@ -445,7 +446,7 @@ def _constant(name: str, raw: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function whose derivative is zero: it acts on the bare values."""
 
     def call(*args: Any, **options: Any) -> Any:
-        return raw(*(_bare(a, name) for a in args), **{key: _bare(a, name) for key, a in options.items()})
+        return raw(*(_unboxed(a, name) for a in args), **{key: _unboxed(a, name) for key, a in options.items()})
 
     return call
 
@@ -623,7 +624,7 @@ class _Implicit:
         self.rule = rule
 
     def __call__(self, *args: Array) -> Arrays:
-        trace = _youngest(args, "implicit")
+        trace = _innermost_trace(args, "implicit")
         if trace is None:
             with _barrier():
                 return tuple(self.solve(*args))

@@ -64,24 +64,24 @@ class Optax:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs)
-        check_arrays(begun, "jax", "Optax")
+        started = start(self, fun, init, args, kwargs)
+        check_arrays(started, "jax", "Optax")
         rule, update = self._rule(), optax.with_extra_args_support(self.transformation).update
 
         def step(carried: tuple[State, Any]) -> tuple[State, Any]:
             state, memory = carried
-            params = _tree(begun, state.u)
+            params = _tree(started, state.u)
             total, gradient = state.masked(state.value, state.gradient)
-            slope = _tree(begun, gradient)
-            asked = {"value": total, "grad": slope, "value_fn": lambda p: _total(begun, state, p)}
+            slope = _tree(started, gradient)
+            asked = {"value": total, "grad": slope, "value_fn": lambda p: _total(started, state, p)}
             updates, found = update(slope, memory, params, **asked)
-            u = _vector(begun, optax.apply_updates(params, updates))
-            return rule.advance(begun, state, u), jax.tree.map(_like, found, memory)
+            u = _vector(started, optax.apply_updates(params, updates))
+            return rule.advance(started, state, u), jax.tree.map(_like, found, memory)
 
-        state = rule.first(begun)
-        first = state, jax.tree.map(jnp.asarray, self.transformation.init(_tree(begun, state.u)))
-        state, _ = begun.problem.backend.while_loop(_going, step, first)
-        return rule.finish(begun.problem, state)
+        state = rule.first(started)
+        first = state, jax.tree.map(jnp.asarray, self.transformation.init(_tree(started, state.u)))
+        state, _ = started.problem.backend.while_loop(_going, step, first)
+        return rule.finish(started.problem, state)
 
     def _rule(self) -> Rule:
         return Rule(self.max_iter, self.rtol, self.atol)
@@ -91,24 +91,24 @@ def _going(carried: tuple[Any, Any]) -> Any:
     return jnp.any(carried[0].going)
 
 
-def _total(begun: Start, state: Any, params: Tree) -> Any:
+def _total(started: Start, state: Any, params: Tree) -> Any:
     """Return the sum of the scores of the problems that are going; the others are out of its derivative's reach."""
-    problem, _, arrays = begun
-    u: Any = jnp.where(state.going, _vector(begun, params), state.u)
+    problem, _, arrays = started
+    u: Any = jnp.where(state.going, _vector(started, params), state.u)
     return state.masked(problem.value(u, *arrays), state.gradient)[0]
 
 
-def _tree(begun: Start, u: Any) -> Tree:
+def _tree(started: Start, u: Any) -> Tree:
     """Return the unknown as optax knows trees: as it is, or as a list of its leaves where JAX sees no tree."""
-    tree = begun.problem.space.unravel(u)
+    tree = started.problem.space.unravel(u)
     leaves = leaves_of(tree)[0]
     seen = jax.tree.leaves(tree)
     return tree if len(seen) == len(leaves) and all(x is y for x, y in zip(seen, leaves, strict=True)) else leaves
 
 
-def _vector(begun: Start, params: Tree) -> Any:
-    vector = begun.problem.space.ravel(leaves_of(params)[0])
-    return jnp.asarray(vector, dtype=begun.u.dtype)  # a line search may have widened it
+def _vector(started: Start, params: Tree) -> Any:
+    vector = started.problem.space.ravel(leaves_of(params)[0])
+    return jnp.asarray(vector, dtype=started.u.dtype)  # a line search may have widened it
 
 
 def _like(new: Any, old: Any) -> Any:

@@ -73,19 +73,19 @@ class TorchOptim:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs)
-        check_arrays(begun, "torch", "TorchOptim")
+        started = start(self, fun, init, args, kwargs)
+        check_arrays(started, "torch", "TorchOptim")
         rule = self._rule()
         with torch.no_grad():  # the solution carries no derivative; gradients in u are taken by vjp
-            state = rule.first(begun)
-            leaves = [x.detach().clone() for x in _leaves(begun, state.u)]
+            state = rule.first(started)
+            leaves = [x.detach().clone() for x in _leaves(started, state.u)]
             optimiser = self._optimiser([x.requires_grad_() for x in leaves])
             while bool(torch.any(state.going)):  # type: ignore[call-overload]
-                u = _step(begun, optimiser, leaves, state)
-                state = rule.advance(begun, state, u)
-                for leaf, kept in zip(leaves, _leaves(begun, state.u), strict=True):
+                u = _step(started, optimiser, leaves, state)
+                state = rule.advance(started, state, u)
+                for leaf, kept in zip(leaves, _leaves(started, state.u), strict=True):
                     leaf.copy_(kept)
-        return rule.finish(begun.problem, state)
+        return rule.finish(started.problem, state)
 
     def _rule(self) -> Rule:
         return Rule(self.max_iter, self.rtol, self.atol)
@@ -100,29 +100,29 @@ class TorchOptim:
         return optimiser
 
 
-def _step(begun: Start, optimiser: Any, leaves: list[Tensor], state: State) -> Any:
+def _step(started: Start, optimiser: Any, leaves: list[Tensor], state: State) -> Any:
     """Let the optimiser take one step from the state; return where it went, (*batch, n)."""
-    problem, _, arrays = begun
+    problem, _, arrays = started
     known: list[Any] = [(state.value, state.gradient)]  # at the point where every optimiser evaluates first
 
     def closure() -> Any:
         with torch.no_grad():
-            value, gradient = known.pop() if known else problem.value_and_gradient(_vector(begun, leaves), *arrays)
+            value, gradient = known.pop() if known else problem.value_and_gradient(_vector(started, leaves), *arrays)
             total, gradient = state.masked(value, gradient)
-            for leaf, slope in zip(leaves, _leaves(begun, gradient), strict=True):
+            for leaf, slope in zip(leaves, _leaves(started, gradient), strict=True):
                 leaf.grad = slope.clone()
         return total
 
     with torch.enable_grad():
         optimiser.step(closure)
-    return _vector(begun, leaves)
+    return _vector(started, leaves)
 
 
-def _vector(begun: Start, leaves: list[Tensor]) -> Any:
+def _vector(started: Start, leaves: list[Tensor]) -> Any:
     detached: list[Any] = [x.detach() for x in leaves]
-    vector: Any = begun.problem.space.ravel(detached)
+    vector: Any = started.problem.space.ravel(detached)
     return vector.clone()
 
 
-def _leaves(begun: Start, u: Any) -> list[Tensor]:
-    return leaves_of(begun.problem.space.unravel(u))[0]
+def _leaves(started: Start, u: Any) -> list[Tensor]:
+    return leaves_of(started.problem.space.unravel(u))[0]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optimistix
 
-from dil._base.arrays import full, norm, or_one
+from dil._base.arrays import full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.status import Status
@@ -84,23 +84,23 @@ class Optimistix:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Solve from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs, roots=True)
-        check_arrays(begun, "jax", "Optimistix")
-        problem, u, arrays = begun
+        started = start(self, fun, init, args, kwargs, roots=True)
+        check_arrays(started, "jax", "Optimistix")
+        problem, u, arrays = started
         if problem.space.dimension == 0:
             return Solution(problem.space.unravel(u), full(norm(u)[..., 0], 0, dtype=jnp.int32))
-        found = self._solve(begun)
+        found = self._solve(started)
         value, batch, spread = found.value, problem.space.batch, cast(Any, jnp.broadcast_to)
         left, slope = (norm(problem.residual(w, *arrays)) for w in (value, u))
         return Solution(
             problem.space.unravel(value),
             spread(_status(found.result), batch),
             spread(jnp.asarray(found.stats["num_steps"], dtype=jnp.int32), batch),
-            (left / or_one(slope))[..., 0],
+            (left / nonzero_or_one(slope))[..., 0],
         )
 
-    def _solve(self, begun: Start) -> Any:
-        problem, u, arrays = begun
+    def _solve(self, started: Start) -> Any:
+        problem, u, arrays = started
         options: dict[str, Any] = {"max_steps": self.max_iter, "throw": False}
         if isinstance(problem.condition, Score):
             self._check(MINIMISERS, "argmin", "a minimiser")

@@ -79,11 +79,11 @@ def timed(calls: dict[str, Callable[[], Any]], run: Runs, rounds: int) -> dict[s
     errors = {}
     for i in range(rounds + 1):
         for name in list(calls)[:: -1 if i % 2 else 1]:
-            begun = time.process_time()
+            started = time.process_time()
             x = calls[name]()
             between = time.process_time()
             x.backward(run.cotangent)
-            laps[name].append((between - begun, time.process_time() - between))
+            laps[name].append((between - started, time.process_time() - between))
             errors[name] = float((x.detach() - run.exact).norm() / (1 + run.exact.norm()))
     best = {name: np.min(laps[name][1:], axis=0) * 1e3 for name in calls}
     return {name: Timed(float(a), float(b), errors[name]) for name, (a, b) in best.items()}

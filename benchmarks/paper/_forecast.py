@@ -190,7 +190,7 @@ def segments(key: Any, frames: Any, context: int, recipe: Recipe) -> Any:
 
 def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Trained:
     """Train one network for each seed, and judge those that did best on validation on the test part."""
-    begun, scale = time.process_time(), series.scale
+    started, scale = time.process_time(), series.scale
     parts = [jnp.asarray(x / scale, jnp.float32) for x in (series.train, series.validation, series.test)]
     each = recipe.iterations // recipe.checks
     rate = optax.cosine_decay_schedule(recipe.rate, each * recipe.checks)
@@ -222,7 +222,7 @@ def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Tra
         least, found = np.where(better, judged, least), np.where(better, (check + 1) * each, found)
         best = jax.tree.map(lambda a, b, better=better: jnp.where(spread(better, a), a, b), learner.mean, best)
     test = np.asarray(judge(best, parts[2]), float) * scale**2
-    return Trained(least * scale**2, test, found, time.process_time() - begun)
+    return Trained(least * scale**2, test, found, time.process_time() - started)
 
 
 def spread(flags: Any, like: Any) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import _above  # noqa: F401
+import _sys_path  # noqa: F401
 from _common import ONE_THREAD, described, machine, markdown, show, word
 
 __all__ = ["INK", "command_line", "described", "machine", "markdown", "one_thread", "show", "word", "write_results"]

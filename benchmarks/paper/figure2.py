@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-import _above  # noqa: F401
+import _sys_path  # noqa: F401
 from _common import ONE_THREAD, Fresh, described, machine, markdown, show, version, word
 
 SIZES = (2, 5, 10, 20, 50, 100, 200)

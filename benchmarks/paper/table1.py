@@ -26,11 +26,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import _above  # noqa: F401
+import _sys_path  # noqa: F401
 from _common import ONE_THREAD, described, machine, markdown, show, version, word
+from _quick_compile import quick_compile_flags
 from _recipes import CHOSEN_BY, FULL, PROXY, QUICK, RUNS, TRIALS, Recipe
 from _series import SPIRAL, Series, spiral, van_der_pol, walking
-from _swift import swift
 
 ROWS = {
     "dopri5_adjoint": "DOPRI5, adjoint",
@@ -299,7 +299,7 @@ def main(
 ) -> None:
     """Train neural ODEs by the five methods of the paper's Table 1, and judge their forecasts."""
     os.environ.update(ONE_THREAD)
-    os.environ["XLA_FLAGS"] = swift(ONE_CORE) if quick else ONE_CORE
+    os.environ["XLA_FLAGS"] = quick_compile_flags(ONE_CORE) if quick else ONE_CORE
     console, recipes = Console(), QUICK if quick else FULL
     host = {**machine(), **{name: version(name) for name in ("diffrax", "optax")}}
     shown = ["PATH" if i and sys.argv[i] == "--data" else a for i, a in enumerate(sys.argv[1:])]

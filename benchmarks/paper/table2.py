@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from _paper import command_line, markdown, show, write_results
-from _swift import swift
+from _quick_compile import quick_compile_flags
 
 Array = Any
 
@@ -91,7 +91,7 @@ class Study:
     @cached_property
     def programs(self) -> tuple[Any, Any, Any]:
         """The rollout of the expert, the imitation and the cloning of its trajectories."""
-        os.environ.setdefault("XLA_FLAGS", swift())
+        os.environ.setdefault("XLA_FLAGS", quick_compile_flags())
         import jax
 
         jax.config.update("jax_enable_x64", True)
@@ -126,7 +126,7 @@ class Study:
         """Return the costs, and of the first run the trajectories to draw."""
         import jax
 
-        begun = time.perf_counter()
+        started = time.perf_counter()
         expert, imitation, cloning = self.programs
         keys = jax.random.split(jax.random.fold_in(jax.random.key(SEEDS["runs"]), number), 3)
         policy, _ = cloning.run(keys[1])
@@ -147,7 +147,7 @@ class Study:
             "solved": sum(solved) / len(solved),
             "target": [float(x) for x in student.c[0].target * imitation.data.scale + imitation.data.center],
             "log_weights": [float(x) for x in student.c[0].weight],
-            "seconds": time.perf_counter() - begun,
+            "seconds": time.perf_counter() - started,
             "trajectories": kept,
         }
 

@@ -22,12 +22,12 @@ __all__ = [
     "inner",
     "is_complex",
     "is_float",
-    "largest",
+    "logical_not",
+    "max_abs",
+    "nonzero_max_abs",
+    "nonzero_or_one",
     "norm",
-    "opposite",
-    "or_one",
-    "peak",
-    "pick",
+    "select",
     "shared_namespace",
     "size",
 ]
@@ -90,16 +90,16 @@ def inner(a: Array, b: Array) -> Array:
     return total
 
 
-def largest(a: Array) -> Array:
+def max_abs(a: Array) -> Array:
     """Return the largest entry of each problem by magnitude, (*batch, n) -> batch; zero for an empty problem."""
     xp = array_namespace(a)
     top: Array = xp.sum(a, axis=-1) if a.shape[-1] == 0 else xp.max(xp.abs(a), axis=-1)
     return top
 
 
-def peak(a: Array) -> Array:
+def nonzero_max_abs(a: Array) -> Array:
     """Return the largest entry of each problem by magnitude, (*batch, n) -> (*batch, 1); one for a zero problem."""
-    top = largest(a)
+    top = max_abs(a)
     return array_namespace(a).where(top == 0, 1.0, top)[..., None]  # type: ignore[no-any-return]
 
 
@@ -108,11 +108,11 @@ def norm(a: Array) -> Array:
 
     Dividing by the largest entry first keeps the squares of tiny and huge entries from under- and overflowing.
     """
-    top = peak(a)
+    top = nonzero_max_abs(a)
     return top * array_namespace(a).sqrt(dot(a / top, a / top))  # type: ignore[no-any-return]
 
 
-def or_one(x: Array) -> Array:
+def nonzero_or_one(x: Array) -> Array:
     """Return x with one in the place of zeros, to divide by."""
     return array_namespace(x).where(x == 0, full(x, 1.0), x)  # type: ignore[no-any-return]
 
@@ -140,7 +140,7 @@ def size(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
-def pick(condition: Array | bool, a: Any, b: Any) -> Any:
+def select(condition: Array | bool, a: Any, b: Any) -> Any:
     """Return a where the condition holds, else b; the condition may be a bool of Python, which computes nothing."""
     if isinstance(condition, bool):
         return a if condition else b
@@ -155,6 +155,6 @@ def shared_namespace(a: Array, b: Array) -> Namespace:
     return array_namespace(a[..., :1] + b[..., :1])
 
 
-def opposite(condition: Array | bool) -> Any:
+def logical_not(condition: Array | bool) -> Any:
     """Return the negation of a mask, or of a bool of Python."""
     return not condition if isinstance(condition, bool) else ~condition

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any
 
-from dil._base.arrays import array_namespace, full, pick
+from dil._base.arrays import array_namespace, full, select
 from dil._base.typing import Array
 
 
@@ -108,7 +108,7 @@ class Status(IntEnum):
         return self is Status.CONVERGED
 
 
-REASONS = Status.DIVERGED
+EXPLAINS_NON_FINITE = Status.DIVERGED
 """From this code on a status says why a solution is not finite, so that NON_FINITE would say less."""
 
 
@@ -122,5 +122,5 @@ def first_of(reasons: Sequence[tuple[Array | bool, Status]], otherwise: Status) 
     if not isinstance(holds, bool):
         code = full(holds, code, dtype=array_namespace(holds).int32)
     for holds, status in reversed(reasons):
-        code = pick(holds, int(status), code)
+        code = select(holds, int(status), code)
     return code

@@ -10,7 +10,7 @@ from typing import Any
 from dil._base.arrays import array_namespace, device, eps
 from dil._base.errors import DilError, OptionError
 from dil._base.typing import Array, Arrays, Tree
-from dil._frameworks.arguments import take_apart
+from dil._frameworks.arguments import split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import BackendHandle, leaves_of, owner
@@ -130,8 +130,8 @@ def check_gradients(
     """
     if backends is None:
         case: Case = lambda handle: (fn, *args)  # noqa: E731
-        arrays = take_apart(args, {})[0]
-        names = [Flat(fn, *take_apart(args, {})).backend.NATIVE] if arrays else ["numpy"]
+        arrays = split_arguments(args, {})[0]
+        names = [Flat(fn, *split_arguments(args, {})).backend.NATIVE] if arrays else ["numpy"]
     else:
         case = lambda handle: (fn, *(_convert(arg, handle) for arg in args))  # noqa: E731
         names = backends if isinstance(backends, str) else list(backends)  # type: ignore[assignment]
@@ -194,7 +194,7 @@ def _agree(name: str, several: list[Measured], reference: str, expected: list[Me
 
 def _measure(case: Case, name: str, order: int, directions: int, seed: int) -> list[Measured]:
     fn, *args = case(handle_of(name))
-    flat = Flat(fn, *take_apart(tuple(args), {}))
+    flat = Flat(fn, *split_arguments(tuple(args), {}))
     return [_along(flat, order, seed + i) for i in range(directions)]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, inner, norm, or_one
+from dil._base.arrays import array_namespace, eps, full, inner, nonzero_or_one, norm
 from dil._base.operator import Operator
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._frameworks.protocol import Backend
-from dil._frameworks.random_vectors import gaussian
+from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality, Problem
 from dil.linear._auto import Auto
@@ -23,7 +23,7 @@ LANCZOS = 50
 """Products spent on the extreme eigenvalues."""
 
 
-class Audit(NamedTuple):
+class ErrorBound(NamedTuple):
     """What is found about one backward solve, shape batch; see `dil.Entry`."""
 
     stationarity: Array
@@ -42,7 +42,7 @@ class Point(NamedTuple):
     floats: Arrays
 
 
-def audit(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> Audit:
+def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> ErrorBound:
     """Look again at the solve of A g = b, A = J or J^T at u, by tighter solves with the same products.
 
     The bound is for the pullback, -g^T F_args with J^T g = b. One Newton step, u' = u - J^-1 F(u), leaves an error of
@@ -71,16 +71,18 @@ def audit(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> Audit
         bound = _bound(F, b, Fu, here, _finite(step.value), _rounding(condition, ends, b, here.g))
         assert step.status is not None
         bound = _or_else(step.status == int(Status.CONVERGED), bound, float("inf"))
-    return Audit(length / size, *ends, condition, _asymmetry(A, b, backend), bound)
+    return ErrorBound(length / size, *ends, condition, _asymmetry(A, b, backend), bound)
 
 
 def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
     """Return the extreme eigenvalues of A, the extreme singular values if it is not symmetric by its nature."""
     xp, loop = array_namespace(b), problem.backend.while_loop
-    start = xp.where(norm(b) > 0, b, gaussian(problem.backend, b, 1, 0)[0, ...])  # a cotangent of zero spans nothing
+    start = xp.where(
+        norm(b) > 0, b, standard_normal(problem.backend, b, 1, 0)[0, ...]
+    )  # a cotangent of zero spans nothing
     if problem.symmetric:
         return extremes(A, start, steps=LANCZOS, loop=loop)
-    scale = or_one(norm(A(start / or_one(norm(start)))))  # or the squares would under- or overflow
+    scale = nonzero_or_one(norm(A(start / nonzero_or_one(norm(start)))))  # or the squares would under- or overflow
     scale = xp.where(xp.isfinite(scale), scale, full(scale, 1.0))
     found = extremes(lambda p: A.T(A(p) / scale) / scale, start, steps=LANCZOS, loop=loop)
     return Extremes(*(scale[..., 0] * xp.sqrt(xp.abs(end)) for end in found))
@@ -90,7 +92,7 @@ def _rounding(condition: Array, ends: Extremes, b: Array, g: Array) -> Array:
     """Return (16 + condition) eps, by ||A|| ||g|| / ||b|| in the place of a condition number that is not known."""
     xp = array_namespace(b)
     low, high = xp.abs(ends.lowest), xp.abs(ends.highest)
-    met = xp.where(low < high, high, low) * norm(g)[..., 0] / or_one(norm(b)[..., 0])
+    met = xp.where(low < high, high, low) * norm(g)[..., 0] / nonzero_or_one(norm(b)[..., 0])
     known = xp.where(xp.isfinite(condition), condition, met)
     return eps(xp, b.dtype) * (16.0 + _finite(known))
 
@@ -107,10 +109,10 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, roundin
     there = Point(u, g + more, here.floats)
     told, right = _sensitivities(F, here), _sensitivities(F, there)
     slack = _sensitivities(F, there._replace(g=more))
-    rate = norm(Fu1)[..., 0] / or_one(norm(Fu)[..., 0])
+    rate = norm(Fu1)[..., 0] / nonzero_or_one(norm(Fu)[..., 0])
     settled = norm(step)[..., 0] <= 4.0 * rounding * (1.0 + norm(here.u)[..., 0])
     rate = xp.where(settled, full(rate, 0.0), rate)
-    scale = or_one(_length(right))
+    scale = nonzero_or_one(_length(right))
     change = _length(told - right) / scale
     first, second = 1.0 - SAFETY * rate, 1.0 - SAFETY * rate * change
     known = (first > 0) & (second > 0) & (found.status == int(Status.CONVERGED))
@@ -128,16 +130,16 @@ def _sensitivities(F: Optimality, at: Point) -> Array:
     if at.g.ndim == 1:
         return xp.concat([xp.reshape(x, (-1,)) for x in pull((at.g,), wrt)])  # type: ignore[no-any-return]
     _, push = backend.vjp(lambda w: pull((w,), wrt), xp.zeros_like(at.g))
-    probes = [gaussian(backend, x, PROBES, seed) for seed, x in enumerate(at.floats)]
+    probes = [standard_normal(backend, x, PROBES, seed) for seed, x in enumerate(at.floats)]
     along = [push(tuple(t[k, ...] for t in probes))[0] for k in range(PROBES)]
     return xp.stack([inner(at.g, Ft) for Ft in along])  # type: ignore[no-any-return]
 
 
 def _asymmetry(A: Operator, b: Array, backend: Backend) -> Array:
-    p, q = (x[0, ...] for x in (gaussian(backend, b, 1, 0), gaussian(backend, b, 1, 1)))
+    p, q = (x[0, ...] for x in (standard_normal(backend, b, 1, 0), standard_normal(backend, b, 1, 1)))
     Ap, Aq = A(p), A(q)
     terms = norm(p) * norm(Aq) + norm(q) * norm(Ap)
-    return abs(inner(p, Aq) - inner(q, Ap)) / or_one(terms[..., 0])
+    return abs(inner(p, Aq) - inner(q, Ap)) / nonzero_or_one(terms[..., 0])
 
 
 def _ratio(lowest: Array, highest: Array) -> Array:
@@ -146,7 +148,7 @@ def _ratio(lowest: Array, highest: Array) -> Array:
     low, high = xp.abs(lowest), xp.abs(highest)
     small, large = xp.where(low < high, low, high), xp.where(low < high, high, low)
     one = (lowest > 0) & (highest > 0) | (lowest < 0) & (highest < 0)
-    return _or_else(one | xp.isnan(lowest), large / or_one(small), float("inf"))
+    return _or_else(one | xp.isnan(lowest), large / nonzero_or_one(small), float("inf"))
 
 
 def _length(rows: Array) -> Array:

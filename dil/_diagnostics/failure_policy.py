@@ -28,12 +28,12 @@ class Policy:
             message = f"on_failure={self.on_failure!r} is unknown; expected one of {', '.join(get_args(OnFailure))}"
             raise OptionError(message)
 
-    def settle(self, backend: Backend, stage: str, status: Array, value: Array) -> Array:
+    def apply(self, backend: Backend, stage: str, status: Array, value: Array) -> Array:
         """Act on the statuses, shape batch, of a solve; return its value, shape (*batch, n)."""
         code = backend.number(status)
         if isinstance(code, int) and code in (Status.CONVERGED, Status.APPROXIMATE):
             return value
-        status = pardoned(status)
+        status = without_approximate(status)
         if self.on_failure == "nan":
             xp = array_namespace(value)
             failed = (status != int(Status.CONVERGED))[..., None]
@@ -43,14 +43,14 @@ class Policy:
             return backend.tell(partial(_report, self, stage, backend), status, value)
         return value
 
-    def complain(self, backend: Backend, message: str) -> None:
+    def warn_or_raise(self, backend: Backend, message: str) -> None:
         """Raise or warn of what failed, at the line of the user."""
         if self.on_failure == "raise":
             raise ConvergenceError(message)
         warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller(backend))
 
 
-def pardoned(status: Array) -> Array:
+def without_approximate(status: Array) -> Array:
     """Return the statuses with those converged that were asked for by name: nobody has to be told of them."""
     asked = status == int(Status.APPROXIMATE)
     return array_namespace(status).where(asked, full(status, int(Status.CONVERGED)), status)  # type: ignore[no-any-return]
@@ -59,7 +59,7 @@ def pardoned(status: Array) -> Array:
 def _report(policy: Policy, stage: str, backend: Backend, status: Any) -> None:
     if not status.any():
         return
-    policy.complain(backend, f"{policy.layer}: {stage}: {summary(status)}")
+    policy.warn_or_raise(backend, f"{policy.layer}: {stage}: {summary(status)}")
 
 
 def _level_of_caller(backend: Backend) -> int:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, dot, eps, full, inner, norm, peak, pick
+from dil._base.arrays import array_namespace, device, dot, eps, full, inner, nonzero_max_abs, norm, select
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
-from dil._diagnostics.failure_policy import pardoned
+from dil._diagnostics.failure_policy import without_approximate
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality
 
@@ -18,7 +18,9 @@ SAFE = 1e-30
 """Inner products between this and its inverse have lost nothing to under- or overflow, in float32 or wider."""
 
 
-def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number: Callable[[Array], Any]) -> Array:
+def check_stationarity(
+    status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number: Callable[[Array], Any]
+) -> Array:
     """Return the statuses of the backward solve, NOT_STATIONARY where the point u is no solution.
 
     The step to the solution is about ||F|| over the curvature of J along g, for which there are two measures at no
@@ -39,12 +41,12 @@ def judge(status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number:
         status = xp.zeros(u.shape[:-1], dtype=xp.int32, device=device(u))
     if near is True:
         return status
-    doubt = pick(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    told: Array = xp.where((pardoned(status) != int(Status.CONVERGED)) | near, status, doubt)
+    doubt = select(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
+    told: Array = xp.where((without_approximate(status) != int(Status.CONVERGED)) | near, status, doubt)
     return told
 
 
-def told_of_curvature(status: Array, solution: Solution) -> Array:
+def check_curvature(status: Array, solution: Solution) -> Array:
     """Return the statuses, NOT_MINIMUM where the system was solved but its Hessian is not positive definite."""
     bent = (solution.extra or {}).get("indefinite")
     if bent is None:
@@ -60,14 +62,14 @@ def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
 
     The squares of F and u may: of a huge F, which is told all the same, and of a tiny one, which is none.
     """
-    xp, top_b, top_g = array_namespace(u), peak(b), peak(g)
+    xp, top_b, top_g = array_namespace(u), nonzero_max_abs(b), nonzero_max_abs(g)
     b, g = b / top_b, g / top_g
     gg, along, turned = inner(g, g), abs(inner(g, b)), xp.sqrt(inner(g, g) * inner(b, b) / max(u.shape[-1], 1))
     step = xp.sqrt(inner(Fu, Fu)) * (top_g / top_b)[..., 0] * gg
     return step, (1 + xp.sqrt(inner(u, u))) * xp.where(along < turned, turned, along)
 
 
-class Doubt(NamedTuple):
+class StationarityCheck(NamedTuple):
     """What one look at a point says of each problem, shape batch."""
 
     status: Array
@@ -75,15 +77,15 @@ class Doubt(NamedTuple):
     """The length of the step to the solution, over 1 + ||u||."""
 
 
-def look(F: Optimality, u: Array, floats: Arrays) -> Doubt:
+def stationarity_at(F: Optimality, u: Array, floats: Arrays) -> StationarityCheck:
     """Judge a point by one product with J along F itself, where no linear system is solved there anyway.
 
     The step to the solution is about ||F|| over the curvature along F, |<F, J F>| / <F, F>; the tolerance is that of
-    `judge`. A point where F vanishes is a solution; one where the curvature along F does, is none.
+    `check_stationarity`. A point where F vanishes is a solution; one where the curvature along F does, is none.
     """
     xp = array_namespace(u)
     (Fu,), pull = F.problem.backend.vjp(lambda w: F(w, *floats), u)
-    f = Fu / peak(Fu)
+    f = Fu / nonzero_max_abs(Fu)
     bend = abs(dot(f, operator(F.problem, lambda p: pull((p,))[0], u)(f)))
     zero = xp.all(Fu == 0, axis=-1, keepdims=True)
     length = norm(Fu) * dot(f, f) / xp.where(bend == 0, full(bend, 1.0), bend)
@@ -92,4 +94,4 @@ def look(F: Optimality, u: Array, floats: Arrays) -> Doubt:
     status = full(far, int(Status.CONVERGED), dtype=xp.int32)
     finite = xp.all(xp.isfinite(Fu), axis=-1)
     doubt = xp.where(finite, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    return Doubt(xp.where(far <= eps(xp, u.dtype) ** 0.25, status, doubt), far)
+    return StationarityCheck(xp.where(far <= eps(xp, u.dtype) ** 0.25, status, doubt), far)

@@ -80,7 +80,7 @@ class Arguments:
         return name_of(self.structure.paths[self.arrays[array]])
 
 
-def take_apart(args: Sequence[Tree], kwargs: Mapping[str, Tree]) -> tuple[list[Any], Arguments]:
+def split_arguments(args: Sequence[Tree], kwargs: Mapping[str, Tree]) -> tuple[list[Any], Arguments]:
     """Return the arrays of a call, and the rest of it."""
     leaves, structure = leaves_of((tuple(args), dict(kwargs)))
     places = tuple(i for i, leaf in enumerate(leaves) if owner(leaf) is not None)

@@ -7,7 +7,7 @@ from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 
 
-def gaussian(backend: Backend, like: Array, count: int, seed: int) -> Array:
+def standard_normal(backend: Backend, like: Array, count: int, seed: int) -> Array:
     """Return `count` arrays of independent standard normal numbers, (count, *like.shape), beside `like`.
 
     They come from NumPy, the one generator that all backends can share: programs under a compiler hold them as

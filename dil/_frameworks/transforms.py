@@ -9,7 +9,7 @@ from dil._base.arrays import array_namespace, is_float
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import Array, Arrays, Tree
-from dil._frameworks.arguments import Arguments, take_apart
+from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import common_owner, leaves_of, owner, shielded
@@ -49,7 +49,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
 
 
 def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
-    flat = Flat(fn, *take_apart(args, {}))
+    flat = Flat(fn, *split_arguments(args, {}))
     leaves, pull_leaves = flat.backend.vjp(flat, *flat.floats)
     out = flat.join(leaves)
 
@@ -87,7 +87,7 @@ def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]
     if not (isinstance(args, tuple | list) and isinstance(tangents, tuple | list)):
         message = f"jvp takes a tuple of arguments and one of tangents, jvp(f, (x,), (t,)); got {_describe(args)}"
         raise OptionError(message)
-    flat = Flat(fn, *take_apart(tuple(args), {}))
+    flat = Flat(fn, *split_arguments(tuple(args), {}))
     if len(tangents) != len(args):
         message = f"jvp got {len(args)} arguments and {len(tangents)} tangents; give one tangent (or None) for each"
         raise ShapeError(message)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dil._base.arrays import array_namespace, full, largest
+from dil._base.arrays import array_namespace, full, max_abs
 from dil._base.errors import BackendError, DTypeError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.solution import Solution
-from dil._base.status import REASONS, Status
+from dil._base.status import EXPLAINS_NON_FINITE, Status
 from dil._base.typing import Array, Arrays, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.record import emit, recording
@@ -55,7 +55,7 @@ class Call:
         if recording():
             said = {"iterations": solution.iterations, "residual": solution.residual}
             emit(self.backend, self.policy, "forward", {"status": solution.status, **said})
-        y = self.policy.settle(self.backend, "forward solve", solution.status, y)
+        y = self.policy.apply(self.backend, "forward solve", solution.status, y)
         return (y, *(self._remembered(solution) or ()))
 
     def run(self, arrays: Arrays) -> tuple[Array, Solution]:
@@ -142,13 +142,13 @@ class Call:
 def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
     """Return the statuses of a forward solve, NON_FINITE where the solution is not finite and none says why."""
     xp = array_namespace(y)
-    broken = ~(largest(y) < math.inf)  # for NaN too
+    broken = ~(max_abs(y) < math.inf)  # for NaN too
     if status is None or isinstance(status, int):
         status = full(broken, int(status or 0), dtype=xp.int32)
     if tuple(status.shape) != tuple(broken.shape):
         message = f"{what} has status of shape {tuple(status.shape)}; expected {tuple(broken.shape)}, one per problem"
         raise ShapeError(message)
-    said = (status >= int(REASONS)) | (status == int(Status.FAILED))
+    said = (status >= int(EXPLAINS_NON_FINITE)) | (status == int(Status.FAILED))
     marked: Array = xp.where(broken & ~said, full(status, int(Status.NON_FINITE)), status)
     return marked
 

@@ -13,7 +13,7 @@ from dil._base.options import is_integer
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil._diagnostics.failure_policy import Policy
-from dil._frameworks.arguments import Arguments, take_apart
+from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.registry import common_owner, loaded, shielded
 from dil._layers.call import Call, Solver
 from dil._layers.theorem import ImplicitRule
@@ -113,8 +113,8 @@ class Layer:
 
     def begin(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
         """Return one call, not run yet, and its arrays: those of the arguments, then those of the start."""
-        arrays, arguments = take_apart(args, kwargs)
-        starts, start = take_apart((self.init if init is None else init,), {})
+        arrays, arguments = split_arguments(args, kwargs)
+        starts, start = split_arguments((self.init if init is None else init,), {})
         names = [arguments.name(i) for i in range(len(arrays))] + ["init"] * len(starts)
         backend = common_owner([*arrays, *starts], names, self.policy.layer)
         _check_dtypes(arrays, arguments)

@@ -8,7 +8,7 @@ from dil._base.arrays import array_namespace, eps, full, norm
 from dil._base.quasi_newton import Pairs
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
-from dil._diagnostics.failure_policy import pardoned
+from dil._diagnostics.failure_policy import without_approximate
 from dil._problem.jacobian import operator
 from dil._problem.problem import Problem
 from dil.linear._solver import LinearSolver
@@ -40,7 +40,7 @@ def refine(
         far, size = norm(found.value), 1.0 + norm(u)
         moved = xp.any(better & (trial != u), axis=-1)
         u = xp.where(better, trial, u)
-        solved = full(status, 0) if found.status is None else pardoned(found.status)
+        solved = full(status, 0) if found.status is None else without_approximate(found.status)
         near = (better & (far <= eps(xp, u.dtype) ** 0.5 * size)) | (far <= 64 * eps(xp, u.dtype) * size)
         barred = (
             (solved == int(Status.SINGULAR)) | (solved == int(Status.INDEFINITE)) | (solved == int(Status.NON_FINITE))

@@ -20,10 +20,10 @@ from dil._base.operator import Operator
 from dil._base.quasi_newton import Pairs
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays
-from dil._diagnostics.error_bound import Point, audit
+from dil._diagnostics.error_bound import Point, error_bound
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.record import emit, recording
-from dil._diagnostics.stationarity import judge, told_of_curvature
+from dil._diagnostics.stationarity import check_curvature, check_stationarity
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
 from dil._problem.jacobian import jacobian, operator
@@ -76,13 +76,13 @@ class ImplicitRule:
             A = replace(A, pairs=Pairs(*pairs)) if pairs else A
             solution = self.linear_solver(A, b, loop=backend.while_loop)
             _check_solution(solution, b)
-            status = judge(solution.status, Fu, u, b, solution.value, backend.number)
-            status = told_of_curvature(status, solution)
+            status = check_stationarity(solution.status, Fu, u, b, solution.value, backend.number)
+            status = check_curvature(status, solution)
             if recording():
-                found = audit(F, A, b, Fu, Point(u, solution.value, floats))
+                found = error_bound(F, A, b, Fu, Point(u, solution.value, floats))
                 said = {"iterations": solution.iterations, "residual": solution.residual}
                 emit(backend, self.policy, "backward", {"status": status, **said, **found._asdict()})
-            return self.policy.settle(backend, "backward solve", status, solution.value)
+            return self.policy.apply(backend, "backward solve", status, solution.value)
 
         # what is only judged, remembered or looked at is no part of the derivative
         looked_at = params[1:] if recording() else ()

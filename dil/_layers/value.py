@@ -10,7 +10,7 @@ from dil._base.arrays import full
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.record import emit, recording
-from dil._diagnostics.stationarity import look
+from dil._diagnostics.stationarity import stationarity_at
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.registry import shielded
 from dil._layers.argmin import argmin
@@ -157,7 +157,7 @@ class EnvelopeRule:
         if policy.on_failure == "ignore" and not recording():
             return u
         F, floats = problem.optimality(args)
-        doubt = look(F, u, floats)
+        doubt = stationarity_at(F, u, floats)
         if recording():
             emit(problem.backend, policy, "backward", doubt._asdict())
-        return policy.settle(problem.backend, "derivative of the value", doubt.status, u)
+        return policy.apply(problem.backend, "derivative of the value", doubt.status, u)

@@ -71,7 +71,7 @@ class Problem:
         """Return df/du of a score, shape (*batch, n)."""
         if self.score.derivatives is None:
             return self.value_and_gradient(u, *arrays)[1]
-        given = Given(self, self.score.derivatives)
+        given = UserDerivatives(self, self.score.derivatives)
         if given.derivatives.hvp is None and given.derivatives.mixed is None:
             return given.gradient(u, *arrays)
         (gradient,) = self.backend.implicit(lambda *xs: (given.gradient(*xs),), given)(u, *arrays)
@@ -98,7 +98,7 @@ class Optimality:
 
 
 @dataclass(frozen=True)
-class Given:
+class UserDerivatives:
     """The derivative of a gradient that the user gave, by the products that the user gave."""
 
     problem: Problem

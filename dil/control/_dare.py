@@ -250,7 +250,7 @@ def _analytic(policy: Policy, batch: tuple[int, ...], A: Array, B: Array, Q: Arr
         assert solution.status is not None
         S = solution.value
         flat = array_namespace(S).reshape(S, (*S.shape[:-2], S.shape[-1] ** 2))
-        return (array_namespace(S).reshape(policy.settle(backend, "forward solve", solution.status, flat), S.shape),)
+        return (array_namespace(S).reshape(policy.apply(backend, "forward solve", solution.status, flat), S.shape),)
 
     xp = array_namespace(A)
     spread = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (A, B, Q, R))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, eye, full, norm, or_one
+from dil._base.arrays import array_namespace, device, eps, eye, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
@@ -85,10 +85,10 @@ class ILQR:
                 "ILQR solves plans alone, dil.control.plan(..., solver=ILQR()); take dil.solvers.LBFGS() for a score"
             )
             raise OptionError(message)
-        begun = start(self, fun, init, args, kwargs)
-        u, backend = begun.u, begun.problem.backend
+        started = start(self, fun, init, args, kwargs)
+        u, backend = started.u, started.problem.backend
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 2 / 3)
-        task = _task(begun)
+        task = _task(started)
 
         def sweep(s: Iterate) -> Iterate:
             gains = task.backward(s.u, s.mu)
@@ -113,17 +113,17 @@ class ILQR:
                 xp.where(s.going, new, s.u), xp.where(s.going, value, s.value), slope, mu, steps, going, solved
             )
 
-        value = evaluate(begun, u)
+        value = evaluate(started, u)
         counter, finite = zeros_like_count(u), xp.isfinite(value)
         zero = full(value, 0.0)
         first = Iterate(u, value, task.backward(u, zero).slope, zero, counter, finite, ~finite & finite)
 
         def residual(s: Iterate) -> Array:
-            return s.slope / or_one(first.slope)
+            return s.slope / nonzero_or_one(first.slope)
 
         last, extra = iterate(self, backend, sweep, first, max_iter=self.max_iter, residual=residual)
         return finish(
-            begun.problem.space,
+            started.problem.space,
             last.u,
             last.steps,
             residual(last),
@@ -172,7 +172,7 @@ class Trial(NamedTuple):
 class Task(NamedTuple):
     """A plan with its arguments in place."""
 
-    begun: Start
+    started: Start
     backend: Backend
     plan: PlanScore
     x0: Array
@@ -182,7 +182,7 @@ class Task(NamedTuple):
     def backward(self, u: Array, mu: Array) -> Gains:
         """Return the gains of the expansion about u, Q_uu + mu max|Q_uu| I in the place of Q_uu."""
         xp, plan = array_namespace(u), self.plan
-        v = self.begun.problem.space.unravel(u)
+        v = self.started.problem.space.unravel(u)
         states = xp.moveaxis(self.backend.constant(plan.states(v, self.x0, self.theta_h)), -2, 0)
         x, v = states[:-1, ...], time_first(v)
         n = x.shape[-1]
@@ -200,7 +200,7 @@ class Task(NamedTuple):
             q, Q = c + _times(F.mT, p), C + F.mT @ P @ F
             q_u, Q_ux, Q_uu = _in_free(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
             right = xp.concat([q_u[..., None], Q_ux], axis=-1)
-            unit = or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
+            unit = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
             found = -self.backend.cholesky_solve(Q_uu + mu[..., None] * unit * identity, right)
             k, K = found[..., 0], found[..., 1:]
             p = q[..., :n] + _times(K.mT, _times(Q_uu, k) + q_u) + _times(Q_ux.mT, k)
@@ -279,14 +279,14 @@ def _in_free(q_u: Array, Q_ux: Array, Q_uu: Array, squash: Arrays) -> Arrays:
     return first * q_u + pushed, first[..., None] * Q_ux, first[..., None] * Q_uu * first[..., None, :] + diagonal
 
 
-def _task(begun: Start) -> Task:
+def _task(started: Start) -> Task:
     """Return the plan behind a score."""
-    problem, _, arrays = begun
+    problem, _, arrays = started
     args, kwargs = problem.arguments.call(arrays)
     given = dict(zip(("x0", "theta_c", "theta_h"), args, strict=False)) | kwargs
     plan = problem.score.fn
     assert isinstance(plan, PlanScore)
-    return Task(begun, problem.backend, plan, given["x0"], given.get("theta_c"), given.get("theta_h"))
+    return Task(started, problem.backend, plan, given["x0"], given.get("theta_c"), given.get("theta_h"))
 
 
 def _times(A: Array, x: Array) -> Array:

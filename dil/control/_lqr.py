@@ -129,7 +129,7 @@ def _recursion(
     status = array_namespace(told).max(told, axis=0)
     flat = xp.reshape(gains, (*batch, horizon * gains.shape[-2] * gains.shape[-1]))
     status = array_namespace(status).astype(status, array_namespace(status).int32)
-    return xp.reshape(policy.settle(backend, "recursion", status, flat), gains.shape)  # type: ignore[no-any-return]
+    return xp.reshape(policy.apply(backend, "recursion", status, flat), gains.shape)  # type: ignore[no-any-return]
 
 
 def _curvature(M: Array) -> Array:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full, peak
+from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs, norm
 from dil._base.errors import OptionError
 from dil._base.operator import as_operator
 from dil._base.options import check_integer, check_rtol, is_number
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Term(NamedTuple):
 
 def _series(name: str, A: Matvec, b: Array, terms: int, step: float, rtol: float | None, loop: Loop | None) -> Solution:
     """Return the sum by Horner's rule, x <- x + step (b - A x), and judge it by its true residual."""
-    backend, xp, top = owner_of_right(b, f"dil.linear.{name}"), array_namespace(b), peak(b)
+    backend, xp, top = backend_of_system(b, f"dil.linear.{name}"), array_namespace(b), nonzero_max_abs(b)
     loop = backend.while_loop if loop is None else loop
     rtol = eps(xp, b.dtype) ** 0.75 if rtol is None else rtol
     finite, product = xp.isfinite(top), as_operator(A)
@@ -131,7 +131,7 @@ def _series(name: str, A: Matvec, b: Array, terms: int, step: float, rtol: float
 
     first = Term(step * scaled, scaled, full(scaled, 0, shape=(), dtype=xp.int32))
     last: Term = loop(lambda s: s.products < terms, add, first)
-    residual = (peak(last.r) * xp.sqrt(dot(last.r / peak(last.r), last.r / peak(last.r))))[..., 0]
+    residual = norm(last.r)[..., 0]
     size = xp.sqrt(dot(scaled, scaled))[..., 0]
     residual = residual / xp.where(size == 0, full(size, 1.0), size)
     status = full(residual, int(Status.APPROXIMATE), dtype=xp.int32)

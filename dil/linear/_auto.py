@@ -19,7 +19,7 @@ from dil.linear._direct import Direct
 from dil.linear._gmres import GMRES
 from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 from dil.linear._solver import LinearSolver
 
 ROOM = 2**22
@@ -78,7 +78,7 @@ class Auto:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
-        backend, n = owner_of_right(b, "dil.linear.Auto", x0), b.shape[-1]
+        backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
         A, loop = as_operator(A), backend.while_loop if loop is None else loop
         damping, rtol, limit = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)
@@ -120,7 +120,7 @@ def _mended(
     first: Solution, failures: Sequence[Status], second: LinearSolver, A: Operator, b: Array, loop: Loop
 ) -> Solution:
     """Solve the problems again that ended so by the first solver."""
-    backend, xp = owner_of_right(b, "dil.linear.Auto"), array_namespace(b)
+    backend, xp = backend_of_system(b, "dil.linear.Auto"), array_namespace(b)
     assert first.status is not None
     assert first.iterations is not None
     assert first.residual is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, dot, full, norm, peak
+from dil._base.arrays import array_namespace, device, dot, full, nonzero_max_abs, norm
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options
 from dil._base.solution import Solution
@@ -130,7 +130,7 @@ def _step(task: Task, i: Iterate, shadow: Array, is_first: Array, goal: Array) -
     """Take a step along p, then one that lowers the residual along itself."""
     xp, eps = array_namespace(i.r), task.eps
     Ap = task.A(i.p)
-    unit = xp.where(is_first, peak(Ap), i.unit)
+    unit = xp.where(is_first, nonzero_max_abs(Ap), i.unit)
     v = Ap / unit
     one = full(i.rr, 1.0)
     pp, vv, hh, sv = dot(i.p, i.p), dot(v, v), dot(shadow, shadow), dot(shadow, v)

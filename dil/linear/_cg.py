@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-from dil._base.arrays import array_namespace, device, eps, inner, largest, opposite, pick
+from dil._base.arrays import array_namespace, device, eps, inner, logical_not, max_abs, select
 from dil._base.operator import shifted
 from dil._base.options import check_linear_options
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._flexible_cg import flexible_cg
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
 
 PACE = 2 / 7
@@ -101,7 +101,7 @@ class CG:
         Slow is a residual above rtol ** PACE: at its pace so far, it would take 1 / PACE as many steps in all. Such a
         problem ends STAGNATED. With a preconditioner or a start there is no trial.
         """
-        backend = owner_of_right(b, "dil.linear.CG", x0)
+        backend = backend_of_system(b, "dil.linear.CG", x0)
         xp = array_namespace(b)
         rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
         max_iter = max(100, 10 * b.shape[-1]) if self.max_iter is None else self.max_iter
@@ -162,10 +162,10 @@ def cg(
         return scalar if single else scalar[..., None]
 
     machine = eps(xp, b.dtype)
-    top = number(largest(b))
+    top = number(max_abs(b))
     tame = isinstance(top, float) and machine < top < 1 / machine
     if not tame:  # squares of tiny and huge entries would under- and overflow
-        top = pick(top == 0, 1.0, top)
+        top = select(top == 0, 1.0, top)
         b = b / column(top)
     bb = dot(b, b)
     # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
@@ -178,31 +178,31 @@ def cg(
         """
         Hv = matvec(s.v)
         vHv = dot(s.v, Hv)
-        moving = s.going & opposite(s.looking)
-        bend = pick(moving, vHv / s.vv, s.bend)
-        curvature = s.curvature + pick(moving, abs(bend), 0.0)
+        moving = s.going & logical_not(s.looking)
+        bend = select(moving, vHv / s.vv, s.bend)
+        curvature = s.curvature + select(moving, abs(bend), 0.0)
         sound = bend > machine * curvature  # not for NaN, negative curvature and null directions
-        alpha = s.rr / pick(moving & sound, vHv, math.inf)
+        alpha = s.rr / select(moving & sound, vHv, math.inf)
         reach = s.reach + alpha * s.vv**0.5
-        steps = pick(moving, s.steps + 1, s.steps)
+        steps = select(moving, s.steps + 1, s.steps)
         x = s.x + column(alpha) * s.v
-        r = pick(column(s.looking), b, s.r) - column(pick(s.looking, 1.0, alpha)) * Hv
+        r = select(column(s.looking), b, s.r) - column(select(s.looking, 1.0, alpha)) * Hv
         rr = dot(r, r)
         able = sound & (steps < max_iter)
         more = able & (rr > aim)
         more = more if trial is None else more & ((steps != trial) | (rr <= bb * rtol ** (2 * PACE)))
         # rounding moves the true residual off the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
         drift = 8 * machine * curvature * reach
-        looking = moving & opposite(more | (sound & (drift * drift < accept)))
+        looking = moving & logical_not(more | (sound & (drift * drift < accept)))
         # after a look, go on from a true residual that misses the tolerance, if it has come nearer to it
         again = able & (rr > accept) & (4 * rr < s.best)
-        on = s.going & pick(s.looking, again, more)
-        beta = pick(s.looking, 0.0, rr / s.rr)
+        on = s.going & select(s.looking, again, more)
+        beta = select(s.looking, 0.0, rr / s.rr)
         p = r + column(beta) * s.v
-        v = pick(column(on), p, pick(column(looking), x, s.v))
-        vv = pick(on, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
-        best = pick(s.looking, rr, s.best)
-        rr = pick(s.going & opposite(looking), rr, s.rr)
+        v = select(column(on), p, select(column(looking), x, s.v))
+        vv = select(on, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
+        best = select(s.looking, rr, s.best)
+        rr = select(s.going & logical_not(looking), rr, s.rr)
         return State(x, r, v, rr, vv, best, bend, curvature, reach, on | looking, looking, steps)
 
     some = bb > 0  # False for NaN
@@ -210,9 +210,9 @@ def cg(
     zero = 0 * bb
     first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, some, some & False, none)
     last = loop((lambda s: s.going) if single else (lambda s: xp.any(s.going)), step, first)
-    failed = opposite(last.rr <= accept)
+    failed = logical_not(last.rr <= accept)
     status = _reasons(last, failed, max_iter, machine)
-    residual = (last.rr / pick(bb == 0, 1.0, bb)) ** 0.5
+    residual = (last.rr / select(bb == 0, 1.0, bb)) ** 0.5
     x = last.x if tame else last.x * column(top)
     if isinstance(failed, bool):
         place = {"shape": (), "device": device(b)}
@@ -226,10 +226,10 @@ def _reasons(last: State, failed: Scalar, max_iter: int, machine: float) -> Scal
     if failed is False:
         return int(Status.CONVERGED)
     reasons = [
-        (opposite(failed), Status.CONVERGED),
-        (opposite(abs(last.bend) < math.inf), Status.NON_FINITE),
+        (logical_not(failed), Status.CONVERGED),
+        (logical_not(abs(last.bend) < math.inf), Status.NON_FINITE),
         (last.bend < -machine * last.curvature, Status.INDEFINITE),
-        (opposite(last.bend > machine * last.curvature), Status.SINGULAR),
+        (logical_not(last.bend > machine * last.curvature), Status.SINGULAR),
         (last.steps >= max_iter, Status.MAX_ITER),
     ]
     return first_of(reasons, Status.STAGNATED)

@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, eye, full, peak
+from dil._base.arrays import array_namespace, device, eps, eye, full, nonzero_max_abs
 from dil._base.operator import Operator, as_operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.protocol import Backend
-from dil._frameworks.random_vectors import gaussian
+from dil._frameworks.random_vectors import standard_normal
 from dil.linear._cg import CG
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Direct:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch. A start is of no use here, and ignored."""
-        backend = owner_of_right(b, "dil.linear.Direct", x0)
+        backend = backend_of_system(b, "dil.linear.Direct", x0)
         A = as_operator(A)
         matrix = dense(A, b, backend)
         if self.damping:
@@ -87,8 +87,8 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, *, symmetric: bool) -
     unit = xp.where(zero, 1.0, size)[..., None]
     # a second right-hand side tells the condition number, ||A|| ||A^-1 e|| / ||e|| from below; a random one, since any
     # that has a pattern is orthogonal to the null vectors of matrices that have one, such as a Laplacian's constants
-    probe = gaussian(backend, full(b, 0.0, shape=(n,)), 1, 0)[0, ...]
-    probe = xp.broadcast_to(probe / peak(probe), b.shape)
+    probe = standard_normal(backend, full(b, 0.0, shape=(n,)), 1, 0)[0, ...]
+    probe = xp.broadcast_to(probe / nonzero_max_abs(probe), b.shape)
     right = xp.stack([b / unit, probe], axis=-1)
     factor = _Factor(matrix, backend, symmetric)
     x, bent = factor.solve(right)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full, peak
+from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs
 from dil._base.operator import Operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
@@ -73,7 +73,7 @@ def flexible_cg(
     ShapeError
         If what the preconditioner returns is not like b.
     """
-    xp, top = array_namespace(b), peak(b)
+    xp, top = array_namespace(b), nonzero_max_abs(b)
     finite = xp.isfinite(top)
     top = xp.where(finite, top, full(top, 1.0))
     scaled = xp.where(finite, b, full(b, 0.0)) / top  # squares of tiny and huge entries would under- and overflow
@@ -134,7 +134,7 @@ class System:
         xp = array_namespace(self.b)
         z = self.M(s.r)
         # M by one factor for the whole pass: the iteration does not see it, and <p, p> cannot under- or overflow
-        size = peak(z)
+        size = nonzero_max_abs(z)
         size = xp.where(xp.isfinite(size), size, full(size, 1.0))
         z = z / size
         first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), s.bend, s.curvature, s.sound, s.steps)

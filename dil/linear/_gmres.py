@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, dot, eye, full, norm, peak
+from dil._base.arrays import array_namespace, device, dot, eye, full, nonzero_max_abs, norm
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options, is_integer
@@ -147,7 +147,7 @@ def _step(task: Task, i: Iterate, on: Array) -> Iterate:
     """Take a step of Arnoldi, and rotate its column of the Hessenberg matrix into R."""
     xp = array_namespace(i.v)
     Av = task.A(i.v)
-    unit = xp.where(i.j == 0, peak(Av), i.unit)
+    unit = xp.where(i.j == 0, nonzero_max_abs(Av), i.unit)
     w = Av / unit
     length = dot(w, w) ** 0.5
     scale = xp.where(length > i.scale, length, i.scale)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dil._base.arrays import array_namespace, eps, eye, full, largest, norm, or_one
+from dil._base.arrays import array_namespace, eps, eye, full, max_abs, nonzero_or_one, norm
 from dil._base.operator import Operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop
 from dil.linear._direct import dense
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 
 WORST = 2 / 3
 """Singular values below eps ** WORST of the largest count as zero, as in the judgement of `Direct`."""
@@ -34,13 +34,13 @@ class LeastNorm:
         xp, wide, machine = array_namespace(b), _wide(b), eps(array_namespace(b), b.dtype)
         rtol = machine**0.75 if self.rtol is None else self.rtol
         identity = eye(b.shape[-1], b)
-        matrix = xp.astype(dense(A, b, owner_of_right(b, "dil.linear.Auto")) + self.damping * identity, wide)
+        matrix = xp.astype(dense(A, b, backend_of_system(b, "dil.linear.Auto")) + self.damping * identity, wide)
         finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(xp.isfinite(b), axis=-1)
         matrix = xp.where(finite[..., None, None], matrix, xp.astype(identity, wide))
         size = norm(xp.where(finite[..., None], b, full(b, 0.0)))
-        right = xp.astype(b / or_one(size), wide)
+        right = xp.astype(b / nonzero_or_one(size), wide)
         left, values, rows = _taken_apart(matrix, symmetric=A.symmetric)
-        cut = machine**WORST * largest(values)[..., None]
+        cut = machine**WORST * max_abs(values)[..., None]
         kept = xp.abs(values) > cut
         along = (left.mT @ right[..., None])[..., 0]
         x = (rows.mT @ xp.where(kept, along / xp.where(kept, values, 1.0), 0.0)[..., None])[..., 0]

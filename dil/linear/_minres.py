@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, full, norm, peak
+from dil._base.arrays import array_namespace, dot, full, nonzero_max_abs, norm
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options
 from dil._base.solution import Solution
@@ -129,7 +129,7 @@ def _step(task: Task, i: Iterate, is_first: Array) -> Iterate:
     """Take a step of Lanczos, rotate its column of the tridiagonal matrix into R, and move along the new direction."""
     xp = array_namespace(i.v)
     Av = task.A(i.v)
-    unit = xp.where(is_first, peak(Av), i.unit)
+    unit = xp.where(is_first, nonzero_max_abs(Av), i.unit)
     u = Av / unit - i.beta * i.v_old
     alpha = dot(i.v, u)
     u = u - alpha * i.v

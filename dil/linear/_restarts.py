@@ -12,7 +12,7 @@ from dil._base.options import LinearOptions
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 
 Measure: TypeAlias = Callable[[Array, Array], Array]
 """The error of x, (*batch, 1), from x and b - A x."""
@@ -97,7 +97,7 @@ def restarted(
     A problem goes on while a pass multiplies its error by `gain` or less, or for `patience` passes that do not.
     """
     name = f"dil.linear.{type(options).__name__}"
-    backend = owner_of_right(b, name, x0)
+    backend = backend_of_system(b, name, x0)
     xp, n = array_namespace(b), b.shape[-1]
     usable = xp.all(xp.isfinite(b), axis=-1, keepdims=True)
     b = xp.where(usable, b, xp.zeros_like(b))

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
 
-from dil._base.arrays import array_namespace, device, dot, full, peak
+from dil._base.arrays import array_namespace, device, dot, full, nonzero_max_abs
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, as_operator
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Loop
 from dil._frameworks.protocol import Backend
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 
 
 @dataclass(frozen=True, eq=False)  # by identity: what it remembers is its own
@@ -60,7 +60,7 @@ class WarmStart:
 
     def __call__(self, A: Operator, b: Array, /, *, loop: Loop | None = None) -> Solution:
         """Solve for each problem of a batch; b and the value: (*batch, n), float."""
-        backend = owner_of_right(b, "dil.linear.WarmStart")
+        backend = backend_of_system(b, "dil.linear.WarmStart")
         loop = backend.while_loop if loop is None else loop
         key = (backend.NATIVE, tuple(b.shape), str(b.dtype), str(device(b)))
         start, absent = self._read(backend, key, b)
@@ -112,12 +112,12 @@ class WarmStart:
 
 def _scaled(A: Operator, x: Array, b: Array) -> Array:
     """Return the multiple of x with the least residual, each problem by itself."""
-    xp, size = array_namespace(b), peak(x)
-    usable = xp.isfinite(size) & xp.isfinite(peak(b))
+    xp, size = array_namespace(b), nonzero_max_abs(x)
+    usable = xp.isfinite(size) & xp.isfinite(nonzero_max_abs(b))
     x = xp.where(usable, x, full(x, 0.0)) / xp.where(usable, size, full(size, 1.0))
     b = xp.where(usable, b, full(b, 0.0))
     Ax = A(x)
-    top, large = peak(b), peak(Ax)
+    top, large = nonzero_max_abs(b), nonzero_max_abs(Ax)
     b, Ax = b / top, Ax / large
     squared = dot(Ax, Ax)
     length = xp.where(squared > 0, dot(Ax, b) / xp.where(squared > 0, squared, full(squared, 1.0)), 0.0 * squared)

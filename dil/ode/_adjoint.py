@@ -113,7 +113,7 @@ class AdjointStages:
         def solve(A: Operator, b: Array) -> Array:
             found = rule.linear_solver(A, b, loop=backend.while_loop)
             status = array_namespace(b).zeros_like(found.iterations) if found.status is None else found.status
-            return rule.policy.settle(backend, "linear solve of the adjoint", status, found.value)
+            return rule.policy.apply(backend, "linear solve of the adjoint", status, found.value)
 
         params = (u, t, gh, *floats)
         return backend.linear_solve(LinearSystem(build, params, build(*params), solve), b)

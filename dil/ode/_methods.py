@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from dil._base.arrays import full, or_one
+from dil._base.arrays import full, nonzero_or_one
 from dil._base.typing import Array, Arrays
 from dil.ode._state import plus, scaled, slope_between
 
@@ -86,7 +86,7 @@ def trapezoid(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> 
     new = slope_between(z, base, 0.5 * h)
 
     def error() -> Arrays:
-        r = h / or_one(last)
+        r = h / nonzero_or_one(last)
         return scaled(h * h / (6.0 * (h + last)), (1.0, new), (-1.0 - r, now), (r, before))
 
     return Advanced(z, (*new, *now, h), error)
@@ -100,7 +100,7 @@ def bdf2(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advan
     error itself, are (1/6 - 2 e) h^2 d3y/dt3.
     """
     *before, last = memory
-    w = h / or_one(last)
+    w = h / nonzero_or_one(last)
     shift = w * w / (1.0 + 2.0 * w)
     base, slope = plus(y, (shift, y), (-shift, tuple(before))), stages.last
     z = stages.solve(base, t + h, h * (1.0 + w) / (1.0 + 2.0 * w))

@@ -65,12 +65,12 @@ class StepNewton:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Solve from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs, roots=True)
-        problem, u, _ = begun
+        started = start(self, fun, init, args, kwargs, roots=True)
+        problem, u, _ = started
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.5)
 
         def advance(s: Iterate) -> Iterate:
-            F, d, linear = newton_step(begun, s.u, self.linear_solver)
+            F, d, linear = newton_step(started, s.u, self.linear_solver)
             size = norm(F)
             lower = size < s.size  # False for NaN
             usable = xp.all(xp.isfinite(d), axis=-1, keepdims=True)
@@ -127,9 +127,9 @@ class Iterate(NamedTuple):
     broken: Array
 
 
-def newton_step(begun: Start, u: Array, linear_solver: LinearSolver | None) -> tuple[Array, Array, Array]:
+def newton_step(started: Start, u: Array, linear_solver: LinearSolver | None) -> tuple[Array, Array, Array]:
     """Return F, the solution d of J d = F, and the iterations that it took, (*batch, 1)."""
-    problem, _, arrays = begun
+    problem, _, arrays = started
     backend, xp = problem.backend, array_namespace(u)
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
     if linear_solver is None and u.shape[-1] <= backend.DENSE_GENERAL:

@@ -10,7 +10,7 @@ from dil._base.arrays import array_namespace, device, full
 from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
-from dil._frameworks.arguments import take_apart
+from dil._frameworks.arguments import split_arguments
 from dil._frameworks.registry import common_owner, owner, shielded
 from dil._layers.call import Solver
 from dil._problem.space import space_of
@@ -226,7 +226,7 @@ def begin(
     if space.dimension == 0:
         message = f"y0 is {space.describe()}, a state without an entry, so there is nothing to integrate"
         raise ShapeError(message)
-    arrays, arguments = take_apart(args, {})
+    arrays, arguments = split_arguments(args, {})
     names = ["y0", *(f"{arguments.name(i)} of args" for i in range(len(arrays)))]
     backend = common_owner([y, *arrays], names, "odeint")
     for i, x in zip(arguments.floats, arguments.only_floats(arrays), strict=True):

@@ -9,7 +9,7 @@ from dil._base.arrays import array_namespace, full
 from dil._base.typing import Array, Arrays, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.record import emit, recording
-from dil._frameworks.arguments import take_apart
+from dil._frameworks.arguments import split_arguments
 from dil._frameworks.protocol import Rule
 from dil._layers.call import Call, Solver
 from dil._layers.theorem import ImplicitRule
@@ -71,7 +71,7 @@ class StageLayer:
             said = {"iterations": solution.iterations, "residual": solution.residual}
             emit(self.call.backend, self.call.policy, "forward", {"status": solution.status, **said})
         if self.settles:
-            z = self.call.policy.settle(self.call.backend, "step back in time", solution.status, z)
+            z = self.call.policy.apply(self.call.backend, "step back in time", solution.status, z)
         none = full(z[..., 0], 0.0)
         counts = (solution.status, solution.iterations, (solution.extra or {}).get("linear"))
         xp = array_namespace(z)
@@ -106,7 +106,7 @@ def stage_layer(
     """Return the layer for states and times like those given."""
     u, t = like
     args, _ = field.arguments.call(arrays)
-    _, arguments = take_apart((u, t, t, *args), {})
-    _, start = take_apart((u,), {})
+    _, arguments = split_arguments((u, t, t, *args), {})
+    _, start = split_arguments((u,), {})
     call = Call(condition_of(field, layer, solver), solver, linear_solver, policy, 0, field.backend, arguments, start)
     return StageLayer(call, StageRule(ImplicitRule(call.problem, linear_solver, policy)))

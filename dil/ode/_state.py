@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import or_one
+from dil._base.arrays import nonzero_or_one
 from dil._base.typing import Array, Arrays
 
 
@@ -24,5 +24,5 @@ def scaled(h: Array | float, *terms: tuple[Array | float, Arrays]) -> Arrays:
 
 def slope_between(z: Arrays, base: Arrays, h: Array) -> Arrays:
     """Return (z - base) / h; zero for a step of no length, which pads a grid."""
-    h = or_one(h)
+    h = nonzero_or_one(h)
     return tuple((a - b) / h for a, b in zip(z, base, strict=True))

@@ -71,7 +71,7 @@ def _report(policy: Policy, backend: Backend, hint: str, told: Any) -> None:
     number, start, h = (x.reshape(-1)[first] for x in (step, above - below, length))
     by = f" by h = {h:.3g}" if h else ""  # a mesh that was cut short has no length of the step that is not there
     where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
-    policy.complain(backend, f"{policy.layer}: {summary(codes)}; {where}. {hint}")
+    policy.warn_or_raise(backend, f"{policy.layer}: {summary(codes)}; {where}. {hint}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, full, norm, or_one
+from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
@@ -123,7 +123,7 @@ class Anderson:
         finite = xp.isfinite(norm(left))
         solved = finite & near(u, left)
         first = Iterate(u, left, none, none, norm(left), zero > 0, zero, finite & ~solved, solved, ~finite)
-        scale = or_one(norm(left))
+        scale = nonzero_or_one(norm(left))
 
         def residual(s: Iterate) -> Array:
             return norm(s.left) / scale
@@ -182,10 +182,10 @@ def least_squares(columns: Array, right: Array, regularisation: float) -> Array:
     diagonal is relative to that: no column is lost by its size. Absent columns, which are zero, get zero.
     """
     xp, count = array_namespace(columns), columns.shape[0]
-    sizes = or_one(norm(columns))
+    sizes = nonzero_or_one(norm(columns))
     units = xp.moveaxis(columns / sizes, 0, -2)
     normal = xp.matmul(units, xp.matrix_transpose(units))
-    scale = or_one(norm(right))
+    scale = nonzero_or_one(norm(right))
     rhs = xp.matmul(units, (right / scale)[..., None])
     sound = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
     # above the rounding of the matrix, or a solve could meet a pivot of zero and raise

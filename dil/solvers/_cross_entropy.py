@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, full, norm, or_one
+from dil._base.arrays import array_namespace, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.options import check_integer, is_integer, is_number
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
-from dil._frameworks.random_vectors import gaussian
+from dil._frameworks.random_vectors import standard_normal
 from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, evaluate, evaluate_rows
@@ -95,15 +95,15 @@ class CrossEntropy:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs)
-        u, backend = begun.u, begun.problem.backend
+        started = start(self, fun, init, args, kwargs)
+        u, backend = started.u, started.problem.backend
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 1 / 3)
         like = full(u, 0.0, shape=(self.samples, u.shape[-1]))
-        noise = gaussian(backend, like, self.iterations, self.seed)
+        noise = standard_normal(backend, like, self.iterations, self.seed)
 
         def search(s: Search) -> Search:
             rows = self._drawn(noise, s)
-            values = evaluate_rows(begun, rows)
+            values = evaluate_rows(started, rows)
             best, value = best_row(rows, values)
             better = s.going & (value < s.value)
             mean, deviation = self._fitted(rows, values, s)
@@ -122,15 +122,15 @@ class CrossEntropy:
 
         counter = zeros_like_count(u)
         spread, number = full(u, self.spread), full(u, 0, shape=(), dtype=xp.int32)
-        first = Search(u, evaluate(begun, u), u, spread, number, counter, counter == 0)
+        first = Search(u, evaluate(started, u), u, spread, number, counter, counter == 0)
 
         def residual(s: Search) -> Array:
-            return norm(s.deviation) / or_one(norm(spread))
+            return norm(s.deviation) / nonzero_or_one(norm(spread))
 
         last, extra = iterate(self, backend, search, first, max_iter=self.iterations, residual=residual)
         sound = last.value < math.inf
         return finish(
-            begun.problem.space,
+            started.problem.space,
             last.u,
             last.steps,
             residual(last),
@@ -154,7 +154,7 @@ class CrossEntropy:
         elite = (values <= last) & (values < math.inf)
         weight = xp.astype(elite, rows.dtype)
         count = xp.sum(weight, axis=0)
-        some = or_one(count)
+        some = nonzero_or_one(count)
         mean = xp.sum(xp.where(elite, rows, full(rows, 0.0)), axis=0) / some
         deviation = xp.sqrt(xp.sum(weight * (rows - mean) ** 2, axis=0) / some)
         mixed = ((1 - kept) * mean + kept * s.mean, (1 - kept) * deviation + kept * s.deviation)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, norm, or_one
+from dil._base.arrays import array_namespace, eps, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
@@ -97,7 +97,7 @@ class FixedPoint:
         solved = finite & near(u, left)
         first = Iterate(u, left, zeros_like_count(u), finite & ~solved, solved, ~finite, finite & ~finite)
         far = (size_of(u) + norm(left)) / eps(xp, u.dtype)
-        scale = or_one(norm(left))
+        scale = nonzero_or_one(norm(left))
 
         def residual(s: Iterate) -> Array:
             return norm(s.left) / scale

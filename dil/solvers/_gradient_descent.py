@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full, norm, or_one
+from dil._base.arrays import array_namespace, dot, eps, full, nonzero_or_one, norm
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
@@ -103,7 +103,7 @@ class GradientDescent:
         )
 
         def residual(s: Descent) -> Array:
-            return norm(s.gradient) / or_one(slope)
+            return norm(s.gradient) / nonzero_or_one(slope)
 
         last, extra = iterate(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
         return finish(

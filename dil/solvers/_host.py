@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, norm, or_one
+from dil._base.arrays import array_namespace, device, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.status import Status
@@ -85,7 +85,7 @@ def solve_on_host(
         problem.space.unravel(best),
         xp.broadcast_to(status, batch),
         xp.broadcast_to(steps, batch),
-        (norm(left(best)) / or_one(norm(left(u))))[..., 0],
+        (norm(left(best)) / nonzero_or_one(norm(left(u))))[..., 0],
         {"message": said[-1]} if said else None,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full, inner, norm, or_one
+from dil._base.arrays import array_namespace, dot, eps, full, inner, nonzero_or_one, norm
 from dil._base.quasi_newton import Pairs, forget, inverse_product, no_pairs, remember
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
@@ -74,7 +74,7 @@ class LBFGS:
         backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 2 / 3)
 
         # in units of the first gradient, since squares of tiny and huge ones under- and overflow
-        unit = or_one(norm(problem.gradient(u, *arrays)))
+        unit = nonzero_or_one(norm(problem.gradient(u, *arrays)))
 
         def evaluate(u: Array) -> tuple[Array, Array]:
             value, gradient = problem.value_and_gradient(u, *arrays)
@@ -82,7 +82,7 @@ class LBFGS:
 
         def descend(s: Iterate) -> Iterate:
             learned = (s.pairs.rho[-1, ...] > 0)[..., None]
-            length = xp.where(learned, full(s.value, 1.0), at_most_one(1.0 / or_one(norm(s.gradient))))
+            length = xp.where(learned, full(s.value, 1.0), at_most_one(1.0 / nonzero_or_one(norm(s.gradient))))
             line = wolfe_search(evaluate, s.u, s.value, s.gradient, s.direction, length, s.going, backend.while_loop)
             moved = s.going & (line.low > 0)
             new_u = xp.where(moved, s.u + line.low * s.direction, s.u)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from dil._base.arrays import array_namespace, dot, eps, full, norm, or_one, peak
+from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.solution import Solution
@@ -83,19 +83,19 @@ class Newton:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Solve from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs, roots=True)
-        problem, u, arrays = begun
+        started = start(self, fun, init, args, kwargs, roots=True)
+        problem, u, arrays = started
         if not problem.symmetric and self.equations == "truncated":
             message = "equations='truncated' is for scores; take Newton() for a root or a fixed point"
             raise OptionError(message)
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.5)
 
         def descend(s: Iterate) -> Iterate:
-            at = self._step(begun, s)
+            at = self._step(started, s)
             usable = s.going & xp.all(xp.isfinite(at.step), axis=-1, keepdims=True) & xp.isfinite(at.value)
             at = at._replace(step=xp.where(usable, at.step, full(at.step, 0.0)))
             flat = usable & at.flat
-            length = backtrack(begun, s.u, at, usable & ~flat)
+            length = backtrack(started, s.u, at, usable & ~flat)
             new = s.u - length * at.step
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             near = usable & (length > 0) & ~at.rough & (norm(at.step) <= rtol * size_of(new))
@@ -111,7 +111,7 @@ class Newton:
         first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, ~finite & finite, ~finite)
 
         def residual(s: Iterate) -> Array:
-            return s.slope / or_one(slope)
+            return s.slope / nonzero_or_one(slope)
 
         last, extra = iterate(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
         return finish(
@@ -126,27 +126,27 @@ class Newton:
             extra=extra,
         )
 
-    def _step(self, begun: Start, s: Iterate) -> Step:
+    def _step(self, started: Start, s: Iterate) -> Step:
         """Return a step, or the best that is found, turned downhill."""
-        problem, _, arrays = begun
+        problem, _, arrays = started
         (left,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
         J = operator(problem, lambda p: pull((p,))[0], s.u)
-        step = self._solve(begun, J, left, s)
-        return downhill(begun, s.u, J, left, step) if problem.symmetric else towards_root(J, left, step)
+        step = self._solve(started, J, left, s)
+        return downhill(started, s.u, J, left, step) if problem.symmetric else towards_root(J, left, step)
 
-    def _solve(self, begun: Start, J: Operator, left: Array, s: Iterate) -> Array:
+    def _solve(self, started: Start, J: Operator, left: Array, s: Iterate) -> Array:
         """Return the solution of the equations, or the last iterate of where they have none."""
-        loop = begun.problem.backend.while_loop
+        loop = started.problem.backend.while_loop
         if self.equations == "truncated":
-            return self._truncated(begun, J, left, forcing(norm(left), s))
+            return self._truncated(started, J, left, forcing(norm(left), s))
         if self.equations == "normal":
             return NormalCG(damping=self.damping)(J, left, loop=loop).value  # type: ignore[no-any-return]
-        solver = (CG if begun.problem.symmetric else Auto)(damping=self.damping)
+        solver = (CG if started.problem.symmetric else Auto)(damping=self.damping)
         return solver(J, left, loop=loop).value  # type: ignore[no-any-return]
 
-    def _truncated(self, begun: Start, hessian: Matvec, gradient: Array, forced: Array) -> Array:
+    def _truncated(self, started: Start, hessian: Matvec, gradient: Array, forced: Array) -> Array:
         """Return a step with ||H d - F|| <= forced ||F||, a tolerance for each problem, which `CG` does not take."""
-        backend = begun.problem.backend
+        backend = started.problem.backend
         found = cg(
             lambda p: hessian(p) + self.damping * p,
             gradient,
@@ -166,7 +166,7 @@ def forcing(slope: Array, s: Iterate) -> Array:
     full, and judged in its place.
     """
     xp = array_namespace(slope)
-    wanted = 0.9 * (slope / or_one(s.slope)) ** GOLDEN
+    wanted = 0.9 * (slope / nonzero_or_one(s.slope)) ** GOLDEN
     finest = full(slope, eps(xp, slope.dtype) ** 0.75)
     wanted = xp.where(s.near | (wanted < finest), finest, wanted)
     return xp.where(wanted < 0.5, wanted, full(slope, 0.5))  # type: ignore[no-any-return]
@@ -190,32 +190,32 @@ class Step(NamedTuple):
     """Whether the merit of a root is stationary where F is not zero, so that J is singular."""
 
 
-def merit(begun: Start, u: Array, unit: Array) -> Array:
+def merit(started: Start, u: Array, unit: Array) -> Array:
     """Return what a step must lower, (*batch, 1): the score, or 1/2 ||F||^2 in units of F."""
-    problem, _, arrays = begun
+    problem, _, arrays = started
     if problem.symmetric:
         return problem.value(u, *arrays)[..., None]
     left = problem.residual(u, *arrays) / unit
     return 0.5 * dot(left, left)
 
 
-def downhill(begun: Start, u: Array, J: Operator, gradient: Array, step: Array) -> Step:
+def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array) -> Step:
     """Return a step that lowers the score: turned round if it points uphill, down the gradient if it is level.
 
     CG that meets no curvature along the gradient itself gives none. The step along it is as long as Newton's would be
     with the sign of the curvature turned: of the size of u, whatever the units of the score, but no measure of how far
     the minimum is.
     """
-    backend, xp, slope = begun.problem.backend, array_namespace(u), dot(gradient, step)
+    backend, xp, slope = started.problem.backend, array_namespace(u), dot(gradient, step)
     level, step = (slope == 0) & (norm(gradient) > 0), xp.where(slope < 0, -step, step)
 
     def along(step: Array) -> Array:
-        g = gradient / peak(gradient)
-        return xp.where(level, gradient * dot(g, g) / or_one(xp.abs(dot(g, J(g)))), step)  # type: ignore[no-any-return]
+        g = gradient / nonzero_max_abs(gradient)
+        return xp.where(level, gradient * dot(g, g) / nonzero_or_one(xp.abs(dot(g, J(g)))), step)  # type: ignore[no-any-return]
 
     step = backend.run_if(xp.any(level), along, step)
     unit = full(slope, 1.0)
-    return Step(gradient, step, unit, merit(begun, u, unit), dot(gradient, step), level, level & ~level)
+    return Step(gradient, step, unit, merit(started, u, unit), dot(gradient, step), level, level & ~level)
 
 
 def towards_root(J: Operator, left: Array, step: Array) -> Step:
@@ -223,15 +223,15 @@ def towards_root(J: Operator, left: Array, step: Array) -> Step:
 
     Along J^T F the linear model is least at ||J^T F||^2 / ||J J^T F||^2 (Cauchy's step).
     """
-    xp, unit = array_namespace(left), peak(left)
+    xp, unit = array_namespace(left), nonzero_max_abs(left)
     target = left / unit
     g = J.T(target)
-    g = g / peak(g)
+    g = g / nonzero_max_abs(g)
     Jg = J(g)
-    height = peak(Jg)
+    height = nonzero_max_abs(Jg)
     Jg = Jg / height
     size = dot(Jg, Jg)
-    length = dot(target, Jg) / or_one(size)
+    length = dot(target, Jg) / nonzero_or_one(size)
     ahead = J(step) / unit
     falls = dot(target, ahead) > 0
     step = xp.where(falls, step, (unit / height) * length * g)
@@ -263,13 +263,13 @@ class Trial(NamedTuple):
     going: Array
 
 
-def backtrack(begun: Start, u: Array, at: Step, going: Array) -> Array:
+def backtrack(started: Start, u: Array, at: Step, going: Array) -> Array:
     """Halve the length of u - length * step until the merit falls enough; zero where none is found."""
     xp = array_namespace(u)
     rounding = 8 * eps(xp, u.dtype)
 
     def halve(s: Trial) -> Trial:
-        trial = merit(begun, u - s.length * at.step, at.unit)
+        trial = merit(started, u - s.length * at.step, at.unit)
         limit = at.value - 1e-4 * s.length * at.slope + rounding * (xp.abs(at.value) + xp.abs(trial))
         lower = xp.isfinite(trial) & (trial <= limit)
         going = s.going & ~lower
@@ -280,4 +280,4 @@ def backtrack(begun: Start, u: Array, at: Step, going: Array) -> Array:
     # the score does not resolve a step this short: its change is of second order, below the rounding of its terms
     short = norm(at.step) <= 16 * eps(xp, u.dtype) ** 0.5 * size_of(u)
     first = Trial(xp.where(going, full(at.value, 1.0), full(at.value, 0.0)), going & ~short)
-    return begun.problem.backend.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]
+    return started.problem.backend.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]

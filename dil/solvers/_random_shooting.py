@@ -10,7 +10,7 @@ from dil._base.arrays import array_namespace, device, full
 from dil._base.options import check_integer
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
-from dil._frameworks.random_vectors import gaussian
+from dil._frameworks.random_vectors import standard_normal
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, broadcasts, evaluate, evaluate_rows
@@ -84,13 +84,13 @@ class RandomShooting:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
-        begun = start(self, fun, init, args, kwargs)
-        u, backend = begun.u, begun.problem.backend
+        started = start(self, fun, init, args, kwargs)
+        u, backend = started.u, started.problem.backend
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 1 / 3)
-        noise = gaussian(backend, full(u, 0.0, shape=u.shape[-1:]), self.iterations * self.samples, self.seed)
+        noise = standard_normal(backend, full(u, 0.0, shape=u.shape[-1:]), self.iterations * self.samples, self.seed)
 
         def search(s: Search) -> Search:
-            shot = self._shoot(begun, noise, s)
+            shot = self._shoot(started, noise, s)
             better = s.going & (shot.value < s.value)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             spread = xp.where(s.going, xp.where(better, 2.0 * s.spread, 0.5 * s.spread), s.spread)
@@ -99,7 +99,7 @@ class RandomShooting:
             return Search(u, value, spread, s.number + 1, steps, going)
 
         counter, spread = zeros_like_count(u), full(u, self.spread, shape=(*u.shape[:-1], 1))
-        first = Search(u, evaluate(begun, u), spread, full(u, 0, shape=(), dtype=xp.int32), counter, counter == 0)
+        first = Search(u, evaluate(started, u), spread, full(u, 0, shape=(), dtype=xp.int32), counter, counter == 0)
 
         def residual(s: Search) -> Array:
             return s.spread / self.spread
@@ -107,7 +107,7 @@ class RandomShooting:
         last, extra = iterate(self, backend, search, first, max_iter=self.iterations, residual=residual)
         sound = last.value < math.inf
         return finish(
-            begun.problem.space,
+            started.problem.space,
             last.u,
             last.steps,
             residual(last),
@@ -117,23 +117,23 @@ class RandomShooting:
             extra=extra,
         )
 
-    def _shoot(self, begun: Start, noise: Array, s: Search) -> Shot:
+    def _shoot(self, started: Start, noise: Array, s: Search) -> Shot:
         """Return the best of the samples around u."""
         xp = array_namespace(s.u)
-        if broadcasts(begun):
+        if broadcasts(started):
             drawn = xp.take(noise, s.number * self.samples + xp.arange(self.samples, device=device(s.u)), axis=0)
             rows = s.u + s.spread * xp.reshape(drawn, (self.samples, *(1 for _ in s.u.shape[:-1]), s.u.shape[-1]))
-            return Shot(*best_row(rows, evaluate_rows(begun, rows)), s.number)
+            return Shot(*best_row(rows, evaluate_rows(started, rows)), s.number)
 
         def sample(best: Shot) -> Shot:
             row = xp.reshape(s.number * self.samples + best.number, (1,))
             trial = s.u + s.spread * xp.take(noise, row, axis=0)[0, :]
-            value = evaluate(begun, trial)
+            value = evaluate(started, trial)
             better = value < best.value
             return Shot(xp.where(better, trial, best.u), xp.where(better, value, best.value), best.number + 1)
 
         first = Shot(s.u, s.value, 0 * s.number)
-        return begun.problem.backend.while_loop(  # type: ignore[no-any-return]
+        return started.problem.backend.while_loop(  # type: ignore[no-any-return]
             lambda best: best.number < self.samples, sample, first
         )
 

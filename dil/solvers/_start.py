@@ -9,7 +9,7 @@ from dil._base.arrays import array_namespace, eps, full, norm
 from dil._base.errors import OptionError
 from dil._base.options import is_integer, is_number
 from dil._base.typing import Array, Arrays, Tree
-from dil._frameworks.arguments import take_apart
+from dil._frameworks.arguments import split_arguments
 from dil._frameworks.registry import common_owner, owner
 from dil._problem.equation import Equation
 from dil._problem.problem import Problem
@@ -79,15 +79,15 @@ def start_equation(
         )
         raise OptionError(message)
     equation = fun if isinstance(fun, Equation) else Equation(fun, 0, kind)
-    begun = _begin(solver, equation, init, args, kwargs)
-    constants = tuple(begun.problem.backend.constant(x) for x in begun.arrays)
-    return Start(begun.problem, begun.problem.backend.constant(begun.u), constants)
+    started = _begin(solver, equation, init, args, kwargs)
+    constants = tuple(started.problem.backend.constant(x) for x in started.arrays)
+    return Start(started.problem, started.problem.backend.constant(started.u), constants)
 
 
 def _begin(
     solver: object, condition: Score | Equation, init: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
 ) -> Start:
-    arrays, arguments = take_apart(args, kwargs)
+    arrays, arguments = split_arguments(args, kwargs)
     u, space = space_of(init, condition.batch_ndim, "init")
     names = ["init", *(arguments.name(i) for i in range(len(arrays)))]
     backend = common_owner([u, *arrays], names, f"{type(solver).__name__}()")

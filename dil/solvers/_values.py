@@ -10,21 +10,21 @@ from dil._base.typing import Array
 from dil.solvers._start import Start
 
 
-def evaluate(begun: Start, u: Array) -> Array:
+def evaluate(started: Start, u: Array) -> Array:
     """Return the score, (*batch, 1), infinite where it is not finite: a NaN is lower than nothing."""
-    problem, _, arrays = begun
+    problem, _, arrays = started
     return _or_infinite(problem.backend.constant(problem.value(u, *arrays))[..., None])
 
 
-def broadcasts(begun: Start) -> bool:
+def broadcasts(started: Start) -> bool:
     """Whether the score takes unknowns with leading dimensions that its arguments lack, as that of a plan does."""
-    return bool(getattr(begun.problem.score.fn, "broadcasts", False))
+    return bool(getattr(started.problem.score.fn, "broadcasts", False))
 
 
-def evaluate_rows(begun: Start, rows: Array) -> Array:
+def evaluate_rows(started: Start, rows: Array) -> Array:
     """Return the score of each row, (k, *batch, n) -> (k, *batch, 1), at once where score or framework can."""
-    problem, _, arrays = begun
-    if not broadcasts(begun):
+    problem, _, arrays = started
+    if not broadcasts(started):
         return _or_infinite(problem.backend.map_rows(lambda u: problem.value(u, *arrays)[..., None], rows))
     space, count = problem.space, rows.shape[0]
     shapes = tuple((count, *shape) for shape in space.shapes)

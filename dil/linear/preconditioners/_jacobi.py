@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dil._base.arrays import array_namespace, device, eps, full, peak
+from dil._base.arrays import array_namespace, device, eps, full, nonzero_max_abs
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.options import check_integer
 from dil._base.typing import Array, Loop
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Prepared, columns
 
 
@@ -65,7 +65,7 @@ class Jacobi:
             estimate = self._estimate(A, b, loop)
             return Prepared(lambda r: r / estimate, self.probes)
         given = self.diagonal() if callable(self.diagonal) else self.diagonal
-        backend = owner_of_right(b, "dil.linear.Jacobi")
+        backend = backend_of_system(b, "dil.linear.Jacobi")
         diagonal = backend.asarray(given, dtype=b.dtype, device=device(b))
         if tuple(diagonal.shape) not in (tuple(b.shape), tuple(b.shape[-1:])):
             message = f"the diagonal has shape {tuple(diagonal.shape)}; expected {tuple(b.shape)}, like b"
@@ -75,13 +75,13 @@ class Jacobi:
     def _estimate(self, A: Operator, b: Array, loop: Loop) -> Array:
         import numpy as np
 
-        xp, backend = array_namespace(b), owner_of_right(b, "dil.linear.Jacobi")
+        xp, backend = array_namespace(b), backend_of_system(b, "dil.linear.Jacobi")
         signs = np.random.default_rng(self.seed).choice([-1.0, 1.0], (self.probes, b.shape[-1]))
         shape = (self.probes, *(1,) * (b.ndim - 1), b.shape[-1])
         drawn = backend.asarray(signs.reshape(shape), dtype=b.dtype, device=device(b))
         z = drawn + full(b, 0.0)  # the same probes for every problem
         products = columns(A, z, loop)
-        top = peak(xp.max(xp.abs(products), axis=0))
+        top = nonzero_max_abs(xp.max(xp.abs(products), axis=0))
         products = products / top  # squares of tiny and huge entries would under- and overflow
         mean = xp.mean(z * products, axis=0)
         rows = xp.sqrt(xp.mean(products * products, axis=0))

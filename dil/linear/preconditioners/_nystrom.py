@@ -10,7 +10,7 @@ from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.options import check_integer, is_number
 from dil._base.typing import Array, Loop
-from dil.linear._right import owner_of_right
+from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Prepared, columns, is_eager
 
 ENOUGH = 10.0
@@ -145,7 +145,7 @@ class Sketch:
     def draw(self, count: int) -> Array:
         """Return normal random columns, (*batch, n, count), the same for each problem."""
         b = self.like
-        backend = owner_of_right(b, "dil.linear.Nystrom")
+        backend = backend_of_system(b, "dil.linear.Nystrom")
         normal = self.generator.standard_normal((b.shape[-1], count))
         return full(b, 0.0)[..., None] + backend.asarray(normal, dtype=b.dtype, device=device(b))
 

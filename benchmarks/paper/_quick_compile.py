@@ -1,4 +1,4 @@
-"""Programs of JAX that compile in a fifth of the time and run slower, for those that run for seconds."""
+"""Flags with which JAX programs compile in a fifth of the time and run slower; for programs that run for seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ KNOWN = "0.10."
 FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
 
 
-def swift(flags: str = "") -> str:
-    """Return flags for XLA_FLAGS, which JAX reads when it is loaded, with those of a swift compiler where known."""
+def quick_compile_flags(flags: str = "") -> str:
+    """Return flags for XLA_FLAGS, with those for quick compilation where this jaxlib knows them."""
     known = importlib.metadata.version("jaxlib").startswith(KNOWN)
     return f"{flags} {FLAGS}".strip() if known else flags

@@ -9,7 +9,7 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import common_owner
 
 
-def owner_of_right(b: Array, solver: str, x0: Array | None = None) -> Backend:
+def backend_of_system(b: Array, solver: str, x0: Array | None = None) -> Backend:
     """Return the backend of b: (*batch, n), real floating; a start x0 has to be like b.
 
     Raises
