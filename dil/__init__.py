@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from dil._diagnostics.check_gradients import GradientReport, check_gradients
     from dil._diagnostics.record import Entry, Record, record
     from dil._diagnostics.report import Report
-    from dil._frameworks.registry import BackendHandle, BackendInfo, backend, backends
+    from dil._frameworks.protocol import BackendInfo
+    from dil._frameworks.registry import BackendHandle, backend, backends
     from dil._frameworks.transforms import constant, grad, jvp, value_and_grad, vjp
     from dil._layers.argmin import argmin
     from dil._layers.layer import Layer
@@ -51,7 +52,8 @@ _ROOMS = {
     "_diagnostics.check_gradients": ("GradientReport", "check_gradients"),
     "_diagnostics.record": ("Entry", "Record", "record"),
     "_diagnostics.report": ("Report",),
-    "_frameworks.registry": ("BackendHandle", "BackendInfo", "backend", "backends"),
+    "_frameworks.protocol": ("BackendInfo",),
+    "_frameworks.registry": ("BackendHandle", "backend", "backends"),
     "_frameworks.transforms": ("constant", "grad", "jvp", "value_and_grad", "vjp"),
     "_layers.argmin": ("argmin",),
     "_layers.layer": ("Layer",),

@@ -117,7 +117,7 @@ def solver(fun: Any, init: Any, M: Array | float, e: Array | float) -> Solution:
 
     above = xp.minimum(xp.minimum(m + e, m / (1 - e)), xp.minimum(full(m, math.pi), (10 * m) ** (1 / 3)))
     first = Iterate(above, valid, full(m, 0, dtype=xp.int32))
-    last: Iterate = common_owner([m], ["M"], "kepler.solver").while_loop(lambda s: xp.any(s.going), step, first)
+    last: Iterate = common_owner([m], ["M"], "kepler.solver").loops.while_loop(lambda s: xp.any(s.going), step, first)
     E = 2 * math.pi * turns + xp.where(folded < 0, -last.E, last.E)
     status = xp.where(
         last.steps < MAX_ITER,

@@ -80,9 +80,9 @@ def while_loop_may_run_zero_times(handle: BackendHandle) -> None:
     """Check that a loop whose condition is false returns its state, and that one that runs counts right."""
     (x,) = _vectors(handle, 1)
     zero = handle.xp.sum(0.0 * x)
-    kept = handle.module.while_loop(lambda s: s[0] < -1.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
+    kept = handle.module.loops.while_loop(lambda s: s[0] < -1.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
     _expect_near(handle, kept[1], x, "a loop that must not run has run")
-    counted = handle.module.while_loop(lambda s: s[0] < 3.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
+    counted = handle.module.loops.while_loop(lambda s: s[0] < 3.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
     _expect_near(handle, counted[1], 8.0 * x, "a loop of three steps has not taken three")
 
 
@@ -90,7 +90,7 @@ def run_if_runs_what_holds(handle: BackendHandle) -> None:
     """Check that a function is applied to its state where the condition holds, and nowhere else."""
     (x,) = _vectors(handle, 1)
     some = handle.xp.sum(x * x)
-    kept, moved = (handle.module.run_if(c, lambda s: (2.0 * s[0],), (x,))[0] for c in (some < 0.0, some > 0.0))
+    kept, moved = (handle.module.loops.run_if(c, lambda s: (2.0 * s[0],), (x,))[0] for c in (some < 0.0, some > 0.0))
     _expect_near(handle, kept, x, "run_if applies its function though the condition does not hold")
     _expect_near(handle, moved, 2.0 * x, "run_if does not apply its function though the condition holds")
 
@@ -101,7 +101,7 @@ def scan_steps_through_its_rows(handle: BackendHandle) -> None:
 
     def products(c: Array, *rows: Array) -> Arrays:
         xp = array_namespace(*rows)
-        (last,), (outs,) = handle.module.scan(lambda c, x: ((c[0] * x[0],), c), (c,), (xp.stack(list(rows)),))
+        (last,), (outs,) = handle.module.loops.scan(lambda c, x: ((c[0] * x[0],), c), (c,), (xp.stack(list(rows)),))
         return last, outs
 
     (last, outs), pull = handle.module.vjp(products, c, *rows)
@@ -129,7 +129,7 @@ def implicit_in_a_scan_differentiates_again(handle: BackendHandle) -> None:
 
     def fourth(a: Array) -> Arrays:
         xp = array_namespace(a)
-        (last,), _ = module.scan(lambda c, _: (square(c[0]), c), (a,), (xp.stack([0.0 * a, 0.0 * a]),))
+        (last,), _ = module.loops.scan(lambda c, _: (square(c[0]), c), (a,), (xp.stack([0.0 * a, 0.0 * a]),))
         return (last,)
 
     _, pull = module.vjp(lambda a: module.vjp(fourth, a)[1]((v,)), x)
@@ -171,17 +171,17 @@ def constant_has_no_derivative(handle: BackendHandle) -> None:
     _expect_near(handle, pull((v,))[0], x * v, "constant lets a derivative through")
 
 
-def observe_hands_over_the_values(handle: BackendHandle) -> None:
-    """Check that a listener gets NumPy's arrays, with the values of those that it observes."""
+def reports_hand_over_the_values(handle: BackendHandle) -> None:
+    """Check that a listener gets the reported arrays as NumPy arrays, with their values."""
     import numpy as np
 
     x, y = _vectors(handle, 2)
     seen: list[Any] = []
-    handle.module.observe(lambda *arrays: seen.append(arrays), x, y)
-    _expect(len(seen) == 1 and len(seen[0]) == 2, "observe does not call the listener once with every array")
+    handle.module.reports.values(lambda *arrays: seen.append(arrays), x, y)
+    _expect(len(seen) == 1 and len(seen[0]) == 2, "a report does not call the listener once with every array")
     for found, expected in zip(seen[0], (x, y), strict=True):
-        _expect(isinstance(found, np.ndarray), "observe hands over something else than a NumPy array")
-        _expect(bool(np.all(found == handle.to_numpy(expected))), "observe changes values")
+        _expect(isinstance(found, np.ndarray), "a report hands over something else than a NumPy array")
+        _expect(bool(np.all(found == handle.to_numpy(expected))), "a report changes values")
 
 
 class Square:
@@ -212,7 +212,7 @@ LAWS: tuple[Law, ...] = (
     implicit_in_a_scan_differentiates_again,
     linear_solve_is_differentiable,
     constant_has_no_derivative,
-    observe_hands_over_the_values,
+    reports_hand_over_the_values,
 )
 """Each takes a `dil.BackendHandle` and raises AssertionError with a sentence if the backend breaks it."""
 

@@ -50,7 +50,7 @@ def by_solver(solve):
 
     def solver(fun, init, *args):
         backend = dil._frameworks.registry.owner(args[0])
-        return backend.on_host(lambda *xs: (_into(xs[0], solve(*map(backend.to_numpy, xs))),), args[:1], *args)[0]
+        return backend.loops.on_host(lambda *xs: (_into(xs[0], solve(*map(backend.to_numpy, xs))),), args[:1], *args)[0]
 
     return solver
 

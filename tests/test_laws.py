@@ -22,7 +22,10 @@ def breaking(**changes):
     handle = dil.backend("numpy")
     module = SimpleNamespace(**{name: getattr(handle.module, name) for name in dir(handle.module)})
     for name, change in changes.items():
-        setattr(module, name, change(getattr(handle.module, name)))
+        if hasattr(module.loops, name):
+            module.loops = replace(module.loops, **{name: change(getattr(module.loops, name))})
+        else:
+            setattr(module, name, change(getattr(module, name)))
     return replace(handle, module=module)
 
 

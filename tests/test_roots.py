@@ -238,7 +238,7 @@ def test_gain_of_a_regulator(engine):
         def solve(*args):
             return (engine.asarray(linalg.solve_discrete_are(*(engine.to_numpy(x) for x in args))),)
 
-        return backend.on_host(solve, (args[0],), *args)[0]
+        return backend.loops.on_host(solve, (args[0],), *args)[0]
 
     layer = dil.root(riccati, solver, linear_solver=dil.linear.Direct())
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import dil  # noqa: E402
-from dil_backends import torch as torch_backend  # noqa: E402
+from dil_backends.torch import function as torch_backend  # noqa: E402
 
 
 def score(u, A, b):

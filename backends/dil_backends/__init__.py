@@ -2,8 +2,8 @@
 
 MODULES = {
     "numpy": "dil_backends.numpy",
-    "torch": "dil_backends.torch",
-    "jax": "dil_backends.jax",
+    "torch": "dil_backends.torch.protocol",
+    "jax": "dil_backends.jax.protocol",
     "cupy": "dil_backends.cupy",
 }
 """Name (the root module of the arrays served) and module; the entry points in pyproject.toml say the same."""

@@ -1,8 +1,9 @@
-"""CuPy: arrays on NVIDIA or AMD devices, differentiated by the tape."""
+"""CuPy as a backend: arrays on NVIDIA or AMD devices, differentiated by the tape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cupy
@@ -11,48 +12,24 @@ import numpy as np
 
 from dil._base.errors import BackendError
 from dil._base.typing import Array
+from dil._frameworks.loops import EAGER as loops
+from dil._frameworks.protocol import BackendInfo
+from dil._frameworks.reports import eager_reports
 from dil_backends._taped import (
     assert_constant,
-    by_cholesky,
-    by_lu,
     children,
     constant,
+    dense_solves,
+    guard,
     implicit,
     linear_solve,
-    map_rows,
-    number,
-    observing,
-    on_host,
-    run_if,
-    scan,
-    shield,
-    solve_each,
     value_type,
     vjp,
-    while_loop,
 )
 
-__all__ = [
-    "assert_constant",
-    "children",
-    "constant",
-    "implicit",
-    "linear_solve",
-    "map_rows",
-    "number",
-    "observing",
-    "on_host",
-    "run_if",
-    "scan",
-    "shield",
-    "vjp",
-    "while_loop",
-]
+__all__ = ["assert_constant", "children", "constant", "guard", "implicit", "linear_solve", "loops", "vjp"]
 
 NATIVE = "cupy"
-DENSE = 32
-DENSE_GENERAL = 128
-TRIAL = 1 / 8
 
 
 def owns(x: object, /) -> bool:
@@ -60,27 +37,16 @@ def owns(x: object, /) -> bool:
     return issubclass(value_type(x), cupy.ndarray)
 
 
-def cholesky_solve(A: Array, b: Array, /) -> Array:
-    """Solve by Cholesky; CuPy looks at the outcome only where it is asked to raise."""
-    with cupyx.errstate(linalg="raise"):
-        return solve_each(by_cholesky, np.linalg.LinAlgError, A, b)
-
-
-def lu_solve(A: Array, b: Array, /) -> Array:
-    """Solve by LU."""
-    with cupyx.errstate(linalg="raise"):
-        return solve_each(by_lu, np.linalg.LinAlgError, A, b)
-
-
-def tell(listener: Callable[[Any], None], status: Array, value: Array) -> Array:
-    """Call the listener now."""
-    listener(to_numpy(status))
-    return value
-
-
-def observe(listener: Callable[..., None], *arrays: Array) -> None:
-    """Call the listener now."""
-    listener(*(to_numpy(x) for x in arrays))
+def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
+    """Make an array on a device: a number, "cuda:1" or a `cupy.cuda.Device`."""
+    if isinstance(device, str):
+        known = _devices()
+        if device not in known:
+            message = f"CuPy has no device {device!r}; expected one of {', '.join(known)}"
+            raise BackendError(message)
+        device = int(device.partition(":")[2])
+    with cupy.cuda.Device(device):
+        return cupy.asarray(x, dtype=dtype)
 
 
 def to_numpy(x: Array, /) -> Any:
@@ -88,31 +54,29 @@ def to_numpy(x: Array, /) -> Any:
     return cupy.asnumpy(constant(x))
 
 
-def namespace() -> Any:
-    """Return CuPy as an array API namespace."""
-    import array_api_compat.cupy as xp
+def info() -> BackendInfo:
+    """Describe CuPy: it imports without a device, and computes with one only."""
+    if cupy.is_available():
+        return BackendInfo(NATIVE, cupy.__version__, tuple(_devices()), None)
+    reason = "CuPy finds no GPU; the NumPy backend runs the same code on the CPU"
+    return BackendInfo(NATIVE, cupy.__version__, (), reason)
 
-    return xp
 
-
-def devices() -> list[str]:
+def _devices() -> list[str]:
     """Name the devices, as CUDA numbers them."""
     return [f"cuda:{i}" for i in range(cupy.cuda.runtime.getDeviceCount())]
 
 
-def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
-    """Make an array on a device: a number, "cuda:1" or a `cupy.cuda.Device`."""
-    if isinstance(device, str):
-        if device not in devices():
-            message = f"CuPy has no device {device!r}; expected one of {', '.join(devices())}"
-            raise BackendError(message)
-        device = int(device.partition(":")[2])
-    with cupy.cuda.Device(device):
-        return cupy.asarray(x, dtype=dtype)
+def _raising(solve: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    """Return a dense solve that raises where it fails: CuPy looks at the outcome only where it is asked to."""
+
+    def solve_or_raise(A: Array, b: Array) -> Array:
+        with cupyx.errstate(linalg="raise"):
+            return solve(A, b)
+
+    return solve_or_raise
 
 
-def unusable() -> str | None:
-    """CuPy imports without a device, and computes with one only."""
-    if cupy.is_available():
-        return None
-    return "CuPy finds no GPU; the NumPy backend runs the same code on the CPU"
+_solves = dense_solves(np.linalg.LinAlgError)
+dense = replace(_solves, cholesky_solve=_raising(_solves.cholesky_solve), lu_solve=_raising(_solves.lu_solve))
+reports = eager_reports(to_numpy)

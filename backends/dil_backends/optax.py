@@ -80,7 +80,7 @@ class Optax:
 
         state = rule.first(started)
         first = state, jax.tree.map(jnp.asarray, self.transformation.init(_tree(started, state.u)))
-        state, _ = started.problem.backend.while_loop(_going, step, first)
+        state, _ = started.problem.backend.loops.while_loop(_going, step, first)
         return rule.finish(started.problem, state)
 
     def _rule(self) -> Rule:

@@ -64,4 +64,7 @@ Matvec: TypeAlias = Callable[[Array], Array]
 Loop: TypeAlias = Callable[[Callable[[Any], Array], Callable[[Any], Any], Any], Any]
 """`loop(cond, body, state)`: a while loop, of Python where arrays are eager, of the compiler elsewhere."""
 
+Step: TypeAlias = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]
+"""`carry, out = step(carry, x)`: one step of a scan."""
+
 OnFailure: TypeAlias = Literal["raise", "warn", "nan", "ignore"]

@@ -61,7 +61,7 @@ def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) ->
     directions. Measured by benchmarks/trust.py.
     """
     problem, backend = F.problem, F.problem.backend
-    loop, exact = backend.while_loop, Auto()
+    loop, exact = backend.loops.while_loop, Auto()
     J = A.T if A.transposed else A
     step = exact(J, Fu, loop=loop)
     size, length = 1.0 + norm(here.u)[..., 0], norm(step.value)[..., 0]
@@ -76,7 +76,7 @@ def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) ->
 
 def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
     """Return the extreme eigenvalues of A, the extreme singular values if it is not symmetric by its nature."""
-    xp, loop = array_namespace(b), problem.backend.while_loop
+    xp, loop = array_namespace(b), problem.backend.loops.while_loop
     start = xp.where(
         norm(b) > 0, b, standard_normal(problem.backend, b, 1, 0)[0, ...]
     )  # a cotangent of zero spans nothing
@@ -98,7 +98,7 @@ def _rounding(condition: Array, ends: Extremes, b: Array, g: Array) -> Array:
 
 
 def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, rounding: Array) -> Array:
-    xp, loop, exact = array_namespace(b), F.problem.backend.while_loop, Auto()
+    xp, loop, exact = array_namespace(b), F.problem.backend.loops.while_loop, Auto()
     u = here.u - step
     (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
     A = operator(F.problem, lambda p: pull((p,), (0,))[0], u).T

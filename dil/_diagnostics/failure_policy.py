@@ -30,7 +30,7 @@ class Policy:
 
     def apply(self, backend: Backend, stage: str, status: Array, value: Array) -> Array:
         """Act on the statuses, shape batch, of a solve; return its value, shape (*batch, n)."""
-        code = backend.number(status)
+        code = backend.loops.number(status)
         if isinstance(code, int) and code in (Status.CONVERGED, Status.APPROXIMATE):
             return value
         status = without_approximate(status)
@@ -40,7 +40,7 @@ class Policy:
             poisoned: Array = xp.where(failed, full(value, float("nan")), value)
             return poisoned
         if self.on_failure != "ignore":
-            return backend.tell(partial(_report, self, stage, backend), status, value)
+            return backend.reports.failures(partial(_report, self, stage, backend), status, value)
         return value
 
     def warn_or_raise(self, backend: Backend, message: str) -> None:

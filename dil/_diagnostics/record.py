@@ -115,7 +115,7 @@ class Record:
             message = "this record is recording already; open another one with dil.record()"
             raise DilError(message)
         for backend in loaded():
-            self._stack.enter_context(backend.observing())
+            self._stack.enter_context(backend.reports.recording())
         RECORDERS.append(self)
         return self
 
@@ -171,7 +171,7 @@ def recording() -> bool:
 def emit(backend: Backend, policy: Policy, stage: Stage, numbers: Mapping[str, Array | None]) -> None:
     """Add an entry to every open record, when the program runs."""
     known = {name: x for name, x in numbers.items() if x is not None}
-    backend.observe(partial(_listen, policy, stage, tuple(known)), *known.values())
+    backend.reports.values(partial(_listen, policy, stage, tuple(known)), *known.values())
 
 
 def _listen(policy: Policy, stage: Stage, names: tuple[str, ...], *values: Any) -> None:

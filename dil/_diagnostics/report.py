@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from dil._base.arrays import array_namespace
 from dil._base.errors import OptionError
 from dil._base.typing import Tree
 from dil._diagnostics.failure_policy import Policy
@@ -58,7 +59,7 @@ def report(
 
 def _ones(y: Tree) -> Tree:
     leaves, structure = leaves_of(y)
-    namespaces = [owner(x) for x in leaves]
+    owners = [owner(x) for x in leaves]
     return structure.unflatten(
-        [x if own is None else own.namespace().ones_like(x) for x, own in zip(leaves, namespaces, strict=True)]
+        [x if own is None else array_namespace(x).ones_like(x) for x, own in zip(leaves, owners, strict=True)]
     )

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
+from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError
 from dil._base.typing import Array, Device, DType, Namespace, Tree
-from dil._frameworks.protocol import Backend
+from dil._frameworks.protocol import Backend, BackendInfo
 
 GROUP = "dil.backends"
 LOADED: list[Backend] = []
@@ -72,10 +73,10 @@ def loaded() -> list[Backend]:
     return [load(name) for name in _targets() if name in sys.modules]
 
 
-def shielded(fn: Callable[..., Any], *args: Any, exact: bool = True) -> Any:
-    """Call fn as every framework in use asks for: a layer exactly, a transform as the user's own code."""
+def guarded(fn: Callable[..., Any], *args: Any, exact: bool = True) -> Any:
+    """Call fn under the guards of all frameworks in use: a layer exactly, a transform as the user's own code."""
     for backend in LOADED:
-        fn = backend.shield(fn, exact=exact)
+        fn = backend.guard(fn, exact=exact)
     return fn(*args)
 
 
@@ -188,11 +189,11 @@ def backend(
         raise BackendError(message)
     name = chosen
     module = load(name)
-    reason = module.unusable()
+    reason = module.info().reason
     if reason is not None:
         message = f"the backend {name!r} cannot be used here: {reason}"
         raise BackendError(message)
-    xp = module.namespace()
+    xp = array_namespace(module.asarray(0.0))
     wanted = getattr(xp, dtype, None) if isinstance(dtype, str) else dtype
     try:
         xp.finfo(wanted if wanted is not None else xp.float32)
@@ -207,22 +208,6 @@ def backend(
     return handle
 
 
-@dataclass(frozen=True)
-class BackendInfo:
-    """One line of `dil.backends()`: what there is, and why not where there is not."""
-
-    name: str
-    version: str | None
-    devices: tuple[str, ...]
-    reason: str | None
-    """None if usable; otherwise why not, and what to do."""
-
-    @property
-    def usable(self) -> bool:
-        """Whether arrays can be made and computed with here."""
-        return self.reason is None
-
-
 def backends() -> tuple[BackendInfo, ...]:
     """List every backend: its version and devices, or why it cannot be used. Imports the frameworks that it finds."""
     return tuple(_describe(name) for name in _targets())
@@ -230,12 +215,9 @@ def backends() -> tuple[BackendInfo, ...]:
 
 def _describe(name: str) -> BackendInfo:
     try:
-        module = load(name)
+        return load(name).info()
     except BackendError as error:
         return BackendInfo(name, None, (), str(error))
-    version = getattr(sys.modules.get(module.NATIVE), "__version__", None)
-    reason = module.unusable()
-    return BackendInfo(name, version, tuple(module.devices()) if reason is None else (), reason)
 
 
 def leaves_of(tree: Tree) -> tuple[list[Any], Any]:

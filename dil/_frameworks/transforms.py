@@ -12,7 +12,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import common_owner, leaves_of, owner, shielded
+from dil._frameworks.registry import common_owner, guarded, leaves_of, owner
 
 
 def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
@@ -45,7 +45,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     >>> pull(np.asarray(1.0))
     (np.float64(3.0), np.float64(2.0))
     """
-    return shielded(_vjp, fn, args, exact=False)  # type: ignore[no-any-return]
+    return guarded(_vjp, fn, args, exact=False)  # type: ignore[no-any-return]
 
 
 def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
@@ -56,7 +56,7 @@ def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callabl
     def pull(cotangent: Tree) -> tuple[Tree, ...]:
         return flat.like_arguments(pull_leaves(flat.split(cotangent, leaves)))
 
-    return out, lambda cotangent: shielded(pull, cotangent, exact=False)
+    return out, lambda cotangent: guarded(pull, cotangent, exact=False)
 
 
 def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree], /) -> tuple[Tree, Tree]:
@@ -80,7 +80,7 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
     >>> dil.jvp(lambda a: a**3, [np.asarray(2.0)], [np.asarray(1.0)])
     (np.float64(8.0), np.float64(12.0))
     """
-    return shielded(_jvp, fn, args, tangents, exact=False)  # type: ignore[no-any-return]
+    return guarded(_jvp, fn, args, tangents, exact=False)  # type: ignore[no-any-return]
 
 
 def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]) -> tuple[Tree, Tree]:
@@ -161,7 +161,7 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
                 raise DTypeError(message)
         return value, gradients[0] if isinstance(argnums, int) else gradients
 
-    return lambda *args, **kwargs: shielded(both, args, kwargs, exact=False)
+    return lambda *args, **kwargs: guarded(both, args, kwargs, exact=False)
 
 
 class Flat:

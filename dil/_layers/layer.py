@@ -14,7 +14,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.arguments import Arguments, split_arguments
-from dil._frameworks.registry import common_owner, loaded, shielded
+from dil._frameworks.registry import common_owner, guarded, loaded
 from dil._layers.call import Call, Solver
 from dil._layers.theorem import ImplicitRule
 from dil._problem.equation import Equation
@@ -37,7 +37,7 @@ class Layer:
     refine: int = 0
 
     def __post_init__(self) -> None:
-        loaded()  # a compiler that meets the layer before any array of its framework has to be known to `shielded`
+        loaded()  # a compiler that meets the layer before any array of its framework has to be known to `guarded`
         for name, value in (("solver", self.solver), ("linear_solver", self.linear_solver)):
             if not callable(value) or isinstance(value, type):
                 hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
@@ -49,7 +49,7 @@ class Layer:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
         """Return y, differentiable in every float array of the arguments, and never in `init`."""
-        return shielded(self._answer, args, kwargs, init)
+        return guarded(self._answer, args, kwargs, init)
 
     def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
         call, arrays = self.begin(args, kwargs, init)
@@ -63,7 +63,7 @@ class Layer:
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
         """Return the solver's whole answer, a constant to every derivative; no policy is applied."""
-        return shielded(self._solution, args, kwargs, init)  # type: ignore[no-any-return]
+        return guarded(self._solution, args, kwargs, init)  # type: ignore[no-any-return]
 
     def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
         call, arrays = self.begin(args, kwargs, init)
@@ -109,7 +109,7 @@ class Layer:
         from dil._diagnostics.report import report
 
         quiet = replace(self, policy=replace(self.policy, on_failure="ignore"))
-        return shielded(report, partial(quiet, init=init), quiet.policy, args, kwargs, cotangent)  # type: ignore[no-any-return]
+        return guarded(report, partial(quiet, init=init), quiet.policy, args, kwargs, cotangent)  # type: ignore[no-any-return]
 
     def begin(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
         """Return one call, not run yet, and its arrays: those of the arguments, then those of the start."""

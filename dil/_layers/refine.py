@@ -33,7 +33,7 @@ def refine(
     for _ in range(steps):
         (Fu,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
         J = replace(operator(problem, lambda p, pull=pull: pull((p,))[0], u), pairs=pairs)  # type: ignore[misc]
-        found = linear_solver(J, Fu, loop=problem.backend.while_loop)
+        found = linear_solver(J, Fu, loop=problem.backend.loops.while_loop)
         step = xp.where(xp.isfinite(found.value), found.value, full(u, 0.0))
         trial = u - step
         better = norm(problem.residual(trial, *arrays)) <= norm(Fu)

@@ -74,9 +74,9 @@ class ImplicitRule:
         def solve(A: Operator, b: Array, Fu: Array, *rest: Array) -> Array:
             u, pairs, floats = rest[0], rest[1:kept], rest[kept:]
             A = replace(A, pairs=Pairs(*pairs)) if pairs else A
-            solution = self.linear_solver(A, b, loop=backend.while_loop)
+            solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
             _check_solution(solution, b)
-            status = check_stationarity(solution.status, Fu, u, b, solution.value, backend.number)
+            status = check_stationarity(solution.status, Fu, u, b, solution.value, backend.loops.number)
             status = check_curvature(status, solution)
             if recording():
                 found = error_bound(F, A, b, Fu, Point(u, solution.value, floats))

@@ -12,7 +12,7 @@ from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.record import emit, recording
 from dil._diagnostics.stationarity import stationarity_at
 from dil._frameworks.forward_mode import jvp_from_vjp
-from dil._frameworks.registry import shielded
+from dil._frameworks.registry import guarded
 from dil._layers.argmin import argmin
 from dil._layers.call import Call, Solver
 from dil._layers.layer import Layer
@@ -84,7 +84,7 @@ class Value:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
         """Return v, one number per problem, differentiable in every float array of the arguments."""
-        return shielded(self._least, args, kwargs, init)  # type: ignore[no-any-return]
+        return guarded(self._least, args, kwargs, init)  # type: ignore[no-any-return]
 
     def _least(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Array:
         call, arrays = self.layer.begin(args, kwargs, init)

@@ -13,7 +13,7 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import common_owner, shielded
+from dil._frameworks.registry import common_owner, guarded
 from dil._layers.layer import Layer
 from dil._problem.equation import Equation
 from dil.control._riccati import feedback, sandwich, symmetric
@@ -94,7 +94,7 @@ def dare(
     batch = checked(A, B, Q, R)
     policy = Policy(on_failure, "dare")
     if gradient == "analytic":
-        return shielded(_analytic, policy, batch, A, B, Q, R)  # type: ignore[no-any-return]
+        return guarded(_analytic, policy, batch, A, B, Q, R)  # type: ignore[no-any-return]
     layer = Layer(Equation(residual, len(batch), "residual"), _by_scipy, linear_solver or Auto(), None, policy)
     return layer(A, B, Q, R)  # type: ignore[no-any-return]
 
@@ -110,7 +110,8 @@ def _by_scipy(fun: object, init: None, A: Array, B: Array, Q: Array, R: Array) -
     batch = checked(A, B, Q, R)
     xp, n = array_namespace(A), A.shape[-1]
     like = (full(A, 0.0, shape=(*batch, n, n)), full(A, 0, shape=batch, dtype=xp.int32))
-    S, status = backend.on_host(lambda *arrays: _each(backend, batch, arrays), like, A, B, Q, R)
+    constants = (backend.constant(x) for x in (A, B, Q, R))
+    S, status = backend.loops.on_host(lambda *arrays: _each(backend, batch, arrays), like, *constants)
     return Solution(S, status)
 
 

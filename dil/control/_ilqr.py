@@ -201,7 +201,7 @@ class Task(NamedTuple):
             q_u, Q_ux, Q_uu = _in_free(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
             right = xp.concat([q_u[..., None], Q_ux], axis=-1)
             unit = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
-            found = -self.backend.cholesky_solve(Q_uu + mu[..., None] * unit * identity, right)
+            found = -self.backend.dense.cholesky_solve(Q_uu + mu[..., None] * unit * identity, right)
             k, K = found[..., 0], found[..., 1:]
             p = q[..., :n] + _times(K.mT, _times(Q_uu, k) + q_u) + _times(Q_ux.mT, k)
             mixed = K.mT @ Q_ux
@@ -209,7 +209,7 @@ class Task(NamedTuple):
             return (p, 0.5 * (P + P.mT)), (k, K, q_u)
 
         rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *squash))
-        _, outs = self.backend.scan(step, (p, P), rows)
+        _, outs = self.backend.loops.scan(step, (p, P), rows)
         k, K, q_u = (xp.flip(a, axis=0) for a in outs)
         return Gains(states, v, k, K, norm(self._vector(q_u)))
 
@@ -225,7 +225,7 @@ class Task(NamedTuple):
             return (plan.step(x, plan.controls(v), self.theta_h),), (v,)
 
         x = xp.broadcast_to(self.x0, (len(LENGTHS), *self.x0.shape))
-        _, (v,) = self.backend.scan(step, (x,), (gains.states[:-1, ...], gains.controls, gains.k, gains.K))
+        _, (v,) = self.backend.loops.scan(step, (x,), (gains.states[:-1, ...], gains.controls, gains.k, gains.K))
         rows = xp.moveaxis(v, 0, -2)
         values = self.backend.constant(plan(rows, self.x0, self.theta_c, self.theta_h))[..., None]
         values = xp.where(xp.isfinite(values), values, full(values, float("inf")))

@@ -123,7 +123,7 @@ def _recursion(
         return (symmetric(Q + A.mT @ S @ (A - B @ K)),), (K, status)
 
     last = symmetric(xp.broadcast_to(final, (*batch, *final.shape[-2:])))
-    _, (gains, told) = backend.scan(step, (last,), (xp.zeros((horizon,), dtype=A.dtype, device=device(A)),))
+    _, (gains, told) = backend.loops.scan(step, (last,), (xp.zeros((horizon,), dtype=A.dtype, device=device(A)),))
     xp = array_namespace(gains)
     gains = xp.moveaxis(xp.flip(gains, axis=0), 0, -3)
     status = array_namespace(told).max(told, axis=0)

@@ -119,7 +119,7 @@ def mpc_rollout(
 
     begin = (x0, backend.constant(plan.start(x0, theta_c, theta_h)))
     count = xp.zeros((steps,), dtype=x0.dtype, device=device(x0))
-    _, (after, controls, status) = backend.scan(step, begin, (count,))
+    _, (after, controls, status) = backend.loops.scan(step, begin, (count,))
     states = xp.concat([x0[None, ...], after], axis=0)
     return Rollout(xp.moveaxis(states, 0, -2), xp.moveaxis(controls, 0, -2), xp.moveaxis(status, 0, -1))
 

@@ -47,7 +47,7 @@ class PlanScore:
             return (self.step(x, row[0], theta_h), total + self.stage(x, row[0], theta_c)), ()
 
         carry = (_differentiated_with(v, x0), full(v, 0.0, shape=lead))
-        (x, total), _ = backend_of(v, x0).scan(step, carry, (time_first(self.controls(v)),))
+        (x, total), _ = backend_of(v, x0).loops.scan(step, carry, (time_first(self.controls(v)),))
         if self.final is not None:
             total = total + self.last(x, theta_c)
         return total + self.barrier * self.bounds.barrier(v) if self.bounds is not None and self.barrier else total
@@ -64,7 +64,7 @@ class PlanScore:
             x = self.step(carry[0], row[0], theta_h)
             return (x,), (x,)
 
-        _, (after,) = backend_of(v, x0).scan(step, (x0,), (time_first(self.controls(v)),))
+        _, (after,) = backend_of(v, x0).loops.scan(step, (x0,), (time_first(self.controls(v)),))
         xp = shared_namespace(x0, after)
         return xp.concat([x0[..., None, :], xp.moveaxis(after, 0, -2)], axis=-2)  # type: ignore[no-any-return]
 

@@ -119,7 +119,7 @@ class Term(NamedTuple):
 def _series(name: str, A: Matvec, b: Array, terms: int, step: float, rtol: float | None, loop: Loop | None) -> Solution:
     """Return the sum by Horner's rule, x <- x + step (b - A x), and judge it by its true residual."""
     backend, xp, top = backend_of_system(b, f"dil.linear.{name}"), array_namespace(b), nonzero_max_abs(b)
-    loop = backend.while_loop if loop is None else loop
+    loop = backend.loops.while_loop if loop is None else loop
     rtol = eps(xp, b.dtype) ** 0.75 if rtol is None else rtol
     finite, product = xp.isfinite(top), as_operator(A)
     top = xp.where(finite, top, full(top, 1.0))

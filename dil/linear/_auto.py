@@ -79,19 +79,21 @@ class Auto:
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
         backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
-        A, loop = as_operator(A), backend.while_loop if loop is None else loop
+        A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         damping, rtol, limit = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)
-        few = backend.DENSE if A.symmetric else backend.DENSE_GENERAL
+        crossover = backend.dense.crossover
+        few = crossover.symmetric if A.symmetric else crossover.general
         fits = size(b.shape) * n <= ROOM
         rescued = fits and self.dense is None and limit is None
         at_once = n <= self.dense if self.dense is not None else fits and n <= few
-        small = at_once or (rescued and n <= backend.DENSE_GENERAL)
+        small = at_once or (rescued and n <= crossover.general)
         if at_once:
             first = direct(A, b, loop=loop)
         elif A.symmetric:
             cg = CG(damping, rtol, max(n, 1) if rescued else limit)
-            first = cg.tried(A, b, loop=loop, x0=x0, trial=max(8, int(n * backend.TRIAL)) if rescued else None)
+            trial = max(8, int(n * crossover.trial)) if rescued else None
+            first = cg.tried(A, b, loop=loop, x0=x0, trial=trial)
         else:
             first = BiCGSTAB(damping, rtol, max(n, 1) if rescued else limit)(A, b, loop=loop, x0=x0)
         if rescued and not at_once:
@@ -143,5 +145,5 @@ def _mended(
 
     known = (first.extra or {}).get("indefinite", met & ~met) | (first.status == int(Status.INDEFINITE))
     start = Mending(met, first.value, first.status, first.iterations, first.residual, known)
-    last: Mending = backend.run_if(xp.any(met), again, start)
+    last: Mending = backend.loops.run_if(xp.any(met), again, start)
     return Solution(last.x, last.status, last.steps, last.residual, {"indefinite": last.indefinite})

@@ -105,11 +105,11 @@ class CG:
         xp = array_namespace(b)
         rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
         max_iter = max(100, 10 * b.shape[-1]) if self.max_iter is None else self.max_iter
-        loop = backend.while_loop if loop is None else loop
+        loop = backend.loops.while_loop if loop is None else loop
         H = shifted(A, self.damping)
         if self.preconditioner is not None or x0 is not None:
             return flexible_cg(H, b, preconditioner=self.preconditioner, x0=x0, rtol=rtol, max_iter=max_iter, loop=loop)
-        return cg(H, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.number, trial=trial)
+        return cg(H, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.loops.number, trial=trial)
 
 
 class State(NamedTuple):

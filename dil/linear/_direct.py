@@ -74,7 +74,7 @@ def dense(A: Operator, b: Array, backend: Backend) -> Array:
     if n == 0:
         return full(b, 0.0, shape=(*b.shape, n))
     rows = xp.reshape(eye(b.shape[-1], b), (n, *(1,) * (b.ndim - 1), n))
-    columns = backend.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)))
+    columns = backend.loops.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)))
     moved: Array = xp.moveaxis(columns, 0, -1)
     return moved
 
@@ -103,12 +103,12 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, *, symmetric: bool) -
         return slack * (norm_A * _top(x, -2)[..., 0] + 1.0)
 
     def refine(s: Refined) -> Refined:
-        finer = xp.where(s.loose[..., None, None], s.x + backend.lu_solve(matrix, s.r), s.x)
+        finer = xp.where(s.loose[..., None, None], s.x + backend.dense.lu_solve(matrix, s.r), s.x)
         return Refined(s.loose, finer, *left(finer))
 
     first = Refined(bent, x, *left(x))
     first = first._replace(loose=~zero & (first.size > 0.25 * enough(x)))  # False for NaN, which no step mends
-    last = backend.run_if(xp.any(first.loose), refine, first)
+    last = backend.loops.run_if(xp.any(first.loose), refine, first)
     x, residual = last.x, last.size
     condition = norm_A * _top(_top(x, -2), -1)
     tight = residual <= enough(x)
@@ -148,15 +148,15 @@ class _Factor(NamedTuple):
         """Solve by Cholesky where that succeeds, else by LU; return also where a symmetric matrix was not positive."""
         xp, backend = array_namespace(right), self.backend
         if not self.symmetric:
-            x = backend.lu_solve(self.matrix, right)
+            x = backend.dense.lu_solve(self.matrix, right)
             return x, xp.zeros(x.shape[:-2], dtype=xp.bool, device=device(x))
-        x = backend.cholesky_solve(self.matrix, right)
+        x = backend.dense.cholesky_solve(self.matrix, right)
         failed = ~xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
 
         def by_lu(x: Array) -> Array:
-            return xp.where(failed, backend.lu_solve(self.matrix, right), x)  # type: ignore[no-any-return]
+            return xp.where(failed, backend.dense.lu_solve(self.matrix, right), x)  # type: ignore[no-any-return]
 
-        return backend.run_if(xp.any(failed), by_lu, x), failed[..., 0, 0]
+        return backend.loops.run_if(xp.any(failed), by_lu, x), failed[..., 0, 0]
 
 
 def _top(x: Array, axis: int) -> Array:

@@ -109,7 +109,7 @@ def restarted(
         options.damping,
         eps(xp, b.dtype) ** 0.75 if options.rtol is None else options.rtol,
         max(100, 10 * n) if options.max_iter is None else options.max_iter,
-        backend.while_loop if loop is None else loop,
+        backend.loops.while_loop if loop is None else loop,
     )
     if measure is not None:
         task = replace(task, measure=measure(task))

@@ -61,7 +61,7 @@ class WarmStart:
     def __call__(self, A: Operator, b: Array, /, *, loop: Loop | None = None) -> Solution:
         """Solve for each problem of a batch; b and the value: (*batch, n), float."""
         backend = backend_of_system(b, "dil.linear.WarmStart")
-        loop = backend.while_loop if loop is None else loop
+        loop = backend.loops.while_loop if loop is None else loop
         key = (backend.NATIVE, tuple(b.shape), str(b.dtype), str(device(b)))
         start, absent = self._read(backend, key, b)
         if absent:
@@ -97,7 +97,7 @@ class WarmStart:
             absent["now"] = kept is None
             return (b if kept is None else kept,)
 
-        (start,) = backend.on_host(read, (b,), backend.constant(b))
+        (start,) = backend.loops.on_host(read, (b,), backend.constant(b))
         return start, absent.get("now", False)
 
     def _write(self, backend: Backend, key: Any, x: Array) -> Array:
@@ -107,7 +107,7 @@ class WarmStart:
             self._kept[key] = x
             return (x,)
 
-        return backend.on_host(write, (x,), x)[0]
+        return backend.loops.on_host(write, (x,), backend.constant(x))[0]
 
 
 def _scaled(A: Operator, x: Array, b: Array) -> Array:

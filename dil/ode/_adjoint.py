@@ -52,7 +52,7 @@ class AdjointRule(ReverseRule):
 
         rows = tuple(xp.flip(x, axis=0) for x in (t[1:], t[:-1], states[1:, ...], v[1:, ...]))
         first = (full(v[0, ...], 0.0), *(full(x, 0.0) for x in floats))
-        (a, *q), _ = field.backend.scan(back, first, rows)
+        (a, *q), _ = field.backend.loops.scan(back, first, rows)
         found: dict[int, Array] = dict(zip((2 + i for i in field.arguments.floats), q, strict=True))
         found[0] = a + v[0, ...]
         if 1 in wrt:
@@ -111,7 +111,7 @@ class AdjointStages:
             return Operator(lambda p: p - gh * pull((p,))[0], lambda p: p - gh * push((p,))[0])
 
         def solve(A: Operator, b: Array) -> Array:
-            found = rule.linear_solver(A, b, loop=backend.while_loop)
+            found = rule.linear_solver(A, b, loop=backend.loops.while_loop)
             status = array_namespace(b).zeros_like(found.iterations) if found.status is None else found.status
             return rule.policy.apply(backend, "linear solve of the adjoint", status, found.value)
 

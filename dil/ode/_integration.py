@@ -73,7 +73,7 @@ class Integration:
     def _adapted(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Find the mesh, step over it, and interpolate."""
         xp, mesh = array_namespace(y0), self._mesh(y0, t, arrays)
-        count = self.backend.number(mesh.taken)
+        count = self.backend.loops.number(mesh.taken)
         if isinstance(count, float):  # where a program cannot know it, the steps that are not needed have no length
             mesh = mesh._replace(begins=mesh.begins[: int(count)], lengths=mesh.lengths[: int(count)])
         knots = xp.concat([t[:1], mesh.begins + mesh.lengths])
@@ -98,7 +98,7 @@ class Integration:
                 return VectorStages(self.field, layer, arrays, last)
 
             ends = (t[0], t[-1])
-            return find_mesh(self.options.scheme, stages, self.backend.while_loop, self.options.control, y, ends)
+            return find_mesh(self.options.scheme, stages, self.backend.loops.while_loop, self.options.control, y, ends)
 
         return Mesh(*apart(self.backend, find, y0, t, *arrays))
 
@@ -117,7 +117,7 @@ class Integration:
                 t, state = row
                 return carry, (self.field.slope(t, state, arrays),)
 
-            return self.backend.scan(at, (), (t, states))[1][0]
+            return self.backend.loops.scan(at, (), (t, states))[1][0]
 
         if self.options.gradient != "adjoint":
             states, slopes, *told = solve(y0, t, *arrays)

@@ -97,7 +97,7 @@ class StepNewton:
         none, count = full(norm(u), 0.0), zeros_like_count(u)
         no = none != 0
         first = Iterate(u, full(u, 0.0), full(none, float("inf")), count, count, ~no, no, no, no)
-        last: Iterate = problem.backend.while_loop(lambda s: xp.any(s.going), advance, first)
+        last: Iterate = problem.backend.loops.while_loop(lambda s: xp.any(s.going), advance, first)
         return finish(
             problem.space,
             last.u,
@@ -132,10 +132,10 @@ def newton_step(started: Start, u: Array, linear_solver: LinearSolver | None) ->
     problem, _, arrays = started
     backend, xp = problem.backend, array_namespace(u)
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
-    if linear_solver is None and u.shape[-1] <= backend.DENSE_GENERAL:
+    if linear_solver is None and u.shape[-1] <= backend.dense.crossover.general:
         return F, dense_solve(backend, lambda p: pull((p,))[0], F), zeros_like_count(u)
     J = operator(problem, lambda p: pull((p,))[0], u)
-    found = (Auto() if linear_solver is None else linear_solver)(J, F, loop=backend.while_loop)
+    found = (Auto() if linear_solver is None else linear_solver)(J, F, loop=backend.loops.while_loop)
     return F, found.value, xp.astype(found.iterations, xp.int32)[..., None]
 
 
@@ -146,5 +146,5 @@ def dense_solve(backend: Backend, pull: Matvec, F: Array) -> Array:
     """
     xp, n = array_namespace(F), F.shape[-1]
     rows = xp.reshape(eye(n, F), (n, *(1,) * (F.ndim - 1), n))
-    matrix = xp.moveaxis(backend.map_rows(pull, xp.broadcast_to(rows, (n, *F.shape))), 0, -2)
-    return backend.lu_solve(matrix, F[..., None])[..., 0]
+    matrix = xp.moveaxis(backend.loops.map_rows(pull, xp.broadcast_to(rows, (n, *F.shape))), 0, -2)
+    return backend.dense.lu_solve(matrix, F[..., None])[..., 0]

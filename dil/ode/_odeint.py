@@ -11,7 +11,7 @@ from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.arguments import split_arguments
-from dil._frameworks.registry import common_owner, owner, shielded
+from dil._frameworks.registry import common_owner, guarded, owner
 from dil._layers.call import Solver
 from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
@@ -128,7 +128,7 @@ def odeint(
         batch_ndim=batch_ndim,
         on_failure=on_failure,
     )
-    return shielded(_odeint, func, y0, t, args, options)
+    return guarded(_odeint, func, y0, t, args, options)
 
 
 class Trajectory(NamedTuple):
@@ -187,7 +187,7 @@ def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = 
     if unknown:
         message = f"solve got unknown options {', '.join(unknown)}; expected those of dil.ode.odeint"
         raise OptionError(message)
-    return shielded(_solve, func, y0, t, args, Options(**options))  # type: ignore[no-any-return]
+    return guarded(_solve, func, y0, t, args, Options(**options))  # type: ignore[no-any-return]
 
 
 def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Tree:

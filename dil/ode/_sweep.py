@@ -67,7 +67,7 @@ def sweep(
         outs.append(tuple(x[None, ...] for x in out))
         begins, lengths = begins[1:], lengths[1:]
     if begins.shape[0]:
-        carry, rest = backend.scan(lambda c, row: take(method, c, row), carry, (begins, lengths))
+        carry, rest = backend.loops.scan(lambda c, row: take(method, c, row), carry, (begins, lengths))
         outs.append(rest)
     xp = array_namespace(y[0])
     joined = outs[0] if len(outs) == 1 else tuple(xp.concat(parts) for parts in zip(*outs, strict=True))

@@ -42,7 +42,7 @@ class UnrolledStage:
             return (new,), (backend.constant(norm(new - u) / size_of(new)),)
 
         rows = array_namespace(u).zeros_like(full(u, 0.0, shape=(self.count,)))
-        (z,), lengths = backend.scan(iterate, (u,), (rows,))
+        (z,), lengths = backend.loops.scan(iterate, (u,), (rows,))
         last = backend.constant(lengths[0][-1, ...])[..., 0]
         near, finite = last <= rtol, array_namespace(u).isfinite(last)
         status = first_of([(near, Status.CONVERGED), (finite, Status.MAX_ITER)], Status.NON_FINITE)
@@ -67,6 +67,6 @@ def newton_step(problem: Problem, u: Array, arrays: Arrays, linear_solver: Linea
         return jacobian(F, *params)
 
     def solve(A: Operator, b: Array) -> Array:
-        return linear_solver(A, b, loop=backend.while_loop).value  # type: ignore[no-any-return]
+        return linear_solver(A, b, loop=backend.loops.while_loop).value  # type: ignore[no-any-return]
 
     return backend.linear_solve(LinearSystem(build, params, jacobian(F, *params), solve), Fu)

@@ -80,7 +80,8 @@ def solve_on_host(
         return (host.into(found.x), *codes)
 
     count = xp.zeros((), dtype=xp.int32, **place)
-    best, status, steps = problem.backend.on_host(run, (u, count, count), u, *arrays)
+    constants = map(problem.backend.constant, (u, *arrays))
+    best, status, steps = problem.backend.loops.on_host(run, (u, count, count), *constants)
     return Solution(
         problem.space.unravel(best),
         xp.broadcast_to(status, batch),

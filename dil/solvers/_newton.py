@@ -136,7 +136,7 @@ class Newton:
 
     def _solve(self, started: Start, J: Operator, left: Array, s: Iterate) -> Array:
         """Return the solution of the equations, or the last iterate of where they have none."""
-        loop = started.problem.backend.while_loop
+        loop = started.problem.backend.loops.while_loop
         if self.equations == "truncated":
             return self._truncated(started, J, left, forcing(norm(left), s))
         if self.equations == "normal":
@@ -150,10 +150,10 @@ class Newton:
         found = cg(
             lambda p: hessian(p) + self.damping * p,
             gradient,
-            rtol=backend.number(forced[..., 0]),
+            rtol=backend.loops.number(forced[..., 0]),
             max_iter=max(100, 10 * gradient.shape[-1]),
-            loop=backend.while_loop,
-            number=backend.number,
+            loop=backend.loops.while_loop,
+            number=backend.loops.number,
         )
         return found.value  # type: ignore[no-any-return]
 
@@ -213,7 +213,7 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
         g = gradient / nonzero_max_abs(gradient)
         return xp.where(level, gradient * dot(g, g) / nonzero_or_one(xp.abs(dot(g, J(g)))), step)  # type: ignore[no-any-return]
 
-    step = backend.run_if(xp.any(level), along, step)
+    step = backend.loops.run_if(xp.any(level), along, step)
     unit = full(slope, 1.0)
     return Step(gradient, step, unit, merit(started, u, unit), dot(gradient, step), level, level & ~level)
 
@@ -280,4 +280,4 @@ def backtrack(started: Start, u: Array, at: Step, going: Array) -> Array:
     # the score does not resolve a step this short: its change is of second order, below the rounding of its terms
     short = norm(at.step) <= 16 * eps(xp, u.dtype) ** 0.5 * size_of(u)
     first = Trial(xp.where(going, full(at.value, 1.0), full(at.value, 0.0)), going & ~short)
-    return started.problem.backend.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]
+    return started.problem.backend.loops.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]

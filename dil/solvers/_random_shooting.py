@@ -133,7 +133,7 @@ class RandomShooting:
             return Shot(xp.where(better, trial, best.u), xp.where(better, value, best.value), best.number + 1)
 
         first = Shot(s.u, s.value, 0 * s.number)
-        return started.problem.backend.while_loop(  # type: ignore[no-any-return]
+        return started.problem.backend.loops.while_loop(  # type: ignore[no-any-return]
             lambda best: best.number < self.samples, sample, first
         )
 

@@ -25,7 +25,7 @@ def evaluate_rows(started: Start, rows: Array) -> Array:
     """Return the score of each row, (k, *batch, n) -> (k, *batch, 1), at once where score or framework can."""
     problem, _, arrays = started
     if not broadcasts(started):
-        return _or_infinite(problem.backend.map_rows(lambda u: problem.value(u, *arrays)[..., None], rows))
+        return _or_infinite(problem.backend.loops.map_rows(lambda u: problem.value(u, *arrays)[..., None], rows))
     space, count = problem.space, rows.shape[0]
     shapes = tuple((count, *shape) for shape in space.shapes)
     many = replace(problem, space=replace(space, shapes=shapes, batch=(count, *space.batch)))

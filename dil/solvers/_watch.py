@@ -67,7 +67,7 @@ def iterate(
     """
     xp = array_namespace(first.steps)
     if not solver.history and not solver.progress:
-        return backend.while_loop(lambda s: xp.any(s.going), step, first), {}
+        return backend.loops.while_loop(lambda s: xp.any(s.going), step, first), {}
     rows, batch = max_iter if solver.history else 0, first.steps.shape[:-1]
     numbers = xp.arange(1, rows + 1, dtype=first.steps.dtype, device=device(first.steps))
     numbers = xp.reshape(numbers, (rows, *(1 for _ in batch)))
@@ -79,12 +79,12 @@ def iterate(
         left = residual(new)[..., 0]
         here = (new.steps > old.steps)[..., 0] & (numbers == new.steps[..., 0])
         if bar is not None:
-            backend.observe(bar.tick, new.steps, left, new.going)
+            backend.reports.values(bar.tick, new.steps, left, new.going)
         return new, xp.where(here, left, history)
 
     none = full(residual(first), float("nan"), shape=(rows, *batch))
     with bar or nullcontext():
-        last, history = backend.while_loop(lambda s: xp.any(s[0].going), watched, (first, none))
+        last, history = backend.loops.while_loop(lambda s: xp.any(s[0].going), watched, (first, none))
     return last, {"history": history} if solver.history else {}
 
 

@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import array_api_strict as xp
 import numpy as np
 
 from dil._base.errors import BackendError
+from dil._frameworks.dense import Crossover
+from dil._frameworks.loops import EAGER
+from dil._frameworks.protocol import BackendInfo
+from dil._frameworks.reports import eager_reports
 from dil_backends._tape import is_box
-from dil_backends._taped import (
-    assert_constant,
-    children,
-    constant,
-    implicit,
-    map_rows,
-    number,
-    observing,
-    on_host,
-    scan,
-    shield,
-    value_type,
-    vjp,
-)
-from dil_backends.numpy import cholesky_solve, linear_solve, lu_solve, run_if, while_loop
+from dil_backends._taped import assert_constant, children, constant, dense_solves, implicit, value_type, vjp
+from dil_backends.numpy import guard, linear_solve, quiet
 
-__all__ = [
-    "assert_constant",
-    "children",
-    "cholesky_solve",
-    "constant",
-    "implicit",
-    "linear_solve",
-    "lu_solve",
-    "map_rows",
-    "number",
-    "observing",
-    "on_host",
-    "run_if",
-    "scan",
-    "shield",
-    "vjp",
-    "while_loop",
-]
+__all__ = ["assert_constant", "children", "constant", "guard", "implicit", "linear_solve", "vjp"]
 
 NATIVE = "array_api_strict"
-DENSE = 8
-DENSE_GENERAL = 32
-TRIAL = 1 / 8
-
 
 OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne"]
 
@@ -69,25 +41,8 @@ def owns(x, /):
     return issubclass(value_type(x), Array)
 
 
-def tell(listener, status, value):
-    listener(to_numpy(status))
-    return value
-
-
-def observe(listener, *arrays):
-    listener(*(to_numpy(x) for x in arrays))
-
-
 def to_numpy(x, /):
     return np.from_dlpack(constant(x), copy=True)
-
-
-def namespace():
-    return xp
-
-
-def devices():
-    return ["CPU_DEVICE"]
 
 
 def asarray(x, *, dtype=None, device=None):
@@ -97,5 +52,10 @@ def asarray(x, *, dtype=None, device=None):
     return xp.asarray(np.asarray(x), dtype=dtype)
 
 
-def unusable():
-    return None
+def info():
+    return BackendInfo(NATIVE, xp.__version__, ("CPU_DEVICE",), None)
+
+
+loops = replace(EAGER, while_loop=quiet(EAGER.while_loop), run_if=quiet(EAGER.run_if))
+dense = dense_solves(np.linalg.LinAlgError, Crossover(symmetric=8, general=32, trial=1 / 8))
+reports = eager_reports(to_numpy)

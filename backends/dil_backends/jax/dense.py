@@ -1,0 +1,20 @@
+"""Dense solves in XLA: a system that cannot be solved gives NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dil._frameworks.dense import Crossover, Dense
+
+
+def cholesky_solve(A: Any, b: Any) -> Any:
+    """Solve by Cholesky; NaN comes of itself where A is not positive definite."""
+    L = jax.lax.linalg.cholesky(A)
+    z = jax.lax.linalg.triangular_solve(L, b, left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)
+
+
+DENSE = Dense(cholesky_solve, jnp.linalg.solve, Crossover(symmetric=16, general=128, trial=1 / 8))

@@ -1,0 +1,87 @@
+"""The custom derivative: a `custom_jvp` function whose derivative is a rule, and a differentiable linear solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dil._base.errors import CapturedError
+from dil._frameworks.protocol import LinearSystem, ReverseRule, Rule
+from dil_backends.jax.attach import attach, is_zero
+
+Arrays = tuple[jax.Array, ...]
+
+
+def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
+    """Return `solve` with the derivative of `rule`, forward mode; JAX transposes it for reverse mode.
+
+    The rule's pushforward is built from pulls alone, so a score may hold a `jax.custom_vjp` function.
+    """
+    if isinstance(rule, ReverseRule):
+        return _reversed(solve, rule)
+
+    def held(*args: Any) -> Arrays:
+        arrays = tuple(map(_as_array, args))
+        return attach(solve(*arrays), arrays, rule.pushforward)
+
+    found = jax.custom_jvp(held)
+
+    def derivative(args: Any, tangents: Sequence[Any]) -> tuple[Any, Any]:
+        args = tuple(map(_as_array, args))
+        y: Any = found(*args)
+        given = [None if is_zero(t) else _as_array(t) for t in tangents]
+        return y, rule.pushforward(args, y, given)
+
+    found.defjvp(derivative, symbolic_zeros=True)
+
+    def call(*args: jax.Array) -> Arrays:
+        try:
+            return found(*args)
+        except jax.errors.UnexpectedTracerError as error:
+            message = (
+                "the solver uses an array that JAX is transforming but that is not among the arguments (captured by "
+                "a closure), so it would get no derivative; pass it as an argument, or apply jax.lax.stop_gradient"
+            )
+            raise CapturedError(message) from error
+
+    return call
+
+
+def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]:
+    """Return `solve` with a derivative in reverse mode alone."""
+    found = jax.custom_vjp(solve)
+
+    def forward(*args: jax.Array) -> tuple[Arrays, tuple[Arrays, Arrays]]:
+        y = solve(*args)
+        return y, (args, y)
+
+    def backward(kept: tuple[Any, Any], cotangents: Any) -> tuple[Any, ...]:
+        args, y = kept
+        wrt = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
+        pulled = dict(zip(wrt, rule.pullback(args, y, cotangents, wrt), strict=True))
+        return tuple(pulled.get(i) for i in range(len(args)))
+
+    found.defvjp(forward, backward)
+    return found
+
+
+def _as_array(x: Any) -> Any:
+    """Return an array for a number of Python: a transform hands on as such what it was given as such."""
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def linear_solve(system: LinearSystem, b: Any, /) -> Any:
+    """Solve a linear system; differentiable to any order, and transposable."""
+    A = system.A
+
+    def solve(matvec: Any, b: Any) -> Any:
+        return system.solve(replace(A, matvec=matvec), b, *system.constants)
+
+    def transpose_solve(vecmat: Any, b: Any) -> Any:
+        return system.solve(replace(A, rmatvec=vecmat).T, b, *system.constants)
+
+    return jax.lax.custom_linear_solve(A.matvec, b, solve, transpose_solve, symmetric=A.symmetric)

@@ -1,0 +1,117 @@
+"""JAX as a backend: what the Protocol `dil._frameworks.protocol.Backend` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dil._base.errors import BackendError, CapturedError
+from dil._frameworks.protocol import BackendInfo, Pull
+from dil_backends.jax.attach import is_zero
+from dil_backends.jax.dense import DENSE as dense
+from dil_backends.jax.implicit import implicit, linear_solve
+from dil_backends.jax.loops import LOOPS as loops
+from dil_backends.jax.reports import REPORTS as reports
+
+__all__ = ["dense", "implicit", "linear_solve", "loops", "reports"]
+
+NATIVE = "jax"
+Arrays = tuple[jax.Array, ...]
+
+UNDIFFERENTIABLE = ("callbacks do not support JVP", "(jvp) to a custom_vjp")
+NO_DERIVATIVE = (
+    "dil: the function holds what JAX cannot differentiate in this way; a layer's gradient takes second derivatives of "
+    "its score. Of a jax.custom_vjp function take reverse mode at every level (jax.jacrev twice instead of "
+    "jax.hessian), or write it as a jax.custom_jvp; for a callback give the products yourself, "
+    "dil.argmin(..., derivatives=dil.Derivatives(gradient=, hvp=, mixed=))"
+)
+
+constant = jax.lax.stop_gradient
+
+
+def owns(x: object, /) -> bool:
+    """Whether x is a JAX array or a tracer."""
+    return isinstance(x, jax.Array)
+
+
+def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:
+    """Take apart one level of what JAX has registered as a pytree node."""
+    parts, structure = jax.tree.flatten(x, is_leaf=lambda part: part is not x)
+    if jax.tree_util.treedef_is_leaf(structure) or x is None:
+        return None
+    return parts, lambda new: jax.tree.unflatten(structure, new)
+
+
+def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull]:
+    """Return `jax.vjp`; what a pull computes for primals not in `wrt` is dead code to the compiler."""
+    try:
+        out, pull_all = jax.vjp(fn, *primals)
+    except (TypeError, ValueError) as error:
+        if any(words in str(error) for words in UNDIFFERENTIABLE):
+            error.add_note(NO_DERIVATIVE)
+        raise
+
+    def pull(cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
+        every = pull_all(tuple(cotangents))
+        return tuple(every) if wrt is None else tuple(every[i] for i in wrt)
+
+    return out, pull  # type: ignore[return-value]
+
+
+def assert_constant(x: jax.Array, message: str, /) -> None:
+    """Raise as soon as JAX differentiates x, now or when the program that computes it is transformed."""
+    probe = jax.custom_jvp(lambda x: x)
+
+    def refuse(primals: Arrays, tangents: Sequence[Any]) -> Any:
+        if not all(is_zero(t) for t in tangents):
+            raise CapturedError(message)
+        return primals[0], jnp.zeros_like(primals[0])
+
+    probe.defjvp(refuse, symbolic_zeros=True)
+    probe(x)
+
+
+def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
+    """Return fn: JAX neither compiles Python code nor casts behind the user's back."""
+    return fn
+
+
+def asarray(x: object, *, dtype: Any = None, device: Any = None) -> jax.Array:
+    """Make an array; a 64-bit dtype while x64 is off is an error."""
+    if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype):
+        message = (
+            f"JAX would narrow {np.dtype(dtype)} to {jax.dtypes.canonicalize_dtype(dtype)} because 64-bit types are "
+            f'off; switch them on with `jax.config.update("jax_enable_x64", True)` or JAX_ENABLE_X64=1 at the start '
+            f"of the program, or ask for the narrower dtype"
+        )
+        raise BackendError(message)
+    return jnp.asarray(x, dtype=dtype, device=_device(device))
+
+
+def _device(device: Any) -> Any:
+    if not isinstance(device, str):
+        return device
+    platform, _, index = device.partition(":")
+    try:
+        return jax.devices(platform)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError) as error:
+        message = f"JAX has no device {device!r}; expected one of {', '.join(_devices())}"
+        raise BackendError(message) from error
+
+
+def to_numpy(x: jax.Array, /) -> Any:
+    """Copy an array to the host."""
+    return np.asarray(x)
+
+
+def info() -> BackendInfo:
+    """Describe JAX: it always has its CPU."""
+    return BackendInfo(NATIVE, jax.__version__, tuple(_devices()), None)
+
+
+def _devices() -> list[str]:
+    return [f"{d.platform}:{d.id}" for d in jax.devices()]

@@ -1,0 +1,31 @@
+"""Dense solves without exceptions: a system that cannot be solved gives NaN."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dil._frameworks.dense import Crossover, Dense
+
+Tensor = torch.Tensor
+
+
+def cholesky_solve(A: Any, b: Any, /) -> Any:
+    """Solve by Cholesky, without an exception where A is not positive definite."""
+    L, info = torch.linalg.cholesky_ex(_factorable(A))
+    return torch.where((info == 0)[..., None, None], torch.cholesky_solve(_factorable(b), L), torch.nan).to(b.dtype)
+
+
+def lu_solve(A: Any, b: Any, /) -> Any:
+    """Solve by LU, without an exception where A is singular."""
+    x, info = torch.linalg.solve_ex(_factorable(A), _factorable(b))
+    return torch.where((info == 0)[..., None, None], x, torch.nan).to(b.dtype)
+
+
+def _factorable(x: Tensor) -> Tensor:
+    """Return x in float32 if its dtype is one of 16 bits, for which torch has no factorisation."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+DENSE = Dense(cholesky_solve, lu_solve, Crossover(symmetric=256, general=1024, trial=1 / 32))

@@ -1,0 +1,112 @@
+"""What torch would do to a layer, and what is refused: compilers, autocast, tracing, tensors without numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from dil._base.errors import BackendError, UnsupportedFunctionError
+from dil_backends.torch.tracking import transforms
+
+Tensor = torch.Tensor
+Tensors = tuple[Tensor, ...]
+
+
+def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
+    """Wrap fn so that torch.compile skips it and, if it is to be exact, autocast is off inside it.
+
+    A layer contains a loop that depends on data, so torch.compile breaks the graph at the layer. Autocast would lose
+    digits that a solve needs.
+    """
+    call = partial(_guarded, fn, exact)
+    return partial(_outside, call) if torch.compiler.is_compiling() else call
+
+
+def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> Any:
+    if not exact:
+        return fn(*args, **kwargs)
+    refuse_tracers()
+    with without_autocast():
+        return fn(*args, **kwargs)
+
+
+def _outside(call: Callable[..., Any], *args: Any) -> Any:
+    """Call it outside of compiled graphs."""
+    return torch.compiler.disable(partial(_not_under_grad, call))(*args)  # type: ignore[no-untyped-call]
+
+
+# what torch.compiler.disable does as well; it imports the compiler, which few programs need
+_outside._torchdynamo_disable = True  # type: ignore[attr-defined]
+_outside._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+    "a dil layer is a loop in Python outside of compiled graphs; use torch.compile without fullgraph=True"
+)
+
+
+def _not_under_grad(call: Callable[..., Any], *args: Any) -> Any:
+    """Call it, unless torch is going to fail in compiling what comes behind it."""
+    if transforms() & {"Grad", "Jvp"}:
+        message = (
+            "a dil layer in a derivative of torch.func inside torch.compile: torch cannot take up a graph there; put "
+            "torch.compiler.disable on the function that takes the derivative, or take it by torch.autograd.grad"
+        )
+        raise UnsupportedFunctionError(message)
+    return call(*args)
+
+
+def refuse_tracers() -> None:
+    """Raise where torch records operations instead of computing, since a layer ends by what it computes."""
+    found = None
+    if torch._C._is_tracing():
+        found = "torch.jit.trace", "torch.compile"
+    elif torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        found = "torch.export, make_fx and torch.func.linearize", "torch.compile, and torch.func.jvp for a derivative"
+    elif torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        found = "torch.export or a FakeTensorMode", "torch.compile"
+    elif "Functionalize" in transforms():
+        found = "torch.func.functionalize", "the function itself, whose layers write into nothing"
+    if found is not None:
+        message = f"a dil layer cannot be recorded by {found[0]}: how it runs depends on the numbers; use {found[1]}"
+        raise UnsupportedFunctionError(message)
+
+
+def without_autocast() -> AbstractContextManager[object]:
+    """Return a context in which operations keep the dtype of their tensors."""
+    found = autocasts()
+    if not found:
+        return nullcontext()
+    stack = ExitStack()
+    for kind in found:
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
+
+
+def autocasts() -> list[str]:
+    """Return the kinds of devices for which autocast is on."""
+    return [kind for kind in _kinds() if torch.is_autocast_enabled(kind)]
+
+
+@cache
+def _kinds() -> tuple[str, ...]:
+    here = torch.accelerator.current_accelerator()
+    return ("cpu",) if here is None else ("cpu", here.type)
+
+
+def refuse_no_numbers(args: Tensors) -> None:
+    """Raise for tensors on the device meta."""
+    if any(x.is_meta for x in args):
+        message = "a dil layer got a tensor on device meta, which holds no numbers to solve with; move it to another"
+        raise BackendError(message)
+
+
+def refuse_old_vmap(given: Sequence[Any]) -> None:
+    """Raise for the batched tensors of torch's first vmap, which has rules for few operations."""
+    if any(isinstance(x, Tensor) and torch._C._functorch.is_legacy_batchedtensor(x) for x in given):
+        message = (
+            "a dil layer under is_grads_batched=True or vectorize=True of torch.autograd, whose vmap lacks what it "
+            "needs; use torch.func.jacrev, jacfwd or hessian, or torch.func.vmap of the pullback of torch.func.vjp"
+        )
+        raise UnsupportedFunctionError(message)

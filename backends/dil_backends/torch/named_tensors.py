@@ -1,0 +1,86 @@
+"""Tensors by name, so that a message can say which of them cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils import _pytree as pytree
+
+import dil
+from dil._base.typing import Tree
+
+Tensor = torch.Tensor
+
+
+def named_tensors(name: str, tree: Tree) -> Iterator[tuple[str, Tensor]]:
+    """Name the tensors of a tree."""
+    if isinstance(tree, Tensor):
+        yield name, tree
+        return
+    for path, leaf in pytree.tree_leaves_with_path(tree):
+        if isinstance(leaf, Tensor):
+            yield name + pytree.keystr(path), leaf
+
+
+def tensors_of_call(args: Sequence[Tree], kwargs: dict[str, Tree]) -> dict[str, Tensor]:
+    """Name the tensors of a call."""
+    named = [*enumerate(args), *kwargs.items()]
+    return {name: x for key, tree in named for name, x in named_tensors(f"argument {key}", tree)}
+
+
+def refuse_dtypes(name: str, state: dict[str, Tensor], args: dict[str, Tensor]) -> None:
+    """Raise if two float tensors differ in dtype."""
+    floats = [(key, x) for key, x in (*state.items(), *args.items()) if x.is_floating_point()]
+    for key, x in floats:
+        if x.dtype != floats[0][1].dtype:
+            message = (
+                f"{floats[0][0]} of the score {name!r} is of {floats[0][1].dtype}, but {key} of {x.dtype}; they must "
+                f"agree, so cast the argument, or the module by module.to({x.dtype})"
+            )
+            raise dil.DTypeError(message)
+
+
+def refuse_devices(name: str, tensors: dict[str, Tensor], error: RuntimeError | None = None) -> None:
+    """Raise with names, if tensors that torch has failed to compute with are on several devices, or one has no numbers.
+
+    Devices may differ by design: a model may be spread over several.
+    """
+    places = {str(x.device): key for key, x in tensors.items()}
+    if len(places) > 1 and (error is not None or "meta" in places):
+        found = ", ".join(f"{key} on {place}" for place, key in places.items())
+        message = (
+            f"the score {name!r} cannot be computed: it has {found}; move them to one device, the module by "
+            f"module.to(device), or move what it computes between them itself"
+        )
+        raise dil.BackendError(message) from error
+
+
+def refuse_shards(name: str, tensors: dict[str, Tensor], error: RuntimeError) -> None:
+    """Raise with names, if torch has failed to compute with shards and whole tensors together."""
+    # by name, since torch.distributed is large and most programs do without
+    shards = [key for key, x in tensors.items() if type(x).__name__ == "DTensor"]
+    if shards and len(shards) < len(tensors):
+        message = (
+            f"the score {name!r} cannot be computed: {', '.join(shards)} came as shards (DTensor), the rest as whole "
+            f"tensors; call fully_shard on the ImplicitModule or the model around it, not on the score or a part of it"
+        )
+        raise dil.BackendError(message) from error
+
+
+def cast_like(like: Tensor, x: Tree) -> Tree:
+    """Cast a float tensor to the dtype of another, as autocast does with what it meets."""
+    return x.to(like.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def write_count(x: Tensor) -> int:
+    """Return how often a tensor has been written; torch does not count it for one of inference mode."""
+    return 0 if x.is_inference() else x._version
+
+
+def random_state(u: Tree) -> Tensor:
+    """Return the state of the generator that torch draws from beside u."""
+    device = next((x.device for _, x in named_tensors("", u)), torch.device("cpu"))
+    if device.type in ("cuda", "xpu"):
+        return torch.get_device_module(device).get_rng_state(device)  # type: ignore[no-any-return]
+    return torch.get_rng_state()

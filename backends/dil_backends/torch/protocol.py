@@ -1,0 +1,109 @@
+"""torch as a backend: what the Protocol `dil._frameworks.protocol.Backend` asks for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch.utils import _pytree as pytree
+
+from dil._base.errors import BackendError, CapturedError
+from dil._frameworks.differentiable_solve import differentiable_solve
+from dil._frameworks.loops import EAGER
+from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
+from dil._frameworks.reports import eager_reports
+from dil_backends.torch.dense import DENSE as dense
+from dil_backends.torch.function import implicit
+from dil_backends.torch.guards import guard
+from dil_backends.torch.tracking import is_tracked, transforming
+from dil_backends.torch.vjp import vjp
+
+__all__ = ["dense", "guard", "implicit", "vjp"]
+
+Tensor = torch.Tensor
+
+NATIVE = "torch"
+THIS = cast(Backend, sys.modules[__name__])
+
+
+def owns(x: object, /) -> bool:
+    """Whether x is a tensor."""
+    return isinstance(x, Tensor)
+
+
+def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:
+    """Take apart what torch has registered as a pytree node."""
+    if type(x) not in pytree.SUPPORTED_NODES:
+        return None
+    parts, context = pytree.SUPPORTED_NODES[type(x)].flatten_fn(x)
+    return parts, lambda new: pytree.SUPPORTED_NODES[type(x)].unflatten_fn(new, context)
+
+
+def linear_solve(system: LinearSystem, b: Any, /) -> Any:
+    """Solve a linear system; differentiable where autograd is recording."""
+    if not (transforming() or any(is_tracked(x) for x in (b, *system.params))):
+        return system.solve(system.A, b, *system.constants)
+    return differentiable_solve(THIS, system, b)
+
+
+def constant(x: Tensor, /) -> Tensor:
+    """Return x detached from the graph."""
+    return x.detach()
+
+
+def assert_constant(x: Tensor, message: str, /) -> None:
+    """Raise if autograd is recording x."""
+    if is_tracked(x):
+        raise CapturedError(message)
+
+
+def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Tensor:
+    """Make a tensor."""
+    try:
+        return torch.asarray(x, dtype=dtype, device=device)
+    except (RuntimeError, AssertionError) as error:
+        message = f"torch cannot make a tensor of dtype {dtype} on device {device!r}: {error}"
+        raise BackendError(message) from error
+
+
+def to_numpy(x: Any, /) -> Any:
+    """Copy a tensor to the host."""
+    return x.detach().cpu().numpy()
+
+
+def info() -> BackendInfo:
+    """Describe torch: it always has its CPU."""
+    found = ["cpu"]
+    if torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator()
+        found += [f"{kind}:{i}" for i in range(torch.accelerator.device_count())]
+    return BackendInfo(NATIVE, torch.__version__, tuple(found), None)
+
+
+def _map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
+    """Apply fn to all rows at once, or to one after the other where torch cannot.
+
+    The graph of a score may hold what `torch.vmap` refuses with a RuntimeError: an `autograd.Function` that reads its
+    tensors or leaves torch, nested layers. An error of fn itself comes again, as it would without vmap.
+    """
+    try:
+        return torch.vmap(fn)(rows)
+    except RuntimeError:
+        return torch.stack([fn(row) for row in rows])
+
+
+def _number(x: Any, /) -> Any:
+    """Return a 0-D tensor on the CPU as a number; on a device, where reading it would wait, the tensor itself."""
+    return x.item() if x.ndim == 0 and x.is_cpu and not transforming() else x
+
+
+def _steps_per_read(x: Any, /) -> int:
+    """Return 1 on the CPU, where a read costs nothing."""
+    return 1 if x.is_cpu else EAGER.steps_per_read(x)
+
+
+loops = replace(EAGER, map_rows=_map_rows, number=_number, steps_per_read=_steps_per_read)
+reports = eager_reports(to_numpy)

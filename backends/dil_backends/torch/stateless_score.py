@@ -1,0 +1,121 @@
+"""A torch module as a function of its parameters and buffers, for one call of a layer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import torch
+
+import dil
+from dil._base.typing import Tree
+from dil_backends.torch.named_tensors import (
+    named_tensors,
+    random_state,
+    refuse_devices,
+    refuse_shards,
+    tensors_of_call,
+    write_count,
+)
+from dil_backends.torch.tracking import is_differentiated
+
+Tensor = torch.Tensor
+
+
+class StatelessScore:
+    """The score of one call, as a function of the unknown, the arguments and the tensors of its module."""
+
+    def __init__(self, score: torch.nn.Module, written: dict[tuple[bool, ...], frozenset[str]]) -> None:
+        self.__name__ = type(score).__name__
+        tensors = {**dict(score.named_parameters()), **dict(score.named_buffers())}
+        for name, x in tensors.items():
+            if torch.nn.parameter.is_lazy(x):
+                message = f"parameter {name!r} of {self.__name__} has no shape yet; call the score once by itself"
+                raise dil.OptionError(message)
+        self.module, self.turn = stand_in(score), threading.RLock()
+        self.names = places_of_tensors(self.module)
+        self.modes = tuple(part.training for part in self.module.modules())
+        self.buffers = frozenset(name for name, _ in self.module.named_buffers())
+        # a function of torch may refuse a derivative in what has none anyway, as BatchNorm does in its statistics
+        self.fixed = frozenset(name for name, x in tensors.items() if not is_differentiated(x))
+        self.known = written
+        """The buffers that it writes, by the modes of its parts; those that are not known yet are found out."""
+
+    @property
+    def written(self) -> frozenset[str] | None:
+        """The buffers that it writes; None until it has been called in these modes."""
+        return self.known.get(self.modes)
+
+    @property
+    def copied(self) -> frozenset[str]:
+        """The buffers that it may write."""
+        return self.buffers if self.written is None else self.written
+
+    def state(self) -> dict[str, Tensor]:
+        """Return its parameters and buffers; one that is shared comes once."""
+        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return {name: x.clone() if name in self.copied else x for name, x in state.items()}
+
+    def __call__(self, u: Tree, *args: Tree, score_module: dict[str, Tensor], **kwargs: Tree) -> Tree:
+        """Return the score at u with these tensors in the places of its own."""
+        first, copied = self.written is None, self.copied
+        state = {name: x.detach() if name in self.fixed else x for name, x in score_module.items()}
+        state |= {name: state[name].clone() for name in copied}
+        handed = {**dict(named_tensors("the unknown", u)), **tensors_of_call(args, kwargs), **state}
+        versions = {name: write_count(x) for name, x in handed.items()}
+        chance = random_state(u) if first else None
+        with self.turn:
+            try:
+                placed = {place: state[name] for place, name in self.names.items()}
+                value = torch.func.functional_call(self.module, placed, (u, *args), kwargs, tie_weights=False)
+            except RuntimeError as error:
+                refuse_devices(self.__name__, handed, error)
+                refuse_shards(self.__name__, handed, error)
+                raise
+        changed = {name for name, x in handed.items() if write_count(x) != versions[name]}
+        if chance is not None and not torch.equal(chance, random_state(u)):
+            message = (
+                f"the score {self.__name__!r} draws random numbers (by Dropout in training?), so it is another "
+                f"function at every call and has no solution; put it in eval(), or draw them outside and pass them "
+                f"as an argument"
+            )
+            raise dil.OptionError(message)
+        self._refuse_changes(sorted(changed - copied))
+        if first:
+            # the kernels of BatchNorm write its statistics without counting that; the count of its batches tells
+            parts = {name.rpartition(".")[0] for name in changed}
+            self.known[self.modes] = frozenset(name for name in copied if name.rpartition(".")[0] in parts)
+        return value
+
+    def _refuse_changes(self, names: Sequence[str]) -> None:
+        if names:
+            message = (
+                f"the score {self.__name__!r} changed {', '.join(names)} in place; it must leave what it is given as "
+                f"it is, so write u * 2 instead of u.mul_(2), or begin with u.clone()"
+            )
+            raise dil.UnsupportedFunctionError(message)
+
+
+def stand_in(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a module of the same tensors, whose own are not disturbed where `functional_call` replaces them."""
+    # a module that keeps its tensors in places of its own, such as an LSTM, says by this method how to part from them
+    copies = {part: part._replicate_for_data_parallel() for part in module.modules()}  # type: ignore[no-untyped-call]
+    for part, new in copies.items():
+        new._parameters = dict(part._parameters)
+        new._modules = {name: child if child is None else copies[child] for name, child in part._modules.items()}
+    return copies[module]  # type: ignore[no-any-return]
+
+
+def places_of_tensors(module: torch.nn.Module) -> dict[str, str]:
+    """Return each place of a tensor in the module, and the name that the tensor has: its first place.
+
+    A part that has several names counts once: `functional_call` would replace its tensors twice, and restore the wrong.
+    """
+    first: dict[int, str] = {}
+    return {
+        (place := f"{prefix}.{key}".lstrip(".")): first.setdefault(id(x), place)
+        for own in ("_parameters", "_buffers")
+        for prefix, part in module.named_modules()
+        for key, x in getattr(part, own).items()
+        if x is not None
+    }

@@ -1,0 +1,113 @@
+"""Reverse mode: plain autograd, or `torch.func.vjp` inside a transform of torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+
+from dil._base.errors import UnsupportedFunctionError
+from dil._frameworks.protocol import Pull
+from dil_backends.torch.tracking import has_tangent, transforming
+
+Tensor = torch.Tensor
+Tensors = tuple[Tensor, ...]
+
+_grad = getattr(torch.ops.aten, "grad", torch.autograd.grad)
+"""The operator enters the engine at once, where the function of the same arguments spends 20 us on checks in Python."""
+
+
+def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
+    """Record the graph of fn once; every pull goes through it again.
+
+    Plain autograd, since a score may hold an `autograd.Function` that `torch.func` refuses, and since it is the faster.
+    """
+    if transforming():
+        return _functional_vjp(fn, *primals)
+    recording = torch.is_grad_enabled()
+    with autograd_on():
+        primals = tuple([x.clone() if x.is_inference() else x for x in primals])
+        inputs = [_input(x, recording) for x in primals]
+        out = _evaluated(fn, inputs)
+    again = recording and (any(x.requires_grad for x in primals) or _captures(out, inputs))
+    again = again or any(has_tangent(y) for y in out)
+
+    live = [i for i, y in enumerate(out) if y.requires_grad]
+    roots = [out[i] for i in live]
+
+    def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
+        wanted = inputs if wrt is None else [inputs[i] for i in wrt]
+        if not roots or not wanted:
+            return tuple(torch.zeros_like(x) for x in wanted)
+        record = torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents))
+        given = [cotangents[i] for i in live]
+        found = _grad(roots, wanted, given, retain_graph=True, create_graph=record, allow_unused=True)
+        return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)])
+
+    return (out if again else tuple(y.detach() for y in out)), pull  # type: ignore[return-value]
+
+
+def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
+    """Do the same inside a transform of `torch.func`, where plain autograd may not start a graph."""
+    # aliases, which shed the wrappers that a transform leaves behind when its pull is called after its end
+    primals = tuple(x.view_as(x) for x in primals)
+    out, pull_all = torch.func.vjp(fn, *primals)[:2]  # a third, auxiliary part comes only if asked for
+
+    def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
+        every = pull_all(tuple(cotangents))
+        return every if wrt is None else tuple(every[i] for i in wrt)
+
+    return out, pull  # type: ignore[return-value]
+
+
+def autograd_on() -> AbstractContextManager[object]:
+    """Return a context in which autograd records, whatever is switched off around it."""
+    if not torch.is_inference_mode_enabled():
+        return torch.enable_grad()
+    both = ExitStack()
+    both.enter_context(torch.inference_mode(False))
+    both.enter_context(torch.enable_grad())
+    return both
+
+
+def _evaluated(fn: Callable[..., Tensors], inputs: Sequence[Tensor]) -> Tensors:
+    """Return fn of the inputs; explain the error that torch raises where it writes into them."""
+    try:
+        return fn(*inputs)
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" not in str(error):
+            raise
+        message = (
+            f"a function of a layer changed one of its inputs in place; it must leave what it is given as it is, so "
+            f"write u * 2 instead of u.mul_(2), or begin with u.clone() (torch: {error})"
+        )
+        raise UnsupportedFunctionError(message) from error
+
+
+def _input(x: Tensor, recording: bool) -> Tensor:
+    """Return what to differentiate at: x with its history where that is recorded, with its tangent if it has one.
+
+    It is an alias, not x itself: fn may depend on x by other ways too, and this is the partial derivative. A view,
+    unlike a detached tensor, sheds the wrapper that a finished transform of torch.func leaves behind.
+    """
+    kept = (recording and x.requires_grad) or has_tangent(x)
+    if kept or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = x.view_as(x)
+    return (x if kept else x.detach()).requires_grad_()
+
+
+def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
+    """Whether the graph of `out` ends in a leaf other than the inputs: a tensor that fn holds and others track."""
+    ours = {id(x) for x in inputs}
+    todo = [y.grad_fn for y in out if y.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in ours:
+            return True
+        fresh = {edge[0] for edge in node.next_functions if edge[0] is not None} - seen
+        seen |= fresh
+        todo.extend(fresh)
+    return False

@@ -1,0 +1,38 @@
+"""How values leave a program that may run later than it was written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from dil._base.typing import Array
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Three ways in which arrays reach a listener, a function of NumPy arrays, when the program runs."""
+
+    failures: Callable[[Callable[[Any], None], Array, Array], Array]
+    """`failures(listener, status, value)`: call the listener with the statuses if one is not zero; return the value.
+
+    status: batch; value: (*batch, n). The value waits for the listener.
+    """
+    values: Callable[..., None]
+    """`values(listener, *arrays)`: call the listener with the arrays, each time that the program gets here."""
+    recording: Callable[[], AbstractContextManager[object]]
+    """`recording()`: return a context in which programs are compiled anew. Its end waits for all their reports."""
+
+
+def eager_reports(to_numpy: Callable[[Array], Any]) -> Reports:
+    """Return the reports of arrays that compute at once: each listener is called now."""
+
+    def failures(listener: Callable[[Any], None], status: Array, value: Array) -> Array:
+        listener(to_numpy(status))
+        return value
+
+    def values(listener: Callable[..., None], *arrays: Array) -> None:
+        listener(*(to_numpy(x) for x in arrays))
+
+    return Reports(failures, values, nullcontext)
