@@ -214,7 +214,7 @@ def make_task(backend: str, score: str, size: int) -> Any:
 def count(task: Any) -> tuple[int, int]:
     """Return the iterations that the layer's linear solver takes, and its products with the Hessian."""
     import dil
-    from dil._frameworks.loops import python_loop
+    from dil._frameworks.loops import python_while
     from dil._frameworks.registry import common_owner
 
     backend, calls = common_owner([task.y], ["y"], "benchmark"), [0]
@@ -225,7 +225,7 @@ def count(task: Any) -> tuple[int, int]:
         calls[0] += 1
         return pull((p,))[0]
 
-    solution = dil.linear.CG()(product, task.v, loop=python_loop)
+    solution = dil.linear.CG()(product, task.v, loop=python_while)
     return int(solution.iterations), calls[0]
 
 

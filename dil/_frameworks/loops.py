@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dil._base.arrays import array_namespace
@@ -49,6 +49,11 @@ class Loops:
 
     A read makes the host wait for a device, so on devices it is more than one.
     """
+
+
+def with_loop(loops: Loops, while_loop: Loop | None) -> Loops:
+    """Return the loops with another while loop; as they are if it is None."""
+    return loops if while_loop is None or while_loop is loops.while_loop else replace(loops, while_loop=while_loop)
 
 
 def python_while(cond: Callable[[Any], Array], body: Callable[[Any], Any], state: Any, /) -> Any:

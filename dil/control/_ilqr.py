@@ -14,7 +14,7 @@ from dil.control._score import PlanScore, time_first
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, evaluate
-from dil.solvers._watch import check_watched, iterate
+from dil.solvers._watch import check_watched, iterate_watched
 
 LENGTHS = tuple(0.5**i for i in range(8))
 """Step lengths, tried together."""
@@ -121,7 +121,7 @@ class ILQR:
         def residual(s: Iterate) -> Array:
             return s.slope / nonzero_or_one(first.slope)
 
-        last, extra = iterate(self, backend, sweep, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_watched(self, backend, sweep, first, max_iter=self.max_iter, residual=residual)
         return finish(
             started.problem.space,
             last.u,

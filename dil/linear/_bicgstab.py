@@ -104,14 +104,12 @@ def bicgstab(task: Task, s: Progress) -> Pass:
         return on
 
     def step(i: Iterate) -> Iterate:
-        on = going(i)
-        new = _step(task, i, shadow, i.steps == s.steps, goal)
-        return Iterate(*(xp.where(on, a, c) for a, c in zip(new, i, strict=True)))
+        return _step(task, i, shadow, i.steps == s.steps, goal)
 
     rr, null, no = dot(r, r), xp.zeros_like(r), xp.zeros_like(s.going)
     one = full(rr, 1.0)
     first = Iterate(null, r, r, dot(shadow, r), rr, null, rr, one, 0.0 * rr, ~no, no, no, s.steps)
-    last = task.loop(lambda i: xp.any(going(i)), step, first)
+    last = task.iterate(step, going, first)
     x = s.x + last.best * (size / last.unit)
     return Pass(
         x, last.steps, s.products + 2 * (last.steps - s.steps), last.singular, last.sound, last.unit * last.scale

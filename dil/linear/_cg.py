@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,6 +12,8 @@ from dil._base.options import check_linear_options
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop, Matvec
+from dil._frameworks.iteration import repeat
+from dil._frameworks.loops import Loops, with_loop
 from dil.linear._flexible_cg import flexible_cg
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
@@ -105,11 +106,13 @@ class CG:
         xp = array_namespace(b)
         rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
         max_iter = max(100, 10 * b.shape[-1]) if self.max_iter is None else self.max_iter
-        loop = backend.loops.while_loop if loop is None else loop
+        loops = with_loop(backend.loops, loop)
         H = shifted(A, self.damping)
         if self.preconditioner is not None or x0 is not None:
-            return flexible_cg(H, b, preconditioner=self.preconditioner, x0=x0, rtol=rtol, max_iter=max_iter, loop=loop)
-        return cg(H, b, rtol=rtol, max_iter=max_iter, loop=loop, number=backend.loops.number, trial=trial)
+            return flexible_cg(
+                H, b, preconditioner=self.preconditioner, x0=x0, rtol=rtol, max_iter=max_iter, loops=loops
+            )
+        return cg(H, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=trial)
 
 
 class State(NamedTuple):
@@ -143,8 +146,7 @@ def cg(
     *,
     rtol: float,
     max_iter: int,
-    loop: Loop,
-    number: Callable[[Array], Scalar],
+    loops: Loops,
     trial: int | None = None,
 ) -> Solution:
     """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial.
@@ -153,7 +155,7 @@ def cg(
     and an operation on an array of one number costs as much as one on a short vector. There is one loop with one
     product, which a look at the true residual shares with the recurrence: a compiler pays for every loop it meets.
     """
-    xp, single = array_namespace(b), b.ndim == 1
+    xp, single, number = array_namespace(b), b.ndim == 1, loops.number
 
     def dot(a: Array, c: Array) -> Scalar:
         return number(inner(a, c))
@@ -209,7 +211,7 @@ def cg(
     none = 0 if isinstance(some, bool) else xp.zeros_like(some, dtype=xp.int32)
     zero = 0 * bb
     first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, some, some & False, none)
-    last = loop((lambda s: s.going) if single else (lambda s: xp.any(s.going)), step, first)
+    last = repeat(step, lambda s: s.going, first, loops=loops, steps_per_read=loops.steps_per_read(b))
     failed = logical_not(last.rr <= accept)
     status = _reasons(last, failed, max_iter, machine)
     residual = (last.rr / select(bb == 0, 1.0, bb)) ** 0.5

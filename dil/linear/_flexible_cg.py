@@ -9,7 +9,9 @@ from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs
 from dil._base.operator import Operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
-from dil._base.typing import Array, Loop, Matvec
+from dil._base.typing import Array, Matvec
+from dil._frameworks.iteration import iterate
+from dil._frameworks.loops import Loops
 from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
 
 
@@ -56,7 +58,7 @@ def flexible_cg(
     x0: Array | None,
     rtol: float,
     max_iter: int,
-    loop: Loop,
+    loops: Loops,
 ) -> Solution:
     """Solve A x = b; b, x0 and x: (*batch, n).
 
@@ -77,11 +79,11 @@ def flexible_cg(
     finite = xp.isfinite(top)
     top = xp.where(finite, top, full(top, 1.0))
     scaled = xp.where(finite, b, full(b, 0.0)) / top  # squares of tiny and huge entries would under- and overflow
-    M = prepared(preconditioner, A, scaled, loop)
+    M = prepared(preconditioner, A, scaled, loops.while_loop)
     bb = dot(scaled, scaled)
-    system = System(A, M, scaled, bb * (0.5 * rtol) ** 2, bb * rtol**2, max_iter, loop)
+    system = System(A, M, scaled, bb * (0.5 * rtol) ** 2, bb * rtol**2, max_iter, loops)
     first = system.start() if x0 is None else system.start_from(x0 / top)
-    last = loop(lambda s: xp.any(s.going), system.advance, first)
+    last = iterate(system.advance, lambda s: s.going, first, batch_ndim=b.ndim - 1, loops=loops)
     status = _status(last, system, finite)
     residual = xp.sqrt(last.rr / xp.where(bb == 0, full(bb, 1.0), bb))
     residual = xp.where(finite, residual, full(residual, float("nan")))
@@ -101,7 +103,7 @@ class System:
     accept: Array
     """The square of the residual that is accepted, (*batch, 1)."""
     max_iter: int
-    loop: Loop
+    loops: Loops
 
     def start(self) -> Pass:
         """Return the problems at x = 0."""
@@ -127,7 +129,7 @@ class System:
             )
 
         # once, but in the loop, where what overflows is no cause for a warning
-        return self.loop(lambda s: xp.all(s.checks < 1), look, zero)  # type: ignore[no-any-return]
+        return self.loops.while_loop(lambda s: xp.all(s.checks < 1), look, zero)  # type: ignore[no-any-return]
 
     def advance(self, s: Pass) -> Pass:
         """Run the recurrence from the true residuals; go on where that has at least halved them, but not enough."""
@@ -143,14 +145,14 @@ class System:
             return s.going & i.sound & (i.rz > 0) & (i.rr > self.aim) & (i.steps < self.max_iter)
 
         def step(i: Iterate) -> Iterate:
-            return _freeze(going(i), i, self._step(i, size))
+            return self._step(i, size)
 
-        last = self.loop(lambda i: xp.any(going(i)), step, first)
+        every = self.loops.steps_per_read(self.b)
+        last = iterate(step, going, first, batch_ndim=self.b.ndim - 1, loops=self.loops, steps_per_read=every)
         r = self.b - self.A(last.x)
         rr = dot(r, r)
         again = last.sound & (last.rz > 0) & (rr > self.accept) & (4 * rr < s.rr) & (last.steps < self.max_iter)
-        new = Pass(last.x, r, rr, last.rz, last.bend, last.curvature, last.sound, again, last.steps, s.checks + 1)
-        return Pass(*(xp.where(s.going, a, c) for a, c in zip(new, s, strict=True)))
+        return Pass(last.x, r, rr, last.rz, last.bend, last.curvature, last.sound, again, last.steps, s.checks + 1)
 
     def _step(self, s: Iterate, size: Array) -> Iterate:
         xp = array_namespace(self.b)
@@ -166,12 +168,6 @@ class System:
         rz = xp.where(rr == 0, full(rz, 1.0), rz)  # solved exactly: that is no fault of M
         x = xp.where(sound, s.x + alpha * s.p, s.x)
         return Iterate(x, r, p, rr, rz, bend, s.curvature + xp.abs(bend), sound, s.steps + 1)
-
-
-def _freeze(going: Array, old: Iterate, new: Iterate) -> Iterate:
-    """Keep the problems that were not going."""
-    xp = array_namespace(new.x)
-    return Iterate(*(xp.where(going, a, c) for a, c in zip(new, old, strict=True)))
 
 
 def _status(last: Pass, system: System, finite: Array) -> Array:

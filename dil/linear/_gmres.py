@@ -111,10 +111,11 @@ def gmres(task: Task, s: Progress, *, restart: int) -> Pass:
         on: Array = s.going & i.sound & ~i.stuck & (i.left > goal) & (i.steps < task.max_iter) & (i.j < m)
         return on
 
-    last = task.loop(lambda i: xp.any(going(i)), lambda i: _step(task, i, going(i)), _first(s, size, m))
+    last = task.iterate(partial(_step, task), going, _first(s, size, m))
     # g = Q e_1 ||r||; unused columns of R are those of the identity, with zeros on the right
-    used = xp.reshape(_range(size, m), (1,) * (s.x.ndim - 1) + (m,)) < last.steps - s.steps
-    used = used & ~((_range(size, m) == last.j - 1) & last.stuck)
+    # the step in which a problem became stuck gave no column
+    count = last.steps - s.steps - xp.astype(last.stuck, xp.int32)
+    used = xp.reshape(_range(size, m), (1,) * (s.x.ndim - 1) + (m,)) < count
     ok = last.sound & s.going
     g = xp.where(used & ok, last.Q[..., :m, 0], xp.zeros_like(used, dtype=s.x.dtype))
     R = xp.where((used & ok)[..., None, :], last.R, eye(m, s.x))
@@ -143,7 +144,7 @@ def _first(s: Progress, size: Array, m: int) -> Iterate:
     return Iterate(V, R, Q, v, one, one, 0.0 * size, ~no, no, _range(size, 1)[0], s.steps)
 
 
-def _step(task: Task, i: Iterate, on: Array) -> Iterate:
+def _step(task: Task, i: Iterate) -> Iterate:
     """Take a step of Arnoldi, and rotate its column of the Hessenberg matrix into R."""
     xp = array_namespace(i.v)
     Av = task.A(i.v)
@@ -175,20 +176,19 @@ def _step(task: Task, i: Iterate, on: Array) -> Iterate:
     turn = here[:, None] * ((c - 1) * mine + sn * other)[..., None, :]
     Q = i.Q + turn + below[:, None] * ((c - 1) * other - sn * mine)[..., None, :]
     left = xp.abs(xp.sum(Q[..., 0] * below, axis=-1, keepdims=True))
-    V = xp.where((place == i.j + 1)[:, None] & on[..., None], v[..., None, :], i.V)
-    take = on & sound & ~stuck
+    V = xp.where((place == i.j + 1)[:, None], v[..., None, :], i.V)
     return Iterate(
         V,
-        xp.where(take[..., None], R, i.R),
-        xp.where(take[..., None], Q, i.Q),
-        xp.where(on, v, i.v),
-        xp.where(take, left, i.left),
-        xp.where(on, unit, i.unit),
-        xp.where(on, scale, i.scale),
-        xp.where(on, sound, i.sound),
-        xp.where(on, stuck, i.stuck),
+        R,
+        Q,
+        v,
+        left,
+        unit,
+        scale,
+        sound,
+        stuck,
         i.j + 1,
-        xp.where(on, i.steps + 1, i.steps),
+        i.steps + 1,
     )
 
 

@@ -105,9 +105,7 @@ def minres(task: Task, s: Progress) -> Pass:
         return on
 
     def step(i: Iterate) -> Iterate:
-        on = going(i)
-        new = _step(task, i, i.steps == s.steps)
-        return Iterate(*(xp.where(on, a, c) for a, c in zip(new, i, strict=True)))
+        return _step(task, i, i.steps == s.steps)
 
     phi = norm(s.r)
     zero, one, null = 0.0 * phi, full(phi, 1.0), xp.zeros_like(s.x)
@@ -116,7 +114,7 @@ def minres(task: Task, s: Progress) -> Pass:
     first = Iterate(
         null, v, null, null, null, zero, one, zero, one, zero, phi, one, zero, null, one, phi, ~no, no, s.steps
     )
-    last = task.loop(lambda i: xp.any(going(i)), step, first)
+    last = task.iterate(step, going, first)
     # a system without a solution ends with a huge x along the null space, and hardly less a residual
     drift = 4 * task.eps * last.scale * dot(last.dx, last.dx) ** 0.5
     back = last.stuck & (xp.abs(last.phi) + drift > 0.5 * last.level)

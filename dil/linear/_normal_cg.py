@@ -109,14 +109,14 @@ def normal_cg(task: Task, s: Progress) -> Pass:
         return s.going & i.sound & ~i.stuck & unsolved & (i.steps < task.max_iter)
 
     def step(i: Iterate) -> Iterate:
-        on, pp = going(i), dot(i.p, i.p)
+        pp = dot(i.p, i.p)
         w = task.A(i.p) / unit
         ww = dot(w, w)
         stretch = xp.where(ww > i.stretch * pp, ww / pp, i.stretch)
         bend = ww + damping * pp
         finite = xp.isfinite(bend)
         null = finite & (bend <= (task.eps**2) * stretch * pp)
-        take = on & finite & ~null
+        take = finite & ~null
         alpha = xp.where(take, i.zz, 0.0 * i.zz) / xp.where(take, bend, full(bend, 1.0))
         dx, r = i.dx + alpha * i.p, i.r - alpha * w
         z = task.A.T(r) / unit - damping * (unit * s.x + dx)
@@ -124,13 +124,12 @@ def normal_cg(task: Task, s: Progress) -> Pass:
         p = z + (zz / i.zz) * i.p
         stuck = null | (zz <= (4 * task.eps) ** 2 * stretch * rr) if task.damping == 0 else null
         sound = finite & xp.isfinite(zz)
-        new = Iterate(dx, r, p, zz, rr, stretch, sound, stuck, i.steps + 1)
-        return Iterate(*(xp.where(on, a, c) for a, c in zip(new, i, strict=True)))
+        return Iterate(dx, r, p, zz, rr, stretch, sound, stuck, i.steps + 1)
 
     none = 0.0 * zz
     sound = xp.isfinite(zz)
     first = Iterate(xp.zeros_like(s.x), s.r, z, zz, dot(s.r, s.r), none, sound, sound & (zz == 0), s.steps)
-    last = task.loop(lambda i: xp.any(going(i)), step, first)
+    last = task.iterate(step, going, first)
     products = s.products + 2 * (last.steps - s.steps) + xp.astype(s.going, xp.int32)
     return Pass(s.x + last.dx / unit, last.steps, products, last.stuck, last.sound, unit * last.stretch**0.5)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from dil._base.arrays import array_namespace, eps, full, norm
 from dil._base.operator import Operator
@@ -12,7 +12,11 @@ from dil._base.options import LinearOptions
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop
+from dil._frameworks.iteration import iterate
+from dil._frameworks.loops import Loops, with_loop
 from dil.linear._right_hand_side import backend_of_system
+
+S = TypeVar("S", bound=tuple[Any, ...])
 
 Measure: TypeAlias = Callable[[Array, Array], Array]
 """The error of x, (*batch, 1), from x and b - A x."""
@@ -27,7 +31,7 @@ class Task:
     damping: float
     rtol: float
     max_iter: int
-    loop: Loop
+    loops: Loops
     measure: Measure | None = None
     """The error of x where it is not ||b - A x||; costs one product."""
 
@@ -39,6 +43,11 @@ class Task:
     def error(self, x: Array, r: Array) -> Array:
         """Return the error of x, (*batch, 1), from x and r = b - A x."""
         return norm(r) if self.measure is None else self.measure(x, r)
+
+    def iterate(self, step: Callable[[S], S], going: Callable[[S], Array], first: S) -> S:
+        """Run a recurrence on the problems that are going; the others keep their state."""
+        every = self.loops.steps_per_read(self.b)
+        return iterate(step, going, first, batch_ndim=self.b.ndim - 1, loops=self.loops, steps_per_read=every)
 
     @property
     def eps(self) -> float:
@@ -109,7 +118,7 @@ def restarted(
         options.damping,
         eps(xp, b.dtype) ** 0.75 if options.rtol is None else options.rtol,
         max(100, 10 * n) if options.max_iter is None else options.max_iter,
-        backend.loops.while_loop if loop is None else loop,
+        with_loop(backend.loops, loop),
     )
     if measure is not None:
         task = replace(task, measure=measure(task))
@@ -120,7 +129,7 @@ def restarted(
     def advance(s: Progress) -> Progress:
         return _judge(task, s, recurrence(task, s), gain, patience)
 
-    last = task.loop(lambda s: xp.any(s.going), advance, first)
+    last = iterate(advance, lambda s: s.going, first, batch_ndim=b.ndim - 1, loops=task.loops)
     return _solution(task, last, unit, usable)
 
 
@@ -161,7 +170,7 @@ def _from_guess(task: Task, s: Progress, x0: Array) -> Progress:
         )
 
     # a loop that runs once, so that a backend treats overflow here as in any other
-    return task.loop(lambda s: xp.any(s.going & (s.products < task.look)), look, s)  # type: ignore[no-any-return]
+    return task.loops.while_loop(lambda s: xp.any(s.going & (s.products < task.look)), look, s)  # type: ignore[no-any-return]
 
 
 def _judge(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> Progress:
@@ -171,22 +180,22 @@ def _judge(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> Pr
     error = task.error(new.x, r)
     # where x is so large that b is below the rounding of A x, a residual says nothing
     drowned = task.eps * new.size * norm(new.x) > 0.1
-    better = s.going & (error < s.error) & ~drowned  # False for NaN
+    better = (error < s.error) & ~drowned  # False for NaN
     gained = better & (error <= gain * s.error)
     fruitless = xp.where(gained, xp.zeros_like(s.fruitless), s.fruitless + 1)
-    finite = xp.where(s.going, new.finite & xp.isfinite(error), s.finite)
+    finite = new.finite & xp.isfinite(error)
     kept = xp.where(better, error, s.error)
-    going = s.going & finite & (kept > task.rtol) & (fruitless < patience) & (new.steps < task.max_iter)
+    going = finite & (kept > task.rtol) & (fruitless < patience) & (new.steps < task.max_iter)
     return Progress(
         xp.where(better, new.x, s.x),
         xp.where(better, r, s.r),
         kept,
         going,
         new.steps,
-        new.products + task.look * xp.astype(s.going, xp.int32),
-        s.passes + xp.astype(s.going, xp.int32),
-        xp.where(s.going, fruitless, s.fruitless),
-        xp.where(s.going, new.singular | drowned, s.singular),
+        new.products + task.look,
+        s.passes + 1,
+        fruitless,
+        new.singular | drowned,
         finite,
     )
 

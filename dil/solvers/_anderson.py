@@ -10,9 +10,10 @@ from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, no
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
+from dil._frameworks.iteration import frozen
 from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate
+from dil.solvers._watch import check_watched, iterate_watched
 
 EXPLODED = 10.0
 """How many times the least residual so far a residual may be before its problem falls back to a plain step."""
@@ -94,32 +95,31 @@ class Anderson:
         def near(u: Array, left: Array) -> Array:
             return norm(left) <= rtol * size_of(u)
 
-        def advance(s: Iterate) -> Iterate:
+        def step(s: Iterate) -> Iterate:
             new = self._mix(s)
             left = move(new)
-            size = norm(left)
+            size, before = norm(left), norm(s.left)
             finite = xp.all(xp.isfinite(left), axis=-1, keepdims=True)
-            before = norm(s.left)
             worse = (size > EXPLODED * s.least) | ((norm(new - s.u) > FAR * before) & (size > 0.5 * before))
-            bad = ~finite | (s.mixed & worse)
-            accepted, again = s.going & ~bad, s.going & bad & s.mixed
-            solved = s.solved | (accepted & near(new, left))
+            accepted = finite & ~(s.mixed & worse)
+            again = ~accepted & s.mixed  # forget the memory, and take a plain step next
+            solved = accepted & near(new, left)
             moved = xp.any(new != s.u, axis=-1, keepdims=True)
-            steps = s.steps + xp.astype(s.going, s.steps.dtype)
             return Iterate(
                 xp.where(accepted, new, s.u),
                 xp.where(accepted, left, s.left),
                 push(s.du, new - s.u, accepted, again),
                 push(s.dleft, left - s.left, accepted, again),
                 xp.where(accepted & (size < s.least), size, s.least),
-                (s.mixed | accepted) & ~again,
-                steps,
-                ((accepted & moved) | again) & ~solved & (steps < self.max_iter),
+                accepted,
+                s.steps + 1,
+                ((accepted & moved) | again) & ~solved & (s.steps + 1 < self.max_iter),
                 solved,
-                s.broken | (s.going & bad & ~s.mixed),
+                ~accepted & ~s.mixed,
             )
 
-        left, none, zero = move(u), full(u, 0.0, shape=(self.memory, *u.shape)), zeros_like_count(u)
+        left, zero = move(u), zeros_like_count(u)
+        none = full(u, 0.0, shape=(*u.shape[:-1], self.memory, u.shape[-1]))
         finite = xp.isfinite(norm(left))
         solved = finite & near(u, left)
         first = Iterate(u, left, none, none, norm(left), zero > 0, zero, finite & ~solved, solved, ~finite)
@@ -128,7 +128,9 @@ class Anderson:
         def residual(s: Iterate) -> Array:
             return norm(s.left) / scale
 
-        last, extra = iterate(self, backend, advance, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_watched(
+            self, backend, frozen(step, u.ndim - 1), first, max_iter=self.max_iter, residual=residual
+        )
         return finish(
             problem.space,
             last.u,
@@ -144,12 +146,12 @@ class Anderson:
         """Return u + mixing f - (dU + mixing dF) gamma, gamma the least squares' solution of dF gamma = f."""
         xp = array_namespace(s.u)
         gamma = least_squares(s.dleft, s.left, self.regularisation)
-        change = xp.sum((s.du + self.mixing * s.dleft) * gamma, axis=0)
+        change = xp.sum((s.du + self.mixing * s.dleft) * gamma, axis=-2)
         return s.u + self.mixing * s.left - change  # type: ignore[no-any-return]
 
 
 class Iterate(NamedTuple):
-    """One step; u and what is left of it: (*batch, n), the memory (m, *batch, n), the rest (*batch, 1)."""
+    """One step; u and what is left of it: (*batch, n), the memory (*batch, m, n), the rest (*batch, 1)."""
 
     u: Array
     left: Array
@@ -171,27 +173,28 @@ class Iterate(NamedTuple):
 def push(memory: Array, new: Array, kept: Array, forgotten: Array) -> Array:
     """Return a memory with one more difference, the oldest gone, or with none."""
     xp = array_namespace(new)
-    pushed = xp.where(kept, xp.concat([memory[1:, ...], new[None, ...]], axis=0), memory)
-    return xp.where(forgotten, full(memory, 0.0), pushed)  # type: ignore[no-any-return]
+    pushed = xp.concat([memory[..., 1:, :], new[..., None, :]], axis=-2)
+    pushed = xp.where(kept[..., None], pushed, memory)
+    return xp.where(forgotten[..., None], full(memory, 0.0), pushed)  # type: ignore[no-any-return]
 
 
-def least_squares(columns: Array, right: Array, regularisation: float) -> Array:
-    """Return gamma, (m, *batch, 1), that minimises ||sum_i gamma_i columns_i - right|| for each problem.
+def least_squares(rows: Array, right: Array, regularisation: float) -> Array:
+    """Return gamma, (*batch, m, 1), that minimises ||sum_i gamma_i rows_i - right|| for each problem.
 
-    The columns are scaled to norm one first, so that the trace of the normal matrix is m and what is added to its
-    diagonal is relative to that: no column is lost by its size. Absent columns, which are zero, get zero.
+    The rows are scaled to norm one first. The trace of the normal matrix is then m, and what is added to its diagonal
+    is relative to that: no row is lost by its size. Absent rows, which are zero, get zero.
     """
-    xp, count = array_namespace(columns), columns.shape[0]
-    sizes = nonzero_or_one(norm(columns))
-    units = xp.moveaxis(columns / sizes, 0, -2)
+    xp, count = array_namespace(rows), rows.shape[-2]
+    sizes = nonzero_or_one(norm(rows))
+    units = rows / sizes
     normal = xp.matmul(units, xp.matrix_transpose(units))
     scale = nonzero_or_one(norm(right))
     rhs = xp.matmul(units, (right / scale)[..., None])
     sound = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
     # above the rounding of the matrix, or a solve could meet a pivot of zero and raise
-    ridge = max(regularisation, 4 * count * eps(xp, columns.dtype))
-    identity = eye(count, columns)
-    absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, columns.dtype)
+    ridge = max(regularisation, 4 * count * eps(xp, rows.dtype))
+    identity = eye(count, rows)
+    absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, rows.dtype)
     matrix = xp.where(sound, normal, 0.0 * identity) + (ridge + absent) * identity
     gamma = xp.linalg.solve(xp.where(sound, matrix, identity), rhs)
-    return xp.moveaxis(gamma * scale[..., None], -2, 0) / sizes  # type: ignore[no-any-return]
+    return gamma * scale[..., None] / sizes  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from dil._frameworks.random_vectors import standard_normal
 from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, evaluate, evaluate_rows
-from dil.solvers._watch import check_watched, iterate
+from dil.solvers._watch import check_watched, iterate_watched
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class CrossEntropy:
         def residual(s: Search) -> Array:
             return norm(s.deviation) / nonzero_or_one(norm(spread))
 
-        last, extra = iterate(self, backend, search, first, max_iter=self.iterations, residual=residual)
+        last, extra = iterate_watched(self, backend, search, first, max_iter=self.iterations, residual=residual)
         sound = last.value < math.inf
         return finish(
             started.problem.space,

@@ -12,7 +12,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate
+from dil.solvers._watch import check_watched, iterate_watched
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class FixedPoint:
         def residual(s: Iterate) -> Array:
             return norm(s.left) / scale
 
-        last, extra = iterate(self, backend, advance, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_watched(self, backend, advance, first, max_iter=self.max_iter, residual=residual)
         return finish(
             problem.space,
             last.u,

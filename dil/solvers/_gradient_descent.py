@@ -10,7 +10,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate
+from dil.solvers._watch import check_watched, iterate_watched
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class GradientDescent:
         def residual(s: Descent) -> Array:
             return norm(s.gradient) / nonzero_or_one(slope)
 
-        last, extra = iterate(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_watched(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
         return finish(
             problem.space,
             last.u,

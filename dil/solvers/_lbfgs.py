@@ -11,7 +11,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate
+from dil.solvers._watch import check_watched, iterate_watched
 from dil.solvers._wolfe import wolfe_search
 
 
@@ -120,7 +120,7 @@ class LBFGS:
         def residual(s: Iterate) -> Array:
             return norm(s.gradient)
 
-        last, extra = iterate(self, backend, descend, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_watched(self, backend, descend, first, max_iter=self.max_iter, residual=residual)
         rho, most = last.pairs.rho, float(xp.finfo(u.dtype).max)
         held = rho <= most * at_most_one(unit[..., 0])  # a pair whose rho would overflow is none
         rho = xp.where(held, rho, full(rho, 0.0)) / unit[..., 0]

@@ -16,7 +16,7 @@ from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate
+from dil.solvers._watch import check_watched, iterate_watched
 
 Equations = Literal["hessian", "normal", "truncated"]
 GOLDEN = (1 + 5**0.5) / 2
@@ -113,7 +113,7 @@ class Newton:
         def residual(s: Iterate) -> Array:
             return s.slope / nonzero_or_one(slope)
 
-        last, extra = iterate(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_watched(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
         return finish(
             problem.space,
             last.u,
@@ -152,8 +152,7 @@ class Newton:
             gradient,
             rtol=backend.loops.number(forced[..., 0]),
             max_iter=max(100, 10 * gradient.shape[-1]),
-            loop=backend.loops.while_loop,
-            number=backend.loops.number,
+            loops=backend.loops,
         )
         return found.value  # type: ignore[no-any-return]
 

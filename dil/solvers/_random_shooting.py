@@ -14,7 +14,7 @@ from dil._frameworks.random_vectors import standard_normal
 from dil.solvers._finish import finish
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
 from dil.solvers._values import best_row, broadcasts, evaluate, evaluate_rows
-from dil.solvers._watch import check_watched, iterate
+from dil.solvers._watch import check_watched, iterate_watched
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class RandomShooting:
         def residual(s: Search) -> Array:
             return s.spread / self.spread
 
-        last, extra = iterate(self, backend, search, first, max_iter=self.iterations, residual=residual)
+        last, extra = iterate_watched(self, backend, search, first, max_iter=self.iterations, residual=residual)
         sound = last.value < math.inf
         return finish(
             started.problem.space,

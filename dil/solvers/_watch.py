@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from dil._base.arrays import array_namespace, device, full
 from dil._base.errors import OptionError
 from dil._base.typing import Array
+from dil._frameworks.iteration import repeat
 from dil._frameworks.protocol import Backend
 
 DELAY = 1.0
@@ -51,7 +52,7 @@ def check_watched(solver: Watched) -> None:
         _rich_progress()
 
 
-def iterate(
+def iterate_watched(
     solver: Watched,
     backend: Backend,
     step: Callable[[S], S],
@@ -67,7 +68,7 @@ def iterate(
     """
     xp = array_namespace(first.steps)
     if not solver.history and not solver.progress:
-        return backend.loops.while_loop(lambda s: xp.any(s.going), step, first), {}
+        return repeat(step, lambda s: s.going, first, loops=backend.loops), {}
     rows, batch = max_iter if solver.history else 0, first.steps.shape[:-1]
     numbers = xp.arange(1, rows + 1, dtype=first.steps.dtype, device=device(first.steps))
     numbers = xp.reshape(numbers, (rows, *(1 for _ in batch)))
@@ -84,7 +85,7 @@ def iterate(
 
     none = full(residual(first), float("nan"), shape=(rows, *batch))
     with bar or nullcontext():
-        last, history = backend.loops.while_loop(lambda s: xp.any(s[0].going), watched, (first, none))
+        last, history = repeat(watched, lambda s: s[0].going, (first, none), loops=backend.loops)
     return last, {"history": history} if solver.history else {}
 
 
