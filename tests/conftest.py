@@ -49,9 +49,9 @@ def engine(request) -> Engine:
     return request.param
 
 
-@pytest.fixture(scope="session", params=[e for e in engines() if ":" not in e.name], ids=lambda e: e.name)
+@pytest.fixture(scope="session", params=[e for e in engines() if e.plain], ids=lambda e: e.name)
 def plain(request) -> Engine:
-    """Every backend, by dil's own transforms."""
+    """Every backend and device, by dil's own transforms."""
     if request.param.reason is not None:
         pytest.skip(request.param.reason)
     return request.param

@@ -67,12 +67,14 @@ def forward_by_dual_numbers(fn, args, tangents):
         return forward_ad.unpack_dual(y)
 
 
+# `strict:device` stands for CuPy and CUDA: its arrays raise where they are converted to NumPy's or meet another device
 VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "jax": [("jit", {"pullback": by_jit, "pushforward": forward_by_jit})],
+    "array_api_strict": [("strict:device", {"device": "device1"})],
+    "jax": [("jax:jit", {"pullback": by_jit, "pushforward": forward_by_jit})],
     "torch": [
-        ("func", {"pullback": by_torch_func, "pushforward": forward_by_torch_func}),
-        ("backward", {"pullback": by_backward, "pushforward": forward_by_dual_numbers}),
-        ("cuda", {"device": "cuda"}),
+        ("torch:func", {"pullback": by_torch_func, "pushforward": forward_by_torch_func}),
+        ("torch:backward", {"pullback": by_backward, "pushforward": forward_by_dual_numbers}),
+        ("torch:cuda", {"device": "cuda"}),
     ],
 }
 EXAMPLES = {"jax": 4}
@@ -91,6 +93,11 @@ class Engine:
     pushforward: Pushforward = dil.jvp
 
     @property
+    def plain(self) -> bool:
+        """Whether it differentiates by dil's own transforms."""
+        return self.pullback is by_dil
+
+    @property
     def handle(self):
         return dil.backend(self.backend, device=self.device, dtype="float64")
 
@@ -106,6 +113,9 @@ class Engine:
         return self.handle.asarray(np.asarray(x))
 
     def to_numpy(self, x):
+        """Return an array as a NumPy array, after a check that it is on the engine's device."""
+        if self.device is not None and hasattr(x, "device"):
+            assert self.device in str(x.device), f"an array is on {x.device}, expected {self.device}"
         return self.handle.to_numpy(x)
 
     def gradients(self, fn, args, cotangent=None):
@@ -126,8 +136,7 @@ def engines() -> list[Engine]:
     found = []
     for info in dil.backends():
         found.append(Engine(info.name, info.name, reason=info.reason))
-        for variant, options in VARIANTS.get(info.name, []):
-            name = f"{info.name}:{variant}"
+        for name, options in VARIANTS.get(info.name, []):
             reason = info.reason or _lacks_device(info, options.get("device"))
             found.append(Engine(name, info.name, reason=reason, **options))
     return found

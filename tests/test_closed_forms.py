@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 import dil
 
@@ -109,7 +109,7 @@ def test_damping(engine):
 
     def score(u, b):
         xp = array_namespace(u)
-        return 0.5 * xp.sum(u * u * xp.asarray(a.tolist(), dtype=u.dtype)) - xp.sum(b * u)
+        return 0.5 * xp.sum(u * u * xp.asarray(a.tolist(), dtype=u.dtype, device=device(u))) - xp.sum(b * u)
 
     layer = newton(score, init=lambda b: b, linear_solver=dil.linear.CG(damping=0.5))
     _, (db,) = engine.gradients(layer, (np.ones(3),), np.asarray([1.0, -2.0, 3.0]))

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 import dil
 
 A = np.asarray([[3.0, 1.0], [1.0, 2.0]])
 
 
+def like(u, values):
+    """Return values as an array beside u."""
+    return array_namespace(u).asarray(values.tolist(), dtype=u.dtype, device=device(u))
+
+
 def score(u, x, c):
     xp = array_namespace(u)
-    return 0.5 * xp.sum(u * (xp.asarray(A.tolist(), dtype=u.dtype) @ u)) - c * xp.sum(x * u)
+    return 0.5 * xp.sum(u * (like(u, A) @ u)) - c * xp.sum(x * u)
 
 
 def gradient(u, x, c):
-    return array_namespace(u).asarray(A.tolist(), dtype=u.dtype) @ u - c * x
+    return like(u, A) @ u - c * x
 
 
 def hvp(u, v, x, c):
-    return array_namespace(v).asarray(A.tolist(), dtype=v.dtype) @ v
+    return like(v, A) @ v
 
 
 def mixed(u, w, x, c):
@@ -29,7 +34,7 @@ def mixed(u, w, x, c):
 
 
 def solver(fun, init, x, c):
-    return c * (array_namespace(x).asarray(np.linalg.inv(A).tolist(), dtype=x.dtype) @ x)
+    return c * (like(x, np.linalg.inv(A)) @ x)
 
 
 PRODUCTS = [

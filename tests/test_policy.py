@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 import dil
 from engines import engines
@@ -41,7 +41,7 @@ def solved(fun, init, x):
 
 def gives_up(fun, init, x):
     xp = array_namespace(x)
-    return dil.Solution(x * 1.0, xp.full(x.shape[:0], int(dil.Status.MAX_ITER), dtype=xp.int32))
+    return dil.Solution(x * 1.0, xp.full(x.shape[:0], int(dil.Status.MAX_ITER), dtype=xp.int32, device=device(x)))
 
 
 LAYERS = {

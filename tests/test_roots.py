@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 import dil
 from dil import Status
@@ -319,7 +319,7 @@ def names(engine, status):
 def swirl(u, t):
     """A residual whose Jacobian is far from symmetric: u turned by a right angle, a cube, and t."""
     xp = array_namespace(u)
-    turned = xp.flip(u, axis=-1) * xp.asarray([-1.0, 1.0], dtype=u.dtype)
+    turned = xp.flip(u, axis=-1) * xp.asarray([-1.0, 1.0], dtype=u.dtype, device=device(u))
     return turned + 0.1 * u**3 - t
 
 

@@ -19,6 +19,9 @@ from dil_backends.numpy import guard, linear_solve, quiet
 __all__ = ["assert_constant", "children", "constant", "guard", "implicit", "linear_solve", "vjp"]
 
 NATIVE = "array_api_strict"
+DEVICES = {name: xp.Device(name) for name in ("CPU_DEVICE", "device1", "device2")}
+"""All but the first stand for GPUs: NumPy cannot convert their arrays, and arrays of two devices cannot be combined."""
+CPU = DEVICES["CPU_DEVICE"]
 
 OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "lt", "le", "gt", "ge", "eq", "ne"]
 
@@ -42,20 +45,29 @@ def owns(x, /):
 
 
 def to_numpy(x, /):
-    return np.from_dlpack(constant(x), copy=True)
+    return np.from_dlpack(constant(x).to_device(CPU), copy=True)
 
 
 def asarray(x, *, dtype=None, device=None):
-    if device is not None and str(device) not in ("cpu", "CPU_DEVICE", "array_api_strict.Device('CPU_DEVICE')"):
-        message = f"array_api_strict has no device {device!r}"
+    if device is None or isinstance(device, type(CPU)):
+        place = device
+    elif str(device) in DEVICES:
+        place = DEVICES[str(device)]
+    else:
+        message = f"array_api_strict has no device {device!r}; expected one of {', '.join(DEVICES)}"
         raise BackendError(message)
-    return xp.asarray(np.asarray(x), dtype=dtype)
+    return xp.asarray(np.asarray(x), dtype=dtype, device=place)
 
 
 def info():
-    return BackendInfo(NATIVE, xp.__version__, ("CPU_DEVICE",), None)
+    return BackendInfo(NATIVE, xp.__version__, tuple(DEVICES), None)
 
 
-loops = replace(EAGER, while_loop=quiet(EAGER.while_loop), run_if=quiet(EAGER.run_if))
+def _steps_per_read(x, /):
+    """Return 1 on the CPU; another device stands for a GPU."""
+    return 1 if x.device == CPU else EAGER.steps_per_read(x)
+
+
+loops = replace(EAGER, while_loop=quiet(EAGER.while_loop), run_if=quiet(EAGER.run_if), steps_per_read=_steps_per_read)
 dense = dense_solves(np.linalg.LinAlgError, Crossover(symmetric=8, general=32, trial=1 / 8))
 reports = eager_reports(to_numpy)
