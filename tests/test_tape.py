@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dil._base.errors import BackendError, CapturedError, DTypeError, ShapeError, UnsupportedFunctionError
-from dil_backends import _tape, _tape_rules
 from dil_backends._tape import constant, implicit, is_box, namespace, value_type, vjp
+from dil_backends._tape import primitive as _tape
+from dil_backends._tape import rules as _tape_rules
+from dil_backends._tape.rules.indexing import Rows
+from dil_backends._tape.trace import OPEN
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -239,8 +242,8 @@ CASES = [
     Case("getitem#scalar", lambda xp, x: x[xp.argmax(x)], ((4,),), "apart"),
     Case("indexed", lambda xp, x: xp.indexed(x, (slice(None, None, 2), 1)), ((3, 2),)),
     Case("placed", lambda xp, x: xp.placed(x, (4, 2), (slice(None, None, 2), None, 1)), ((2, 1),)),
-    Case("gather", lambda xp, x: xp.gather(x, _tape_rules.Rows(ints(xp, 1, 1, 0, 1), 3)), ((3, 2),)),
-    Case("scatter", lambda xp, x: xp.scatter(x, _tape_rules.Rows(ints(xp, 1, 3, 1, 1, 1, 0), 5)), ((6, 2),)),
+    Case("gather", lambda xp, x: xp.gather(x, Rows(ints(xp, 1, 1, 0, 1), 3)), ((3, 2),)),
+    Case("scatter", lambda xp, x: xp.scatter(x, Rows(ints(xp, 1, 3, 1, 1, 1, 0), 5)), ((6, 2),)),
     Case("take", lambda xp, x: xp.take(x, ints(xp, 0, 2, 2, 0, 0), axis=1), ((2, 3),)),
     Case("take#vector", lambda xp, x: xp.take(x, ints(xp, 0, 2)), ((3,),)),
     Case("take_along_axis", lambda xp, x: xp.take_along_axis(x, xp.asarray([[0, 0], [2, 1]]), axis=1), ((2, 3),)),
@@ -823,7 +826,7 @@ def test_a_trace_ends_by_exception():
 
     with pytest.raises(KeyError):
         vjp(f, np.ones(2))
-    assert _tape._open.traces == []
+    assert OPEN.traces == []
     with pytest.raises(CapturedError):
         -kept[0]
 
@@ -1088,7 +1091,7 @@ def test_scatter_adds_without_mixing_rows(k, count, wide, seed):
     expected, size = np.zeros((count, *g.shape[1:])), np.zeros((count, *g.shape[1:]))
     np.add.at(expected, at, g)
     np.add.at(size, at, abs(g))
-    found = namespace(g).scatter(g, _tape_rules.Rows(at, count))
+    found = namespace(g).scatter(g, Rows(at, count))
     np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
     fine = ~np.isnan(expected)
     assert np.all(abs(found - expected)[fine] <= 1e-14 * size[fine])

@@ -1,0 +1,201 @@
+"""The box: an array that is being differentiated. It answers for its operators and refuses what would cut it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from dil._base.errors import CapturedError, UnsupportedFunctionError
+from dil._base.typing import Array
+from dil_backends._tape.trace import Node, Trace
+
+METHODS = frozenset({"max", "mean", "min", "prod", "std", "sum", "var"})
+"""Reductions that a box also has as methods, since `((u - x) ** 2).sum()` is how NumPy is written."""
+
+
+def binary_operator(name: str) -> tuple[Any, Any]:
+    """Return the methods of a binary operator, straight and reflected."""
+
+    def straight(self: Box, other: object) -> Any:
+        return getattr(self.trace.tape, name)(self, other)
+
+    def reflected(self: Box, other: object) -> Any:
+        return getattr(self.trace.tape, name)(other, self)
+
+    return straight, reflected
+
+
+def refuse_conversion(what: str) -> Any:
+    """Return a method that refuses to make of a box what carries no derivative."""
+
+    def refuse(self: Box, *args: object, **options: object) -> Any:
+        msg = f"{what} would cut the derivative; keep it in array code, or use dil's `constant` if it shall be cut"
+        raise UnsupportedFunctionError(msg)
+
+    return refuse
+
+
+class Box:
+    """An array that is being differentiated: its value one level further out, and the node that made it."""
+
+    __slots__ = ("index", "node", "trace", "value")
+    __array_priority__ = 1000  # CuPy's operators give way to the larger
+
+    def __init__(self, value: Any, trace: Trace, node: Node, index: int = 0) -> None:
+        self.value = value
+        self.trace = trace
+        self.node = node
+        self.index = index
+
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    device = property(lambda self: self.value.device)
+    ndim = property(lambda self: self.value.ndim)
+    size = property(lambda self: self.value.size)
+    T = property(lambda self: self.trace.tape.transpose(self))
+    mT = property(lambda self: self.trace.tape.matrix_transpose(self))
+
+    __add__, __radd__ = binary_operator("add")
+    __sub__, __rsub__ = binary_operator("subtract")
+    __mul__, __rmul__ = binary_operator("multiply")
+    __truediv__, __rtruediv__ = binary_operator("divide")
+    __floordiv__, __rfloordiv__ = binary_operator("floor_divide")
+    __mod__, __rmod__ = binary_operator("remainder")
+    __pow__, __rpow__ = binary_operator("pow")
+    __matmul__, __rmatmul__ = binary_operator("matmul")
+    __eq__ = binary_operator("equal")[0]
+    __ne__ = binary_operator("not_equal")[0]
+    __lt__ = binary_operator("less")[0]
+    __le__ = binary_operator("less_equal")[0]
+    __gt__ = binary_operator("greater")[0]
+    __ge__ = binary_operator("greater_equal")[0]
+    __hash__ = object.__hash__
+
+    __float__ = refuse_conversion("float() of an array that is being differentiated")
+    __int__ = refuse_conversion("int() of an array that is being differentiated")
+    __complex__ = refuse_conversion("complex() of an array that is being differentiated")
+    __index__ = refuse_conversion("using an array that is being differentiated as an integer")
+    __array__ = refuse_conversion("making a NumPy array of an array that is being differentiated")
+    __setitem__ = refuse_conversion("writing into an array that is being differentiated")
+
+    def __neg__(self) -> Any:
+        return self.trace.tape.negative(self)
+
+    def __pos__(self) -> Any:
+        return self.trace.tape.positive(self)
+
+    def __abs__(self) -> Any:
+        return self.trace.tape.abs(self)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.trace.tape.getitem(self, key)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            msg = "a 0-D array has no length"
+            raise TypeError(msg)
+        return int(self.shape[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.trace.tape.unstack(self))
+
+    def __bool__(self) -> bool:
+        # branching on a value is legitimate: the derivative is that of the branch taken
+        return bool(unboxed(self, "bool"))
+
+    def __repr__(self) -> str:
+        return f"Box({self.value!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in METHODS:
+            return partial(getattr(self.trace.tape, name), self)
+        msg = f"an array that is being differentiated has no attribute `{name}`, only those of the array API standard"
+        raise AttributeError(msg)
+
+    def __array_namespace__(self, api_version: str | None = None) -> Any:
+        return self.trace.tape
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *args: object, **options: Any) -> Any:
+        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        return self.trace.tape.dispatch(name, args, options)
+
+    def __array_function__(self, function: Any, types: object, args: Any, options: Any) -> Any:
+        within = [f"{part}." for part in (function.__module__ or "").split(".") if part in ("linalg", "fft")]
+        return self.trace.tape.dispatch("".join([*within, function.__name__]), args, options)
+
+
+def constant(x: Array) -> Array:
+    """Return x cut off from every derivative."""
+    while type(x) is Box:
+        x = x.value
+    return x
+
+
+def is_box(x: object) -> bool:
+    """Whether x is being differentiated by the tape."""
+    return type(x) is Box
+
+
+def value_type(x: Any) -> type:
+    """Return the type of the raw array behind any number of boxes."""
+    return type(constant(x))
+
+
+def unboxed(x: Any, name: str) -> Any:
+    """Strip the boxes of an argument that has no derivative, in lists too; the boxes of refused traces stay refused."""
+    while type(x) is Box:
+        if x.trace.refusal is not None:
+            raise CapturedError(x.trace.refusal.format(name))
+        x = x.value
+    return type(x)(unboxed(part, name) for part in x) if type(x) in (list, tuple) else x
+
+
+def holds_box(x: object) -> bool:
+    """Whether x is a box, or a list or tuple that holds one somewhere."""
+    return type(x) is Box or (isinstance(x, list | tuple) and any(map(holds_box, x)))
+
+
+def innermost_trace(args: Any, name: str) -> Trace | None:
+    """Return the innermost trace among the boxes of the arguments."""
+    found: Trace | None = None
+    for a in args:
+        if type(a) is Box and (found is None or a.trace.number > found.number):
+            found = a.trace
+    if found is not None and found.refusal is not None:
+        raise CapturedError(found.refusal.format(name))
+    return found
+
+
+def open_boxes(args: Any, trace: Trace) -> tuple[list[Any], list[Any], bool]:
+    """Open the boxes of one trace: the values, the parents of a node, and whether other boxes are left."""
+    values, parents, seen = list(args), [], False
+    for i, a in enumerate(args):
+        if type(a) is Box:
+            if a.trace is trace:
+                parents.append((i, a.node, a.index))
+                values[i] = a = a.value
+            seen = seen or type(a) is Box
+    return values, parents, seen
+
+
+NOWHERE = Node(None, (), {}, None, [], False)
+
+
+def lifted(*groups: Any) -> Any:
+    """Box all real arrays alike, as constants of the innermost trace among them.
+
+    So a rule that meets a box meets boxes only, and `raw * box` does not arise: it is slow with NumPy, which asks the
+    box by way of a ufunc, and array_api_strict refuses it.
+    """
+    every = [x for group in groups for x in (group if isinstance(group, list | tuple) else (group,))]
+    trace = innermost_trace(every, "pull")
+    return groups if trace is None else tuple(lift(group, trace) for group in groups)
+
+
+def lift(x: Any, trace: Trace) -> Any:
+    if isinstance(x, list | tuple):
+        return tuple(lift(part, trace) for part in x)
+    if type(x) is Box or isinstance(x, type) or not hasattr(x, "dtype"):
+        return x
+    return Box(x, trace, NOWHERE) if trace.tape.differentiable(x.dtype) else x

@@ -1,0 +1,61 @@
+"""The custom derivative: a function that is recorded as one node, whose derivative its caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from dil._base.errors import ShapeError
+from dil._base.typing import Array, Arrays
+from dil_backends._tape.box import innermost_trace, lifted, open_boxes
+from dil_backends._tape.namespace import namespace
+from dil_backends._tape.rules.rule import fit
+from dil_backends._tape.trace import Node, refuse_open_traces
+
+
+def implicit(solve: Callable[..., Arrays], rule: PullbackRule) -> Callable[..., Arrays]:
+    """Return `solve` with its derivative given by `rule` instead of by its operations.
+
+    Raises CapturedError if `solve` uses an array that is being differentiated and is not among its arguments.
+    """
+    return Implicit(solve, rule)
+
+
+class PullbackRule(Protocol):
+    """The derivative of y = solve(*args), written in array code and `vjp`, so that it differentiates again."""
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
+        """Return the cotangents of `args[i]` for i in `wrt`; None stands for the zero cotangent."""
+        ...
+
+
+class Implicit:
+    """A function whose derivative the caller gave; it stands in its nodes as a primitive does."""
+
+    __slots__ = ("rule", "solve")
+
+    def __init__(self, solve: Callable[..., Arrays], rule: PullbackRule) -> None:
+        self.solve = solve
+        self.rule = rule
+
+    def __call__(self, *args: Array) -> Arrays:
+        trace = innermost_trace(args, "implicit")
+        if trace is None:
+            with refuse_open_traces():
+                return tuple(self.solve(*args))
+        values, parents, seen = open_boxes(args, trace)
+        y = self(*values)  # so that the enclosing traces see the call, and the barrier is up when none is left
+        boxes: Arrays = trace.tape.box(trace, y, Node(self, values, {}, y, parents, seen))
+        return boxes
+
+    def differentiable(self, position: int) -> bool:
+        return True
+
+    def pull(self, node: Node, c: Arrays, wanted: Sequence[int]) -> list[Any]:
+        args, y, c = lifted(tuple(node.args), node.y, c)
+        found = self.rule.pullback(args, y, c, tuple(wanted))
+        for i, g in zip(wanted, found, strict=True):
+            if g is not None and g.shape != args[i].shape:
+                msg = f"a pullback returned shape {g.shape} for an argument of shape {args[i].shape}"
+                raise ShapeError(msg)
+        return [None if g is None else fit(namespace(g), g, args[i]) for i, g in zip(wanted, found, strict=True)]

@@ -1,0 +1,61 @@
+"""A primitive: a function with a derivative rule. It computes with raw values and records one node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dil._base.errors import UnsupportedFunctionError
+from dil._base.typing import Namespace
+from dil_backends._tape.box import Box, holds_box, innermost_trace, lifted, open_boxes
+from dil_backends._tape.rules.rule import Rule, fit
+from dil_backends._tape.trace import Node
+
+
+class Primitive:
+    """A function with a derivative rule, on raw arrays, boxes and Python scalars in any mixture."""
+
+    __slots__ = ("name", "rule", "tape", "value")
+
+    def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
+        self.name = name
+        self.value = value
+        self.rule = rule
+        self.tape = tape
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        trace = innermost_trace(args, self.name)
+        if options and any(map(holds_box, options.values())):
+            msg = f"{self.name}: an array that is being differentiated must be a positional argument"
+            raise UnsupportedFunctionError(msg)
+        if trace is None:
+            return self.value(*args, **options)
+        if len(args) > self.rule.positional or not options.keys() <= self.rule.options:
+            raise self._unknown(args, options)
+        values, parents, seen = open_boxes(args, trace)
+        y = self(*values, **options) if seen else self.value(*values, **options)
+        return self.tape.box(trace, y, Node(self, values, options, y, parents, seen))
+
+    def pull(self, node: Node, c: Any, wanted: Sequence[int]) -> list[Any]:
+        """Return the cotangents of the wanted arguments: by raw functions where no enclosing trace looks on."""
+        rule, args, y, options = self.rule, node.args, node.y, node.options
+        xp: Namespace = self.tape.plain
+        if node.seen or type(c) is Box or type(c) is tuple:
+            xp, (args, y, c) = self.tape, lifted(args, y, c)
+        if rule.prepare is not None:
+            c = rule.prepare(xp, c, y, *args, **options)
+        if rule.each is not None:
+            return [fit(xp, rule.each(xp, c, y, i, *args, **options), args[i]) for i in wanted]
+        return [fit(xp, rule.formulas[i](xp, c, y, *args, **options), args[i]) for i in wanted]
+
+    def differentiable(self, position: int) -> bool:
+        """Whether the rule has a formula for the argument at this position."""
+        return self.rule.each is not None or self.rule.formulas[position] is not None
+
+    def _unknown(self, args: Any, options: dict[str, Any]) -> UnsupportedFunctionError:
+        extra = ", ".join(f"{key}=" for key in sorted(options.keys() - self.rule.options))
+        msg = (
+            f"the tape's `{self.name}` was called with {extra or f'{len(args)} positional arguments'}; "
+            "it takes the arguments of the array API standard only"
+        )
+        return UnsupportedFunctionError(msg)

@@ -1,0 +1,141 @@
+"""Reverse mode: `vjp` records a function at boxes, and the pull walks its nodes from the last to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from dil._base.errors import BackendError, DTypeError, ShapeError
+from dil._base.typing import Array, Arrays
+from dil_backends._tape.box import Box
+from dil_backends._tape.namespace import Tape, namespace
+from dil_backends._tape.rules.rule import fit
+from dil_backends._tape.trace import Node, open_trace
+
+
+def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
+    """Evaluate fn, which returns a tuple of arrays, and return its outputs and the pull of their cotangents."""
+    tape = tape_of_primals(primals)
+    roots = [Node(None, (), {}, p, [], False) for p in primals]
+    with open_trace(tape) as trace:
+        outputs: Any = fn(*(Box(p, trace, root) for p, root in zip(primals, roots, strict=True)))
+        if not isinstance(outputs, tuple):
+            msg = f"a differentiated function must return a tuple of arrays; it returned {type(outputs).__name__}"
+            raise ShapeError(msg)
+    ours = [type(y) is Box and y.trace is trace for y in outputs]
+    values = tuple(y.value if own else y for y, own in zip(outputs, ours, strict=True))
+    sources = [(y.node, y.index) if own else None for y, own in zip(outputs, ours, strict=True)]
+    return values, Pull(tape, primals, roots, values, sources)
+
+
+def tape_of_primals(primals: Arrays) -> Tape | None:
+    """Return the namespace of the primals, which must be real floating arrays of one library."""
+    tapes = dict.fromkeys(map(namespace, primals))
+    if len(tapes) > 1:
+        msg = f"arrays of one library were expected, and {', '.join(map(repr, tapes))} came together"
+        raise BackendError(msg)
+    for tape in tapes:
+        for p in primals:
+            if not tape.differentiable(p.dtype):
+                msg = f"a derivative was asked for in an array of dtype {p.dtype}; make it real floating, or a constant"
+                raise DTypeError(msg)
+    return next(iter(tapes), None)
+
+
+class Program(NamedTuple):
+    """The nodes between the outputs and some of the primals, last first, with the slots their cotangents add up in."""
+
+    slots: int
+    steps: list[tuple[Node, int, bool, list[int], list[int]]]
+    """Node, its slot, whether it has several outputs, the positions of the wanted arguments and their slots."""
+    seeds: list[int | None]
+    """The slot of each output."""
+    results: list[int]
+    """The slot of each primal asked for."""
+
+
+class Pull:
+    """The transposed derivative of a function at a point; it may be called any number of times and differentiated."""
+
+    def __init__(self, tape: Any, primals: Arrays, roots: list[Node], outputs: Arrays, sources: list[Any]) -> None:
+        self._tape = tape
+        self._primals = primals
+        self._roots = roots
+        self._outputs = outputs
+        self._sources = sources  # (node, which of its outputs), or None where an output is constant
+        self._programs: dict[tuple[int, ...], Program] = {}
+
+    def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None) -> Arrays:
+        """Return the cotangents of the primals in `wrt` (of all, if None), and work for no other."""
+        wanted = tuple(range(len(self._primals)) if wrt is None else wrt)
+        program = self._programs.get(wanted)
+        if program is None:
+            program = self._programs[wanted] = self._compile(wanted)
+        slots: list[Any] = [None] * program.slots
+        self._sow(slots, program.seeds, cotangents)
+        for node, slot, several, positions, targets in program.steps:
+            c = self._parts(slots, node, slot) if several else slots[slot]
+            if c is None:
+                continue
+            slots[slot] = None
+            for target, g in zip(targets, node.primitive.pull(node, c, positions), strict=True):
+                slots[target] = slots[target] if g is None else plus(slots[target], g)
+        found = [slots[slot] for slot in program.results]
+        return tuple(
+            self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)
+        )
+
+    def _sow(self, slots: list[Any], seeds: list[int | None], cotangents: Arrays) -> None:
+        if len(cotangents) != len(self._outputs):
+            msg = f"{len(cotangents)} cotangents were given for {len(self._outputs)} outputs"
+            raise ShapeError(msg)
+        for c, y, slot in zip(cotangents, self._outputs, seeds, strict=True):
+            if getattr(c, "shape", None) != y.shape:
+                msg = f"the cotangent of an output of shape {y.shape} has shape {getattr(c, 'shape', type(c))}"
+                raise ShapeError(msg)
+            if slot is not None:
+                slots[slot] = plus(slots[slot], fit(self._tape, c, y))
+
+    def _parts(self, slots: list[Any], node: Node, slot: int) -> Any:
+        """Return the cotangents of a node's several outputs; None if they are all zero."""
+        parts = slots[slot : slot + len(node.y)]
+        if all(part is None for part in parts):
+            return None
+        return tuple(self._tape.zeros_like(y) if c is None else c for c, y in zip(parts, node.y, strict=True))
+
+    def _compile(self, wanted: tuple[int, ...]) -> Program:
+        """Find the nodes that lie between the outputs and the primals asked for: no others are ever pulled."""
+        reached: dict[int, Node] = {}
+        todo = [source[0] for source in self._sources if source is not None]
+        while todo:  # by hand, for a graph may be deeper than Python's stack
+            node = todo.pop()
+            if node.number not in reached:
+                reached[node.number] = node
+                todo.extend(parent for _, parent, _ in node.parents)
+        slot_of: dict[int, int] = {}
+        slots = 0
+        for i in dict.fromkeys(wanted):
+            slot_of[self._roots[i].number] = slots
+            slots += 1
+        steps = []
+        for number in sorted(reached):  # a node is younger than its parents
+            node = reached[number]
+            edges = [
+                (i, slot_of[parent.number] + k)
+                for i, parent, k in node.parents
+                if parent.number in slot_of and node.primitive.differentiable(i)
+            ]
+            if edges:
+                slot_of[number] = slots
+                several = isinstance(node.y, tuple)
+                steps.append((node, slots, several, [i for i, _ in edges], [target for _, target in edges]))
+                slots += len(node.y) if several else 1
+        seeds = [slot_of[s[0].number] + s[1] if s and s[0].number in slot_of else None for s in self._sources]
+        return Program(slots, steps[::-1], seeds, [slot_of[self._roots[i].number] for i in wanted])
+
+
+def plus(total: Any, g: Any) -> Any:
+    """Add a cotangent to what is there; a box first, for not every raw array knows how to add one."""
+    if total is None:
+        return g
+    return g + total if type(g) is Box else total + g

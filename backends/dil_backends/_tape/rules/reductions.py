@@ -1,0 +1,110 @@
+"""Rules of reductions and cumulative functions.
+
+Ties of `max` and `min` share the cotangent equally. Norms and `std` have the subgradient 0 at 0, since a NaN there
+would spoil the other problems of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dil._base.typing import Namespace
+from dil_backends._tape.rules.axes import along, axes_of, inverse
+from dil_backends._tape.rules.elementwise import ratio
+from dil_backends._tape.rules.rule import Axis, Formula, Value
+
+
+def restore(xp: Namespace, c: Value, x: Value, axis: Axis, keepdims: bool) -> Value:
+    """Give a reduced array its reduced axes back, of length one, so that it broadcasts against x."""
+    if keepdims or axis is None:
+        return c
+    reduced = axes_of(axis, x.ndim)
+    return xp.reshape(c, tuple(1 if i in reduced else n for i, n in enumerate(x.shape)))
+
+
+def centred(xp: Namespace, x: Value, y: Value, axis: Axis, correction: float) -> Value:
+    """Return (x - mean x) / (n - correction)."""
+    freedom = x.size / max(y.size, 1) - correction
+    return (x - xp.mean(x, axis=axis, keepdims=True)) * (1.0 / freedom if freedom else math.nan)
+
+
+def shared(xp: Namespace, c: Value, y: Value, x: Value, axis: Axis = None, keepdims: bool = False) -> Value:
+    """Share c equally among the entries of x that attain the extremum y."""
+    hit = x == restore(xp, y, x, axis, keepdims)
+    ties = xp.sum(xp.astype(hit, c.dtype), axis=axis, keepdims=True)
+    return xp.where(hit, ratio(xp, restore(xp, c, x, axis, keepdims), ties), 0.0)
+
+
+def before(xp: Namespace, x: Value) -> Value:
+    """Return the product of the entries before each entry, along the last axis."""
+    return xp.cumulative_prod(x, axis=-1, include_initial=True)[..., :-1]
+
+
+def others(xp: Namespace, x: Value, axis: Axis) -> Value:
+    """Return the product of all the other entries along the axes: no division, so zeros do no harm."""
+    reduced = axes_of(axis, x.ndim)
+    order = (*(i for i in range(x.ndim) if i not in reduced), *reduced)
+    turned = xp.permute_dims(x, order)
+    kept = turned.shape[: x.ndim - len(reduced)]
+    rows = xp.reshape(turned, (*kept, math.prod(turned.shape[len(kept) :])))
+    product = before(xp, rows) * xp.flip(before(xp, xp.flip(rows, axis=-1)), axis=-1)
+    return xp.permute_dims(xp.reshape(product, turned.shape), inverse(order))
+
+
+def scan_sum(xp: Namespace, c: Value, y: Value, x: Value, axis: int | None = None, *, dtype: Any = None,
+             include_initial: bool = False) -> Value:  # fmt: skip
+    """Return the sums of c from each entry on."""
+    axis = axis or 0
+    c = c[along(axis, x.ndim, slice(1, None))] if include_initial else c
+    return xp.flip(xp.cumulative_sum(xp.flip(c, axis=axis), axis=axis), axis=axis)
+
+
+def scan_prod(xp: Namespace, c: Value, y: Value, x: Value, axis: int | None = None, *, dtype: Any = None,
+              include_initial: bool = False) -> Value:  # fmt: skip
+    """Return before(x)_k r_k, where r_k = c_k + x_{k+1} r_{k+1} adds up the products that x_k is a factor of.
+
+    The recurrence is solved by doubling: after each pass, r_k = total_k + factor_k r_{k+step}. It costs log2(n) passes
+    over x, and no division, so zeros do no harm.
+    """
+    axis = axis or 0
+    c = c[along(axis, x.ndim, slice(1, None))] if include_initial else c
+    total, x = xp.moveaxis(c, axis, -1), xp.moveaxis(x, axis, -1)
+    factor, step = ahead(xp, x, 1), 1
+    while step < x.shape[-1]:
+        total = total + factor * ahead(xp, total, step)
+        factor = factor * ahead(xp, factor, step)
+        step *= 2
+    return xp.moveaxis(before(xp, x) * total, -1, axis)
+
+
+def ahead(xp: Namespace, x: Value, step: int) -> Value:
+    """Return the entry `step` places ahead along the last axis, 0 past the end."""
+    return xp.concat([x[..., step:], xp.zeros_like(x[..., :step])], axis=-1) if x.shape[-1] else x
+
+
+REDUCTIONS: dict[str, Formula] = {
+    "sum": lambda xp, c, y, x, axis=None, *, dtype=None, keepdims=False: xp.broadcast_to(
+        restore(xp, c, x, axis, keepdims), x.shape
+    ),
+    "mean": lambda xp, c, y, x, axis=None, *, keepdims=False: xp.broadcast_to(
+        restore(xp, c, x, axis, keepdims) * (y.size / max(x.size, 1)), x.shape
+    ),
+    "prod": lambda xp, c, y, x, axis=None, *, dtype=None, keepdims=False: (
+        restore(xp, c, x, axis, keepdims) * others(xp, x, axis)
+    ),
+    "var": lambda xp, c, y, x, axis=None, *, correction=0.0, keepdims=False: (
+        restore(xp, 2.0 * c, x, axis, keepdims) * centred(xp, x, y, axis, correction)
+    ),
+    "std": lambda xp, c, y, x, axis=None, *, correction=0.0, keepdims=False: (
+        restore(xp, ratio(xp, c, y), x, axis, keepdims) * centred(xp, x, y, axis, correction)
+    ),
+    "max": lambda xp, c, y, x, axis=None, *, keepdims=False: shared(xp, c, y, x, axis, keepdims),
+    "min": lambda xp, c, y, x, axis=None, *, keepdims=False: shared(xp, c, y, x, axis, keepdims),
+    # the Euclidean norm; OWN, because `linalg.vector_norm` has other orders too
+    "norm": lambda xp, c, y, x, axis=None, *, keepdims=False: (
+        restore(xp, c, x, axis, keepdims) * ratio(xp, x, restore(xp, y, x, axis, keepdims))
+    ),
+    "cumulative_sum": scan_sum,
+    "cumulative_prod": scan_prod,
+}
