@@ -72,6 +72,40 @@ def test_the_core_imports_no_framework(path):
     assert not {n.split(".")[0] for n in imports(path, top_only=True)} & FRAMEWORKS
 
 
+ROOMS = {
+    "_base": set(),
+    "_frameworks": {"_base"},
+    "_problem": {"_base", "_frameworks"},
+    "linear": {"_base", "_frameworks"},
+    "solvers": {"_base", "_frameworks", "_problem", "linear"},
+    "_diagnostics": {"_base", "_frameworks", "_problem", "linear"},
+    "_layers": {"_base", "_frameworks", "_problem", "linear", "_diagnostics"},
+    "ode": {"_base", "_frameworks", "_problem", "linear", "solvers", "_diagnostics", "_layers"},
+    "control": {"_base", "_frameworks", "_problem", "linear", "solvers", "_diagnostics", "_layers"},
+}
+"""The rooms of dil/, lowest first, and those that each may import. The docstring of each room says the same."""
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_imports_the_rooms_below_it(path):
+    room = path.relative_to(ROOT / "dil").parts[0]
+    for name in imports(path, top_only=True):
+        parts = name.split(".")
+        if room in ROOMS and parts[0] == "dil" and len(parts) > 1 and parts[1] != room:
+            assert parts[1] in ROOMS[room], f"{path} imports {name}"
+
+
+def test_every_room_has_its_place_and_says_what_lives_there():
+    folders = {p.parent.name for p in (ROOT / "dil").glob("*/__init__.py")}
+    assert folders == {*ROOMS, "_cli"}
+    for name in folders:
+        text = ast.get_docstring(ast.parse((ROOT / "dil" / name / "__init__.py").read_text()))
+        assert text is not None
+        assert "It imports" in text, f"dil/{name}/__init__.py does not say which rooms it may import"
+    entries = [p for p in (ROOT / "dil").iterdir() if not p.name.startswith("__") and p.name != "py.typed"]
+    assert len(entries) <= 12
+
+
 def test_imports_go_downwards():
     """The modules of the core form no cycle, so each can be read knowing only those below it."""
     graph = {}

@@ -1,4 +1,7 @@
-"""Planning and control as layers: model predictive control and the linear quadratic regulator."""
+"""Planning and control as layers: model predictive control and the linear quadratic regulator.
+
+It imports every room but `ode`.
+"""
 
 from dil.control._dare import dare
 from dil.control._ilqr import ILQR

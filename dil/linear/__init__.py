@@ -1,4 +1,7 @@
-"""Linear solvers for the backward pass, in the array API: products with the matrix are all that they need."""
+"""Linear solvers for the backward pass, preconditioners, and the choice among them. They need products with A alone.
+
+It imports `_base` and `_frameworks`.
+"""
 
 from dil._base.operator import Operator
 from dil.linear import preconditioners

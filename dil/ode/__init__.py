@@ -1,4 +1,7 @@
-"""Ordinary differential equations whose steps are implicit layers (Look et al. 2020, section 3.1)."""
+"""Ordinary differential equations whose steps are implicit layers (Look et al. 2020, section 3.1).
+
+It imports every room but `control`.
+"""
 
 from dil.ode._newton import StepNewton
 from dil.ode._odeint import Trajectory, odeint, solve

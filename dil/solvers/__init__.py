@@ -1,4 +1,7 @@
-"""Forward solvers: each is `solver(fun, init, *args, **kwargs)` and returns a `dil.Solution`; so is any callable."""
+"""Forward solvers: each is `solver(fun, init, *args, **kwargs)` and returns a `dil.Solution`. Any such callable will do.
+
+It imports `_base`, `_frameworks`, `_problem` and `linear`.
+"""
 
 from dil.solvers._anderson import Anderson
 from dil.solvers._cross_entropy import CrossEntropy
