@@ -57,6 +57,29 @@ def plain(request) -> Engine:
     return request.param
 
 
+@pytest.fixture(params=[e for e in engines() if ":" not in e.name and e.name != "jax"], ids=lambda e: e.name)
+def eager(request):
+    """Every backend that does not compile, so that tables of cases may be long."""
+    if request.param.reason is not None:
+        pytest.skip(request.param.reason)
+    return request.param
+
+
+@pytest.fixture(params=["numpy", "strict"])
+def xp(request):
+    """A raw namespace; array_api_strict allows what the standard promises and nothing else."""
+    if request.param == "numpy":
+        import array_api_compat.numpy
+
+        yield array_api_compat.numpy
+        return
+    strict = pytest.importorskip("array_api_strict", reason="array_api_strict is not installed")
+    before = strict.get_array_api_strict_flags()
+    strict.set_array_api_strict_flags(api_version="2024.12", boolean_indexing=False, data_dependent_shapes=False)
+    yield strict
+    strict.set_array_api_strict_flags(**before)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def strictest():
     """Switch array_api_strict to its strictest flags."""

@@ -1,0 +1,101 @@
+"""Finite differences and small helpers that the tests of the tape share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import array_api_compat
+import numpy as np
+import pytest
+
+from dil_backends._tape import constant, vjp
+
+
+def total(x):
+    """The sum of all entries, as a float."""
+    return float(array_api_compat.array_namespace(x).sum(constant(x)))
+
+
+def inner(xs, ys):
+    """The inner product of two tuples of arrays, and the sum of the absolute values of its terms."""
+    products = [x * y for x, y in zip(xs, ys, strict=True)]
+    return sum(map(total, products)), sum(total(abs(p)) for p in products)
+
+
+def random_like(xs, rng):
+    return tuple(array_api_compat.array_namespace(x).asarray(rng.normal(size=x.shape), dtype=x.dtype) for x in xs)
+
+
+def assert_transposed(f, args, rng, *, step=1e-3, rtol=5e-9):
+    """Hold <v, J u> of a central difference of fourth order against <J^T v, u> of the pull."""
+    y, pull = vjp(f, *args)
+    u, v = random_like(args, rng), random_like(y, rng)
+    weights = {1: 8 / 12, -1: -8 / 12, 2: -1 / 12, -2: 1 / 12}
+    parts = []
+    for k, weight in weights.items():
+        moved = f(*(a + k * step * d for a, d in zip(args, u, strict=True)))
+        changes = tuple(there - here for there, here in zip(moved, y, strict=True))
+        parts.append(inner(changes, tuple(w * (weight / step) for w in v)))
+    forward, scale_forward = sum(p[0] for p in parts), sum(p[1] for p in parts)
+    backward, scale_backward = inner(pull(v), u)
+    rounding = np.finfo(float).eps / step * inner(y, v)[1]
+    assert abs(forward - backward) <= rtol * (scale_forward + scale_backward) + 20 * rounding
+
+
+def gradient(f, outputs):
+    """The function (*primals, *cotangents) -> cotangents of the primals: linear in the last, and differentiable."""
+
+    def g(*args):
+        primals, cotangents = args[:-outputs], args[-outputs:]
+        return vjp(f, *primals)[1](cotangents)
+
+    return g
+
+
+@dataclass
+class Case:
+    """A function of the tape's namespace and some arrays. Its name starts with the name of the rule that it covers."""
+
+    name: str
+    f: object
+    shapes: tuple
+    domain: str = "real"
+
+    def arguments(self, xp, rng):
+        draw = {
+            "real": lambda shape: rng.normal(size=shape),
+            "positive": lambda shape: rng.uniform(0.5, 2.0, size=shape),
+            "unit": lambda shape: rng.uniform(-0.8, 0.8, size=shape),
+            "above": lambda shape: rng.uniform(1.3, 3.0, size=shape),
+            # no two entries closer than the steps of the differences
+            "apart": lambda shape: (rng.permutation(math.prod(shape)).reshape(shape) - 1.7) * 0.3,
+            # one entry is zero
+            "zero": lambda shape: rng.normal(size=shape) * (np.arange(math.prod(shape)).reshape(shape) != 1),
+            "regular": lambda shape: rng.normal(size=shape) + 3.0 * np.eye(*shape[-2:]),
+        }[self.domain]
+        return tuple(xp.asarray(np.asarray(draw(shape))) for shape in self.shapes)
+
+    def function(self, xp):
+        def f(*args):
+            y = self.f(xp, *args)
+            return tuple(y) if isinstance(y, tuple | list) else (y,)
+
+        return f
+
+
+def solve(shapes, domain):
+    return Case(f"linalg.solve#{shapes}", lambda xp, a, b: xp.linalg.solve(spd(xp, a), b), shapes, domain)
+
+
+def spd(xp, x):
+    return x @ xp.matrix_transpose(x) + xp.eye(x.shape[-1])
+
+
+def named(cases):
+    return [pytest.param(case, id=case.name) for case in cases]
+
+
+class Doubled:
+    def pullback(self, args, y, cotangents, wrt):
+        return tuple(2.0 * cotangents[0] for _ in wrt)

@@ -1,0 +1,246 @@
+"""Steps of a differential equation that adapt, and what is told of a step that fails."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+import dil
+from dil import Status
+from dil.ode import odeint, solve
+from ode_helpers import close, network, on, riccati
+
+
+@on("numpy", "torch:func", slow=("jax:jit",))
+@pytest.mark.parametrize("gradient", ["implicit", "adjoint"])
+def test_adaptive_steps(engine, gradient):
+    """y = cos t + (y_0 - 1) e^(-l t) solves y' = -l (y - cos t) - sin t; between the steps it is interpolated."""
+    if engine.name != "numpy" and gradient == "adjoint":
+        pytest.skip("NumPy runs this one")
+
+    def field(t, y, rate):
+        xp = array_namespace(y)
+        return -rate * (y - xp.cos(t)) - xp.sin(t)
+
+    def states(start, times, rate):
+        options = {"method": "sdirk3", "rtol": 1e-5, "max_steps": 100, "gradient": gradient, "on_failure": "raise"}
+        return odeint(field, start, times, (rate,), **options)
+
+    start, rate, times = 3.0, 5.0, np.asarray([0.0, 0.1, 0.15, 0.9, 2.0])
+    v = np.asarray([1.0, -2.0, 1.0, 3.0, 0.5])
+    y, (of_start, of_times, of_rate) = engine.gradients(states, (start, times, rate), v)
+    left = 2.0 * np.exp(-rate * times)
+    close(y, np.cos(times) + left, 1e-4)
+    close(of_start, np.sum(v * left / 2.0), 1e-4)
+    close(of_rate, np.sum(v * -times * left), 1e-3)
+    slopes = -rate * left - np.sin(times)
+    close(of_times[1:], v[1:] * slopes[1:], 1e-3)
+    # y(t) depends on t - t0 by the decay, and on t0 itself by cos t0, from which the state started
+    close(of_times[0], np.sum(v[1:] * rate * left[1:]), 1e-3)
+
+
+def robertson(t, y, k):
+    xp = array_namespace(y)
+    a, b, c = k[0] * y[0], k[1] * y[1] * y[2], k[2] * y[1] ** 2
+    return xp.stack([b - a, a - b - c, c])
+
+
+RATES = np.asarray([0.04, 1e4, 3e7])
+
+
+@on("numpy", "torch", slow=("jax:jit",))
+def test_robertson(engine):
+    """Three species whose rates differ by nine orders of magnitude, over 1e4 s, against Radau IIA of order 5."""
+    integrate = pytest.importorskip("scipy.integrate", reason="SciPy is not installed")
+    times = np.asarray([0.0, 1e-2, 1.0, 1e2, 1e4])
+    fine = {"method": "Radau", "rtol": 1e-10, "atol": 1e-14, "t_eval": times}
+    truth = integrate.solve_ivp(lambda t, y: robertson(t, y, RATES), (0.0, 1e4), [1.0, 0.0, 0.0], **fine).y.T
+    start, k = (engine.asarray(x) for x in ([1.0, 0.0, 0.0], RATES))
+    options = {"method": "sdirk3", "rtol": 1e-3, "atol": 1e-8, "max_steps": 150}
+    run = lambda y, t, k: solve(robertson, y, t, (k,), **options)  # noqa: E731
+    if engine.backend == "jax":
+        import jax
+
+        run = jax.jit(run)
+    found = run(start, engine.asarray(times), k)
+    assert Status(int(found.status)) is Status.CONVERGED
+    assert int(found.steps) < 150
+    np.testing.assert_allclose(engine.to_numpy(found.value)[1:], truth[1:], rtol=5e-3)
+
+
+@on("torch", slow=("numpy", "jax:jit"))
+def test_gradients_of_robertson(engine):
+    """Its sensitivities in the logarithms of the rates, over 1e4 s, against those of Radau IIA."""
+    integrate = pytest.importorskip("scipy.integrate", reason="SciPy is not installed")
+
+    def sensitive(t, z):
+        y, S = z[:3], z[3:].reshape(3, 3)
+        terms = RATES * np.asarray([y[0], y[1] * y[2], y[1] ** 2])
+        stoichiometry = np.asarray([[-1.0, 1.0, 0.0], [1.0, -1.0, -1.0], [0.0, 0.0, 1.0]])
+        slopes = RATES[:, None] * np.asarray([[1.0, 0.0, 0.0], [0.0, y[2], y[1]], [0.0, 2 * y[1], 0.0]])
+        return np.concatenate([stoichiometry @ terms, (stoichiometry @ (slopes @ S + np.diag(terms))).ravel()])
+
+    fine = {"method": "Radau", "rtol": 1e-9, "atol": 1e-13}
+    truth = integrate.solve_ivp(sensitive, (0.0, 1e4), [1.0] + 11 * [0.0], **fine).y[:, -1]
+    v = np.asarray([1.0, 0.0, -0.5])
+
+    def last(logs, gradient="implicit"):
+        options = {"method": "sdirk3", "rtol": 1e-3, "atol": 1e-8, "max_steps": 150, "on_failure": "raise"}
+        k = array_namespace(logs).exp(logs)
+        return odeint(robertson, engine.asarray([1.0, 0.0, 0.0]), [0.0, 1e4], (k,), gradient=gradient, **options)[-1, :]
+
+    y, (slope,) = engine.gradients(last, (np.log(RATES),), v)
+    np.testing.assert_allclose(y, truth[:3], rtol=5e-3)
+    close(slope, v @ truth[3:].reshape(3, 3), 1e-2)
+    naive = engine.gradients(lambda logs: last(logs, "naive"), (np.log(RATES),), v)[1][0]
+    close(naive, slope, 1e-8)  # of the same function of the rates, its steps included
+
+
+@pytest.mark.parametrize("method", ["implicit_euler", "trapezoid", "bdf2", "sdirk2", "sdirk3"])
+def test_the_error_follows_the_tolerance(method):
+    errors = []
+    for rtol in (1e-3, 1e-5):
+        found = solve(
+            riccati, np.asarray(1.0), [0.0, 1.0, 3.0], (np.asarray(0.7),), method=method, rtol=rtol, max_steps=5000
+        )
+        assert Status(int(found.status)) is Status.CONVERGED
+        errors.append(np.abs(found.value - 1 / (1 + 0.7 * np.sin([0.0, 1.0, 3.0]))).max())
+        # an error of the order rtol in each of 1/h steps, h of the order rtol^(1/order of the estimate)
+        power = 1 - 1 / dil.ode._methods.METHODS[method].error_order
+        assert errors[-1] < 2 * rtol**power
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_a_step_that_does_not_converge_is_tried_again_smaller():
+    """From y = 1, y' = y^2 has no implicit Euler step of 0.5 or more: 1 - 4 h < 0."""
+    field = lambda t, y: y * y  # noqa: E731
+    long = solve(field, np.asarray(1.0), [0.0, 0.5])
+    assert Status(int(long.status)) is not Status.CONVERGED
+    short = solve(field, np.asarray(1.0), [0.0, 0.5], rtol=1e-3, first_step=0.5)
+    assert Status(int(short.status)) is Status.CONVERGED
+    assert int(short.rejected) > 0
+    np.testing.assert_allclose(short.value[-1], 2.0, rtol=1e-1)
+
+
+def test_the_end_of_a_transient_is_solved_on_its_own_branch():
+    """z = y - 100 h z^2 has a root of each sign; from y > 0 the solution stays above zero, like that of the ODE."""
+    found = solve(lambda t, y: -100.0 * y * y, np.asarray(0.5), [0.0, 0.25, 0.5])
+    first = (math.sqrt(1 + 4 * 25 * 0.5) - 1) / 50
+    close(found.value, [0.5, first, (math.sqrt(1 + 4 * 25 * first) - 1) / 50])
+    assert Status(int(found.status)) is Status.CONVERGED
+
+
+def test_an_explicit_step_that_is_not_finite_is_told():
+    with pytest.raises(dil.ConvergenceError, match=r"NON_FINITE.*step 2, from t = 1 "):
+        odeint(lambda t, y: y / (1.0 - t), np.ones(2), [0.0, 1.0, 2.0], method="euler", on_failure="raise")
+
+
+def test_after_a_mesh_that_was_cut_short_its_last_state_stays():
+    found = solve(lambda t, y: -y, np.asarray(1.0), [0.0, 1.0], rtol=1e-6, max_steps=5)
+    assert Status(int(found.status)) is Status.MAX_ITER
+    np.testing.assert_allclose(found.value[-1], np.exp(-found.failed_at), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["solver", "linear_solver"])
+def test_a_solver_is_a_callable(name):
+    with pytest.raises(dil.OptionError, match=f"{name}='cg'; expected a callable"):
+        odeint(lambda t, y: -y, np.asarray(1.0), [0.0, 1.0], **{name: "cg"})
+
+
+def test_vmap_of_jax():
+    """Rows agree with single calls; failures and times that do not increase are told of under vmap as well."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    jnp = jax.numpy
+    many = jax.vmap(lambda y, t: odeint(lambda t, y: y * y, y, t, on_failure="raise"), in_axes=(0, None))
+    times = jnp.asarray([0.0, 0.5])
+    close(np.asarray(many(jnp.asarray([-1.0, 0.25]), times))[:, 1], [1 - math.sqrt(3), 1 - math.sqrt(0.5)])
+    with pytest.raises(Exception, match=r"1 of 2 problems \(the first at 1\).*from t = 0 by h = 0.5"):
+        many(jnp.asarray([-1.0, 2.0]), times)
+    with pytest.raises(Exception, match=r"from t\[0\] to t\[1\]"):
+        jax.vmap(lambda t: odeint(lambda t, y: -y, jnp.ones(1), t))(jnp.asarray([[0.0, 1.0], [1.0, 0.0]]))
+
+
+def test_vmap_of_torch_over_times():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    times = torch.asarray([[0.0, 0.5, 1.0], [0.0, 1.0, 3.0]])
+    one = lambda t: odeint(lambda t, y: -y, torch.ones(1), t)  # noqa: E731
+    close(torch.func.vmap(one)(times), torch.stack([one(t) for t in times]), 1e-6)
+
+
+def circuit(draw):
+    """Return a start, times, the weights of a network, and a cotangent."""
+    theta = {"in": draw.standard_normal((3, 4)), "time": draw.standard_normal(4), "out": draw.standard_normal((4, 3))}
+    return draw.standard_normal(3), np.asarray([0.0, 0.1, 0.2, 0.4, 0.8]), theta, draw.standard_normal((5, 3))
+
+
+def test_torchdiffeq_agrees():
+    """Euler's method to rounding; the order-3 method, refined, with DOPRI5 and its adjoint."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    peer = pytest.importorskip("torchdiffeq", reason="torchdiffeq is not installed")
+    start, times, theta, v = circuit(np.random.default_rng(2))
+    leaves = [torch.tensor(x, requires_grad=True) for x in (start, *theta.values())]
+    t, v = torch.tensor(times), torch.tensor(v)
+    field = lambda t, y: network(t, y, dict(zip(theta, leaves[1:], strict=True)))  # noqa: E731
+
+    class Field(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = torch.nn.ParameterList([torch.nn.Parameter(x.detach()) for x in leaves[1:]])
+
+        def forward(self, t, y):
+            return network(t, y, dict(zip(theta, self.weights, strict=True)))
+
+    def ours(**options):
+        args = (dict(zip(theta, leaves[1:], strict=True)),)
+        y = odeint(network, leaves[0], t, args, on_failure="raise", **options)
+        return y, torch.autograd.grad(y, leaves, v)
+
+    y, gradients = ours(method="euler")
+    theirs = peer.odeint(field, leaves[0], t, method="euler")
+    close(y.detach(), theirs.detach(), 1e-14)
+    for a, b in zip(gradients, torch.autograd.grad(theirs, leaves, v), strict=True):
+        close(a, b, 1e-13)
+
+    y, gradients = ours(method="sdirk3", steps=40)
+    model = Field()
+    theirs = peer.odeint_adjoint(model, leaves[0], t, rtol=1e-9, atol=1e-11)
+    close(y.detach(), theirs.detach(), 1e-5)
+    for a, b in zip(gradients, torch.autograd.grad(theirs, [leaves[0], *model.parameters()], v), strict=True):
+        close(a, b, 1e-5)
+
+
+@pytest.mark.slow
+def test_diffrax_agrees():
+    """Its implicit Euler method, step by step, and the gradient of its steps."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    peer = pytest.importorskip("diffrax", reason="diffrax is not installed")
+    import optimistix
+
+    start, times, theta, v = (
+        jax.numpy.asarray(x) if not isinstance(x, dict) else x for x in circuit(np.random.default_rng(2))
+    )
+    tight = optimistix.Newton(rtol=1e-13, atol=1e-13)
+
+    def theirs(start, theta):
+        return peer.diffeqsolve(
+            peer.ODETerm(network),
+            peer.ImplicitEuler(root_finder=tight),
+            times[0],
+            times[-1],
+            None,
+            start,
+            theta,
+            saveat=peer.SaveAt(ts=times),
+            stepsize_controller=peer.StepTo(ts=times),
+            adjoint=peer.DirectAdjoint(),
+        ).ys
+
+    def ours(start, theta):
+        return odeint(network, start, times, (theta,))
+
+    found = [jax.jit(lambda s, p, fn=fn: (fn(s, p), jax.vjp(fn, s, p)[1](v)))(start, theta) for fn in (ours, theirs)]
+    for a, b in zip(*(jax.tree.leaves(x) for x in found), strict=True):
+        close(a, b, 1e-9)

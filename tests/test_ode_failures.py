@@ -1,0 +1,177 @@
+"""Reports, failures and bad input of the integration of differential equations."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+import dil
+from dil.ode import odeint, solve
+from dil.solvers import Newton
+from ode_helpers import close, decay, network, on
+
+
+def test_a_report_counts():
+    found = solve(network, np.ones((2, 3)), [0.0, 0.2, 0.4], (parameters(),), batch_ndim=1, steps=3, method="sdirk2")
+    assert int(found.steps) == 6
+    assert int(found.rejected) == 0
+    assert found.iterations.shape == found.linear.shape == found.status.shape == (2,)
+    assert np.all(found.iterations >= 12)
+    assert np.all(found.linear == 0)
+    assert np.all(np.isinf(found.failed_at))
+    krylov = dil.ode.StepNewton(dil.linear.GMRES())
+    found = solve(network, np.ones(3), [0.0, 0.2], (parameters(),), solver=krylov)
+    assert int(found.linear) > int(found.iterations)
+
+
+def parameters():
+    draw = np.random.default_rng(1)
+    return {"in": draw.standard_normal((3, 4)), "time": draw.standard_normal(4), "out": draw.standard_normal((4, 3))}
+
+
+def spoilt(t, y, bad):
+    """NaN after t = 0.35 where `bad` is not zero."""
+    xp = array_namespace(y)
+    return -y + xp.where((t > 0.35) & (bad != 0), xp.asarray(math.nan, dtype=y.dtype), 0.0)
+
+
+SPOILT = (
+    r"odeint of 'spoilt': 1 of 2 problems \(the first at 1\) ended NON_FINITE: a NaN .* step 4, from t = 0.3 by h = 0.1"
+)
+
+
+@on("numpy", "torch", "torch:func", slow=("jax:jit",))
+@pytest.mark.parametrize("options", [{}, {"rtol": 1e-3}], ids=["even", "adaptive"])
+def test_a_problem_that_fails_leaves_the_others_alone(engine, options):
+    if engine.name != "numpy" and options:
+        pytest.skip("NumPy runs this one")
+    bad, times = np.asarray([[0.0], [1.0]]), np.linspace(0.0, 0.5, 6)
+
+    def states(start, bad, on_failure="nan"):
+        return odeint(spoilt, start, times.tolist(), (bad,), batch_ndim=1, on_failure=on_failure, **options)
+
+    with np.errstate(invalid="ignore"):
+        y, (of_start, _) = engine.gradients(states, (np.ones((2, 1)), bad), np.ones((6, 2, 1)))
+    good = odeint(decay, np.ones((1, 1)), times, (np.asarray(1.0),), batch_ndim=1, **options)[:, 0, :]
+    close(y[:, 0, :], good, 1e-9 if not options else 1e-2)
+    assert np.isnan(y[4:, 1]).all()
+    assert np.isfinite(y[:4, 1]).all()
+    assert np.isfinite(of_start[0]).all()
+    if engine.name in ("numpy", "torch"):
+        pattern = SPOILT if not options else "1 of 2 problems .* ended NON_FINITE"
+        with np.errstate(invalid="ignore"), pytest.raises(dil.ConvergenceError, match=pattern):
+            states(engine.asarray(np.ones((2, 1))), engine.asarray(bad), "raise")
+
+
+def test_a_failure_under_jit_is_told_with_its_step():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    run = jax.jit(
+        lambda y, bad, t: odeint(spoilt, y, t, (bad,), batch_ndim=1),
+    )
+    times = jax.numpy.linspace(0.0, 0.5, 6)
+    good = jax.numpy.asarray([[0.0], [0.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(jax.numpy.ones((2, 1)), good, times).block_until_ready()
+    with pytest.warns(dil.ConvergenceWarning, match=SPOILT):
+        run(jax.numpy.ones((2, 1)), good.at[1].set(1.0), times).block_until_ready()
+    with pytest.raises(Exception, match=r"t does not increase from t\[1\] to t\[2\]"):
+        run(jax.numpy.ones((2, 1)), good, times.at[2].set(0.0)).block_until_ready()
+
+
+Y = np.ones(2)
+
+
+T = [0.0, 1.0]
+
+
+BAD = {
+    "times that fall": ({"t": [0.0, 1.0, 0.5]}, r"t does not increase from t\[1\] to t\[2\]; .* put s = -t"),
+    "a time twice": ({"t": [0.0, 1.0, 1.0]}, r"t does not increase from t\[1\] to t\[2\]"),
+    "a time that is NaN": ({"t": [0.0, math.nan]}, r"t does not increase from t\[0\] to t\[1\]"),
+    "one time": ({"t": [0.0]}, r"t has shape \(1,\); expected \(T,\) with T >= 2"),
+    "times of another dtype": ({"t": np.asarray(T, dtype=np.float32)}, "t has dtype float32, but y0 has float64"),
+    "arguments of another dtype": ({"args": (np.ones(2, np.float32),)}, "argument 0 of args has dtype float32, but y0"),
+    "a state of no entries": ({"y0": np.ones(0)}, r"y0 is \(0,\) of float64, a state without an entry"),
+    "an empty tree": ({"y0": []}, "y0 is an empty tree"),
+    "another shape": ({"func": lambda t, y: y[:1]}, r"the function '<lambda>' of the ODE returned \(1,\) of float64; "),
+    "another structure": ({"func": lambda t, y: {"a": y}}, r"returned \['a'\] \(2,\) of float64; expected \(2,\)"),
+    "no function": ({"func": 3}, "func=3 of type int; expected a callable"),
+    "args no tuple": ({"args": Y}, r"expected a tuple, \(theta,\) for one argument"),
+    "method": ({"method": "rk4"}, "method='rk4' is unknown; expected one of euler, implicit_euler"),
+    "gradient": (
+        {"gradient": "magic"},
+        "gradient='magic' is unknown; expected one of implicit, naive, unroll, adjoint",
+    ),
+    "layer": ({"layer": "sum"}, "layer='sum' is unknown; expected one of root, argmin"),
+    "steps": ({"steps": 0}, "steps=0; expected an integer >= 1"),
+    "unroll": ({"unroll": 0.5}, "unroll=0.5; expected an integer >= 1"),
+    "rtol": ({"rtol": -1.0}, "rtol=-1.0; expected a number > 0, or None"),
+    "first_step": ({"first_step": 0.1}, "first_step= is for steps that adapt"),
+    "steps that adapt": ({"rtol": 1e-3, "steps": 2}, "steps=2 is for steps of one size; drop it"),
+    "no estimate": ({"method": "implicit_midpoint", "rtol": 1e-3}, "'implicit_midpoint' has no estimate of its error"),
+    "naive": ({"gradient": "naive", "linear_solver": dil.linear.CG()}, "gradient='naive' solves by dil.linear.Direct"),
+    "policy": ({"on_failure": "shrug"}, "on_failure='shrug' is unknown"),
+    "batch": ({"batch_ndim": 2}, r"leaves of y0 have shapes \(2,\); with batch_ndim=2"),
+    "explicit": ({"method": "euler", "gradient": "naive"}, "method='euler' has no stage to solve"),
+    "explicit solver": ({"method": "euler", "solver": Newton()}, "method='euler' has no stage to solve"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused(case):
+    given, text = BAD[case]
+    given = {"func": lambda t, y, *args: -y, "y0": Y, "t": T, **given}
+    with pytest.raises(dil.DilError, match=text):
+        odeint(given.pop("func"), given.pop("y0"), given.pop("t"), given.pop("args", ()), **given)
+
+
+def test_solve_refuses_unknown_options():
+    with pytest.raises(dil.OptionError, match=r"solve got unknown options tol; expected those of dil\.ode\.odeint"):
+        solve(decay, Y, T, (Y,), tol=1e-3)
+
+
+@on("numpy", "torch", "torch:func", "jax:jit")
+@pytest.mark.parametrize("way", ["implicit", "unroll", "adjoint"])
+def test_a_captured_parameter_is_refused(engine, way):
+    def last(rate):
+        return odeint(lambda t, y: -rate * y, engine.asarray(2.0), [0.0, 0.5], gradient=way)[-1]
+
+    with pytest.raises(dil.CapturedError, match=r"odeint of '<lambda>': the function uses an array|closure"):
+        engine.gradients(last, (3.0,))
+
+
+def test_a_long_step_fails_with_its_time():
+    with pytest.raises(dil.ConvergenceError, match=r"odeint of '<lambda>': .* step 1, from t = 0 by h = 0.5. Shorter"):
+        odeint(lambda t, y: y * y, np.asarray(1.0), [0.0, 0.5], on_failure="raise")
+    with pytest.raises(dil.ConvergenceError, match=r"step \d+, from t = 0\.\d+\. Steps were as short as r"):
+        odeint(lambda t, y: y * y, np.asarray(1.0), [0.0, 2.0], rtol=0.5, on_failure="raise")
+    with pytest.raises(dil.ConvergenceError, match=r"MAX_ITER.* or max_steps= of them were taken: raise it"):
+        odeint(decay, np.asarray(1.0), [0.0, 2.0], (np.asarray(1.0),), rtol=1e-6, max_steps=3, on_failure="raise")
+
+
+def test_times_in_a_list_keep_their_derivative():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    end = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    y = odeint(decay, torch.tensor(2.0, dtype=torch.float64), [0.0, end], (torch.tensor(3.0, dtype=torch.float64),))
+    (slope,) = torch.autograd.grad(y[-1], end)
+    close(float(slope), -3.0 * 2.0 / 2.5**2)
+
+
+def test_a_batch_of_no_problems():
+    for options in ({}, {"rtol": 1e-3}):
+        y = odeint(lambda t, y: -y, np.zeros((0, 3)), [0.0, 1.0], batch_ndim=1, **options)
+        assert y.shape == (2, 0, 3)
+
+
+def test_importing_dil_does_not_import_ode():
+    import subprocess
+    import sys
+
+    code = "import dil, sys; print('dil.ode' in sys.modules, dil.ode.odeint.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "odeint"]
