@@ -10,7 +10,6 @@ off. Memory: the peak of a process that runs the forward pass, by few and by man
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shlex
@@ -41,6 +40,7 @@ from _common import (
     show,
     word,
 )
+from _results import write_results
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 SCORES = ("network", "chain")
@@ -400,7 +400,6 @@ def verdict(rows: Sequence[Timing | Memory]) -> str:
 
 def write(out: Path, command: str, host: dict[str, str], times: Sequence[Timing], memory: Sequence[Memory]) -> None:
     """Write backward.md and backward.json."""
-    out.mkdir(parents=True, exist_ok=True)
     record = {
         "command": command,
         "machine": host,
@@ -409,7 +408,6 @@ def write(out: Path, command: str, host: dict[str, str], times: Sequence[Timing]
         "measured_memory": MEASURED_MEMORY,
         "memory": [{**asdict(r), "ratio": r.ratio, "kept": r.kept, "met": r.met} for r in memory],
     }
-    (out / "backward.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     parts = [
         "# The backward pass against one written by hand",
         f"`{command}`",
@@ -423,7 +421,7 @@ def write(out: Path, command: str, host: dict[str, str], times: Sequence[Timing]
         markdown(*memory_table(memory)),
         verdict(memory) + ".",
     ]
-    (out / "backward.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_results(out, "backward", parts, record)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

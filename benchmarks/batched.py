@@ -8,7 +8,6 @@ against `jax.vmap` of a single solve written by hand. The ways are run in turn, 
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import statistics
@@ -35,6 +34,7 @@ from _common import (
     show,
     word,
 )
+from _results import write_results
 
 PROBLEMS = 256
 SIZE = 50
@@ -316,13 +316,11 @@ def verdict(rows: Sequence[Row]) -> str:
 
 def write(out: Path, command: str, host: dict[str, str], measured: str, rows: Sequence[Row]) -> None:
     """Write batched.md and batched.json."""
-    out.mkdir(parents=True, exist_ok=True)
     times = [{**asdict(r), "met": r.met} for r in rows]
     record = {"command": command, "machine": host, "measured": measured, "times": times}
-    (out / "batched.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     head = ["# A batch against its problems one by one", f"`{command}`", described(host) + "."]
     parts = [*head, measured, markdown(*table(rows)), verdict(rows) + "."]
-    (out / "batched.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_results(out, "batched", parts, record)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -8,7 +8,6 @@ a known solution. Solvers are timed by the processor's time; `Auto` against the 
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import statistics
@@ -39,6 +38,7 @@ from _common import (
     show,
     word,
 )
+from _results import write_results
 
 DENSE_AT_MOST = 2**22
 """Numbers that the dense matrices of a system may take to be tried: 32 MiB."""
@@ -355,7 +355,6 @@ def verdict(cells: Sequence[Sequence[str]]) -> str:
 
 def write(out: Path, command: str, host: dict[str, str], rows: Sequence[Row], crossings: Sequence[Crossing]) -> None:
     """Write linear.md and linear.json."""
-    out.mkdir(parents=True, exist_ok=True)
     record = {
         "command": command,
         "machine": host,
@@ -364,7 +363,6 @@ def write(out: Path, command: str, host: dict[str, str], rows: Sequence[Row], cr
         "measured_crossover": MEASURED_CROSSING,
         "crossover": [asdict(r) for r in crossings],
     }
-    (out / "linear.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     heads, cells = row_table(rows)
     parts = [
         "# Linear solvers and preconditioners",
@@ -378,7 +376,7 @@ def write(out: Path, command: str, host: dict[str, str], rows: Sequence[Row], cr
         MEASURED_CROSSING,
         markdown(*crossing_table(crossings)),
     ]
-    (out / "linear.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_results(out, "linear", parts, record)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 
 from _common import ONE_THREAD, Fresh, described, machine, markdown, one_thread, relative, show
+from _results import write_results
 from dil.control import plan
 
 STATE, CONTROLS, HORIZON, WIDTH = 6, 4, 50, 64
@@ -172,19 +173,15 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="One number of steps alone.")] = False,
 ) -> None:
     """Measure one backward pass through a plan, by the implicit function theorem and by unrolling."""
-    import json
-
     os.environ.update(ONE_THREAD)
     console, command = Console(), shlex.join(["python", "benchmarks/plan.py", *sys.argv[1:]])
     rows = [measure(steps) for steps in track(STEPS[1:2] if quick else STEPS, "plans", console=console, transient=True)]
     console.print(f"{command}\n\n{MEASURED}", highlight=False)
     show(console, "plan", *table(rows))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         record = {"command": command, "machine": machine(), "measured": MEASURED, "rows": [asdict(row) for row in rows]}
-        (out / "plan.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         parts = ["# A backward pass through a plan", f"`{command}`", f"{described(machine())}.", MEASURED]
-        (out / "plan.md").write_text("\n\n".join([*parts, markdown(*table(rows))]) + "\n", encoding="utf-8")
+        write_results(out, "plan", [*parts, markdown(*table(rows))], record)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ gradient is held against the reference, and its error against `backward.bound`.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 import _trust
+from _results import write_results
 from _trust import Row
 from backward import machine, markdown, show
 
@@ -218,7 +218,6 @@ def picture(path: Path, runs: Sequence[Sequence[Row]]) -> None:
 
 def write(out: Path, command: str, rows: Sequence[Row], found: Sequence[Group], by_decade: Sequence[Decade]) -> None:
     """Write trust.md and trust.json."""
-    out.mkdir(parents=True, exist_ok=True)
     host = machine()
     record = {
         "command": command,
@@ -229,13 +228,8 @@ def write(out: Path, command: str, rows: Sequence[Row], found: Sequence[Group], 
         "measured_decades": MEASURED_DECADES,
         "decades": [vars(d) for d in by_decade],
         "columns": list(Row._fields),
+        "rows": [[_short(x) for x in row] for row in rows],  # JSON knows no infinity
     }
-    # one line for each problem; JSON knows no infinity
-    lines = [json.dumps([_short(x) for x in row], allow_nan=False) for row in rows]
-    text = json.dumps(record, indent=2, allow_nan=False).removesuffix("\n}")
-    (out / "trust.json").write_text(
-        text + ',\n  "rows": [\n    ' + ",\n    ".join(lines) + "\n  ]\n}\n", encoding="utf-8"
-    )
     parts = [
         "# The bound of a gradient's error against the error",
         f"`{command}`",
@@ -248,7 +242,7 @@ def write(out: Path, command: str, rows: Sequence[Row], found: Sequence[Group], 
         MEASURED_DECADES,
         markdown(*decade_table(by_decade)),
     ]
-    (out / "trust.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_results(out, "trust", parts, record)
 
 
 def _short(x: Any) -> Any:

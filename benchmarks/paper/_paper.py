@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import _results
 import _sys_path  # noqa: F401
 from _common import ONE_THREAD, described, machine, markdown, show, word
 
@@ -33,9 +33,6 @@ def command_line() -> str:
 
 def write_results(out: Path, name: str, title: str, parts: Sequence[str], record: Mapping[str, Any]) -> None:
     """Write NAME.md, the parts below title and command, and NAME.json, both with what they ran on."""
-    out.mkdir(parents=True, exist_ok=True)
     head = {"command": command_line(), "machine": machine()}
-    text = json.dumps({**head, **record}, indent=1, allow_nan=False)
-    (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    lines = [f"# {title}", f"`{head['command']}`", described(machine()) + ".", *parts]
-    (out / f"{name}.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    top = [f"# {title}", f"`{head['command']}`", described(machine()) + "."]
+    _results.write_results(out, name, [*top, *parts], {**head, **record})

@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import _sys_path  # noqa: F401
 from _common import ONE_THREAD, Fresh, described, machine, markdown, show, version, word
+from _results import write_results
 
 SIZES = (2, 5, 10, 20, 50, 100, 200)
 STIFFNESS = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -315,7 +316,7 @@ def write(out: Path, command: str, host: dict[str, str], plan: Plan, records: li
     out.mkdir(parents=True, exist_ok=True)
     rows, closes = plan.rows(records), plan.close_rows(records)
     found = claims(rows)
-    report = {
+    record = {
         "command": command,
         "machine": host,
         "measured": MEASURED,
@@ -323,12 +324,8 @@ def write(out: Path, command: str, host: dict[str, str], plan: Plan, records: li
         "times": [asdict(r) for r in rows],
         "measured_at_equal_error": MEASURED_CLOSE,
         "equal_error": [asdict(r) for r in closes],
+        "records": records,
     }
-    text = json.dumps(report, indent=2, allow_nan=False).removesuffix("\n}")
-    lines = ",\n".join(f"    {json.dumps(r)}" for r in records)
-    new = out / "figure2.json.new"
-    new.write_text(f'{text},\n  "records": [\n{lines}\n  ]\n}}\n', encoding="utf-8")
-    new.replace(out / "figure2.json")
     draw(rows, out / "figure2.png")
     parts = [
         "# Figure 2: an implicit Euler step against DOPRI5 and its adjoint",
@@ -342,7 +339,7 @@ def write(out: Path, command: str, host: dict[str, str], plan: Plan, records: li
         MEASURED_CLOSE,
         markdown(*close_table(closes)),
     ]
-    (out / "figure2.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_results(out, "figure2", parts, record)
 
 
 def load(path: Path | None, host: dict[str, str]) -> list[Record]:

@@ -30,6 +30,7 @@ import _sys_path  # noqa: F401
 from _common import ONE_THREAD, described, machine, markdown, show, version, word
 from _quick_compile import quick_compile_flags
 from _recipes import CHOSEN_BY, FULL, PROXY, QUICK, RUNS, TRIALS, Recipe
+from _results import write_results
 from _series import SPIRAL, Series, spiral, van_der_pol, walking
 
 ROWS = {
@@ -214,7 +215,6 @@ def trials_told() -> dict[str, list[dict[str, Any]]]:
 
 def write(out: Path, command: str, host: dict[str, str], all_series: Sequence[Series], runs: list[Run]) -> None:
     """Write table1.json and table1.md."""
-    out.mkdir(parents=True, exist_ok=True)
     cells = [cell for series in all_series for cell in summarised(series.name, runs)]
     found = list(claims(cells))
     record = {
@@ -226,9 +226,6 @@ def write(out: Path, command: str, host: dict[str, str], all_series: Sequence[Se
         "cells": [asdict(c) for c in cells],
         "runs": sorted(runs, key=lambda run: (run["data"], run["row"], run["seed"])),
     }
-    new = out / "table1.json.new"
-    new.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    new.replace(out / "table1.json")
     means = "; ".join(f"{series.name} {series.naive():.3f}" for series in all_series)
     recipes = [f"{data}: {used}" for data, used in used_recipes(runs)]
     parts = [
@@ -245,7 +242,7 @@ def write(out: Path, command: str, host: dict[str, str], all_series: Sequence[Se
         "Trials, with their median validation error:",
         markdown(*trial_table()),
     ]
-    (out / "table1.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_results(out, "table1", parts, record)
 
 
 def used_recipes(runs: Sequence[Run]) -> list[tuple[str, str]]:

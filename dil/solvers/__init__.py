@@ -1,4 +1,4 @@
-"""Forward solvers: each is `solver(fun, init, *args, **kwargs)` and returns a `dil.Solution`. Any such callable will do.
+"""Forward solvers: each is `solver(fun, init, *args, **kwargs)` and returns a `dil.Solution`. Any such callable does.
 
 It imports `_base`, `_frameworks`, `_problem` and `linear`.
 """
