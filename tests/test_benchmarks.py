@@ -58,3 +58,27 @@ def test_figure4_quick(tmp_path):
         assert (way.imitation[-1] < way.imitation[0]).all()
     figure4.picture(tmp_path / "figure4.png", ways)
     assert (tmp_path / "figure4.png").stat().st_size > 10_000
+
+
+def test_gpu_without_a_gpu(tmp_path):
+    """A dry run says that there is no GPU, ends well, and has a row for each framework in each step."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+    hidden = {"PATH": os.path.dirname(sys.executable), "CUDA_VISIBLE_DEVICES": ""}  # nvidia-smi is not on this path
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **hidden, "PYTHONPATH": path, "COLUMNS": "200"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no NVIDIA GPU was found" in done.stdout
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert record["dry"]
+    for step in ("backward", "batch", "reads", "memory"):
+        assert not record[step]["failures"]
+        assert [row["framework"] for row in record[step]["rows"]] == ["numpy", "torch", "jax"]
+    assert record["tests"]["rows"][0]["passed"] > 0
+    assert all(row["difference"] < 1e-6 for row in record["backward"]["rows"])
+    assert "## Memory" in (tmp_path / "gpu.md").read_text()
