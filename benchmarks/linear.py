@@ -310,7 +310,7 @@ MEASURED = (
 )
 MEASURED_CROSSING = (
     "Direct against CG, in turn, as medians of the processor's time; 'few': chain, well conditioned; 'many': scales 1 "
-    "to 1e6 with a dense coupling. DENSE of a backend is the largest size of the table up to which Direct takes at "
+    "to 1e6 with a dense coupling. Its crossover is the largest size of the table up to which Direct takes at "
     "most 1.2 times as long as CG in both columns, tiny sizes apart (below 8 both take the time of a few calls). 'Auto "
     "/ better' times Auto and the better of the two in turn."
 )

@@ -1,4 +1,4 @@
-"""The few things that the numerics say about arrays in words of their own."""
+"""Helpers for arrays that the array API standard does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The matrix of a linear system, known by its products alone."""
+"""The matrix of a linear system, given by its products with vectors."""
 
 from __future__ import annotations
 

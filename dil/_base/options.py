@@ -1,4 +1,4 @@
-"""What options may be: numbers, which True and False are not, and the ones that every linear solver takes."""
+"""Checks of options: numbers (True and False are not numbers), and the options of every linear solver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Refuse what is no integer of at least `least`.
+    """Check that a value is an integer of at least `least`.
 
     Raises
     ------
@@ -43,7 +43,7 @@ class LinearOptions(Protocol):
 
 
 def check_linear_options(options: LinearOptions, units: str = "A") -> None:
-    """Refuse options out of range.
+    """Check that options are in range.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def check_linear_options(options: LinearOptions, units: str = "A") -> None:
 
 
 def check_rtol(rtol: object) -> None:
-    """Refuse a tolerance that no residual is compared with.
+    """Check a tolerance: a number between 0 and 1, or None.
 
     Raises
     ------

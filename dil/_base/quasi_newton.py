@@ -1,4 +1,4 @@
-"""What a quasi-Newton method remembers of a matrix: pairs of steps and of the changes of gradient along them."""
+"""The memory of a quasi-Newton method: pairs of steps and of the changes of the gradient along them."""
 
 from __future__ import annotations
 

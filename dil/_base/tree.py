@@ -1,4 +1,4 @@
-"""Trees of arrays: taken apart into leaves and a structure, and put together again."""
+"""Trees of arrays: `flatten` splits one into leaves and a structure, which puts it together again."""
 
 from __future__ import annotations
 

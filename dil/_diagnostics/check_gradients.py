@@ -1,4 +1,4 @@
-"""Gradients held against finite differences, and backends against each other."""
+"""Compare gradients with finite differences, and backends with each other."""
 
 from __future__ import annotations
 

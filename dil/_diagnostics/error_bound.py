@@ -1,4 +1,4 @@
-"""How far a gradient can be trusted: the Newton step left at y, the curvature, and a bound of the gradient's error."""
+"""A bound on the error of a gradient, from the Newton step that is left at y and from the curvature there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a solve that failed: the user's choice, the same for forward and backward solves."""
+"""What happens after a failed solve: the user's choice, the same for forward and backward solves."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Policy:
         return value
 
     def warn_or_raise(self, backend: Backend, message: str) -> None:
-        """Raise or warn of what failed, at the line of the user."""
+        """Raise or warn, at the user's line."""
         if self.on_failure == "raise":
             raise ConvergenceError(message)
         warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller(backend))
 
 
 def without_approximate(status: Array) -> Array:
-    """Return the statuses with those converged that were asked for by name: nobody has to be told of them."""
+    """Replace APPROXIMATE by CONVERGED: the user asked for the approximation."""
     asked = status == int(Status.APPROXIMATE)
     return array_namespace(status).where(asked, full(status, int(Status.CONVERGED)), status)  # type: ignore[no-any-return]
 

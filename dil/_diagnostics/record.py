@@ -168,7 +168,7 @@ def recording() -> bool:
     return bool(RECORDERS)
 
 
-def emit(backend: Backend, policy: Policy, stage: Stage, numbers: Mapping[str, Array | None]) -> None:
+def add_entry(backend: Backend, policy: Policy, stage: Stage, numbers: Mapping[str, Array | None]) -> None:
     """Add an entry to every open record, when the program runs."""
     known = {name: x for name, x in numbers.items() if x is not None}
     backend.reports.values(partial(_listen, policy, stage, tuple(known)), *known.values())

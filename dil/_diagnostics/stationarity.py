@@ -1,4 +1,4 @@
-"""Whether a point is a solution, as far as the derivative there can tell."""
+"""Check that a point is stationary, by the products that a backward pass has anyway."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAFE = 1e-30
 def check_stationarity(
     status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number: Callable[[Array], Any]
 ) -> Array:
-    """Return the statuses of the backward solve, NOT_STATIONARY where the point u is no solution.
+    """Mark the problems of a backward solve whose point u is not a solution as NOT_STATIONARY.
 
     The step to the solution is about ||F|| over the curvature of J along g, for which there are two measures at no
     cost: <g, b> / <g, g>, and ||b|| / ||g|| / sqrt(n), which does not vanish for a J that turns its vectors or for a
@@ -60,7 +60,7 @@ def check_curvature(status: Array, solution: Solution) -> Array:
 def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
     """Return the two sides of the comparison by cotangents scaled to one, whose squares do not under- or overflow.
 
-    The squares of F and u may: of a huge F, which is told all the same, and of a tiny one, which is none.
+    Squares of F and u may overflow or underflow. An overflow is still reported; an F so small counts as zero.
     """
     xp, top_b, top_g = array_namespace(u), nonzero_max_abs(b), nonzero_max_abs(g)
     b, g = b / top_b, g / top_g
@@ -70,7 +70,7 @@ def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
 
 
 class StationarityCheck(NamedTuple):
-    """What one look at a point says of each problem, shape batch."""
+    """What the derivative at a point says of each problem, shape batch."""
 
     status: Array
     stationarity: Array

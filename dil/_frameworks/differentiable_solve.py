@@ -1,4 +1,4 @@
-"""A linear solve whose solution is differentiable, for every framework that records what it runs."""
+"""A linear solve with a differentiable solution, for frameworks that record operations as they run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward mode from reverse mode: what every backend gets from its `vjp` alone."""
+"""Forward mode, derived from the `vjp` of a backend."""
 
 from __future__ import annotations
 

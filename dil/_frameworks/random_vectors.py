@@ -1,4 +1,4 @@
-"""Random vectors that are the same on every backend and in every run."""
+"""Random vectors: the same on every backend and in every run."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ GROUP = "dil.backends"
 LOADED: list[Backend] = []
 """The backends that `load` has imported."""
 OWNERS: dict[type, Backend] = {}
-"""Whose the types of arrays are that were met, of those that a framework's own package defines: an instance of
-another type, such as a tape's box, may be asked for what it holds."""
+"""Cache: array type -> backend. Only types from the framework's own package are cached: the owner of a box depends on
+what the box holds."""
 
 
 @cache

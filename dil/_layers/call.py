@@ -14,7 +14,7 @@ from dil._base.solution import Solution
 from dil._base.status import EXPLAINS_NON_FINITE, Status
 from dil._base.typing import Array, Arrays, Tree
 from dil._diagnostics.failure_policy import Policy
-from dil._diagnostics.record import emit, recording
+from dil._diagnostics.record import add_entry, recording
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import leaves_of, owner
@@ -54,7 +54,7 @@ class Call:
         assert solution.status is not None
         if recording():
             said = {"iterations": solution.iterations, "residual": solution.residual}
-            emit(self.backend, self.policy, "forward", {"status": solution.status, **said})
+            add_entry(self.backend, self.policy, "forward", {"status": solution.status, **said})
         y = self.policy.apply(self.backend, "forward solve", solution.status, y)
         return (y, *(self._remembered(solution) or ()))
 

@@ -1,4 +1,4 @@
-"""Newton steps from a rough solution, so that a rough solver still gives a sharp gradient."""
+"""Newton steps from a rough solution: a rough solver then still gives an accurate gradient."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.error_bound import Point, error_bound
 from dil._diagnostics.failure_policy import Policy
-from dil._diagnostics.record import emit, recording
+from dil._diagnostics.record import add_entry, recording
 from dil._diagnostics.stationarity import check_curvature, check_stationarity
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
@@ -81,7 +81,7 @@ class ImplicitRule:
             if recording():
                 found = error_bound(F, A, b, Fu, Point(u, solution.value, floats))
                 said = {"iterations": solution.iterations, "residual": solution.residual}
-                emit(backend, self.policy, "backward", {"status": status, **said, **found._asdict()})
+                add_entry(backend, self.policy, "backward", {"status": status, **said, **found._asdict()})
             return self.policy.apply(backend, "backward solve", status, solution.value)
 
         # what is only judged, remembered or looked at is no part of the derivative

@@ -9,7 +9,7 @@ from typing import Any
 from dil._base.arrays import full
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, OnFailure, Tree
-from dil._diagnostics.record import emit, recording
+from dil._diagnostics.record import add_entry, recording
 from dil._diagnostics.stationarity import stationarity_at
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.registry import guarded
@@ -159,5 +159,5 @@ class EnvelopeRule:
         F, floats = problem.optimality(args)
         doubt = stationarity_at(F, u, floats)
         if recording():
-            emit(problem.backend, policy, "backward", doubt._asdict())
+            add_entry(problem.backend, policy, "backward", doubt._asdict())
         return policy.apply(problem.backend, "derivative of the value", doubt.status, u)

@@ -1,4 +1,4 @@
-"""The space that the unknown lives in: a tree of arrays seen as one vector for each problem."""
+"""The space of the unknown: a tree of arrays as one vector for each problem."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class System:
         """Return the problems at x0, or at zero where the residual is smaller there."""
         xp, zero = array_namespace(self.b), self.start()
 
-        def look(s: Pass) -> Pass:
+        def at_guess(s: Pass) -> Pass:
             r = self.b - self.A(x0)
             rr = dot(r, r)
             nearer = s.going & (rr <= s.rr)  # False for NaN
@@ -129,7 +129,7 @@ class System:
             )
 
         # once, but in the loop, where what overflows is no cause for a warning
-        return self.loops.while_loop(lambda s: xp.all(s.checks < 1), look, zero)  # type: ignore[no-any-return]
+        return self.loops.while_loop(lambda s: xp.all(s.checks < 1), at_guess, zero)  # type: ignore[no-any-return]
 
     def advance(self, s: Pass) -> Pass:
         """Run the recurrence from the true residuals; go on where that has at least halved them, but not enough."""

@@ -36,8 +36,8 @@ class Task:
     """The error of x where it is not ||b - A x||; costs one product."""
 
     @property
-    def look(self) -> int:
-        """What a look at the true residual costs, in products."""
+    def check_products(self) -> int:
+        """The number of products that a check of the true residual takes."""
         return 1 if self.measure is None else 2
 
     def error(self, x: Array, r: Array) -> Array:
@@ -138,7 +138,7 @@ def _from_zero(task: Task, some: Array, usable: Array) -> Progress:
     xp, b = array_namespace(task.b), task.b
     none = xp.zeros_like(some, dtype=xp.int32)
     error = xp.astype(some, b.dtype)
-    products = none + xp.astype(some, none.dtype) * (task.look - 1)  # the measure looks at b once
+    products = none + xp.astype(some, none.dtype) * (task.check_products - 1)  # the measure looks at b once
     return Progress(xp.zeros_like(b), b, error, some, none, products, none, none, ~usable, usable)
 
 
@@ -156,7 +156,7 @@ def _from_guess(task: Task, s: Progress, x0: Array) -> Progress:
     """Return the start at x0 for the problems that it brings no farther away than x = 0."""
     xp = array_namespace(x0)
 
-    def look(s: Progress) -> Progress:
+    def at_guess(s: Progress) -> Progress:
         r = task.b - task.A(x0)
         error = task.error(x0, r)
         near = s.going & (error <= 1)  # False for NaN
@@ -166,11 +166,11 @@ def _from_guess(task: Task, s: Progress, x0: Array) -> Progress:
             r=xp.where(near, r, s.r),
             error=error,
             going=s.going & ((error > task.rtol) | ~near),
-            products=s.products + task.look * xp.astype(s.going, xp.int32),
+            products=s.products + task.check_products * xp.astype(s.going, xp.int32),
         )
 
     # a loop that runs once, so that a backend treats overflow here as in any other
-    return task.loops.while_loop(lambda s: xp.any(s.going & (s.products < task.look)), look, s)  # type: ignore[no-any-return]
+    return task.loops.while_loop(lambda s: xp.any(s.going & (s.products < task.check_products)), at_guess, s)  # type: ignore[no-any-return]
 
 
 def _judge(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> Progress:
@@ -192,7 +192,7 @@ def _judge(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> Pr
         kept,
         going,
         new.steps,
-        new.products + task.look,
+        new.products + task.check_products,
         s.passes + 1,
         fruitless,
         new.singular | drowned,

@@ -19,7 +19,7 @@ from dil.ode._stage import StageLayer, stage_layer
 from dil.ode._stages import Solve, VectorStages
 from dil.ode._sweep import Swept, grid_of, sweep
 from dil.ode._unroll import UnrolledStage
-from dil.ode._verdict import Verdict, apart, first_failure
+from dil.ode._verdict import Verdict, as_constant, first_failure
 
 
 class Run(NamedTuple):
@@ -100,7 +100,7 @@ class Integration:
             ends = (t[0], t[-1])
             return find_mesh(self.options.scheme, stages, self.backend.loops.while_loop, self.options.control, y, ends)
 
-        return Mesh(*apart(self.backend, find, y0, t, *arrays))
+        return Mesh(*as_constant(self.backend, find, y0, t, *arrays))
 
     def _known(self, y0: Array, t: Array, arrays: Arrays, steps: int) -> Known:
         """Step over a grid, with the gradient asked for."""

@@ -18,7 +18,7 @@ from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._integration import Integration
 from dil.ode._options import Gradient, Layer, Options
-from dil.ode._verdict import ADAPTED, EVEN, increasing, settled
+from dil.ode._verdict import ADAPTED, EVEN, apply_verdict, increasing
 
 
 def odeint(
@@ -194,7 +194,7 @@ def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...],
     integration, y, times, arrays = begin(func, y0, t, args, options)
     run = integration.run(y, times, arrays)
     hint = ADAPTED if options.adapts else EVEN
-    rows = settled(integration.policy, integration.backend, run.rows, times, run.verdict, hint)
+    rows = apply_verdict(integration.policy, integration.backend, run.rows, times, run.verdict, hint)
     return integration.field.trajectory(rows)
 
 

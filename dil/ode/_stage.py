@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dil._base.arrays import array_namespace, full
 from dil._base.typing import Array, Arrays, Tree
 from dil._diagnostics.failure_policy import Policy
-from dil._diagnostics.record import emit, recording
+from dil._diagnostics.record import add_entry, recording
 from dil._frameworks.arguments import split_arguments
 from dil._frameworks.protocol import Rule
 from dil._layers.call import Call, Solver
@@ -69,7 +69,7 @@ class StageLayer:
         assert solution.status is not None
         if recording():
             said = {"iterations": solution.iterations, "residual": solution.residual}
-            emit(self.call.backend, self.call.policy, "forward", {"status": solution.status, **said})
+            add_entry(self.call.backend, self.call.policy, "forward", {"status": solution.status, **said})
         if self.settles:
             z = self.call.policy.apply(self.call.backend, "step back in time", solution.status, z)
         none = full(z[..., 0], 0.0)

@@ -45,7 +45,7 @@ def first_failure(status: Array, begins: Array, lengths: Array) -> Verdict:
     )
 
 
-def settled(policy: Policy, backend: Backend, rows: Array, t: Array, verdict: Verdict, hint: str) -> Array:
+def apply_verdict(policy: Policy, backend: Backend, rows: Array, t: Array, verdict: Verdict, hint: str) -> Array:
     """Act on the verdict; return the states at the times t, (T, *batch, n)."""
     xp = array_namespace(rows)
     if policy.on_failure == "ignore":
@@ -59,7 +59,7 @@ def settled(policy: Policy, backend: Backend, rows: Array, t: Array, verdict: Ve
     above = xp.where(begin > 0, begin, 0.0 * begin)
     # no number below zero: what is told is a status to a backend
     told = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length], axis=-1)
-    return rows + tell(backend, partial(_report, policy, backend, hint), told)
+    return rows + report_if_nonzero(backend, partial(_report, policy, backend, hint), told)
 
 
 def _report(policy: Policy, backend: Backend, hint: str, told: Any) -> None:
@@ -75,7 +75,7 @@ def _report(policy: Policy, backend: Backend, hint: str, told: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Still:
+class ZeroRule:
     """The rule of a function whose derivative is zero."""
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> list[Array | None]:
@@ -87,27 +87,27 @@ class Still:
         return tuple(full(x, 0.0) for x in y)
 
 
-def apart(backend: Backend, fn: Callable[..., Arrays], *arrays: Array) -> Arrays:
+def as_constant(backend: Backend, fn: Callable[..., Arrays], *arrays: Array) -> Arrays:
     """Return fn of the arrays as a constant; fn gets plain arrays, whatever transforms are under way."""
-    found = backend.implicit(fn, Still())(*(backend.constant(x) for x in arrays))
+    found = backend.implicit(fn, ZeroRule())(*(backend.constant(x) for x in arrays))
     return tuple(backend.constant(x) for x in found)
 
 
-def tell(backend: Backend, listener: Callable[[Any], None], told: Array) -> Array:
+def report_if_nonzero(backend: Backend, listener: Callable[[Any], None], told: Array) -> Array:
     """Call the listener with an array if it is not zero all over; return a zero that waits for that, shape ()."""
 
     def listen(told: Array) -> Arrays:
         waited = backend.reports.failures(listener, told, full(told, 0.0, shape=(*told.shape, 1)))
         return (array_namespace(told).sum(waited),)
 
-    return apart(backend, listen, told)[0]
+    return as_constant(backend, listen, told)[0]
 
 
 def increasing(t: Array, backend: Backend) -> Array:
     """Return the times; raise, when the program runs, if they do not increase."""
     xp, plain = array_namespace(t), backend.constant(t)
     wrong = ~(plain[1:] > plain[:-1])  # True for NaN
-    return t + tell(backend, _refuse, xp.astype(wrong, t.dtype))
+    return t + report_if_nonzero(backend, _refuse, xp.astype(wrong, t.dtype))
 
 
 def _refuse(wrong: Any) -> None:

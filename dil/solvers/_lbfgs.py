@@ -110,8 +110,8 @@ class LBFGS:
         value, gradient = evaluate(u)
         finite = xp.isfinite(norm(gradient)) & xp.isfinite(value)
         # a look along the gradient, since a first step is as long as the curvature says
-        look = -(eps(xp, u.dtype) ** 0.5) * size_of(u) * gradient
-        pairs = learn(no_pairs(u, self.memory), look, evaluate(u + look)[1] - gradient)
+        probe = -(eps(xp, u.dtype) ** 0.5) * size_of(u) * gradient
+        pairs = learn(no_pairs(u, self.memory), probe, evaluate(u + probe)[1] - gradient)
         direction, pairs = downhill(pairs, gradient)
         solved = finite & near(pairs, gradient, u, rtol)
         none = zeros_like_count(u)
