@@ -10,6 +10,7 @@ from hypothesis import Phase, settings
 
 import environment  # noqa: F401, for what it sets
 from engines import Engine, engines
+from skipped_summary import write_skipped
 from transforms_table import Table
 
 # no shrinking: every case is small already, and shrinking one that compiles takes minutes
@@ -28,6 +29,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--transforms-table"):
         config.pluginmanager.register(Table(config.getoption("--transforms-table")))
+
+
+def pytest_terminal_summary(terminalreporter):
+    write_skipped(terminalreporter)
 
 
 @pytest.hookimpl(tryfirst=True)
