@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import _results
 import _sys_path  # noqa: F401
 from _common import ONE_THREAD, described, machine, markdown, show, word
+from _results import write_results as write_files
 
 __all__ = ["INK", "command_line", "described", "machine", "markdown", "one_thread", "show", "word", "write_results"]
 
@@ -35,4 +35,4 @@ def write_results(out: Path, name: str, title: str, parts: Sequence[str], record
     """Write NAME.md, the parts below title and command, and NAME.json, both with what they ran on."""
     head = {"command": command_line(), "machine": machine()}
     top = [f"# {title}", f"`{head['command']}`", described(machine()) + "."]
-    _results.write_results(out, name, [*top, *parts], {**head, **record})
+    write_files(out, name, [*top, *parts], {**head, **record})
