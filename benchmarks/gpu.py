@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from _common import described, machine, markdown
+from _common import described, machine, markdown, version
 from _results import write_results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +34,10 @@ FRAMEWORKS = ("cupy", "torch", "jax")
 TESTS = ("test_laws.py", "test_closed_forms.py", "test_gradients.py", "test_cg.py")
 SIZES = ("1000", "10000", "100000", "1000000", "10000000")
 BATCH = "256x50"
+ENDED = re.compile(r"^(?:tests/|\[gw).*?\b(PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
+"""A line of pytest's, with xdist or without, that says how one test ended."""
+CUPY = ("cupy", "cupy-cuda13x", "cupy-cuda12x")
+"""The packages that CuPy may have been installed from."""
 MEASURED = (
     "The layer is y = argmin_u 1/2 u^T (D + L) u - theta^T u with a condition number of about 200, in "
     "float64, solved by CG to a residual of 1e-8. 'ratio' is the time of its backward pass over that of "
@@ -53,50 +58,69 @@ def gpu() -> str | None:
         found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return "; ".join(found.stdout.strip().splitlines()) or None
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a step: the source tree on the path, and memory that three frameworks share."""
+def environment(dry: bool) -> dict[str, str]:
+    """Return the environment of a step: the source tree on the path, and memory that three frameworks share.
+
+    XLA_FLAGS is set, if to nothing, so that the suite does not set the flags that it has for the CPU.
+    """
     path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
-    return {
-        **os.environ,
-        "PYTHONPATH": path,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "JAX_ENABLE_X64": "1",
-        "CI": "1",
-    }
+    wanted = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    wanted |= {"PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_ENABLE_X64": "1", "CI": "1"}
+    if dry:
+        return {**wanted, "JAX_PLATFORMS": "cpu"}
+    wanted.setdefault("XLA_FLAGS", "")
+    return wanted
 
 
-def run(command: Sequence[str], limit: float) -> tuple[str, str | None]:
-    """Return the output of a command, and why it failed: the last lines of its errors, or the time that it had."""
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment(), cwd=ROOT)
-    except subprocess.TimeoutExpired as error:
-        return (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else "", f"stopped after {limit:.0f} s"
-    lines = (found.stderr.strip() or found.stdout.strip()).splitlines()
-    return found.stdout, None if found.returncode == 0 else " / ".join(lines[-3:])
+def run(command: Sequence[str], limit: float, environment: dict[str, str]) -> tuple[str, str | None]:
+    """Return the output of a command, and why it failed: the last lines of its errors, or the time that it had.
+
+    A command that is stopped gives the output that it had written. The processes that it started are stopped too.
+    """
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, env=environment, cwd=ROOT, process_group=0) as process:
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.communicate()[0], f"stopped after {limit:.0f} s"
+    lines = (errors.strip() or output.strip()).splitlines()
+    return output, None if process.returncode == 0 else " / ".join(lines[-3:])
 
 
 def tests(framework: str, dry: bool, limit: float) -> tuple[list[dict[str, Any]], str | None]:
     """Run the tests of one framework on the device."""
+    if framework == "jax" and not dry:  # it falls back to the CPU in silence
+        _, error = run([sys.executable, "-c", "import jax; jax.devices('gpu')"], limit, environment(dry))
+        if error:
+            return [], error
     chosen = "cuda" if framework == "torch" else framework
     if dry:
         chosen = "strict" if framework == "cupy" else framework
     files = [f"tests/{name}" for name in (TESTS[:1] if dry else TESTS)]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "--no-header", *files]
-    output, error = run(command, limit)
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", output[-300:])}
-    row = {"framework": framework, **{word: counts.get(word, 0) for word in ("passed", "failed", "skipped")}}
-    return [row], error
+    # frameworks newer than those of constraints.txt may warn of what is deprecated
+    options = ["-v", "-p", "no:cacheprovider", "--no-header", "-W", "default", "-W", "error::dil.ConvergenceWarning"]
+    if not dry and importlib.util.find_spec("xdist"):
+        options += ["-n", "4"]
+    command = [sys.executable, "-m", "pytest", *options, "-k", chosen, *files]
+    output, error = run(command, limit, environment(dry))
+    ended = [line.lower() for line in ENDED.findall(output)]
+    row = {word: ended.count(word) for word in ("passed", "failed", "error", "skipped")}
+    if error is None and not row["passed"]:
+        error = "no test ran: all were skipped"
+    return [{"framework": framework, **row}], error
 
 
 def cases(step: str, framework: str, dry: bool, limit: float, sizes: Sequence[str]) -> tuple[list[Any], str | None]:
     """Run one step of `_gpu.py` for a framework."""
     stand_in = "numpy" if dry and framework == "cupy" else framework
-    device = "cuda" if framework == "torch" and not dry else ""
+    device = "" if dry else {"torch": "cuda", "jax": "gpu"}.get(framework, "")
     seconds = "0.1" if dry else "3"
-    output, error = run([sys.executable, "benchmarks/_gpu.py", step, stand_in, device, seconds, *sizes], limit)
+    command = [sys.executable, "benchmarks/_gpu.py", step, stand_in, device, seconds, *sizes]
+    output, error = run(command, limit, environment(dry))
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")], error
 
 
@@ -166,7 +190,8 @@ def main(
     if dry:
         console.print("no NVIDIA GPU was found: this is a dry run on the CPU with small sizes (NumPy stands for CuPy)")
     command = shlex.join(["python", "benchmarks/gpu.py", *sys.argv[1:]])
-    host = {**machine(), "GPU": device or "none"}
+    cupy = next((found for found in map(version, CUPY) if found != "absent"), "absent")
+    host = {**machine(), "cupy": cupy, "GPU": device or "none"}
     head = ["# dil on a GPU", f"`{command}`", described(host) + ".", f"GPU (name, memory, driver): {host['GPU']}."]
     if dry:
         head.append(
