@@ -312,20 +312,20 @@ def backward_unrolled(theta: Any, v: Any, iterations: int) -> None:
 # --- running and telling ---------------------------------------------------------------------------------------------
 
 
-def measure_times(plan: Plan, backends: Sequence[str], tell: Callable[[str], None]) -> Iterator[Timing]:
+def measure_times(plan: Plan, backends: Sequence[str], show_progress: Callable[[str], None]) -> Iterator[Timing]:
     for backend in backends:
         with Fresh(every_time=False) as run:
             for score in SCORES:
                 for size in plan.sizes:
-                    tell(f"time: {backend}, {score}, {size:,} unknowns")
+                    show_progress(f"time: {backend}, {score}, {size:,} unknowns")
                     least = plan.least if size <= 10_000 else max(3, plan.least // 3)
                     yield run(time_case, backend, score, size, plan.seconds, least)
 
 
-def measure_memory(plan: Plan, backends: Sequence[str], tell: Callable[[str], None]) -> Iterator[Memory]:
+def measure_memory(plan: Plan, backends: Sequence[str], show_progress: Callable[[str], None]) -> Iterator[Memory]:
     def peak(run: Fresh, what: str, iterations: int, **options: bool) -> float:
         """Return the least of several peaks: what a compiler takes varies by some MiB from process to process."""
-        tell(f"memory: {what}, {iterations:,} iterations")
+        show_progress(f"memory: {what}, {iterations:,} iterations")
         return min(run(peak_memory, what, iterations, **options) for _ in range(plan.processes))
 
     with Fresh(every_time=True) as run:
@@ -446,12 +446,12 @@ def main(
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
         job = progress.add_task("")
 
-        def tell(what: str) -> None:
+        def show_progress(what: str) -> None:
             progress.update(job, description=what)
 
-        times = list(measure_times(plan, chosen, tell))
-        used = list(measure_memory(plan, chosen, tell)) if memory else []
-        tell("done")
+        times = list(measure_times(plan, chosen, show_progress))
+        used = list(measure_memory(plan, chosen, show_progress)) if memory else []
+        show_progress("done")
     console.print(f"{command}\n{described(host)}\n", highlight=False)
     console.print(MEASURED, highlight=False)
     show(console, "time", *time_table(times))

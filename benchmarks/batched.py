@@ -268,12 +268,12 @@ def iterations(case: Case) -> int:
 # --- running and telling ---------------------------------------------------------------------------------------------
 
 
-def measure_all(backends: Sequence[str], quick: bool, tell: Callable[[str], None]) -> Iterator[Row]:
+def measure_all(backends: Sequence[str], quick: bool, show_progress: Callable[[str], None]) -> Iterator[Row]:
     problems, size, seconds, least = (8, 10, 0.05, 3) if quick else (PROBLEMS, SIZE, 6.0, 9)
     for backend in backends:
         with Fresh(every_time=False) as run:
             for score in CASES:
-                tell(f"{backend}: {score}, {problems} problems of {size} unknowns")
+                show_progress(f"{backend}: {score}, {problems} problems of {size} unknowns")
                 for row in run(measure, backend, score, problems, size, seconds, least):
                     yield Row(**{**asdict(row), "target": None}) if quick else row  # the targets are of the full size
 

@@ -275,25 +275,25 @@ def cross(backend: str, kind: str, n: int, seconds: float) -> Crossing:
 
 # --- running and telling ---------------------------------------------------------------------------------------------
 
-Tell = Callable[[str], None]
+ShowProgress = Callable[[str], None]
 
 
-def measure_all(backends: Sequence[str], quick: bool, tell: Tell) -> Iterator[Row]:
+def measure_all(backends: Sequence[str], quick: bool, show_progress: ShowProgress) -> Iterator[Row]:
     from _systems import systems
 
     for backend in backends:
         with Fresh(every_time=False) as run:
             for system in systems(quick=quick):
-                tell(f"{backend}: {system.name}, {system.n:,} unknowns")
+                show_progress(f"{backend}: {system.name}, {system.n:,} unknowns")
                 yield from run(measure, backend, system, 0.02 if quick else 0.3)
 
 
-def measure_crossings(backends: Sequence[str], quick: bool, tell: Tell) -> Iterator[Crossing]:
+def measure_crossings(backends: Sequence[str], quick: bool, show_progress: ShowProgress) -> Iterator[Crossing]:
     for backend in backends:
         with Fresh(every_time=False) as run:
             for kind in ("few", "many"):
                 for n in (4, 16) if quick else SIZES:
-                    tell(f"{backend}: crossover, {kind} iterations, {n} unknowns")
+                    show_progress(f"{backend}: crossover, {kind} iterations, {n} unknowns")
                     yield run(cross, backend, kind, n, 0.02 if quick else 0.5)
 
 
@@ -396,12 +396,12 @@ def main(
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console) as progress:
         job = progress.add_task("")
 
-        def tell(what: str) -> None:
+        def show_progress(what: str) -> None:
             progress.update(job, description=what)
 
-        crossings = list(measure_crossings(chosen, quick, tell))
-        rows = list(measure_all(chosen, quick, tell))
-        tell("done")
+        crossings = list(measure_crossings(chosen, quick, show_progress))
+        rows = list(measure_all(chosen, quick, show_progress))
+        show_progress("done")
     heads, cells = row_table(rows)
     console.print(f"{command}\n{described(host)}\n", highlight=False)
     console.print(MEASURED, highlight=False)

@@ -183,10 +183,10 @@ FULL = Plan(100, SIZES, STIFFNESS, 10, 64)
 QUICK = Plan(2, (2, 200), (1.0, 100.0), 1, 8)
 
 
-def measure_all(plan: Plan, done: list[Record], tell: Callable[[str, int], None]) -> Iterator[list[Record]]:
+def measure_all(plan: Plan, done: list[Record], show_progress: Callable[[str, int], None]) -> Iterator[list[Record]]:
     """Measure what is left, and return all there is after each round."""
     jobs = list(plan.jobs(done))
-    tell("", len(jobs))
+    show_progress("", len(jobs))
     with Fresh(every_time=False) as run:
         run(chunk, SIZE, STIFF, range(1))  # what a framework does only once
         for i, (kind, size, stiffness, seeds) in enumerate(jobs):
@@ -194,7 +194,7 @@ def measure_all(plan: Plan, done: list[Record], tell: Callable[[str, int], None]
                 done += plain(run(chunk, size, stiffness, seeds))
             else:
                 done += plain(run(chunk_close, size, stiffness, seeds, plan.most))
-            tell(f"{size} states, stiffness {stiffness:g}", 0)
+            show_progress(f"{size} states, stiffness {stiffness:g}", 0)
             if i + 1 == len(jobs) or jobs[i + 1][:3] == jobs[0][:3]:
                 yield done
 
@@ -384,10 +384,10 @@ def main(
     with Progress(*columns, console=console) as progress:
         job = progress.add_task("")
 
-        def tell(what: str, total: int) -> None:
+        def show_progress(what: str, total: int) -> None:
             progress.update(job, description=what, advance=0 if total else 1, total=total or None)
 
-        for there in measure_all(plan, records, tell):
+        for there in measure_all(plan, records, show_progress):
             if out is not None:
                 write(out, command, host, plan, there)
     rows, closes = plan.rows(records), plan.close_rows(records)
