@@ -493,3 +493,19 @@ def test_numbers_of_numpy_are_options_and_booleans_are_none():
 def test_what_takes_no_start_cannot_be_warmed(solver):
     with pytest.raises(dil.OptionError, match="takes no start x0="):
         WarmStart(solver())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_problem_of_a_batch_is_solved_as_it_is_alone(plain, seed):
+    """The first system has no solution, so its cycle of GMRES ends early, while the second goes on."""
+    draw, n = np.random.default_rng(seed), 12
+    Q = np.linalg.qr(draw.standard_normal((n, n)))[0][:, : draw.integers(1, 5)]
+    A = np.stack([Q @ Q.T, draw.standard_normal((n, n)) + 4 * np.eye(n)])
+    b = draw.standard_normal((2, n))
+    together, apart = run(plain, GMRES(), A, b), run(plain, GMRES(), A[0], b[0])
+    size = np.linalg.norm(apart[0])
+    assert np.linalg.norm(together[0][0] - apart[0]) <= 1e-10 * size
+    assert name_of(together[1][0]) == name_of(apart[1])
+    # A[0] projects onto Q, so what is left at best is the part of b outside of it
+    best = np.linalg.norm(b[0] - Q @ (Q.T @ b[0]))
+    assert np.linalg.norm(b[0] - A[0] @ together[0][0]) <= (1 + 1e-10) * best

@@ -173,6 +173,17 @@ class BackendHandle:
         return self.module.to_numpy(self.module.constant(x))
 
 
+@cache
+def _namespace_of(name: str) -> Namespace:
+    """Return the array API namespace of a backend that can compute here; found once, since it lists devices."""
+    module = load(name)
+    reason = module.info().reason
+    if reason is not None:
+        message = f"the backend {name!r} cannot be used here: {reason}"
+        raise BackendError(message)
+    return array_namespace(module.asarray(0.0))
+
+
 def backend(
     name: str | None = None, *, device: Device | None = None, dtype: DType | str | None = None
 ) -> BackendHandle:
@@ -188,12 +199,7 @@ def backend(
         message = f"$DIL_BACKEND is {chosen!r}; expected one of {', '.join(sorted(_targets()))}"
         raise BackendError(message)
     name = chosen
-    module = load(name)
-    reason = module.info().reason
-    if reason is not None:
-        message = f"the backend {name!r} cannot be used here: {reason}"
-        raise BackendError(message)
-    xp = array_namespace(module.asarray(0.0))
+    module, xp = load(name), _namespace_of(name)
     wanted = getattr(xp, dtype, None) if isinstance(dtype, str) else dtype
     try:
         xp.finfo(wanted if wanted is not None else xp.float32)
