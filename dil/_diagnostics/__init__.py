@@ -1,4 +1,4 @@
-"""What is said about an answer: stationarity, error bound, records, reports, and what happens after a failure.
+"""Checks of an answer, and what happens after a failure: stationarity, error bound, records, reports, policy.
 
 It imports `_base`, `_frameworks`, `_problem` and `linear`.
 """

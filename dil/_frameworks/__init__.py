@@ -1,4 +1,4 @@
-"""What dil asks of a framework (the Protocol of a backend), and what every framework gets from it.
+"""The Protocol that a backend implements, and the code that all backends share: loops, transforms, arguments.
 
 It imports `_base`. The registry also loads backends, by name, when their arrays first appear.
 """

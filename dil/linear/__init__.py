@@ -1,4 +1,4 @@
-"""Linear solvers for the backward pass, preconditioners, and the choice among them. They need products with A alone.
+"""Linear solvers for the backward pass, preconditioners, and the automatic choice. They need only products with A.
 
 It imports `_base` and `_frameworks`.
 """

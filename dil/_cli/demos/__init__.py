@@ -1,1 +1,1 @@
-"""Demonstrations that the command line runs; what is of use beyond them is library code."""
+"""Demonstrations that the command line runs. Code that is useful beyond a demonstration belongs in a room of dil."""

@@ -1,4 +1,4 @@
-"""Preconditioners of `dil.linear.CG`: approximations of A^-1, prepared anew for each system."""
+"""Preconditioners of `dil.linear.CG`: approximations of A^-1. Each is prepared again for every system."""
 
 from dil.linear.preconditioners._jacobi import Jacobi
 from dil.linear.preconditioners._lbfgs_pairs import LBFGSPairs
