@@ -16,44 +16,44 @@ from dil.solvers._start import check_positive, size_of, start_equation, toleranc
 from dil.solvers._watch import check_watched, iterate_watched
 
 EXPLODED = 10.0
-"""How many times the least residual so far a residual may be before its problem falls back to a plain step."""
+"""A residual this many times the least one so far sends its problem back to a plain step."""
 FAR = 100.0
-"""How many plain steps a mixed one may be long without halving the residual."""
+"""A mixed step this many times as long as a plain one must halve the residual."""
 
 
 @dataclass(frozen=True)
 class Anderson:
-    """Find u = step(u) from the last steps together: the mix of them whose residual is least.
+    """Find u = step(u) by the combination of the last steps whose residual is least.
 
     Parameters
     ----------
     memory : int
         How many differences of earlier iterates are mixed.
     mixing : float
-        How much of the mixed residual is added to the mixed iterate; 1 takes it whole.
+        The share of the mixed residual that is added to the mixed iterate, in (0, 1].
     regularisation : float
-        What is added to the diagonal of the least squares' normal matrix, relative to its mean entry there. It is
-        raised to the rounding of the matrix where it is below, in float32 say.
+        A number added to the diagonal of the normal matrix of the least squares, relative to its mean entry there.
+        It is never below the rounding of the matrix.
     rtol : float, optional
         A problem is solved when ||step(u) - u|| <= rtol (1 + ||u||); by default eps ** 0.75 of the dtype: 1.8e-12 in
         float64, 6.4e-6 in float32.
     max_iter : int
-        Evaluations of the step at most, besides the first.
+        The largest number of evaluations of the step after the first.
     history : bool
-        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+        Whether `extra["history"]` holds the residual after every step, (max_iter, *batch); NaN for steps not taken.
     progress : bool
-        Whether a run of more than a second draws a progress bar; needs rich.
+        Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
 
-    Where the step is affine the method is GMRES in other words (Walker and Ni 2011, Theorem 2.2). A problem whose
-    residual comes out ten times larger than its least so far, or not finite, goes back to the iterate before, forgets
-    its memory and takes the plain step u + mixing (step(u) - u); so does one that leaps a hundred times as far as that
-    step without halving its residual.
+    For an affine step the method is equivalent to GMRES (Walker and Ni 2011, Theorem 2.2). A problem returns to its
+    last iterate, clears its memory and takes the plain step u + mixing (step(u) - u) in two cases. Either its residual
+    is not finite or ten times its least so far. Or its step is a hundred times as long as the plain one and does not
+    halve the residual.
 
-    Sources: Walker and Ni 2011, Algorithm AA, least squares of eq. 2.2 by normal equations of memory unknowns.
+    Source: Walker and Ni 2011, Algorithm AA. The least squares of eq. 2.2 are solved by their normal equations.
 
     Raises
     ------
@@ -92,41 +92,41 @@ class Anderson:
         def move(u: Array) -> Array:
             return backend.constant(problem.image(u, *arrays)) - u
 
-        def near(u: Array, left: Array) -> Array:
-            return norm(left) <= rtol * size_of(u)
+        def near(u: Array, f: Array) -> Array:
+            return norm(f) <= rtol * size_of(u)
 
         def step(s: Iterate) -> Iterate:
             new = self._mix(s)
-            left = move(new)
-            size, before = norm(left), norm(s.left)
-            finite = xp.all(xp.isfinite(left), axis=-1, keepdims=True)
+            f = move(new)
+            size, before = norm(f), norm(s.f)
+            finite = xp.all(xp.isfinite(f), axis=-1, keepdims=True)
             worse = (size > EXPLODED * s.least) | ((norm(new - s.u) > FAR * before) & (size > 0.5 * before))
-            accepted = finite & ~(s.mixed & worse)
-            again = ~accepted & s.mixed  # forget the memory, and take a plain step next
-            solved = accepted & near(new, left)
+            taken = finite & ~(s.mixed & worse)
+            restart = ~taken & s.mixed  # clear the memory, and take a plain step next
+            solved = taken & near(new, f)
             moved = xp.any(new != s.u, axis=-1, keepdims=True)
             return Iterate(
-                xp.where(accepted, new, s.u),
-                xp.where(accepted, left, s.left),
-                push(s.du, new - s.u, accepted, again),
-                push(s.dleft, left - s.left, accepted, again),
-                xp.where(accepted & (size < s.least), size, s.least),
-                accepted,
+                xp.where(taken, new, s.u),
+                xp.where(taken, f, s.f),
+                push(s.du, new - s.u, taken, restart),
+                push(s.df, f - s.f, taken, restart),
+                xp.where(taken & (size < s.least), size, s.least),
+                taken,
                 s.steps + 1,
-                ((accepted & moved) | again) & ~solved & (s.steps + 1 < self.max_iter),
+                ((taken & moved) | restart) & ~solved & (s.steps + 1 < self.max_iter),
                 solved,
-                ~accepted & ~s.mixed,
+                ~taken & ~s.mixed,
             )
 
-        left, zero = move(u), zeros_like_count(u)
+        f, zero = move(u), zeros_like_count(u)
         none = full(u, 0.0, shape=(*u.shape[:-1], self.memory, u.shape[-1]))
-        finite = xp.isfinite(norm(left))
-        solved = finite & near(u, left)
-        first = Iterate(u, left, none, none, norm(left), zero > 0, zero, finite & ~solved, solved, ~finite)
-        scale = nonzero_or_one(norm(left))
+        finite = xp.isfinite(norm(f))
+        solved = finite & near(u, f)
+        first = Iterate(u, f, none, none, norm(f), zero > 0, zero, finite & ~solved, solved, ~finite)
+        scale = nonzero_or_one(norm(f))
 
         def residual(s: Iterate) -> Array:
-            return norm(s.left) / scale
+            return norm(s.f) / scale
 
         last, extra = iterate_watched(
             self, backend, frozen(step, u.ndim - 1), first, max_iter=self.max_iter, residual=residual
@@ -143,27 +143,27 @@ class Anderson:
         )
 
     def _mix(self, s: Iterate) -> Array:
-        """Return u + mixing f - (dU + mixing dF) gamma, gamma the least squares' solution of dF gamma = f."""
+        """Return u + mixing f - (dU + mixing dF) gamma, where gamma solves dF gamma = f in the least-squares sense."""
         xp = array_namespace(s.u)
-        gamma = least_squares(s.dleft, s.left, self.regularisation)
-        change = xp.sum((s.du + self.mixing * s.dleft) * gamma, axis=-2)
-        return s.u + self.mixing * s.left - change  # type: ignore[no-any-return]
+        gamma = least_squares(s.df, s.f, self.regularisation)
+        change = xp.sum((s.du + self.mixing * s.df) * gamma, axis=-2)
+        return s.u + self.mixing * s.f - change  # type: ignore[no-any-return]
 
 
 class Iterate(NamedTuple):
-    """One step; u and what is left of it: (*batch, n), the memory (*batch, m, n), the rest (*batch, 1)."""
+    """One step; u and f: (*batch, n), the memory: (*batch, m, n), the rest: (*batch, 1)."""
 
     u: Array
-    left: Array
+    f: Array
     """f = step(u) - u."""
     du: Array
-    """Differences of successive iterates, oldest first, zero where there is none."""
-    dleft: Array
-    """Those of f."""
+    """Differences of successive iterates, oldest first; zero where none is stored yet."""
+    df: Array
+    """Differences of successive f."""
     least: Array
     """The least residual so far."""
     mixed: Array
-    """Whether the next step mixes: a plain one is not given up."""
+    """Whether the next step mixes. A plain step is always kept."""
     steps: Array
     going: Array
     solved: Array
@@ -171,7 +171,7 @@ class Iterate(NamedTuple):
 
 
 def push(memory: Array, new: Array, kept: Array, forgotten: Array) -> Array:
-    """Return a memory with one more difference, the oldest gone, or with none."""
+    """Add a difference to a memory and drop the oldest, or clear the memory."""
     xp = array_namespace(new)
     pushed = xp.concat([memory[..., 1:, :], new[..., None, :]], axis=-2)
     pushed = xp.where(kept[..., None], pushed, memory)
@@ -181,8 +181,8 @@ def push(memory: Array, new: Array, kept: Array, forgotten: Array) -> Array:
 def least_squares(rows: Array, right: Array, regularisation: float) -> Array:
     """Return gamma, (*batch, m, 1), that minimises ||sum_i gamma_i rows_i - right|| for each problem.
 
-    The rows are scaled to norm one first. The trace of the normal matrix is then m, and what is added to its diagonal
-    is relative to that: no row is lost by its size. Absent rows, which are zero, get zero.
+    The rows are scaled to norm one first, so that no row is lost by its size. The trace of the normal matrix is then
+    m, and the regularisation is relative to one. Rows of zeros, which store nothing yet, get gamma = 0.
     """
     xp, count = array_namespace(rows), rows.shape[-2]
     sizes = nonzero_or_one(norm(rows))
@@ -191,7 +191,7 @@ def least_squares(rows: Array, right: Array, regularisation: float) -> Array:
     scale = nonzero_or_one(norm(right))
     rhs = xp.matmul(units, (right / scale)[..., None])
     sound = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
-    # above the rounding of the matrix, or a solve could meet a pivot of zero and raise
+    # a value below the rounding of the matrix could let the solve meet a pivot of zero and raise
     ridge = max(regularisation, 4 * count * eps(xp, rows.dtype))
     identity = eye(count, rows)
     absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, rows.dtype)

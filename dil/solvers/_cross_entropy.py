@@ -1,4 +1,4 @@
-"""The cross-entropy method: normal samples, whose mean and deviation follow the best of them."""
+"""The cross-entropy method: normal samples whose mean and deviation follow the best samples."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ class CrossEntropy:
     Parameters
     ----------
     samples : int
-        Evaluations of the score in each iteration.
+        The number of evaluations of the score in each iteration.
     elites : int, optional
-        How many of the best samples the distribution is fitted to; a tenth of them, and at least two, by default.
+        The number of best samples to which the distribution is fitted; by default a tenth, and at least two.
     iterations : int
-        Iterations at most.
+        The largest number of iterations.
     spread : float
-        The first standard deviation of every unknown, in the units of u. It should reach as far as the minimum may be:
-        from a small one the samples close in on a point short of it.
+        The first standard deviation of every unknown, in the units of u. It should be as large as the distance from
+        the start to the minimum: samples from a smaller one contract before they reach it.
     smoothing : float
-        How much of the last mean and deviation is kept, in [0, 1).
+        The share of the last mean and deviation that is kept, in [0, 1).
     seed : int
-        Of the random numbers; they are the same for every problem of a batch, which so finds what it would find alone.
+        The seed of the random numbers. Every problem of a batch gets the same numbers as it would get alone.
     rtol : float, optional
         A problem is solved when its deviations, as one vector, are within rtol (1 + ||u||); by default eps ** (1/3) of
         the dtype: 6.1e-6 in float64, 4.9e-3 in float32.
     history : bool
-        Whether `extra["history"]` gives the deviation, relative to the first, after every iteration,
-        (iterations, *batch), NaN where none was taken.
+        Whether `extra["history"]` holds the deviation after every iteration, relative to the first,
+        (iterations, *batch); NaN for iterations not taken.
     progress : bool
-        Whether a run of more than a second draws a progress bar; needs rich.
+        Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
-    Rubinstein and Kroese 2004, section 5.1, with one deviation for each unknown; the value is the best sample of all.
-    A score that is not finite is as good as an infinite one; a problem that never meets a finite score is NON_FINITE.
-    All samples of an iteration are valued at once where the score or the framework can; iterations * samples * n random
-    numbers are in memory.
+    Source: Rubinstein and Kroese 2004, section 5.1, with one deviation for each unknown. The value is the best of all
+    samples. A score that is not finite counts as infinite. A problem that never meets a finite score is NON_FINITE.
+    All samples of an iteration are evaluated at once if the score or the framework can do so. The random numbers,
+    iterations * samples * n of them, are held in memory.
 
     Raises
     ------
@@ -148,7 +148,7 @@ class CrossEntropy:
         return s.mean + s.deviation * row  # type: ignore[no-any-return]
 
     def _fitted(self, rows: Array, values: Array, s: Search) -> tuple[Array, Array]:
-        """Return mean and deviation of the elites, of ties all, mixed with the last; the last where there are none."""
+        """Return mean and deviation of the elites (with all ties), smoothed by the last; the last if none is finite."""
         xp, kept = array_namespace(rows), self.smoothing
         last = xp.sort(values, axis=0)[self._elites - 1, ...]
         elite = (values <= last) & (values < math.inf)
@@ -162,7 +162,7 @@ class CrossEntropy:
 
 
 class Search(NamedTuple):
-    """One iteration; u, mean and deviation: (*batch, n), its number (), the rest (*batch, 1)."""
+    """One iteration; u, mean and deviation: (*batch, n), its number: (), the rest: (*batch, 1)."""
 
     u: Array
     """The best so far."""

@@ -1,4 +1,4 @@
-"""How every iterative solver of the library ends: its last iterate with a verdict for each problem."""
+"""The end of every iterative solver of the library: its last iterate, and a status for each problem."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def finish(
     singular: Array | None = None,
     diverged: Array | None = None,
 ) -> Solution:
-    """Return the solution at u, (*batch, n), from what the loop left, each (*batch, 1).
+    """Return the solution at u, (*batch, n), from the last state of the loop, (*batch, 1) each.
 
-    A problem that is neither solved nor broken ran out of iterations, or else it stopped because of rounding.
+    A problem that is neither solved nor broken reached the iteration limit, or it stopped because of rounding.
     """
     reasons = [
         (solved, Status.CONVERGED),

@@ -22,25 +22,25 @@ class FixedPoint:
     Parameters
     ----------
     damping : float
-        How much of each step is taken: 1 takes it whole, less tames a step that overshoots.
+        The share of each step that is taken, in (0, 1]. Less than 1 helps where steps overshoot.
     rtol : float, optional
         A problem is solved when ||step(u) - u|| <= rtol (1 + ||u||); by default eps ** 0.75 of the dtype: 1.8e-12 in
         float64, 6.4e-6 in float32.
     max_iter : int
-        Steps at most.
+        The largest number of steps.
     history : bool
-        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+        Whether `extra["history"]` holds the residual after every step, (max_iter, *batch); NaN for steps not taken.
     progress : bool
-        Whether a run of more than a second draws a progress bar; needs rich.
+        Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
-    Near a solution where the step contracts distances by q, the distance to it is at most the residual over 1 - q.
+    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
+    If the step contracts distances by a factor q < 1, the distance to the solution is at most the residual / (1 - q).
 
-    A problem whose residual outgrows the start by all digits has DIVERGED; one whose residual is no longer finite keeps
-    the iterate before and is NON_FINITE; one that cycles ends with MAX_ITER; one whose iterate no longer moves, above
-    the tolerance, has STAGNATED. `Anderson` needs fewer steps where the step contracts slowly.
+    A problem ends DIVERGED if its residual exceeds the size of the start by 1 / eps. It ends NON_FINITE, at its last
+    finite iterate, if the residual is no longer finite. A cycle ends with MAX_ITER. An iterate that no longer moves
+    above the tolerance has STAGNATED. `Anderson` needs fewer steps where the step contracts slowly.
 
     Raises
     ------
@@ -76,31 +76,31 @@ class FixedPoint:
         def move(u: Array) -> Array:
             return backend.constant(problem.image(u, *arrays)) - u
 
-        def near(u: Array, left: Array) -> Array:
-            return norm(left) <= rtol * size_of(u)
+        def near(u: Array, f: Array) -> Array:
+            return norm(f) <= rtol * size_of(u)
 
         def advance(s: Iterate) -> Iterate:
-            new = s.u + self.damping * s.left
-            left = move(new)
-            usable = s.going & xp.all(xp.isfinite(left), axis=-1, keepdims=True)
+            new = s.u + self.damping * s.f
+            f = move(new)
+            usable = s.going & xp.all(xp.isfinite(f), axis=-1, keepdims=True)
             moved = xp.any(new != s.u, axis=-1, keepdims=True)
-            solved = s.solved | (usable & near(new, left))
+            solved = s.solved | (usable & near(new, f))
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            diverged = s.diverged | (usable & (norm(left) > far))
+            diverged = s.diverged | (usable & (norm(f) > far))
             going = usable & moved & ~solved & ~diverged & (steps < self.max_iter)
             broken = s.broken | (s.going & ~usable)
-            u, left = xp.where(usable, new, s.u), xp.where(usable, left, s.left)
-            return Iterate(u, left, steps, going, solved, broken, diverged)
+            u, f = xp.where(usable, new, s.u), xp.where(usable, f, s.f)
+            return Iterate(u, f, steps, going, solved, broken, diverged)
 
-        left = move(u)
-        finite = xp.isfinite(norm(left))
-        solved = finite & near(u, left)
-        first = Iterate(u, left, zeros_like_count(u), finite & ~solved, solved, ~finite, finite & ~finite)
-        far = (size_of(u) + norm(left)) / eps(xp, u.dtype)
-        scale = nonzero_or_one(norm(left))
+        f = move(u)
+        finite = xp.isfinite(norm(f))
+        solved = finite & near(u, f)
+        first = Iterate(u, f, zeros_like_count(u), finite & ~solved, solved, ~finite, finite & ~finite)
+        far = (size_of(u) + norm(f)) / eps(xp, u.dtype)
+        scale = nonzero_or_one(norm(f))
 
         def residual(s: Iterate) -> Array:
-            return norm(s.left) / scale
+            return norm(s.f) / scale
 
         last, extra = iterate_watched(self, backend, advance, first, max_iter=self.max_iter, residual=residual)
         return finish(
@@ -117,14 +117,14 @@ class FixedPoint:
 
 
 class Iterate(NamedTuple):
-    """One step; u and what is left of it: (*batch, n), the rest (*batch, 1)."""
+    """One step; u and f: (*batch, n), the rest: (*batch, 1)."""
 
     u: Array
-    left: Array
-    """step(u) - u."""
+    f: Array
+    """f = step(u) - u."""
     steps: Array
     going: Array
     solved: Array
     broken: Array
     diverged: Array
-    """Whether what is left has outgrown the start by all digits."""
+    """Whether f exceeds the size of the start by 1 / eps."""

@@ -20,20 +20,20 @@ class GradientDescent:
     Parameters
     ----------
     rtol : float, optional
-        A problem is solved when the step to come is within rtol (1 + ||u||); by default eps ** (2/3) of the dtype:
+        A problem is solved when the next step is within rtol (1 + ||u||); by default eps ** (2/3) of the dtype:
         3.7e-11 in float64, 2.4e-5 in float32.
     max_iter : int
-        Evaluations of the score and its gradient at most.
+        The largest number of evaluations of the score and its gradient.
     step : float
-        The first step's length over the gradient's; later ones follow the curvature met.
+        The length of the first step, relative to the gradient. Later lengths follow from the curvature.
     history : bool
-        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+        Whether `extra["history"]` holds the residual after every step, (max_iter, *batch); NaN for steps not taken.
     progress : bool
-        Whether a run of more than a second draws a progress bar; needs rich.
+        Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
 
     The step length is s^T s / s^T y of the last step s and change of gradient y (Barzilai and Borwein 1988, eq. 5); a
     step that does not lower the score enough (Armijo 1966, up to rounding) is quartered.
@@ -70,7 +70,7 @@ class GradientDescent:
             trial = s.u - xp.where(s.going, s.step, 0.0 * s.step) * s.gradient
             value, gradient = evaluate(trial)
             lower = value <= s.value - 1e-4 * s.step * dot(s.gradient, s.gradient) + rounding * xp.abs(s.value)
-            # the score does not resolve a step this short, its change is of second order; the gradient still does
+            # rounding hides the change of the score over a step this short; the gradient still resolves it
             short = s.step * norm(s.gradient) <= 16 * eps(xp, u.dtype) ** 0.5 * size_of(s.u)
             lower = lower | (short & (norm(gradient) <= 2.0 * norm(s.gradient)))
             accepted = s.going & lower & xp.all(xp.isfinite(gradient), axis=-1, keepdims=True)
@@ -119,7 +119,7 @@ class GradientDescent:
 
 
 class Descent(NamedTuple):
-    """One step of the descent; vectors (*batch, n), the rest (*batch, 1)."""
+    """One step of the descent; vectors: (*batch, n), the rest: (*batch, 1)."""
 
     u: Array
     value: Array

@@ -1,4 +1,4 @@
-"""Solving on the host: vectors of any backend as NumPy's, and the one call that a compiled program makes for it."""
+"""Solvers of NumPy vectors for arrays of every backend, in one call to the host, also from compiled programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dil.solvers._start import check_positive
 
 
 class Found(NamedTuple):
-    """What a solver of the host says."""
+    """The answer of a solver that runs on the host."""
 
     x: Any
     """A NumPy vector."""
@@ -61,11 +61,11 @@ def solve_on_host(
     u: Array,
     arrays: Arrays,
     solve: Callable[[Host, Arrays], Found],
-    left: Callable[[Array], Array],
+    residual: Callable[[Array], Array],
 ) -> Solution:
-    """Return what `solve(host, arrays)` finds, from host.like = u; `left(u)`, (*batch, n), is what it drives to zero.
+    """Return what `solve(host, arrays)` finds, from host.like = u. It drives `residual(u)`, (*batch, n), to zero.
 
-    A batch is one problem to the host, so that its problems share one status and one count.
+    A batch is one problem to the host, so its problems share one status and one count.
     """
     xp, place, batch = array_namespace(u), {"device": device(u)}, problem.space.batch
     if problem.space.dimension == 0:
@@ -86,13 +86,13 @@ def solve_on_host(
         problem.space.unravel(best),
         xp.broadcast_to(status, batch),
         xp.broadcast_to(steps, batch),
-        (norm(left(best)) / nonzero_or_one(norm(left(u))))[..., 0],
+        (norm(residual(best)) / nonzero_or_one(norm(residual(u))))[..., 0],
         {"message": said[-1]} if said else None,
     )
 
 
 def check_scipy(function: str, method: object, tol: float | None, options: object) -> None:
-    """Refuse options that no function of SciPy's takes."""
+    """Refuse options that no function of SciPy takes."""
     if not isinstance(method, str):
         message = f"method={method!r}; expected the name of a method of scipy.optimize.{function}"
         raise OptionError(message)

@@ -17,29 +17,29 @@ from dil.solvers._wolfe import wolfe_search
 
 @dataclass(frozen=True)
 class LBFGS:
-    """Minimise by limited-memory BFGS: for smooth scores of many unknowns, by gradients alone.
+    """Minimise a smooth score of many unknowns by limited-memory BFGS, with gradients alone.
 
     Parameters
     ----------
     memory : int
-        How many pairs of steps and changes of gradient describe the Hessian.
+        The number of pairs of a step and a change of gradient that describe the Hessian.
     rtol : float, optional
-        A problem is solved when the gradient over the least curvature remembered is within rtol (1 + ||u||); by
+        A problem is solved when the gradient, divided by the least curvature in memory, is within rtol (1 + ||u||); by
         default eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
     max_iter : int
-        Steps at most, each of one line search: as a rule one evaluation of the score and its gradient.
+        The largest number of line searches. Most of them take one evaluation of the score and its gradient.
     history : bool
-        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+        Whether `extra["history"]` holds the residual after every step, (max_iter, *batch); NaN for steps not taken.
     progress : bool
-        Whether a run of more than a second draws a progress bar; needs rich.
+        Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
 
-    `extra["pairs"]` is what was learned of the Hessian at the solution, for a preconditioner of the backward pass;
-    `extra["evaluations"]` counts evaluations of the score and its gradient. A pair is kept where its curvature is
-    positive beyond rounding. Where no step length is found, the pairs are forgotten and the gradient is the step.
+    `extra["pairs"]` holds the pairs at the solution, for a preconditioner of the backward pass. `extra["evaluations"]`
+    counts evaluations of the score and its gradient. A pair is kept if its curvature is positive beyond rounding. If
+    no step length is found, the memory is cleared and the next direction is the negative gradient.
 
     Sources: Nocedal and Wright 2006, Algorithms 7.4 and 7.5, line search of Algorithms 3.5 and 3.6.
 
@@ -73,7 +73,7 @@ class LBFGS:
         problem, u, arrays = start(self, fun, init, args, kwargs)
         backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 2 / 3)
 
-        # in units of the first gradient, since squares of tiny and huge ones under- and overflow
+        # in units of the first gradient: squares of tiny or huge gradients would under- or overflow
         unit = nonzero_or_one(norm(problem.gradient(u, *arrays)))
 
         def evaluate(u: Array) -> tuple[Array, Array]:
@@ -109,7 +109,7 @@ class LBFGS:
 
         value, gradient = evaluate(u)
         finite = xp.isfinite(norm(gradient)) & xp.isfinite(value)
-        # a look along the gradient, since a first step is as long as the curvature says
+        # a probe along the gradient, whose curvature gives the length of the first step
         probe = -(eps(xp, u.dtype) ** 0.5) * size_of(u) * gradient
         pairs = learn(no_pairs(u, self.memory), probe, evaluate(u + probe)[1] - gradient)
         direction, pairs = downhill(pairs, gradient)
@@ -122,7 +122,7 @@ class LBFGS:
 
         last, extra = iterate_watched(self, backend, descend, first, max_iter=self.max_iter, residual=residual)
         rho, most = last.pairs.rho, float(xp.finfo(u.dtype).max)
-        held = rho <= most * at_most_one(unit[..., 0])  # a pair whose rho would overflow is none
+        held = rho <= most * at_most_one(unit[..., 0])  # drop a pair whose rho would overflow
         rho = xp.where(held, rho, full(rho, 0.0)) / unit[..., 0]
         return finish(
             problem.space,
@@ -147,7 +147,7 @@ class Iterate(NamedTuple):
     value: Array
     gradient: Array
     direction: Array
-    """Where to go from u, minus the approximation of H^-1 times the gradient."""
+    """The direction of search: minus the approximation of H^-1, times the gradient."""
     pairs: Pairs
     steps: Array
     evaluations: Array
@@ -156,7 +156,7 @@ class Iterate(NamedTuple):
 
 
 def downhill(pairs: Pairs, gradient: Array) -> tuple[Array, Pairs]:
-    """Return a direction of descent, and the pairs that it came from: none where they led uphill by rounding."""
+    """Return a direction of descent, and its pairs. Pairs that lead uphill because of rounding are cleared."""
     xp = array_namespace(gradient)
     direction = -inverse_product(pairs, gradient)
     good = dot(direction, gradient) <= 0
@@ -164,15 +164,15 @@ def downhill(pairs: Pairs, gradient: Array) -> tuple[Array, Pairs]:
 
 
 def learn(pairs: Pairs, step: Array, change: Array) -> Pairs:
-    """Remember the pairs whose curvature is positive beyond rounding: no wider angle fits a condition below 1 / eps."""
+    """Store the pairs whose curvature is positive beyond rounding, as it is for condition numbers below 1 / eps."""
     widest = eps(array_namespace(step), step.dtype) ** 0.5
     return remember(pairs, step, change, (dot(step, change) > widest * norm(step) * norm(change))[..., 0])
 
 
 def near(pairs: Pairs, gradient: Array, u: Array, rtol: float) -> Array:
-    """Whether u is within the tolerance of the solution, as the least curvature remembered says: <s, y> / <s, s>.
+    """Whether u is within the tolerance of the solution, estimated by the least curvature in memory, <s, y> / <s, s>.
 
-    The full step to come says less: where little is remembered, it is short whatever the curvature.
+    The length of the next step is a worse estimate: while the memory is short, so is the step.
     """
     xp, slope = array_namespace(u), norm(gradient)
     flattest = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None]
@@ -180,5 +180,5 @@ def near(pairs: Pairs, gradient: Array, u: Array, rtol: float) -> Array:
 
 
 def at_most_one(length: Array) -> Array:
-    """Return a length, one at most."""
+    """Return the smaller of a length and one."""
     return array_namespace(length).where(length < 1, length, full(length, 1.0))  # type: ignore[no-any-return]

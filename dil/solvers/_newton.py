@@ -24,39 +24,39 @@ GOLDEN = (1 + 5**0.5) / 2
 
 @dataclass(frozen=True)
 class Newton:
-    """Minimise by steps d that solve H d = df/du, or find a root by steps that solve J d = F.
+    """Minimise by steps d with H d = df/du, or find a root by steps d with J d = F.
 
     Parameters
     ----------
     equations : {"hessian", "normal", "truncated"}
-        Solve H d = F by CG, one Hessian product an iteration, or H H d = H F, two products, which does without a
-        positive definite H (Look et al. 2020, section 3.1). "truncated" solves H d = F as exactly as the step is
-        worth: roughly far from the solution, ever more sharply near it. In a root or fixed-point layer, "hessian"
-        solves J d = F by `dil.linear.Auto`, "normal" J^T J d = J^T F, and "truncated" is refused.
+        "hessian" solves H d = F by CG, with one Hessian product an iteration. "normal" solves H H d = H F, with two
+        products; H need not be positive definite (Look et al. 2020, section 3.1). "truncated" solves H d = F to a
+        tolerance that is loose far from the solution and tight near it. In a root or fixed-point layer, "hessian"
+        solves J d = F by `dil.linear.Auto`, "normal" solves J^T J d = J^T F, and "truncated" is refused.
     rtol : float, optional
-        A problem is solved when a full step is within rtol (1 + ||u||); by default eps ** (1/2) of the dtype. As
-        convergence is quadratic, the error that is left after that step is of the order of its square.
+        A problem is solved when a full step is within rtol (1 + ||u||); by default eps ** (1/2) of the dtype.
+        Convergence is quadratic, so the error after that step is of the order of the step squared.
     max_iter : int
-        Newton steps at most.
+        The largest number of Newton steps.
     damping : float
-        Added to the diagonal of the matrix solved, H or H H, J or J^T J.
+        A number added to the diagonal of the matrix of the system: H or H H, J or J^T J.
     history : bool
-        Whether `extra["history"]` gives the residual after every step, (max_iter, *batch), NaN where none was taken.
+        Whether `extra["history"]` holds the residual after every step, (max_iter, *batch); NaN for steps not taken.
     progress : bool
-        Whether a run of more than a second draws a progress bar; needs rich.
+        Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||: an unknown in units that make it much smaller than one needs other units.
+    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
 
-    A root is found by lowering 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2). A step that does not lower it gives
-    way to that of steepest descent; where there is none, J^T F = 0 but F is not, the problem ends SINGULAR. A step that
-    is short but leaves J d far from F, as one at a singular J or one that is damped much, does not end it.
+    Roots: each step lowers 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2). If the Newton step does not, the step
+    of steepest descent is taken. If J^T F = 0 but F is not zero, the problem ends SINGULAR. A short step does not end
+    a problem if J d is far from F, as at a singular J or with large damping.
 
-    Where CG meets negative curvature its last iterate is the step, or the gradient if there is none; a step that
-    points uphill is turned round; backtracking (Armijo 1966) does the rest. Nocedal and Wright 2006, Algorithm 7.1.
+    Minima: if CG meets negative curvature, its last iterate is the step, or the gradient if CG has made no step. A step
+    that points uphill is reversed. Backtracking (Armijo 1966) sets the length. Nocedal and Wright 2006, Algorithm 7.1.
 
-    Truncated steps follow the second forcing term of Eisenstat and Walker 1996, each problem of a batch its own.
+    Truncated steps use the second forcing term of Eisenstat and Walker 1996, for each problem of a batch separately.
 
     Examples
     --------
@@ -102,7 +102,7 @@ class Newton:
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & (length > 0) & ~solved & (steps < self.max_iter)
             broken = s.broken | (s.going & ~usable)
-            slope = xp.where(s.going, norm(at.left), s.slope)
+            slope = xp.where(s.going, norm(at.F), s.slope)
             return Iterate(new, slope, steps, going, near, solved, s.singular | flat, broken)
 
         slope = norm(problem.residual(u, *arrays))
@@ -127,25 +127,25 @@ class Newton:
         )
 
     def _step(self, started: Start, s: Iterate) -> Step:
-        """Return a step, or the best that is found, turned downhill."""
+        """Return the Newton step, or the best one found, in a direction of descent."""
         problem, _, arrays = started
-        (left,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
+        (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
         J = operator(problem, lambda p: pull((p,))[0], s.u)
-        step = self._solve(started, J, left, s)
-        return downhill(started, s.u, J, left, step) if problem.symmetric else towards_root(J, left, step)
+        step = self._solve(started, J, F, s)
+        return downhill(started, s.u, J, F, step) if problem.symmetric else towards_root(J, F, step)
 
-    def _solve(self, started: Start, J: Operator, left: Array, s: Iterate) -> Array:
-        """Return the solution of the equations, or the last iterate of where they have none."""
+    def _solve(self, started: Start, J: Operator, F: Array, s: Iterate) -> Array:
+        """Return the solution of the linear system, or the last iterate if it was not solved."""
         loop = started.problem.backend.loops.while_loop
         if self.equations == "truncated":
-            return self._truncated(started, J, left, forcing(norm(left), s))
+            return self._truncated(started, J, F, forcing(norm(F), s))
         if self.equations == "normal":
-            return NormalCG(damping=self.damping)(J, left, loop=loop).value  # type: ignore[no-any-return]
+            return NormalCG(damping=self.damping)(J, F, loop=loop).value  # type: ignore[no-any-return]
         solver = (CG if started.problem.symmetric else Auto)(damping=self.damping)
-        return solver(J, left, loop=loop).value  # type: ignore[no-any-return]
+        return solver(J, F, loop=loop).value  # type: ignore[no-any-return]
 
     def _truncated(self, started: Start, hessian: Matvec, gradient: Array, forced: Array) -> Array:
-        """Return a step with ||H d - F|| <= forced ||F||, a tolerance for each problem, which `CG` does not take."""
+        """Return a step with ||H d - F|| <= forced ||F||. The class `CG` takes no tolerance for each problem."""
         backend = started.problem.backend
         found = cg(
             lambda p: hessian(p) + self.damping * p,
@@ -158,7 +158,7 @@ class Newton:
 
 
 def forcing(slope: Array, s: Iterate) -> Array:
-    """Return how exactly a step is worth solving for: 0.9 (||F|| / ||F of the step before||)^1.618, 1/2 at most.
+    """Return the relative tolerance of a truncated step: 0.9 (||F|| / ||F of the step before||)^1.618, 1/2 at most.
 
     Eisenstat and Walker 1996, eq. 2.6, without its safeguard: convergence is superlinear, of order 1.618. A truncated
     step can be short because it is rough: where one was short enough to be the last, the next is solved for to the
@@ -174,7 +174,7 @@ def forcing(slope: Array, s: Iterate) -> Array:
 class Step(NamedTuple):
     """A step d, to be subtracted, and what it promises; vectors (*batch, n), the rest (*batch, 1)."""
 
-    left: Array
+    F: Array
     """F(u)."""
     step: Array
     unit: Array
@@ -194,8 +194,8 @@ def merit(started: Start, u: Array, unit: Array) -> Array:
     problem, _, arrays = started
     if problem.symmetric:
         return problem.value(u, *arrays)[..., None]
-    left = problem.residual(u, *arrays) / unit
-    return 0.5 * dot(left, left)
+    F = problem.residual(u, *arrays) / unit
+    return 0.5 * dot(F, F)
 
 
 def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array) -> Step:
@@ -217,13 +217,13 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
     return Step(gradient, step, unit, merit(started, u, unit), dot(gradient, step), level, level & ~level)
 
 
-def towards_root(J: Operator, left: Array, step: Array) -> Step:
+def towards_root(J: Operator, F: Array, step: Array) -> Step:
     """Return a step that lowers 1/2 ||F||^2: that of steepest descent where the one given does not.
 
     Along J^T F the linear model is least at ||J^T F||^2 / ||J J^T F||^2 (Cauchy's step).
     """
-    xp, unit = array_namespace(left), nonzero_max_abs(left)
-    target = left / unit
+    xp, unit = array_namespace(F), nonzero_max_abs(F)
+    target = F / unit
     g = J.T(target)
     g = g / nonzero_max_abs(g)
     Jg = J(g)
@@ -235,9 +235,9 @@ def towards_root(J: Operator, left: Array, step: Array) -> Step:
     falls = dot(target, ahead) > 0
     step = xp.where(falls, step, (unit / height) * length * g)
     ahead = xp.where(falls, ahead, length * Jg)
-    slope, left_over = dot(target, ahead), norm(target - ahead)
-    flat = (slope == 0) & (norm(left) > 0)
-    return Step(left, step, unit, 0.5 * dot(target, target), slope, left_over > 0.5 * norm(target), flat)
+    slope, remainder = dot(target, ahead), norm(target - ahead)
+    flat = (slope == 0) & (norm(F) > 0)
+    return Step(F, step, unit, 0.5 * dot(target, target), slope, remainder > 0.5 * norm(target), flat)
 
 
 class Iterate(NamedTuple):

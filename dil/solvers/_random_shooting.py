@@ -1,4 +1,4 @@
-"""Random search around the best point so far: what any other solver of a black box has to beat."""
+"""Random search around the best point so far: the baseline of other solvers without gradients."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ class RandomShooting:
     Parameters
     ----------
     samples : int
-        Evaluations of the score in each iteration.
+        The number of evaluations of the score in each iteration.
     iterations : int
-        Iterations at most.
+        The largest number of iterations.
     spread : float
         The first standard deviation of the samples, in the units of u.
     seed : int
-        Of the random numbers; they are the same for every problem of a batch, which so finds what it would find alone.
+        The seed of the random numbers. Every problem of a batch gets the same numbers as it would get alone.
     rtol : float, optional
         A problem is solved when its spread is within rtol (1 + ||u||); by default eps ** (1/3) of the dtype: 6.1e-6 in
         float64, 4.9e-3 in float32.
     history : bool
-        Whether `extra["history"]` gives the spread, relative to the first, after every iteration,
-        (iterations, *batch), NaN where none was taken.
+        Whether `extra["history"]` holds the spread after every iteration, relative to the first,
+        (iterations, *batch); NaN for iterations not taken.
     progress : bool
-        Whether a run of more than a second draws a progress bar; needs rich.
+        Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
     An evolution strategy (1 + samples) with the success rule of Rechenberg (1973): the spread doubles after an
-    iteration that lowers the score and halves after one that does not. A small spread says that samples no longer
-    found anything lower; no gradient was looked at, so that the layer's own judgement of the point still counts.
+    iteration that lowers the score and halves after one that does not. A small spread means that samples no longer
+    find a lower score. It does not use the gradient, so the backward pass of a layer still checks the point.
 
-    A score that is not finite is as good as an infinite one, so that a search may begin outside the score's domain; a
-    problem that never meets a finite score is NON_FINITE.
+    A score that is not finite counts as infinite, so a search may begin outside the domain of the score. A problem that
+    never meets a finite score is NON_FINITE.
 
-    With samples=1000, iterations=1 it is the random shooting of model predictive control (Rao 2009): such a search says
-    MAX_ITER, since it does not know how near it came.
+    With samples=1000, iterations=1 it is the random shooting of model predictive control (Rao 2009). Such a search ends
+    with MAX_ITER, since it cannot tell how near it is.
 
-    The random numbers are drawn once for a call: iterations * samples * n of them are in memory.
+    The random numbers, iterations * samples * n of them, are drawn once for a call and held in memory.
 
     Raises
     ------
@@ -139,7 +139,7 @@ class RandomShooting:
 
 
 class Search(NamedTuple):
-    """One iteration; u: (*batch, n), its number (), the rest (*batch, 1)."""
+    """One iteration; u: (*batch, n), its number: (), the rest: (*batch, 1)."""
 
     u: Array
     value: Array
@@ -150,7 +150,7 @@ class Search(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """The best sample of an iteration so far; u: (*batch, n), value: (*batch, 1), how many there were: ()."""
+    """The best sample of an iteration so far; u: (*batch, n), value: (*batch, 1), number of samples: ()."""
 
     u: Array
     value: Array

@@ -34,8 +34,8 @@ class SciPy:
 
     Notes
     -----
-    A batch is minimised as one problem, the sum of its scores: its problems share one status and one count. Under
-    `jax.jit` the solver runs behind a host callback.
+    A batch is minimised as one problem, the sum of its scores. Its problems share one status and one count. Under
+    `jax.jit` the solver runs in a host callback.
 
     Examples
     --------
@@ -59,10 +59,10 @@ class SciPy:
         def solve(host: Host, arrays: Arrays) -> Found:
             return self._minimize(Sum(problem, host, arrays))
 
-        def left(u: Array) -> Array:
+        def residual(u: Array) -> Array:
             return problem.gradient(u, *arrays)
 
-        return solve_on_host(problem, u, arrays, solve, left)
+        return solve_on_host(problem, u, arrays, solve, residual)
 
     def _minimize(self, score: Sum) -> Found:
         minimize = import_optimize("SciPy").minimize

@@ -18,7 +18,7 @@ ENDS = {
     "hybr": {2: Status.MAX_ITER, 3: Status.STAGNATED, 4: Status.STAGNATED, 5: Status.STAGNATED},
     "lm": {5: Status.MAX_ITER, 6: Status.STAGNATED, 7: Status.STAGNATED, 8: Status.STAGNATED},
 }
-"""What SciPy's codes mean; the methods that are not here have 2 for too many iterations."""
+"""The meaning of SciPy's codes. For methods that are not listed, 2 means too many iterations."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class SciPyRoot:
 
     Notes
     -----
-    A batch is solved as one system: its problems share one status and one count. Under `jax.jit` the solver runs
-    behind a host callback. The count is of evaluations where SciPy counts no iterations.
+    A batch is solved as one system. Its problems share one status and one count. Under `jax.jit` the solver runs in a
+    host callback. The count is that of evaluations if SciPy counts no iterations.
 
-    hybr and lm are given the Jacobian, by n vector-Jacobian products, and their word is checked with it: where they
-    stop at a point of least residual that is no root, the status is FAILED.
+    hybr and lm get the Jacobian, built by n vector-Jacobian products, and their success is checked with it. The
+    status is FAILED if they stop at a point of least residual that is not a root.
 
     Raises
     ------
@@ -69,10 +69,10 @@ class SciPyRoot:
         def solve(host: Host, arrays: Arrays) -> Found:
             return self._root(System(problem, host, arrays))
 
-        def left(u: Array) -> Array:
+        def residual(u: Array) -> Array:
             return problem.backend.constant(problem.image(u, *arrays))
 
-        return solve_on_host(problem, u, arrays, solve, left)
+        return solve_on_host(problem, u, arrays, solve, residual)
 
     def _root(self, system: System) -> Found:
         root = import_optimize("SciPyRoot").root
@@ -87,7 +87,10 @@ class SciPyRoot:
             return Found(begin, Status.NON_FINITE, 0, str(error))
         status, message = _status(found, method), str(found.message)
         if status is Status.CONVERGED and supplied and not system.near_root(found.x):
-            status, message = Status.FAILED, f"the residual is least here, but it is no root. SciPy said: {message}"
+            status, message = (
+                Status.FAILED,
+                f"the residual has a minimum here but no root. SciPy said: {message}",
+            )
         return Found(found.x, status, int(found.get("nit", found.get("nfev", 0))), message)
 
 
@@ -116,7 +119,7 @@ class System:
         return self.host.matrix(pull)
 
     def near_root(self, x: Any) -> bool:
-        """Whether a step of 1e-3 (1 + ||x||) could account for what is left of the residual."""
+        """Whether a step of 1e-3 (1 + ||x||) could change F by as much as ||F||."""
         import numpy as np
 
         reach = 1e-3 * (1 + np.linalg.norm(x)) * np.linalg.norm(self.jacobian(x))

@@ -1,4 +1,4 @@
-"""Some solvers, one after the other: a rough one that looks everywhere, then a sharp one."""
+"""Several solvers in turn: for instance a global one, then an accurate one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dil._base.typing import Tree
 
 @dataclass(frozen=True, init=False)
 class Sequence:
-    """Solve by each solver in turn, from where the one before it ended; the last one's word counts.
+    """Solve by each solver in turn, from the solution of the one before it.
 
     Parameters
     ----------
@@ -22,12 +22,12 @@ class Sequence:
 
     Notes
     -----
-    Status and residual are those of the last solver, the iterations those of all that count theirs.
+    Status and residual are those of the last solver. The iterations are the sum over the solvers that count them.
 
     Raises
     ------
     OptionError
-        If there is none, or one is no callable.
+        If there is no solver, or one is not callable.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""How every solver of the library begins: the call as a problem over flat arrays."""
+"""The start of every solver of the library: the call as a problem over flat arrays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def start(
     *,
     roots: bool = False,
 ) -> Start:
-    """Return the problem of one call of a solver that minimises, and finds roots too if it says so.
+    """Return the problem of one call of a solver that minimises. With `roots` it may be an equation.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def start_equation(
     kwargs: Mapping[str, Tree],
     kind: Literal["residual", "step"],
 ) -> Start:
-    """Return the problem of one call of a solver of equations; a plain callable is a function of the kind it solves.
+    """Return the problem of one call of a solver of equations. A plain callable gets the kind `kind`.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def _refuse_no_start(solver: object, init: Tree | None) -> None:
 
 
 def _score_of(fun: Callable[..., Any], init: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]) -> Score:
-    """Return a plain function as a score; the shape of its value says how many dimensions count problems."""
+    """Return a plain function as a score. The number of dimensions of its value is that of the batch."""
     value = fun(init, *args, **kwargs)
     score = Score(fun, len(getattr(value, "shape", ())))
     if owner(value) is None:
@@ -113,17 +113,17 @@ def _score_of(fun: Callable[..., Any], init: Tree, args: tuple[Tree, ...], kwarg
 
 
 def tolerance(u: Array, rtol: float | None, power: float) -> float:
-    """Return the tolerance asked for, or that of the dtype."""
+    """Return rtol, or the default tolerance of the dtype."""
     return eps(array_namespace(u), u.dtype) ** power if rtol is None else rtol
 
 
 def size_of(u: Array) -> Array:
-    """Return what steps are compared with, (*batch, 1): 1 + ||u||."""
+    """Return 1 + ||u||, (*batch, 1), with which the lengths of steps are compared."""
     return 1.0 + norm(u)
 
 
 def check_positive(*, optional: Mapping[str, float | None], **needed: float) -> None:
-    """Refuse options that are not positive finite numbers; those that are optional may be None."""
+    """Refuse options that are not positive finite numbers. Optional ones may be None."""
     for name, value in {**{k: v for k, v in optional.items() if v is not None}, **needed}.items():
         count = name in COUNTS
         if not (is_integer(value, 1) if count else is_number(value) and value > 0):

@@ -1,4 +1,4 @@
-"""Scores as numbers alone, for solvers that compare them: one point for each problem, or many."""
+"""Values of the score without derivatives, for solvers that only compare them: at one point or at many."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from dil.solvers._start import Start
 
 
 def evaluate(started: Start, u: Array) -> Array:
-    """Return the score, (*batch, 1), infinite where it is not finite: a NaN is lower than nothing."""
+    """Return the score, (*batch, 1), with infinity in the place of values that are not finite."""
     problem, _, arrays = started
     return _or_infinite(problem.backend.constant(problem.value(u, *arrays))[..., None])
 
 
 def broadcasts(started: Start) -> bool:
-    """Whether the score takes unknowns with leading dimensions that its arguments lack, as that of a plan does."""
+    """Whether the score takes unknowns with more leading dimensions than its arguments, as that of a plan does."""
     return bool(getattr(started.problem.score.fn, "broadcasts", False))
 
 
 def evaluate_rows(started: Start, rows: Array) -> Array:
-    """Return the score of each row, (k, *batch, n) -> (k, *batch, 1), at once where score or framework can."""
+    """Return the score of each row, (k, *batch, n) -> (k, *batch, 1), at once if the score or the framework can."""
     problem, _, arrays = started
     if not broadcasts(started):
         return _or_infinite(problem.backend.loops.map_rows(lambda u: problem.value(u, *arrays)[..., None], rows))
@@ -38,7 +38,7 @@ def _or_infinite(value: Array) -> Array:
 
 
 def best_row(rows: Array, values: Array) -> tuple[Array, Array]:
-    """Return the row of least value of each problem, (*batch, n), and that value, (*batch, 1)."""
+    """Return for each problem the row with the least value, (*batch, n), and that value, (*batch, 1)."""
     xp = array_namespace(values)
     number = xp.reshape(xp.arange(rows.shape[0], device=device(values)), (-1, *(1 for _ in values.shape[1:])))
     chosen = number == xp.argmin(values, axis=0)[None, ...]

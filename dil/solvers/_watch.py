@@ -1,4 +1,4 @@
-"""What a solver shows of its way: a history of its residual, and a progress bar on long runs."""
+"""Progress of a solver: the history of its residual, and a progress bar for long runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REFRESH = 0.1
 
 
 class State(Protocol):
-    """What the loop of a solver carries along, at least; both (*batch, 1)."""
+    """The fields that the state of every solver has; both (*batch, 1)."""
 
     @property
     def steps(self) -> Array: ...
@@ -31,7 +31,7 @@ class State(Protocol):
 
 
 class Watched(Protocol):
-    """A solver that can be watched."""
+    """A solver with the options `history` and `progress`."""
 
     @property
     def history(self) -> bool: ...
@@ -43,7 +43,7 @@ S = TypeVar("S", bound=State)
 
 
 def check_watched(solver: Watched) -> None:
-    """Refuse options that are no booleans, and a progress bar that cannot be drawn."""
+    """Refuse options that are not booleans, and a progress bar that cannot be drawn."""
     for name, value in (("history", solver.history), ("progress", solver.progress)):
         if not isinstance(value, bool):
             message = f"{name}={value!r}; expected True or False"
@@ -61,10 +61,10 @@ def iterate_watched(
     max_iter: int,
     residual: Callable[[S], Array],
 ) -> tuple[S, dict[str, Array]]:
-    """Run `step` while a problem is going; return the last state, and what a solution may say besides.
+    """Run `step` while a problem is going. Return the last state, and entries for the `extra` of the solution.
 
-    `residual(state)`, (*batch, 1), is what the history holds, (max_iter, *batch): in row k what problem i had left
-    after its step k + 1, NaN where it took none.
+    The history, (max_iter, *batch), holds `residual(state)`, (*batch, 1): row k is that after step k + 1, NaN for a
+    problem that took no such step.
     """
     xp = array_namespace(first.steps)
     if not solver.history and not solver.progress:
@@ -90,10 +90,10 @@ def iterate_watched(
 
 
 class Bar:
-    """A bar that appears once a run has taken a while, and goes with its last step or with an exception.
+    """A progress bar that appears after a delay, and disappears with the last step or with an exception.
 
-    A compiled program calls it from threads of its own, each time that it runs, after the `with` block in which it was
-    traced. It draws on stderr, at its ticks alone: there is no thread that could outlive the run.
+    A compiled program calls it from other threads, each time it runs, after the `with` block in which it was traced.
+    It draws on stderr, only when `tick` is called: no thread can outlive the run.
     """
 
     def __init__(self, name: str, total: int) -> None:
@@ -111,7 +111,7 @@ class Bar:
         self.close()
 
     def tick(self, steps: Any, residual: Any, going: Any) -> None:
-        """Take note of one step of every problem; NumPy arrays, shape (*batch, 1) or batch."""
+        """Record one step of every problem; NumPy arrays, shape (*batch, 1) or batch."""
         with self._lock:
             now, count = time.monotonic(), int(going.sum())
             self._since = now if self._since is None else self._since
@@ -139,7 +139,7 @@ class Bar:
         self._shown = progress, task
 
     def close(self) -> None:
-        """Take the bar down, if there is one."""
+        """Remove the bar, if there is one."""
         with self._lock:
             if self._shown is not None:
                 self._finalizer()

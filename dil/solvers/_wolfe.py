@@ -13,19 +13,19 @@ from dil.solvers._start import size_of
 DECREASE, CURVATURE = 1e-4, 0.9
 """The constants c1 and c2 of the conditions, as Nocedal and Wright recommend for quasi-Newton steps."""
 PROBES = 30
-"""Evaluations at most."""
+"""The largest number of evaluations."""
 
 
 class Bracket(NamedTuple):
-    """Where the search stands on the line u + length * direction; (*batch, 1), gradients (*batch, n)."""
+    """The state of the search on the line u + length * direction; (*batch, 1), gradients: (*batch, n)."""
 
     low: Array
-    """The best length so far: zero, or one that lowers the score enough; the slope there points into the bracket."""
+    """The best length so far: zero, or one that lowers the score enough. The slope there points into the bracket."""
     low_value: Array
     low_slope: Array
     low_gradient: Array
     high: Array
-    """The other end of the bracket; infinite as long as there is none."""
+    """The other end of the bracket; infinite until one is found."""
     high_value: Array
     high_slope: Array
     length: Array
@@ -46,11 +46,11 @@ def wolfe_search(
 ) -> Bracket:
     """Search along a direction of descent, from `length`, for the problems that are going.
 
-    `low` of the result is the step length, zero where no length was found; `low_value` and `low_gradient` belong to it.
+    `low` of the result is the step length, zero if none was found. `low_value` and `low_gradient` belong to it.
 
-    Nocedal and Wright 2006, Algorithms 3.5 and 3.6: the two are one here, since what the first does to an interval
-    without an upper end is what the second does to one with. A change of the score below its rounding says nothing:
-    there the slope alone decides (after Hager and Zhang 2005, section 4.3).
+    Source: Nocedal and Wright 2006, Algorithms 3.5 and 3.6, in one loop: the first extends an interval that has no
+    upper end, the second shrinks one that has. Where the change of the score is below its rounding, the slope alone
+    decides (after Hager and Zhang 2005, section 4.3).
     """
     xp = array_namespace(u)
     machine = eps(xp, u.dtype)
@@ -94,7 +94,7 @@ def wolfe_search(
 
 
 def stretch(old: Bracket, new: Bracket) -> Array:
-    """Return a longer length: where a line through the last two slopes vanishes, from twice to ten times as long."""
+    """Return a longer length, from twice to ten times as long: the zero of the line through the last two slopes."""
     xp = array_namespace(old.length)
     bend = new.low_slope - old.low_slope
     guess = new.low - new.low_slope * (new.low - old.low) / xp.where(bend > 0, bend, full(bend, 1.0))
@@ -105,8 +105,8 @@ def stretch(old: Bracket, new: Bracket) -> Array:
 def interpolate(old: Bracket, new: Bracket, dull: Array) -> Array:
     """Return a length inside the bracket: the minimum of a cubic (Nocedal and Wright 2006, eq. 3.59), or the middle.
 
-    The middle it is where the cubic has no minimum, or where the last probe left more than two thirds of the bracket.
-    Where the score is dull, the cubic goes by the slopes alone.
+    The middle is taken if the cubic has no minimum, or if the last probe left more than two thirds of the bracket.
+    Where rounding hides the change of the score (`dull`), the cubic uses the slopes alone.
     """
     xp = array_namespace(new.low)
     width = new.high - new.low
