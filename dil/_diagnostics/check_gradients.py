@@ -18,10 +18,10 @@ from dil._frameworks.registry import backend as handle_of
 from dil._frameworks.transforms import Flat
 
 Case = Callable[[BackendHandle], tuple[Any, ...]]
-"""Given a backend, returns `(fn, *args)`, the arguments made by its `asarray`."""
+"""`case(backend)` returns `(fn, *args)`, with arguments made by the backend's `asarray`."""
 
 STEPS = tuple(2.0**-k for k in range(4, 17))
-"""Steps of the differences, relative to the size of the point; the one whose error estimate is least is taken."""
+"""Steps of the differences, relative to the size of the point. The one with the least error estimate is taken."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class GradientRow:
     forward: float
     difference: float
     error: float
-    """The larger distance of reverse and forward from the difference quotient."""
+    """The larger of the distances of reverse and forward from the difference quotient."""
     bound: float
-    """What rounding and truncation explain."""
+    """The error that rounding and truncation explain."""
     ok: bool
 
 
 @dataclass(frozen=True)
 class AgreementRow:
-    """How far a backend is from the first one, over all directions."""
+    """The difference of a backend from the first one, over all directions."""
 
     backend: str
     reference: str
@@ -63,7 +63,7 @@ class GradientReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every row is."""
+        """Whether every row is ok."""
         return all(row.ok for row in self.rows) and all(row.ok for row in self.agreement)
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ def check_gradients(
     directions: int = 3,
     seed: int = 0,
 ) -> GradientReport:
-    """Hold the derivative of a function against finite differences, and backends against each other.
+    """Compare the derivative of a function with finite differences, and backends with each other.
 
     Parameters
     ----------
@@ -102,9 +102,9 @@ def check_gradients(
     order : {1, 2}
         2 checks the derivative of the pullback as well.
     directions : int
-        Random directions for each order.
+        The number of random directions for each order.
     seed : int
-        Of the directions and cotangents, which are the same on every backend.
+        The seed of the directions and cotangents, which are the same on every backend.
 
     Returns
     -------
@@ -119,8 +119,8 @@ def check_gradients(
     Notes
     -----
     Each check compares the scalar <J^T v, t> (and <v, J t>) with Richardson's extrapolation of central differences.
-    The bound is the extrapolation's own error estimate, plus the rounding of the terms that were summed,
-    sum_i |(J^T v)_i t_i|: it scales with the gradient and has no absolute floor.
+    The bound is the error estimate of the extrapolation, plus the rounding of the summed terms,
+    sum_i |(J^T v)_i t_i|. It scales with the gradient and has no absolute floor.
 
     Examples
     --------
@@ -141,7 +141,7 @@ def check_gradients(
 def check_case(
     case: Case, backends: Sequence[str], *, order: int = 1, directions: int = 3, seed: int = 0
 ) -> GradientReport:
-    """Do what `check_gradients` does for a function and arguments that each backend makes for itself."""
+    """Run `check_gradients` on a function and arguments that each backend makes itself."""
     if isinstance(backends, str) or not backends:
         message = f"backends={backends!r}; expected a sequence of names, such as ['numpy', 'torch']"
         raise OptionError(message)
@@ -176,7 +176,7 @@ class Measured:
     eps: float
 
     def row(self, backend: str, order: int, direction: int) -> GradientRow:
-        """Judge the derivative."""
+        """Return the row of the report."""
         rounding = 30 * self.eps ** (2 / 3) * self.terms
         bound = rounding + 2 * self.spread
         error = max(abs(self.reverse - self.difference), abs(self.forward - self.difference))

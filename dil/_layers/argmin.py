@@ -43,12 +43,12 @@ def argmin(
     init : tree or callable, optional
         Where the solver starts, if the call gives no `init=`; a callable is called with the arguments.
     on_failure : {"warn", "raise", "nan", "ignore"}
-        What becomes of problems whose forward or backward solve fails: a warning, an error, NaN in place, nothing.
+        What happens if a forward or backward solve fails: a warning, an error, NaN in the failed problems, or nothing.
     derivatives : dil.Derivatives, optional
         Derivative products of the score that the backend cannot find by tracing.
     refine : int
-        Newton steps to take from the solver's y, each a linear solve with the Hessian: a rough solver then still gives
-        a sharp gradient.
+        The number of Newton steps from the solver's y, each a linear solve with the Hessian. With them a rough solver
+        still gives an accurate gradient.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def argmin(
 
     Examples
     --------
-    The mean is the point nearest to all others; its gradient spreads evenly:
+    The mean minimises the sum of squared distances; its gradient is the same for every point:
 
     >>> import numpy as np, dil
     >>> layer = dil.argmin(lambda u, x: np.sum((u - x) ** 2), dil.solvers.Newton())

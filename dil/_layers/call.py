@@ -1,4 +1,4 @@
-"""One call of a layer: the solver is run, checked, and its answer made a constant."""
+"""One call of a layer: run the solver, check its answer, and make it a constant."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Call:
         return Problem(self.condition, self.backend, self.space, self.arguments)
 
     def forward(self, *arrays: Array) -> Arrays:
-        """Solve, refine, judge and act on the policy; what the solver remembers of J comes after the solution."""
+        """Solve, refine, check and apply the policy. The solver's pairs, if any, come after the solution."""
         y, solution = self.run(arrays)
         assert solution.status is not None
         if recording():
@@ -59,7 +59,7 @@ class Call:
         return (y, *(self._remembered(solution) or ()))
 
     def run(self, arrays: Arrays) -> tuple[Array, Solution]:
-        """Run the solver; return its answer as a vector and as it is."""
+        """Run the solver. Return its answer as a vector, and unchanged."""
         count = len(self.arguments.arrays)
         args, kwargs = self.arguments.call(arrays[:count])
         # a copy: a solver may write into its start, which may be an argument or belong to the layer
@@ -82,14 +82,14 @@ class Call:
         return refine(self.problem(), self.linear_solver, y, plain, status, self.refine, pairs)
 
     def _remembered(self, solution: Solution) -> Pairs | None:
-        """Return the pairs that the solver hands over, if the linear solver asks for them."""
+        """Return the pairs of the solver, if the linear solver asks for them."""
         pairs = (solution.extra or {}).get("pairs")
         if pairs is None or not getattr(self.linear_solver, "uses_pairs", False):
             return None
         return Pairs(*(self.backend.constant(x) for x in pairs))
 
     def _start_space(self, init: Tree, arrays: Arrays) -> Space | None:
-        """Return the space of the start, if there is one; its dtype is checked before any solver is confused by it."""
+        """Return the space of the start, if there is one. Its dtype is checked before the solver runs."""
         if init is None or not leaves_of(init)[0]:
             return None
         space = space_of(init, self.condition.batch_ndim, "init")[1]
@@ -122,8 +122,7 @@ class Call:
     def refuse_captured(self, y: Array, arrays: list[Array]) -> None:
         """Raise if the score depends on an array that is being differentiated but was not passed as an argument.
 
-        The score is evaluated under a vjp of its own: it sees what it sees in the backward pass, and cannot write
-        into y.
+        The score is evaluated inside a vjp, as in the backward pass, so it cannot write into y.
         """
         backend, problem = self.backend, self.problem()
         count = len(self.arguments.arrays)
@@ -140,7 +139,7 @@ class Call:
 
 
 def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
-    """Return the statuses of a forward solve, NON_FINITE where the solution is not finite and none says why."""
+    """Return the statuses of a forward solve, with NON_FINITE where the solution is not finite and no status explains it."""
     xp = array_namespace(y)
     broken = ~(max_abs(y) < math.inf)  # for NaN too
     if status is None or isinstance(status, int):

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from dil._diagnostics.report import Report
 
 
-@dataclass(frozen=True, eq=False)  # by identity: a start or a score need not compare or hash
+@dataclass(frozen=True, eq=False)  # compared by identity, since a start or a score may have no comparison and no hash
 class Layer:
-    """A function defined by what its value satisfies; made by `dil.argmin`, `dil.root` and `dil.fixed_point`."""
+    """A function y(args) defined by F(y, args) = 0; made by `dil.argmin`, `dil.root` and `dil.fixed_point`."""
 
     condition: Score | Equation
     solver: Solver
@@ -37,7 +37,7 @@ class Layer:
     refine: int = 0
 
     def __post_init__(self) -> None:
-        loaded()  # a compiler that meets the layer before any array of its framework has to be known to `guarded`
+        loaded()  # `guarded` must know the framework of a compiler that meets the layer before any array
         for name, value in (("solver", self.solver), ("linear_solver", self.linear_solver)):
             if not callable(value) or isinstance(value, type):
                 hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
@@ -48,7 +48,7 @@ class Layer:
             raise OptionError(message)
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
-        """Return y, differentiable in every float array of the arguments, and never in `init`."""
+        """Return y, differentiable in every float array of the arguments, but not in `init`."""
         return guarded(self._answer, args, kwargs, init)
 
     def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
@@ -62,7 +62,7 @@ class Layer:
         return ImplicitRule(call.problem, self.linear_solver, self.policy)
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
-        """Return the solver's whole answer, a constant to every derivative; no policy is applied."""
+        """Return the whole answer of the solver. It is a constant to every derivative, and no policy is applied."""
         return guarded(self._solution, args, kwargs, init)  # type: ignore[no-any-return]
 
     def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
@@ -83,19 +83,19 @@ class Layer:
         Returns
         -------
         Report
-            `forward` and `backward`, each a `dil.Entry` of NumPy arrays of shape batch; it prints both.
+            `forward` and `backward`, each a `dil.Entry` of NumPy arrays of shape batch. `print` shows both.
 
         Raises
         ------
         OptionError
-            If no argument holds a float array, so that there is nothing to differentiate in.
+            If no argument holds a float array, so that there is no gradient.
 
         Notes
         -----
-        The policy is not applied: what failed is in the statuses. `backward.bound` bounds the relative error of the
-        gradient, in the norm over all float arguments, for the cotangent given. It compares with the gradient after
-        one Newton step and a tighter linear solve, so it costs a few times what the gradient does; it covers the error
-        from an inexact y and from an inexact linear solve, damping included, not that of a wrong derivative.
+        The policy is not applied; the statuses show failures. `backward.bound` bounds the relative error of the
+        gradient, in the norm over all float arguments, for the given cotangent. It compares with the gradient after
+        one Newton step and a tighter linear solve, so it costs a few times as much as the gradient. It covers errors
+        of y and of the linear solve, damping included, but not a wrong derivative.
 
         Examples
         --------
@@ -112,7 +112,7 @@ class Layer:
         return guarded(report, partial(quiet, init=init), quiet.policy, args, kwargs, cotangent)  # type: ignore[no-any-return]
 
     def begin(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
-        """Return one call, not run yet, and its arrays: those of the arguments, then those of the start."""
+        """Return one call before it runs, and its arrays: those of the arguments, then those of the start."""
         arrays, arguments = split_arguments(args, kwargs)
         starts, start = split_arguments((self.init if init is None else init,), {})
         names = [arguments.name(i) for i in range(len(arrays))] + ["init"] * len(starts)

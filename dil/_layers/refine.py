@@ -1,4 +1,4 @@
-"""Newton steps from a rough solution: a rough solver then still gives an accurate gradient."""
+"""Newton steps from a rough solution, so that a rough solver still gives an accurate gradient."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def refine(
     steps: int,
     pairs: Pairs | None,
 ) -> tuple[Array, Array]:
-    """Take full Newton steps u - J^-1 F(u); return u, (*batch, n), and the statuses after them, shape batch.
+    """Take full Newton steps u - J^-1 F(u). Return u, (*batch, n), and the statuses after them, shape batch.
 
-    A step that does not lower ||F|| is not taken. A problem whose last step is within eps ** (1/2) of 1 + ||u|| has
-    converged, as that step leaves an error of the order of its square, whatever its solver said. One that could not
-    move, as its Jacobian is singular, indefinite or not finite, is told so, unless its solver had failed already.
+    A step that does not lower ||F|| is not taken. A problem has converged, whatever its solver reported, if its last
+    step is within eps ** (1/2) (1 + ||u||): the error after it is of the order of the step squared. A problem that
+    could not move gets the status of its linear solve (singular, indefinite, not finite), unless it had failed before.
     """
     xp = array_namespace(u)
     for _ in range(steps):

@@ -40,7 +40,7 @@ def root(
     init, on_failure
         As in `dil.argmin`.
     refine : int
-        Newton steps to take from the solver's y, each a linear solve with dF/du.
+        The number of Newton steps from the solver's y, each a linear solve with dF/du.
 
     Returns
     -------
@@ -55,9 +55,9 @@ def root(
     Notes
     -----
     With J = dF/du: the pullback solves J^T g = v and returns -g^T dF/dargs; the pushforward solves J dy = -dF/dargs t
-    (Look et al. 2020, Theorems 1 and 2, whose Hessian is J here). Least squares, 1/2 ||r||^2 to be minimised, belongs
-    to `dil.argmin`, which uses the whole Hessian; where r is square and has a root, a root layer does not square the
-    condition number.
+    (Look et al. 2020, Theorems 1 and 2, whose Hessian is J here). For least squares, min 1/2 ||r||^2, take
+    `dil.argmin`, which uses the full Hessian. If r has as many entries as u and has a root, take a root layer, which
+    does not square the condition number.
 
     Examples
     --------

@@ -35,12 +35,11 @@ from dil.linear._solver import LinearSolver
 class ImplicitRule:
     """The derivative of a layer's solution with respect to its arguments.
 
-    The solution comes first among the outputs; what the solver remembers of J may follow, for a preconditioner, and is
-    a constant.
+    The solution is the first output. The solver's pairs may follow, for a preconditioner; they are constants.
     """
 
     find: Callable[[], Problem]
-    """The problem of the call: its unknown's shape is known once the solver has run."""
+    """The problem of the call. The shape of its unknown is known once the solver has run."""
     linear_solver: LinearSolver
     policy: Policy
 
@@ -68,7 +67,7 @@ class ImplicitRule:
     def system(
         self, F: Optimality, Fu: Array, A: Operator, build: Callable[..., Operator], params: Arrays, y: Arrays
     ) -> LinearSystem:
-        """Return the system with A = build(*params): its solve judges the answer and y, and acts on the policy."""
+        """Return the system with A = build(*params). Its solve checks the answer and y, and applies the policy."""
         backend, kept = F.problem.backend, len(y)
 
         def solve(A: Operator, b: Array, Fu: Array, *rest: Array) -> Array:
@@ -80,18 +79,18 @@ class ImplicitRule:
             status = check_curvature(status, solution)
             if recording():
                 found = error_bound(F, A, b, Fu, Point(u, solution.value, floats))
-                said = {"iterations": solution.iterations, "residual": solution.residual}
-                add_entry(backend, self.policy, "backward", {"status": status, **said, **found._asdict()})
+                counts = {"iterations": solution.iterations, "residual": solution.residual}
+                add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
             return self.policy.apply(backend, "backward solve", status, solution.value)
 
-        # what is only judged, remembered or looked at is no part of the derivative
-        looked_at = params[1:] if recording() else ()
-        constants = tuple(backend.constant(x) for x in (Fu, *y, *looked_at))
+        # arrays that are only checked or recorded take no part in the derivative
+        recorded = params[1:] if recording() else ()
+        constants = tuple(backend.constant(x) for x in (Fu, *y, *recorded))
         return LinearSystem(build, params, A, solve, constants)
 
 
 def _check_solution(solution: object, b: Array) -> None:
-    """Refuse what a linear solver must not return, before it turns into a gradient."""
+    """Refuse an invalid answer of a linear solver before it turns into a gradient."""
     if not isinstance(solution, Solution):
         message = f"the linear solver returned {type(solution).__name__}; expected a dil.Solution whose value is like b"
         raise ShapeError(message)

@@ -1,4 +1,4 @@
-"""The optimal value of a score, v = min_u f(u, *args): by the envelope theorem its gradient needs no linear solve."""
+"""The optimal value of a score, v = min_u f(u, *args), whose gradient needs no linear solve (envelope theorem)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def value(
     score, solver, batch_ndim, init, on_failure, refine
         As in `dil.argmin`.
     linear_solver : callable, optional
-        For second derivatives alone, which depend on dy/dargs; `dil.linear.Auto()` by default.
+        Used only for second derivatives, which depend on dy/dargs; `dil.linear.Auto()` by default.
 
     Returns
     -------
@@ -53,8 +53,8 @@ def value(
     Notes
     -----
     dv/dargs = df/dargs at the solution (envelope theorem: Milgrom and Segal 2002, Theorem 1). At an inexact y the error
-    of v is of second order in the error of y, that of its gradient of first order. The derivative looks at how
-    stationary y is, by one product with the Hessian along df/du, and acts on the policy; "ignore" saves that product.
+    of v is of second order in the error of y, and that of its gradient of first order. The derivative checks that y is
+    stationary, by one product with the Hessian along df/du, and applies the policy; "ignore" saves that product.
 
     Examples
     --------
@@ -104,9 +104,9 @@ class Value:
 
 @dataclass(frozen=True)
 class EnvelopeRule:
-    """The derivative of v = f(y, args) at a minimiser y, which comes after v among the outputs: that in args alone.
+    """The derivative of v = f(y, args) at a minimiser y: the partial derivative in args. y follows v in the outputs.
 
-    A linear system is solved when this derivative is differentiated, for it depends on y.
+    A second derivative solves a linear system, since y depends on the arguments.
     """
 
     call: Call
@@ -121,7 +121,7 @@ class EnvelopeRule:
         return pull(cotangents[:1], [1 + problem.arguments.floats.index(i) for i in wrt])
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
-        """Return df/dargs t, and zero for the outputs that are not handed out."""
+        """Return df/dargs t, and zero for the other outputs."""
         still = tuple(full(x, 0.0) for x in y[1:])
         t = [tangents[i] for i in self.call.problem().arguments.floats]
         if all(tangent is None for tangent in t):
@@ -130,7 +130,7 @@ class EnvelopeRule:
         return (*jvp_from_vjp(self.call.backend, score, at, (None, *t))[1], *still)
 
     def _score(self, args: Arrays, y: Arrays) -> tuple[Callable[..., Arrays], Arrays]:
-        """Return f(u, *floats) and where to differentiate it; in u too, whose namespace it may use on the others."""
+        """Return f(u, *floats) and its point. It is differentiated in u too, whose namespace it may use on the others."""
         problem = self.call.problem()
         F, floats = problem.optimality(args)
 
@@ -140,24 +140,24 @@ class EnvelopeRule:
         return score, (self._minimiser(args, y), *floats)
 
     def _minimiser(self, args: Arrays, y: Arrays) -> Array:
-        """Return the minimiser, judged, with its own derivative in the arguments."""
+        """Return the minimiser, checked, with its derivative in the arguments."""
         backend = self.call.backend
         known = tuple(backend.constant(x) for x in y[1:])
 
         def found(*arrays: Array) -> Arrays:
             u, *remembered = arrays[len(args) :]
-            return (self._judged(arrays[: len(args)], u), *remembered)
+            return (self._checked(arrays[: len(args)], u), *remembered)
 
         u, *_ = backend.implicit(found, self.theorem)(*args, *known)
         return u
 
-    def _judged(self, args: Arrays, u: Array) -> Array:
-        """Act on the policy where u is no stationary point, at which the envelope theorem says nothing."""
+    def _checked(self, args: Arrays, u: Array) -> Array:
+        """Apply the policy where u is not stationary, so that the envelope theorem does not hold."""
         policy, problem = self.theorem.policy, self.call.problem()
         if policy.on_failure == "ignore" and not recording():
             return u
         F, floats = problem.optimality(args)
-        doubt = stationarity_at(F, u, floats)
+        check = stationarity_at(F, u, floats)
         if recording():
-            add_entry(problem.backend, policy, "backward", doubt._asdict())
-        return policy.apply(problem.backend, "derivative of the value", doubt.status, u)
+            add_entry(problem.backend, policy, "backward", check._asdict())
+        return policy.apply(problem.backend, "derivative of the value", check.status, u)
