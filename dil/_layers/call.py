@@ -139,7 +139,7 @@ class Call:
 
 
 def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
-    """Return the statuses of a forward solve, with NON_FINITE where the solution is not finite and no status explains it."""
+    """Return the statuses of a forward solve, NON_FINITE where the solution is not finite and no status says why."""
     xp = array_namespace(y)
     broken = ~(max_abs(y) < math.inf)  # for NaN too
     if status is None or isinstance(status, int):

@@ -130,7 +130,7 @@ class EnvelopeRule:
         return (*jvp_from_vjp(self.call.backend, score, at, (None, *t))[1], *still)
 
     def _score(self, args: Arrays, y: Arrays) -> tuple[Callable[..., Arrays], Arrays]:
-        """Return f(u, *floats) and its point. It is differentiated in u too, whose namespace it may use on the others."""
+        """Return f(u, *floats) and its point: u too is differentiated, since f may use its namespace on the others."""
         problem = self.call.problem()
         F, floats = problem.optimality(args)
 
