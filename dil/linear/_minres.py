@@ -154,7 +154,7 @@ def _step(task: Task, i: Iterate, is_first: Array) -> Iterate:
     dx = xp.where(accepted, i.dx + (c * i.phi) * w, i.dx)
     v = u / xp.where(beta > 0, beta, one)
     phi = xp.where(accepted, -sn * i.phi, i.phi)
-    # rounding separates the true residual from the recurrence by about eps ||A|| ||dx||; a drift above phi / 4 is too large
+    # rounding separates the true residual from the recurrence by about eps ||A|| ||dx||: at most phi / 4 is accepted
     rounding_dominates = dot(dx, dx) ** 0.5 * tiny > xp.abs(phi)
     stuck = finite & (~accepted | (rounding_dominates & (xp.abs(phi) > 0.5 * task.rtol)))
     return Iterate(
