@@ -24,7 +24,7 @@ def backend_of_system(b: Array, solver: str, x0: Array | None = None) -> Backend
         message = f"{solver} got b of shape (); expected (*batch, n), the last axis counts unknowns: reshape it to (1,)"
         raise ShapeError(message)
     if not is_float(array_namespace(b), b.dtype):
-        message = f"{solver} got b of dtype {b.dtype}; expected real floating numbers, so cast it, to float64 say"
+        message = f"{solver} got b of dtype {b.dtype}; expected real floating numbers; cast it, for example to float64"
         raise DTypeError(message)
     if x0 is not None and (tuple(x0.shape) != tuple(b.shape) or x0.dtype != b.dtype):
         message = (
