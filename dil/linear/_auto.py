@@ -49,8 +49,8 @@ class Auto:
     damping, rtol, max_iter
         As in `CG`. A dense solve uses only damping. If max_iter is given, no problem goes from step 2 to `Direct`.
     dense : int, optional
-        The largest number of unknowns for a dense solve. Larger problems are never solved densely. By default the
-        backend gives the number up to which step 1 applies, measured by `benchmarks/linear.py`.
+        If given, problems with at most this many unknowns are solved by `Direct`, and larger problems never are. By
+        default the backend gives the limit of step 1, measured by `benchmarks/linear.py`.
 
     Raises
     ------

@@ -45,16 +45,16 @@ class CG:
 
     Notes
     -----
-    The paper leaves these points of Algorithm 1 open:
+    Algorithm 1 leaves these points open:
 
     1. The solver scales the b of each problem, so tiny and huge right-hand sides lose no digits.
     2. The stopping test is relative. A zero right-hand side costs no iteration and gives an exact zero.
-    3. A direction of zero or negative curvature ends its problem at the iterate before. The other problems continue.
+    3. A direction of zero or negative curvature ends its problem at the previous iterate. The other problems continue.
     4. The recurrence for the residual drifts by rounding. The solver computes the true residual at the end. If that
        residual misses the tolerance, the iteration restarts from it, while each restart at least halves it.
 
-    When max_iter is reached, the last iterate is nearest to the solution in the norm of H. Its residual may be larger
-    than that of an earlier iterate. If H is not symmetric, the status is only MAX_ITER or STAGNATED. `layer.report`
+    At max_iter, the last iterate is the nearest one to the solution in the norm of H. Its residual may be larger than
+    that of an earlier iterate. If H is not symmetric, the only sign is the status MAX_ITER or STAGNATED. `layer.report`
     tests the symmetry.
 
     With a preconditioner or a start x0, the solver uses the flexible method and checks every true residual.

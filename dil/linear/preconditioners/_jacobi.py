@@ -31,7 +31,7 @@ class Jacobi:
     Notes
     -----
     The estimate is the mean of z * (A z) over vectors z of random signs. One vector is enough for a diagonal matrix.
-    Entries off the diagonal add noise, which falls with the root of `probes`. The mean of (A z)^2 estimates the sum of
+    Entries off the diagonal add noise, which falls as 1 / sqrt(probes). The mean of (A z)^2 estimates the sum of
     squares of each row, and its root is the norm of the row. An estimate below half the norm of its row is replaced by
     that half, so the result is positive for every A.
 
