@@ -1,6 +1,6 @@
 """Linear solvers for the backward pass, preconditioners, and the automatic choice. They need only products with A.
 
-It imports `_base` and `_frameworks`.
+It imports only `_base` and `_frameworks`.
 """
 
 from dil._base.operator import Operator

@@ -1,4 +1,4 @@
-"""Cheap approximations of A^-1 b, for those who ask for them by name."""
+"""Cheap approximations of A^-1 b. No layer uses them unless the user asks for one by name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from dil.linear._right_hand_side import backend_of_system
 
 @dataclass(frozen=True)
 class Neumann:
-    """The first terms of the Neumann series: x = step * sum over k < terms of (I - step A)^k b.
+    """Approximate A^-1 b by the first terms of the Neumann series: x = step * sum over k < terms of (I - step A)^k b.
 
     Parameters
     ----------
     terms : int
-        Terms of the series; one costs no product, each further one a product.
+        The number of terms. The first term costs no product, and each further term costs one.
     step : float
-        It converges if the eigenvalues of A lie between 0 and 2 / step.
+        The series converges if the eigenvalues of A lie between 0 and 2 / step.
     rtol : float, optional
-        What counts as converged: ||b - A x|| <= rtol ||b||; by default eps ** 0.75 of the dtype.
+        A problem is converged when ||b - A x|| <= rtol ||b||. The default is eps ** 0.75 of the dtype.
 
     Notes
     -----
-    The gradient is biased unless the series has converged. The status is `Status.APPROXIMATE` where it has not, which
-    is no failure to any policy, as it was asked for; a further product finds it out. `extra` says "approximate".
+    The gradient is biased unless the series has converged. One further product tests this. If the series has not
+    converged, the status is `Status.APPROXIMATE`. No policy treats this as a failure, because the user asked for an
+    approximation. `extra["approximate"]` is always true.
 
     Sources: Lorraine, Vicol and Duvenaud 2020, Algorithm 3; Geng et al. 2021, section 3.
 
@@ -54,27 +55,28 @@ class Neumann:
 
     def __post_init__(self) -> None:
         check_integer("terms", self.terms, 1)
-        _check(self.step, self.rtol)
+        _check_options(self.step, self.rtol)
 
     def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
-        """Approximate for each problem of a batch; b and the value: (*batch, n), float."""
-        return _series("Neumann", A, b, self.terms, self.step, self.rtol, loop)
+        """Return the approximation for each problem of a batch; b and the value: (*batch, n), float; status: batch."""
+        return _neumann("Neumann", A, b, self.terms, self.step, self.rtol, loop)
 
 
 @dataclass(frozen=True)
 class OneStep:
-    """The identity for the inverse: x = step * b, the Jacobian-free backward pass.
+    """Replace A^-1 by a multiple of the identity: x = step * b, the Jacobian-free backward pass.
 
     Parameters
     ----------
     step : float
-        About the inverse of the curvature.
+        The multiple of the identity, about the inverse of the curvature.
     rtol : float, optional
-        What counts as converged: ||b - A x|| <= rtol ||b||; by default eps ** 0.75 of the dtype.
+        A problem is converged when ||b - A x|| <= rtol ||b||. The default is eps ** 0.75 of the dtype.
 
     Notes
     -----
-    It costs one product, for the true residual alone. Everything else is as for `Neumann(1, step)`.
+    The only product computes the true residual. The result is that of `Neumann(1, step)`, and so are its status and
+    `extra`.
 
     Sources: Fung et al. 2022, eq. 10.
 
@@ -94,14 +96,14 @@ class OneStep:
     rtol: float | None = None
 
     def __post_init__(self) -> None:
-        _check(self.step, self.rtol)
+        _check_options(self.step, self.rtol)
 
     def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
-        """Approximate for each problem of a batch; b and the value: (*batch, n), float."""
-        return _series("OneStep", A, b, 1, self.step, self.rtol, loop)
+        """Return the approximation for each problem of a batch; b and the value: (*batch, n), float; status: batch."""
+        return _neumann("OneStep", A, b, 1, self.step, self.rtol, loop)
 
 
-def _check(step: object, rtol: object) -> None:
+def _check_options(step: object, rtol: object) -> None:
     if not (is_number(step) and step > 0):
         message = f"step={step!r}; expected a number > 0"
         raise OptionError(message)
@@ -109,21 +111,23 @@ def _check(step: object, rtol: object) -> None:
 
 
 class Term(NamedTuple):
-    """The sum after some products; r = b - A x of the sum before the last one."""
+    """The sum x after some products, and the residual r = b - A x of the sum before the last product."""
 
     x: Array
     r: Array
     products: Array
 
 
-def _series(name: str, A: Matvec, b: Array, terms: int, step: float, rtol: float | None, loop: Loop | None) -> Solution:
-    """Return the sum by Horner's rule, x <- x + step (b - A x), and judge it by its true residual."""
-    backend, xp, top = backend_of_system(b, f"dil.linear.{name}"), array_namespace(b), nonzero_max_abs(b)
+def _neumann(
+    name: str, A: Matvec, b: Array, terms: int, step: float, rtol: float | None, loop: Loop | None
+) -> Solution:
+    """Return the sum by Horner's rule, x <- x + step (b - A x), with its true residual and status."""
+    backend, xp, unit = backend_of_system(b, f"dil.linear.{name}"), array_namespace(b), nonzero_max_abs(b)
     loop = backend.loops.while_loop if loop is None else loop
     rtol = eps(xp, b.dtype) ** 0.75 if rtol is None else rtol
-    finite, product = xp.isfinite(top), as_operator(A)
-    top = xp.where(finite, top, full(top, 1.0))
-    scaled = xp.where(finite, b, full(b, 0.0)) / top
+    finite_b, product = xp.isfinite(unit), as_operator(A)
+    unit = xp.where(finite_b, unit, full(unit, 1.0))
+    scaled = xp.where(finite_b, b, full(b, 0.0)) / unit
 
     def add(s: Term) -> Term:
         r = scaled - product(s.x)
@@ -136,7 +140,7 @@ def _series(name: str, A: Matvec, b: Array, terms: int, step: float, rtol: float
     residual = residual / xp.where(size == 0, full(size, 1.0), size)
     status = full(residual, int(Status.APPROXIMATE), dtype=xp.int32)
     status = xp.where(residual <= rtol, full(status, int(Status.CONVERGED)), status)
-    sound = xp.isfinite(residual) & finite[..., 0]
-    status = xp.where(sound, status, full(status, int(Status.NON_FINITE)))
+    finite_residual = xp.isfinite(residual) & finite_b[..., 0]
+    status = xp.where(finite_residual, status, full(status, int(Status.NON_FINITE)))
     products = full(status, 0) + last.products
-    return Solution(last.x * top, status, products, residual, {"products": products, "approximate": True})
+    return Solution(last.x * unit, status, products, residual, {"products": products, "approximate": True})

@@ -1,4 +1,4 @@
-"""The linear solver that a layer takes when none is given."""
+"""The default linear solver of a layer."""
 
 from __future__ import annotations
 
@@ -22,33 +22,35 @@ from dil.linear._minres import MINRES
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._solver import LinearSolver
 
-ROOM = 2**22
-"""Numbers that the dense matrices of a batch may take: 32 MiB in float64, which JAX sets aside in any case."""
+MAX_DENSE_NUMBERS = 2**22
+"""The most numbers that the dense matrices of a batch may hold: 32 MiB in float64. JAX always reserves this memory."""
 
 
 @dataclass(frozen=True)
 class Auto:
-    """Solve (A + damping I) x = b by what the size and the symmetry of A allow.
+    """Solve (A + damping I) x = b by a method that fits the size and the symmetry of A.
 
-    Few unknowns are solved by `Direct`. For more, `CG` (`BiCGSTAB` if A is not known to be symmetric) takes n steps at
-    most, CG only a small share of them (the backend's, n / 8 or n / 32) if these do not win two sevenths of the digits
-    asked for, and the problems left over go to `Direct`.
+    1. Problems with few unknowns are solved by `Direct`.
+    2. Larger problems are solved by `CG` if A is known to be symmetric, and by `BiCGSTAB` otherwise, in at most n
+       steps. CG stops after n / 8 or n / 32 steps (the backend decides which) if they do not reach two sevenths of the
+       digits of rtol. Problems that are not solved then go to `Direct`.
+    3. The matrices of `Direct` may hold 2^22 numbers for the batch. If they would hold more, the iteration continues to
+       max_iter.
+    4. At moderate sizes, every problem in which the iteration fails goes to `Direct`. If the dense matrix is singular,
+       the result is the least-squares solution of least norm.
+    5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`, and problems in which
+       BiCGSTAB breaks down go to `GMRES`.
 
-    The matrices of `Direct` may take 2^22 numbers for the batch; the iteration goes on to max_iter where they would
-    take more. Of problems of a middling size, all that the iteration fails in go to `Direct`, and where the dense
-    matrix proves singular the shortest solution is taken, if there is one. Among larger ones, those in which CG meets
-    negative or no curvature go to `MINRES`, and those in which BiCGSTAB breaks down to `GMRES`.
-
-    Where a symmetric matrix proves not to be positive definite, `extra["indefinite"]` says so, and an argmin layer ends
-    that problem `NOT_MINIMUM`: its gradient is that of the stationary point, which is no minimum.
+    If a symmetric matrix is not positive definite, `extra["indefinite"]` is true. An argmin layer then ends the problem
+    `NOT_MINIMUM`: the gradient is that of a stationary point that is not a minimum.
 
     Parameters
     ----------
     damping, rtol, max_iter
-        As in `CG`; a dense solve knows damping alone. With max_iter no problem is left over to `Direct`.
+        As in `CG`. A dense solve uses only damping. If max_iter is given, no problem goes from step 2 to `Direct`.
     dense : int, optional
-        The number of unknowns up to which the solve is dense, and beyond which it never is. By default the number up
-        to which it is dense at once is the backend's, measured by `benchmarks/linear.py`.
+        If given, problems with at most this many unknowns are solved by `Direct`, and larger problems never are. By
+        default the backend gives the limit of step 1, measured by `benchmarks/linear.py`.
 
     Raises
     ------
@@ -80,37 +82,37 @@ class Auto:
         """Solve A x = b for b: (*batch, n); status: batch."""
         backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
-        damping, rtol, limit = self.damping, self.rtol, self.max_iter
+        damping, rtol, max_iter = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)
         crossover = backend.dense.crossover
-        few = crossover.symmetric if A.symmetric else crossover.general
-        fits = size(b.shape) * n <= ROOM
-        rescued = fits and self.dense is None and limit is None
-        at_once = n <= self.dense if self.dense is not None else fits and n <= few
-        small = at_once or (rescued and n <= crossover.general)
-        if at_once:
+        dense_limit = crossover.symmetric if A.symmetric else crossover.general
+        fits = size(b.shape) * n <= MAX_DENSE_NUMBERS
+        has_fallback = fits and self.dense is None and max_iter is None
+        dense_first = n <= self.dense if self.dense is not None else fits and n <= dense_limit
+        dense_allowed = dense_first or (has_fallback and n <= crossover.general)
+        if dense_first:
             first = direct(A, b, loop=loop)
         elif A.symmetric:
-            cg = CG(damping, rtol, max(n, 1) if rescued else limit)
-            trial = max(8, int(n * crossover.trial)) if rescued else None
+            cg = CG(damping, rtol, max(n, 1) if has_fallback else max_iter)
+            trial = max(8, int(n * crossover.trial)) if has_fallback else None
             first = cg.tried(A, b, loop=loop, x0=x0, trial=trial)
         else:
-            first = BiCGSTAB(damping, rtol, max(n, 1) if rescued else limit)(A, b, loop=loop, x0=x0)
-        if rescued and not at_once:
-            broken = (Status.INDEFINITE, Status.SINGULAR) if small else ()
-            first = _mended(first, (Status.MAX_ITER, Status.STAGNATED, *broken), direct, A, b, loop)
-        if small:
-            return _mended(first, (Status.SINGULAR,), LeastNorm(damping, rtol), A, b, loop)
+            first = BiCGSTAB(damping, rtol, max(n, 1) if has_fallback else max_iter)(A, b, loop=loop, x0=x0)
+        if has_fallback and not dense_first:
+            curvature_failures = (Status.INDEFINITE, Status.SINGULAR) if dense_allowed else ()
+            first = _retry(first, (Status.MAX_ITER, Status.STAGNATED, *curvature_failures), direct, A, b, loop)
+        if dense_allowed:
+            return _retry(first, (Status.SINGULAR,), LeastNorm(damping, rtol), A, b, loop)
         if A.symmetric:
-            return _mended(first, (Status.INDEFINITE, Status.SINGULAR), MINRES(damping, rtol, limit), A, b, loop)
-        gmres = GMRES(damping=damping, rtol=rtol, max_iter=limit)
-        return _mended(first, (Status.SINGULAR, Status.STAGNATED), gmres, A, b, loop)
+            return _retry(first, (Status.INDEFINITE, Status.SINGULAR), MINRES(damping, rtol, max_iter), A, b, loop)
+        gmres = GMRES(damping=damping, rtol=rtol, max_iter=max_iter)
+        return _retry(first, (Status.SINGULAR, Status.STAGNATED), gmres, A, b, loop)
 
 
-class Mending(NamedTuple):
-    """The problems before and after they are solved again."""
+class Retry(NamedTuple):
+    """The solutions before and after some problems are solved again."""
 
-    met: Array
+    selected: Array
     x: Array
     status: Array
     steps: Array
@@ -118,32 +120,32 @@ class Mending(NamedTuple):
     indefinite: Array
 
 
-def _mended(
+def _retry(
     first: Solution, failures: Sequence[Status], second: LinearSolver, A: Operator, b: Array, loop: Loop
 ) -> Solution:
-    """Solve the problems again that ended so by the first solver."""
+    """Return the solution, with the problems whose first status is in `failures` solved again by `second`."""
     backend, xp = backend_of_system(b, "dil.linear.Auto"), array_namespace(b)
     assert first.status is not None
     assert first.iterations is not None
     assert first.residual is not None
-    met = first.status != first.status
+    selected = first.status != first.status
     for failure in failures:
-        met = met | (first.status == int(failure))
+        selected = selected | (first.status == int(failure))
 
-    def again(s: Mending) -> Mending:
-        # the others get a right-hand side of zero, which costs no iteration
-        new = second(A, xp.where(s.met[..., None], b, full(b, 0.0)), loop=loop)
+    def solve_selected(s: Retry) -> Retry:
+        # the other problems get a right-hand side of zero, which costs no iteration
+        new = second(A, xp.where(s.selected[..., None], b, full(b, 0.0)), loop=loop)
         assert new.iterations is not None
-        return Mending(
-            s.met,
-            xp.where(s.met[..., None], new.value, s.x),
-            xp.where(s.met, new.status, s.status),
-            xp.where(s.met, s.steps + new.iterations, s.steps),
-            xp.where(s.met, new.residual, s.residual),
-            s.indefinite | (s.met & (new.extra or {}).get("indefinite", s.met & ~s.met)),
+        return Retry(
+            s.selected,
+            xp.where(s.selected[..., None], new.value, s.x),
+            xp.where(s.selected, new.status, s.status),
+            xp.where(s.selected, s.steps + new.iterations, s.steps),
+            xp.where(s.selected, new.residual, s.residual),
+            s.indefinite | (s.selected & (new.extra or {}).get("indefinite", s.selected & ~s.selected)),
         )
 
-    known = (first.extra or {}).get("indefinite", met & ~met) | (first.status == int(Status.INDEFINITE))
-    start = Mending(met, first.value, first.status, first.iterations, first.residual, known)
-    last: Mending = backend.loops.run_if(xp.any(met), again, start)
+    indefinite = (first.extra or {}).get("indefinite", selected & ~selected) | (first.status == int(Status.INDEFINITE))
+    start = Retry(selected, first.value, first.status, first.iterations, first.residual, indefinite)
+    last: Retry = backend.loops.run_if(xp.any(selected), solve_selected, start)
     return Solution(last.x, last.status, last.steps, last.residual, {"indefinite": last.indefinite})

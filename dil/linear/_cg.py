@@ -1,4 +1,4 @@
-"""Conjugate gradients for (H + damping I) x = b, H symmetric positive definite, by products with H alone."""
+"""Conjugate gradients for (H + damping I) x = b with a symmetric positive definite H, by products with H alone."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from dil.linear._flexible_cg import flexible_cg
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
 
-PACE = 2 / 7
-"""The share of the digits that a trial must have won; on the systems of benchmarks/linear.py, those that won less took
-more products than a dense solve."""
+TRIAL_SHARE = 2 / 7
+"""The share of the digits that a trial must reach. On the systems of benchmarks/linear.py, trials that reached less
+took more products than a dense solve."""
 
 Scalar: TypeAlias = Any
-"""An array, shape batch, or a number of Python."""
+"""An array of shape batch, or a Python number."""
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,31 @@ class CG:
     Parameters
     ----------
     damping : float
-        The paper's eps: solves (H + damping I) x = b. It is absolute, in the units of H.
+        The shift in (H + damping I) x = b, in the units of H: the paper's eps.
     rtol : float, optional
         A problem is solved when ||b - H x|| <= rtol ||b||. By default eps ** 0.75 of the dtype: 1.8e-12 in float64,
         6.4e-6 in float32.
     max_iter : int, optional
-        Products with H at most, for each problem; by default max(100, 10 n).
+        The largest number of iterations for each problem. The default is max(100, 10 n).
     preconditioner : callable or Preconditioner, optional
-        A callable r -> z with z near (H + damping I)^-1 r, r and z: (*batch, n), positive definite, which may change
-        from step to step; or one of `dil.linear.preconditioners`, prepared anew for each system.
+        A callable r -> z, where z is near (H + damping I)^-1 r and r and z have shape (*batch, n). It must be positive
+        definite and may change from step to step. Those of `dil.linear.preconditioners` are prepared for each system.
 
     Notes
     -----
-    It differs from Algorithm 1 in what the paper leaves open:
+    Algorithm 1 leaves these points open:
 
-    1. b is scaled to norm one, each problem by itself, so tiny and huge right-hand sides lose nothing.
+    1. The solver scales the b of each problem, so tiny and huge right-hand sides lose no digits.
     2. The stopping test is relative. A zero right-hand side costs no iteration and gives an exact zero.
-    3. A direction of no or negative curvature ends its problem at the iterate before it; the others go on.
-    4. The recurrence for the residual drifts by rounding. The true residual is computed at the end: where it misses
-       the tolerance, the iteration starts again from it, as long as that halves it at least.
+    3. A direction of zero or negative curvature ends its problem at the previous iterate. The other problems continue.
+    4. The recurrence for the residual drifts by rounding. The solver computes the true residual at the end. If that
+       residual misses the tolerance, the iteration restarts from it, while each restart at least halves it.
 
-    Where the steps run out, the last iterate is the one nearest to the solution in the norm of H; its residual may be
-    larger than that of an earlier one. An H that is not symmetric shows itself by MAX_ITER or STAGNATED alone;
-    `layer.report` probes for it.
+    At max_iter, the last iterate is the nearest one to the solution in the norm of H. Its residual may be larger than
+    that of an earlier iterate. If H is not symmetric, the only sign is the status MAX_ITER or STAGNATED. `layer.report`
+    tests the symmetry.
 
-    With a preconditioner, or a start x0, it is the flexible method, whose every answer is judged by its true residual.
+    With a preconditioner or a start x0, the solver uses the flexible method and checks every true residual.
 
     Sources: Look et al. 2020, Algorithm 1; Saad 2003, Algorithm 6.18; Shewchuk 1994, B.2 (restarts from the residual);
     Golub and Ye 1999 (with a preconditioner).
@@ -87,20 +87,20 @@ class CG:
 
     @property
     def uses_pairs(self) -> bool:
-        """Whether the layer has to keep the pairs of its forward solver for the preconditioner."""
+        """Whether the layer must keep the pairs of its forward solver for the preconditioner."""
         return getattr(self.preconditioner, "uses_pairs", False)
 
     def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None) -> Solution:
-        """Solve for each problem of a batch; b, x0 and the value: (*batch, n), float."""
+        """Solve each problem of a batch; b, x0 and the value: (*batch, n), float; status: batch."""
         return self.tried(A, b, loop=loop, x0=x0)
 
     def tried(
         self, A: Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None, trial: int | None = None
     ) -> Solution:
-        """Solve as a call does, but give up a problem that is slow after `trial` steps.
+        """Solve like a call, but give up a problem that is slow after `trial` steps.
 
-        Slow is a residual above rtol ** PACE: at its pace so far, it would take 1 / PACE as many steps in all. Such a
-        problem ends STAGNATED. With a preconditioner or a start there is no trial.
+        A problem is slow if its residual is then above rtol ** (2 / 7): at this rate it needs 3.5 times as many steps
+        in total. It ends STAGNATED. With a preconditioner or a start x0, `trial` is ignored.
         """
         backend = backend_of_system(b, "dil.linear.CG", x0)
         xp = array_namespace(b)
@@ -116,26 +116,26 @@ class CG:
 
 
 class State(NamedTuple):
-    """One step: vectors (*batch, n), scalars batch, or Python numbers where `number` made them."""
+    """The state of the iteration. Vectors: (*batch, n); scalars: batch, or Python numbers where `number` made them."""
 
     x: Array
     r: Array
     v: Array
-    """What H is multiplied with next: the direction p, or x itself to look at the true residual."""
+    """The next vector that H multiplies: the direction p, or x to check the true residual."""
     rr: Scalar
-    """<r, r>: of the recurrence, or of the true residual after a look; above zero while the problem goes on."""
+    """<r, r> of the recurrence, or of the true residual after a check. It is positive while the problem is active."""
     vv: Scalar
-    """<p, p> of the last p; above zero."""
-    best: Scalar
-    """<r, r> of the true residual when it was last looked at."""
-    bend: Scalar
-    """<p, H p> / <p, p> of the last step, taken or refused."""
+    """<p, p> of the last p. It is positive."""
+    true_rr: Scalar
+    """<r, r> of the true residual at the last check."""
     curvature: Scalar
-    """The sum of |<p, H p>| / <p, p> so far: of the order of the norm of H, or above it."""
-    reach: Scalar
-    """The length of the way from zero to x: a bound on its norm."""
-    going: Scalar
-    looking: Scalar
+    """<p, H p> / <p, p> of the last direction p, also if its step was refused."""
+    curvature_sum: Scalar
+    """The sum of |<p, H p>| / <p, p> so far. It is at least of the order of the norm of H."""
+    path_length: Scalar
+    """The sum of the lengths of the steps from zero to x: a bound on the norm of x."""
+    active: Scalar
+    checking: Scalar
     """Whether v is x."""
     steps: Scalar
 
@@ -151,9 +151,9 @@ def cg(
 ) -> Solution:
     """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial.
 
-    The scalars of a single problem are Python's where `number` can read them at no cost: their arithmetic is the same,
-    and an operation on an array of one number costs as much as one on a short vector. There is one loop with one
-    product, which a look at the true residual shares with the recurrence: a compiler pays for every loop it meets.
+    The scalars of a single problem are Python numbers where `number` can read them at no cost. Their arithmetic is the
+    same, but an operation on an array of one number costs as much as one on a short vector. The check of the true
+    residual and the recurrence share one loop with one product, because each loop takes time to compile.
     """
     xp, single, number = array_namespace(b), b.ndim == 1, loops.number
 
@@ -163,75 +163,77 @@ def cg(
     def column(scalar: Scalar) -> Scalar:
         return scalar if single else scalar[..., None]
 
-    machine = eps(xp, b.dtype)
-    top = number(max_abs(b))
-    tame = isinstance(top, float) and machine < top < 1 / machine
-    if not tame:  # squares of tiny and huge entries would under- and overflow
-        top = select(top == 0, 1.0, top)
-        b = b / column(top)
+    machine_eps = eps(xp, b.dtype)
+    scale = number(max_abs(b))
+    in_range = isinstance(scale, float) and machine_eps < scale < 1 / machine_eps
+    if not in_range:  # squares of tiny and huge entries would underflow or overflow
+        scale = select(scale == 0, 1.0, scale)
+        b = b / column(scale)
     bb = dot(b, b)
-    # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
-    aim, accept = bb * (0.5 * rtol) ** 2, bb * rtol**2
+    # the target of the recurrence is below the tolerance, so that the true residual rarely misses the tolerance
+    target_rr, accepted_rr = bb * (0.5 * rtol) ** 2, bb * rtol**2
 
     def step(s: State) -> State:
-        """Go along p to the least of the quadratic, or look at the true residual: a step of one along x, from r = b.
+        """Minimise the quadratic along p, or check the true residual: a step of length one along x, from r = b.
 
-        A problem that has ended, or looks, moves by zero along a vector that is finite: it stays where it is.
+        A problem that has ended, or that checks, takes a step of zero along a finite vector, so its x does not change.
         """
         Hv = matvec(s.v)
         vHv = dot(s.v, Hv)
-        moving = s.going & logical_not(s.looking)
-        bend = select(moving, vHv / s.vv, s.bend)
-        curvature = s.curvature + select(moving, abs(bend), 0.0)
-        sound = bend > machine * curvature  # not for NaN, negative curvature and null directions
-        alpha = s.rr / select(moving & sound, vHv, math.inf)
-        reach = s.reach + alpha * s.vv**0.5
+        moving = s.active & logical_not(s.checking)
+        curvature = select(moving, vHv / s.vv, s.curvature)
+        curvature_sum = s.curvature_sum + select(moving, abs(curvature), 0.0)
+        positive = curvature > machine_eps * curvature_sum  # False for NaN, negative curvature and null directions
+        alpha = s.rr / select(moving & positive, vHv, math.inf)
+        path_length = s.path_length + alpha * s.vv**0.5
         steps = select(moving, s.steps + 1, s.steps)
         x = s.x + column(alpha) * s.v
-        r = select(column(s.looking), b, s.r) - column(select(s.looking, 1.0, alpha)) * Hv
+        r = select(column(s.checking), b, s.r) - column(select(s.checking, 1.0, alpha)) * Hv
         rr = dot(r, r)
-        able = sound & (steps < max_iter)
-        more = able & (rr > aim)
-        more = more if trial is None else more & ((steps != trial) | (rr <= bb * rtol ** (2 * PACE)))
-        # rounding moves the true residual off the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
-        drift = 8 * machine * curvature * reach
-        looking = moving & logical_not(more | (sound & (drift * drift < accept)))
-        # after a look, go on from a true residual that misses the tolerance, if it has come nearer to it
-        again = able & (rr > accept) & (4 * rr < s.best)
-        on = s.going & select(s.looking, again, more)
-        beta = select(s.looking, 0.0, rr / s.rr)
+        may_continue = positive & (steps < max_iter)
+        proceed = may_continue & (rr > target_rr)
+        proceed = proceed if trial is None else proceed & ((steps != trial) | (rr <= bb * rtol ** (2 * TRIAL_SHARE)))
+        # rounding separates the true residual from the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
+        drift = 8 * machine_eps * curvature_sum * path_length
+        checking = moving & logical_not(proceed | (positive & (drift * drift < accepted_rr)))
+        # after a check, restart from a true residual that misses the tolerance but at least halved since the last check
+        restarts = may_continue & (rr > accepted_rr) & (4 * rr < s.true_rr)
+        iterating = s.active & select(s.checking, restarts, proceed)
+        beta = select(s.checking, 0.0, rr / s.rr)
         p = r + column(beta) * s.v
-        v = select(column(on), p, select(column(looking), x, s.v))
-        vv = select(on, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
-        best = select(s.looking, rr, s.best)
-        rr = select(s.going & logical_not(looking), rr, s.rr)
-        return State(x, r, v, rr, vv, best, bend, curvature, reach, on | looking, looking, steps)
+        v = select(column(iterating), p, select(column(checking), x, s.v))
+        vv = select(iterating, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
+        true_rr = select(s.checking, rr, s.true_rr)
+        rr = select(s.active & logical_not(checking), rr, s.rr)
+        return State(
+            x, r, v, rr, vv, true_rr, curvature, curvature_sum, path_length, iterating | checking, checking, steps
+        )
 
-    some = bb > 0  # False for NaN
-    none = 0 if isinstance(some, bool) else xp.zeros_like(some, dtype=xp.int32)
+    nonzero = bb > 0  # False for NaN
+    no_steps = 0 if isinstance(nonzero, bool) else xp.zeros_like(nonzero, dtype=xp.int32)
     zero = 0 * bb
-    first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, some, some & False, none)
-    last = repeat(step, lambda s: s.going, first, loops=loops, steps_per_read=loops.steps_per_read(b))
-    failed = logical_not(last.rr <= accept)
-    status = _reasons(last, failed, max_iter, machine)
+    first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, nonzero & False, no_steps)
+    last = repeat(step, lambda s: s.active, first, loops=loops, steps_per_read=loops.steps_per_read(b))
+    failed = logical_not(last.rr <= accepted_rr)
+    status = _status(last, failed, max_iter, machine_eps)
     residual = (last.rr / select(bb == 0, 1.0, bb)) ** 0.5
-    x = last.x if tame else last.x * column(top)
+    x = last.x if in_range else last.x * column(scale)
     if isinstance(failed, bool):
-        place = {"shape": (), "device": device(b)}
-        status, steps = (xp.full(fill_value=k, dtype=xp.int32, **place) for k in (status, last.steps))
-        return Solution(x, status, steps, xp.full(fill_value=residual, dtype=b.dtype, **place))
+        layout = {"shape": (), "device": device(b)}
+        status, steps = (xp.full(fill_value=k, dtype=xp.int32, **layout) for k in (status, last.steps))
+        return Solution(x, status, steps, xp.full(fill_value=residual, dtype=b.dtype, **layout))
     return Solution(x, status, last.steps, residual)
 
 
-def _reasons(last: State, failed: Scalar, max_iter: int, machine: float) -> Scalar:
-    """Say why each problem that failed did; the first word that fits counts."""
+def _status(last: State, failed: Scalar, max_iter: int, machine_eps: float) -> Scalar:
+    """Return the status of each problem. The first condition that holds decides."""
     if failed is False:
         return int(Status.CONVERGED)
     reasons = [
         (logical_not(failed), Status.CONVERGED),
-        (logical_not(abs(last.bend) < math.inf), Status.NON_FINITE),
-        (last.bend < -machine * last.curvature, Status.INDEFINITE),
-        (logical_not(last.bend > machine * last.curvature), Status.SINGULAR),
+        (logical_not(abs(last.curvature) < math.inf), Status.NON_FINITE),
+        (last.curvature < -machine_eps * last.curvature_sum, Status.INDEFINITE),
+        (logical_not(last.curvature > machine_eps * last.curvature_sum), Status.SINGULAR),
         (last.steps >= max_iter, Status.MAX_ITER),
     ]
     return first_of(reasons, Status.STAGNATED)

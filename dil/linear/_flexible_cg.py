@@ -1,4 +1,4 @@
-"""Flexible preconditioned conjugate gradients for A x = b, A symmetric positive definite, from any start."""
+"""Flexible preconditioned conjugate gradients for A x = b with a symmetric positive definite A, from any start."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
 
 
 class Iterate(NamedTuple):
-    """One step of the recurrence; vectors (*batch, n), the rest (*batch, 1)."""
+    """The state of the recurrence. Vectors: (*batch, n); scalars: (*batch, 1)."""
 
     x: Array
-    """Not moved by a step that proves unsound."""
+    """The iterate. A refused step does not change it."""
     r: Array
     p: Array
     rr: Array
     rz: Array
     """<r, M r>."""
-    bend: Array
-    """<p, A p> / <p, p> of the last step, taken or refused."""
     curvature: Array
-    """The sum of <p, A p> / <p, p> so far."""
-    sound: Array
+    """<p, A p> / <p, p> of the last direction p, also if its step was refused."""
+    curvature_sum: Array
+    """The sum of |<p, A p>| / <p, p> so far."""
+    positive: Array
     steps: Array
 
 
 class Pass(NamedTuple):
-    """The problems between passes of the recurrence; vectors (*batch, n), the rest (*batch, 1)."""
+    """The state between two passes of the recurrence. Vectors: (*batch, n); scalars: (*batch, 1)."""
 
     x: Array
     r: Array
     """The true residual."""
     rr: Array
     rz: Array
-    bend: Array
     curvature: Array
-    sound: Array
-    going: Array
+    curvature_sum: Array
+    positive: Array
+    active: Array
     steps: Array
     checks: Array
     """Products spent on true residuals."""
@@ -62,33 +62,35 @@ def flexible_cg(
 ) -> Solution:
     """Solve A x = b; b, x0 and x: (*batch, n).
 
-    It keeps the rules of `dil.linear.CG`: b scaled to one, a relative test on the true residual, restarts from it while
-    it falls, a status for each problem. The coefficient of the last direction is <z_new, r_new - r> / <z, r>, so that
-    the preconditioner z = M r may change from step to step.
+    The rules are those of `dil.linear.CG`: b is scaled, the test is relative and on the true residual, a pass restarts
+    from the true residual while the residual falls, and each problem has a status. The coefficient of the last
+    direction is <z_new, r_new - r> / <z, r>, so the preconditioner z = M r may change from step to step.
 
-    A start x0 is used by the problems whose residual there is no larger than b; the tolerance stays relative to b.
+    A problem uses its start x0 if the residual at x0 is at most ||b||. The tolerance remains relative to b.
 
     Sources: Golub and Ye 1999 (the inexact preconditioned CG); Notay 2000 (FCG(1)).
 
     Raises
     ------
     ShapeError
-        If what the preconditioner returns is not like b.
+        If the preconditioner returns another shape than that of b.
+    DTypeError
+        If the preconditioner returns another dtype than that of b.
     """
-    xp, top = array_namespace(b), nonzero_max_abs(b)
-    finite = xp.isfinite(top)
-    top = xp.where(finite, top, full(top, 1.0))
-    scaled = xp.where(finite, b, full(b, 0.0)) / top  # squares of tiny and huge entries would under- and overflow
+    xp, unit = array_namespace(b), nonzero_max_abs(b)
+    finite = xp.isfinite(unit)
+    unit = xp.where(finite, unit, full(unit, 1.0))
+    scaled = xp.where(finite, b, full(b, 0.0)) / unit  # squares of tiny and huge entries would underflow or overflow
     M = prepared(preconditioner, A, scaled, loops.while_loop)
     bb = dot(scaled, scaled)
     system = System(A, M, scaled, bb * (0.5 * rtol) ** 2, bb * rtol**2, max_iter, loops)
-    first = system.start() if x0 is None else system.start_from(x0 / top)
-    last = iterate(system.advance, lambda s: s.going, first, batch_ndim=b.ndim - 1, loops=loops)
+    first = system.start() if x0 is None else system.start_from(x0 / unit)
+    last = iterate(system.advance, lambda s: s.active, first, batch_ndim=b.ndim - 1, loops=loops)
     status = _status(last, system, finite)
     residual = xp.sqrt(last.rr / xp.where(bb == 0, full(bb, 1.0), bb))
     residual = xp.where(finite, residual, full(residual, float("nan")))
     products = last.steps + last.checks + M.products
-    return Solution(last.x * top, status[..., 0], last.steps[..., 0], residual[..., 0], {"products": products[..., 0]})
+    return Solution(last.x * unit, status[..., 0], last.steps[..., 0], residual[..., 0], {"products": products[..., 0]})
 
 
 @dataclass(frozen=True)
@@ -98,88 +100,102 @@ class System:
     A: Matvec
     M: Matvec
     b: Array
-    aim: Array
-    """What the recurrence aims at: a little below the tolerance, so that the true residual rarely misses it."""
-    accept: Array
-    """The square of the residual that is accepted, (*batch, 1)."""
+    target_rr: Array
+    """<r, r> at which the recurrence stops. It is below the tolerance, so that the true residual rarely misses that."""
+    accepted_rr: Array
+    """<r, r> of the true residual that is accepted, (*batch, 1)."""
     max_iter: int
     loops: Loops
 
     def start(self) -> Pass:
-        """Return the problems at x = 0."""
+        """Return the state at x = 0."""
         xp, b, bb = array_namespace(self.b), self.b, dot(self.b, self.b)
-        zero, some = full(bb, 0.0), bb > 0
-        none = full(bb, 0, dtype=xp.int32)
-        return Pass(full(b, 0.0), b, bb, full(bb, 1.0), zero, zero, xp.ones_like(some), some, none, none)
+        zero, nonzero = full(bb, 0.0), bb > 0
+        no_steps = full(bb, 0, dtype=xp.int32)
+        return Pass(full(b, 0.0), b, bb, full(bb, 1.0), zero, zero, xp.ones_like(nonzero), nonzero, no_steps, no_steps)
 
     def start_from(self, x0: Array) -> Pass:
-        """Return the problems at x0, or at zero where the residual is smaller there."""
+        """Return the state at x0, or at zero where the residual at zero is smaller."""
         xp, zero = array_namespace(self.b), self.start()
 
         def at_guess(s: Pass) -> Pass:
             r = self.b - self.A(x0)
             rr = dot(r, r)
-            nearer = s.going & (rr <= s.rr)  # False for NaN
+            use_guess = s.active & (rr <= s.rr)  # False for NaN
             return s._replace(
-                x=xp.where(nearer, x0, s.x),
-                r=xp.where(nearer, r, s.r),
-                rr=xp.where(nearer, rr, s.rr),
-                going=s.going & ~(nearer & (rr <= self.accept)),
+                x=xp.where(use_guess, x0, s.x),
+                r=xp.where(use_guess, r, s.r),
+                rr=xp.where(use_guess, rr, s.rr),
+                active=s.active & ~(use_guess & (rr <= self.accepted_rr)),
                 checks=s.checks + 1,
             )
 
-        # once, but in the loop, where what overflows is no cause for a warning
+        # a loop that runs once, because overflow inside a loop causes no warning
         return self.loops.while_loop(lambda s: xp.all(s.checks < 1), at_guess, zero)  # type: ignore[no-any-return]
 
     def advance(self, s: Pass) -> Pass:
-        """Run the recurrence from the true residuals; go on where that has at least halved them, but not enough."""
+        """Run the recurrence from the true residuals. A problem restarts if its residual halves but misses rtol."""
         xp = array_namespace(self.b)
         z = self.M(s.r)
-        # M by one factor for the whole pass: the iteration does not see it, and <p, p> cannot under- or overflow
+        # M is scaled by one factor for the whole pass: this leaves x unchanged, and <p, p> cannot underflow or overflow
         size = nonzero_max_abs(z)
         size = xp.where(xp.isfinite(size), size, full(size, 1.0))
         z = z / size
-        first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), s.bend, s.curvature, s.sound, s.steps)
+        first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), s.curvature, s.curvature_sum, s.positive, s.steps)
 
-        def going(i: Iterate) -> Array:
-            return s.going & i.sound & (i.rz > 0) & (i.rr > self.aim) & (i.steps < self.max_iter)
+        def active(i: Iterate) -> Array:
+            return s.active & i.positive & (i.rz > 0) & (i.rr > self.target_rr) & (i.steps < self.max_iter)
 
         def step(i: Iterate) -> Iterate:
             return self._step(i, size)
 
-        every = self.loops.steps_per_read(self.b)
-        last = iterate(step, going, first, batch_ndim=self.b.ndim - 1, loops=self.loops, steps_per_read=every)
+        steps_per_read = self.loops.steps_per_read(self.b)
+        last = iterate(step, active, first, batch_ndim=self.b.ndim - 1, loops=self.loops, steps_per_read=steps_per_read)
         r = self.b - self.A(last.x)
         rr = dot(r, r)
-        again = last.sound & (last.rz > 0) & (rr > self.accept) & (4 * rr < s.rr) & (last.steps < self.max_iter)
-        return Pass(last.x, r, rr, last.rz, last.bend, last.curvature, last.sound, again, last.steps, s.checks + 1)
+        restarts = (
+            last.positive & (last.rz > 0) & (rr > self.accepted_rr) & (4 * rr < s.rr) & (last.steps < self.max_iter)
+        )
+        return Pass(
+            last.x,
+            r,
+            rr,
+            last.rz,
+            last.curvature,
+            last.curvature_sum,
+            last.positive,
+            restarts,
+            last.steps,
+            s.checks + 1,
+        )
 
     def _step(self, s: Iterate, size: Array) -> Iterate:
         xp = array_namespace(self.b)
         Ap = self.A(s.p)
         pAp = dot(s.p, Ap)
-        bend = pAp / dot(s.p, s.p)
-        sound = bend > eps(xp, self.b.dtype) * s.curvature  # False for NaN, negative curvature and null directions
-        alpha = xp.where(sound, s.rz / pAp, full(pAp, 0.0))
+        curvature = pAp / dot(s.p, s.p)
+        # False for NaN, negative curvature and null directions
+        positive = curvature > eps(xp, self.b.dtype) * s.curvature_sum
+        alpha = xp.where(positive, s.rz / pAp, full(pAp, 0.0))
         r = s.r - alpha * Ap
         z = self.M(r) / size
         rr, rz = dot(r, r), dot(r, z)
         p = z + (rz - dot(s.r, z)) / s.rz * s.p
-        rz = xp.where(rr == 0, full(rz, 1.0), rz)  # solved exactly: that is no fault of M
-        x = xp.where(sound, s.x + alpha * s.p, s.x)
-        return Iterate(x, r, p, rr, rz, bend, s.curvature + xp.abs(bend), sound, s.steps + 1)
+        rz = xp.where(rr == 0, full(rz, 1.0), rz)  # solved exactly: <r, z> = 0 is then no failure of M
+        x = xp.where(positive, s.x + alpha * s.p, s.x)
+        return Iterate(x, r, p, rr, rz, curvature, s.curvature_sum + xp.abs(curvature), positive, s.steps + 1)
 
 
 def _status(last: Pass, system: System, finite: Array) -> Array:
-    """Say how each problem ended; the first word that fits counts. (*batch, 1)."""
+    """Return the status of each problem, (*batch, 1). The first condition that holds decides."""
     xp = array_namespace(last.x)
-    machine = eps(xp, last.x.dtype)
-    readable = xp.isfinite(last.bend) & xp.isfinite(last.rr) & xp.isfinite(last.rz) & finite
+    machine_eps = eps(xp, last.x.dtype)
+    computable = xp.isfinite(last.curvature) & xp.isfinite(last.rr) & xp.isfinite(last.rz) & finite
     reasons = [
-        (finite & (last.rr <= system.accept), Status.CONVERGED),
-        (~readable, Status.NON_FINITE),
-        (last.bend < -machine * last.curvature, Status.INDEFINITE),
-        (~last.sound, Status.SINGULAR),
+        (finite & (last.rr <= system.accepted_rr), Status.CONVERGED),
+        (~computable, Status.NON_FINITE),
+        (last.curvature < -machine_eps * last.curvature_sum, Status.INDEFINITE),
+        (~last.positive, Status.SINGULAR),
         (last.rz <= 0, Status.PRECONDITIONER),
         (last.steps >= system.max_iter, Status.MAX_ITER),
     ]

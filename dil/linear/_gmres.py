@@ -1,4 +1,4 @@
-"""GMRES with restarts for (A + damping I) x = b, A square and otherwise arbitrary, by one product an iteration."""
+"""GMRES with restarts for (A + damping I) x = b with any square A, by one product per iteration."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from dil.linear._restarts import Pass, Progress, Task, restarted
 
 @dataclass(frozen=True)
 class GMRES:
-    """Generalised minimal residuals, restarted: for matrices that are not symmetric, without their transpose.
+    """Generalised minimal residuals with restarts, for matrices that need not be symmetric, without their transpose.
 
     Parameters
     ----------
     restart : int
-        Steps before the basis is dropped; min(restart, n) + 1 vectors are kept.
+        The number of steps between restarts. The solver keeps min(restart, n) + 1 vectors.
     damping : float
-        Solves (A + damping I) x = b. It is absolute, in the units of A.
+        The shift in (A + damping I) x = b, in the units of A.
     rtol : float, optional
         A problem is solved when ||b - A x|| <= rtol ||b||. By default eps ** 0.75 of the dtype: 1.8e-12 in float64,
         6.4e-6 in float32.
     max_iter : int, optional
-        Iterations at most, for each problem and over all restarts; by default max(100, 10 n).
+        The largest number of iterations for each problem, over all restarts. The default is max(100, 10 n).
 
     Notes
     -----
-    1. Each cycle starts from the true residual. One that lowers it by less than a thousandth ends its problem as
-       STAGNATED: a larger `restart` may help.
-    2. A singular system that has a solution may be solved; where the least-squares problem of a cycle is singular to
-       working precision and no solution is found, the status is SINGULAR.
-    3. The basis is made orthogonal by classical Gram-Schmidt done twice, two products of matrices each time, as exact
-       as Householder's for this purpose. `extra["products"]` counts products with A.
+    1. Each cycle starts from the true residual. If a cycle lowers the residual by less than a thousandth, the problem
+       ends STAGNATED. A larger `restart` may then help.
+    2. A singular system that has a solution may be solved. If no solution is found and the least-squares problem of a
+       cycle is singular to working precision, the problem ends SINGULAR.
+    3. Classical Gram-Schmidt, applied twice, makes the basis orthogonal. Each application costs two matrix products.
+       The result is as accurate as Householder's for this purpose. `extra["products"]` counts products with A.
 
     Sources: Saad and Schultz 1986, Algorithm 4 (restarts) and section 3.2 (rotations); Giraud, Langou, Rozloznik and
     van den Eshof 2005 (twice is enough).
@@ -71,30 +71,30 @@ class GMRES:
     def __call__(
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
-        """Solve for each problem of a batch; b, x0 (a start) and the value: (*batch, n), float."""
+        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch."""
         recurrence = partial(gmres, restart=self.restart)
         return restarted(recurrence, self, shifted(A, self.damping), b, loop=loop, x0=x0, gain=0.999)
 
 
 class Iterate(NamedTuple):
-    """One step, in units in which A is of the order of one; m = min(restart, n), scalars (*batch, 1)."""
+    """The state, in units in which A is of order one; m = min(restart, n), scalars: (*batch, 1)."""
 
     V: Array
-    """The basis, orthonormal rows; zero where there is none yet. (*batch, m + 1, n)."""
+    """The orthonormal basis as rows, (*batch, m + 1, n). Rows that are not computed yet are zero."""
     R: Array
-    """The triangular factor, with a unit diagonal where there is none yet. (*batch, m, m)."""
+    """The triangular factor, (*batch, m, m). Columns that are not computed yet are those of the identity."""
     Q: Array
-    """The product of the rotations. (*batch, m + 1, m + 1)."""
+    """The product of the rotations, (*batch, m + 1, m + 1)."""
     v: Array
-    """The newest row of the basis. (*batch, n)."""
-    left: Array
-    """What is left of the residual, of its norm at the start."""
+    """The newest row of the basis, (*batch, n)."""
+    residual: Array
+    """The norm of the residual, relative to that at the start of the cycle."""
     unit: Array
     scale: Array
-    """The largest ||A v|| so far: at most the norm of A."""
-    sound: Array
+    """The largest ||A v|| so far: a lower bound of the norm of A."""
+    finite: Array
     stuck: Array
-    """Whether the least-squares problem became singular."""
+    """Whether the least-squares problem is singular."""
     j: Array
     """The index of the step, the same for all problems: shape ()."""
     steps: Array
@@ -104,48 +104,50 @@ def gmres(task: Task, s: Progress, *, restart: int) -> Pass:
     """Run one cycle of GMRES from x and its residual."""
     xp, n = array_namespace(s.x), s.x.shape[-1]
     m = min(restart, n, task.max_iter)
-    size = norm(s.r)
-    goal = 0.5 * task.rtol / xp.where(size > 0, size, full(size, 1.0))
+    norm_r = norm(s.r)
+    goal = 0.5 * task.rtol / xp.where(norm_r > 0, norm_r, full(norm_r, 1.0))
 
-    def going(i: Iterate) -> Array:
-        on: Array = s.going & i.sound & ~i.stuck & (i.left > goal) & (i.steps < task.max_iter) & (i.j < m)
-        return on
+    def active(i: Iterate) -> Array:
+        iterating: Array = s.active & i.finite & ~i.stuck & (i.residual > goal) & (i.steps < task.max_iter) & (i.j < m)
+        return iterating
 
-    last = task.iterate(partial(_step, task), going, _first(s, size, m))
-    # g = Q e_1 ||r||; unused columns of R are those of the identity, with zeros on the right
-    # the step in which a problem became stuck gave no column
+    last = task.iterate(partial(_step, task), active, _first(s, norm_r, m))
+    # g = Q e_1 ||r||; for the unused columns, R is the identity and g is zero
+    # the step in which a problem became stuck added no column
     count = last.steps - s.steps - xp.astype(last.stuck, xp.int32)
-    used = xp.reshape(_range(size, m), (1,) * (s.x.ndim - 1) + (m,)) < count
-    ok = last.sound & s.going
-    g = xp.where(used & ok, last.Q[..., :m, 0], xp.zeros_like(used, dtype=s.x.dtype))
-    R = xp.where((used & ok)[..., None, :], last.R, eye(m, s.x))
+    used = xp.reshape(_indices(norm_r, m), (1,) * (s.x.ndim - 1) + (m,)) < count
+    usable = last.finite & s.active
+    g = xp.where(used & usable, last.Q[..., :m, 0], xp.zeros_like(used, dtype=s.x.dtype))
+    R = xp.where((used & usable)[..., None, :], last.R, eye(m, s.x))
     y = xp.linalg.solve(R, g[..., None])
-    dx = xp.matmul(last.V[..., :m, :].mT, y)[..., 0] * (size / last.unit)
-    return Pass(s.x + dx, last.steps, s.products + last.steps - s.steps, last.stuck, last.sound, last.unit * last.scale)
+    dx = xp.matmul(last.V[..., :m, :].mT, y)[..., 0] * (norm_r / last.unit)
+    return Pass(
+        s.x + dx, last.steps, s.products + last.steps - s.steps, last.stuck, last.finite, last.unit * last.scale
+    )
 
 
-def _range(like: Array, count: int) -> Array:
-    """Return 0, 1, ..., count - 1 beside another array."""
+def _indices(like: Array, count: int) -> Array:
+    """Return 0, 1, ..., count - 1 on the device of another array."""
     xp = array_namespace(like)
-    numbers: Array = xp.arange(count, dtype=xp.int32, device=device(like))
-    return numbers
+    indices: Array = xp.arange(count, dtype=xp.int32, device=device(like))
+    return indices
 
 
-def _first(s: Progress, size: Array, m: int) -> Iterate:
+def _first(s: Progress, norm_r: Array, m: int) -> Iterate:
     """Return the state before the first step of a cycle."""
     xp, batch = array_namespace(s.x), s.x.shape[:-1]
-    one = full(size, 1.0)
-    v = s.r / xp.where(size > 0, size, one)
-    top = xp.reshape(_range(size, m + 1) == 0, (m + 1, 1))
-    V = xp.where(top, v[..., None, :], xp.zeros_like(v)[..., None, :])
+    one = full(norm_r, 1.0)
+    v = s.r / xp.where(norm_r > 0, norm_r, one)
+    is_first_row = xp.reshape(_indices(norm_r, m + 1) == 0, (m + 1, 1))
+    V = xp.where(is_first_row, v[..., None, :], xp.zeros_like(v)[..., None, :])
     Q = xp.broadcast_to(eye(m + 1, s.x), (*batch, m + 1, m + 1))
     R = xp.broadcast_to(eye(m, s.x), (*batch, m, m))
-    no = xp.zeros_like(s.going)
-    return Iterate(V, R, Q, v, one, one, 0.0 * size, ~no, no, _range(size, 1)[0], s.steps)
+    no = xp.zeros_like(s.active)
+    return Iterate(V, R, Q, v, one, one, 0.0 * norm_r, ~no, no, _indices(norm_r, 1)[0], s.steps)
 
 
 def _step(task: Task, i: Iterate) -> Iterate:
-    """Take a step of Arnoldi, and rotate its column of the Hessenberg matrix into R."""
+    """Take an Arnoldi step, and rotate the new column of the Hessenberg matrix into R."""
     xp = array_namespace(i.v)
     Av = task.A(i.v)
     unit = xp.where(i.j == 0, nonzero_max_abs(Av), i.unit)
@@ -154,51 +156,51 @@ def _step(task: Task, i: Iterate) -> Iterate:
     scale = xp.where(length > i.scale, length, i.scale)
     tiny = 16 * task.eps * scale
     h, w = _orthogonalise(i.V, w)
-    more, w = _orthogonalise(i.V, w)
-    h = h + more  # (*batch, m + 1)
+    correction, w = _orthogonalise(i.V, w)
+    h = h + correction  # (*batch, m + 1)
     beta = dot(w, w) ** 0.5
     one = full(beta, 1.0)
     v = w / xp.where(beta > tiny, beta, one)
     v = xp.where(beta > tiny, v, xp.zeros_like(v))
 
-    place = _range(beta, i.Q.shape[-1])
-    here, below = (xp.astype(place == i.j + k, beta.dtype) for k in (0, 1))  # rows j and j + 1
+    index = _indices(beta, i.Q.shape[-1])
+    row_j, row_next = (xp.astype(index == i.j + k, beta.dtype) for k in (0, 1))  # rows j and j + 1
     column = xp.matmul(i.Q, h[..., None])[..., 0]
-    a = xp.sum(column * here, axis=-1, keepdims=True)
+    a = xp.sum(column * row_j, axis=-1, keepdims=True)
     r = (a * a + beta * beta) ** 0.5
-    sound = xp.isfinite(r)
-    stuck = sound & (r <= tiny)
-    pivot = xp.where(sound & ~stuck, r, one)
+    finite = xp.isfinite(r)
+    stuck = finite & (r <= tiny)
+    pivot = xp.where(finite & ~stuck, r, one)
     c, sn = a / pivot, beta / pivot
-    column = column + here * (pivot - a)
-    R = xp.where(_flag(place[:-1] == i.j), column[..., :-1, None], i.R)
-    mine, other = (xp.sum(i.Q * part[:, None], axis=-2) for part in (here, below))
-    turn = here[:, None] * ((c - 1) * mine + sn * other)[..., None, :]
-    Q = i.Q + turn + below[:, None] * ((c - 1) * other - sn * mine)[..., None, :]
-    left = xp.abs(xp.sum(Q[..., 0] * below, axis=-1, keepdims=True))
-    V = xp.where((place == i.j + 1)[:, None], v[..., None, :], i.V)
+    column = column + row_j * (pivot - a)
+    R = xp.where(_per_column(index[:-1] == i.j), column[..., :-1, None], i.R)
+    Q_j, Q_next = (xp.sum(i.Q * part[:, None], axis=-2) for part in (row_j, row_next))
+    rotated_row = row_j[:, None] * ((c - 1) * Q_j + sn * Q_next)[..., None, :]
+    Q = i.Q + rotated_row + row_next[:, None] * ((c - 1) * Q_next - sn * Q_j)[..., None, :]
+    residual = xp.abs(xp.sum(Q[..., 0] * row_next, axis=-1, keepdims=True))
+    V = xp.where((index == i.j + 1)[:, None], v[..., None, :], i.V)
     return Iterate(
         V,
         R,
         Q,
         v,
-        left,
+        residual,
         unit,
         scale,
-        sound,
+        finite,
         stuck,
         i.j + 1,
         i.steps + 1,
     )
 
 
-def _flag(columns: Array) -> Array:
-    """Return a mask of columns as one of matrices."""
+def _per_column(columns: Array) -> Array:
+    """Return a mask of columns with a row axis, so that it broadcasts over matrices."""
     return columns[None, :]
 
 
 def _orthogonalise(V: Array, w: Array) -> tuple[Array, Array]:
-    """Return the parts of w along the rows of V, and what is left of w."""
+    """Return the components of w along the rows of V, and the remainder of w."""
     xp = array_namespace(w)
     h = xp.matmul(V, w[..., None])
     return h[..., 0], w - xp.matmul(V.mT, h)[..., 0]

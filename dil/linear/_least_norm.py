@@ -1,4 +1,4 @@
-"""The shortest solution of a system whose dense matrix is singular."""
+"""Find the least-squares solution of least norm for a dense matrix, which may be singular."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dil._base.typing import Array, Loop
 from dil.linear._direct import dense
 from dil.linear._right_hand_side import backend_of_system
 
-WORST = 2 / 3
-"""Singular values below eps ** WORST of the largest count as zero, as in the judgement of `Direct`."""
+CUTOFF_POWER = 2 / 3
+"""Singular values below eps ** CUTOFF_POWER of the largest count as zero. `Direct` uses the same limit."""
 
 
 @dataclass(frozen=True)
 class LeastNorm:
-    """Solve (A + damping I) x = b by the eigenvalues of a symmetric A, or else by its singular values.
+    """Solve (A + damping I) x = b by the eigenvalues of A if A is symmetric, and by the singular values otherwise.
 
-    x is the shortest of the vectors that leave the least residual. A problem ends CONVERGED where b lies in the range
-    of A to within rtol, SINGULAR elsewhere. The matrix costs n products with A.
+    x is the vector of least norm among those of least residual. A problem ends CONVERGED if b lies in the range of A to
+    within rtol, and SINGULAR otherwise. The matrix costs n products with A.
 
     Source: Golub and Van Loan 2013, section 5.5.
     """
@@ -31,39 +31,39 @@ class LeastNorm:
 
     def __call__(self, A: Operator, b: Array, /, *, loop: Loop) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
-        xp, wide, machine = array_namespace(b), _wide(b), eps(array_namespace(b), b.dtype)
-        rtol = machine**0.75 if self.rtol is None else self.rtol
+        xp, factor_dtype, machine_eps = array_namespace(b), _factor_dtype(b), eps(array_namespace(b), b.dtype)
+        rtol = machine_eps**0.75 if self.rtol is None else self.rtol
         identity = eye(b.shape[-1], b)
-        matrix = xp.astype(dense(A, b, backend_of_system(b, "dil.linear.Auto")) + self.damping * identity, wide)
+        matrix = xp.astype(dense(A, b, backend_of_system(b, "dil.linear.Auto")) + self.damping * identity, factor_dtype)
         finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(xp.isfinite(b), axis=-1)
-        matrix = xp.where(finite[..., None, None], matrix, xp.astype(identity, wide))
+        matrix = xp.where(finite[..., None, None], matrix, xp.astype(identity, factor_dtype))
         size = norm(xp.where(finite[..., None], b, full(b, 0.0)))
-        right = xp.astype(b / nonzero_or_one(size), wide)
-        left, values, rows = _taken_apart(matrix, symmetric=A.symmetric)
-        cut = machine**WORST * max_abs(values)[..., None]
-        kept = xp.abs(values) > cut
-        along = (left.mT @ right[..., None])[..., 0]
-        x = (rows.mT @ xp.where(kept, along / xp.where(kept, values, 1.0), 0.0)[..., None])[..., 0]
-        residual = norm(right - (matrix @ x[..., None])[..., 0])[..., 0]
+        unit_b = xp.astype(b / nonzero_or_one(size), factor_dtype)
+        U, values, Vt = _decompose(matrix, symmetric=A.symmetric)
+        cutoff = machine_eps**CUTOFF_POWER * max_abs(values)[..., None]
+        kept = xp.abs(values) > cutoff
+        coefficients = (U.mT @ unit_b[..., None])[..., 0]
+        x = (Vt.mT @ xp.where(kept, coefficients / xp.where(kept, values, 1.0), 0.0)[..., None])[..., 0]
+        residual = norm(unit_b - (matrix @ x[..., None])[..., 0])[..., 0]
         zero = size[..., 0] == 0
         count = xp.where(zero, 0, full(zero, b.shape[-1], dtype=xp.int32))
         status = first_of([(~finite, Status.NON_FINITE), (residual <= rtol, Status.CONVERGED)], Status.SINGULAR)
-        negative = xp.any(values < -cut, axis=-1) & finite & ~zero
+        negative = xp.any(values < -cutoff, axis=-1) & finite & ~zero
         extra = {"indefinite": negative, "products": count}
         return Solution(xp.astype(x, b.dtype) * size, status, count, xp.astype(residual, b.dtype), extra)
 
 
-def _taken_apart(matrix: Array, *, symmetric: bool) -> tuple[Array, Array, Array]:
+def _decompose(matrix: Array, *, symmetric: bool) -> tuple[Array, Array, Array]:
     """Return U, s and V^T with A = U diag(s) V^T."""
     linalg = array_namespace(matrix).linalg
     if not symmetric:
-        left, values, rows = linalg.svd(matrix, full_matrices=False)
-        return left, values, rows
+        U, values, Vt = linalg.svd(matrix, full_matrices=False)
+        return U, values, Vt
     values, vectors = linalg.eigh(matrix)
     return vectors, values, vectors.mT
 
 
-def _wide(b: Array) -> object:
-    """Return the dtype to factor in: that of b, or float32, since libraries take no matrix of 16 bits apart."""
+def _factor_dtype(b: Array) -> object:
+    """Return the dtype to factor in: the dtype of b, or float32, because libraries factor no 16-bit matrices."""
     xp = array_namespace(b)
     return xp.float32 if eps(xp, b.dtype) > 1e-4 else b.dtype

@@ -1,4 +1,4 @@
-"""MINRES for (A + damping I) x = b, A symmetric, by one product an iteration."""
+"""MINRES for (A + damping I) x = b with a symmetric A, by one product per iteration."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from dil.linear._restarts import Pass, Progress, Task, restarted
 
 @dataclass(frozen=True)
 class MINRES:
-    """The method of minimal residuals for symmetric matrices that need not be definite, one product an iteration.
+    """The method of minimal residuals for symmetric, possibly indefinite matrices. An iteration costs one product.
 
     Parameters
     ----------
     damping : float
-        Solves (A + damping I) x = b. It is absolute, in the units of A.
+        The shift in (A + damping I) x = b, in the units of A.
     rtol : float, optional
         A problem is solved when ||b - A x|| <= rtol ||b||. By default eps ** 0.75 of the dtype: 1.8e-12 in float64,
         6.4e-6 in float32.
     max_iter : int, optional
-        Iterations at most, for each problem; by default max(100, 10 n).
+        The largest number of iterations for each problem. The default is max(100, 10 n).
 
     Notes
     -----
-    1. A singular system that has a solution is solved. One that has none ends at the point where A r vanishes to
-       working precision, of least residual, with status SINGULAR or STAGNATED.
-    2. A pass ends by its recurrence; the true residual decides, and where it misses the tolerance a new pass starts
-       from it, as long as that halves it at least. `extra["products"]` counts products with A.
-    3. A matrix that is not symmetric breaks the recurrence, never the judgement: the status says that it failed.
+    1. A singular system that has a solution is solved. A system without a solution ends SINGULAR or STAGNATED at a
+       point of least residual, where A r is zero to working precision.
+    2. A pass ends by its recurrence, and then the true residual is computed. If it misses the tolerance but was at
+       least halved, a new pass starts from it. `extra["products"]` counts products with A.
+    3. If A is not symmetric, the recurrence fails. The status reports this, because it uses the true residual.
 
     Sources: Paige and Saunders 1975, sections 5 and 6; Choi, Paige and Saunders 2011 (systems without a solution).
 
@@ -61,15 +61,15 @@ class MINRES:
     def __call__(
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
-        """Solve for each problem of a batch; b, x0 (a start) and the value: (*batch, n), float."""
+        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch."""
         return restarted(minres, self, shifted(A, self.damping), b, loop=loop, x0=x0)
 
 
 class Iterate(NamedTuple):
-    """One step, in units in which A is of the order of one; vectors (*batch, n), scalars (*batch, 1)."""
+    """The state, in units in which A is of order one. Vectors: (*batch, n); scalars: (*batch, 1)."""
 
     dx: Array
-    """x less its start, times the unit of A."""
+    """x minus its start, times the unit of A."""
     v: Array
     v_old: Array
     w: Array
@@ -80,17 +80,19 @@ class Iterate(NamedTuple):
     c_old: Array
     s_old: Array
     phi: Array
-    """The residual's norm, with a sign."""
+    """The norm of the residual, with a sign."""
     unit: Array
     scale: Array
-    """The largest ||A v|| so far: at most the norm of A."""
-    best: Array
-    """The dx at which ||A r|| / ||r|| was least, here `flat`, and |phi| `level`."""
-    flat: Array
-    level: Array
-    sound: Array
+    """The largest ||A v|| so far: a lower bound of the norm of A."""
+    best_dx: Array
+    """The dx of least ||A r|| / ||r|| so far."""
+    Ar_ratio: Array
+    """||A r|| / ||r|| at best_dx."""
+    best_phi: Array
+    """|phi| at best_dx."""
+    finite: Array
     stuck: Array
-    """Whether A r has vanished, r has not, or rounding has outgrown r."""
+    """Whether A r is zero but r is not, or rounding exceeds r."""
     steps: Array
 
 
@@ -98,33 +100,33 @@ def minres(task: Task, s: Progress) -> Pass:
     """Run MINRES from x and its residual."""
     xp = array_namespace(s.x)
 
-    def going(i: Iterate) -> Array:
-        # aim a little below the tolerance, so that the true residual rarely misses it
+    def active(i: Iterate) -> Array:
+        # stop below the tolerance, so that the true residual rarely misses the tolerance
         unsolved = xp.abs(i.phi) > 0.5 * task.rtol
-        on: Array = s.going & i.sound & ~i.stuck & unsolved & (i.steps < task.max_iter)
-        return on
+        iterating: Array = s.active & i.finite & ~i.stuck & unsolved & (i.steps < task.max_iter)
+        return iterating
 
     def step(i: Iterate) -> Iterate:
         return _step(task, i, i.steps == s.steps)
 
     phi = norm(s.r)
     zero, one, null = 0.0 * phi, full(phi, 1.0), xp.zeros_like(s.x)
-    no = xp.zeros_like(s.going)
+    no = xp.zeros_like(s.active)
     v = s.r / xp.where(phi > 0, phi, one)
     first = Iterate(
         null, v, null, null, null, zero, one, zero, one, zero, phi, one, zero, null, one, phi, ~no, no, s.steps
     )
-    last = task.iterate(step, going, first)
-    # a system without a solution ends with a huge x along the null space, and hardly less a residual
+    last = task.iterate(step, active, first)
+    # a system without a solution ends with a huge x along the null space and almost the same residual
     drift = 4 * task.eps * last.scale * dot(last.dx, last.dx) ** 0.5
-    back = last.stuck & (xp.abs(last.phi) + drift > 0.5 * last.level)
-    x = s.x + xp.where(back, last.best, last.dx) / last.unit
-    singular = last.stuck & (last.flat <= 8 * task.eps**0.5 * last.scale)
-    return Pass(x, last.steps, s.products + last.steps - s.steps, singular, last.sound, last.unit * last.scale)
+    return_to_best = last.stuck & (xp.abs(last.phi) + drift > 0.5 * last.best_phi)
+    x = s.x + xp.where(return_to_best, last.best_dx, last.dx) / last.unit
+    singular = last.stuck & (last.Ar_ratio <= 8 * task.eps**0.5 * last.scale)
+    return Pass(x, last.steps, s.products + last.steps - s.steps, singular, last.finite, last.unit * last.scale)
 
 
 def _step(task: Task, i: Iterate, is_first: Array) -> Iterate:
-    """Take a step of Lanczos, rotate its column of the tridiagonal matrix into R, and move along the new direction."""
+    """Take a Lanczos step, rotate the new column of the tridiagonal matrix into R, and move along the new direction."""
     xp = array_namespace(i.v)
     Av = task.A(i.v)
     unit = xp.where(is_first, nonzero_max_abs(Av), i.unit)
@@ -135,26 +137,44 @@ def _step(task: Task, i: Iterate, is_first: Array) -> Iterate:
     one = full(beta, 1.0)
     scale = (alpha * alpha + beta * beta + i.beta * i.beta) ** 0.5
     scale = xp.where(scale > i.scale, scale, i.scale)
-    rest = i.c_old * i.beta
-    r1, r2 = i.s_old * i.beta, i.c * rest + i.s * alpha
-    g = i.c * alpha - i.s * rest
+    rotated_beta = i.c_old * i.beta
+    r1, r2 = i.s_old * i.beta, i.c * rotated_beta + i.s * alpha
+    g = i.c * alpha - i.s * rotated_beta
     r3 = (g * g + beta * beta) ** 0.5
-    flat = (g * g + (i.c * beta) ** 2) ** 0.5  # ||A r|| / ||r|| before this step
-    better = is_first | (flat < i.flat)
-    best, flat = xp.where(better, i.dx, i.best), xp.where(better, flat, i.flat)
-    level = xp.where(better, xp.abs(i.phi), i.level)
-    sound = xp.isfinite(r3)
+    Ar_ratio = (g * g + (i.c * beta) ** 2) ** 0.5  # ||A r|| / ||r|| before this step
+    improved = is_first | (Ar_ratio < i.Ar_ratio)
+    best_dx, Ar_ratio = xp.where(improved, i.dx, i.best_dx), xp.where(improved, Ar_ratio, i.Ar_ratio)
+    best_phi = xp.where(improved, xp.abs(i.phi), i.best_phi)
+    finite = xp.isfinite(r3)
     tiny = 4 * task.eps * scale
-    take = sound & (flat > tiny) & (r3 > tiny)
-    pivot = xp.where(take, r3, one)
+    accepted = finite & (Ar_ratio > tiny) & (r3 > tiny)
+    pivot = xp.where(accepted, r3, one)
     c, sn = g / pivot, beta / pivot
     w = (i.v - r1 * i.w_old - r2 * i.w) / pivot
-    dx = xp.where(take, i.dx + (c * i.phi) * w, i.dx)
+    dx = xp.where(accepted, i.dx + (c * i.phi) * w, i.dx)
     v = u / xp.where(beta > 0, beta, one)
-    phi = xp.where(take, -sn * i.phi, i.phi)
-    # rounding moves the true residual off the recurrence by about eps ||A|| ||dx||; a quarter of phi is too much
-    lost = dot(dx, dx) ** 0.5 * tiny > xp.abs(phi)
-    stuck = sound & (~take | (lost & (xp.abs(phi) > 0.5 * task.rtol)))
+    phi = xp.where(accepted, -sn * i.phi, i.phi)
+    # rounding separates the true residual from the recurrence by about eps ||A|| ||dx||: at most phi / 4 is accepted
+    rounding_dominates = dot(dx, dx) ** 0.5 * tiny > xp.abs(phi)
+    stuck = finite & (~accepted | (rounding_dominates & (xp.abs(phi) > 0.5 * task.rtol)))
     return Iterate(
-        dx, v, i.v, w, i.w, beta, c, sn, i.c, i.s, phi, unit, scale, best, flat, level, sound, stuck, i.steps + 1
+        dx,
+        v,
+        i.v,
+        w,
+        i.w,
+        beta,
+        c,
+        sn,
+        i.c,
+        i.s,
+        phi,
+        unit,
+        scale,
+        best_dx,
+        Ar_ratio,
+        best_phi,
+        finite,
+        stuck,
+        i.steps + 1,
     )

@@ -1,4 +1,4 @@
-"""Conjugate gradients on the normal equations (A^T A + damping I) x = A^T b, A square and otherwise arbitrary."""
+"""Conjugate gradients on the normal equations (A^T A + damping I) x = A^T b, for any square A."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ from dil.linear._restarts import Measure, Pass, Progress, Task, restarted
 
 @dataclass(frozen=True)
 class NormalCG:
-    """Conjugate gradients on A^T A x = A^T b: for any matrix, at two products an iteration and the condition squared.
+    """Conjugate gradients on A^T A x = A^T b, for any square A.
 
     Parameters
     ----------
     damping : float
-        Solves (A^T A + damping I) x = A^T b. It is absolute, in the units of A^T A.
+        The shift in (A^T A + damping I) x = A^T b, in the units of A^T A.
     rtol : float, optional
         A problem is solved when ||b - A x|| <= rtol ||b||. By default eps ** 0.75 of the dtype: 1.8e-12 in float64,
         6.4e-6 in float32.
     max_iter : int, optional
-        Iterations at most, for each problem; by default max(100, 10 n).
+        The largest number of iterations for each problem. The default is max(100, 10 n).
 
     Notes
     -----
-    1. The residual kept is b - A x, not that of the normal equations, which loses digits (form CGNR, or CGLS).
-    2. With damping, b - A x does not vanish: then a problem is solved, and `residual` measured, by
-       ||A^T (b - A x) - damping x|| relative to ||A^T b||.
-    3. Where A^T (b - A x) vanishes before b - A x does, x solves the least-squares problem and A is singular: the
-       status says SINGULAR.
-    4. A pass ends by its recurrence; the true residual decides, and where it misses the tolerance a new pass starts
-       from it, as long as that halves it at least. `extra["products"]` counts products with A and A^T.
+    1. An iteration costs two products. The number of iterations depends on the squared condition number of A.
+    2. The iteration updates the residual b - A x (the form CGNR, or CGLS). The residual of the normal equations would
+       lose digits.
+    3. With damping, b - A x does not become zero. The test and `residual` then use ||A^T (b - A x) - damping x||
+       relative to ||A^T b||.
+    4. If A^T (b - A x) becomes zero and b - A x does not, x solves the least-squares problem, A is singular, and the
+       problem ends SINGULAR.
+    5. A pass ends by its recurrence, and then the true residual is computed. If it misses the tolerance but was at
+       least halved, a new pass starts from it. `extra["products"]` counts products with A and A^T.
 
     Sources: Look et al. 2020, section 3.1; Saad 2003, Algorithm 8.4; Paige and Saunders 1982, section 7.1 (damping).
 
     Raises
     ------
     OptionError
-        If an option is out of range, or the operator has no transpose.
+        If an option is out of range, or the operator in a call has no transpose.
 
     Examples
     --------
@@ -64,28 +66,28 @@ class NormalCG:
     def __call__(
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
-        """Solve for each problem of a batch; b, x0 (a start) and the value: (*batch, n), float."""
+        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch."""
         A = as_operator(A)
-        _ = A.T  # a transpose that is missing is said before any work is done
+        _ = A.T  # raises if the transpose is missing, before any work is done
         measure = None if self.damping == 0 else normal_error
         return restarted(normal_cg, self, A, b, loop=loop, x0=x0, measure=measure)
 
 
 class Iterate(NamedTuple):
-    """One step, in units in which A is of the order of one; vectors (*batch, n), scalars (*batch, 1)."""
+    """The state, in units in which A is of order one. Vectors: (*batch, n); scalars: (*batch, 1)."""
 
     dx: Array
-    """x less its start, times the unit of A."""
+    """x minus its start, times the unit of A."""
     r: Array
     p: Array
     zz: Array
-    """<z, z>, z = A^T r - damping x."""
+    """<z, z> with z = A^T r - damping x."""
     rr: Array
     stretch: Array
-    """The largest <A p, A p> / <p, p> so far: at most the squared norm of A."""
-    sound: Array
+    """The largest <A p, A p> / <p, p> so far: a lower bound of the squared norm of A."""
+    finite: Array
     stuck: Array
-    """Whether A^T r has vanished, r has not."""
+    """Whether A^T r is zero but r is not."""
     steps: Array
 
 
@@ -93,49 +95,49 @@ def normal_cg(task: Task, s: Progress) -> Pass:
     """Run CGLS from x and its residual."""
     xp = array_namespace(s.x)
     z = task.A.T(s.r) - task.damping * s.x
-    # squares of A z are of the fourth power of A, so A is divided by about its norm
+    # <A z, A z> is of fourth order in A, so A is divided by about its norm
     unit = norm(z)
     floor = task.damping**0.5
     unit = xp.where(unit > floor, unit, full(unit, floor if floor > 0 else 1.0))
     damping = (task.damping**0.5 / unit) ** 2
     z = z / unit
     zz = dot(z, z)
-    # the recurrence aims a little below the tolerance, so that the true residual rarely misses it
-    aim = (0.5 * task.rtol) ** 2
-    enough = zz * aim / s.error**2
+    # the target of the recurrence is below the tolerance, so that the true residual rarely misses the tolerance
+    target_rr = (0.5 * task.rtol) ** 2
+    target_zz = zz * target_rr / s.error**2
 
-    def going(i: Iterate) -> Array:
-        unsolved = i.zz > enough if task.damping > 0 else i.rr > aim
-        return s.going & i.sound & ~i.stuck & unsolved & (i.steps < task.max_iter)
+    def active(i: Iterate) -> Array:
+        unsolved = i.zz > target_zz if task.damping > 0 else i.rr > target_rr
+        return s.active & i.finite & ~i.stuck & unsolved & (i.steps < task.max_iter)
 
     def step(i: Iterate) -> Iterate:
         pp = dot(i.p, i.p)
         w = task.A(i.p) / unit
         ww = dot(w, w)
         stretch = xp.where(ww > i.stretch * pp, ww / pp, i.stretch)
-        bend = ww + damping * pp
-        finite = xp.isfinite(bend)
-        null = finite & (bend <= (task.eps**2) * stretch * pp)
-        take = finite & ~null
-        alpha = xp.where(take, i.zz, 0.0 * i.zz) / xp.where(take, bend, full(bend, 1.0))
+        curvature = ww + damping * pp
+        finite = xp.isfinite(curvature)
+        is_null = finite & (curvature <= (task.eps**2) * stretch * pp)
+        accepted = finite & ~is_null
+        alpha = xp.where(accepted, i.zz, 0.0 * i.zz) / xp.where(accepted, curvature, full(curvature, 1.0))
         dx, r = i.dx + alpha * i.p, i.r - alpha * w
         z = task.A.T(r) / unit - damping * (unit * s.x + dx)
         zz, rr = dot(z, z), dot(r, r)
         p = z + (zz / i.zz) * i.p
-        stuck = null | (zz <= (4 * task.eps) ** 2 * stretch * rr) if task.damping == 0 else null
-        sound = finite & xp.isfinite(zz)
-        return Iterate(dx, r, p, zz, rr, stretch, sound, stuck, i.steps + 1)
+        stuck = is_null | (zz <= (4 * task.eps) ** 2 * stretch * rr) if task.damping == 0 else is_null
+        finite = finite & xp.isfinite(zz)
+        return Iterate(dx, r, p, zz, rr, stretch, finite, stuck, i.steps + 1)
 
-    none = 0.0 * zz
-    sound = xp.isfinite(zz)
-    first = Iterate(xp.zeros_like(s.x), s.r, z, zz, dot(s.r, s.r), none, sound, sound & (zz == 0), s.steps)
-    last = task.iterate(step, going, first)
-    products = s.products + 2 * (last.steps - s.steps) + xp.astype(s.going, xp.int32)
-    return Pass(s.x + last.dx / unit, last.steps, products, last.stuck, last.sound, unit * last.stretch**0.5)
+    zero = 0.0 * zz
+    finite = xp.isfinite(zz)
+    first = Iterate(xp.zeros_like(s.x), s.r, z, zz, dot(s.r, s.r), zero, finite, finite & (zz == 0), s.steps)
+    last = task.iterate(step, active, first)
+    products = s.products + 2 * (last.steps - s.steps) + xp.astype(s.active, xp.int32)
+    return Pass(s.x + last.dx / unit, last.steps, products, last.stuck, last.finite, unit * last.stretch**0.5)
 
 
 def normal_error(task: Task) -> Measure:
-    """Return the measure of an error for damping > 0, where b - A x does not vanish."""
+    """Return the measure of the error for damping > 0, in which case b - A x does not become zero."""
     size = norm(task.A.T(task.b))
-    whole = array_namespace(size).where(size > 0, size, full(size, 1.0))
-    return lambda x, r: norm(task.A.T(r) - task.damping * x) / whole
+    nonzero_size = array_namespace(size).where(size > 0, size, full(size, 1.0))
+    return lambda x, r: norm(task.A.T(r) - task.damping * x) / nonzero_size

@@ -1,4 +1,4 @@
-"""The right-hand side of a linear system, as every linear solver is given it."""
+"""Check the right-hand side of a linear system, for every linear solver."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dil._frameworks.registry import common_owner
 
 
 def backend_of_system(b: Array, solver: str, x0: Array | None = None) -> Backend:
-    """Return the backend of b: (*batch, n), real floating; a start x0 has to be like b.
+    """Return the backend of b: (*batch, n), real floating. A start x0 must have the shape and dtype of b.
 
     Raises
     ------
     ShapeError
-        If b is a scalar, or x0 is not like b.
+        If b is a scalar, or the shape or dtype of x0 differs from that of b.
     DTypeError
         If b is not real floating.
     """
@@ -24,7 +24,7 @@ def backend_of_system(b: Array, solver: str, x0: Array | None = None) -> Backend
         message = f"{solver} got b of shape (); expected (*batch, n), the last axis counts unknowns: reshape it to (1,)"
         raise ShapeError(message)
     if not is_float(array_namespace(b), b.dtype):
-        message = f"{solver} got b of dtype {b.dtype}; expected real floating numbers, so cast it, to float64 say"
+        message = f"{solver} got b of dtype {b.dtype}; expected real floating numbers; cast it, for example to float64"
         raise DTypeError(message)
     if x0 is not None and (tuple(x0.shape) != tuple(b.shape) or x0.dtype != b.dtype):
         message = (

@@ -1,4 +1,4 @@
-"""What a layer asks of a linear solver."""
+"""The protocol of a linear solver."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from dil._base.typing import Array, Loop
 
 
 class LinearSolver(Protocol):
-    """Any callable that solves A x = b for each problem of a batch, with products alone."""
+    """A callable that solves A x = b for each problem of a batch, by products with A alone.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> def diagonal_solver(A, b, /, *, loop):
+    ...     return dil.Solution(b / A(np.ones_like(b)))
+    >>> A = dil.linear.Operator(lambda p: 2.0 * p, symmetric=True)
+    >>> diagonal_solver(A, np.asarray([2.0, 4.0]), loop=None).value
+    array([1., 2.])
+    """
 
     def __call__(self, A: Operator, b: Array, /, *, loop: Loop) -> Solution:
         """Return a `dil.Solution` whose value is x; b and x: (*batch, n), status: batch.
 
-        `A(p)` is a product with the matrix and `A.T(p)` one with its transpose. The loop is given, so that the numerics
-        run under a compiler as they do in Python.
+        `A(p)` returns A p, and `A.T(p)` returns A^T p. The solver iterates by `loop`, so that the same code runs in
+        Python and under a compiler.
         """
         ...

@@ -1,4 +1,4 @@
-"""The diagonal as a preconditioner, given or estimated from products."""
+"""The diagonal as a preconditioner: given, or estimated from products."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ from dil.linear.preconditioners._preconditioner import Prepared, columns
 
 @dataclass(frozen=True, eq=False)
 class Jacobi:
-    """Divide by the diagonal of the matrix: for unknowns, or scores, whose scales differ.
+    """Divide by the diagonal of the matrix, for unknowns or scores whose scales differ.
 
     Parameters
     ----------
     diagonal : array or callable, optional
-        The diagonal, (*batch, n) or (n,), or a callable of nothing that returns it; of the matrix that is solved with,
-        damping included. It is taken as it is: positive, that is. By default it is estimated.
+        The diagonal of the matrix, damping included, (*batch, n) or (n,), or a callable without arguments that returns
+        it. It must be positive, which is not checked. By default the diagonal is estimated.
     probes : int
-        Products spent on the estimate.
+        The number of products for the estimate.
     seed : int
-        Of the random probes.
+        The seed of the random probes.
 
     Notes
     -----
-    The estimate is the mean of z * (A z) over vectors z of random signs. One is enough for a diagonal matrix; what
-    lies off the diagonal makes noise, which falls with the root of `probes`. The noise of a row is known, as the mean
-    of (A z)^2 is the row's own sum of squares: an entry below half the root of it is lost in noise, and that half is
-    taken instead. So the estimate is positive, whatever A is.
+    The estimate is the mean of z * (A z) over vectors z of random signs. One vector is enough for a diagonal matrix.
+    Entries off the diagonal add noise, which falls as 1 / sqrt(probes). The mean of (A z)^2 estimates the sum of
+    squares of each row, and its root is the norm of the row. An estimate below half the norm of its row is replaced by
+    that half, so the result is positive for every A.
 
     Sources: Hutchinson 1990; Bekas, Kokiopoulou and Saad 2007, section 2.
 
     Raises
     ------
     OptionError
-        If an option is out of range. Solves raise `ShapeError` for a diagonal that does not fit.
+        If an option is out of range.
+    ShapeError
+        By the solve, if the shape of the diagonal is neither (*batch, n) nor (n,).
 
     Examples
     --------
@@ -78,11 +80,11 @@ class Jacobi:
         xp, backend = array_namespace(b), backend_of_system(b, "dil.linear.Jacobi")
         signs = np.random.default_rng(self.seed).choice([-1.0, 1.0], (self.probes, b.shape[-1]))
         shape = (self.probes, *(1,) * (b.ndim - 1), b.shape[-1])
-        drawn = backend.asarray(signs.reshape(shape), dtype=b.dtype, device=device(b))
-        z = drawn + full(b, 0.0)  # the same probes for every problem
+        random_signs = backend.asarray(signs.reshape(shape), dtype=b.dtype, device=device(b))
+        z = random_signs + full(b, 0.0)  # the same probes for every problem
         products = columns(A, z, loop)
-        top = nonzero_max_abs(xp.max(xp.abs(products), axis=0))
-        products = products / top  # squares of tiny and huge entries would under- and overflow
+        unit = nonzero_max_abs(xp.max(xp.abs(products), axis=0))
+        products = products / unit  # squares of tiny and huge entries would underflow or overflow
         mean = xp.mean(z * products, axis=0)
-        rows = xp.sqrt(xp.mean(products * products, axis=0))
-        return top * xp.maximum(mean, 0.5 * xp.maximum(rows, full(rows, eps(xp, b.dtype))))  # type: ignore[no-any-return]
+        row_norms = xp.sqrt(xp.mean(products * products, axis=0))
+        return unit * xp.maximum(mean, 0.5 * xp.maximum(row_norms, full(row_norms, eps(xp, b.dtype))))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The pairs of a quasi-Newton solver of the forward problem as a preconditioner: it costs no product at all."""
+"""A preconditioner from the pairs of a quasi-Newton forward solver. It costs no product."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dil.linear.preconditioners._preconditioner import Prepared
 
 @dataclass(frozen=True)
 class LBFGSPairs:
-    """Precondition by what the forward solver has learned about the Hessian: the L-BFGS approximation of its inverse.
+    """Precondition by the L-BFGS approximation of the inverse Hessian, from the pairs of the forward solver.
 
     Notes
     -----
-    The pairs (s, y), y = A s, of the last steps correct a first approximation. Where the pairs are explained by a
-    diagonal, y_i = d_i s_i over all of them, that diagonal is the first approximation, which needs few pairs even for
-    scales that differ widely; elsewhere it is the usual multiple of the identity, and each pair is worth about one
-    large eigenvalue. The last steps of a solver that has converged see little of the large ones, so let it remember
-    twice as many pairs as there are: `dil.solvers.LBFGS(memory=...)`.
+    The pairs (s, y) of the last steps, with y = A s, correct an initial approximation. If a diagonal d explains all
+    pairs, y_i = d_i s_i, the initial approximation is that diagonal. It needs few pairs, even for scales that differ
+    widely. Otherwise the initial approximation is the usual multiple of the identity, and each pair captures about one
+    large eigenvalue. The last steps of a converged solver contain little of the large eigenvalues. Keep twice as many
+    pairs as there are large eigenvalues, by `dil.solvers.LBFGS(memory=...)`.
 
-    Sources: Morales and Nocedal 2000, section 2; Nocedal and Wright 2006, Algorithm 7.4; a diagonal to start from:
-    Gilbert and Lemarechal 1989, section 4.
+    Sources: Morales and Nocedal 2000, section 2; Nocedal and Wright 2006, Algorithm 7.4; the initial
+    diagonal: Gilbert and Lemarechal 1989, section 4.
 
     Raises
     ------
@@ -46,12 +46,12 @@ class LBFGSPairs:
     uses_pairs = True
 
     def prepare(self, A: Operator, b: Array, /, *, loop: Loop) -> Prepared:
-        """Return the product with the approximation."""
+        """Return r -> z, the product of r with the L-BFGS approximation."""
         pairs = A.pairs
         if pairs is None:
             message = (
-                "LBFGSPairs() got no pairs of steps and gradients: the forward solver hands them over, and only "
-                "dil.solvers.LBFGS() has any; take it for the layer, or another preconditioner, such as Jacobi()"
+                "LBFGSPairs() got no pairs of steps and gradients, which only dil.solvers.LBFGS() provides; take that "
+                "solver for the layer, or another preconditioner, such as Jacobi()"
             )
             raise OptionError(message)
         if b.shape[-1] == 0:
@@ -61,17 +61,17 @@ class LBFGSPairs:
 
 
 def _inverse_diagonal(pairs: Pairs) -> Array:
-    """Return what to start the approximation of A^-1 from, (*batch, n)."""
+    """Return the diagonal of the initial approximation of A^-1, (*batch, n)."""
     xp, (s, y, rho) = array_namespace(pairs.s), pairs
-    # every pair counts alike: <s, y> = 1
+    # every pair has the same weight: <s, y> = 1
     used = (rho > 0)[..., None]
     weight = xp.where(used, rho[..., None], full(rho[..., None], 0.0))
     ss, sy, yy = (xp.sum(weight * product, axis=0) for product in (s * s, s * y, y * y))
-    known = (ss > 0) & (yy > 0)
-    safe_ss, safe_yy = (xp.where(known, a, full(a, 1.0)) for a in (ss, yy))
+    positive = (ss > 0) & (yy > 0)
+    safe_ss, safe_yy = (xp.where(positive, a, full(a, 1.0)) for a in (ss, yy))
     # the square of the correlation of s_i and y_i: one for a diagonal matrix, about 1 / pairs for a dense one
-    explained = xp.where(known & (sy > 0), sy / safe_ss * (sy / safe_yy), full(ss, 0.0))
-    diagonal = xp.mean(explained, axis=-1, keepdims=True) > 0.5
-    fitted = xp.sqrt(safe_ss / safe_yy)
+    correlation = xp.where(positive & (sy > 0), sy / safe_ss * (sy / safe_yy), full(ss, 0.0))
+    is_diagonal = xp.mean(correlation, axis=-1, keepdims=True) > 0.5
+    diagonal = xp.sqrt(safe_ss / safe_yy)
     scale = inverse_scale(pairs)[..., None]
-    return xp.where(diagonal & known, fitted, scale)  # type: ignore[no-any-return]
+    return xp.where(is_diagonal & positive, diagonal, scale)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""The largest eigenvalues, found by a random sketch, as a preconditioner."""
+"""A preconditioner from the largest eigenvalues, which a random sketch finds."""
 
 from __future__ import annotations
 
@@ -13,38 +13,40 @@ from dil._base.typing import Array, Loop
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Prepared, columns, is_eager
 
-ENOUGH = 10.0
-"""The rank suffices once the smallest Ritz value is within this factor of what is left of the spectrum."""
+RANK_FACTOR = 10.0
+"""The rank is large enough when the smallest Ritz value is within this factor of the rest of the spectrum."""
 
 
 @dataclass(frozen=True)
 class Nystrom:
-    """Flatten the largest eigenvalues: for a few directions much stiffer than the rest.
+    """Flatten the largest eigenvalues, for a matrix with a few eigenvalues much larger than the rest.
 
     Parameters
     ----------
     rank : int
-        Columns of the sketch: products with A that it costs. Take somewhat more than there are large eigenvalues.
+        The number of columns of the sketch. Each costs one product. Use slightly more than the number of large
+        eigenvalues.
     shift : float, optional
-        The mu of the paper: treats A as a sketched part plus mu I, in the units of A. By default zero, which suits a
-        matrix whose small eigenvalues lie together, wherever that is. The damping of CG is in A already.
+        The mu of the paper, in the units of A: A is treated as a sketched part plus mu I. The default is zero, which
+        suits a matrix whose small eigenvalues are close together. A already contains the damping of CG.
     adaptive : bool
-        Double the rank until it suffices: until the smallest Ritz value is within a factor of ten of the shift or, by
-        default, of the mean of what the sketch leaves of the spectrum, which costs one product more each time. Under a
-        trace (`jax.jit`, and every backward pass on JAX) shapes are fixed, and `max_rank` is taken at once.
+        Double the rank until the smallest Ritz value is within a factor of ten of the shift. Without a shift, it is
+        compared with the mean of the rest of the spectrum, and each comparison costs one product. Under a trace
+        (`jax.jit`, and every backward pass on JAX) shapes are fixed, so the rank is `max_rank`.
     max_rank : int, optional
-        Where doubling ends; by default eight times the rank.
+        The rank at which doubling ends. The default is eight times the rank.
     depth : int
-        Blocks that the columns come in: the first is random, each further one is A times the one before. One is the
-        paper's sketch; more find large eigenvalues over a long tail of small ones with fewer columns.
+        The number of blocks of columns. The first block is random, and each further block is A times the one before.
+        One block is the sketch of the paper. If the spectrum has a long tail of small eigenvalues, more blocks find
+        the large ones with fewer columns.
     seed : int
-        Of the random sketch, which is the same for every problem of a batch.
+        The seed of the random sketch, which is the same for every problem of a batch.
 
     Notes
     -----
-    With A ~ U diag(l) U^T from the sketch and l_k its smallest Ritz value,
-    P^-1 = (l_k + mu) U (diag(l) + mu)^-1 U^T + (I - U U^T). The Gram matrix of the sketch is taken apart by its
-    eigenvalues, where the paper takes a Cholesky factor, so an indefinite or singular A breaks nothing here.
+    The sketch gives A ~ U diag(l) U^T with the smallest Ritz value l_k. The preconditioner is
+    P^-1 = (l_k + mu) U (diag(l) + mu)^-1 U^T + (I - U U^T). The paper factors the Gram matrix of the sketch by
+    Cholesky. This class uses its eigenvalues, so an indefinite or singular A is allowed.
 
     Sources: Frangella, Tropp and Udell 2021, Algorithm 2.1, eq. 5.3 and section 5.4; blocks of a Krylov space: Musco
     and Musco 2015, Algorithm 2; Tropp and Webber 2023.
@@ -85,36 +87,36 @@ class Nystrom:
             raise OptionError(message)
 
     def prepare(self, A: Operator, b: Array, /, *, loop: Loop) -> Prepared:
-        """Sketch A, and return r -> P^-1 r."""
+        """Return r -> P^-1 r, from a sketch of A."""
         n = b.shape[-1]
         if n == 0:
             return Prepared(lambda r: r)
-        most = min(n, (8 * self.rank if self.max_rank is None else self.max_rank) if self.adaptive else self.rank)
-        growing = self.adaptive and is_eager(loop, b)
-        sketch = _grown(Sketch.empty(b, self.seed), A, min(self.rank, most) if growing else most, self.depth, loop)
-        looks = 0
-        while growing and sketch.rank < most:
-            looks += 1
+        limit = min(n, (8 * self.rank if self.max_rank is None else self.max_rank) if self.adaptive else self.rank)
+        grows = self.adaptive and is_eager(loop, b)
+        sketch = _extended(Sketch.empty(b, self.seed), A, min(self.rank, limit) if grows else limit, self.depth, loop)
+        checks = 0
+        while grows and sketch.rank < limit:
+            checks += 1
             if self._suffices(sketch, A):
                 break
-            sketch = _grown(sketch, A, min(2 * sketch.rank, most), self.depth, loop)
-        spent = sketch.rank + (looks if self.shift is None else 0)
-        return Prepared(_apply(_take_apart(sketch), self.shift or 0.0), spent)
+            sketch = _extended(sketch, A, min(2 * sketch.rank, limit), self.depth, loop)
+        products = sketch.rank + (checks if self.shift is None else 0)
+        return Prepared(_apply(_ritz(sketch), self.shift or 0.0), products)
 
     def _suffices(self, sketch: Sketch, A: Operator) -> bool:
-        """Whether the smallest Ritz value of every problem is near what is left of the spectrum."""
-        xp, parts = array_namespace(sketch.like), _take_apart(sketch)
+        """Return whether the smallest Ritz value of every problem is near the rest of the spectrum."""
+        xp, parts = array_namespace(sketch.like), _ritz(sketch)
         smallest = parts.values[..., -1:]
         if self.shift is not None:
-            return bool(xp.all(~(smallest > ENOUGH * self.shift)))
+            return bool(xp.all(~(smallest > RANK_FACTOR * self.shift)))
         v = sketch.draw(1)[..., 0]
         v = v - _project(parts.U, v)
-        rest = dot(v, A(v)) / dot(v, v)  # about the mean of the eigenvalues that are left
-        return bool(xp.all(~(smallest > ENOUGH * xp.abs(rest))))  # True for NaN, where no rank helps
+        mean_rest = dot(v, A(v)) / dot(v, v)  # about the mean of the remaining eigenvalues
+        return bool(xp.all(~(smallest > RANK_FACTOR * xp.abs(mean_rest))))  # True for NaN, for which no rank helps
 
 
 class Ritz(NamedTuple):
-    """A ~ U diag(values) U^T; U: (*batch, n, rank), values: (*batch, rank), falling."""
+    """A ~ U diag(values) U^T; U: (*batch, n, rank), values: (*batch, rank), in descending order."""
 
     U: Array
     values: Array
@@ -131,7 +133,7 @@ class Sketch:
 
     @staticmethod
     def empty(b: Array, seed: int) -> Sketch:
-        """Return a sketch of no columns."""
+        """Return a sketch without columns."""
         import numpy as np
 
         none = full(b, 0.0, shape=(*b.shape, 0))
@@ -143,15 +145,15 @@ class Sketch:
         return self.omega.shape[-1]
 
     def draw(self, count: int) -> Array:
-        """Return normal random columns, (*batch, n, count), the same for each problem."""
+        """Return normally distributed columns, (*batch, n, count), the same for each problem."""
         b = self.like
         backend = backend_of_system(b, "dil.linear.Nystrom")
         normal = self.generator.standard_normal((b.shape[-1], count))
         return full(b, 0.0)[..., None] + backend.asarray(normal, dtype=b.dtype, device=device(b))
 
 
-def _grown(sketch: Sketch, A: Operator, rank: int, depth: int, loop: Loop) -> Sketch:
-    """Return the sketch with as many columns, in `depth` more blocks; those that it has cost no product again."""
+def _extended(sketch: Sketch, A: Operator, rank: int, depth: int, loop: Loop) -> Sketch:
+    """Return the sketch with `rank` columns, extended by `depth` blocks. Only new columns cost products."""
     block = -((sketch.rank - rank) // depth)
     while sketch.rank < rank:
         sketch = _with_block(sketch, A, min(block, rank - sketch.rank), loop)
@@ -162,13 +164,13 @@ def _with_block(sketch: Sketch, A: Operator, count: int, loop: Loop) -> Sketch:
     xp, old = array_namespace(sketch.like), sketch.omega
     new = sketch.draw(count)
     if sketch.rank:
-        # the next block of the Krylov space, with a trace of chance for where that is exhausted
+        # the next block of the Krylov space, plus small random numbers in case that space is exhausted
         last = sketch.Y[..., -count:]
-        top = xp.max(xp.abs(last), axis=(-2, -1), keepdims=True)
-        sound = xp.isfinite(top) & (top > 0)
-        last = xp.where(sound, last, full(last, 0.0)) / xp.where(sound, top, full(top, 1.0))
+        unit = xp.max(xp.abs(last), axis=(-2, -1), keepdims=True)
+        valid = xp.isfinite(unit) & (unit > 0)
+        last = xp.where(valid, last, full(last, 0.0)) / xp.where(valid, unit, full(unit, 1.0))
         new = last + eps(xp, last.dtype) ** 0.5 * new
-        for _ in range(2):  # once more for what rounding left
+        for _ in range(2):  # the second time removes rounding errors
             new = new - old @ (old.mT @ new)
     new, _ = xp.linalg.qr(new)
     products = xp.moveaxis(columns(A, xp.moveaxis(new, -1, 0), loop), 0, -1)
@@ -176,21 +178,21 @@ def _with_block(sketch: Sketch, A: Operator, count: int, loop: Loop) -> Sketch:
     return Sketch(sketch.like, sketch.generator, omega, Y)
 
 
-def _take_apart(sketch: Sketch) -> Ritz:
+def _ritz(sketch: Sketch) -> Ritz:
     """Return the eigenvectors and eigenvalues of the Nystrom approximation Y (Omega^T Y)^-1 Y^T."""
     xp, omega = array_namespace(sketch.like), sketch.omega
-    top = xp.max(xp.abs(sketch.Y), axis=(-2, -1), keepdims=True)
-    sound = xp.isfinite(top) & (top > 0)
-    # a broken problem gets the identity, which decompositions do not refuse; it breaks again in the iteration
-    top = xp.where(sound, top, full(top, 1.0))
-    Y = xp.where(sound, sketch.Y, omega) / top
+    unit = xp.max(xp.abs(sketch.Y), axis=(-2, -1), keepdims=True)
+    valid = xp.isfinite(unit) & (unit > 0)
+    # an invalid problem gets the identity, which can be decomposed; the iteration then reports the failure
+    unit = xp.where(valid, unit, full(unit, 1.0))
+    Y = xp.where(valid, sketch.Y, omega) / unit
     gram = omega.mT @ Y
-    w, V = xp.linalg.eigh(0.5 * (gram + gram.mT))
-    floor = 8 * sketch.rank * eps(xp, Y.dtype) * xp.max(xp.abs(w), axis=-1, keepdims=True)
-    usable = w > floor  # what is null or negative in the sketch is left to the iteration
-    root = xp.where(usable, 1.0 / xp.sqrt(xp.where(usable, w, full(w, 1.0))), full(w, 0.0))
-    U, s, _ = xp.linalg.svd((Y @ V) * root[..., None, :], full_matrices=False)
-    return Ritz(U, s * s * top[..., 0])
+    values, V = xp.linalg.eigh(0.5 * (gram + gram.mT))
+    floor = 8 * sketch.rank * eps(xp, Y.dtype) * xp.max(xp.abs(values), axis=-1, keepdims=True)
+    usable = values > floor  # the iteration handles zero and negative eigenvalues
+    inverse_root = xp.where(usable, 1.0 / xp.sqrt(xp.where(usable, values, full(values, 1.0))), full(values, 0.0))
+    U, s, _ = xp.linalg.svd((Y @ V) * inverse_root[..., None, :], full_matrices=False)
+    return Ritz(U, s * s * unit[..., 0])
 
 
 def _project(U: Array, r: Array) -> Array:
@@ -201,14 +203,14 @@ def _apply(parts: Ritz, shift: float) -> Any:
     """Return r -> P^-1 r."""
     xp, (U, values) = array_namespace(parts.U), parts
     floor = 8 * values.shape[-1] * eps(xp, values.dtype) * values[..., :1]
-    usable = values > floor  # what is below is rounding, in a singular matrix
+    usable = values > floor  # smaller values are rounding of a singular matrix
     smallest = xp.min(xp.where(usable, values, values[..., :1]), axis=-1, keepdims=True)
     flattened = xp.where(
         usable, (smallest - values) / xp.where(usable, values + shift, full(values, 1.0)), 0.0 * values
     )
 
     def apply(r: Array) -> Array:
-        found: Array = r + (U @ (flattened[..., None] * (U.mT @ r[..., None])))[..., 0]
-        return found
+        z: Array = r + (U @ (flattened[..., None] * (U.mT @ r[..., None])))[..., 0]
+        return z
 
     return apply

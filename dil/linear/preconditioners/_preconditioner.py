@@ -1,4 +1,4 @@
-"""What a preconditioned solver asks of a preconditioner, and what preconditioners are built from."""
+"""The protocol of a preconditioner, and functions that preconditioners share."""
 
 from __future__ import annotations
 
@@ -14,26 +14,44 @@ from dil._base.typing import Array, Loop, Matvec
 
 @runtime_checkable
 class Preconditioner(Protocol):
-    """An approximation of A^-1 that is prepared anew for each system, so that it holds under differentiation too."""
+    """An approximation of A^-1 that is prepared for each system, so that it is also valid under differentiation.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> class Halve:
+    ...     def prepare(self, A, b, /, *, loop):
+    ...         return lambda r: 0.5 * r
+    >>> solver = dil.linear.CG(preconditioner=Halve())
+    >>> int(solver(lambda p: 2.0 * p, np.ones(3)).iterations)
+    1
+    """
 
     def prepare(self, A: Operator, b: Array, /, *, loop: Loop) -> Matvec:
-        """Return r -> z, near A^-1 r and symmetric positive definite; b, r and z: (*batch, n).
+        """Return a symmetric positive definite map r -> z with z near A^-1 r; b, r and z: (*batch, n).
 
-        b says what vectors are like. Return a `Prepared` to have the products counted that the preparation took.
+        b gives the shape, dtype and device of the vectors. Return a `Prepared` if products of the preparation must be
+        counted.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A preconditioner ready for use, called as r -> z.
+    """A preconditioner that is ready for use. It is called as r -> z.
 
     Attributes
     ----------
     apply : callable
         z = apply(r); r and z: (*batch, n).
     products : int
-        Products with A, for each problem, that it took to prepare.
+        The number of products with A that the preparation cost, for each problem.
+
+    Examples
+    --------
+    >>> import dil
+    >>> dil.linear.preconditioners.Prepared(lambda r: 0.5 * r)(3.0)
+    1.5
     """
 
     apply: Matvec
@@ -44,12 +62,12 @@ class Prepared:
 
 
 def check_preconditioner(given: object) -> None:
-    """Refuse what can be neither called nor prepared.
+    """Check that a preconditioner can be called or prepared.
 
     Raises
     ------
     OptionError
-        That says so.
+        If it can be neither called nor prepared.
     """
     is_class = isinstance(given, type)
     if given is None or (not is_class and (callable(given) or isinstance(given, Preconditioner))):
@@ -60,12 +78,12 @@ def check_preconditioner(given: object) -> None:
 
 
 def prepared(given: Preconditioner | Matvec | None, A: Operator, b: Array, loop: Loop) -> Prepared:
-    """Return a preconditioner ready for use, whose results are checked; the identity if there is none.
+    """Return a preconditioner that is ready for use and checks its results. None gives the identity.
 
     Raises
     ------
     ShapeError, DTypeError
-        By the call, if what the preconditioner returns is not like r.
+        By the call, if the result of the preconditioner has another shape or dtype than r.
     """
     if given is None:
         return Prepared(lambda r: r)
@@ -74,10 +92,10 @@ def prepared(given: Preconditioner | Matvec | None, A: Operator, b: Array, loop:
 
     def checked(r: Array) -> Array:
         z = apply(r)
-        found = tuple(getattr(z, "shape", (None,)))
-        if found != tuple(r.shape):
+        shape = tuple(getattr(z, "shape", (None,)))
+        if shape != tuple(r.shape):
             message = (
-                f"the preconditioner {name!r} returned shape {found}; expected {tuple(r.shape)}, like the residual"
+                f"the preconditioner {name!r} returned shape {shape}; expected {tuple(r.shape)}, like the residual"
             )
             raise ShapeError(message)
         if z.dtype != r.dtype:
@@ -89,20 +107,20 @@ def prepared(given: Preconditioner | Matvec | None, A: Operator, b: Array, loop:
 
 
 def is_eager(loop: Loop, like: Array) -> bool:
-    """Whether the loop is Python's, whose body may read its arrays: such a loop hands on the very state it is given."""
+    """Return whether the loop is Python's, so its body may read arrays. Only such a loop passes the same object."""
     start = full(like, 0, shape=(), dtype=array_namespace(like).int32)
-    met: list[Any] = []
+    seen: list[Any] = []
 
     def body(k: Array) -> Array:
-        met.append(k)
+        seen.append(k)
         return k + 1
 
     loop(lambda k: k < 1, body, start)
-    return met[0] is start
+    return seen[0] is start
 
 
-class Filled(NamedTuple):
-    """Columns under way."""
+class ColumnState(NamedTuple):
+    """The columns computed so far, and their number k."""
 
     k: Array
     columns: Array
@@ -111,18 +129,18 @@ class Filled(NamedTuple):
 def columns(A: Callable[[Array], Array], vectors: Array, loop: Loop) -> Array:
     """Return the products of A with several vectors, one after the other; vectors and products: (count, *batch, n).
 
-    The only place that asks for several products, so that a product with many vectors at once can take it over.
+    Preconditioners compute several products only here, so that one product with many vectors can replace this later.
     """
     xp, count = array_namespace(vectors), vectors.shape[0]
     if count == 0 or is_eager(loop, vectors):
         return xp.stack([A(vectors[i, ...]) for i in range(count)]) if count else vectors
-    # one loop of the compiler: unrolled, the program would hold the product `count` times
+    # one compiled loop, because an unrolled program would contain the product `count` times
     index = xp.reshape(xp.arange(count, dtype=xp.int32), (count, *(1,) * (vectors.ndim - 1)))
 
-    def fill(s: Filled) -> Filled:
+    def add_column(s: ColumnState) -> ColumnState:
         product = A(xp.take(vectors, s.k[None], axis=0)[0, ...])
-        return Filled(s.k + 1, xp.where(index == s.k, product[None, ...], s.columns))
+        return ColumnState(s.k + 1, xp.where(index == s.k, product[None, ...], s.columns))
 
-    start = Filled(full(vectors, 0, shape=(), dtype=xp.int32), xp.zeros_like(vectors))
-    filled: Filled = loop(lambda s: s.k < count, fill, start)
+    start = ColumnState(full(vectors, 0, shape=(), dtype=xp.int32), xp.zeros_like(vectors))
+    filled: ColumnState = loop(lambda s: s.k < count, add_column, start)
     return filled.columns
