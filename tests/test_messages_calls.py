@@ -97,7 +97,7 @@ def test_a_solver_that_returns_something_else(eager, kind):
 
 def test_a_status_that_is_none_of_ours(eager):
     layer = dil.argmin(bowl, lambda fun, init, x: dil.Solution(x, to_int(x[0] * 0) + 42))
-    with pytest.warns(dil.ConvergenceWarning, match="42: a code that is no dil.Status"):
+    with pytest.warns(dil.ConvergenceWarning, match="42: a code that is not a dil.Status"):
         layer(eager.asarray(X))
 
 

@@ -290,7 +290,7 @@ def test_code_that_is_no_status():
     layer = dil.argmin(bowl, lambda f, u, x: dil.Solution(0.0 * x, 42), on_failure="ignore")
     with dil.record() as record:
         layer(X)
-    assert "42: a code that is no dil.Status" in str(record.forward[0])
+    assert "42: a code that is not a dil.Status" in str(record.forward[0])
     assert "1 42" in str(record)
 
 

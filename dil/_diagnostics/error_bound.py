@@ -1,4 +1,4 @@
-"""A bound on the error of a gradient, from the Newton step that is left at y and from the curvature there."""
+"""A bound on the error of a gradient, from the Newton step at y and the curvature there."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dil.linear._auto import Auto
 from dil.linear._spectrum import Extremes, extremes
 
 PROBES = 16
-"""Directions among the arguments along which the gradients of a batch's problems are compared."""
+"""The number of random directions along which the gradients of the problems of a batch are compared."""
 SAFETY = 2.0
-"""What the first-order estimate of the error is multiplied by."""
+"""The factor on the first-order estimate of the error."""
 LANCZOS = 50
-"""Products spent on the extreme eigenvalues."""
+"""The number of products spent on the extreme eigenvalues."""
 
 
 class ErrorBound(NamedTuple):
-    """What is found about one backward solve, shape batch; see `dil.Entry`."""
+    """The findings about one backward solve, shape batch; see `dil.Entry`."""
 
     stationarity: Array
     lowest: Array
@@ -43,22 +43,21 @@ class Point(NamedTuple):
 
 
 def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> ErrorBound:
-    """Look again at the solve of A g = b, A = J or J^T at u, by tighter solves with the same products.
+    """Check the solve of A g = b, where A is J or J^T at u, by tighter solves with the same products.
 
     The bound is for the pullback, -g^T F_args with J^T g = b. One Newton step, u' = u - J^-1 F(u), leaves an error of
-    second order; with g' solved there to the default tolerance and refined once, the gradient G' is to that of the
-    exact solution what the next term of a series is to the first. So
+    second order. There g' is solved to the default tolerance and refined once, which gives the gradient G'. Then
 
         bound = 2 d / (1 - 2 c) / (1 - 2 c d) + s + r,   d = ||G - G'|| / ||G'||,   c = ||F(u')|| / ||F(u)||
 
-    with s = ||G''|| / ||G'||, the share of the refinement in G', and r = (16 + condition) eps for what both gradients
-    lose to rounding. G' may miss the exact gradient by c ||G - G'||, twice that to be safe: the first denominator is
-    for the numerator of the relative error, the second for its denominator. The bound is infinite where either is not
-    positive: where the step does not contract, or where the gradient changes so much that the size of the exact one is
-    not known. A step as short as the rounding of F makes it, 4 r (1 + ||u||), need not contract: there c = 0.
+    with s = ||G''|| / ||G'||, the share of the refinement in G', and r = (16 + condition) eps, the rounding of both
+    gradients. G' may differ from the exact gradient by c ||G - G'||; the factor 2 is for safety. The first denominator
+    corrects the numerator of the relative error, the second its denominator. The bound is infinite where one of them is
+    not positive: the step does not contract, or the gradient changes so much that its exact size is not known. A step
+    within rounding, 4 r (1 + ||u||), need not contract, so c = 0 there.
 
-    The norms are exact for one problem; those of a batch, whose problems may share arguments, are taken along 16 random
-    directions. Measured by benchmarks/trust.py.
+    The norms are exact for one problem. Problems of a batch may share arguments, so their norms are taken along 16
+    random directions. Measured by benchmarks/trust.py.
     """
     problem, backend = F.problem, F.problem.backend
     loop, exact = backend.loops.while_loop, Auto()
@@ -75,7 +74,7 @@ def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) ->
 
 
 def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
-    """Return the extreme eigenvalues of A, the extreme singular values if it is not symmetric by its nature."""
+    """Return the extreme eigenvalues of A if it is symmetric, else its extreme singular values."""
     xp, loop = array_namespace(b), problem.backend.loops.while_loop
     start = xp.where(
         norm(b) > 0, b, standard_normal(problem.backend, b, 1, 0)[0, ...]
@@ -89,7 +88,7 @@ def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
 
 
 def _rounding(condition: Array, ends: Extremes, b: Array, g: Array) -> Array:
-    """Return (16 + condition) eps, by ||A|| ||g|| / ||b|| in the place of a condition number that is not known."""
+    """Return (16 + condition) eps, with ||A|| ||g|| / ||b|| in the place of an unknown condition number."""
     xp = array_namespace(b)
     low, high = xp.abs(ends.lowest), xp.abs(ends.highest)
     met = xp.where(low < high, high, low) * norm(g)[..., 0] / nonzero_or_one(norm(b)[..., 0])
@@ -124,7 +123,7 @@ def _sensitivities(F: Optimality, at: Point) -> Array:
     """Return numbers, (k, *batch), whose norm is that of each problem's gradient in the arguments, -g^T F_args."""
     backend, xp = F.problem.backend, array_namespace(at.g)
 
-    # the unknown too, as in the pullback: a function written with its namespace meets the others in the same
+    # u is differentiated too, as in the pullback, so that all arrays of the function share one namespace
     _, pull = backend.vjp(F, at.u, *at.floats)
     wrt = range(1, 1 + len(at.floats))
     if at.g.ndim == 1:
@@ -143,7 +142,7 @@ def _asymmetry(A: Operator, b: Array, backend: Backend) -> Array:
 
 
 def _ratio(lowest: Array, highest: Array) -> Array:
-    """Return the ratio of the magnitudes; infinite where the eigenvalues have both signs, which says nothing of it."""
+    """Return the ratio of the magnitudes; infinite where the eigenvalues have both signs, so that it is not known."""
     xp = array_namespace(lowest)
     low, high = xp.abs(lowest), xp.abs(highest)
     small, large = xp.where(low < high, low, high), xp.where(low < high, high, low)

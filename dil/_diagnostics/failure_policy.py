@@ -1,4 +1,4 @@
-"""What happens after a failed solve: the user's choice, the same for forward and backward solves."""
+"""The user's choice of what happens after a failed solve, forward or backward."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Policy:
             raise OptionError(message)
 
     def apply(self, backend: Backend, stage: str, status: Array, value: Array) -> Array:
-        """Act on the statuses, shape batch, of a solve; return its value, shape (*batch, n)."""
+        """Apply the policy to the statuses of a solve, shape batch. Return its value, shape (*batch, n)."""
         code = backend.loops.number(status)
         if isinstance(code, int) and code in (Status.CONVERGED, Status.APPROXIMATE):
             return value
@@ -44,7 +44,7 @@ class Policy:
         return value
 
     def warn_or_raise(self, backend: Backend, message: str) -> None:
-        """Raise or warn, at the user's line."""
+        """Raise or warn; a warning points to the user's line."""
         if self.on_failure == "raise":
             raise ConvergenceError(message)
         warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller(backend))
@@ -72,7 +72,7 @@ def _level_of_caller(backend: Backend) -> int:
 
 
 def summary(status: Any) -> str:
-    """Say which statuses were met, in words, and how often in a batch."""
+    """Describe the statuses in words, with their counts in a batch."""
     codes = status.reshape(-1).tolist()
     met = sorted({code for code in codes if code != Status.CONVERGED})
     if len(codes) == 1:
@@ -85,5 +85,5 @@ def summary(status: Any) -> str:
 
 def _words(code: int) -> str:
     if code not in Status._value2member_map_:
-        return f"{code}: a code that is no dil.Status; the solver must report members of dil.Status"
+        return f"{code}: a code that is not a dil.Status; the solver must return members of dil.Status"
     return f"{Status(code).name}: {Status(code).sentence}"

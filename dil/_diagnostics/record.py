@@ -17,7 +17,7 @@ from dil._frameworks.registry import loaded
 
 Stage = Literal["forward", "backward"]
 RECORDERS: list[Record] = []
-"""Those that are recording now; not a context variable, since frameworks run their backward passes in other threads."""
+"""The records that are open now. No context variable: frameworks run backward passes in other threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +29,19 @@ class Entry:
     layer : str
         The name of the layer.
     stage : {"forward", "backward"}
-        Which solve it is.
+        The kind of solve.
     status, iterations, residual
-        As the solver, or the linear solver, gave them; with `refine=`, the status alone is that after the Newton steps.
+        Those of the solver, or of the linear solver. With `refine=`, the status is that after the Newton steps.
     stationarity : float array
-        The length of the Newton step that is left at y, over 1 + ||y||.
+        The length of the Newton step at y, divided by 1 + ||y||.
     lowest, highest : float arrays
-        The extreme eigenvalues of the Hessian that Lanczos' method meets from the cotangent; for a root or a fixed
+        The extreme eigenvalues of the Hessian, estimated by Lanczos' method from the cotangent. For a root or a fixed
         point, the extreme singular values of dF/du.
     condition : float array
-        Their ratio by magnitude, an estimate of the condition number from below.
+        The ratio of their magnitudes, a lower estimate of the condition number.
     asymmetry : float array
-        |<p, A q> - <q, A p>| of two random vectors, over the sizes of the terms: of the order of the rounding for a
-        symmetric matrix.
+        |<p, A q> - <q, A p>| of two random vectors, divided by the sizes of the terms. For a symmetric matrix it is of
+        the order of rounding.
     bound : float array
         A bound of the relative error of the gradient for the cotangent given: see `Layer.report`. It is NaN in forward
         mode.
@@ -59,10 +59,10 @@ class Entry:
     asymmetry: Any = None
     bound: Any = None
     policy: Policy | None = field(default=None, repr=False)
-    """Of the layer, which it identifies."""
+    """The policy of the layer, which identifies the layer."""
 
     def numbers(self) -> Iterator[tuple[str, Any]]:
-        """Yield what there is, by name."""
+        """Yield the name and values of every field that is not None."""
         for name in NUMBERS:
             if getattr(self, name) is not None:
                 yield name, getattr(self, name)
@@ -86,7 +86,7 @@ class Record:
     Attributes
     ----------
     entries : list of Entry
-        In the order in which the solves ran.
+        The solves in the order in which they ran.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class Record:
         Raises
         ------
         DilError
-            If this record is open already: every solve would be an entry twice.
+            If this record is open already, so that every solve would be recorded twice.
         """
         if self in RECORDERS:
             message = "this record is recording already; open another one with dil.record()"
@@ -121,7 +121,7 @@ class Record:
 
     def __exit__(self, *error: object) -> None:
         try:
-            self._stack.close()  # waits for what programs under way have still to say, be it an error
+            self._stack.close()  # waits for the reports and errors of programs that still run
         finally:
             RECORDERS.remove(self)
 
@@ -136,18 +136,18 @@ class Record:
 def record() -> Record:
     """Return a context manager that records every forward and backward solve in it, under a compiler too.
 
-    Recording costs a few more solves for each backward pass, those of the bound.
+    Recording adds a few solves to each backward pass, for the error bound.
 
     Returns
     -------
     Record
-        Its `entries` fill as solves end; it prints a summary.
+        Its `entries` fill as solves end. `print` shows a summary.
 
     Notes
     -----
-    JAX traces jitted functions anew for the first call within a record, so that they report; outside, they run as
-    before. They report to the records of the thread that traces them alone: open one in each thread. Problems that
-    `jax.vmap` makes are entries of their own, and so are those that `torch.func.vmap` makes.
+    JAX traces a jitted function again for its first call within a record, so that it reports. Outside, it runs as
+    before. It reports only to the records of the thread that traces it, so open one in each thread. Each problem of
+    `jax.vmap` or `torch.func.vmap` is an entry.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def add_entry(backend: Backend, policy: Policy, stage: Stage, numbers: Mapping[s
 
 def _listen(policy: Policy, stage: Stage, names: tuple[str, ...], *values: Any) -> None:
     entry = Entry(policy.layer, stage, policy=policy, **dict(zip(names, values, strict=True)))
-    for recorder in tuple(RECORDERS):  # another thread may open or close one meanwhile
+    for recorder in tuple(RECORDERS):  # another thread may open or close one at the same time
         recorder.entries.append(entry)
 
 
@@ -189,7 +189,7 @@ def _sentence(code: int) -> str:
 
 
 def _range(values: Any) -> str:
-    """Say one number, or the least, the median and the largest of several."""
+    """Format one number, or the least, the median and the largest of several."""
     import numpy as np
 
     flat = np.asarray(values, dtype=float).reshape(-1)

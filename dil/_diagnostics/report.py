@@ -16,14 +16,14 @@ from dil._frameworks.transforms import vjp
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The forward and the backward solve of one call, as `dil.Entry`; printed, it reads as a table."""
+    """The forward and the backward solve of one call, each a `dil.Entry`. `print` shows a table."""
 
     forward: Entry
     backward: Entry
 
     @property
     def ok(self) -> bool:
-        """Whether both solves converged for every problem, and no bound says that a gradient may be all error."""
+        """Whether both solves converged for every problem, and every bound on the relative error is below one."""
         worthless = self.backward.bound >= 1  # False for NaN, the bound of forward mode
         return not (self.forward.status.any() or self.backward.status.any() or worthless.any())
 
@@ -42,7 +42,7 @@ def report(
     with Record() as record:
         y, pull = vjp(lambda args, kwargs: layer(*args, **kwargs), args, dict(kwargs))
         pull(_ones(y) if cotangent is None else cotangent)
-    # a score may hold layers of its own, whose entries are not this one's
+    # a score may contain other layers, whose entries do not belong to this report
     ours = [entry for entry in record.entries if entry.policy is policy]
     forward, backward = ([entry for entry in ours if entry.stage == stage] for stage in ("forward", "backward"))
     if not forward:

@@ -1,4 +1,4 @@
-"""Check that a point is stationary, by the products that a backward pass has anyway."""
+"""Check that a point is stationary, with the products that a backward pass computes anyway."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality
 
 SAFE = 1e-30
-"""Inner products between this and its inverse have lost nothing to under- or overflow, in float32 or wider."""
+"""Inner products between this and its inverse had no under- or overflow, in float32 or wider."""
 
 
 def check_stationarity(
@@ -23,11 +23,10 @@ def check_stationarity(
 ) -> Array:
     """Mark the problems of a backward solve whose point u is not a solution as NOT_STATIONARY.
 
-    The step to the solution is about ||F|| over the curvature of J along g, for which there are two measures at no
-    cost: <g, b> / <g, g>, and ||b|| / ||g|| / sqrt(n), which does not vanish for a J that turns its vectors or for a
-    saddle with an unlucky b; the root makes it as small as the least curvature where b meets all of them alike. The
-    larger counts. The point is stationary where that step is within eps ** (1/4) of 1 + ||u||: 1.2e-4 in float64,
-    1.9e-2 in float32. The error of the gradient is of first order in the same step.
+    The step to the solution is about ||F|| divided by the curvature of J along g. Two estimates of the curvature cost
+    nothing: <g, b> / <g, g>, and ||b|| / ||g|| / sqrt(n). The second one does not vanish for a J that rotates vectors,
+    or at a saddle. The larger one counts. The point is stationary if the step is within eps ** (1/4) (1 + ||u||):
+    1.2e-4 in float64, 1.9e-2 in float32. The error of the gradient is of first order in the same step.
     """
     xp = array_namespace(u)
     FF, gg, gb = (number(inner(a, c)) for a, c in ((Fu, Fu), (g, g), (g, b)))
@@ -47,7 +46,7 @@ def check_stationarity(
 
 
 def check_curvature(status: Array, solution: Solution) -> Array:
-    """Return the statuses, NOT_MINIMUM where the system was solved but its Hessian is not positive definite."""
+    """Return the statuses, with NOT_MINIMUM where the system was solved but its Hessian is not positive definite."""
     bent = (solution.extra or {}).get("indefinite")
     if bent is None:
         return status
@@ -58,7 +57,7 @@ def check_curvature(status: Array, solution: Solution) -> Array:
 
 
 def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
-    """Return the two sides of the comparison by cotangents scaled to one, whose squares do not under- or overflow.
+    """Return the two sides of the comparison, with cotangents scaled to one so that their squares do not overflow.
 
     Squares of F and u may overflow or underflow. An overflow is still reported; an F so small counts as zero.
     """
@@ -70,18 +69,18 @@ def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
 
 
 class StationarityCheck(NamedTuple):
-    """What the derivative at a point says of each problem, shape batch."""
+    """The check of a point for each problem, shape batch."""
 
     status: Array
     stationarity: Array
-    """The length of the step to the solution, over 1 + ||u||."""
+    """The length of the step to the solution, divided by 1 + ||u||."""
 
 
 def stationarity_at(F: Optimality, u: Array, floats: Arrays) -> StationarityCheck:
-    """Judge a point by one product with J along F itself, where no linear system is solved there anyway.
+    """Check a point where no linear system is solved, by one product with J along F.
 
-    The step to the solution is about ||F|| over the curvature along F, |<F, J F>| / <F, F>; the tolerance is that of
-    `check_stationarity`. A point where F vanishes is a solution; one where the curvature along F does, is none.
+    The step to the solution is about ||F|| divided by the curvature along F, |<F, J F>| / <F, F>. The tolerance is that
+    of `check_stationarity`. A point with F = 0 is a solution. A point with F != 0 and no curvature along F is not.
     """
     xp = array_namespace(u)
     (Fu,), pull = F.problem.backend.vjp(lambda w: F(w, *floats), u)
