@@ -1,6 +1,6 @@
-"""Steps whose size follows an estimate of the local error: the mesh is found first, without derivatives.
+"""Adaptive steps: the mesh is found first, from estimates of the local error and without derivatives.
 
-The gradient is that of the method on the mesh that was found: a mesh is a choice, not a function of the arguments.
+The gradient is that of the method on the mesh that was found. The mesh itself is held constant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dil.ode._stages import VectorStages
 
 @dataclass(frozen=True)
 class Control:
-    """What a step is allowed: an error of rtol |y| + atol, in the root mean square over the entries of each problem."""
+    """The error allowed in a step: rtol |y| + atol, in the root mean square over the entries of each problem."""
 
     rtol: float
     atol: float
@@ -27,18 +27,18 @@ class Control:
 
 
 class Mesh(NamedTuple):
-    """The steps that were found, and how the search went."""
+    """The steps that were found, and counts of the search."""
 
     begins: Array
-    """(max_steps,), the last time in the place of steps that were not needed."""
+    """Shape (max_steps,); the last time for unused steps."""
     lengths: Array
-    """(max_steps,), zero for those."""
+    """Shape (max_steps,); zero for unused steps."""
     taken: Array
     rejected: Array
     status: Array
-    """Shape batch, as all that follows."""
+    """Shape batch, like the fields below."""
     failed: Array
-    """Where the step began that failed; infinity where none did."""
+    """Where the failed step begins; infinity if none failed."""
     iterations: Array
     linear: Array
 
@@ -53,7 +53,7 @@ class Search(NamedTuple):
     memory: Arrays
     mesh: Mesh
     fresh: Array
-    """Whether the attempt before was taken; the step after one that was not does not grow."""
+    """Whether the last attempt was taken. After a rejected one the step does not grow."""
     going: Array
 
 
@@ -67,8 +67,8 @@ def find_mesh(
 ) -> Mesh:
     """Step from t[0] to t[1]; all problems of a batch share each step, whose size suits the worst of them.
 
-    A step is taken if every stage converged and the error is allowed. A problem that fails at a step too small to be
-    told from rounding ends there, and the others go on without it. The factor of the step size is that of Hairer,
+    A step is taken if every stage converged and the error is allowed. A problem that fails at a step within rounding
+    ends there, and the others go on without it. The factor of the step size is that of Hairer,
     Nørsett and Wanner 1993, II.4.
     """
     xp, (start, end) = array_namespace(y), t
@@ -156,7 +156,7 @@ class _Attempt:
         )
 
     def _factor(self, method: Method, worst: Array, fresh: Array) -> Array:
-        """Return what the step is multiplied by; two-step methods are stable up to 2.4 alone."""
+        """Return the factor of the step size. Two-step methods are stable only up to 2.4."""
         assert method.error_order is not None
         xp, most = array_namespace(worst), 5.0 if method.starter is None else 2.0
         factor = 0.9 * xp.where(worst > 1e-6, worst, full(worst, 1e-6)) ** (-1.0 / method.error_order)

@@ -1,4 +1,4 @@
-"""The methods: each a chain of implicit stages z = base + gh f(t, z), and what it carries from step to step."""
+"""The methods of integration: each is a chain of implicit stages z = base + gh f(t, z)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dil.ode._state import plus, scaled, slope_between
 
 
 class Stages(Protocol):
-    """What a method may ask for within one step."""
+    """The operations that a method uses within one step."""
 
     last: Arrays
-    """The slope of the stage before; at the start of a step, of a method that ends with a stage, that at its start."""
+    """The slope of the stage before. At the start of a step it is the slope at the end of the last step."""
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return z = base + gh f(t, z)."""
@@ -27,20 +27,19 @@ class Stages(Protocol):
 
 
 class Advanced(NamedTuple):
-    """One step: the new state, what the next step has to know, and an estimate of the local error."""
+    """One step: the new state, the memory for the next step, and an estimate of the local error."""
 
     y: Arrays
     memory: Arrays
     error: Callable[[], Arrays] | None = None
-    """Worked out only where the step size is adapted; needs the slope at the start in `stages.last`."""
+    """Computed only for adaptive steps. It needs the slope at the start in `stages.last`."""
 
 
 @dataclass(frozen=True)
 class Method:
     """A method of integration.
 
-    The coefficients are those of the sources named; a slope is never evaluated where a stage gives it, since a stiff f
-    would multiply the error that the stage's solver leaves.
+    A slope is taken from its stage and not evaluated again: a stiff f would amplify the error of the stage.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Method:
     """Takes the first step of a method whose memory is the state before and the step from there."""
     implicit: bool = True
     error_order: int | None = None
-    """The power of h that the estimate of the local error falls with; None where there is no estimate."""
+    """The power of h in the estimate of the local error; None for a method without an estimate."""
 
 
 def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
@@ -69,7 +68,7 @@ def implicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array
 
 
 def implicit_midpoint(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """Z = y + h/2 f(t + h/2, z), and as far again (Hairer, Nørsett and Wanner 1993, II.7)."""
+    """Z = y + h/2 f(t + h/2, z), and the same step again (Hairer, Nørsett and Wanner 1993, II.7)."""
     z = stages.solve(y, t + 0.5 * h, 0.5 * h)
     return Advanced(plus(z, (1.0, z), (-1.0, y)), ())
 

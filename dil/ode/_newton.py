@@ -28,15 +28,15 @@ class StepNewton:
         `dil.linear.GMRES()`. By default J is built and factored where the state is small, and `dil.linear.Auto()`
         beyond.
     rtol : float, optional
-        A stage is solved when a full step is within rtol (1 + ||z||); by default eps ** (1/2) of the dtype. As
-        convergence is quadratic, the error that is left after that step is of the order of its square.
+        A stage is solved when a full step is within rtol (1 + ||z||); by default eps ** (1/2) of the dtype.
+        Convergence is quadratic, so the error after that step is of the order of the step squared.
     max_iter : int
-        Newton iterations at most.
+        The largest number of Newton iterations.
 
     Notes
     -----
-    A step after which ||F|| is not smaller is halved. `dil.solvers.Newton()` searches along a step with more care, and
-    takes several times as long.
+    A step that does not lower ||F|| is halved. `dil.solvers.Newton()` has a better line search and takes several times
+    as long.
 
     Raises
     ------
@@ -78,7 +78,7 @@ class StepNewton:
             singular = s.singular | (s.going & lower & ~usable)
             on = s.going & ~broken & ~singular
             step = xp.where(lower, d, 0.5 * s.step)
-            # u was moved by the whole of a step that did not lower F: back by half of it
+            # u was moved by a full step that did not lower F: move back by half of it
             u = xp.where(on, s.u - xp.where(lower, d, -step), s.u)
             small = norm(step) <= rtol * size_of(u)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
@@ -112,7 +112,7 @@ class StepNewton:
 
 
 class Iterate(NamedTuple):
-    """One Newton iteration; u and the step that led to it: (*batch, n), the rest (*batch, 1)."""
+    """One Newton iteration; u and the last step: (*batch, n), the rest: (*batch, 1)."""
 
     u: Array
     step: Array
@@ -140,9 +140,9 @@ def newton_step(started: Start, u: Array, linear_solver: LinearSolver | None) ->
 
 
 def dense_solve(backend: Backend, pull: Matvec, F: Array) -> Array:
-    """Return d with J d = F: the rows of J are the pulls of the identity's; not finite where J is singular.
+    """Return d with J d = F, by the dense J that n pulls give; not finite where J is singular.
 
-    There is no look at the condition of J here: the next iteration finds out what the step was worth.
+    The condition number of J is not checked: the next iteration shows whether the step was good.
     """
     xp, n = array_namespace(F), F.shape[-1]
     rows = xp.reshape(eye(n, F), (n, *(1,) * (F.ndim - 1), n))

@@ -1,4 +1,4 @@
-"""`odeint`: the states of an ODE at given times, differentiable in all that they depend on; `solve`: with a report."""
+"""`odeint`: the differentiable states of an ODE at given times. `solve`: the states with a report."""
 
 from __future__ import annotations
 
@@ -52,59 +52,60 @@ def odeint(
     t : array or sequence of float, shape (T,)
         Times that increase, T >= 2, of the dtype of y0.
     args : tuple of trees
-        Whatever else func depends on; what it captures instead and is being differentiated is refused.
+        The other arguments of func. A captured array that is being differentiated is refused.
     method : {"implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3", "euler"}
-        Of order 1, 2, 2, 2, 2, 3 and 1; the first, bdf2 and the sdirks are L-stable, for the stiffest problems; "euler"
-        is explicit, for comparison.
+        The orders are 1, 2, 2, 2, 2, 3 and 1. The first, bdf2 and the sdirks are L-stable, for the stiffest problems.
+        "euler" is explicit, for comparison.
     solver : callable, optional
-        Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` where the problem is
-        not stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
+        Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` if the problem is not
+        stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
     linear_solver : callable, optional
         Solves the linear systems of the gradient: by default `dil.linear.Direct()` where the state is small and
         `dil.linear.Auto()` beyond; `dil.linear.NormalCG()`, or `CG()` with layer="argmin", for the paper's.
     gradient : {"implicit", "naive", "unroll", "adjoint"}
-        How derivatives come about: by the implicit function theorem with `linear_solver`, or with the dense Jacobian;
-        by differentiating `unroll` iterations of the solver; or by the adjoint method of Chen et al. 2018, the same
-        method's steps back in time, whose gradient differs from that of the discrete solution by its own error.
+        "implicit" uses the implicit function theorem with `linear_solver`, "naive" the theorem with the dense Jacobian.
+        "unroll" differentiates `unroll` iterations of the solver. "adjoint" solves the adjoint ODE backwards in time
+        with the same method (Chen et al. 2018); its gradient has a discretisation error of its own.
     layer : {"root", "argmin"}
-        What a stage is to the theorem: a root of its residual r, or, as in the paper, the minimiser of 1/2 ||r||^2.
+        Whether a stage is a root of its residual r or, as in the paper, the minimiser of 1/2 ||r||^2.
     steps : int
-        Steps between two times, of one size.
+        The number of equal steps between two times.
     rtol, atol : float, optional
-        If one is given the step size adapts: its error is to be within rtol |y| + atol, in the root mean square over
-        the state of a problem; the problems of a batch share their steps, and `max_steps`. One that is not given:
-        1e-6, 1e-3 rtol.
+        If one is given, the step size adapts: the error of a step is kept within rtol |y| + atol, in the root mean
+        square over the state of a problem. The problems of a batch share their steps and `max_steps`. The defaults of
+        the other one are rtol=1e-6 and atol=1e-3 rtol.
     first_step : float, optional
-        The first step size to try, where it adapts.
+        The first step size to try, if steps adapt.
     max_steps : int
-        Steps at most, where they adapt. Under `jax.jit` the program goes through as many, the rest without length.
+        The largest number of adaptive steps. Under `jax.jit` the program always runs that many; unused ones have
+        length zero.
     unroll : int
         The iterations of a stage for gradient="unroll".
     batch_ndim : int
         The number of leading dimensions of y that count independent problems, each with its own status.
     on_failure : {"warn", "raise", "nan", "ignore"}
-        What to do where a step or a linear solve fails; "nan" poisons what comes after in that problem.
+        What to do if a step or a linear solve fails. "nan" replaces the later states of that problem by NaN.
 
     Returns
     -------
     tree
-        Like y0 with a leading dimension of times; differentiable in y0, t and the float arrays of args, in both modes
-        and again, with "adjoint" by pullbacks only.
+        Like y0 with a leading dimension of times. It is differentiable in y0, t and the float arrays of args, in both
+        modes and to any order; with "adjoint" in reverse mode only.
 
     Raises
     ------
     OptionError
         If an option is out of range or unknown, or t does not increase.
     ShapeError, DTypeError, BackendError, CapturedError
-        If y0 is empty, func returns something that is not like the state, or arrays do not go together.
+        If y0 is empty, the result of func is not like the state, or arrays differ in dtype or backend.
     ConvergenceError
         If a step fails and `on_failure` is "raise".
 
     Notes
     -----
     A step is a chain of stages z = base + gh f(t, z), each a layer (Look et al. 2020, section 3.1, eq. 4) that starts
-    from the slope of the stage before. The gradient is that of the discrete solution, on the mesh that was found where
-    steps adapt. Between the ends of adaptive steps the state is a cubic through states and slopes.
+    from the slope of the stage before. The gradient is that of the discrete solution; for adaptive steps,
+    on the mesh that was found. Between the ends of adaptive steps the state is a cubic through states and slopes.
 
     Examples
     --------
@@ -132,7 +133,7 @@ def odeint(
 
 
 class Trajectory(NamedTuple):
-    """The states of an ODE with a report of how they were found; made by `dil.ode.solve`.
+    """The states of an ODE with a report on the solution; made by `dil.ode.solve`.
 
     Attributes
     ----------
@@ -141,12 +142,12 @@ class Trajectory(NamedTuple):
     status : int array, shape batch
         Codes of `dil.Status`: the first failure of each problem.
     failed_at : float array, shape batch
-        The time at which the step begins that failed first; infinity where none did.
+        The time at which the first failed step begins; infinity if none failed.
     steps, rejected : int arrays, shape ()
-        Steps taken, and attempts that were not.
+        The numbers of steps taken and of attempts rejected.
     iterations, linear : int arrays, shape batch
-        Iterations of the solver of the stages, and of its linear solver where it counts them, those of the search for
-        the mesh included.
+        Iterations of the solver of the stages, and of its linear solver if it counts them. The search for the mesh is
+        included.
     """
 
     value: Tree
@@ -159,7 +160,7 @@ class Trajectory(NamedTuple):
 
 
 def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = (), **options: Any) -> Trajectory:
-    """Return the solution with a report; no policy is applied, and nothing is differentiated.
+    """Return the solution with a report. No policy is applied, and the result has no derivative.
 
     Parameters
     ----------
@@ -215,7 +216,7 @@ def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], 
 def begin(
     func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options
 ) -> tuple[Integration, Array, Array, Arrays]:
-    """Return a call, checked, with its state as a vector, its times and the arrays of its arguments."""
+    """Check a call. Return it with its state as a vector, its times and the arrays of its arguments."""
     if not callable(func):
         message = f"func={func!r} of type {type(func).__name__}; expected a callable, func(t, y, *args)"
         raise OptionError(message)

@@ -22,9 +22,9 @@ from dil.solvers._fixed_point import FixedPoint
 
 
 def condition_of(field: Field, layer: str, solver: Solver) -> Score | Equation:
-    """Return what a stage satisfies: an equation, or the least squares of Look et al. 2020, eq. 4, squared.
+    """Return the condition of a stage: an equation, or the least squares of Look et al. 2020, eq. 4, squared.
 
-    A fixed-point solver is given z -> base + gh f(t, z), others the residual.
+    A fixed-point solver gets z -> base + gh f(t, z); other solvers get the residual.
     """
     batch_ndim = len(field.space.batch)
 
@@ -49,17 +49,16 @@ def condition_of(field: Field, layer: str, solver: Solver) -> Score | Equation:
 class StageLayer:
     """The layer, ready for many calls of one structure.
 
-    Codes and counts travel as numbers of the state's dtype, since all that a layer returns has a derivative: of theirs
-    it is zero.
+    Codes and counts have the dtype of the state, since every output of a layer has a derivative. Theirs is zero.
     """
 
     call: Call
     rule: Rule
     settles: bool = False
-    """Whether a failure meets the policy here; the forward pass judges all of its steps together, at its end."""
+    """Whether the policy is applied here. The forward pass applies it once, at its end."""
 
     def __call__(self, base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
-        """Return z, differentiable in all but the guess, and what the solver said: status, iterations, linear ones."""
+        """Return z, differentiable in all but the guess, and the status and the counts of the solver."""
         backend = self.call.backend
         z, *told = backend.implicit(self._forward, self.rule)(base, t, gh, *arrays, backend.constant(guess))
         return z, tuple(backend.constant(x) for x in told)
@@ -80,7 +79,7 @@ class StageLayer:
 
 @dataclass(frozen=True)
 class StageRule:
-    """The theorem for z; what follows z among the outputs is a constant."""
+    """The theorem for z. The other outputs are constants."""
 
     theorem: ImplicitRule
 

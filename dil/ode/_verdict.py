@@ -1,4 +1,4 @@
-"""What becomes of an integration in which a step failed."""
+"""The failures of an integration, and the policy for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dil._diagnostics.failure_policy import Policy, summary
 from dil._frameworks.protocol import Backend
 
 EVEN = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
-ADAPTED = "Steps were as short as rounding allows, as before a pole, or max_steps= of them were taken: raise it"
+ADAPTED = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
 
 
 class Verdict(NamedTuple):
@@ -29,7 +29,7 @@ class Verdict(NamedTuple):
 
 
 def first_failure(status: Array, begins: Array, lengths: Array) -> Verdict:
-    """Find it among the statuses of all steps, (steps, *batch)."""
+    """Return the first failure among the statuses of all steps, (steps, *batch)."""
     xp, batch = array_namespace(status), status.ndim - 1
     begins, lengths = (xp.reshape(x, (-1, *(1,) * batch)) + 0.0 * status for x in (begins, lengths))
     failed = status != 0
@@ -46,7 +46,7 @@ def first_failure(status: Array, begins: Array, lengths: Array) -> Verdict:
 
 
 def apply_verdict(policy: Policy, backend: Backend, rows: Array, t: Array, verdict: Verdict, hint: str) -> Array:
-    """Act on the verdict; return the states at the times t, (T, *batch, n)."""
+    """Apply the policy. Return the states at the times t, (T, *batch, n)."""
     xp = array_namespace(rows)
     if policy.on_failure == "ignore":
         return rows
@@ -79,7 +79,7 @@ class ZeroRule:
     """The rule of a function whose derivative is zero."""
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> list[Array | None]:
-        """Return nothing."""
+        """Return None for every argument: the zero cotangent."""
         return [None for _ in wrt]
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
@@ -88,13 +88,13 @@ class ZeroRule:
 
 
 def as_constant(backend: Backend, fn: Callable[..., Arrays], *arrays: Array) -> Arrays:
-    """Return fn of the arrays as a constant; fn gets plain arrays, whatever transforms are under way."""
+    """Return fn of the arrays as a constant. fn gets plain arrays, whatever transforms are active."""
     found = backend.implicit(fn, ZeroRule())(*(backend.constant(x) for x in arrays))
     return tuple(backend.constant(x) for x in found)
 
 
 def report_if_nonzero(backend: Backend, listener: Callable[[Any], None], told: Array) -> Array:
-    """Call the listener with an array if it is not zero all over; return a zero that waits for that, shape ()."""
+    """Call the listener with an array unless it is all zero. Return a zero, shape (), that waits for the call."""
 
     def listen(told: Array) -> Arrays:
         waited = backend.reports.failures(listener, told, full(told, 0.0, shape=(*told.shape, 1)))
