@@ -291,6 +291,57 @@ def test_auto_finds_the_shortest_solution_of_a_singular_system(eager, kind):
         assert handle.to_numpy(found.extra["indefinite"]).tolist() == (eigenvalues[:, 0] < -1e-3).tolist()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("solver", [Direct, Auto])
+@pytest.mark.parametrize("kind", ["definite", "symmetric", "general"])
+def test_units_of_a_small_system_change_nothing_but_units(eager, kind, solver, dtype):
+    """For u = D u' and F = C F' the matrix is C A D: the status is the same, and the solution is D^-1 x."""
+
+    @settings(max_examples=EXAMPLES.get(eager.backend, 8) // 4)
+    @given(
+        n=st.integers(1, 8), condition=st.sampled_from([1.0, 1e3]), power=st.integers(0, 12), seed=st.integers(0, 10**6)
+    )
+    def check(n, condition, power, seed):
+        draw = np.random.default_rng(seed)
+        A, x = matrix(kind, n, condition, seed % 8), draw.standard_normal(n)
+        D = 10.0 ** draw.uniform(-power, power, n)
+        C = D if kind != "general" else 10.0 ** draw.uniform(-power, power, n)
+        scaled = C[:, None] * A * D
+        handle = dil.backend(eager.backend, device=eager.device, dtype=dtype)
+        product = operator(handle.xp, handle.asarray(scaled))
+        A_ = Operator(product.matvec, product.rmatvec, symmetric=kind != "general")
+        found = solver()(A_, handle.asarray(C * (A @ x)))
+        assert name_of(found.status) == "CONVERGED"
+        error = np.abs(D * handle.to_numpy(found.value).astype(float) - x).max() / np.abs(x).max()
+        assert error <= 64 * n * condition * np.finfo(dtype).eps
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_component_that_the_right_hand_side_has_is_never_dropped_in_silence(eager, dtype):
+    """The matrix has one eigenvalue far below the others, in a direction that no scale of the entries shows."""
+
+    @settings(max_examples=EXAMPLES.get(eager.backend, 8))
+    @given(n=st.integers(2, 8), digits=st.floats(0.3, 1.2), part=st.floats(0.0, 1.2), seed=st.integers(0, 10**6))
+    def check(n, digits, part, seed):
+        draw, machine = np.random.default_rng(seed), np.finfo(dtype).eps
+        Q = orthogonal(n, draw)
+        values = draw.uniform(1.0, 2.0, n)
+        values[0] = machine**digits
+        b = Q[:, 1] + machine**part * Q[:, 0]
+        handle = dil.backend(eager.backend, device=eager.device, dtype=dtype)
+        product = operator(handle.xp, handle.asarray((Q * values) @ Q.T))
+        found = Auto()(Operator(product.matvec, symmetric=True), handle.asarray(b))
+        got = Q[:, 0] @ handle.to_numpy(found.value).astype(float)
+        right = machine**part / values[0]
+        tolerance = 64 * n * machine / values[0]  # of the rounding of A, relative
+        wrong = abs(got - right) > max(tolerance, 1e-3) * max(right, 1.0)
+        assert not wrong or name_of(found.status) == "SINGULAR" or machine**part <= 64 * n * machine
+
+    check()
+
+
 @pytest.mark.parametrize("solver", [MINRES, GMRES, BiCGSTAB])
 def test_damping_is_added_to_the_diagonal(eager, solver):
     A, b = matrix("symmetric", 6, 10.0, 0), np.arange(1.0, 7.0)

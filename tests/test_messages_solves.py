@@ -129,11 +129,18 @@ def first_only(u, x):
     return 0.5 * (u[0] - x[0]) ** 2
 
 
+def almost_flat(u, x):
+    """The curvature along (1, -1) is 1e-18 of that along (1, 1): the directions are no units of the entries."""
+    e, d = u[0] + u[1] - x[0] - x[1], u[0] - u[1] - x[0] + x[1]
+    return 0.5 * (e**2 + 1e-18 * d**2)
+
+
 def constant(u, x):
     return array_namespace(x).sum(x)
 
 
 CONSISTENT = {
+    "other units": (weighted(1.0, 1e-18), [1.0, 2.0]),
     "singular": (dil.argmin(first_only, solved), [2.0, 0.0]),
     "indefinite": (weighted(1.0, -1.0, linear_solver=dil.linear.CG()), [2.0, 0.0]),
     "a saddle point that is asked for": (weighted(1.0, -1.0, linear_solver=dil.linear.MINRES()), [2.0, 3.0]),
@@ -152,7 +159,7 @@ DEFECTS = {
     "singular": (dil.argmin(first_only, solved, on_failure="raise"), [0.0, 1.0], "SINGULAR"),
     "singular, in part": (dil.argmin(first_only, solved, on_failure="raise"), [1.0, 1.0], "SINGULAR"),
     "zero": (dil.argmin(constant, solved, on_failure="raise"), [1.0, 0.0], "SINGULAR"),
-    "nearly singular": (weighted(1.0, 1e-18), [1.0, 1.0], "SINGULAR"),
+    "nearly singular": (dil.argmin(almost_flat, solved, on_failure="raise"), [1.0, 2.0], "SINGULAR"),
     "negative": (weighted(1.0, -1.0), [0.0, 1.0], "NOT_MINIMUM"),
     "saddle": (weighted(1.0, -1.0), [2.0, 1.0], "NOT_MINIMUM"),
     "maximum": (weighted(-1.0, -1.0), [1.0, 0.0], "NOT_MINIMUM"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dil._base.arrays import array_namespace, eps, eye, full, max_abs, nonzero_or_one, norm
@@ -12,16 +13,20 @@ from dil._base.typing import Array, Loop
 from dil.linear._direct import dense
 from dil.linear._right_hand_side import backend_of_system
 
-CUTOFF_POWER = 2 / 3
-"""Singular values below eps ** CUTOFF_POWER of the largest count as zero. `Direct` uses the same limit."""
+ZERO_POWER, DOUBTFUL_POWER = 3 / 4, 2 / 3
+"""A singular value counts as zero below eps ** ZERO_POWER of the largest. `Direct` refuses it below the second limit."""
 
 
 @dataclass(frozen=True)
 class LeastNorm:
     """Solve (A + damping I) x = b by the eigenvalues of A if A is symmetric, and by the singular values otherwise.
 
-    x is the vector of least norm among those of least residual. A problem ends CONVERGED if b lies in the range of A to
-    within rtol, and SINGULAR otherwise. The matrix costs n products with A.
+    x is the vector of least norm among those of least residual. The matrix costs n products
+    with A. A singular value counts as zero below eps ** (3/4) of the largest, where rounding takes three quarters of
+    the digits. It also counts as zero below eps ** (2/3), if b has only rounding along its vector.
+
+    A problem ends CONVERGED if the residual is within rtol and b has only rounding along the vectors whose singular
+    values count as zero. It ends SINGULAR otherwise.
 
     Source: Golub and Van Loan 2013, section 5.5.
     """
@@ -40,15 +45,18 @@ class LeastNorm:
         size = norm(xp.where(finite[..., None], b, full(b, 0.0)))
         unit_b = xp.astype(b / nonzero_or_one(size), factor_dtype)
         U, values, Vt = _decompose(matrix, symmetric=A.symmetric)
-        cutoff = machine_eps**CUTOFF_POWER * max_abs(values)[..., None]
-        kept = xp.abs(values) > cutoff
-        coefficients = (U.mT @ unit_b[..., None])[..., 0]
+        coefficients, magnitude = (U.mT @ unit_b[..., None])[..., 0], xp.abs(values)
+        largest, rounding = max_abs(values)[..., None], 16 * machine_eps * math.sqrt(max(b.shape[-1], 1))
+        certain = magnitude > machine_eps**DOUBTFUL_POWER * largest
+        kept = (magnitude > machine_eps**ZERO_POWER * largest) & (certain | (xp.abs(coefficients) > rounding))
         x = (Vt.mT @ xp.where(kept, coefficients / xp.where(kept, values, 1.0), 0.0)[..., None])[..., 0]
         residual = norm(unit_b - (matrix @ x[..., None])[..., 0])[..., 0]
+        dropped = norm(xp.where(kept, full(coefficients, 0.0), coefficients))[..., 0]
+        solved = (residual <= rtol) & (dropped <= rounding)
         zero = size[..., 0] == 0
         count = xp.where(zero, 0, full(zero, b.shape[-1], dtype=xp.int32))
-        status = first_of([(~finite, Status.NON_FINITE), (residual <= rtol, Status.CONVERGED)], Status.SINGULAR)
-        negative = xp.any(values < -cutoff, axis=-1) & finite & ~zero
+        status = first_of([(~finite, Status.NON_FINITE), (solved, Status.CONVERGED)], Status.SINGULAR)
+        negative = xp.any((values < 0) & certain, axis=-1) & finite & ~zero
         extra = {"indefinite": negative, "products": count}
         return Solution(xp.astype(x, b.dtype) * size, status, count, xp.astype(residual, b.dtype), extra)
 
