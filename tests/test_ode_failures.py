@@ -61,10 +61,29 @@ def test_a_problem_that_fails_leaves_the_others_alone(engine, options):
     assert np.isnan(y[4:, 1]).all()
     assert np.isfinite(y[:4, 1]).all()
     assert np.isfinite(of_start[0]).all()
+    assert np.isnan(of_start[1]).all()
     if engine.name in ("numpy", "torch"):
         pattern = SPOILT if not options else "1 of 2 problems .* ended NON_FINITE"
         with np.errstate(invalid="ignore"), pytest.raises(dil.ConvergenceError, match=pattern):
             states(engine.asarray(np.ones((2, 1))), engine.asarray(bad), "raise")
+
+
+@on("numpy", "torch", slow=("torch:func", "jax:jit"))
+def test_the_gradient_of_a_problem_that_fails_is_lost_in_both_modes_and_others_are_not(engine):
+    """The solution of y' = y^2 has its pole at t = 1/2 where y(0) = 2."""
+    start, times = np.asarray([[0.1], [2.0]]), [0.0, 0.2, 0.4, 1.0]
+
+    def states(y0):
+        return odeint(lambda t, y: y * y, y0, times, steps=4, batch_ndim=1, on_failure="nan")
+
+    with np.errstate(all="ignore"):
+        y, (reverse,) = engine.gradients(states, (start,), np.ones((4, 2, 1)))
+        _, forward = engine.pushforward(states, (engine.asarray(start),), (engine.asarray(np.ones((2, 1))),))
+        poisoned = np.isnan(engine.to_numpy(forward))
+        assert poisoned[np.isnan(y)].all()
+        assert not poisoned[:, 0].any()
+    assert np.isnan(y[3, 1]).all()
+    assert (np.isnan(reverse[:, 0]) == [False, True]).all()
 
 
 def test_a_failure_under_jit_is_told_with_its_step():

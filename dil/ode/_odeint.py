@@ -84,7 +84,8 @@ def odeint(
     batch_ndim : int
         The number of leading dimensions of y that count independent problems, each with its own status.
     on_failure : {"warn", "raise", "nan", "ignore"}
-        What to do if a step or a linear solve fails. "nan" replaces the later states of that problem by NaN.
+        What to do if a step or a linear solve fails. "nan" replaces the later states of that problem, and its whole
+        gradient, by NaN.
 
     Returns
     -------

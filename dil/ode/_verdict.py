@@ -53,7 +53,8 @@ def apply_verdict(policy: Policy, backend: Backend, rows: Array, t: Array, verdi
     if policy.on_failure == "nan":
         when = backend.constant(t)[(slice(None), *(None,) * (rows.ndim - 2))]
         lost = (when > verdict.begin)[..., None]
-        return xp.where(lost, full(rows, float("nan")), rows)  # type: ignore[no-any-return]
+        # a factor, since a NaN that is selected has the derivative zero
+        return rows * xp.where(lost, full(rows, float("nan")), full(rows, 1.0))  # type: ignore[no-any-return]
     failed = verdict.status != 0
     begin = xp.where(failed, verdict.begin, 0.0 * verdict.status)
     above = xp.where(begin > 0, begin, 0.0 * begin)
