@@ -14,7 +14,7 @@ from dil.linear._direct import dense
 from dil.linear._right_hand_side import backend_of_system
 
 ZERO_POWER, DOUBTFUL_POWER = 3 / 4, 2 / 3
-"""A singular value counts as zero below eps ** ZERO_POWER of the largest. `Direct` refuses it below the second limit."""
+"""A singular value counts as zero below eps ** ZERO_POWER of the largest, and perhaps below the second limit."""
 
 
 @dataclass(frozen=True)
