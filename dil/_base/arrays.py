@@ -34,13 +34,13 @@ __all__ = [
 
 
 NAMESPACES: dict[type, ModuleType] = {}
-"""The namespaces of the types of arrays that were met, of those that have a module for one."""
+"""Cache: array type -> namespace, for types whose namespace is a module."""
 
 
 def array_namespace(*arrays: Any) -> Namespace:
     """Return the array API namespace of some arrays, as `array_api_compat` finds it.
 
-    A module serves all arrays of a type and is found once; a namespace made for an array, as a tape's, is asked for.
+    A namespace that is a module is found once for each type. One that depends on the array, as on a tape, is asked for.
     """
     if len(arrays) == 1 and (known := NAMESPACES.get(type(arrays[0]))) is not None:
         return known
@@ -52,7 +52,7 @@ def array_namespace(*arrays: Any) -> Namespace:
 
 @lru_cache(maxsize=256)
 def is_float(xp: Namespace, dtype: DType) -> bool:
-    """Whether a dtype is real floating, so that a derivative in it means something."""
+    """Whether a dtype is real floating, so that arrays of it have derivatives."""
     return _is_dtype(xp, dtype, "real floating")
 
 
@@ -113,18 +113,18 @@ def norm(a: Array) -> Array:
 
 
 def nonzero_or_one(x: Array) -> Array:
-    """Return x with one in the place of zeros, to divide by."""
+    """Return x with ones in the place of zeros, for use as a divisor."""
     return array_namespace(x).where(x == 0, full(x, 1.0), x)  # type: ignore[no-any-return]
 
 
 def eye(n: int, like: Array) -> Array:
-    """Return the identity, (n, n), beside another array, of its dtype."""
+    """Return the identity, (n, n), on the device and with the dtype of `like`."""
     made: Array = array_namespace(like).eye(n, dtype=like.dtype, device=device(like))
     return made
 
 
 def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype: DType | None = None) -> Array:
-    """Return an array of one value beside another: on its device, of its dtype and shape unless said otherwise."""
+    """Return an array of one value, on the device of `like`, with its dtype and shape by default."""
     xp = array_namespace(like)
     made: Array = xp.full(
         like.shape if shape is None else shape,
@@ -141,16 +141,16 @@ def size(shape: tuple[int, ...]) -> int:
 
 
 def select(condition: Array | bool, a: Any, b: Any) -> Any:
-    """Return a where the condition holds, else b; the condition may be a bool of Python, which computes nothing."""
+    """Return a where the condition holds, else b. With a Python bool nothing is computed."""
     if isinstance(condition, bool):
         return a if condition else b
     return array_namespace(condition).where(condition, a, b)
 
 
 def shared_namespace(a: Array, b: Array) -> Namespace:
-    """Return the namespace of two arrays of shapes (..., n) and (..., m) that broadcast but for n and m.
+    """Return the common namespace of two arrays of shapes (..., n) and (..., m).
 
-    One of them may be differentiated and the other not: the first alone does not say which functions see both.
+    One of them may be differentiated and the other not, so both decide.
     """
     return array_namespace(a[..., :1] + b[..., :1])
 

@@ -1,10 +1,10 @@
-"""What `dil` raises and warns; every message says what was expected, what came, and what to do."""
+"""The errors and warnings of `dil`. Each message says what was expected, what came, and what to do."""
 
 from __future__ import annotations
 
 
 class DilError(Exception):
-    """Base class of every error that `dil` raises on its own account."""
+    """Base class of all errors of `dil`."""
 
 
 class ConvergenceError(DilError, RuntimeError):
@@ -16,7 +16,7 @@ class ConvergenceWarning(UserWarning):
 
 
 class ShapeError(DilError, ValueError):
-    """A function or solver of the user's returned something of the wrong shape or structure."""
+    """A user's function or solver returned a value of the wrong shape or structure."""
 
 
 class DTypeError(DilError, TypeError):

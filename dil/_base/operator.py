@@ -12,7 +12,7 @@ from dil._base.typing import Array, Matvec
 
 @dataclass(frozen=True)
 class Operator:
-    """A square matrix A for each problem of a batch, by its products; called as `A(p)`.
+    """A square matrix A for each problem of a batch, given by its products; called as `A(p)`.
 
     Attributes
     ----------
@@ -23,9 +23,9 @@ class Operator:
     symmetric : bool
         Whether A is known to be symmetric, so that its transpose needs no products of its own.
     pairs : Pairs, optional
-        What a quasi-Newton solver of the forward problem learned about A, for a preconditioner to use.
+        The pairs of a quasi-Newton forward solver, which a preconditioner may use.
     transposed : bool
-        Whether it is the transpose of a layer's dF/du: the matrix of a pullback, not of a pushforward.
+        Whether A is the transpose of a layer's dF/du, as in a pullback.
 
     Examples
     --------
@@ -48,9 +48,9 @@ class Operator:
         Raises
         ------
         ShapeError
-            If the product is no array of the shape of p; broadcasting would make it the answer of another system.
+            If the product is not an array of the shape of p. Broadcasting would hide the mistake.
         DTypeError
-            If it is of another dtype, whose rounding no tolerance would know of.
+            If the product has another dtype, whose rounding the tolerances would not fit.
         """
         Ap = self.matvec(p)
         if getattr(Ap, "shape", None) != p.shape:
@@ -69,7 +69,7 @@ class Operator:
         Raises
         ------
         OptionError
-            If there are no products with it.
+            If the products with the transpose are not known.
         """
         if self.symmetric:
             return Operator(self.matvec, self.rmatvec, True, self.pairs, not self.transposed)
@@ -83,12 +83,12 @@ class Operator:
 
 
 def as_operator(matvec: Matvec) -> Operator:
-    """Return an operator as it is, and a plain product as one of which nothing more is known."""
+    """Return an operator unchanged, and wrap a plain product as an operator."""
     return matvec if isinstance(matvec, Operator) else Operator(matvec)
 
 
 def shifted(matvec: Matvec, shift: float) -> Operator:
-    """Return A + shift I, with what is known of A."""
+    """Return A + shift I, with the known properties of A."""
     A = as_operator(matvec)
     if shift == 0:
         return A

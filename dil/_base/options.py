@@ -24,7 +24,7 @@ def check_integer(name: str, value: object, least: int) -> None:
     Raises
     ------
     OptionError
-        If it is none.
+        If it is not.
     """
     if not is_integer(value, least):
         message = f"{name}={value!r}; expected an integer >= {least}"
@@ -32,7 +32,7 @@ def check_integer(name: str, value: object, least: int) -> None:
 
 
 class LinearOptions(Protocol):
-    """What every linear solver can be told."""
+    """The options of every linear solver."""
 
     @property
     def damping(self) -> float: ...
@@ -48,7 +48,7 @@ def check_linear_options(options: LinearOptions, units: str = "A") -> None:
     Raises
     ------
     OptionError
-        If one is.
+        If one is out of range.
     """
     damping, rtol, max_iter = options.damping, options.rtol, options.max_iter
     if not (is_number(damping) and damping >= 0):
@@ -66,7 +66,7 @@ def check_rtol(rtol: object) -> None:
     Raises
     ------
     OptionError
-        If it is one.
+        If it is not.
     """
     if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
         message = f"rtol={rtol!r}; expected a number between 0 and 1, or None for the dtype's own"

@@ -31,7 +31,7 @@ def no_pairs(u: Array, count: int) -> Pairs:
 
 
 def remember(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
-    """Add one pair to the problems that keep it, shape batch; the oldest goes."""
+    """Add one pair to the problems that keep it, shape batch. The oldest pair is dropped."""
     xp = array_namespace(s)
     sy = inner(s, y)
     rho = 1.0 / xp.where(keep, sy, full(sy, 1.0))
@@ -44,7 +44,7 @@ def remember(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
 
 
 def forget(pairs: Pairs, which: Array) -> Pairs:
-    """Take every pair from some problems, shape batch."""
+    """Clear the pairs of some problems, shape batch."""
     return pairs._replace(rho=array_namespace(pairs.rho).where(which, 0.0 * pairs.rho, pairs.rho))
 
 

@@ -1,4 +1,4 @@
-"""What a solver returns."""
+"""The answer of a solver."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dil._base.typing import Array, Tree
 
 
 class Solution(NamedTuple):
-    """The answer of a solver, linear or not, with its own word on how far it can be trusted.
+    """The answer of a solver, linear or not, with its status.
 
     Attributes
     ----------
     value : tree
         The solution, of the structure of the unknown.
     status : int array, shape batch, or None
-        Codes of `dil.Status`, one per problem; None where a solver says nothing.
+        Codes of `dil.Status`, one per problem; None if the solver reports none.
     iterations : int array, shape batch, or None
         Steps taken, one count per problem.
     residual : float array, shape batch, or None
-        What the solver drove to zero: the gradient's or the residual's norm, relative to its start.
+        The norm of the gradient or residual, relative to that at the start.
     extra : mapping or None
-        Whatever else the solver wishes to say, by name.
+        Other results of the solver, by name.
     """
 
     value: Tree

@@ -1,4 +1,4 @@
-"""How a solve ended, as a value that carries its own sentence."""
+"""The status of a solve: a code with a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dil._base.typing import Array
 
 
 class Status(IntEnum):
-    """How one problem ended; an integer code, so that a batch of problems has an array of them.
+    """The end of one problem: an integer code, so that a batch of problems has an array of codes.
 
     Each member carries `sentence`, which says what happened and what to do about it.
 
@@ -37,7 +37,7 @@ class Status(IntEnum):
     )
     INDEFINITE = (
         2,
-        "a direction of negative curvature was met (p^T H p <= 0), so this point is no strict minimum or the matrix "
+        "a direction of negative curvature was met (p^T H p <= 0), so this point is not a strict minimum or the matrix "
         "is indefinite; solve the forward problem further, or add damping=",
     )
     SINGULAR = (
@@ -74,8 +74,8 @@ class Status(IntEnum):
     )
     NOT_MINIMUM = (
         10,
-        "the point is stationary but no minimum (the Hessian has a negative eigenvalue), and the gradient is that of "
-        "this stationary point; start the forward solver elsewhere, or pass linear_solver=dil.linear.MINRES() if "
+        "the point is stationary but not a minimum (the Hessian has a negative eigenvalue), and the gradient is that "
+        "of this stationary point; start the forward solver elsewhere, or pass linear_solver=dil.linear.MINRES() if "
         "saddle points are welcome",
     )
 
@@ -104,18 +104,18 @@ class Status(IntEnum):
 
     @property
     def ok(self) -> bool:
-        """Whether the answer is that of the equations, to the tolerance."""
+        """Whether the answer solves the equations to the tolerance."""
         return self is Status.CONVERGED
 
 
 EXPLAINS_NON_FINITE = Status.DIVERGED
-"""From this code on a status says why a solution is not finite, so that NON_FINITE would say less."""
+"""Statuses from this code on explain why a solution is not finite, so NON_FINITE does not replace them."""
 
 
 def first_of(reasons: Sequence[tuple[Array | bool, Status]], otherwise: Status) -> Any:
-    """Return the code of the first status whose condition holds, `otherwise` where none does.
+    """Return the code of the first status whose condition holds, and `otherwise` where none holds.
 
-    The conditions are masks of one shape, or bools of Python, which give an int.
+    The conditions are masks of one shape. With Python bools the result is an int.
     """
     holds, _ = reasons[0]
     code: Any = int(otherwise)

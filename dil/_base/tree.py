@@ -18,7 +18,7 @@ BUILTIN = (tuple, list, dict)
 class Structure:
     """The shape of a tree: how to put its leaves together again, and the path of each leaf for messages.
 
-    It keeps no leaf: a structure lives as long as the graph of the call, and a leaf kept by it would live in a cycle.
+    It keeps no leaf. A structure lives as long as the graph of the call, so a leaf in it would form a cycle.
     """
 
     __slots__ = ("build", "paths", "signature", "size")
@@ -48,9 +48,8 @@ class Structure:
 def flatten(tree: Tree, children: Children) -> tuple[list[Any], Structure]:
     """Return the leaves of a tree in a fixed order, and its structure.
 
-    Dicts, lists, tuples, namedtuples and dataclasses are taken apart, and so is whatever `children` takes apart:
-    it is asked before any but the plain containers, so that a framework's own idea of a pytree wins. The rest are
-    leaves.
+    Dicts, lists, tuples, namedtuples and dataclasses are split, and so is every node that `children` splits. It is
+    asked first for all but the plain containers, so a framework's own pytrees win. Everything else is a leaf.
     """
     walk = Walk(children, [], [], [])
     build = walk.visit(tree, "")
@@ -59,9 +58,9 @@ def flatten(tree: Tree, children: Children) -> tuple[list[Any], Structure]:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """What is gathered on the way through a tree.
+    """The leaves and paths collected on the way through a tree.
 
-    Its recursion is a method, since a closure that calls itself is a cycle, which would keep the leaves alive.
+    The recursion is a method: a closure that calls itself is a cycle and would keep the leaves alive.
     """
 
     children: Children

@@ -17,10 +17,9 @@ from dil._frameworks.registry import leaves_of, owner
 
 @dataclass(frozen=True)
 class Arguments:
-    """The structure of `(args, kwargs)`, its leaves that are no arrays, and where its arrays and floats stand.
+    """The structure of `(args, kwargs)`, the leaves that are not arrays, and the positions of arrays and floats.
 
-    It holds no array: derivatives are taken of functions of the flat arrays, and a structure that kept some would keep
-    memory, or a tracer, alive.
+    It holds no array, which would keep memory or a tracer alive.
     """
 
     structure: Structure
@@ -31,7 +30,7 @@ class Arguments:
     floats: tuple[int, ...]
     """Which of the arrays have a derivative."""
     plain: bool = False
-    """Whether the arguments are positional, and an array each: there is no tree to put together then."""
+    """Whether every argument is positional and one array, so that no tree has to be built."""
 
     def call(self, arrays: Sequence[Any]) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
         """Return the positional and keyword arguments with these arrays in place."""
@@ -48,7 +47,7 @@ class Arguments:
         return tuple(arrays[i] for i in self.floats)
 
     def with_floats(self, arrays: Sequence[Any], floats: Sequence[Any]) -> list[Any]:
-        """Return the arrays with these in the places of those that have a derivative."""
+        """Return the arrays with `floats` in the place of those that have a derivative."""
         merged = list(arrays)
         for i, value in zip(self.floats, floats, strict=True):
             merged[i] = value
@@ -81,7 +80,7 @@ class Arguments:
 
 
 def split_arguments(args: Sequence[Tree], kwargs: Mapping[str, Tree]) -> tuple[list[Any], Arguments]:
-    """Return the arrays of a call, and the rest of it."""
+    """Split a call into its arrays and the structure around them."""
     leaves, structure = leaves_of((tuple(args), dict(kwargs)))
     places = tuple(i for i, leaf in enumerate(leaves) if owner(leaf) is not None)
     arrays = [leaves[i] for i in places]

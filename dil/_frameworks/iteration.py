@@ -1,4 +1,4 @@
-"""One loop for all iterative solvers: it freezes the problems of a batch that have ended, and asks rarely."""
+"""One loop for all iterative solvers. It freezes problems of a batch that have ended, and rarely reads the device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ S = TypeVar("S")
 
 
 class Going(Protocol):
-    """A state that knows which of its problems go on, (*batch, 1)."""
+    """A state with a mask of the problems that go on, (*batch, 1)."""
 
     @property
     def going(self) -> Any: ...
@@ -37,7 +37,7 @@ def iterate(
     Parameters
     ----------
     step : callable
-        One step of the algorithm, as in a textbook: it acts on the whole batch and knows no mask.
+        One step of the algorithm, as in a textbook. It acts on the whole batch and needs no mask.
     going : callable
         Returns whether each problem goes on: a mask of shape batch or (*batch, 1), or a Python bool.
     first : NamedTuple of arrays
@@ -48,8 +48,8 @@ def iterate(
     loops : Loops
         The control flow of the framework.
     steps_per_read : int
-        Steps for each read of the condition. A read makes the host wait for a device; a frozen problem does not move in
-        the steps that are too many.
+        Steps for each read of the condition. A read makes the host wait for the device. Frozen problems do not
+        change in the additional steps.
     """
     single = batch_ndim == 0 and steps_per_read == 1
 
@@ -65,7 +65,7 @@ def iterate(
 
 
 def repeat(step: Callable[[S], S], going: Callable[[S], Any], first: S, *, loops: Loops, steps_per_read: int = 1) -> S:
-    """Run `state = step(state)` while `going(state)` holds for any problem; the step itself keeps those that ended.
+    """Run `state = step(state)` while `going(state)` holds for any problem. The step must freeze ended problems.
 
     The condition is read after every `steps_per_read` steps.
     """
@@ -83,7 +83,7 @@ def repeat(step: Callable[[S], S], going: Callable[[S], Any], first: S, *, loops
 
 
 def frozen(step: Callable[[R], R], batch_ndim: int) -> Callable[[R], R]:
-    """Return a step that keeps the problems of a batch that are not `state.going`. A single problem needs no mask."""
+    """Return a step that freezes problems of a batch with a false `state.going`. A single problem needs no mask."""
     return step if batch_ndim == 0 else lambda state: freeze(state.going, state, step(state), batch_ndim)
 
 

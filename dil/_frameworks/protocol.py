@@ -1,7 +1,7 @@
-"""What a backend is: a module that differentiates, loops and registers derivatives for one framework.
+"""The Protocol of a backend: a module that differentiates, loops and registers derivatives for one framework.
 
-Everything that concerns arrays belongs to the array API namespace; only what a framework alone can do is asked of
-a backend. Backends see flat tuples of arrays: trees are taken apart and put together again in the core.
+Array functions belong to the array API namespace. A backend supplies only what its framework alone can do. Backends see
+flat tuples of arrays; the core flattens and rebuilds trees.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Pull(Protocol):
     """The transposed derivative of a function at a point: linear, and callable any number of times."""
 
     def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
-        """Return one cotangent for each primal in `wrt` (all of them if None), and work for no other."""
+        """Return one cotangent for each primal in `wrt` (all of them if None), and compute no others."""
         ...
 
 
@@ -39,15 +39,15 @@ class Rule(Protocol):
 
 
 class ReverseRule:
-    """A rule that has a pullback alone, because that is no transpose of anything at hand."""
+    """A rule with a pullback only."""
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
-        """Refuse.
+        """Raise an error: there is no forward mode.
 
         Raises
         ------
         UnsupportedFunctionError
-            In any case.
+            Always.
         """
         message = f"{type(self).__name__} has a derivative in reverse mode only, not in forward mode"
         raise UnsupportedFunctionError(message)
@@ -55,7 +55,7 @@ class ReverseRule:
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """The system A(params) x = b, with what is needed to solve it and to differentiate its solution."""
+    """The system A(params) x = b, with the functions that solve it and differentiate its solution."""
 
     operator: Callable[..., Operator]
     """`operator(*params)` builds A, its products differentiable in the parameters."""
@@ -65,7 +65,7 @@ class LinearSystem:
     solve: Callable[..., Array]
     """A black box: `solve(A, b, *constants)` returns x."""
     constants: Arrays = ()
-    """What `solve` needs to know besides, handed to it as arrays since a transform may have to see them."""
+    """The other arrays that `solve` needs. They are passed explicitly, since a transform may have to see them."""
 
     @property
     def T(self) -> LinearSystem:
@@ -91,7 +91,7 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """The contract of a backend module; `dil.testing.LAWS` check that a module keeps it."""
+    """The contract of a backend module. `dil.testing.LAWS` test it."""
 
     NATIVE: str
     """Root module of the framework's array types, such as "torch"."""
@@ -105,15 +105,15 @@ class Backend(Protocol):
         ...
 
     def children(self, x: object, /) -> tuple[Sequence[Tree], Callable[[Sequence[Tree]], Tree]] | None:
-        """Take apart one level of what the framework itself calls a pytree; None if x is not one."""
+        """Split one level of a pytree of the framework. Return None if x is not one."""
         ...
 
     def vjp(self, fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
-        """Evaluate fn at float arrays; the pull differentiates again."""
+        """Evaluate fn at float arrays. The pull is differentiable."""
         ...
 
     def implicit(self, solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
-        """Return `solve` with the derivative that `rule` gives, instead of that of its operations."""
+        """Return `solve` with the derivative of `rule` in the place of that of its operations."""
         ...
 
     def linear_solve(self, system: LinearSystem, b: Array, /) -> Array:
@@ -129,14 +129,14 @@ class Backend(Protocol):
         ...
 
     def guard(self, fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-        """Return fn, protected from what the framework would do to it: compile it, say.
+        """Return fn, protected from changes by the framework, such as compilation.
 
         With `exact`, operations keep the dtype of their arrays, and numbers that are not finite give no warning.
         """
         ...
 
     def asarray(self, x: object, *, dtype: DType | None = None, device: Device | None = None) -> Array:
-        """Make an array; a dtype that cannot be had is an error, never a silent narrowing."""
+        """Make an array. An unavailable dtype is an error, never a silent cast."""
         ...
 
     def to_numpy(self, x: Array, /) -> Any:

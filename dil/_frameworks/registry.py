@@ -1,4 +1,4 @@
-"""Which backends there are, which of them owns an array, and a handle to write against.
+"""The registry of backends: find them, find the owner of an array, and make handles.
 
 Backends are modules named by the entry-point group `dil.backends`. The name of an entry point is the root module of
 the arrays that it serves ("torch"), so that an array's owner is found without importing any framework: only frameworks
@@ -42,7 +42,7 @@ def _targets() -> dict[str, str]:
 
 @cache
 def load(name: str) -> Backend:
-    """Import the backend called `name`.
+    """Import the backend `name`.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def loaded() -> list[Backend]:
 
 
 def guarded(fn: Callable[..., Any], *args: Any, exact: bool = True) -> Any:
-    """Call fn under the guards of all frameworks in use: a layer exactly, a transform as the user's own code."""
+    """Call fn under the guards of all frameworks in use. With `exact`, as for a layer, dtypes are kept."""
     for backend in LOADED:
         fn = backend.guard(fn, exact=exact)
     return fn(*args)
@@ -96,7 +96,7 @@ def owner(x: object) -> Backend | None:
 
 
 def children(x: object) -> Any:
-    """Take x apart as the frameworks in use would; None for an array or a leaf."""
+    """Split x as the frameworks in use would. Return None for an array or a leaf."""
     if owner(x) is None:
         for name in _targets():
             if name in sys.modules:
@@ -139,7 +139,7 @@ def common_owner(leaves: Iterable[Any], names: Sequence[str], what: str) -> Back
 
 @dataclass(frozen=True)
 class BackendHandle:
-    """A backend to write against: a namespace, and a place and precision for new arrays.
+    """A handle of a backend: its namespace, and the device and dtype of new arrays.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ class BackendHandle:
     xp : namespace
         The array API namespace.
     device, dtype
-        What `asarray` uses; None leaves them to the framework.
+        The device and dtype that `asarray` uses; None leaves them to the framework.
 
     Examples
     --------
@@ -192,7 +192,7 @@ def backend(
     Raises
     ------
     BackendError
-        If the backend is unknown, absent, unusable here, or cannot have the dtype.
+        If the backend is unknown, absent or unusable here, or has no such dtype.
     """
     chosen = name or os.environ.get("DIL_BACKEND") or "numpy"
     if name is None and chosen not in _targets():
@@ -210,7 +210,7 @@ def backend(
         message = f"the backend {name!r} has no dtype {dtype!r}; try 'float32' or 'float64'"
         raise BackendError(message)
     handle = BackendHandle(name, xp, device, wanted, module)
-    handle.asarray(0.0)  # a dtype or device that cannot be had is said here, not at the first use
+    handle.asarray(0.0)  # report an unavailable dtype or device here, not at the first use
     return handle
 
 
@@ -227,7 +227,7 @@ def _describe(name: str) -> BackendInfo:
 
 
 def leaves_of(tree: Tree) -> tuple[list[Any], Any]:
-    """Flatten a tree with the idea of a pytree that the frameworks in use have."""
+    """Flatten a tree, with the pytrees of the frameworks in use."""
     from dil._base.tree import flatten
 
     return flatten(tree, children)

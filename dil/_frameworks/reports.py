@@ -1,4 +1,4 @@
-"""How values leave a program that may run later than it was written down."""
+"""Reports: values that leave a program when it runs, which may be later than when it was traced."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Reports:
     status: batch; value: (*batch, n). The value waits for the listener.
     """
     values: Callable[..., None]
-    """`values(listener, *arrays)`: call the listener with the arrays, each time that the program gets here."""
+    """`values(listener, *arrays)`: call the listener with the arrays, each time the program reaches this point."""
     recording: Callable[[], AbstractContextManager[object]]
-    """`recording()`: return a context in which programs are compiled anew. Its end waits for all their reports."""
+    """`recording()`: return a context in which programs are compiled again. Its end waits for all their reports."""
 
 
 def eager_reports(to_numpy: Callable[[Array], Any]) -> Reports:

@@ -1,4 +1,4 @@
-"""The same derivative transforms on every backend: the framework's own differentiate through layers just as well."""
+"""The same derivative transforms on every backend. The framework's own transforms work on layers too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     Parameters
     ----------
     fn : callable
-        Takes trees of arrays and returns one; it may hold layers and array-API code.
+        Takes trees of arrays and returns one. It may contain layers and array-API code.
     *args : trees
         The point; only the float arrays in it have a derivative.
 
@@ -31,7 +31,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
         fn(*args).
     pull : callable
         `pull(cotangent)`, the cotangent like `out`, gives a tuple with one entry per argument, each like that argument
-        with None in the place of whatever is no float array.
+        with None in the place of everything that is not a float array.
 
     Raises
     ------
@@ -67,12 +67,12 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
     fn : callable
         Takes trees of arrays and returns one.
     args, tangents : sequences of trees
-        The point and the direction, alike; a tangent of None is zero.
+        The point and the direction, of one structure. None is a zero tangent.
 
     Returns
     -------
     out, tangent : trees
-        fn(*args) and its directional derivative; None in the place of whatever is no float array.
+        fn(*args) and its directional derivative; None in the place of everything that is not a float array.
 
     Examples
     --------
@@ -183,7 +183,7 @@ class Flat:
         return tuple(x for x, m in zip(leaves, moving, strict=True) if m)
 
     def join(self, leaves: Arrays, *, nothing: bool = False) -> Tree:
-        """Put a result together from its float arrays; the rest as it was, or None for a derivative."""
+        """Rebuild a result from its float arrays. Other leaves are unchanged, or None in a derivative."""
         assert self.structure is not None
         moving = iter(leaves)
         return self.structure.unflatten([next(moving) if x is MOVING else None if nothing else x for x in self.rest])

@@ -29,13 +29,13 @@ class Problem:
 
     @property
     def score(self) -> Score:
-        """The score, of a problem that has one."""
+        """The score; only for problems that have one."""
         assert isinstance(self.condition, Score)
         return self.condition
 
     @property
     def symmetric(self) -> bool:
-        """Whether dF/du is symmetric by its nature: a Hessian is."""
+        """Whether dF/du is always symmetric, as a Hessian is."""
         return isinstance(self.condition, Score)
 
     def value(self, u: Array, *arrays: Array) -> Array:
@@ -62,7 +62,7 @@ class Problem:
         return image if self.condition.kind == "residual" else u - image
 
     def image(self, u: Array, *arrays: Array) -> Array:
-        """Return what the function of an equation gives at u, shape (*batch, n)."""
+        """Return the value of an equation's function at u, shape (*batch, n)."""
         args, kwargs = self.arguments.call(arrays)
         what = f"the {self.condition.kind} {self.condition.name!r}"  # type: ignore[union-attr]
         return self.space.vector(self.condition(self.space.unravel(u), *args, **kwargs), what)
@@ -80,7 +80,7 @@ class Problem:
     def optimality(self, arrays: Sequence[Array]) -> tuple[Optimality, Arrays]:
         """Return F as a function of the unknown and of the arguments that have a derivative, and those arguments.
 
-        What follows the arguments among the arrays, a start for the solver, has no part in F.
+        Arrays after the arguments, such as a start for the solver, take no part in F.
         """
         own = tuple(arrays[: len(self.arguments.arrays)])
         return Optimality(self, own), self.arguments.only_floats(own)
@@ -99,7 +99,7 @@ class Optimality:
 
 @dataclass(frozen=True)
 class UserDerivatives:
-    """The derivative of a gradient that the user gave, by the products that the user gave."""
+    """The derivative of a user's gradient, by the user's products."""
 
     problem: Problem
     derivatives: Derivatives

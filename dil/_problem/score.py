@@ -29,9 +29,9 @@ class Derivatives:
 
     Notes
     -----
-    What is left out is obtained by differentiating `gradient`, which then must be array code that the backend can
-    trace. Second derivatives of the layer differentiate `hvp` and `mixed` themselves; on torch and JAX they must be
-    differentiable code for that.
+    Products that are not given are obtained by differentiating `gradient`, which must then be array code that the
+    backend can trace. Second derivatives of the layer differentiate `hvp` and `mixed`; on torch and JAX these must then
+    be differentiable code.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class Derivatives:
 
 @dataclass(frozen=True)
 class Score:
-    """A score function whose value is checked at every call: what a layer hands to its solver."""
+    """A score function that checks its value at every call. A layer passes it to its solver."""
 
     fn: Callable[..., Any]
     batch_ndim: int
@@ -103,7 +103,7 @@ class Score:
 
 
 def check_condition(kind: str, fn: object, batch_ndim: object) -> None:
-    """Refuse what is no function, and a number of batch dimensions that is none."""
+    """Refuse a condition that is not callable, or a batch_ndim that is not an integer >= 0."""
     if not callable(fn):
         message = f"{kind}={fn!r} of type {type(fn).__name__}; expected a callable"
         raise OptionError(message)

@@ -29,7 +29,7 @@ class Space:
         return sum(size(shape[len(self.batch) :]) for shape in self.shapes)
 
     def describe(self) -> str:
-        """Say it in words, for messages."""
+        """Describe the space in words, for messages."""
         leaves = zip(self.structure.paths, self.shapes, strict=True)
         shapes = ", ".join(f"{path} {shape}" if path else str(shape) for path, shape in leaves)
         return f"{shapes} of {self.dtype}"
@@ -52,7 +52,7 @@ class Space:
         Raises
         ------
         ShapeError
-            If it does not.
+            If it does not belong to it.
         """
         vector, space = space_of(tree, len(self.batch), f"the result of {what}")
         if space != self:
