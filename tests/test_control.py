@@ -343,7 +343,7 @@ REFUSED = {
     "seed": (lambda: CrossEntropy(seed=-1), "seed=-1"),
     "sequence": (lambda: Sequence(), "expected one solver or more"),
     "member": (lambda: Sequence(LBFGS), "expected one solver or more"),
-    "ILQR": (lambda: ILQR()(lambda u: np.sum(u), np.zeros(2)), "ILQR solves plans alone"),
+    "ILQR": (lambda: ILQR()(lambda u: np.sum(u), np.zeros(2)), "ILQR solves plans only"),
     "max_iter": (lambda: ILQR(max_iter=0), "max_iter=0"),
 }
 

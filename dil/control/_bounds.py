@@ -1,4 +1,4 @@
-"""Bounds on controls by a smooth map, so that the plan itself is a problem without constraints."""
+"""Bounds on controls by a smooth map, which makes the plan a problem without constraints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dil._base.options import is_number
 from dil._base.typing import Array
 
 INSIDE = 0.999
-"""How far towards a bound a plan may start: beyond, the map is so flat that no solver would come away."""
+"""The largest start relative to a bound. Nearer to the bound the map is so flat that solvers do not move."""
 
 Limit = float | Sequence[float]
 
@@ -31,7 +31,7 @@ class Bounds:
         return middle + half * array_namespace(v).tanh(v)  # type: ignore[no-any-return]
 
     def free(self, u: Array) -> Array:
-        """Return v with squash(v) = u; a u nearer to a bound than 0.1 % of half their distance is taken there."""
+        """Return v with squash(v) = u. A u within 0.1 % of a bound (of half the interval) is moved to that distance."""
         middle, half = self._beside(u)
         return array_namespace(u).atanh(array_namespace(u).clip((u - middle) / half, -INSIDE, INSIDE))  # type: ignore[no-any-return]
 
@@ -44,7 +44,7 @@ class Bounds:
     def barrier(self, v: Array) -> Array:
         """Return -log(1 - tanh(v)^2) summed over time and controls: (..., horizon, n_u) -> (...)."""
         xp = array_namespace(v)
-        # 2 log cosh v, of which neither v nor its second derivative at zero is lost
+        # 2 log cosh v in a form that is accurate for large v and has the right second derivative at zero
         return xp.sum(2.0 * (xp.logaddexp(v, -v) - math.log(2.0)), axis=(-2, -1))  # type: ignore[no-any-return]
 
     def _beside(self, v: Array) -> tuple[Array, Array]:
@@ -54,12 +54,12 @@ class Bounds:
 
 
 def checked(bounds: Any, controls: int) -> Bounds | None:
-    """Return the bounds of that many controls, from a pair of numbers or of sequences of numbers.
+    """Return the bounds of `controls` controls, from a pair of numbers or of sequences of numbers.
 
     Raises
     ------
     OptionError
-        If it is no such pair, or a lower bound is not below its upper one.
+        If it is not such a pair, or a lower bound is not below its upper bound.
     """
     if bounds is None:
         return None

@@ -22,7 +22,7 @@ from dil.linear._solver import LinearSolver
 
 Gradient = Literal["implicit", "analytic"]
 FINE, ROUGH = 1e-10, 1e-4
-"""How near the unit circle an eigenvalue counts as on it; a multiple one is known to a root of the rounding alone."""
+"""Tolerance for eigenvalues on the unit circle. Rounding moves an m-fold eigenvalue by about eps^(1/m)."""
 
 
 def dare(
@@ -35,43 +35,43 @@ def dare(
     linear_solver: LinearSolver | None = None,
     on_failure: OnFailure = "raise",
 ) -> Array:
-    """Return S with A^T S A - S - A^T S B (R + B^T S B)^-1 B^T S A + Q = 0, the cost to go of the best control.
+    """Return S with A^T S A - S - A^T S B (R + B^T S B)^-1 B^T S A + Q = 0, the optimal cost to go.
 
     Parameters
     ----------
     A, B : array, (*batch, n, n) and (*batch, n, m)
         x_{t+1} = A x_t + B u_t.
     Q, R : array, (*batch, n, n) and (*batch, m, m)
-        The cost x^T Q x + u^T R u, Q positive semi-definite and R positive definite. A cost sees the symmetric part of
-        a matrix alone, and so does S: a gradient in Q or R is symmetric.
+        The cost x^T Q x + u^T R u, Q positive semi-definite and R positive definite. The cost, and so S,
+        depends only on the symmetric part of Q and R, so their gradients are symmetric.
     gradient : {"implicit", "analytic"}
-        By the implicit function theorem, which needs the equation and a linear solver alone, or by formulas written
-        for it (East et al. 2020, Proposition 2), a dense system of n^2 unknowns. They agree to rounding.
+        "implicit" uses the implicit function theorem with the equation and a linear solver. "analytic" uses explicit
+        formulas (East et al. 2020, Proposition 2), a dense system of n^2 unknowns. They agree to rounding.
     linear_solver : callable, optional
-        Of the implicit gradient, whose matrix, n^2 by n^2, is not symmetric: `dil.linear.Auto()` by default,
+        The linear solver of the implicit gradient, whose matrix (n^2 by n^2) is not symmetric: `Auto()` by default,
         `dil.linear.Direct()` for the naive inverse, `dil.linear.NormalCG()` for conjugate gradients,
         `dil.linear.GMRES()`.
     on_failure : {"raise", "warn", "nan", "ignore"}
-        What becomes of a system without a solution, for which S is NaN: its status is UNSTABILISABLE, UNDETECTABLE or
+        What happens if a system has no solution. Its S is NaN, and its status is UNSTABILISABLE, UNDETECTABLE or
         NOT_CONVEX.
 
     Returns
     -------
     array, (*batch, n, n)
-        S, symmetric; x^T S x is the least cost from x on, and A - B K with K = `lqr_gain` is stable. Differentiable in
-        all four, to any order.
+        S, symmetric. x^T S x is the least cost from the state x, and A - B K with K = `lqr_gain` is stable. S is
+        differentiable in A, B, Q and R, to any order.
 
     Raises
     ------
     ShapeError
-        If the shapes do not belong together.
+        If the shapes do not match.
     ConvergenceError
         If a system has no solution and on_failure="raise".
 
     Notes
     -----
-    Look et al. 2020, eq. 9. SciPy's `solve_discrete_are` runs on the host, in float64, for one system of a batch after
-    the other; under `jax.jit` by a callback.
+    Look et al. 2020, eq. 9. SciPy's `solve_discrete_are` runs on the host, in float64, for each system of a batch in
+    turn; under `jax.jit` in a callback.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def dare(
         message = f"gradient={gradient!r} is unknown; expected one of {', '.join(get_args(Gradient))}"
         raise OptionError(message)
     if gradient == "analytic" and linear_solver is not None:
-        message = "linear_solver= is for gradient='implicit'; the analytic one is a dense solve of its own"
+        message = "linear_solver= is for gradient='implicit'; the analytic gradient has its own dense solve"
         raise OptionError(message)
     batch = checked(A, B, Q, R)
     policy = Policy(on_failure, "dare")
@@ -154,11 +154,11 @@ def solve_one(A: Any, B: Any, Q: Any, R: Any) -> tuple[Any, int]:
     except (np.linalg.LinAlgError, ValueError):
         return nothing, int(_cause(A, B, Q))
     radius = np.abs(np.linalg.eigvals(A - B @ K)).max()
-    # of some systems without a solution SciPy returns what solves nothing; of a stiff one S can be rough
+    # for some systems without a solution SciPy returns a wrong S; for stiff systems S can be inaccurate
     left, size = A.T @ S @ (A - B @ K) - S + Q, max(np.abs(S).max(), np.abs(A.T @ S @ A).max())
     if not (radius < 1.0 and np.abs(left).max() <= 1e-3 * size):
         return nothing, int(_cause(A, B, Q))
-    # rounding puts a mode that costs nothing on either side of the unit circle
+    # rounding can put a mode without cost on either side of the unit circle
     doubtful = radius > 1.0 - 1e-6 or np.abs(left).max() > 1e-8 * size
     nearness = ROUGH if radius > 1.0 - 1e-12 else FINE
     unseen = doubtful and not _controllable(A.T, Q, outside=False, tolerance=nearness)
@@ -185,7 +185,7 @@ def _controllable(A: Any, B: Any, *, outside: bool, tolerance: float = FINE) -> 
     """Whether B moves every mode of A on the unit circle, or also those outside (Popov, Belevitch and Hautus)."""
     import numpy as np
 
-    B = B / (np.abs(B).max() or 1.0) * np.abs(A).max()  # the units of the controls say nothing
+    B = B / (np.abs(B).max() or 1.0) * np.abs(A).max()  # the units of the controls must not matter
     for value in np.linalg.eigvals(A):
         if abs(value) > 1 - tolerance and (outside or abs(value) < 1 + tolerance):
             pencil = np.concatenate([A - value * np.eye(len(A)), B], axis=1)

@@ -1,4 +1,4 @@
-"""The iterative linear quadratic regulator: Gauss-Newton steps on a plan, each one sweep back and one forth in time."""
+"""The iterative linear quadratic regulator: Gauss-Newton steps on a plan, each by two sweeps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LEAST, MOST, FACTOR = 1e-6, 1e10, 8.0
 
 @dataclass(frozen=True)
 class ILQR:
-    """Minimise the cost of a plan by the regulator of its expansion: cost to second order, dynamics to first.
+    """Minimise the cost of a plan by iterated LQR: cost to second order, dynamics to first order.
 
     Parameters
     ----------
@@ -32,23 +32,23 @@ class ILQR:
         A problem is solved when a full step is within rtol (1 + ||v||), v the free controls; by default eps ** (2/3) of
         the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
     max_iter : int
-        Sweeps at most.
+        The largest number of sweeps.
     history : bool
-        Whether `extra["history"]` gives the norm of the gradient's part that a step can use, Q_u, after every sweep,
-        (max_iter, *batch), NaN where none was taken.
+        Whether `extra["history"]` holds the norm of Q_u, the gradient in the controls, after every sweep,
+        (max_iter, *batch); NaN for sweeps not taken.
     progress : bool
-        Whether a run of more than a second draws a progress bar; needs rich.
+        Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
-    For plans alone, `dil.control.plan(..., solver=dil.control.ILQR())`: it needs cost and dynamics, not their sum. A
+    For plans only, `dil.control.plan(..., solver=dil.control.ILQR())`, since it needs cost and dynamics separately. A
     sweep costs n_x + 1 products with the derivative of the dynamics and n_x + n_u with that of the cost's gradient,
     for all times at once, and then some work on matrices of n_x + n_u rows for each time.
 
-    The second derivative of the dynamics is left out, that of the map onto the bounds is not. So the steps converge
-    linearly, as those of Gauss-Newton, the faster the straighter the dynamics are; `refine=1` or
-    `dil.solvers.Sequence(ILQR(), Newton())` finishes. A multiple of the identity added to Q_uu shrinks the steps where
-    a sweep does not lower the cost.
+    The second derivative of the dynamics is neglected; that of the map onto the bounds is kept. So the steps converge
+    linearly, like those of Gauss-Newton, and faster for dynamics that are nearly linear. `refine=1` or
+    `dil.solvers.Sequence(ILQR(), Newton())` adds quadratic convergence. If a sweep does not lower the cost, a multiple
+    of the identity is added to Q_uu, which shortens the steps.
 
     Sources: Li and Todorov 2004 (the expansion); Tassa, Erez and Todorov 2012, eq. 11 and section II.F (the sweep with
     regularisation); here the added multiple is that of controls.
@@ -56,7 +56,7 @@ class ILQR:
     Raises
     ------
     OptionError
-        If an option is out of range, or the problem is no plan.
+        If an option is out of range, or the problem is not a plan.
 
     Examples
     --------
@@ -82,7 +82,7 @@ class ILQR:
         """Minimise fun, the score of a plan, from init, (*batch, horizon, n_u)."""
         if not isinstance(getattr(fun, "fn", None), PlanScore):
             message = (
-                "ILQR solves plans alone, dil.control.plan(..., solver=ILQR()); take dil.solvers.LBFGS() for a score"
+                "ILQR solves plans only, dil.control.plan(..., solver=ILQR()); take dil.solvers.LBFGS() for a score"
             )
             raise OptionError(message)
         started = start(self, fun, init, args, kwargs)
@@ -95,7 +95,7 @@ class ILQR:
             trial = task.forward(s.u, gains)
             full_step = norm(trial.whole - s.u)
             sound = s.going & xp.isfinite(full_step) & xp.isfinite(gains.slope)
-            # near the solution the cost is flat to rounding, and says nothing about a step
+            # near the solution rounding hides the change of the cost over a step
             flat = sound & (full_step <= eps(xp, u.dtype) ** 0.25 * size_of(s.u))
             level = trial.first <= s.value + 64 * eps(xp, u.dtype) * (1.0 + abs(s.value))
             lower = sound & (trial.value < s.value)

@@ -1,4 +1,4 @@
-"""The linear quadratic regulator: the gain of the best control, for ever or for some steps."""
+"""The linear quadratic regulator: the optimal gain for an infinite or a finite horizon."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ def lqr_gain(
     linear_solver: LinearSolver | None = None,
     on_failure: OnFailure = "raise",
 ) -> Array:
-    """Return K, whose controls u = -K x cost least: sum_t x_t^T Q x_t + u_t^T R u_t with x_{t+1} = A x_t + B u_t.
+    """Return K, where u = -K x minimises sum_t x_t^T Q x_t + u_t^T R u_t with x_{t+1} = A x_t + B u_t.
 
     Parameters
     ----------
     A, B, Q, R
         As in `dil.control.dare`.
     horizon : int, optional
-        The number of controls; without it the sum goes on for ever, and the gain is the same at all times.
+        The number of controls. Without it the horizon is infinite and the gain is constant.
     final : array, (*batch, n, n), optional
-        The cost x_H^T final x_H of the state after the last control; zero by default. For a finite horizon alone.
+        The cost x_H^T final x_H of the state after the last control; zero by default. Only for a finite horizon.
     gradient, linear_solver
-        As in `dil.control.dare`, for the infinite horizon alone.
+        As in `dil.control.dare`, only for the infinite horizon.
     on_failure
         As in `dil.control.dare`.
 
     Returns
     -------
     array, (*batch, m, n), or (*batch, horizon, m, n) with a horizon
-        The gain, of each time with a horizon; differentiable in all arrays.
+        The gain, one for each time with a horizon. It is differentiable in all arrays.
 
     Raises
     ------
     OptionError
         If an option is out of range, or belongs to the other horizon.
     ShapeError
-        If the shapes do not belong together.
+        If the shapes do not match.
     ConvergenceError
-        If there is no best gain and on_failure="raise".
+        If there is no optimal gain and on_failure="raise".
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""Model predictive control: plan, take the first control, look, plan again."""
+"""Model predictive control: plan, take the first control, observe the state, plan again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Rollout(NamedTuple):
     controls : array, (*batch, steps, n_u)
         The control taken in each state but the last.
     status : int array, (*batch, steps)
-        How the plan behind each control ended, codes of `dil.Status`.
+        The status of the plan for each control, codes of `dil.Status`.
     """
 
     states: Array
@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
 
 
 def shift(u: Array) -> Array:
-    """Return a plan one step later, (*batch, horizon, n_u): the first control gone, the last one held.
+    """Return a plan shifted by one step, (*batch, horizon, n_u): without the first control, with the last one repeated.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def mpc_rollout(
     *,
     warm_start: bool = True,
 ) -> Rollout:
-    """Control an environment by the first control of a new plan in every state.
+    """Control an environment: in every state, make a plan and apply its first control.
 
     Parameters
     ----------
@@ -63,9 +63,9 @@ def mpc_rollout(
     environment : callable
         `environment(x, u)` returns the states after (*batch, n_x) under controls (*batch, n_u).
     x0 : array, (*batch, n_x)
-        Where the loop begins.
+        The first state.
     steps : int
-        How many controls are taken.
+        The number of controls.
     theta_c, theta_h : tree
         The parameters that the plan is called with.
     warm_start : bool
@@ -74,13 +74,13 @@ def mpc_rollout(
     Returns
     -------
     Rollout
-        Constants to every derivative; no policy is applied to the statuses. For gradients through a loop, call the
-        plan in a loop of your own.
+        The arrays have no derivative, and no policy is applied to the statuses. For gradients through a loop, call the
+        plan in your own loop.
 
     Raises
     ------
     OptionError
-        If steps is no number of steps, or plan no plan.
+        If `steps` is not an integer >= 1, or `plan` is not a Plan.
     ShapeError
         If the environment returns another shape than it gets.
     DTypeError
@@ -88,7 +88,7 @@ def mpc_rollout(
 
     Notes
     -----
-    The loop is the backend's own: under `jax.jit` one planning step is compiled, however many are taken.
+    The loop is that of the backend. Under `jax.jit` one planning step is compiled, for any number of steps.
 
     Examples
     --------

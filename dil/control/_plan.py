@@ -1,4 +1,4 @@
-"""The plan: from the observed state and the parameters of cost and dynamics to the controls that cost least."""
+"""The plan: the optimal controls as a function of the observed state and the parameters of cost and dynamics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dil._diagnostics.report import Report
 
 HUGE = 0.25
-"""States beyond this power of the largest number have diverged: their products overflow."""
+"""States above this power of the largest number have diverged, since their products overflow."""
 
 
 def plan(
@@ -64,9 +64,9 @@ def plan(
     bounds : pair, optional
         (low, high), each a number or n_u numbers. The solver works on v, u = middle + half tanh(v).
     barrier : float
-        Adds barrier times -log(1 - tanh(v)^2), summed over all controls, to the cost. Where the best control is at a
-        bound there is no best v without it, and hence no gradient; with it u stays inside, by about barrier over the
-        slope of the cost in u.
+        Adds barrier times -log(1 - tanh(v)^2), summed over all controls, to the cost. Without it,
+        a control whose optimum is at a bound has no optimal v, and so no gradient. With it, u stays inside by about
+        barrier divided by the slope of the cost in u.
     init : array or callable, optional
         The controls to start from, (*batch, horizon, n_u), or a callable of (x0, theta_c, theta_h); the middle of the
         bounds by default, zero without bounds.
@@ -81,7 +81,7 @@ def plan(
     Raises
     ------
     OptionError
-        If an option is out of range. Calls raise `ShapeError` where cost or dynamics return another shape.
+        If an option is out of range. Calls raise `ShapeError` if cost or dynamics return another shape.
 
     Notes
     -----
@@ -92,8 +92,8 @@ def plan(
     the batch or with its leading dimensions; a network's parameters have to be among them, as what a function captures
     gets no gradient.
 
-    Random solvers stop near the best plan, not at it, and the gradient is that at a solution: refine=2 takes two Newton
-    steps from there, and `dil.solvers.Sequence(RandomShooting(samples=1000), LBFGS())` goes on by gradients.
+    Random solvers stop near the optimal plan, but the gradient holds at the optimum. refine=2 adds two Newton steps;
+    `dil.solvers.Sequence(RandomShooting(samples=1000), LBFGS())` continues with gradients.
 
     A plan whose states overflow within the horizon ends DIVERGED.
 
@@ -123,13 +123,13 @@ def plan(
     made = Plan(
         score, int(controls), LBFGS() if solver is None else solver, linear_solver or Auto(), init, policy, refine
     )
-    made.layer(0)  # an option that is out of range is said here, not at the first call
+    made.layer(0)  # report an option out of range here, not at the first call
     return made
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A layer from the observed state to the best controls; made by `dil.control.plan`."""
+    """A layer from the observed state to the optimal controls; made by `dil.control.plan`."""
 
     score: PlanScore
     controls: int
@@ -150,7 +150,7 @@ class Plan:
         return self.score.controls(layer(x0, theta_c, theta_h, init=v))
 
     def solve(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None, *, init: Array | None = None) -> Solution:
-        """Return the solver's whole answer, its value the controls; a constant to every derivative."""
+        """Return the whole answer of the solver, with the controls as its value. It has no derivative."""
         layer, v = self._begin(x0, theta_c, theta_h, init)
         solution = layer.solve(x0, theta_c, theta_h, init=v)
         return solution._replace(value=self.score.controls(solution.value))
@@ -177,7 +177,7 @@ class Plan:
         condition = Score(self.score, batch_ndim)
         solver = self.solver
         if callable(solver) and not isinstance(solver, type):
-            solver = _Told(solver, self.score)
+            solver = _WithDivergence(solver, self.score)
         return Layer(condition, solver, self.linear_solver, None, self.policy, self.refine)
 
     def start(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
@@ -205,8 +205,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """A solver of plans that says DIVERGED where the states of its plan overflow."""
+class _WithDivergence:
+    """A solver of plans that reports DIVERGED if the states of its plan overflow."""
 
     solver: Solver
     score: PlanScore
@@ -220,7 +220,7 @@ class _Told:
         solution = found if isinstance(found, Solution) else Solution(found)
         v = solution.value
         if tuple(getattr(v, "shape", ())) != tuple(init.shape):
-            return solution  # the layer says what is wrong with it
+            return solution  # the layer reports what is wrong
         xp = array_namespace(v)
         states = self.score.states(v, x0, theta_h)
         # a state that is NaN before any is huge comes of what the caller gave, or of controls that are not finite
