@@ -14,4 +14,4 @@ INSTALL = {
     "jax": "pip install jax",
     "cupy": "pip install cupy-cuda13x (or the wheel of your CUDA version)",
 }
-"""What to type where a framework is absent."""
+"""The install command for each framework."""

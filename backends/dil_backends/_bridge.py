@@ -1,4 +1,4 @@
-"""What the bridges to optimisers of the frameworks share: the rule that stops each problem, in the array API."""
+"""The stopping rule that the bridges to optimisers share, for each problem of a batch, in the array API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dil.solvers._start import Start, check_positive, tolerance, zeros_like_coun
 
 
 class State(NamedTuple):
-    """Where each problem is; u and gradient: (*batch, n), value: batch, the rest (*batch, 1)."""
+    """The state of each problem; u and gradient: (*batch, n), value: batch, the rest: (*batch, 1)."""
 
     u: Array
     value: Array
@@ -28,7 +28,7 @@ class State(NamedTuple):
     broken: Array
 
     def masked(self, value: Array, gradient: Array) -> tuple[Array, Array]:
-        """Return the sum of the scores, and its gradient, of the problems that are going: no other is touched."""
+        """Return the sum of the scores of the problems that are going, and its gradient."""
         xp = array_namespace(value)
         total = xp.sum(xp.where(self.going[..., 0], value, full(value, 0.0)))
         return total, xp.where(self.going, gradient, full(gradient, 0.0))
@@ -77,7 +77,7 @@ class Rule:
         )
 
     def finish(self, problem: Problem, s: State) -> Solution:
-        """Return the solution; a problem that no longer moves, yet is not solved, has stagnated."""
+        """Return the solution. A problem that no longer moves and is not solved has stagnated."""
         left = norm(s.gradient) / nonzero_or_one(s.slope)
         return finish(
             problem.space, s.u, s.steps, left, max_iter=self.max_iter, solved=s.solved, broken=s.broken, extra={}
@@ -91,7 +91,7 @@ class Rule:
 
 
 def check_arrays(started: Start, native: str, name: str) -> None:
-    """Refuse the arrays of another framework than the optimiser's."""
+    """Refuse arrays of a framework other than the optimiser's."""
     found = started.problem.backend.NATIVE
     if found != native:
         message = f"{name} minimises over arrays of {native}, and these are of {found}; take one of dil.solvers"

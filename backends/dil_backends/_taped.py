@@ -1,4 +1,4 @@
-"""What the backends of NumPy and CuPy share: derivatives by the tape, and dense solves in the array API."""
+"""Backend functions that NumPy and CuPy share: derivatives by the tape, and dense solves in the array API."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def assert_constant(x: Array, message: str, /) -> None:
 
 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-    """Return fn: there is nothing to protect it from."""
+    """Return fn unchanged: no guard is needed."""
     return fn
 
 
@@ -73,7 +73,7 @@ def _solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception]
 
 
 def _by_cholesky(A: Array, b: Array) -> Array:
-    """Solve by LU what Cholesky finds positive definite: the standard has no triangular solve."""
+    """Check with Cholesky, then solve by LU: the standard has no triangular solve."""
     xp = array_namespace(A)
     xp.linalg.cholesky(A)  # raises; one LU of A is cheaper than one of each triangle
     return xp.linalg.solve(A, b)  # type: ignore[no-any-return]

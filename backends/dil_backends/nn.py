@@ -1,4 +1,4 @@
-"""A layer whose score is a torch module: its parameters are found, and get gradients."""
+"""A layer whose score is a torch module. Its parameters are found and get gradients."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class ImplicitModule(torch.nn.Module):
         `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`, as in `dil.argmin`; fun is the score with
         its parameters in place.
     kind : {"argmin", "root", "fixed_point"}
-        What the answer satisfies: that of `dil.argmin`, `dil.root` or `dil.fixed_point`.
+        The kind of layer: `dil.argmin`, `dil.root` or `dil.fixed_point`.
     init : tensor, tree of tensors or callable, optional
         Where the solver starts, if the call gives no `init=`; a callable is called with the arguments. Tensors move
-        with the module, and are no part of its state_dict.
+        with the module, but are not part of its state_dict.
     linear_solver, batch_ndim, on_failure, refine
         As in `dil.argmin`.
 
@@ -46,17 +46,17 @@ class ImplicitModule(torch.nn.Module):
     -----
     The answer is differentiable in the parameters and buffers of the score and in every float tensor of the arguments;
     a parameter with requires_grad=False costs nothing. All of them share one dtype. Under autocast the arguments are
-    cast to that of the parameters, and the layer computes in it.
+    cast to the dtype of the parameters, in which the layer computes.
 
-    A solver calls the score many times, and the backward pass calls it again: each time a stand-in as the score was
-    in the forward call, in train or eval. What that assigns to itself is lost with it; the buffers that it writes, such
-    as running statistics, are copies, and the buffers of the score are written once, by a call of it at the answer.
-    Hooks of the score run at every call; those of the ImplicitModule run as those of any module.
+    A solver calls the score many times, and the backward pass calls it again. Each call uses a copy of the score in the
+    train or eval mode of the forward call. Attributes that the copy assigns are lost. It also writes to copies of the
+    buffers, such as running statistics. The score's own buffers are written once, by a call at the answer. Hooks of the
+    score run at every call; hooks of the ImplicitModule run as usual.
 
     Raises
     ------
     OptionError
-        If the score is no module, or an option is out of range.
+        If the score is not a module, or an option is out of range.
 
     Examples
     --------
@@ -102,10 +102,10 @@ class ImplicitModule(torch.nn.Module):
         self.on_failure, self.refine = on_failure, refine
         self.init = init
         self._written: dict[tuple[bool, ...], frozenset[str]] = {}
-        self._layer(score)  # an option that is out of range is said here
+        self._layer(score)  # report an option out of range here
 
     def forward(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
-        """Return the answer, differentiable in the tensors of the module and of the arguments, never in `init`.
+        """Return the answer, differentiable in the tensors of the module and of the arguments, but not in `init`.
 
         Raises
         ------
@@ -131,7 +131,7 @@ class ImplicitModule(torch.nn.Module):
         return y
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> dil.Solution:
-        """Return the solver's whole answer, as `dil.Layer.solve`: not differentiated, and no policy applied."""
+        """Return the whole answer of the solver, as `dil.Layer.solve`: without derivative, and no policy is applied."""
         score = self._score()
         args, kwargs = self._ready(score, args, kwargs)
         return self._layer(score).solve(*args, init=init, **kwargs)
@@ -148,7 +148,7 @@ class ImplicitModule(torch.nn.Module):
         return StatelessScore(self.score, self._written)
 
     def _layer(self, score: Callable[..., Any]) -> dil.Layer:
-        """Return the layer of one call: what the module is set to may change between calls."""
+        """Return the layer of one call, since the settings of the module may change between calls."""
         return getattr(dil, self.kind)(  # type: ignore[no-any-return]
             score,
             _BoundSolver(self.solver) if callable(self.solver) and not isinstance(self.solver, type) else self.solver,
@@ -189,7 +189,7 @@ class ImplicitModule(torch.nn.Module):
 
 
 class _BoundSolver:
-    """The user's solver, which is given a score with its tensors in place, and so no argument of ours."""
+    """The user's solver, called with a score whose tensors are in place, without our extra argument."""
 
     def __init__(self, solver: Callable[..., Any]) -> None:
         self.solver = solver

@@ -24,23 +24,23 @@ class Optax:
     Parameters
     ----------
     transformation : optax.GradientTransformation
-        Such as `optax.adam(1e-2)`, a chain, or `optax.lbfgs()`, whose line search gets what it asks for.
+        Such as `optax.adam(1e-2)`, a chain, or `optax.lbfgs()`, whose line search gets the value and its function.
     max_iter : int
-        Updates at most.
+        The largest number of updates.
     rtol, atol : float, optional
         A problem is solved where ||df/du|| <= rtol ||df/du at the start|| + atol; by default eps ** (1/2) of the dtype,
-        and 0. Where the start may be the solution itself, give atol.
+        and 0. Give atol if the start may be the solution.
 
     Raises
     ------
     OptionError
-        If it is no transformation, the layer is no argmin layer, or its arrays are not JAX's.
+        If it is not a transformation, the layer is not an argmin layer, or its arrays are not JAX's.
 
     Notes
     -----
-    A batch is minimised as the sum of its scores; a problem that is solved or broken is frozen. Transformations that
-    treat every entry by itself (`sgd`, `adam`) keep the problems of a batch apart; a line search shares one step length
-    between them, as does a clip of the global norm; under `jax.vmap` every problem has its own.
+    A batch is minimised as the sum of its scores. A problem that is solved or broken is frozen. Transformations that
+    act on each entry alone (`sgd`, `adam`) keep the problems of a batch independent. A line search, or a clip of the
+    global norm, uses one length for all of them. Under `jax.vmap` each problem has its own.
 
     Examples
     --------
@@ -112,5 +112,5 @@ def _vector(started: Start, params: Tree) -> Any:
 
 
 def _like(new: Any, old: Any) -> Any:
-    """Return what a transformation remembers in the dtype in which it began, as a loop must."""
+    """Return the state of a transformation in its first dtypes, as a loop requires."""
     return jnp.asarray(new, dtype=old.dtype)

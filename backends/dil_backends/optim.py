@@ -28,24 +28,24 @@ class TorchOptim:
         `factory(params)` returns the optimiser of a list of tensors, the leaves of the unknown: `torch.optim.Adam`, or
         `functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")`.
     max_iter : int
-        Steps of the optimiser at most; one of LBFGS holds iterations of its own.
+        The largest number of steps. One step of LBFGS contains several iterations.
     rtol, atol : float, optional
         A problem is solved where ||df/du|| <= rtol ||df/du at the start|| + atol; by default eps ** (1/2) of the dtype,
-        and 0. Where the start may be the solution itself, give atol.
+        and 0. Give atol if the start may be the solution.
 
     Raises
     ------
     OptionError
-        If the factory makes no optimiser, the layer is no argmin layer, or its arrays are not torch's.
+        If the factory does not make an optimiser, the layer is not an argmin layer, or its arrays are not torch's.
 
     Notes
     -----
-    A batch is minimised as the sum of its scores; a problem that is solved or broken is frozen. Optimisers that treat
-    every entry by itself (SGD, Adam) keep the problems of a batch apart; LBFGS shares one step length between them.
+    A batch is minimised as the sum of its scores. A problem that is solved or broken is frozen. Optimisers that act on
+    each entry alone (SGD, Adam) keep the problems of a batch independent; LBFGS uses one step length for all of them.
 
-    A problem whose unknown no longer moves ends STAGNATED: LBFGS rests at its own `tolerance_grad`, an absolute one.
-    Weight decay (that of AdamW is on by default) belongs into the score: with it the optimiser
-    heads for another point than the score's minimum, and ends MAX_ITER.
+    A problem whose unknown no longer moves ends STAGNATED: LBFGS stops at its own `tolerance_grad`, which is absolute.
+    Put weight decay (on by default in AdamW) into the score: in the optimiser it moves the solution away from the
+    minimum of the score, and the problem ends MAX_ITER.
 
     Examples
     --------
@@ -101,7 +101,7 @@ class TorchOptim:
 
 
 def _step(started: Start, optimiser: Any, leaves: list[Tensor], state: State) -> Any:
-    """Let the optimiser take one step from the state; return where it went, (*batch, n)."""
+    """Take one step of the optimiser from the state. Return the new unknowns, (*batch, n)."""
     problem, _, arrays = started
     known: list[Any] = [(state.value, state.gradient)]  # at the point where every optimiser evaluates first
 

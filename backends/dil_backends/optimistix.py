@@ -1,4 +1,4 @@
-"""A bridge: any solver of optimistix as the solver of a layer, of whichever kind the layer is."""
+"""A bridge: any solver of optimistix as the solver of a layer of any kind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MINIMISERS = (optimistix.AbstractMinimiser,)
 ROOTS = (optimistix.AbstractRootFinder, optimistix.AbstractLeastSquaresSolver, *MINIMISERS)
 FIXED_POINTS = (optimistix.AbstractFixedPointSolver, *ROOTS)
 BRACKETS = (optimistix.Bisection, optimistix.GoldenSearch)
-"""They need bounds of a single number."""
+"""They search between bounds of a single number."""
 ENDS = (
     (optimistix.RESULTS.successful, Status.CONVERGED),
     (optimistix.RESULTS.nonlinear_max_steps_reached, Status.MAX_ITER),
@@ -31,18 +31,18 @@ ENDS = (
     (optimistix.RESULTS.singular, Status.SINGULAR),
     (optimistix.RESULTS.stagnation, Status.STAGNATED),
 )
-"""Results that have a name of ours; every other is FAILED."""
+"""The results that have a status; every other is FAILED."""
 
 
 @dataclass(frozen=True)
 class Optimistix:
-    """Solve by `optimistix.minimise`, `root_find` or `fixed_point`, as the layer is an argmin, a root or a fixed point.
+    """Solve by `optimistix.minimise`, `root_find` or `fixed_point`, according to the kind of the layer.
 
     Parameters
     ----------
     solver : an optimistix solver
-        Minimisers serve layers of every kind; root finders and least-squares solvers roots and fixed points;
-        fixed-point solvers fixed points. Its rtol and atol say when it stops.
+        Minimisers solve layers of every kind, root finders and least-squares solvers solve roots and fixed points, and
+        fixed-point solvers solve fixed points. Its rtol and atol are the stopping test.
     max_iter : int
         Its `max_steps`.
 
@@ -54,8 +54,8 @@ class Optimistix:
 
     Notes
     -----
-    A batch is solved as one problem (the sum of its scores, or all its equations at once): its problems share one
-    status and one count; under `jax.vmap` every problem has its own.
+    A batch is solved as one problem (the sum of its scores, or all its equations at once). Its problems share one
+    status and one count. Under `jax.vmap` each problem has its own.
 
     Examples
     --------
@@ -76,7 +76,7 @@ class Optimistix:
             raise OptionError(message)
         if isinstance(self.solver, BRACKETS):
             message = (
-                f"{type(self.solver).__name__} of optimistix searches between bounds, which a layer has not; take "
+                f"{type(self.solver).__name__} of optimistix searches between bounds, and a layer has none; take "
                 f"optimistix.Newton for a root, optimistix.BFGS for a minimum, or write the solver as a function"
             )
             raise OptionError(message)

@@ -1,4 +1,4 @@
-"""What torch would do to a layer, and what is refused: compilers, autocast, tracing, tensors without numbers."""
+"""Guards of a layer against torch: compilers, autocast, tracing, and tensors without numbers."""
 
 from __future__ import annotations
 
