@@ -1,4 +1,4 @@
 """Helpers that use no layer and no framework: arrays, trees, options, errors, statuses, solutions, operators.
 
-This package imports only NumPy and array_api_compat.
+It imports only NumPy and array_api_compat.
 """
