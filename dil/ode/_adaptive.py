@@ -55,7 +55,7 @@ class Search(NamedTuple):
     slope: Array
     memory: Arrays
     mesh: Mesh
-    fresh: Array
+    was_taken: Array
     """Whether the last attempt was taken. After a rejected one the step does not grow."""
     active: Array
 
@@ -149,7 +149,7 @@ class _Attempt:
         active = (t < self.end) & (mesh.taken < control.max_steps) & xp.any(status == 0)
         return Search(
             t,
-            h * self._factor(method, largest_error, s.fresh),
+            h * self._factor(method, largest_error, s.was_taken),
             xp.where(taken, y, s.y),
             xp.where(taken, stages.last[0], s.slope),
             tuple(xp.where(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
@@ -158,12 +158,12 @@ class _Attempt:
             active,
         )
 
-    def _factor(self, method: Method, error: Array, fresh: Array) -> Array:
+    def _factor(self, method: Method, error: Array, was_taken: Array) -> Array:
         """Return the factor of the step size. Two-step methods are stable only up to 2.4."""
         assert method.error_order is not None
         xp, largest = array_namespace(error), 5.0 if method.starter is None else 2.0
         factor = 0.9 * xp.where(error > 1e-6, error, full(error, 1e-6)) ** (-1.0 / method.error_order)
-        largest = xp.where(fresh, full(factor, largest), full(factor, 1.0))
+        largest = xp.where(was_taken, full(factor, largest), full(factor, 1.0))
         factor = xp.where(factor > largest, largest, factor)
         return xp.where(factor < 0.2, full(factor, 0.2), factor)  # type: ignore[no-any-return]
 

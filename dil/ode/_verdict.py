@@ -13,8 +13,8 @@ from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import Policy, summary
 from dil._frameworks.protocol import Backend
 
-EVEN = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
-ADAPTED = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
+EQUAL_STEPS_HINT = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
+ADAPTIVE_HINT = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
 
 
 class Verdict(NamedTuple):
