@@ -13,31 +13,31 @@ from dil._base.options import is_number
 from dil._base.typing import Array
 
 INSIDE = 0.999
-"""The largest start relative to a bound. Nearer to the bound the map is so flat that solvers do not move."""
+"""The largest |tanh(v)| of a start. Nearer to a bound the map is so flat that solvers do not move."""
 
 Limit = float | Sequence[float]
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The map u = middle + half tanh(v) onto (low, high), and its inverse; without limits it is the identity."""
+    """The map u = middle + half tanh(v) onto (low, high), and its inverse."""
 
     low: Limit
     high: Limit
 
     def squash(self, v: Array) -> Array:
-        """Return the controls u, (..., n_u), of free ones v."""
-        middle, half = self._beside(v)
+        """Return the controls u, (..., n_u), from the free controls v."""
+        middle, half = self._middle_and_half(v)
         return middle + half * array_namespace(v).tanh(v)  # type: ignore[no-any-return]
 
     def free(self, u: Array) -> Array:
-        """Return v with squash(v) = u. A u within 0.1 % of a bound (of half the interval) is moved to that distance."""
-        middle, half = self._beside(u)
+        """Return v with squash(v) = u. First, (u - middle) / half is clipped to +-0.999."""
+        middle, half = self._middle_and_half(u)
         return array_namespace(u).atanh(array_namespace(u).clip((u - middle) / half, -INSIDE, INSIDE))  # type: ignore[no-any-return]
 
     def slopes(self, v: Array) -> tuple[Array, Array]:
-        """Return the first and the second derivative of squash at v."""
-        t, (_, half) = array_namespace(v).tanh(v), self._beside(v)
+        """Return the first and second derivatives of squash at v."""
+        t, (_, half) = array_namespace(v).tanh(v), self._middle_and_half(v)
         first = half * ((1.0 - t) * (1.0 + t))
         return first, -2.0 * t * first
 
@@ -47,19 +47,19 @@ class Bounds:
         # 2 log cosh v in a form that is accurate for large v and has the right second derivative at zero
         return xp.sum(2.0 * (xp.logaddexp(v, -v) - math.log(2.0)), axis=(-2, -1))  # type: ignore[no-any-return]
 
-    def _beside(self, v: Array) -> tuple[Array, Array]:
+    def _middle_and_half(self, v: Array) -> tuple[Array, Array]:
         xp = array_namespace(v)
         low, high = (xp.asarray(x, dtype=v.dtype, device=device(v)) for x in (self.low, self.high))
         return 0.5 * (low + high), 0.5 * (high - low)
 
 
-def checked(bounds: Any, controls: int) -> Bounds | None:
-    """Return the bounds of `controls` controls, from a pair of numbers or of sequences of numbers.
+def check_bounds(bounds: Any, controls: int) -> Bounds | None:
+    """Return the bounds for this number of controls, from a pair of numbers or of sequences of numbers.
 
     Raises
     ------
     OptionError
-        If it is not such a pair, or a lower bound is not below its upper bound.
+        If `bounds` is not such a pair, or a lower bound is not below its upper bound.
     """
     if bounds is None:
         return None

@@ -1,4 +1,4 @@
-"""The discrete algebraic Riccati equation as a layer around SciPy's solver."""
+"""The discrete algebraic Riccati equation as a layer with SciPy's solver."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 
 Gradient = Literal["implicit", "analytic"]
-FINE, ROUGH = 1e-10, 1e-4
+STRICT, LOOSE = 1e-10, 1e-4
 """Tolerance for eigenvalues on the unit circle. Rounding moves an m-fold eigenvalue by about eps^(1/m)."""
 
 
@@ -42,15 +42,15 @@ def dare(
     A, B : array, (*batch, n, n) and (*batch, n, m)
         x_{t+1} = A x_t + B u_t.
     Q, R : array, (*batch, n, n) and (*batch, m, m)
-        The cost x^T Q x + u^T R u, Q positive semi-definite and R positive definite. The cost, and so S,
-        depends only on the symmetric part of Q and R, so their gradients are symmetric.
+        The cost x^T Q x + u^T R u, with Q positive semi-definite and R positive definite. The cost and S depend only on
+        the symmetric parts of Q and R, so the gradients in Q and R are symmetric.
     gradient : {"implicit", "analytic"}
         "implicit" uses the implicit function theorem with the equation and a linear solver. "analytic" uses explicit
         formulas (East et al. 2020, Proposition 2), a dense system of n^2 unknowns. They agree to rounding.
     linear_solver : callable, optional
-        The linear solver of the implicit gradient, whose matrix (n^2 by n^2) is not symmetric: `Auto()` by default,
-        `dil.linear.Direct()` for the naive inverse, `dil.linear.NormalCG()` for conjugate gradients,
-        `dil.linear.GMRES()`.
+        The linear solver of the implicit gradient. Its matrix, n^2 by n^2, is not symmetric. The default is
+        `dil.linear.Auto()`. `dil.linear.Direct()` is the naive inverse, `dil.linear.NormalCG()` uses conjugate
+        gradients, and `dil.linear.GMRES()` is another choice.
     on_failure : {"raise", "warn", "nan", "ignore"}
         What happens if a system has no solution. Its S is NaN, and its status is UNSTABILISABLE, UNDETECTABLE or
         NOT_CONVEX.
@@ -65,6 +65,10 @@ def dare(
     ------
     ShapeError
         If the shapes do not match.
+    DTypeError
+        If the arrays differ in dtype, or are neither float32 nor float64.
+    OptionError
+        If an option is unknown, `linear_solver` is given for gradient="analytic", or SciPy is missing.
     ConvergenceError
         If a system has no solution and on_failure="raise".
 
@@ -91,7 +95,7 @@ def dare(
     if gradient == "analytic" and linear_solver is not None:
         message = "linear_solver= is for gradient='implicit'; the analytic gradient has its own dense solve"
         raise OptionError(message)
-    batch = checked(A, B, Q, R)
+    batch = check_shapes(A, B, Q, R)
     policy = Policy(on_failure, "dare")
     if gradient == "analytic":
         return guarded(_analytic, policy, batch, A, B, Q, R)  # type: ignore[no-any-return]
@@ -100,14 +104,14 @@ def dare(
 
 
 def residual(S: Array, A: Array, B: Array, Q: Array, R: Array) -> Array:
-    """Return the left side of the equation, (*batch, n, n), by the feedback K: A^T S (A - B K) - S + Q."""
+    """Return the residual of the equation, (*batch, n, n), by the feedback K: A^T S (A - B K) - S + Q."""
     return A.mT @ S @ (A - B @ feedback(S, A, B, R)) - S + symmetric(Q)
 
 
 def _by_scipy(fun: object, init: None, A: Array, B: Array, Q: Array, R: Array) -> Solution:
-    """Solve on the host."""
+    """Solve on the host by SciPy."""
     backend = common_owner([A, B, Q, R], ["A", "B", "Q", "R"], "dare")
-    batch = checked(A, B, Q, R)
+    batch = check_shapes(A, B, Q, R)
     xp, n = array_namespace(A), A.shape[-1]
     like = (full(A, 0.0, shape=(*batch, n, n)), full(A, 0, shape=batch, dtype=xp.int32))
     constants = (backend.constant(x) for x in (A, B, Q, R))
@@ -116,14 +120,14 @@ def _by_scipy(fun: object, init: None, A: Array, B: Array, Q: Array, R: Array) -
 
 
 def _each(backend: Backend, batch: tuple[int, ...], arrays: Arrays) -> Arrays:
-    """Return S and status of every system of a batch."""
+    """Return S and the status of every system of a batch."""
     import numpy as np
 
-    given = [backend.to_numpy(x).astype(float) for x in arrays]
-    spread = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in given]
-    S, status = np.empty(spread[0].shape), np.zeros(batch, dtype="int32")
+    matrices = [backend.to_numpy(x).astype(float) for x in arrays]
+    batched = [np.broadcast_to(x, (*batch, *x.shape[-2:])) for x in matrices]
+    S, status = np.empty(batched[0].shape), np.zeros(batch, dtype="int32")
     for i in np.ndindex(*batch):
-        S[i], status[i] = solve_one(*(x[i] for x in spread))
+        S[i], status[i] = solve_one(*(x[i] for x in batched))
     like, xp = arrays[0], array_namespace(arrays[0])
     return (
         xp.asarray(S, dtype=like.dtype, device=device(like)),
@@ -132,7 +136,7 @@ def _each(backend: Backend, batch: tuple[int, ...], arrays: Arrays) -> Arrays:
 
 
 def solve_one(A: Any, B: Any, Q: Any, R: Any) -> tuple[Any, int]:
-    """Return S and status of one system of NumPy arrays, NaN where it has no solution."""
+    """Return S and the status of one system of NumPy arrays. S is NaN if there is no solution."""
     import numpy as np
 
     try:
@@ -140,34 +144,34 @@ def solve_one(A: Any, B: Any, Q: Any, R: Any) -> tuple[Any, int]:
     except ImportError as error:
         message = f"dil.control.dare needs SciPy, which cannot be imported ({error}); pip install scipy"
         raise OptionError(message) from error
-    nothing = np.full(A.shape, np.nan)
+    no_solution = np.full(A.shape, np.nan)
     if not all(np.all(np.isfinite(x)) for x in (A, B, Q, R)):
-        return nothing, int(Status.NON_FINITE)
+        return no_solution, int(Status.NON_FINITE)
     Q, R = 0.5 * (Q + Q.T), 0.5 * (R + R.T)
-    top: list[float] = [float(np.abs(X).max()) for X in (Q, R)]
-    if not (_least(Q) >= -1e-12 * top[0] and _least(R) > 1e-14 * top[1]):
-        return nothing, int(Status.NOT_CONVEX)
+    largest: list[float] = [float(np.abs(X).max()) for X in (Q, R)]
+    if not (_least_eigenvalue(Q) >= -1e-12 * largest[0] and _least_eigenvalue(R) > 1e-14 * largest[1]):
+        return no_solution, int(Status.NOT_CONVEX)
     try:
         S = solve_discrete_are(A, B, Q, R)
         S = 0.5 * (S + S.T)
         K = np.linalg.solve(R + B.T @ S @ B, B.T @ S @ A)
     except (np.linalg.LinAlgError, ValueError):
-        return nothing, int(_cause(A, B, Q))
+        return no_solution, int(_cause(A, B, Q))
     radius = np.abs(np.linalg.eigvals(A - B @ K)).max()
     # for some systems without a solution SciPy returns a wrong S; for stiff systems S can be inaccurate
-    left, size = A.T @ S @ (A - B @ K) - S + Q, max(np.abs(S).max(), np.abs(A.T @ S @ A).max())
-    if not (radius < 1.0 and np.abs(left).max() <= 1e-3 * size):
-        return nothing, int(_cause(A, B, Q))
+    F, size = A.T @ S @ (A - B @ K) - S + Q, max(np.abs(S).max(), np.abs(A.T @ S @ A).max())
+    if not (radius < 1.0 and np.abs(F).max() <= 1e-3 * size):
+        return no_solution, int(_cause(A, B, Q))
     # rounding can put a mode without cost on either side of the unit circle
-    doubtful = radius > 1.0 - 1e-6 or np.abs(left).max() > 1e-8 * size
-    nearness = ROUGH if radius > 1.0 - 1e-12 else FINE
-    unseen = doubtful and not _controllable(A.T, Q, outside=False, tolerance=nearness)
-    return (nothing, int(Status.UNDETECTABLE)) if unseen else (S, int(Status.CONVERGED))
+    suspect = radius > 1.0 - 1e-6 or np.abs(F).max() > 1e-8 * size
+    tolerance = LOOSE if radius > 1.0 - 1e-12 else STRICT
+    undetectable = suspect and not _controllable(A.T, Q, outside=False, tolerance=tolerance)
+    return (no_solution, int(Status.UNDETECTABLE)) if undetectable else (S, int(Status.CONVERGED))
 
 
 def _cause(A: Any, B: Any, Q: Any) -> Status:
-    """Return why SciPy finds no solution."""
-    for tolerance in (FINE, ROUGH):
+    """Return the reason why SciPy finds no solution."""
+    for tolerance in (STRICT, LOOSE):
         if not _controllable(A, B, outside=True, tolerance=tolerance):
             return Status.UNSTABILISABLE
         if not _controllable(A.T, Q, outside=False, tolerance=tolerance):
@@ -175,44 +179,44 @@ def _cause(A: Any, B: Any, Q: Any) -> Status:
     return Status.FAILED
 
 
-def _least(X: Any) -> float:
+def _least_eigenvalue(X: Any) -> float:
     import numpy as np
 
     return float(np.linalg.eigvalsh(X)[0])
 
 
-def _controllable(A: Any, B: Any, *, outside: bool, tolerance: float = FINE) -> bool:
-    """Whether B moves every mode of A on the unit circle, or also those outside (Popov, Belevitch and Hautus)."""
+def _controllable(A: Any, B: Any, *, outside: bool, tolerance: float = STRICT) -> bool:
+    """Whether B controls all modes of A on the unit circle, or also outside it (Popov, Belevitch and Hautus)."""
     import numpy as np
 
     B = B / (np.abs(B).max() or 1.0) * np.abs(A).max()  # the units of the controls must not matter
     for value in np.linalg.eigvals(A):
         if abs(value) > 1 - tolerance and (outside or abs(value) < 1 + tolerance):
             pencil = np.concatenate([A - value * np.eye(len(A)), B], axis=1)
-            scales = np.linalg.svd(pencil, compute_uv=False)
-            if scales[-1] <= 1e-2 * tolerance * scales[0]:
+            singular_values = np.linalg.svd(pencil, compute_uv=False)
+            if singular_values[-1] <= 1e-2 * tolerance * singular_values[0]:
                 return False
     return True
 
 
-def checked(A: Array, B: Array, Q: Array, R: Array) -> tuple[int, ...]:
+def check_shapes(A: Array, B: Array, Q: Array, R: Array) -> tuple[int, ...]:
     """Return the shape of the batch.
 
     Raises
     ------
     ShapeError
-        If the shapes do not belong together.
+        If the shapes do not match.
     DTypeError
-        If the arrays differ in dtype, or are not of float32 or float64.
+        If the arrays differ in dtype, or are neither float32 nor float64.
     """
     common_owner([A, B, Q, R], ["A", "B", "Q", "R"], "dare")
     named = {"A": A, "B": B, "Q": Q, "R": R}
     shapes = {name: tuple(getattr(x, "shape", ())) for name, x in named.items()}
     n, m = shapes["B"][-2:] if len(shapes["B"]) >= 2 else (0, 0)
     expected = {"A": (n, n), "B": (n, m), "Q": (n, n), "R": (m, m)}
-    said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     if not (n and m) or any(shapes[name][-2:] != shape for name, shape in expected.items()):
-        message = f"got {said}; expected A (*batch, n, n), B (*batch, n, m), Q (*batch, n, n) and R (*batch, m, m)"
+        message = f"got {listed}; expected A (*batch, n, n), B (*batch, n, m), Q (*batch, n, n) and R (*batch, m, m)"
         raise ShapeError(message)
     if len({str(x.dtype) for x in named.values()}) > 1:
         message = f"A, B, Q and R have dtypes {', '.join(str(x.dtype) for x in named.values())}; cast them to one"
@@ -224,12 +228,12 @@ def checked(A: Array, B: Array, Q: Array, R: Array) -> tuple[int, ...]:
     try:
         return _broadcast([shape[:-2] for shape in shapes.values()])
     except ValueError as error:
-        message = f"the batches of {said} do not belong together; expected leading dimensions that broadcast"
+        message = f"the batches of {listed} do not belong together; expected leading dimensions that broadcast"
         raise ShapeError(message) from error
 
 
 def broadcasts_to(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
-    """Whether an array of this shape serves a batch as it is."""
+    """Whether `shape` broadcasts to `batch`."""
     try:
         return _broadcast([shape, batch]) == batch
     except ValueError:
@@ -243,7 +247,7 @@ def _broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _analytic(policy: Policy, batch: tuple[int, ...], A: Array, B: Array, Q: Array, R: Array) -> Array:
-    """Solve with the analytic rule."""
+    """Solve the equation, with the analytic gradient."""
     backend = common_owner([A, B, Q, R], ["A", "B", "Q", "R"], "dare")
 
     def solve(*arrays: Array) -> Arrays:
@@ -254,31 +258,33 @@ def _analytic(policy: Policy, batch: tuple[int, ...], A: Array, B: Array, Q: Arr
         return (array_namespace(S).reshape(policy.apply(backend, "forward solve", solution.status, flat), S.shape),)
 
     xp = array_namespace(A)
-    spread = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (A, B, Q, R))
-    return backend.implicit(solve, Analytic(backend))(*spread)[0]
+    batched = (xp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (A, B, Q, R))
+    return backend.implicit(solve, Analytic(backend))(*batched)[0]
 
 
 @dataclass(frozen=True)
 class Analytic:
-    """The derivative of S by formulas of its own: with A' = A - B K, L(X) = X - A'^T X A' and P(X) = (X + X^T) / 2.
+    """The derivative of S by explicit formulas (East et al. 2020, Proposition 2).
 
-    L(dS) = 2 P(A'^T S dA) - 2 P(A'^T S dB K) + P(dQ) + K^T P(dR) K
+    With A' = A - B K, L(X) = X - A'^T X A' and P(X) = (X + X^T) / 2,
 
-    whose systems are solved by the matrix I - A'^T x A'^T of a Kronecker product (East et al. 2020, Proposition 2).
+    L(dS) = 2 P(A'^T S dA) - 2 P(A'^T S dB K) + P(dQ) + K^T P(dR) K.
+
+    The matrix of L is the identity minus the Kronecker product of A'^T with itself.
     """
 
     backend: Backend
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
-        """Return the cotangents from G with G - A' G A'^T = dL/dS."""
+        """Return the cotangents. They follow from the solution G of G - A' G A'^T = dL/dS."""
         A, B, _, R = args
         S = y[0]
         K = feedback(S, A, B, R)
         closed = A - B @ K
         G = symmetric(lyapunov(closed.mT, cotangents[0]))
-        both = 2.0 * (S @ closed @ G)
-        found = (both, -(both @ K.mT), G, sandwich(K.mT, G))
-        return tuple(found[i] for i in wrt)
+        dA = 2.0 * (S @ closed @ G)
+        gradients = (dA, -(dA @ K.mT), G, sandwich(K.mT, G))
+        return tuple(gradients[i] for i in wrt)
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return dS."""
@@ -296,11 +302,11 @@ class Analytic:
 
 
 def lyapunov(A: Array, V: Array) -> Array:
-    """Return X with X - A^T X A = V, (*batch, n, n), by the Kronecker product of A^T with itself."""
+    """Return the solution X of X - A^T X A = V, (*batch, n, n), by the Kronecker product of A^T with itself."""
     xp, n = shared_namespace(V, A), V.shape[-1]
     T = A.mT
     product = T[..., :, None, :, None] * T[..., None, :, None, :]
     matrix = xp.reshape(product, (*product.shape[:-4], n * n, n * n))
     identity = eye(n * n, V)
-    right = xp.reshape(V, (*V.shape[:-2], n * n, 1))
-    return xp.reshape(xp.linalg.solve(identity - matrix, right), V.shape)  # type: ignore[no-any-return]
+    rhs = xp.reshape(V, (*V.shape[:-2], n * n, 1))
+    return xp.reshape(xp.linalg.solve(identity - matrix, rhs), V.shape)  # type: ignore[no-any-return]

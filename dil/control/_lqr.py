@@ -9,7 +9,7 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.registry import common_owner, owner
-from dil.control._dare import Gradient, broadcasts_to, checked, dare
+from dil.control._dare import Gradient, broadcasts_to, check_shapes, dare
 from dil.control._riccati import feedback, sandwich, symmetric
 from dil.linear._solver import LinearSolver
 
@@ -57,10 +57,10 @@ def lqr_gain(
 
     Notes
     -----
-    Look et al. 2020, eq. 7 to 9. With a horizon S_H = final and
-    S_t = Q + A^T S_{t+1} (A - B K_t), K_t = (R + B^T S_{t+1} B)^-1 B^T S_{t+1} A: Riccati's recursion, by the loop of
-    the backend and differentiated by its steps. Where an R + B^T S_t B is not positive definite there is no least cost,
-    and the system ends NOT_CONVEX; R may be zero.
+    Look et al. 2020, eq. 7 to 9. A finite horizon uses the Riccati recursion from S_H = final:
+    K_t = (R + B^T S_{t+1} B)^-1 B^T S_{t+1} A, S_t = Q + A^T S_{t+1} (A - B K_t). It runs in the loop of the backend,
+    and its steps are differentiated. If some R + B^T S_t B is not positive definite, no least cost exists and the
+    system ends NOT_CONVEX. R may be zero.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def lqr_gain(
             "gradient= and linear_solver= are for the infinite horizon; a finite one is differentiated by its steps"
         )
         raise OptionError(message)
-    batch = checked(A, B, Q, R)
+    batch = check_shapes(A, B, Q, R)
     if final is not None:
         _check_final(final, Q, batch)
     policy = Policy(on_failure, "lqr_gain")
@@ -93,7 +93,7 @@ def lqr_gain(
 
 
 def _check_final(final: Array, Q: Array, batch: tuple[int, ...]) -> None:
-    """Refuse a last cost that is not like Q."""
+    """Raise if `final` is not like Q."""
     if owner(final) is None:
         message = f"final={final!r} of type {type(final).__name__}; expected an array like Q"
         raise DTypeError(message)
@@ -103,42 +103,42 @@ def _check_final(final: Array, Q: Array, batch: tuple[int, ...]) -> None:
         raise DTypeError(message)
     shape = tuple(final.shape)
     if shape[-2:] != tuple(Q.shape[-2:]) or not broadcasts_to(shape[:-2], batch):
-        message = f"final has shape {shape}; expected {(*batch, *Q.shape[-2:])}, like Q, or what broadcasts to it"
+        message = f"final has shape {shape}; expected {(*batch, *Q.shape[-2:])}, like Q, or one that broadcasts to it"
         raise ShapeError(message)
 
 
 def _recursion(
     policy: Policy, batch: tuple[int, ...], horizon: int, A: Array, B: Array, Q: Array, R: Array, final: Array
 ) -> Array:
-    """Return the gains of all times, (*batch, horizon, m, n)."""
+    """Return the gains at all times, (*batch, horizon, m, n)."""
     backend, xp, Q = common_owner([A], ["A"], "lqr_gain"), array_namespace(final), symmetric(Q)
 
     def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (S,) = carry
-        status = _curvature(backend.constant(symmetric(R) + sandwich(B, S)))
+        status = _step_status(backend.constant(symmetric(R) + sandwich(B, S)))
         failed = (status != 0)[..., None, None]
-        # an identity in the place of what may be singular, for which NumPy has an exception
+        # replace a matrix that may be singular by the identity, since NumPy raises for a singular one
         safe = array_namespace(R).where(failed, eye(R.shape[-1], R), R)
         K = feedback(array_namespace(S).where(failed, full(S, 0.0), S), A, B, safe)
         return (symmetric(Q + A.mT @ S @ (A - B @ K)),), (K, status)
 
     last = symmetric(xp.broadcast_to(final, (*batch, *final.shape[-2:])))
-    _, (gains, told) = backend.loops.scan(step, (last,), (xp.zeros((horizon,), dtype=A.dtype, device=device(A)),))
+    _, (gains, statuses) = backend.loops.scan(step, (last,), (xp.zeros((horizon,), dtype=A.dtype, device=device(A)),))
     xp = array_namespace(gains)
     gains = xp.moveaxis(xp.flip(gains, axis=0), 0, -3)
-    status = array_namespace(told).max(told, axis=0)
+    status = array_namespace(statuses).max(statuses, axis=0)
     flat = xp.reshape(gains, (*batch, horizon * gains.shape[-2] * gains.shape[-1]))
     status = array_namespace(status).astype(status, array_namespace(status).int32)
     return xp.reshape(policy.apply(backend, "recursion", status, flat), gains.shape)  # type: ignore[no-any-return]
 
 
-def _curvature(M: Array) -> Array:
-    """Return the status of a step, shape batch, of the matrix M of its cost in the controls; in the dtype of M."""
+def _step_status(M: Array) -> Array:
+    """Return the status of a step with M = R + B^T S B, of shape batch and the dtype of M."""
     xp = array_namespace(M)
     finite = xp.all(xp.isfinite(M), axis=(-2, -1))
     safe = xp.where(finite[..., None, None], M, eye(M.shape[-1], M))
-    least = 64 * eps(xp, M.dtype) * xp.max(xp.abs(safe), axis=(-2, -1))
-    convex = xp.min(xp.linalg.eigvalsh(safe), axis=-1) > least
-    none = full(M[..., 0, 0], 0.0)
-    code = xp.where(convex, none, none + float(Status.NOT_CONVEX))
-    return xp.where(finite, code, none + float(Status.NON_FINITE))  # type: ignore[no-any-return]
+    threshold = 64 * eps(xp, M.dtype) * xp.max(xp.abs(safe), axis=(-2, -1))
+    convex = xp.min(xp.linalg.eigvalsh(safe), axis=-1) > threshold
+    zero = full(M[..., 0, 0], 0.0)
+    code = xp.where(convex, zero, zero + float(Status.NOT_CONVEX))
+    return xp.where(finite, code, zero + float(Status.NON_FINITE))  # type: ignore[no-any-return]

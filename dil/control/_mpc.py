@@ -11,7 +11,7 @@ from dil._base.options import check_integer
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.registry import common_owner, owner
 from dil.control._plan import Plan
-from dil.control._score import described, name_of, of_dtype
+from dil.control._score import check_dtype, describe, name_of
 
 
 class Rollout(NamedTuple):
@@ -61,15 +61,15 @@ def mpc_rollout(
     plan : Plan
         From `dil.control.plan`.
     environment : callable
-        `environment(x, u)` returns the states after (*batch, n_x) under controls (*batch, n_u).
+        `environment(x, u)` returns the next states, (*batch, n_x), for states x and controls u, (*batch, n_u).
     x0 : array, (*batch, n_x)
         The first state.
     steps : int
         The number of controls.
     theta_c, theta_h : tree
-        The parameters that the plan is called with.
+        The parameters for the calls of the plan.
     warm_start : bool
-        Whether each plan starts from the last one, shifted by a step, instead of from `plan.init`.
+        Whether each plan starts from the last plan, shifted by a step. Otherwise it starts from `plan.init`.
 
     Returns
     -------
@@ -82,9 +82,9 @@ def mpc_rollout(
     OptionError
         If `steps` is not an integer >= 1, or `plan` is not a Plan.
     ShapeError
-        If the environment returns another shape than it gets.
+        If the environment returns states of another shape.
     DTypeError
-        If it returns another dtype.
+        If the environment returns states of another dtype.
 
     Notes
     -----
@@ -111,24 +111,25 @@ def mpc_rollout(
 
     def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         x, u = carry
-        found = plan.solve(x, theta_c, theta_h, init=u)
-        first = found.value[..., 0, :]
-        after = _like(backend.constant(environment(x, first)), x, environment)
-        assert found.status is not None
-        return (after, shift(found.value) if warm_start else u), (after, first, found.status)
+        solution = plan.solve(x, theta_c, theta_h, init=u)
+        first = solution.value[..., 0, :]
+        after = _check_states(backend.constant(environment(x, first)), x, environment)
+        assert solution.status is not None
+        return (after, shift(solution.value) if warm_start else u), (after, first, solution.status)
 
-    begin = (x0, backend.constant(plan.start(x0, theta_c, theta_h)))
-    count = xp.zeros((steps,), dtype=x0.dtype, device=device(x0))
-    _, (after, controls, status) = backend.loops.scan(step, begin, (count,))
+    start = (x0, backend.constant(plan.start(x0, theta_c, theta_h)))
+    rows = xp.zeros((steps,), dtype=x0.dtype, device=device(x0))
+    _, (after, controls, status) = backend.loops.scan(step, start, (rows,))
     states = xp.concat([x0[None, ...], after], axis=0)
     return Rollout(xp.moveaxis(states, 0, -2), xp.moveaxis(controls, 0, -2), xp.moveaxis(status, 0, -1))
 
 
-def _like(after: Any, x: Array, environment: object) -> Array:
+def _check_states(after: Any, x: Array, environment: object) -> Array:
+    """Return the next states; raise if they are not like x."""
     if owner(after) is None or tuple(after.shape) != tuple(x.shape):
         message = (
-            f"the environment {name_of(environment)} returned {described(after)} for states of shape "
+            f"the environment {name_of(environment)} returned {describe(after)} for states of shape "
             f"{tuple(x.shape)}; expected the next states, of that shape"
         )
         raise ShapeError(message)
-    return of_dtype(after, x, f"the environment {name_of(environment)}")
+    return check_dtype(after, x, f"the environment {name_of(environment)}")

@@ -17,7 +17,7 @@ from dil._frameworks.registry import common_owner
 from dil._layers.call import Solver
 from dil._layers.layer import Layer
 from dil._problem.score import Score
-from dil.control._bounds import Limit, checked
+from dil.control._bounds import Limit, check_bounds
 from dil.control._score import Cost, Dynamics, PlanScore, name_of
 from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
@@ -118,7 +118,7 @@ def plan(
     if not (is_number(barrier) and barrier >= 0) or (barrier and bounds is None):
         message = f"barrier={barrier!r}; expected a number >= 0, and bounds= that it keeps the controls within"
         raise OptionError(message)
-    score = PlanScore(cost, dynamics, final, int(horizon), checked(bounds, controls), float(barrier))
+    score = PlanScore(cost, dynamics, final, int(horizon), check_bounds(bounds, controls), float(barrier))
     policy = Policy(on_failure, f"plan through {name_of(dynamics)}")
     made = Plan(
         score, int(controls), LBFGS() if solver is None else solver, linear_solver or Auto(), init, policy, refine

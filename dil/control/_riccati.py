@@ -1,4 +1,4 @@
-"""The parts of Riccati's equation and of its recursion."""
+"""The terms of the Riccati equation and of its recursion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dil._base.typing import Array
 
 
 def symmetric(X: Array) -> Array:
-    """Return the symmetric part, all that a quadratic cost sees of its matrix: (..., n, n)."""
+    """Return the symmetric part of X, (..., n, n). A quadratic cost depends only on it."""
     return 0.5 * (X + X.mT)
 
 
@@ -17,6 +17,6 @@ def sandwich(A: Array, X: Array) -> Array:
 
 
 def feedback(S: Array, A: Array, B: Array, R: Array) -> Array:
-    """Return K = (R + B^T S B)^-1 B^T S A, (*batch, m, n), of the cost to go S (Look et al. 2020, eq. 8)."""
-    matrix, right = symmetric(R) + sandwich(B, S), B.mT @ S @ A
-    return shared_namespace(matrix, right).linalg.solve(matrix, right)  # type: ignore[no-any-return]
+    """Return K = (R + B^T S B)^-1 B^T S A, (*batch, m, n), for the cost to go S (Look et al. 2020, eq. 8)."""
+    matrix, rhs = symmetric(R) + sandwich(B, S), B.mT @ S @ A
+    return shared_namespace(matrix, rhs).linalg.solve(matrix, rhs)  # type: ignore[no-any-return]

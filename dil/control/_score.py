@@ -19,9 +19,10 @@ Dynamics = Callable[..., Any]
 
 @dataclass(frozen=True)
 class PlanScore:
-    """sum_{t < H} c(x_t, u_t; theta_c) + c_H(x_H; theta_c) with x_{t+1} = h(x_t, u_t; theta_h) inserted (Eq. 5).
+    """The score of a plan, sum_{t < H} c(x_t, u_t; theta_c) + c_H(x_H; theta_c), for x_{t+1} = h(x_t, u_t; theta_h).
 
-    The unknown v, (*batch, horizon, n_u), is free; u is v, or the bounded image of it.
+    This is Eq. 5 of Look et al. 2020 with the states inserted. The unknown v, (*batch, horizon, n_u), is free. The
+    controls are u = v, or bounded controls u(v).
     """
 
     cost: Cost
@@ -32,10 +33,10 @@ class PlanScore:
     barrier: float
 
     broadcasts: ClassVar[bool] = True
-    """Whether v may have more leading dimensions than x0: many plans are valued by one call."""
+    """Whether v may have more leading dimensions than x0, so that one call evaluates many plans."""
 
     @property
-    def __name__(self) -> str:  # what messages about the score of a layer call it
+    def __name__(self) -> str:  # the name of the score in messages
         return f"cost along {name_of(self.dynamics)}"
 
     def __call__(self, v: Array, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
@@ -46,19 +47,19 @@ class PlanScore:
             x, total = carry
             return (self.step(x, row[0], theta_h), total + self.stage(x, row[0], theta_c)), ()
 
-        carry = (_differentiated_with(v, x0), full(v, 0.0, shape=lead))
+        carry = (_promote(v, x0), full(v, 0.0, shape=lead))
         (x, total), _ = backend_of(v, x0).loops.scan(step, carry, (time_first(self.controls(v)),))
         if self.final is not None:
             total = total + self.last(x, theta_c)
         return total + self.barrier * self.bounds.barrier(v) if self.bounds is not None and self.barrier else total
 
     def controls(self, v: Array) -> Array:
-        """Return the controls u of free ones v."""
+        """Return the controls u from the free controls v."""
         return v if self.bounds is None else self.bounds.squash(v)
 
     def states(self, v: Array, x0: Array, theta_h: Tree = None) -> Array:
         """Return x_0 to x_H, (*batch, horizon + 1, n_x)."""
-        x0 = _differentiated_with(v, x0)
+        x0 = _promote(v, x0)
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             x = self.step(carry[0], row[0], theta_h)
@@ -69,16 +70,16 @@ class PlanScore:
         return xp.concat([x0[..., None, :], xp.moveaxis(after, 0, -2)], axis=-2)  # type: ignore[no-any-return]
 
     def step(self, x: Array, u: Array, theta_h: Tree) -> Array:
-        """Return the state after x, like x: (..., n_x)."""
+        """Return the next state, (..., n_x)."""
         after = self.dynamics(x, u, theta_h)
         if owner(after) is None or tuple(after.shape) != tuple(x.shape):
             message = (
-                f"the dynamics {name_of(self.dynamics)} returned {described(after)} for states of shape "
+                f"the dynamics {name_of(self.dynamics)} returned {describe(after)} for states of shape "
                 f"{tuple(x.shape)} and controls of shape {tuple(u.shape)}; expected the next states, of the states' "
                 f"shape: (..., n_x), (..., n_u) -> (..., n_x)"
             )
             raise ShapeError(message)
-        return of_dtype(after, x, f"the dynamics {name_of(self.dynamics)}")
+        return check_dtype(after, x, f"the dynamics {name_of(self.dynamics)}")
 
     def stage(self, x: Array, u: Array, theta_c: Tree) -> Array:
         """Return the cost of one step, (...)."""
@@ -92,25 +93,25 @@ class PlanScore:
         value = cost(*args)
         if owner(value) is None or tuple(value.shape) != tuple(x.shape[:-1]):
             message = (
-                f"the cost {name_of(cost)} returned {described(value)} for states of shape {tuple(x.shape)}; expected "
+                f"the cost {name_of(cost)} returned {describe(value)} for states of shape {tuple(x.shape)}; expected "
                 f"shape {tuple(x.shape[:-1])}, one number for each state: sum over the last axis alone"
             )
             raise ShapeError(message)
-        return of_dtype(value, x, f"the cost {name_of(cost)}")
+        return check_dtype(value, x, f"the cost {name_of(cost)}")
 
 
-def _differentiated_with(v: Array, x0: Array) -> Array:
-    """Return x0 beside every plan, (*lead, n_x), as an array that is differentiated where v is.
+def _promote(v: Array, x0: Array) -> Array:
+    """Return x0 for every plan, (*lead, n_x), as an array that is differentiated wherever v is.
 
-    So the namespace of the states, which cost and dynamics will ask for, is that of the controls from the start.
+    Cost and dynamics ask for the namespace of the states. This makes it the namespace of the controls.
     """
     first, n = v[..., 0, :], x0.shape[-1]
     x0 = array_namespace(x0).broadcast_to(x0, (*first.shape[:-1], n))
     return shared_namespace(x0, first).concat([x0, first], axis=-1)[..., :n]  # type: ignore[no-any-return]
 
 
-def of_dtype(value: Any, x: Array, what: str) -> Array:
-    """Return a value, which must have the dtype of the states."""
+def check_dtype(value: Any, x: Array, what: str) -> Array:
+    """Return the value; raise if its dtype is not that of the states."""
     if value.dtype != x.dtype:
         message = f"{what} returned dtype {value.dtype} for states of dtype {x.dtype}; compute it without casts"
         raise DTypeError(message)
@@ -132,6 +133,6 @@ def name_of(fn: object) -> str:
     return repr(getattr(fn, "__name__", type(fn).__name__))
 
 
-def described(value: Any) -> str:
-    """Say what a function has returned."""
+def describe(value: Any) -> str:
+    """Describe the value that a function returned."""
     return f"{value!r}" if owner(value) is None else f"shape {tuple(value.shape)}"

@@ -1,7 +1,7 @@
 """The adjoint method: gradients from an ODE that is solved backwards in time (Chen et al. 2018, Algorithm 2).
 
-With the state y and a = dL/dy,  dy/dt = f,  da/dt = -(df/dy)^T a,  dq/dt = -(df/dargs)^T a, from the last time to the
-first; dL/dargs = q there. In s = -t all signs turn, and the method steps forward in s.
+y is the state and a = dL/dy. The ODE is  dy/dt = f,  da/dt = -(df/dy)^T a,  dq/dt = -(df/dargs)^T a.  It is solved from
+the last time to the first, where q = dL/dargs. With s = -t all signs change, and the method steps forward in s.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dil._frameworks.protocol import LinearSystem, ReverseRule
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._methods import Method
+from dil.ode._stages import Solve, add_outcomes, initial_guess
 from dil.ode._state import plus, slope_between
 from dil.ode._step_stages import Solve, both, nearer
 from dil.ode._sweep import grid_of, sweep
@@ -34,7 +35,7 @@ class AdjointRule(ReverseRule):
     steps: int
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> list[Array | None]:
-        """Return dL/dy0, dL/dt and dL/darrays, from dL/d(states), (T, *batch, n)."""
+        """Return dL/dy0, dL/dt and dL/darrays from the cotangent of the states, (T, *batch, n)."""
         (_, t, *arrays), (v, *_), (states, *_) = args, cotangents, y
         xp, field = array_namespace(v), self.field
         floats = field.arguments.only_floats(arrays)
@@ -42,66 +43,66 @@ class AdjointRule(ReverseRule):
         def stages(last: Arrays) -> AdjointStages:
             return AdjointStages(self, tuple(arrays), last)
 
-        def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-            (a, *q), (later, earlier, state, push) = carry, row
+        def step_back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            (a, *q), (later, earlier, state, cotangent) = carry, row
             grid = grid_of(xp.stack([-later, -earlier]), self.steps)
-            # the state of the forward pass at every time asked for: errors of the way back do not add up
-            start, still = (state, a + push, *q), (full(state, 0.0),)
-            _, *new = sweep(self.method, field.backend, stages, start, still, grid).last
+            # restart from the state of the forward pass at every time, so that errors of the states do not add up
+            start, slope = (state, a + cotangent, *q), (full(state, 0.0),)
+            _, *new = sweep(self.method, field.backend, stages, start, slope, grid).last
             return tuple(new), ()
 
         rows = tuple(xp.flip(x, axis=0) for x in (t[1:], t[:-1], states[1:, ...], v[1:, ...]))
         first = (full(v[0, ...], 0.0), *(full(x, 0.0) for x in floats))
-        (a, *q), _ = field.backend.loops.scan(back, first, rows)
-        found: dict[int, Array] = dict(zip((2 + i for i in field.arguments.floats), q, strict=True))
-        found[0] = a + v[0, ...]
+        (a, *q), _ = field.backend.loops.scan(step_back, first, rows)
+        gradients: dict[int, Array] = dict(zip((2 + i for i in field.arguments.floats), q, strict=True))
+        gradients[0] = a + v[0, ...]
         if 1 in wrt:
-            found[1] = self._of_times(t, states, v, a, tuple(arrays))
-        return [found.get(i) for i in wrt]
+            gradients[1] = self._time_cotangent(t, states, v, a, tuple(arrays))
+        return [gradients.get(i) for i in wrt]
 
-    def _of_times(self, t: Array, states: Array, v: Array, a: Array, arrays: Arrays) -> Array:
-        """Return dL/dt: the slope at each time along what is asked of it; that at the first moves all of them."""
+    def _time_cotangent(self, t: Array, states: Array, v: Array, a: Array, arrays: Arrays) -> Array:
+        """Return dL/dt, the products of slope and cotangent at each time. At the first time the cotangent is -a."""
         xp, weights = array_namespace(v), [-a, *(v[i, ...] for i in range(1, t.shape[0]))]
         slopes = (self.field.slope(t[i], states[i, ...], arrays) for i in range(t.shape[0]))
         return xp.stack([xp.sum(w * k) for w, k in zip(weights, slopes, strict=True)])  # type: ignore[no-any-return]
 
 
 class AdjointStages:
-    """The stages of one step of (y, a, *q) in s = -t: y by the stage of f, a by a linear solve, q without any."""
+    """The stages of one step of (y, a, *q) in s = -t. Only y needs a nonlinear solve; a needs a linear one, q none."""
 
     def __init__(self, rule: AdjointRule, arrays: Arrays, last: Arrays) -> None:
         self.rule, self.arrays, self.last = rule, arrays, last
         self.end = last
-        none = full(last[0][..., 0], 0.0)
-        self.told: Arrays = (none, none, none)
+        zero = full(last[0][..., 0], 0.0)
+        self.outcome: Arrays = (zero, zero, zero)
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return (y, a, *q) = base + gh (-f, (df/dy)^T a, (df/dargs)^T a), all at (-t, y)."""
         rule, (y, a, *q) = self.rule, base
         (ahead,) = plus((y,), (gh, self.last))
-        guess = nearer(rule.field, y, -t, -gh, self.arrays, ahead)
-        z, said = rule.solve(y, -t, -gh, self.arrays, guess)
-        self.told = both(self.told, said)
+        guess = initial_guess(rule.field, y, -t, -gh, self.arrays, ahead)
+        z, outcome = rule.solve(y, -t, -gh, self.arrays, guess)
+        self.outcome = add_outcomes(self.outcome, outcome)
         self.last = self.end = tuple(rule.field.backend.constant(k) for k in slope_between((z,), (y,), gh))
-        turned = self._transposed(z, t, gh, a)
-        return (z, turned, *plus(tuple(q), (gh, self._pull(t, z, turned)[1:])))
+        new_a = self._solve_transposed(z, t, gh, a)
+        return (z, new_a, *plus(tuple(q), (gh, self._pullback(t, z, new_a)[1:])))
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return (-f, (df/dy)^T a, (df/dargs)^T a)."""
-        return (-self.rule.field.slope(-t, y[0], self.arrays), *self._pull(t, y[0], y[1]))
+        return (-self.rule.field.slope(-t, y[0], self.arrays), *self._pullback(t, y[0], y[1]))
 
     def _function(self, t: Array, u: Array, *floats: Array) -> Arrays:
         arrays = self.rule.field.arguments.with_floats(self.arrays, floats)
         return (self.rule.field.at(-t, u, arrays),)
 
-    def _pull(self, t: Array, u: Array, a: Array) -> Arrays:
+    def _pullback(self, t: Array, u: Array, a: Array) -> Arrays:
         """Return (df/dy)^T a and (df/dargs)^T a."""
         floats = self.rule.field.arguments.only_floats(self.arrays)
         _, pull = self.rule.field.backend.vjp(lambda *x: self._function(t, *x), u, *floats)
         return pull((a,))
 
-    def _transposed(self, u: Array, t: Array, gh: Array, b: Array) -> Array:
-        """Return a with (I - gh (df/dy)^T) a = b."""
+    def _solve_transposed(self, u: Array, t: Array, gh: Array, b: Array) -> Array:
+        """Return the solution a of (I - gh (df/dy)^T) a = b."""
         rule, backend = self.rule, self.rule.field.backend
         floats = rule.field.arguments.only_floats(self.arrays)
 
@@ -111,9 +112,9 @@ class AdjointStages:
             return Operator(lambda p: p - gh * pull((p,))[0], lambda p: p - gh * push((p,))[0])
 
         def solve(A: Operator, b: Array) -> Array:
-            found = rule.linear_solver(A, b, loop=backend.loops.while_loop)
-            status = array_namespace(b).zeros_like(found.iterations) if found.status is None else found.status
-            return rule.policy.apply(backend, "linear solve of the adjoint", status, found.value)
+            solution = rule.linear_solver(A, b, loop=backend.loops.while_loop)
+            status = array_namespace(b).zeros_like(solution.iterations) if solution.status is None else solution.status
+            return rule.policy.apply(backend, "linear solve of the adjoint", status, solution.value)
 
         params = (u, t, gh, *floats)
         return backend.linear_solve(LinearSystem(build, params, build(*params), solve), b)

@@ -1,4 +1,4 @@
-"""Dense output: the state between the ends of a step, by cubic Hermite interpolation."""
+"""Dense output: cubic Hermite interpolation of the state within a step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 
 
-def between(backend: Backend, t: Array, knots: Array, states: Array, slopes: Array) -> Array:
+def interpolate(backend: Backend, t: Array, knots: Array, states: Array, slopes: Array) -> Array:
     """Return the states at the times t, (T, *batch, n), from states and slopes at the knots, (M + 1, *batch, n).
 
-    The error is of the fourth power of the step, so that a method of order 3 at most keeps its order (Hairer, Nørsett
-    and Wanner 1993, II.6).
+    The error is of order 4 in the step, so methods of order 3 or lower keep their order (Hairer, Nørsett and Wanner
+    1993, II.6).
     """
     xp, plain = array_namespace(t), backend.constant
     begins, lengths = knots[:-1], knots[1:] - knots[:-1]
@@ -26,9 +26,9 @@ def between(backend: Backend, t: Array, knots: Array, states: Array, slopes: Arr
     shape = (t.shape[0], *(1,) * (states.ndim - 1))
     h = xp.reshape(at(lengths), shape)
     s = (xp.reshape(t, shape) - xp.reshape(at(begins), shape)) / h
-    s = xp.where(plain(s) > 1.5, full(s, 1.0), s)  # past the end of a mesh that was cut short: its last state
+    s = xp.where(plain(s) > 1.5, full(s, 1.0), s)  # a time after the end of an incomplete mesh gets its last state
     y, z, k, m = at(states), at(states, 1), at(slopes), at(slopes, 1)
     rest = 1.0 - s
     chord = z - y
-    found: Array = y + s * chord + s * rest * (rest * (h * k - chord) - s * (h * m - chord))
-    return found
+    state: Array = y + s * chord + s * rest * (rest * (h * k - chord) - s * (h * m - chord))
+    return state

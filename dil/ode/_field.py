@@ -18,14 +18,14 @@ class Field:
 
     func: Callable[..., Tree]
     space: Space
-    """Of the state of all problems."""
+    """The space of the states of all problems."""
     arguments: Arguments
-    """Of `args`."""
+    """The structure of `args`."""
     backend: Backend
 
     @property
     def name(self) -> str:
-        """What to call the function in messages."""
+        """The name of the function in messages."""
         return getattr(self.func, "__name__", type(self.func).__name__)
 
     def __call__(self, t: Array, u: Array, *args: Tree) -> Array:
@@ -38,12 +38,12 @@ class Field:
         return self(t, u, *args)
 
     def slope(self, t: Array, u: Array, arrays: Sequence[Array]) -> Array:
-        """Return dy/dt, u differentiated too, since its namespace may be the one that is used on all the others."""
+        """Return dy/dt, with u differentiated too: func may use the namespace of u on all its arrays."""
         (slope,), _ = self.backend.vjp(lambda w: (self.at(t, w, arrays),), u)
         return slope
 
     def trajectory(self, rows: Array) -> Tree:
-        """Return vectors (T, *batch, n) as a tree whose leaves have a leading dimension of times."""
+        """Return the vectors (T, *batch, n) as a tree. Its leaves have a leading dimension of times."""
         count = rows.shape[0]
         shapes = tuple((count, *shape) for shape in self.space.shapes)
         return Space(self.space.structure, shapes, self.space.dtype, (count, *self.space.batch)).unravel(rows)
@@ -51,7 +51,7 @@ class Field:
     def refuse_captured(self, t: Array, u: Array, arrays: Arrays) -> None:
         """Raise if the function depends on an array that is being differentiated but is not among its arguments.
 
-        The first evaluation of all, it also finds a result that is not like the state before any work is done.
+        This is the first evaluation of the function. It also raises if the result is not like the state.
         """
         backend = self.backend
         t, u, *constants = (backend.constant(x) for x in (t, u, *arrays))

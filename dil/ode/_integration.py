@@ -1,4 +1,4 @@
-"""One call, ready to run: from the state at the first time to those at all of them."""
+"""One call, ready to run: from the state at the first time to the states at all times."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.protocol import Backend
 from dil.ode._adaptive import Mesh, find_mesh
 from dil.ode._adjoint import AdjointRule
-from dil.ode._dense import between
+from dil.ode._dense import interpolate
 from dil.ode._field import Field
 from dil.ode._options import Options
-from dil.ode._stage_layer import StageLayer, stage_layer
-from dil.ode._step_stages import Solve, VectorStages
-from dil.ode._sweep import Swept, grid_of, sweep
+from dil.ode._stage import StageLayer, stage_layer
+from dil.ode._stages import Solve, VectorStages
+from dil.ode._sweep import SweepResult, grid_of, sweep
 from dil.ode._unroll import UnrolledStage
 from dil.ode._verdict import Verdict, as_constant, first_failure
 
 
 class Run(NamedTuple):
-    """The states at the times, (T, *batch, n), and how they were found."""
+    """The states at the times, (T, *batch, n), the first failures and the counts."""
 
     rows: Array
     verdict: Verdict
     steps: Array
-    """Shape (), as the next."""
+    """Shape (), like `rejected`."""
     rejected: Array
     iterations: Array
-    """Shape batch, as the next."""
+    """Shape batch, like `linear`."""
     linear: Array
 
 
-class Known(NamedTuple):
-    """The states at the times of a grid, and what was said of every step."""
+class GridSolution(NamedTuple):
+    """The states at the times of a grid, and the outcome of every step."""
 
     states: Array
-    told: Arrays
+    outcome: Arrays
     slopes: Callable[[], Array]
-    """dy/dt at those times: of the stages that end there, where the gradient goes through the stages."""
+    """Returns dy/dt at the times. If the gradient goes through the stages, these are the slopes of the last stages."""
 
 
 @dataclass(frozen=True)
@@ -58,39 +58,40 @@ class Integration:
         return self.field.backend
 
     def run(self, y0: Array, t: Array, arrays: Arrays) -> Run:
-        """Solve; the rows alone carry derivatives."""
-        nothing = 0 in y0.shape  # a batch of no problems, to which no step is too long
-        return self._even(y0, t, arrays) if nothing or not self.options.adapts else self._adapted(y0, t, arrays)
+        """Solve the ODE. Only the rows of the result have derivatives."""
+        empty = 0 in y0.shape  # an empty batch has no error to adapt to
+        run = self._run_equal_steps if empty or not self.options.adapts else self._run_adaptive
+        return run(y0, t, arrays)
 
-    def _even(self, y0: Array, t: Array, arrays: Arrays) -> Run:
-        """Take steps of one size between two times."""
-        known = self._known(y0, t, arrays, self.options.steps)
+    def _run_equal_steps(self, y0: Array, t: Array, arrays: Arrays) -> Run:
+        """Take equal steps between two times."""
+        solution = self._solve_on_grid(y0, t, arrays, self.options.steps)
         begins, lengths = grid_of(self.backend.constant(t), self.options.steps)
-        status, iterations, linear = self._summed(known.told)
+        status, iterations, linear = self._sum_counts(solution.outcome)
         taken = full(begins, float(begins.shape[0]), shape=())
-        return Run(known.states, first_failure(status, begins, lengths), taken, full(taken, 0.0), iterations, linear)
+        return Run(solution.states, first_failure(status, begins, lengths), taken, full(taken, 0.0), iterations, linear)
 
-    def _adapted(self, y0: Array, t: Array, arrays: Arrays) -> Run:
+    def _run_adaptive(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Find the mesh, step over it, and interpolate."""
-        xp, mesh = array_namespace(y0), self._mesh(y0, t, arrays)
+        xp, mesh = array_namespace(y0), self._find_mesh(y0, t, arrays)
         count = self.backend.loops.number(mesh.taken)
-        if isinstance(count, float):  # where a program cannot know it, the steps that are not needed have no length
+        if isinstance(count, float):  # a compiled program does not know the count, and keeps steps of length zero
             mesh = mesh._replace(begins=mesh.begins[: int(count)], lengths=mesh.lengths[: int(count)])
         knots = xp.concat([t[:1], mesh.begins + mesh.lengths])
-        known = self._known(y0, knots, arrays, 1)
-        rows = between(self.backend, t, knots, known.states, known.slopes())
-        status, iterations, linear = self._summed(known.told)
-        found = first_failure(status, mesh.begins, mesh.lengths)
+        solution = self._solve_on_grid(y0, knots, arrays, 1)
+        rows = interpolate(self.backend, t, knots, solution.states, solution.slopes())
+        status, iterations, linear = self._sum_counts(solution.outcome)
+        failure = first_failure(status, mesh.begins, mesh.lengths)
         ended = mesh.status != 0
         verdict = Verdict(
-            xp.where(ended, mesh.status, found.status),
-            xp.where(ended, mesh.taken + 0.0 * mesh.status, found.step),
-            xp.where(mesh.failed < found.begin, mesh.failed, found.begin),
-            found.length,
+            xp.where(ended, mesh.status, failure.status),
+            xp.where(ended, mesh.taken + 0.0 * mesh.status, failure.step),
+            xp.where(mesh.failed < failure.begin, mesh.failed, failure.begin),
+            failure.length,
         )
         return Run(rows, verdict, mesh.taken, mesh.rejected, iterations + mesh.iterations, linear + mesh.linear)
 
-    def _mesh(self, y0: Array, t: Array, arrays: Arrays) -> Mesh:
+    def _find_mesh(self, y0: Array, t: Array, arrays: Arrays) -> Mesh:
         def find(y: Array, t: Array, *arrays: Array) -> Arrays:
             layer = self._stage((y, t[0]), arrays)
 
@@ -102,15 +103,15 @@ class Integration:
 
         return Mesh(*as_constant(self.backend, find, y0, t, *arrays))
 
-    def _known(self, y0: Array, t: Array, arrays: Arrays, steps: int) -> Known:
-        """Step over a grid, with the gradient asked for."""
+    def _solve_on_grid(self, y0: Array, t: Array, arrays: Arrays, steps: int) -> GridSolution:
+        """Step over a grid, with the gradient that the options choose."""
         xp = array_namespace(y0)
 
         def solve(y0: Array, t: Array, *arrays: Array) -> Arrays:
-            swept = self._swept(y0, t, arrays, steps)
-            every = slice(steps - 1, None, steps)
-            states = xp.concat([y0[None, ...], swept.states[0][every, ...]])
-            return (states, swept.slopes[0][every, ...], *swept.told)
+            result = self._sweep(y0, t, arrays, steps)
+            at_times = slice(steps - 1, None, steps)
+            states = xp.concat([y0[None, ...], result.states[0][at_times, ...]])
+            return (states, result.slopes[0][at_times, ...], *result.outcome)
 
         def slopes_of(states: Array) -> Array:
             def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
@@ -120,16 +121,16 @@ class Integration:
             return self.backend.loops.scan(at, (), (t, states))[1][0]
 
         if self.options.gradient != "adjoint":
-            states, slopes, *told = solve(y0, t, *arrays)
-            return Known(
-                states, tuple(told), lambda: xp.concat([self.field.slope(t[0], y0, arrays)[None, ...], slopes])
+            states, slopes, *outcome = solve(y0, t, *arrays)
+            return GridSolution(
+                states, tuple(outcome), lambda: xp.concat([self.field.slope(t[0], y0, arrays)[None, ...], slopes])
             )
-        back = self._stage((y0, t[0]), arrays, settles=True)
-        rule = AdjointRule(self.field, self.options.scheme, back, self.options.backward, self.policy, steps)
-        states, _, *told = self.backend.implicit(solve, rule)(y0, t, *arrays)
-        return Known(states, tuple(told), lambda: slopes_of(states))
+        layer = self._stage((y0, t[0]), arrays, applies_policy=True)
+        rule = AdjointRule(self.field, self.options.scheme, layer, self.options.backward, self.policy, steps)
+        states, _, *outcome = self.backend.implicit(solve, rule)(y0, t, *arrays)
+        return GridSolution(states, tuple(outcome), lambda: slopes_of(states))
 
-    def _swept(self, y0: Array, t: Array, arrays: Arrays, steps: int) -> Swept:
+    def _sweep(self, y0: Array, t: Array, arrays: Arrays, steps: int) -> SweepResult:
         layer = self._stage((y0, t[0]), arrays)
         solve: Solve = UnrolledStage(layer, self.options.unroll) if self.options.gradient == "unroll" else layer
 
@@ -138,13 +139,13 @@ class Integration:
 
         return sweep(self.options.scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid_of(t, steps))
 
-    def _stage(self, like: tuple[Array, Array], arrays: Arrays, *, settles: bool = False) -> StageLayer:
+    def _stage(self, like: tuple[Array, Array], arrays: Arrays, *, applies_policy: bool = False) -> StageLayer:
         options = self.options
         solvers = options.forward, options.backward
-        made = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy)
-        return replace(made, settles=settles)
+        layer = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy)
+        return replace(layer, applies_policy=applies_policy)
 
-    def _summed(self, told: Arrays) -> Arrays:
-        """Return the statuses of all steps, and the sums of the counts; constants."""
-        status, *counts = (self.backend.constant(x) for x in told)
+    def _sum_counts(self, outcome: Arrays) -> Arrays:
+        """Return the statuses of all steps and the sums of the counts, as constants."""
+        status, *counts = (self.backend.constant(x) for x in outcome)
         return (status, *(array_namespace(x).sum(x, axis=0) for x in counts))

@@ -49,34 +49,34 @@ class Method:
     begin: Callable[[Stages, Arrays, Array], Arrays] = lambda stages, y, t: ()
     """`begin(stages, y, t)` returns the memory of the first step."""
     starter: Method | None = None
-    """Takes the first step of a method whose memory is the state before and the step from there."""
+    """The method of the first step, if the memory holds the state before the last step and the length of that step."""
     implicit: bool = True
     error_order: int | None = None
     """The power of h in the estimate of the local error; None for a method without an estimate."""
 
 
 def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """Y + h f(t, y)."""
+    """Return y + h f(t, y)."""
     return Advanced(plus(y, (h, stages.slope(t, y))), ())
 
 
 def implicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """Z = y + h f(t + h, z) (Look et al. 2020, section 3.1)."""
+    """Return z = y + h f(t + h, z) (Look et al. 2020, section 3.1)."""
     before = stages.last
     z = stages.solve(y, t + h, h)
     return Advanced(z, (), lambda: scaled(0.5 * h, (1.0, stages.last), (-1.0, before)))
 
 
 def implicit_midpoint(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """Z = y + h/2 f(t + h/2, z), and the same step again (Hairer, Nørsett and Wanner 1993, II.7)."""
+    """Return 2 z - y with z = y + h/2 f(t + h/2, z) (Hairer, Nørsett and Wanner 1993, II.7)."""
     z = stages.solve(y, t + 0.5 * h, 0.5 * h)
     return Advanced(plus(z, (1.0, z), (-1.0, y)), ())
 
 
 def trapezoid(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """Solve z = y + h/2 (f(t, y) + f(t + h, z)); the slope at y is that of the stage before.
+    """Return z = y + h/2 (f(t, y) + f(t + h, z)), with the slope at y from the stage before.
 
-    The error is h^3/12 d3y/dt3 (Hairer, Nørsett and Wanner 1993, III.2), the derivative from three slopes.
+    The error is h^3/12 d3y/dt3 (Hairer, Nørsett and Wanner 1993, III.2). Three slopes give the derivative.
     """
     *slopes, last = memory
     now, before = tuple(slopes[: len(y)]), tuple(slopes[len(y) :])
@@ -92,11 +92,12 @@ def trapezoid(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> 
 
 
 def bdf2(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-    """Two-step backward differentiation for a step h after one of h' (Hairer, Nørsett and Wanner 1993, III.5).
+    """Return z by two-step backward differentiation (Hairer, Nørsett and Wanner 1993, III.5).
 
-    With w = h / h': z = ((1 + w)^2 y - w^2 y') / (1 + 2 w) + h (1 + w) / (1 + 2 w) f(t + h, z). Its local error is
-    e h^3 d3y/dt3, e = (1 + w)^2 / (6 w (1 + 2 w)); the slopes at both ends less those of the chord, which has that
-    error itself, are (1/6 - 2 e) h^2 d3y/dt3.
+    The last step had length h' and started from y'. With w = h / h',
+    z = ((1 + w)^2 y - w^2 y') / (1 + 2 w) + h (1 + w) / (1 + 2 w) f(t + h, z). Its local error is e h^3 d3y/dt3 with
+    e = (1 + w)^2 / (6 w (1 + 2 w)). The estimate is found from
+    h (f(t, y) + f(t + h, z)) - 2 (z - y) = (1/6 - 2 e) h^3 d3y/dt3.
     """
     *before, last = memory
     w = h / nonzero_or_one(last)
@@ -116,7 +117,8 @@ def sdirk(
 ) -> Callable[[Stages, Arrays, Arrays, Array, Array], Advanced]:
     """Return a stiffly accurate diagonally implicit method: its last stage is the new state.
 
-    `estimate` weighs the slope at the start and those of the stages; it annihilates polynomials up to degree one.
+    `estimate` holds the weights of the error estimate, for the slope at the start and the slopes of the stages. The
+    estimate is zero if the slope is linear in time.
     """
 
     def advance(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
@@ -139,11 +141,11 @@ C3 = 0.5 * (1.0 + G3)
 B1 = -0.25 * (6.0 * G3**2 - 16.0 * G3 + 1.0)
 B2 = 0.25 * (6.0 * G3**2 - 20.0 * G3 + 5.0)
 
-# the weights of the method less those of a quadrature of order 3 at 0, G2 and 1
+# the weights of the method minus those of a quadrature of order 3 at 0, G2 and 1
 E1 = (1.0 / 3.0 - G2 - (1.0 - G2) * G2**2) / (G2 * (1.0 - G2))
 E2 = -G2 * E1
 SDIRK2 = Method("sdirk2", 2, sdirk(((G2,), (1.0 - G2, G2)), (-E1 - E2, E1, E2)), error_order=3)
-# those of the method less those of a quadrature of order 4 at 0, G3, C3 and 1: both give the integrals of 1, c and c^2
+# the same with a quadrature of order 4 at 0, G3, C3 and 1; both integrate 1, c and c^2 exactly
 R3 = B1 * G3**3 + B2 * C3**3 + G3 - 0.25
 E3 = tuple(
     R3 / w for w in (-G3 * C3, G3 * (G3 - C3) * (G3 - 1.0), C3 * (C3 - G3) * (C3 - 1.0), (1.0 - G3) * (1.0 - C3))

@@ -1,4 +1,4 @@
-"""Newton's method for the stages of a step: few iterations from a good start, and no inner loops."""
+"""Newton's method for the stages of a step. It has no inner loops, as the start is good."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from dil.solvers._start import Start, check_positive, size_of, start, tolerance,
 
 @dataclass(frozen=True)
 class StepNewton:
-    """Solve a layer by z <- z - d, J d = F, each problem of a batch by itself; made for the stages of an ODE method.
+    """Solve a layer by steps z <- z - d with J d = F. It is made for the stages of an ODE method.
 
     Parameters
     ----------
     linear_solver : callable, optional
         Solves J d = F: `dil.linear.NormalCG()`, CG on the normal equations as in Look et al. 2020, section 3.1, or
-        `dil.linear.GMRES()`. By default J is built and factored where the state is small, and `dil.linear.Auto()`
-        beyond.
+        `dil.linear.GMRES()`. By default, J is built and factored for a small state, and `dil.linear.Auto()` solves for
+        a large one.
     rtol : float, optional
         A stage is solved when a full step is within rtol (1 + ||z||); by default eps ** (1/2) of the dtype.
         Convergence is quadratic, so the error after that step is of the order of the step squared.
@@ -35,13 +35,13 @@ class StepNewton:
 
     Notes
     -----
-    A step that does not lower ||F|| is halved. `dil.solvers.Newton()` has a better line search and takes several times
-    as long.
+    Each problem of a batch has its own steps. A step that does not lower ||F|| is halved. `dil.solvers.Newton()` has a
+    better line search and takes several times as long.
 
     Raises
     ------
     OptionError
-        If an option is out of range, or there is no start.
+        If an option is out of range, or a call has no start.
 
     Examples
     --------
@@ -74,30 +74,30 @@ class StepNewton:
             size = norm(F)
             lower = size < s.size  # False for NaN
             usable = xp.all(xp.isfinite(d), axis=-1, keepdims=True)
-            broken = s.broken | (s.going & ~lower & (s.steps == 0))
-            singular = s.singular | (s.going & lower & ~usable)
-            on = s.going & ~broken & ~singular
+            broken = s.broken | (s.active & ~lower & (s.steps == 0))
+            singular = s.singular | (s.active & lower & ~usable)
+            moving = s.active & ~broken & ~singular
             step = xp.where(lower, d, 0.5 * s.step)
             # u was moved by a full step that did not lower F: move back by half of it
-            u = xp.where(on, s.u - xp.where(lower, d, -step), s.u)
+            u = xp.where(moving, s.u - xp.where(lower, d, -step), s.u)
             small = norm(step) <= rtol * size_of(u)
-            steps = s.steps + xp.astype(s.going, s.steps.dtype)
+            steps = s.steps + xp.astype(s.active, s.steps.dtype)
             return Iterate(
                 u,
-                xp.where(on, step, s.step),
-                xp.where(on & lower, size, s.size),
+                xp.where(moving, step, s.step),
+                xp.where(moving & lower, size, s.size),
                 steps,
-                s.linear + xp.where(s.going, linear, zeros_like_count(u)),
-                on & ~small & (steps < self.max_iter),
-                s.solved | (on & lower & small),
+                s.linear + xp.where(s.active, linear, zeros_like_count(u)),
+                moving & ~small & (steps < self.max_iter),
+                s.solved | (moving & lower & small),
                 singular,
                 broken,
             )
 
-        none, count = full(norm(u), 0.0), zeros_like_count(u)
-        no = none != 0
-        first = Iterate(u, full(u, 0.0), full(none, float("inf")), count, count, ~no, no, no, no)
-        last: Iterate = problem.backend.loops.while_loop(lambda s: xp.any(s.going), advance, first)
+        zero, count = full(norm(u), 0.0), zeros_like_count(u)
+        no = zero != 0
+        first = Iterate(u, full(u, 0.0), full(zero, float("inf")), count, count, ~no, no, no, no)
+        last: Iterate = problem.backend.loops.while_loop(lambda s: xp.any(s.active), advance, first)
         return finish(
             problem.space,
             last.u,
@@ -117,30 +117,30 @@ class Iterate(NamedTuple):
     u: Array
     step: Array
     size: Array
-    """||F|| where the step began."""
+    """||F|| before the step."""
     steps: Array
     linear: Array
-    """Iterations of the linear solver so far; a dense solve counts none."""
-    going: Array
+    """Iterations of the linear solver so far; a dense solve adds zero."""
+    active: Array
     solved: Array
     singular: Array
     broken: Array
 
 
 def newton_step(started: Start, u: Array, linear_solver: LinearSolver | None) -> tuple[Array, Array, Array]:
-    """Return F, the solution d of J d = F, and the iterations that it took, (*batch, 1)."""
+    """Return F, the solution d of J d = F, and the iterations of the linear solver, (*batch, 1)."""
     problem, _, arrays = started
     backend, xp = problem.backend, array_namespace(u)
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
     if linear_solver is None and u.shape[-1] <= backend.dense.crossover.general:
         return F, dense_solve(backend, lambda p: pull((p,))[0], F), zeros_like_count(u)
     J = operator(problem, lambda p: pull((p,))[0], u)
-    found = (Auto() if linear_solver is None else linear_solver)(J, F, loop=backend.loops.while_loop)
-    return F, found.value, xp.astype(found.iterations, xp.int32)[..., None]
+    solution = (Auto() if linear_solver is None else linear_solver)(J, F, loop=backend.loops.while_loop)
+    return F, solution.value, xp.astype(solution.iterations, xp.int32)[..., None]
 
 
 def dense_solve(backend: Backend, pull: Matvec, F: Array) -> Array:
-    """Return d with J d = F, by the dense J that n pulls give; not finite where J is singular.
+    """Return d with J d = F, by the dense J from n pullbacks. It is not finite if J is singular.
 
     The condition number of J is not checked: the next iteration shows whether the step was good.
     """

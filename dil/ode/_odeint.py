@@ -18,7 +18,7 @@ from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._integration import Integration
 from dil.ode._options import Gradient, Layer, Options
-from dil.ode._verdict import ADAPTED, EVEN, apply_verdict, increasing
+from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, apply_verdict, increasing
 
 
 def odeint(
@@ -60,8 +60,8 @@ def odeint(
         Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` if the problem is not
         stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
     linear_solver : callable, optional
-        Solves the linear systems of the gradient: by default `dil.linear.Direct()` where the state is small and
-        `dil.linear.Auto()` beyond; `dil.linear.NormalCG()`, or `CG()` with layer="argmin", for the paper's.
+        Solves the linear systems of the gradient. The default is `dil.linear.Direct()` for a small state and
+        `dil.linear.Auto()` for a large one. The paper uses `dil.linear.NormalCG()`, or `CG()` with layer="argmin".
     gradient : {"implicit", "naive", "unroll", "adjoint"}
         "implicit" uses the implicit function theorem with `linear_solver`, "naive" the theorem with the dense Jacobian.
         "unroll" differentiates `unroll` iterations of the solver. "adjoint" solves the adjoint ODE backwards in time
@@ -72,15 +72,15 @@ def odeint(
         The number of equal steps between two times.
     rtol, atol : float, optional
         If one is given, the step size adapts: the error of a step is kept within rtol |y| + atol, in the root mean
-        square over the state of a problem. The problems of a batch share their steps and `max_steps`. The defaults of
-        the other one are rtol=1e-6 and atol=1e-3 rtol.
+        square over the state of a problem. The problems of a batch share their steps and `max_steps`. If only one is
+        given, the other is rtol=1e-6 or atol=1e-3 rtol.
     first_step : float, optional
         The first step size to try, if steps adapt.
     max_steps : int
         The largest number of adaptive steps. Under `jax.jit` the program always runs that many; unused ones have
         length zero.
     unroll : int
-        The iterations of a stage for gradient="unroll".
+        The number of iterations of a stage for gradient="unroll".
     batch_ndim : int
         The number of leading dimensions of y that count independent problems, each with its own status.
     on_failure : {"warn", "raise", "nan", "ignore"}
@@ -105,8 +105,8 @@ def odeint(
     Notes
     -----
     A step is a chain of stages z = base + gh f(t, z), each a layer (Look et al. 2020, section 3.1, eq. 4) that starts
-    from the slope of the stage before. The gradient is that of the discrete solution; for adaptive steps,
-    on the mesh that was found. Between the ends of adaptive steps the state is a cubic through states and slopes.
+    from the slope of the stage before. The gradient is that of the discrete solution, for adaptive steps that on the
+    mesh that was found. Within an adaptive step, the states and the slopes at its ends give a cubic polynomial.
 
     Examples
     --------
@@ -139,7 +139,7 @@ class Trajectory(NamedTuple):
     Attributes
     ----------
     value : tree
-        The states at the times, a constant to every derivative.
+        The states at the times. They have no derivative.
     status : int array, shape batch
         Codes of `dil.Status`: the first failure of each problem.
     failed_at : float array, shape batch
@@ -195,7 +195,7 @@ def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = 
 def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Tree:
     integration, y, times, arrays = begin(func, y0, t, args, options)
     run = integration.run(y, times, arrays)
-    hint = ADAPTED if options.adapts else EVEN
+    hint = ADAPTIVE_HINT if options.adapts else EQUAL_STEPS_HINT
     rows = apply_verdict(integration.policy, integration.backend, run.rows, times, run.verdict, hint)
     return integration.field.trajectory(rows)
 
@@ -243,15 +243,15 @@ def begin(
 
 
 def _times(t: Any, y: Array, field: Field) -> Array:
-    """Return the times as a vector of the backend, dtype and device of the state."""
-    backend, own = field.backend, owner(t)
+    """Return the times as a vector with the backend, dtype and device of the state."""
+    backend, t_backend = field.backend, owner(t)
     if isinstance(t, list | tuple) and any(owner(x) is not None for x in t):  # each may carry a derivative
         t = array_namespace(y).stack([x if owner(x) is backend else full(y, x, shape=()) for x in t])
-        own = owner(t)
-    if own is None:
+        t_backend = owner(t)
+    if t_backend is None:
         t = backend.asarray(t, dtype=y.dtype, device=device(y))
-    elif own is not backend:
-        message = f"t is an array of {own.NATIVE}, but y0 is of {backend.NATIVE}; convert one of them"
+    elif t_backend is not backend:
+        message = f"t is an array of {t_backend.NATIVE}, but y0 is of {backend.NATIVE}; convert one of them"
         raise BackendError(message)
     if t.dtype != y.dtype:
         message = f"t has dtype {t.dtype}, but y0 has {y.dtype}; cast one of them"

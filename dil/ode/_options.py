@@ -1,4 +1,4 @@
-"""What a call of `odeint` or `solve` may ask for."""
+"""The options of `odeint` and `solve`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Layer = Literal["root", "argmin"]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The options, checked; `dil.ode.odeint` says what they mean."""
+    """The options, checked. `dil.ode.odeint` explains them."""
 
     method: str = "implicit_euler"
     solver: Solver | None = None
@@ -58,14 +58,14 @@ class Options:
             if solver is not None and not callable(solver):
                 message = f"{name}={solver!r}; expected a callable: a solver, or None for the default"
                 raise OptionError(message)
-        self._refuse_what_does_not_go_together()
+        self._refuse_conflicts()
 
-    def _refuse_what_does_not_go_together(self) -> None:
+    def _refuse_conflicts(self) -> None:
         if self.gradient == "naive" and self.linear_solver is not None:
             message = "gradient='naive' solves by dil.linear.Direct(); drop linear_solver=, or take gradient='implicit'"
             raise OptionError(message)
-        given = self.solver is not None or self.linear_solver is not None or self.layer != "root"
-        if not self.scheme.implicit and (given or self.gradient == "naive"):
+        stage_options = self.solver is not None or self.linear_solver is not None or self.layer != "root"
+        if not self.scheme.implicit and (stage_options or self.gradient == "naive"):
             message = (
                 f"method={self.method!r} has no stage to solve, and is differentiated step by step; drop "
                 f"solver=, linear_solver=, layer= and gradient='naive', or take an implicit method"
@@ -78,21 +78,21 @@ class Options:
             message = f"steps={self.steps} is for steps of one size; drop it, or drop rtol= and atol=, which adapt them"
             raise OptionError(message)
         if self.adapts and self.scheme.error_order is None:
-            able = ", ".join(name for name, method in METHODS.items() if method.error_order is not None)
+            known = ", ".join(name for name, method in METHODS.items() if method.error_order is not None)
             message = (
-                f"method={self.method!r} has no estimate of its error, so its step cannot adapt; take one of {able}, "
+                f"method={self.method!r} has no estimate of its error, so its step cannot adapt; take one of {known}, "
                 f"or steps= instead of rtol= and atol="
             )
             raise OptionError(message)
 
     @property
     def adapts(self) -> bool:
-        """Whether the step size follows an estimate of the error."""
+        """Whether the step size adapts to an estimate of the error."""
         return self.rtol is not None or self.atol is not None
 
     @property
     def control(self) -> Control:
-        """What an adaptive step is allowed; a tolerance that is not given is 1e-3 of the other, or 1e-6."""
+        """The options of adaptive steps. The default rtol is 1e-6; the default atol is 1e-3 rtol."""
         rtol = 1e-6 if self.rtol is None else self.rtol
         atol = 1e-3 * rtol if self.atol is None else self.atol
         return Control(rtol, atol, self.first_step, self.max_steps)

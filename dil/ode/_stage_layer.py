@@ -54,27 +54,27 @@ class StageLayer:
 
     call: Call
     rule: Rule
-    settles: bool = False
-    """Whether the policy is applied here. The forward pass applies it once, at its end."""
+    applies_policy: bool = False
+    """Whether each call applies the policy. The forward pass applies it once, at its end, so its layers do not."""
 
     def __call__(self, base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
         """Return z, differentiable in all but the guess, and the status and the counts of the solver."""
         backend = self.call.backend
-        z, *told = backend.implicit(self._forward, self.rule)(base, t, gh, *arrays, backend.constant(guess))
-        return z, tuple(backend.constant(x) for x in told)
+        z, *outcome = backend.implicit(self._forward, self.rule)(base, t, gh, *arrays, backend.constant(guess))
+        return z, tuple(backend.constant(x) for x in outcome)
 
     def _forward(self, *arrays: Array) -> Arrays:
         z, solution = self.call.run(arrays)
         assert solution.status is not None
         if recording():
-            said = {"iterations": solution.iterations, "residual": solution.residual}
-            add_entry(self.call.backend, self.call.policy, "forward", {"status": solution.status, **said})
-        if self.settles:
+            details = {"iterations": solution.iterations, "residual": solution.residual}
+            add_entry(self.call.backend, self.call.policy, "forward", {"status": solution.status, **details})
+        if self.applies_policy:
             z = self.call.policy.apply(self.call.backend, "step back in time", solution.status, z)
-        none = full(z[..., 0], 0.0)
+        zero = full(z[..., 0], 0.0)
         counts = (solution.status, solution.iterations, (solution.extra or {}).get("linear"))
         xp = array_namespace(z)
-        return (z, *(none if x is None else xp.astype(x, z.dtype) + none for x in counts))
+        return (z, *(zero if x is None else xp.astype(x, z.dtype) + zero for x in counts))
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class StageRule:
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return the theorem's pushforward of z."""
-        (moved,) = self.theorem.pushforward(args, y[:1], tangents)
-        return (moved, *(full(x, 0.0) for x in y[1:]))
+        (dz,) = self.theorem.pushforward(args, y[:1], tangents)
+        return (dz, *(full(x, 0.0) for x in y[1:]))
 
 
 def stage_layer(
@@ -102,7 +102,7 @@ def stage_layer(
     layer: str,
     policy: Policy,
 ) -> StageLayer:
-    """Return the layer for states and times like those given."""
+    """Return the layer for states and times like the pair `like`."""
     u, t = like
     args, _ = field.arguments.call(arrays)
     _, arguments = split_arguments((u, t, t, *args), {})

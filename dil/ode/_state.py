@@ -1,4 +1,4 @@
-"""States: tuples of arrays that a method combines linearly, whatever they hold."""
+"""States: tuples of arrays that a method combines linearly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dil._base.typing import Array, Arrays
 
 
 def plus(y: Arrays, *terms: tuple[Array | float, Arrays]) -> Arrays:
-    """Return y + sum of c v over the terms (c, v); c is a number or a 0-D array."""
+    """Return y plus the sum of c v over the terms (c, v); c is a number or a 0-D array."""
     out = []
     for i, total in enumerate(y):
         for c, v in terms:
@@ -23,6 +23,6 @@ def scaled(h: Array | float, *terms: tuple[Array | float, Arrays]) -> Arrays:
 
 
 def slope_between(z: Arrays, base: Arrays, h: Array) -> Arrays:
-    """Return (z - base) / h; zero for a step of no length, which pads a grid."""
+    """Return (z - base) / h. It is zero for a step of length zero, which pads a grid."""
     h = nonzero_or_one(h)
     return tuple((a - b) / h for a, b in zip(z, base, strict=True))

@@ -10,26 +10,26 @@ from dil.ode._field import Field
 from dil.ode._state import plus, slope_between
 
 Solve = Callable[[Array, Array, Array, Arrays, Array], tuple[Array, Arrays]]
-"""`solve(base, t, gh, arrays, guess)` returns z = base + gh f(t, z), and what its solver said."""
+"""`solve(base, t, gh, arrays, guess)` returns z = base + gh f(t, z) and its outcome (see `VectorStages.outcome`)."""
 
 
 class VectorStages:
-    """The stages of one step, each started from its base and the slope of the stage before."""
+    """The stages of one step. Each starts from its base and the slope of the stage before."""
 
     def __init__(self, field: Field, solve: Solve, arrays: Arrays, last: Arrays) -> None:
         self.field, self.solve_one, self.arrays, self.last = field, solve, arrays, last
         self.end = last
-        """The slope of the last stage, with its derivative; `last` is the same without."""
-        none = full(last[0][..., 0], 0.0)
-        self.told: Arrays = (none, none, none)
-        """The first status that is no success, and how many iterations were made, linear ones too; shape batch."""
+        """The slope of the last stage, with its derivative. `last` is the same slope as a constant."""
+        zero = full(last[0][..., 0], 0.0)
+        self.outcome: Arrays = (zero, zero, zero)
+        """The first failed status, the iterations and the linear iterations of all stages; shape batch."""
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return z = base + gh f(t, z)."""
         (ahead,) = plus(base, (gh, self.last))
-        guess = nearer(self.field, base[0], t, gh, self.arrays, ahead)
-        z, said = self.solve_one(base[0], t, gh, self.arrays, guess)
-        self.told = both(self.told, said)
+        guess = initial_guess(self.field, base[0], t, gh, self.arrays, ahead)
+        z, outcome = self.solve_one(base[0], t, gh, self.arrays, guess)
+        self.outcome = add_outcomes(self.outcome, outcome)
         self.end = slope_between((z,), base, gh)
         self.last = tuple(self.field.backend.constant(k) for k in self.end)
         return (z,)
@@ -39,19 +39,19 @@ class VectorStages:
         return (self.field.slope(t, y[0], self.arrays),)
 
 
-def nearer(field: Field, base: Array, t: Array, gh: Array, arrays: Arrays, ahead: Array) -> Array:
-    """Return the start of a stage: `ahead`, along the slope before it, if that is much nearer by the residual, or base.
+def initial_guess(field: Field, base: Array, t: Array, gh: Array, arrays: Arrays, ahead: Array) -> Array:
+    """Return the initial guess of a stage: `ahead`, along the last slope, if its residual is much smaller, else base.
 
-    Where a transient ends the slope leads across the solution, and Newton's method from there to another one: a
-    residual that is only a little smaller does not tell the sides apart.
+    At the end of a transient the slope leads across the solution. From there Newton's method may find another solution,
+    even if the residual is a little smaller.
     """
     base, t, gh, ahead, *rest = (field.backend.constant(x) for x in (base, t, gh, ahead, *arrays))
-    near, far = (norm(z - base - gh * field.at(t, z, rest)) for z in (base, ahead))
-    return array_namespace(base).where(far < 0.1 * near, ahead, base)  # type: ignore[no-any-return]
+    base_norm, ahead_norm = (norm(z - base - gh * field.at(t, z, rest)) for z in (base, ahead))
+    return array_namespace(base).where(ahead_norm < 0.1 * base_norm, ahead, base)  # type: ignore[no-any-return]
 
 
-def both(told: Arrays, said: Arrays) -> Arrays:
-    """Add what one more solve said: the first failure counts, and iterations add up."""
-    (status, *counts), (new, *more) = told, said
-    first = array_namespace(status).where(status == 0, new, status)
-    return (first, *(a + b for a, b in zip(counts, more, strict=True)))
+def add_outcomes(total: Arrays, new: Arrays) -> Arrays:
+    """Return the outcome of two solves: the status of the first failure, and the sums of the iterations."""
+    (status, *counts), (new_status, *new_counts) = total, new
+    first = array_namespace(status).where(status == 0, new_status, status)
+    return (first, *(a + b for a, b in zip(counts, new_counts, strict=True)))

@@ -1,4 +1,4 @@
-"""The steps of a method one after the other, over a grid of times that is given."""
+"""The steps of a method over a given grid of times."""
 
 from __future__ import annotations
 
@@ -13,57 +13,57 @@ from dil.ode._methods import Method, Stages
 
 
 class StepStages(Stages, Protocol):
-    """The stages of one step, with what they leave for the next step and for the report."""
+    """The stages of one step, with the slope at its end and the outcome of its solves."""
 
     @property
     def end(self) -> Arrays: ...
     @property
-    def told(self) -> Arrays: ...
+    def outcome(self) -> Arrays: ...
 
 
-class Swept(NamedTuple):
-    """What a sweep leaves: the last state, and of every step the state and slope at its end and what was said."""
+class SweepResult(NamedTuple):
+    """The last state, and for every step the state and the slope at its end and the outcome of its solves."""
 
     last: Arrays
     states: Arrays
     slopes: Arrays
-    told: Arrays
+    outcome: Arrays
 
 
 def grid_of(t: Array, steps: int) -> tuple[Array, Array]:
-    """Return where the steps begin and how long they are, both ((T - 1) * steps,)."""
+    """Return the begins and the lengths of the steps, both of shape ((T - 1) * steps,)."""
     xp = array_namespace(t)
     h = (t[1:] - t[:-1]) / steps
     if steps == 1:
         return t[:-1], h
 
-    part = xp.stack([full(t[0], float(i)) for i in range(steps)])
-    begins = t[:-1][:, None] + h[:, None] * part[None, :]
+    index = xp.stack([full(t[0], float(i)) for i in range(steps)])
+    begins = t[:-1][:, None] + h[:, None] * index[None, :]
     return xp.reshape(begins, (-1,)), xp.reshape(h[:, None] + 0.0 * begins, (-1,))
 
 
 def sweep(
     method: Method, backend: Backend, stages: Callable[[Arrays], StepStages], y: Arrays, slope: Arrays, grid: Arrays
-) -> Swept:
-    """Step from y over the grid, (begins, lengths); `slope` is the first guess of a stage's."""
-    count, guesses = len(y), len(slope)
+) -> SweepResult:
+    """Step from y over the grid (begins, lengths). `slope` is the guess for the slope of the first stage."""
+    n_states, n_slopes = len(y), len(slope)
 
     def take(method: Method, carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-        now, slope, memory = carry[:count], carry[count : count + guesses], carry[count + guesses :]
-        here = stages(slope)
-        new = method.advance(here, now, memory, *row)
-        status, *counts = here.told
+        now, slope, memory = carry[:n_states], carry[n_states : n_states + n_slopes], carry[n_states + n_slopes :]
+        step_stages = stages(slope)
+        new = method.advance(step_stages, now, memory, *row)
+        status, *counts = step_stages.outcome
         xp = array_namespace(status)
-        lost = (status == 0) & ~xp.all(xp.isfinite(backend.constant(new.y[0])), axis=-1)
-        status = xp.where(lost, full(status, float(Status.NON_FINITE)), status)
-        return (*new.y, *here.last, *new.memory), (*new.y, *here.end, status, *counts)
+        nonfinite = (status == 0) & ~xp.all(xp.isfinite(backend.constant(new.y[0])), axis=-1)
+        status = xp.where(nonfinite, full(status, float(Status.NON_FINITE)), status)
+        return (*new.y, *step_stages.last, *new.memory), (*new.y, *step_stages.end, status, *counts)
 
     begins, lengths = grid
     carry: Arrays = (*y, *slope, *(method.starter or method).begin(stages(slope), y, begins[0]))
     outs: list[Arrays] = []
     if method.starter is not None:
         carry, out = take(method.starter, carry, (begins[0], lengths[0]))
-        carry = (*carry[: count + guesses], *y, lengths[0])
+        carry = (*carry[: n_states + n_slopes], *y, lengths[0])
         outs.append(tuple(x[None, ...] for x in out))
         begins, lengths = begins[1:], lengths[1:]
     if begins.shape[0]:
@@ -71,4 +71,5 @@ def sweep(
         outs.append(rest)
     xp = array_namespace(y[0])
     joined = outs[0] if len(outs) == 1 else tuple(xp.concat(parts) for parts in zip(*outs, strict=True))
-    return Swept(carry[:count], joined[:count], joined[count : count + guesses], joined[count + guesses :])
+    slopes = joined[n_states : n_states + n_slopes]
+    return SweepResult(carry[:n_states], joined[:n_states], slopes, joined[n_states + n_slopes :])

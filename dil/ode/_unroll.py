@@ -1,4 +1,4 @@
-"""A stage solved by a fixed number of iterations that are differentiated one by one: for comparison."""
+"""A stage solved by a fixed number of iterations, each of them differentiated. It is for comparison."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from dil.solvers._start import size_of, tolerance
 
 @dataclass(frozen=True)
 class UnrolledStage:
-    """Newton's or the fixed-point iteration, without their safeguards, as operations with derivatives of their own."""
+    """The iteration of Newton or Picard, without safeguards. Derivatives go through every iteration."""
 
     stage: StageLayer
     count: int
 
     def __call__(self, base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
-        """Return z after `count` iterations from the guess, and what there is to say of them."""
+        """Return z after `count` iterations from the guess, and the outcome: status, iterations, linear ones."""
         call = self.stage.call
-        backend, given, u = call.backend, (base, t, gh, *arrays), call.backend.constant(guess)
+        backend, args, u = call.backend, (base, t, gh, *arrays), call.backend.constant(guess)
         call.space = space_of(u, call.condition.batch_ndim, "the state")[1]
         problem, picard = call.problem(), isinstance(call.solver, FixedPoint | Anderson)
         rtol = tolerance(u, getattr(call.solver, "rtol", None), 0.75 if picard else 0.5)
@@ -38,12 +38,12 @@ class UnrolledStage:
 
         def iterate(carry: Arrays, _: Arrays) -> tuple[Arrays, Arrays]:
             (u,) = carry
-            new = picard_step(problem, u, given) if picard else u - newton_step(problem, u, given, linear_solver)
+            new = picard_step(problem, u, args) if picard else u - newton_step(problem, u, args, linear_solver)
             return (new,), (backend.constant(norm(new - u) / size_of(new)),)
 
         rows = array_namespace(u).zeros_like(full(u, 0.0, shape=(self.count,)))
-        (z,), lengths = backend.loops.scan(iterate, (u,), (rows,))
-        last = backend.constant(lengths[0][-1, ...])[..., 0]
+        (z,), step_sizes = backend.loops.scan(iterate, (u,), (rows,))
+        last = backend.constant(step_sizes[0][-1, ...])[..., 0]
         near, finite = last <= rtol, array_namespace(u).isfinite(last)
         status = first_of([(near, Status.CONVERGED), (finite, Status.MAX_ITER)], Status.NON_FINITE)
         zero = full(last, 0.0)
@@ -51,13 +51,13 @@ class UnrolledStage:
 
 
 def picard_step(problem: Problem, u: Array, arrays: Arrays) -> Array:
-    """Return the step from u, which is differentiated too, since its namespace may be used on all the others."""
+    """Return the next iterate. u is differentiated too: the function may use its namespace on all arrays."""
     (new,), _ = problem.backend.vjp(lambda w: (problem.image(w, *arrays),), u)
     return new
 
 
 def newton_step(problem: Problem, u: Array, arrays: Arrays, linear_solver: LinearSolver) -> Array:
-    """Return d with J d = F, differentiable in u and in the arrays."""
+    """Return the solution d of J d = F, differentiable in u and in the arrays."""
     backend = problem.backend
     F, floats = problem.optimality(arrays)
     params = (u, *floats)

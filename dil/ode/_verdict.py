@@ -13,18 +13,18 @@ from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import Policy, summary
 from dil._frameworks.protocol import Backend
 
-EVEN = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
-ADAPTED = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
+EQUAL_STEPS_HINT = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
+ADAPTIVE_HINT = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
 
 
 class Verdict(NamedTuple):
-    """The first failure of each problem, each of shape batch and of the state's dtype; zeros where there is none."""
+    """The first failure of each problem. The fields have shape batch and the state's dtype; zero if no step failed."""
 
     status: Array
     step: Array
-    """Its number, from 1."""
+    """The number of the step, from 1."""
     begin: Array
-    """Where the step begins; infinity where none failed."""
+    """The time at which the step begins; infinity if no step failed."""
     length: Array
 
 
@@ -35,13 +35,13 @@ def first_failure(status: Array, begins: Array, lengths: Array) -> Verdict:
     failed = status != 0
     never = full(begins, float("inf"))
     begin = xp.min(xp.where(failed, begins, never), axis=0)
-    here, zero = failed & (begins == begin), full(begins, 0.0)
+    first, zero = failed & (begins == begin), full(begins, 0.0)
     number = xp.sum(xp.astype(begins <= begin, status.dtype), axis=0)
     return Verdict(
-        xp.max(xp.where(here, status, zero), axis=0),
+        xp.max(xp.where(first, status, zero), axis=0),
         xp.where(begin < float("inf"), number, 0.0 * number),
         begin,
-        xp.max(xp.where(here, lengths, zero), axis=0),
+        xp.max(xp.where(first, lengths, zero), axis=0),
     )
 
 
@@ -51,26 +51,26 @@ def apply_verdict(policy: Policy, backend: Backend, rows: Array, t: Array, verdi
     if policy.on_failure == "ignore":
         return rows
     if policy.on_failure == "nan":
-        when = backend.constant(t)[(slice(None), *(None,) * (rows.ndim - 2))]
-        lost = (when > verdict.begin)[..., None]
+        times = backend.constant(t)[(slice(None), *(None,) * (rows.ndim - 2))]
+        after = (times > verdict.begin)[..., None]
         # a factor, since a NaN that is selected has the derivative zero
-        return rows * xp.where(lost, full(rows, float("nan")), full(rows, 1.0))  # type: ignore[no-any-return]
+        return rows * xp.where(after, full(rows, float("nan")), full(rows, 1.0))  # type: ignore[no-any-return]
     failed = verdict.status != 0
     begin = xp.where(failed, verdict.begin, 0.0 * verdict.status)
     above = xp.where(begin > 0, begin, 0.0 * begin)
-    # no number below zero: what is told is a status to a backend
-    told = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length], axis=-1)
-    return rows + report_if_nonzero(backend, partial(_report, policy, backend, hint), told)
+    # every entry is >= 0, like a status: the time is reported as its positive and its negative part
+    failures = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length], axis=-1)
+    return rows + report_if_nonzero(backend, partial(_report, policy, backend, hint), failures)
 
 
-def _report(policy: Policy, backend: Backend, hint: str, told: Any) -> None:
-    status, step, above, below, length = told.reshape(-1, told.shape[-1]).T  # a vmap brings dimensions of its own
+def _report(policy: Policy, backend: Backend, hint: str, failures: Any) -> None:
+    status, step, above, below, length = failures.reshape(-1, failures.shape[-1]).T  # a vmap adds dimensions
     if not status.any():
         return
     codes = status.astype(int)
-    first = (above - below + (codes == 0) * float(abs(told).sum())).argmin()
+    first = (above - below + (codes == 0) * float(abs(failures).sum())).argmin()
     number, start, h = (x.reshape(-1)[first] for x in (step, above - below, length))
-    by = f" by h = {h:.3g}" if h else ""  # a mesh that was cut short has no length of the step that is not there
+    by = f" by h = {h:.3g}" if h else ""  # a missing step of an incomplete mesh has no length
     where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
     policy.warn_or_raise(backend, f"{policy.layer}: {summary(codes)}; {where}. {hint}")
 
@@ -90,22 +90,22 @@ class ZeroRule:
 
 def as_constant(backend: Backend, fn: Callable[..., Arrays], *arrays: Array) -> Arrays:
     """Return fn of the arrays as a constant. fn gets plain arrays, whatever transforms are active."""
-    found = backend.implicit(fn, ZeroRule())(*(backend.constant(x) for x in arrays))
-    return tuple(backend.constant(x) for x in found)
+    values = backend.implicit(fn, ZeroRule())(*(backend.constant(x) for x in arrays))
+    return tuple(backend.constant(x) for x in values)
 
 
-def report_if_nonzero(backend: Backend, listener: Callable[[Any], None], told: Array) -> Array:
+def report_if_nonzero(backend: Backend, listener: Callable[[Any], None], values: Array) -> Array:
     """Call the listener with an array unless it is all zero. Return a zero, shape (), that waits for the call."""
 
-    def listen(told: Array) -> Arrays:
-        waited = backend.reports.failures(listener, told, full(told, 0.0, shape=(*told.shape, 1)))
-        return (array_namespace(told).sum(waited),)
+    def listen(values: Array) -> Arrays:
+        zeros = backend.reports.failures(listener, values, full(values, 0.0, shape=(*values.shape, 1)))
+        return (array_namespace(values).sum(zeros),)
 
-    return as_constant(backend, listen, told)[0]
+    return as_constant(backend, listen, values)[0]
 
 
 def increasing(t: Array, backend: Backend) -> Array:
-    """Return the times; raise, when the program runs, if they do not increase."""
+    """Return the times. If they do not increase, raise when the program runs."""
     xp, plain = array_namespace(t), backend.constant(t)
     wrong = ~(plain[1:] > plain[:-1])  # True for NaN
     return t + report_if_nonzero(backend, _refuse, xp.astype(wrong, t.dtype))
