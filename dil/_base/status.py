@@ -91,8 +91,8 @@ class Status(IntEnum):
 
     UNSTABILISABLE = (
         12,
-        "no control stabilises the pair (A, B), so the cost of every control is infinite: A has an eigenvalue on or "
-        "outside the unit circle, and B does not act on its mode; check A and B",
+        "no control stabilises the pair (A, B): A has an eigenvalue on or outside the unit circle whose mode B does "
+        "not move; check A and B, since the cost of every control is infinite",
     )
     UNDETECTABLE = (
         13,

@@ -118,7 +118,7 @@ def _check_leaf(leaf: Any, name: str) -> None:
         raise DTypeError(message)
     if not is_float(array_namespace(leaf), leaf.dtype):
         message = (
-            f"{name} has dtype {leaf.dtype}; the unknown of a layer must be real floating; cast it, "
+            f"{name} has dtype {leaf.dtype}; the unknown of a layer must be real floating, so cast it, "
             f"for example to float64"
         )
         raise DTypeError(message)
