@@ -40,20 +40,22 @@ def check_stationarity(
         status = xp.zeros(u.shape[:-1], dtype=xp.int32, device=device(u))
     if near is True:
         return status
-    doubt = select(abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    told: Array = xp.where((without_approximate(status) != int(Status.CONVERGED)) | near, status, doubt)
-    return told
+    failure = select(
+        abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE))
+    )
+    marked: Array = xp.where((without_approximate(status) != int(Status.CONVERGED)) | near, status, failure)
+    return marked
 
 
 def check_curvature(status: Array, solution: Solution) -> Array:
     """Return the statuses, with NOT_MINIMUM where the system was solved but its Hessian is not positive definite."""
-    bent = (solution.extra or {}).get("indefinite")
-    if bent is None:
+    indefinite = (solution.extra or {}).get("indefinite")
+    if indefinite is None:
         return status
-    told: Array = array_namespace(status).where(
-        bent & (status == int(Status.CONVERGED)), full(status, int(Status.NOT_MINIMUM)), status
+    marked: Array = array_namespace(status).where(
+        indefinite & (status == int(Status.CONVERGED)), full(status, int(Status.NOT_MINIMUM)), status
     )
-    return told
+    return marked
 
 
 def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
@@ -92,5 +94,5 @@ def stationarity_at(F: Optimality, u: Array, floats: Arrays) -> StationarityChec
     far = (length / (1.0 + norm(u)))[..., 0]
     status = full(far, int(Status.CONVERGED), dtype=xp.int32)
     finite = xp.all(xp.isfinite(Fu), axis=-1)
-    doubt = xp.where(finite, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    return StationarityCheck(xp.where(far <= eps(xp, u.dtype) ** 0.25, status, doubt), far)
+    failure = xp.where(finite, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
+    return StationarityCheck(xp.where(far <= eps(xp, u.dtype) ** 0.25, status, failure), far)

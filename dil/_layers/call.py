@@ -128,8 +128,8 @@ class Call:
         count = len(self.arguments.arrays)
         y, *constants = (backend.constant(x) for x in (y, *arrays[:count]))
         traced = isinstance(problem.condition, Score) and problem.condition.derivatives is None
-        looked_at = problem.value if traced else problem.residual
-        (value,), _ = backend.vjp(lambda u: (looked_at(u, *constants),), y)
+        condition = problem.value if traced else problem.residual
+        (value,), _ = backend.vjp(lambda u: (condition(u, *constants),), y)
         message = (
             f"{self.policy.layer}: its function uses an array that takes part in a differentiation but is not "
             f"among the arguments (captured by a closure, or a parameter of a module), so it would silently get "

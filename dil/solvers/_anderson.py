@@ -190,11 +190,11 @@ def least_squares(rows: Array, right: Array, regularisation: float) -> Array:
     normal = xp.matmul(units, xp.matrix_transpose(units))
     scale = nonzero_or_one(norm(right))
     rhs = xp.matmul(units, (right / scale)[..., None])
-    sound = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
+    finite = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
     # a value below the rounding of the matrix could let the solve meet a pivot of zero and raise
     ridge = max(regularisation, 4 * count * eps(xp, rows.dtype))
     identity = eye(count, rows)
     absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, rows.dtype)
-    matrix = xp.where(sound, normal, 0.0 * identity) + (ridge + absent) * identity
-    gamma = xp.linalg.solve(xp.where(sound, matrix, identity), rhs)
+    matrix = xp.where(finite, normal, 0.0 * identity) + (ridge + absent) * identity
+    gamma = xp.linalg.solve(xp.where(finite, matrix, identity), rhs)
     return gamma * scale[..., None] / sizes  # type: ignore[no-any-return]

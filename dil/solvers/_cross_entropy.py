@@ -128,15 +128,15 @@ class CrossEntropy:
             return norm(s.deviation) / nonzero_or_one(norm(spread))
 
         last, extra = iterate_watched(self, backend, search, first, max_iter=self.iterations, residual=residual)
-        sound = last.value < math.inf
+        finite = last.value < math.inf
         return finish(
             started.problem.space,
             last.u,
             last.steps,
             residual(last),
             max_iter=self.iterations,
-            solved=sound & (norm(last.deviation) <= rtol * size_of(last.u)),
-            broken=~sound,
+            solved=finite & (norm(last.deviation) <= rtol * size_of(last.u)),
+            broken=~finite,
             extra=extra,
         )
 

@@ -81,9 +81,9 @@ class GradientDescent:
             new_gradient = xp.where(accepted, gradient, s.gradient)
             new_u = xp.where(accepted, trial, s.u)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            left = step * norm(new_gradient)
-            solved = s.solved | (accepted & (curved > 0) & (left <= rtol * size_of(new_u)))
-            stuck = s.going & ~accepted & (left <= rounding * size_of(new_u))
+            next_length = step * norm(new_gradient)
+            solved = s.solved | (accepted & (curved > 0) & (next_length <= rtol * size_of(new_u)))
+            stuck = s.going & ~accepted & (next_length <= rounding * size_of(new_u))
             going = s.going & ~solved & ~stuck & (steps < self.max_iter)
             return Descent(
                 new_u,

@@ -77,11 +77,11 @@ def iterate_watched(
     def watched(s: tuple[S, Array]) -> tuple[S, Array]:
         old, history = s
         new = step(old)
-        left = residual(new)[..., 0]
+        size = residual(new)[..., 0]
         here = (new.steps > old.steps)[..., 0] & (numbers == new.steps[..., 0])
         if bar is not None:
-            backend.reports.values(bar.tick, new.steps, left, new.going)
-        return new, xp.where(here, left, history)
+            backend.reports.values(bar.tick, new.steps, size, new.going)
+        return new, xp.where(here, size, history)
 
     none = full(residual(first), float("nan"), shape=(rows, *batch))
     with bar or nullcontext():

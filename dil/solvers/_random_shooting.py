@@ -105,15 +105,15 @@ class RandomShooting:
             return s.spread / self.spread
 
         last, extra = iterate_watched(self, backend, search, first, max_iter=self.iterations, residual=residual)
-        sound = last.value < math.inf
+        finite = last.value < math.inf
         return finish(
             started.problem.space,
             last.u,
             last.steps,
             residual(last),
             max_iter=self.iterations,
-            solved=sound & (last.spread <= rtol * size_of(last.u)),
-            broken=~sound,
+            solved=finite & (last.spread <= rtol * size_of(last.u)),
+            broken=~finite,
             extra=extra,
         )
 

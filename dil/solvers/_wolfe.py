@@ -63,10 +63,10 @@ def wolfe_search(
         noise = 8 * machine * (xp.abs(value) + xp.abs(value_))
         dull = (xp.abs(value_ - value) <= noise) & (-DECREASE * s.length * slope <= noise)
         dull = dull | (s.length * reach <= 16 * machine**0.5 * room)
-        sound = xp.isfinite(value_) & xp.all(xp.isfinite(gradient_), axis=-1, keepdims=True)
+        finite = xp.isfinite(value_) & xp.all(xp.isfinite(gradient_), axis=-1, keepdims=True)
         rough = (value_ > value + DECREASE * s.length * slope) | (value_ >= s.low_value)
-        beyond = ~sound | xp.where(dull, slope_ > 0, rough)
-        flat = sound & (dull | ~rough) & (xp.abs(slope_) <= -CURVATURE * slope)
+        beyond = ~finite | xp.where(dull, slope_ > 0, rough)
+        flat = finite & (dull | ~rough) & (xp.abs(slope_) <= -CURVATURE * slope)
         turned = ~beyond & (slope_ * xp.sign(s.high - s.low) >= 0)
 
         lower = flat | ~beyond
