@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_MODULES = {
     "_base.errors": (
         "BackendError",
         "CapturedError",
@@ -61,7 +61,7 @@ _ROOMS = {
     "_layers.value": ("Value", "value"),
     "_problem.score": ("Derivatives",),
 }
-"""The module of each public name. A module is imported when one of its names is first used: `import dil` stays fast."""
+"""The modules and their public names. A module is imported at the first use of a name, to keep `import dil` fast."""
 _PACKAGES = ("control", "linear", "ode", "solvers")
 
 
@@ -70,7 +70,7 @@ def __getattr__(name: str) -> Any:
 
     if name in _PACKAGES:
         return import_module(f"dil.{name}")
-    for module, names in _ROOMS.items():
+    for module, names in _MODULES.items():
         if name in names:
             found = globals()[name] = getattr(import_module(f"dil.{module}"), name)
             return found

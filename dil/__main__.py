@@ -1,4 +1,4 @@
-"""`python -m dil` is the program `dil`."""
+"""Run the program `dil`, as `python -m dil`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ M   mean anomaly, radians, any real number
 e   eccentricity, 0 <= e < 1
 E   eccentric anomaly, radians: the argmin over u of 1/2 (u - e sin u - M)^2
 
-Every function works elementwise on arrays of every backend.
+All functions work elementwise, on arrays of all backends.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ MAX_ITER = 100
 
 
 def residual(E: Array, M: Array | float, e: Array | float) -> Array:
-    """Return E - e sin E - M in radians, zero at the eccentric anomaly; the shapes broadcast."""
+    """Return E - e sin E - M in radians, which is zero at the eccentric anomaly. The shapes broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dil import kepler
+    >>> float(kepler.residual(np.asarray(2.0), 1.5, 0.0))
+    0.5
+    """
     r: Array = E - e * array_namespace(E).sin(E) - M
     return r
 
@@ -36,14 +44,14 @@ def score(E: Array, M: Array | float, e: Array | float) -> Array:
     Parameters
     ----------
     E : array
-        Where to evaluate, radians: shape batch, () for one problem.
+        The point in radians, shape batch; () for one problem.
     M, e : arrays or floats
-        Mean anomaly in radians and eccentricity; they broadcast to the shape of E.
+        Mean anomaly in radians, and eccentricity. They broadcast to the shape of E.
 
     Notes
     -----
-    Half the square of section 1 in Look et al. 2020. Its Hessian is (1 - e cos E)^2 > 0 at the solution, but away from
-    it (1 - e cos E)^2 + (E - e sin E - M) e sin E, which is negative in places.
+    The score is half the square in section 1 of Look et al. 2020. Its second derivative in E is
+    (1 - e cos E)^2 + (E - e sin E - M) e sin E. It is positive at the solution, and may be negative elsewhere.
 
     Examples
     --------
@@ -64,17 +72,21 @@ def eccentric_anomaly(M: Array | float, e: Array | float) -> Array:
     M : array or float
         Mean anomaly in radians, any real number.
     e : array or float
-        Eccentricity, 0 <= e < 1. One of the two is an array; they broadcast, and each entry is its own problem.
+        Eccentricity, 0 <= e < 1. M or e must be an array. They broadcast, and each entry is a separate problem.
 
     Returns
     -------
     array
-        E in radians, in the same turn as M. Where e is out of range or M is not finite it is NaN, with a
-        `dil.ConvergenceWarning`.
+        E in radians, in the same turn as M. E is NaN where e is out of range or M is not finite.
+
+    Warns
+    -----
+    dil.ConvergenceWarning
+        If the solve of an entry fails, such as where E is NaN.
 
     Notes
     -----
-    `dil.argmin(score, solver)`: `solver` finds E by whatever means, the derivatives come from the score.
+    This is the layer `dil.argmin(score, solver)`. `solver` finds E, and the derivatives come from the score.
 
     Examples
     --------
@@ -90,35 +102,43 @@ def eccentric_anomaly(M: Array | float, e: Array | float) -> Array:
 
 
 def solver(fun: Any, init: Any, M: Array | float, e: Array | float) -> Solution:
-    """Solve Kepler's equation by Newton's method on the residual, each entry by itself; it needs no start.
+    """Solve Kepler's equation for each entry by Newton's method on the residual. `fun` and `init` are not used.
 
     Notes
     -----
-    With M reduced to [0, pi] by symmetry the residual is increasing and convex in E on [0, pi]. Started at or above the
-    root, Newton's method then decreases to it, for every 0 <= e < 1, with no safeguard. Bounds from above are M + e,
-    M / (1 - e), pi, and (10 M)^(1/3), since E - e sin E >= E - sin E >= E^3 / 10 there. Started from M + e sin M, which
-    may lie below the root, it can be thrown far off where e is near 1 and M near 0 (Charles and Tatum 1998).
+    Symmetry reduces M to [0, pi]. On [0, pi] the residual is increasing and convex in E. Newton's method from a start
+    at or above the root then decreases to the root, for every 0 <= e < 1, without a safeguard. The root is at most
+    M + e, M / (1 - e), pi, and (10 M)^(1/3), since E - e sin E >= E - sin E >= E^3 / 10 there. The start is the least
+    of these bounds. A start at M + e sin M may lie below the root. Newton's method can then jump far away if e is near
+    1 and M near 0 (Charles and Tatum 1998).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dil import kepler
+    >>> round(float(kepler.solver(None, None, np.asarray(1.0), 0.3).value), 10)
+    1.2880913132
     """
     xp = array_namespace(M, e)
     M, e = _broadcast(M, e)
     valid = (e >= 0) & (e < 1) & xp.isfinite(M)
-    e, inside = xp.where(valid, e, full(e, 0.0)), xp.where(valid, M, full(M, 0.0))
-    turns = xp.round(inside / (2 * math.pi))
-    folded = inside - 2 * math.pi * turns
-    m = xp.abs(folded)
+    e, M = xp.where(valid, e, full(e, 0.0)), xp.where(valid, M, full(M, 0.0))
+    turns = xp.round(M / (2 * math.pi))
+    signed = M - 2 * math.pi * turns  # in [-pi, pi]
+    m = xp.abs(signed)
     rounding = 4 * eps(xp, m.dtype)
 
     def step(s: Iterate) -> Iterate:
         r = residual(s.E, m, e)
-        going = s.going & (r > rounding * s.E)  # a step of a residual that is rounding would be noise over 1 - e
-        E = xp.where(going, s.E - r / (1 - e * xp.cos(s.E)), s.E)
-        steps = s.steps + xp.astype(going, s.steps.dtype)
-        return Iterate(E, going & (steps < MAX_ITER), steps)
+        active = s.active & (r > rounding * s.E)  # a smaller residual is rounding, and its step is noise / (1 - e)
+        E = xp.where(active, s.E - r / (1 - e * xp.cos(s.E)), s.E)
+        steps = s.steps + xp.astype(active, s.steps.dtype)
+        return Iterate(E, active & (steps < MAX_ITER), steps)
 
-    above = xp.minimum(xp.minimum(m + e, m / (1 - e)), xp.minimum(full(m, math.pi), (10 * m) ** (1 / 3)))
-    first = Iterate(above, valid, full(m, 0, dtype=xp.int32))
-    last: Iterate = common_owner([m], ["M"], "kepler.solver").loops.while_loop(lambda s: xp.any(s.going), step, first)
-    E = 2 * math.pi * turns + xp.where(folded < 0, -last.E, last.E)
+    start = xp.minimum(xp.minimum(m + e, m / (1 - e)), xp.minimum(full(m, math.pi), (10 * m) ** (1 / 3)))
+    first = Iterate(start, valid, full(m, 0, dtype=xp.int32))
+    last: Iterate = common_owner([m], ["M"], "kepler.solver").loops.while_loop(lambda s: xp.any(s.active), step, first)
+    E = 2 * math.pi * turns + xp.where(signed < 0, -last.E, last.E)
     status = xp.where(
         last.steps < MAX_ITER,
         full(last.steps, int(Status.CONVERGED)),
@@ -128,28 +148,44 @@ def solver(fun: Any, init: Any, M: Array | float, e: Array | float) -> Solution:
 
 
 class Iterate(NamedTuple):
-    """One Newton step for each problem."""
+    """The state of Newton's method: E, which problems are active, and the number of their steps."""
 
     E: Array
-    going: Array
+    active: Array
     steps: Array
 
 
 def dE_de(E: Array, e: Array | float) -> Array:
-    """Return the closed form dE/de = sin E / (1 - e cos E), radians, M held fixed."""
+    """Return the closed form dE/de = sin E / (1 - e cos E), in radians, at fixed M. The shapes broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dil import kepler
+    >>> float(kepler.dE_de(np.asarray(0.0), 0.5))
+    0.0
+    """
     xp = array_namespace(E)
     slope: Array = xp.sin(E) / (1 - e * xp.cos(E))
     return slope
 
 
 def dE_dM(E: Array, e: Array | float) -> Array:
-    """Return the closed form dE/dM = 1 / (1 - e cos E), e held fixed."""
+    """Return the closed form dE/dM = 1 / (1 - e cos E), at fixed e. The shapes broadcast.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dil import kepler
+    >>> float(kepler.dE_dM(np.asarray(0.0), 0.5))
+    2.0
+    """
     slope: Array = 1 / (1 - e * array_namespace(E).cos(E))
     return slope
 
 
 def _broadcast(M: Array | float, e: Array | float) -> tuple[Array, Array]:
-    """Return both as arrays of one shape."""
+    """Return M and e as arrays of one shape."""
     like: Any = M if hasattr(M, "dtype") else e
     xp = array_namespace(like)
     both = (x if hasattr(x, "dtype") else full(like, x, shape=()) for x in (M, e))

@@ -1,4 +1,4 @@
-"""The laws that a backend keeps, as functions that any backend, ours or not, can be run through.
+"""Laws that every backend must keep, as functions that test any backend, also one from another package.
 
 >>> import dil
 >>> from dil.testing import LAWS
@@ -24,24 +24,24 @@ Law = Callable[[BackendHandle], None]
 
 
 def vjp_is_linear(handle: BackendHandle) -> None:
-    """pull(a v + w) = a pull(v) + pull(w), for scales from 1e-9 to 1e9."""
+    """Check that pull(a v + w) = a pull(v) + pull(w), for scales from 1e-9 to 1e9."""
     x, v, w = _vectors(handle, 3)
     _, pull = handle.module.vjp(_smooth, x)
     for a in (1e-9, -1.0, 1e9):
-        left, right = pull((a * v + w,))[0], a * pull((v,))[0] + pull((w,))[0]
-        _expect_near(handle, left, right, "vjp is not linear in the cotangent")
+        lhs, rhs = pull((a * v + w,))[0], a * pull((v,))[0] + pull((w,))[0]
+        _expect_near(handle, lhs, rhs, "vjp is not linear in the cotangent")
 
 
 def forward_and_reverse_are_adjoint(handle: BackendHandle) -> None:
-    """<v, J t> = <J^T v, t>, for a Jacobian that is not symmetric."""
+    """Check that <v, J t> = <J^T v, t>, for a Jacobian that is not symmetric."""
     x, v, t = _vectors(handle, 3)
     _, pull = handle.module.vjp(_smooth, x)
-    _, (moved,) = jvp_from_vjp(handle.module, _smooth, (x,), (t,))
-    _expect_near(handle, handle.xp.sum(v * moved), handle.xp.sum(pull((v,))[0] * t), "<v, J t> is not <J^T v, t>")
+    _, (Jt,) = jvp_from_vjp(handle.module, _smooth, (x,), (t,))
+    _expect_near(handle, handle.xp.sum(v * Jt), handle.xp.sum(pull((v,))[0] * t), "<v, J t> is not <J^T v, t>")
 
 
 def nested_vjp_is_symmetric(handle: BackendHandle) -> None:
-    """<v, H w> = <w, H v> for the Hessian by a vjp of a vjp."""
+    """Check that <v, H w> = <w, H v>, for the Hessian H computed by a vjp of a vjp."""
     x, v, w = _vectors(handle, 3)
 
     def gradient(u: Array) -> Arrays:
@@ -49,12 +49,12 @@ def nested_vjp_is_symmetric(handle: BackendHandle) -> None:
         return pull((array_namespace(value).ones_like(value),))
 
     _, pull = handle.module.vjp(gradient, x)
-    left, right = handle.xp.sum(v * pull((w,))[0]), handle.xp.sum(w * pull((v,))[0])
-    _expect_near(handle, left, right, "a nested vjp is not symmetric")
+    lhs, rhs = handle.xp.sum(v * pull((w,))[0]), handle.xp.sum(w * pull((v,))[0])
+    _expect_near(handle, lhs, rhs, "a nested vjp is not symmetric")
 
 
 def vjp_keeps_dtype_device_and_shape(handle: BackendHandle) -> None:
-    """Check that a cotangent is like its primal, and an exact zero where the output does not depend on it."""
+    """Check that a cotangent is like its primal, and exactly zero if the output does not depend on the primal."""
     x = handle.module.asarray([[1.0, 2.0]], dtype=handle.xp.float32, device=handle.device)
     y = handle.module.asarray([3.0], dtype=handle.xp.float32, device=handle.device)
     (out,), pull = handle.module.vjp(lambda a, b: (array_namespace(a).sum(a * a),), x, y)
@@ -66,7 +66,7 @@ def vjp_keeps_dtype_device_and_shape(handle: BackendHandle) -> None:
 
 
 def pull_takes_what_is_asked_for(handle: BackendHandle) -> None:
-    """pull(v, wrt) picks from pull(v), in the order asked, as often as asked."""
+    """Check that pull(v, wrt) returns the entries `wrt` of pull(v), in that order, at each of several calls."""
     x, y, v = _vectors(handle, 3)
     _, pull = handle.module.vjp(lambda a, b: (a * b * b,), x, y)
     dx, dy = pull((v,))
@@ -77,26 +77,28 @@ def pull_takes_what_is_asked_for(handle: BackendHandle) -> None:
 
 
 def while_loop_may_run_zero_times(handle: BackendHandle) -> None:
-    """Check that a loop whose condition is false returns its state, and that one that runs counts right."""
+    """Check that a loop whose condition is false returns its state, and that a loop of three steps takes three."""
     (x,) = _vectors(handle, 1)
     zero = handle.xp.sum(0.0 * x)
-    kept = handle.module.loops.while_loop(lambda s: s[0] < -1.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
-    _expect_near(handle, kept[1], x, "a loop that must not run has run")
+    unchanged = handle.module.loops.while_loop(lambda s: s[0] < -1.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
+    _expect_near(handle, unchanged[1], x, "a loop that must not run has run")
     counted = handle.module.loops.while_loop(lambda s: s[0] < 3.0, lambda s: (s[0] + 1.0, s[1] * 2.0), (zero, x))
     _expect_near(handle, counted[1], 8.0 * x, "a loop of three steps has not taken three")
 
 
 def run_if_runs_what_holds(handle: BackendHandle) -> None:
-    """Check that a function is applied to its state where the condition holds, and nowhere else."""
+    """Check that run_if applies its function if the condition holds, and not otherwise."""
     (x,) = _vectors(handle, 1)
-    some = handle.xp.sum(x * x)
-    kept, moved = (handle.module.loops.run_if(c, lambda s: (2.0 * s[0],), (x,))[0] for c in (some < 0.0, some > 0.0))
-    _expect_near(handle, kept, x, "run_if applies its function though the condition does not hold")
-    _expect_near(handle, moved, 2.0 * x, "run_if does not apply its function though the condition holds")
+    square = handle.xp.sum(x * x)
+    unchanged, doubled = (
+        handle.module.loops.run_if(c, lambda s: (2.0 * s[0],), (x,))[0] for c in (square < 0.0, square > 0.0)
+    )
+    _expect_near(handle, unchanged, x, "run_if applies its function though the condition does not hold")
+    _expect_near(handle, doubled, 2.0 * x, "run_if does not apply its function though the condition holds")
 
 
 def scan_steps_through_its_rows(handle: BackendHandle) -> None:
-    """Check c <- c x, with its outs, and its derivatives: the product of all x, and of all but one."""
+    """Check the last carry, the outs and the derivatives of the scan c <- c x."""
     c, v, *rows = _vectors(handle, 5)
 
     def products(c: Array, *rows: Array) -> Arrays:
@@ -105,7 +107,7 @@ def scan_steps_through_its_rows(handle: BackendHandle) -> None:
         return last, outs
 
     (last, outs), pull = handle.module.vjp(products, c, *rows)
-    _expect_near(handle, last, c * rows[0] * rows[1] * rows[2], "scan does not carry on")
+    _expect_near(handle, last, c * rows[0] * rows[1] * rows[2], "scan has a wrong last carry")
     _expect_near(handle, outs[2, ...], c * rows[0] * rows[1], "scan does not stack its outs in order")
     dc, _, middle, _ = pull((v, 0.0 * outs))
     _expect_near(handle, dc, v * rows[0] * rows[1] * rows[2], "scan has a wrong derivative in its start")
@@ -113,18 +115,19 @@ def scan_steps_through_its_rows(handle: BackendHandle) -> None:
 
 
 def implicit_composes_with_scale(handle: BackendHandle) -> None:
-    """Check that a custom derivative is scaled by what stands before and behind it, from 1e-9 to 1e9."""
+    """Check that a custom derivative follows the chain rule, with factors before and after it from 1e-9 to 1e9."""
     x, v = _vectors(handle, 2)
     square = handle.module.implicit(lambda a: (a * a,), Square())
     for scale in (1e-9, 3.0, 1e9):
         _, pull = handle.module.vjp(lambda a, s=scale: (s * square(2.0 * a)[0],), x)
-        _expect_near(handle, pull((v,))[0], 8.0 * scale * x * v, "implicit loses a factor")
+        _expect_near(handle, pull((v,))[0], 8.0 * scale * x * v, "implicit breaks the chain rule")
 
 
 def implicit_in_a_scan_differentiates_again(handle: BackendHandle) -> None:
-    """Check the second derivative of a^4, squared twice in a scan by a solver that is a constant without its rule."""
+    """Check the second derivative of a^4, which a scan computes by two squares with a custom derivative."""
     module = handle.module
     x, v = _vectors(handle, 2)
+    # without its rule, the square is a constant
     square = module.implicit(lambda a: (module.constant(a) * module.constant(a),), Square())
 
     def fourth(a: Array) -> Arrays:
@@ -137,7 +140,7 @@ def implicit_in_a_scan_differentiates_again(handle: BackendHandle) -> None:
 
 
 def implicit_differentiates_again(handle: BackendHandle) -> None:
-    """Check that the derivative of a custom derivative is that of its rule."""
+    """Check that the second derivative of a custom function is the derivative of its rule."""
     x, v = _vectors(handle, 2)
     square = handle.module.implicit(lambda a: (a * a,), Square())
     _, pull = handle.module.vjp(lambda a: handle.module.vjp(lambda b: square(b), a)[1]((v,)), x)
@@ -153,7 +156,7 @@ def linear_solve_is_differentiable(handle: BackendHandle) -> None:
         def operator(d: Array) -> Operator:
             return Operator(lambda p: d * p, lambda p: d * p)
 
-        # a black box: the system can only be solved through the products it is given
+        # the solver is a black box: it can use the products with A only
         system = LinearSystem(operator, (d,), operator(d), lambda A, b: b / A(b * 0.0 + 1.0))
         return (handle.module.linear_solve(system, b),)
 
@@ -165,10 +168,10 @@ def linear_solve_is_differentiable(handle: BackendHandle) -> None:
 
 
 def constant_has_no_derivative(handle: BackendHandle) -> None:
-    """d/dx x constant(x) = constant(x)."""
+    """Check that d/dx (x constant(x)) = constant(x)."""
     x, v = _vectors(handle, 2)
     _, pull = handle.module.vjp(lambda a: (a * handle.module.constant(a),), x)
-    _expect_near(handle, pull((v,))[0], x * v, "constant lets a derivative through")
+    _expect_near(handle, pull((v,))[0], x * v, "a derivative passes through constant")
 
 
 def reports_hand_over_the_values(handle: BackendHandle) -> None:
@@ -180,12 +183,12 @@ def reports_hand_over_the_values(handle: BackendHandle) -> None:
     handle.module.reports.values(lambda *arrays: seen.append(arrays), x, y)
     _expect(len(seen) == 1 and len(seen[0]) == 2, "a report does not call the listener once with every array")
     for found, expected in zip(seen[0], (x, y), strict=True):
-        _expect(isinstance(found, np.ndarray), "a report hands over something else than a NumPy array")
+        _expect(isinstance(found, np.ndarray), "a report passes an array that is not of NumPy")
         _expect(bool(np.all(found == handle.to_numpy(expected))), "a report changes values")
 
 
 class Square:
-    """The derivative of a^2, as a rule."""
+    """The derivative rule of a^2."""
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return 2 a v."""
@@ -214,7 +217,7 @@ LAWS: tuple[Law, ...] = (
     constant_has_no_derivative,
     reports_hand_over_the_values,
 )
-"""Each takes a `dil.BackendHandle` and raises AssertionError with a sentence if the backend breaks it."""
+"""The laws. Each takes a `dil.BackendHandle`, and raises AssertionError with a sentence if the backend breaks it."""
 
 
 def _smooth(x: Array) -> Arrays:
@@ -236,7 +239,7 @@ def _expect(holds: bool, sentence: str) -> None:
 
 
 def _expect_near(handle: BackendHandle, found: Array, expected: Array, sentence: str) -> None:
-    """Compare relative to the larger of the two; there is no absolute tolerance."""
+    """Compare two arrays. The error is relative to the larger one, without an absolute tolerance."""
     a, b = (handle.to_numpy(x).astype("float64") for x in (found, expected))
     rtol = 100 * eps(handle.xp, found.dtype)
     distance, size = abs(a - b).max(), max(abs(a).max(), abs(b).max())

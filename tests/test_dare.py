@@ -220,7 +220,7 @@ def turned(A, B, Q, seed):
 
 def test_a_finite_horizon_without_a_least_cost(plain):
     A, B, Q, R = (plain.asarray(x) for x in system(3, 2))
-    with pytest.raises(Exception, match="lqr_gain: recursion: NOT_CONVEX: the cost has no least control"):
+    with pytest.raises(Exception, match="lqr_gain: recursion: NOT_CONVEX: no control minimises the cost"):
         np.asarray(plain.to_numpy(lqr_gain(A, B, Q, -5.0 * R, horizon=3)))
     zero = 0.0 * R  # a last step without any cost is flat, one before it need not be
     with pytest.raises(Exception, match="NOT_CONVEX"):

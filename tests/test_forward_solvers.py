@@ -25,7 +25,7 @@ from dil.solvers import (
     RandomShooting,
     SciPy,
     SciPyRoot,
-    _watch,
+    _progress,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -414,7 +414,7 @@ def test_truncated_newton_converges_superlinearly(eager):
 def test_progress(eager, solver, capfd, monkeypatch):
     solver(cosine, eager.asarray(1.0))
     assert capfd.readouterr().err == ""  # a run this short has no bar
-    monkeypatch.setattr(_watch, "DELAY", 0.0)
+    monkeypatch.setattr(_progress, "DELAY", 0.0)
     sol = solver(cosine, eager.asarray(1.0))
     shown = capfd.readouterr().err
     assert type(solver).__name__ in shown
@@ -425,13 +425,13 @@ def test_progress(eager, solver, capfd, monkeypatch):
 def test_progress_ends_with_an_exception(capfd, monkeypatch):
     bars = []
 
-    class Watched(_watch.Bar):
+    class Watched(_progress.Bar):
         def __init__(self, *args):
             super().__init__(*args)
             bars.append(self)
 
-    monkeypatch.setattr(_watch, "DELAY", 0.0)
-    monkeypatch.setattr(_watch, "Bar", Watched)
+    monkeypatch.setattr(_progress, "DELAY", 0.0)
+    monkeypatch.setattr(_progress, "Bar", Watched)
     calls = []
 
     def step(u):
@@ -535,7 +535,7 @@ def test_under_jit(solver, fun):
 
 def test_progress_under_jit(capfd, monkeypatch):
     jax = pytest.importorskip("jax", reason="JAX is not installed")
-    monkeypatch.setattr(_watch, "DELAY", 0.0)
+    monkeypatch.setattr(_progress, "DELAY", 0.0)
     run = jax.jit(lambda u: FixedPoint(progress=True)(cosine, u).iterations)
     steps = int(run(jax.numpy.asarray(1.0)))
     jax.effects_barrier()

@@ -14,7 +14,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Tree
 from dil._frameworks.registry import leaves_of
 from dil.solvers._start import Start, start
-from dil_backends._bridge import Rule, State, check_arrays
+from dil_backends._optimiser_bridge import Rule, State, check_arrays
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dil._base.typing import Tree
 from dil._problem.equation import Equation
 from dil._problem.score import Score
 from dil.solvers._start import Start, check_positive, start
-from dil_backends._bridge import check_arrays
+from dil_backends._optimiser_bridge import check_arrays
 
 MINIMISERS = (optimistix.AbstractMinimiser,)
 ROOTS = (optimistix.AbstractRootFinder, optimistix.AbstractLeastSquaresSolver, *MINIMISERS)

@@ -1,4 +1,4 @@
-"""Helpers that know no layer and no framework: arrays, trees, options, errors, statuses, solutions, operators.
+"""Helpers that use no layer and no framework: arrays, trees, options, errors, statuses, solutions, operators.
 
-It imports NumPy and array_api_compat alone, and no other room.
+It imports only NumPy and array_api_compat.
 """

@@ -1,4 +1,4 @@
-"""Helpers for arrays that the array API standard does not have."""
+"""Array functions that the array API standard does not have."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ __all__ = [
 
 
 NAMESPACES: dict[type, ModuleType] = {}
-"""Cache: array type -> namespace, for types whose namespace is a module."""
+"""Cache: array type -> namespace. Only namespaces that are modules are cached."""
 
 
 def array_namespace(*arrays: Any) -> Namespace:
     """Return the array API namespace of some arrays, as `array_api_compat` finds it.
 
-    A namespace that is a module is found once for each type. One that depends on the array, as on a tape, is asked for.
+    A module serves all arrays of a type, so it is cached. A namespace made for one array, such as the tape's, is not.
     """
     if len(arrays) == 1 and (known := NAMESPACES.get(type(arrays[0]))) is not None:
         return known
@@ -52,20 +52,20 @@ def array_namespace(*arrays: Any) -> Namespace:
 
 @lru_cache(maxsize=256)
 def is_float(xp: Namespace, dtype: DType) -> bool:
-    """Whether a dtype is real floating, so that arrays of it have derivatives."""
+    """Return whether a dtype is real floating. Only real floating arrays have a derivative."""
     return _is_dtype(xp, dtype, "real floating")
 
 
 @lru_cache(maxsize=256)
 def is_complex(xp: Namespace, dtype: DType) -> bool:
-    """Whether a dtype is complex."""
+    """Return whether a dtype is complex."""
     return _is_dtype(xp, dtype, "complex floating")
 
 
 def _is_dtype(xp: Namespace, dtype: DType, kind: str) -> bool:
     try:
         return bool(xp.isdtype(dtype, kind))
-    except (TypeError, ValueError):  # a dtype that the standard does not know, such as that of JAX's random keys
+    except (TypeError, ValueError):  # a dtype outside the standard, such as that of JAX's random keys
         return False
 
 
@@ -91,48 +91,48 @@ def inner(a: Array, b: Array) -> Array:
 
 
 def max_abs(a: Array) -> Array:
-    """Return the largest entry of each problem by magnitude, (*batch, n) -> batch; zero for an empty problem."""
+    """Return the largest |entry| of each problem, (*batch, n) -> batch; zero for an empty problem."""
     xp = array_namespace(a)
-    top: Array = xp.sum(a, axis=-1) if a.shape[-1] == 0 else xp.max(xp.abs(a), axis=-1)
-    return top
+    largest: Array = xp.sum(a, axis=-1) if a.shape[-1] == 0 else xp.max(xp.abs(a), axis=-1)
+    return largest
 
 
 def nonzero_max_abs(a: Array) -> Array:
-    """Return the largest entry of each problem by magnitude, (*batch, n) -> (*batch, 1); one for a zero problem."""
-    top = max_abs(a)
-    return array_namespace(a).where(top == 0, 1.0, top)[..., None]  # type: ignore[no-any-return]
+    """Return the largest |entry| of each problem, (*batch, n) -> (*batch, 1); one if all entries are zero."""
+    largest = max_abs(a)
+    return array_namespace(a).where(largest == 0, 1.0, largest)[..., None]  # type: ignore[no-any-return]
 
 
 def norm(a: Array) -> Array:
     """Return the Euclidean norm of each problem, (*batch, n) -> (*batch, 1).
 
-    Dividing by the largest entry first keeps the squares of tiny and huge entries from under- and overflowing.
+    The entries are first divided by the largest one, so that their squares neither underflow nor overflow.
     """
-    top = nonzero_max_abs(a)
-    return top * array_namespace(a).sqrt(dot(a / top, a / top))  # type: ignore[no-any-return]
+    largest = nonzero_max_abs(a)
+    return largest * array_namespace(a).sqrt(dot(a / largest, a / largest))  # type: ignore[no-any-return]
 
 
 def nonzero_or_one(x: Array) -> Array:
-    """Return x with ones in the place of zeros, for use as a divisor."""
+    """Return x with zeros replaced by one, so that x can be a divisor."""
     return array_namespace(x).where(x == 0, full(x, 1.0), x)  # type: ignore[no-any-return]
 
 
 def eye(n: int, like: Array) -> Array:
-    """Return the identity, (n, n), on the device and with the dtype of `like`."""
-    made: Array = array_namespace(like).eye(n, dtype=like.dtype, device=device(like))
-    return made
+    """Return the (n, n) identity matrix with the dtype and on the device of another array."""
+    identity: Array = array_namespace(like).eye(n, dtype=like.dtype, device=device(like))
+    return identity
 
 
 def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype: DType | None = None) -> Array:
-    """Return an array of one value, on the device of `like`, with its dtype and shape by default."""
+    """Return an array filled with one value, on the device of `like`. Shape and dtype default to those of `like`."""
     xp = array_namespace(like)
-    made: Array = xp.full(
+    filled: Array = xp.full(
         like.shape if shape is None else shape,
         value,
         dtype=like.dtype if dtype is None else dtype,
         device=device(like),
     )
-    return made
+    return filled
 
 
 def size(shape: tuple[int, ...]) -> int:
@@ -141,20 +141,20 @@ def size(shape: tuple[int, ...]) -> int:
 
 
 def select(condition: Array | bool, a: Any, b: Any) -> Any:
-    """Return a where the condition holds, else b. With a Python bool nothing is computed."""
+    """Return a where the condition holds, else b. A Python bool picks a or b without a computation."""
     if isinstance(condition, bool):
         return a if condition else b
     return array_namespace(condition).where(condition, a, b)
 
 
 def shared_namespace(a: Array, b: Array) -> Namespace:
-    """Return the common namespace of two arrays of shapes (..., n) and (..., m).
+    """Return the common namespace of two arrays, (..., n) and (..., m), whose other dimensions broadcast.
 
-    One of them may be differentiated and the other not, so both decide.
+    Only one of the arrays may be differentiated. The namespace must accept both, so it is that of their sum.
     """
     return array_namespace(a[..., :1] + b[..., :1])
 
 
 def logical_not(condition: Array | bool) -> Any:
-    """Return the negation of a mask, or of a bool of Python."""
+    """Return the negation of a mask or of a Python bool."""
     return not condition if isinstance(condition, bool) else ~condition

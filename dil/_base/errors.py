@@ -1,39 +1,39 @@
-"""The errors and warnings of `dil`. Each message says what was expected, what came, and what to do."""
+"""The errors and warnings of `dil`. Every message says what was expected, what came, and what to do."""
 
 from __future__ import annotations
 
 
 class DilError(Exception):
-    """Base class of all errors of `dil`."""
+    """Base class of all errors that `dil` itself raises."""
 
 
 class ConvergenceError(DilError, RuntimeError):
-    """A forward or backward solve failed and the layer was built with `on_failure="raise"`."""
+    """A forward or backward solve failed, and the layer was built with `on_failure="raise"`."""
 
 
 class ConvergenceWarning(UserWarning):
-    """A forward or backward solve failed and the layer was built with `on_failure="warn"`."""
+    """A forward or backward solve failed, and the layer was built with `on_failure="warn"`."""
 
 
 class ShapeError(DilError, ValueError):
-    """A user's function or solver returned a value of the wrong shape or structure."""
+    """An argument, or the result of a user's function or solver, has the wrong shape or structure."""
 
 
 class DTypeError(DilError, TypeError):
-    """Arrays of the wrong or of mixed dtypes, where a silent cast would hide a mistake."""
+    """An array has the wrong dtype, or arrays have mixed dtypes. A silent cast could hide a mistake."""
 
 
 class BackendError(DilError, ValueError):
-    """A backend is unknown, absent, unusable, mixed with another, or ambiguous."""
+    """A backend is unknown, not installed, unusable or ambiguous, or arrays of two backends are mixed."""
 
 
 class CapturedError(DilError, ValueError):
-    """A function captured an array that takes part in a differentiation and would get no gradient."""
+    """A function captured an array that is being differentiated. The captured array would get no gradient."""
 
 
 class UnsupportedFunctionError(DilError, TypeError):
-    """A function was met that the backend has no derivative rule for."""
+    """A function has no derivative rule on this backend."""
 
 
 class OptionError(DilError, TypeError, ValueError):
-    """An option is unknown or its value is out of range."""
+    """An option is unknown, or its value is out of range."""

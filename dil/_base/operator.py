@@ -12,20 +12,20 @@ from dil._base.typing import Array, Matvec
 
 @dataclass(frozen=True)
 class Operator:
-    """A square matrix A for each problem of a batch, given by its products; called as `A(p)`.
+    """A square matrix A for each problem of a batch, given by its products with vectors. `A(p)` returns A p.
 
     Attributes
     ----------
     matvec : callable
-        `matvec(p)` returns A p; p and A p: (*batch, n).
+        `matvec(p)` returns A p. Both p and A p have shape (*batch, n) and one dtype.
     rmatvec : callable, optional
         `rmatvec(p)` returns A^T p.
     symmetric : bool
-        Whether A is known to be symmetric, so that its transpose needs no products of its own.
+        Whether A is known to be symmetric. Its transpose then needs no `rmatvec`.
     pairs : Pairs, optional
-        The pairs of a quasi-Newton forward solver, which a preconditioner may use.
+        The pairs (s, y) of a quasi-Newton forward solver. A preconditioner can approximate A^-1 with them.
     transposed : bool
-        Whether A is the transpose of a layer's dF/du, as in a pullback.
+        Whether A is the transpose of a layer's dF/du, as in a pullback, and not dF/du, as in a pushforward.
 
     Examples
     --------
@@ -48,9 +48,9 @@ class Operator:
         Raises
         ------
         ShapeError
-            If the product is not an array of the shape of p. Broadcasting would hide the mistake.
+            If the product is not an array of the shape of p. Broadcasting would silently solve another system.
         DTypeError
-            If the product has another dtype, whose rounding the tolerances would not fit.
+            If the product has another dtype than p. The tolerances are those of the dtype of p.
         """
         Ap = self.matvec(p)
         if getattr(Ap, "shape", None) != p.shape:
@@ -64,12 +64,12 @@ class Operator:
 
     @property
     def T(self) -> Operator:
-        """The transpose.
+        """The transpose of A.
 
         Raises
         ------
         OptionError
-            If the products with the transpose are not known.
+            If A is not symmetric and has no `rmatvec`.
         """
         if self.symmetric:
             return Operator(self.matvec, self.rmatvec, True, self.pairs, not self.transposed)
@@ -83,12 +83,12 @@ class Operator:
 
 
 def as_operator(matvec: Matvec) -> Operator:
-    """Return an operator unchanged, and wrap a plain product as an operator."""
+    """Return an operator unchanged, and wrap a plain function p -> A p in an operator."""
     return matvec if isinstance(matvec, Operator) else Operator(matvec)
 
 
 def shifted(matvec: Matvec, shift: float) -> Operator:
-    """Return A + shift I, with the known properties of A."""
+    """Return A + shift I, with the transpose, symmetry and pairs of A."""
     A = as_operator(matvec)
     if shift == 0:
         return A

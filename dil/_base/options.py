@@ -1,4 +1,4 @@
-"""Checks of options: numbers (True and False are not numbers), and the options of every linear solver."""
+"""Checks of numbers and of the options of linear solvers. True and False are not accepted as numbers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from dil._base.errors import OptionError
 
 
 def is_integer(value: object, least: int) -> TypeGuard[int]:
-    """Whether a value is an integer of at least `least`."""
+    """Return whether a value is an integer >= `least`."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is a real number below infinity."""
+    """Return whether a value is a real number < infinity."""
     return isinstance(value, Real) and not isinstance(value, bool) and float(value) < float("inf")
 
 
 def check_integer(name: str, value: object, least: int) -> None:
-    """Check that a value is an integer of at least `least`.
+    """Check that a value is an integer >= `least`.
 
     Raises
     ------
     OptionError
-        If it is not.
+        If the value is not such an integer.
     """
     if not is_integer(value, least):
         message = f"{name}={value!r}; expected an integer >= {least}"
@@ -32,7 +32,7 @@ def check_integer(name: str, value: object, least: int) -> None:
 
 
 class LinearOptions(Protocol):
-    """The options of every linear solver."""
+    """The options that every linear solver has."""
 
     @property
     def damping(self) -> float: ...
@@ -43,12 +43,12 @@ class LinearOptions(Protocol):
 
 
 def check_linear_options(options: LinearOptions, units: str = "A") -> None:
-    """Check that options are in range.
+    """Check that the options of a linear solver are in range.
 
     Raises
     ------
     OptionError
-        If one is out of range.
+        If an option is out of range.
     """
     damping, rtol, max_iter = options.damping, options.rtol, options.max_iter
     if not (is_number(damping) and damping >= 0):
@@ -61,13 +61,13 @@ def check_linear_options(options: LinearOptions, units: str = "A") -> None:
 
 
 def check_rtol(rtol: object) -> None:
-    """Check a tolerance: a number between 0 and 1, or None.
+    """Check that a tolerance is a number between 0 and 1, or None.
 
     Raises
     ------
     OptionError
-        If it is not.
+        If the tolerance is neither.
     """
     if rtol is not None and not (is_number(rtol) and 0 < rtol < 1):
-        message = f"rtol={rtol!r}; expected a number between 0 and 1, or None for the dtype's own"
+        message = f"rtol={rtol!r}; expected a number between 0 and 1, or None for the default of the dtype"
         raise OptionError(message)

@@ -1,4 +1,4 @@
-"""The memory of a quasi-Newton method: pairs of steps and of the changes of the gradient along them."""
+"""The memory of a quasi-Newton method: pairs of a step and the change of the gradient along the step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dil._base.typing import Array
 
 
 class Pairs(NamedTuple):
-    """Pairs (s, y) with y = A s, A symmetric, of the last m steps, oldest first.
+    """The pairs (s, y) of the last m steps, oldest first, with y = A s for a symmetric A.
 
     Attributes
     ----------
     s, y : float arrays, shape (m, *batch, n)
         Steps and changes of gradient.
     rho : float array, shape (m, *batch)
-        1 / <s, y>; zero where a problem holds no pair.
+        1 / <s, y>; zero where a problem has no pair.
     """
 
     s: Array
@@ -25,13 +25,13 @@ class Pairs(NamedTuple):
 
 
 def no_pairs(u: Array, count: int) -> Pairs:
-    """Return room for pairs of vectors like u, (*batch, n)."""
-    none = full(u, 0.0, shape=(count, *u.shape))
-    return Pairs(none, none, full(u, 0.0, shape=(count, *u.shape[:-1])))
+    """Return an empty memory for `count` pairs of vectors like u, (*batch, n)."""
+    zeros = full(u, 0.0, shape=(count, *u.shape))
+    return Pairs(zeros, zeros, full(u, 0.0, shape=(count, *u.shape[:-1])))
 
 
 def remember(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
-    """Add one pair to the problems that keep it, shape batch. The oldest pair is dropped."""
+    """Add one pair to the problems where `keep`, shape batch, is true. Their oldest pair is dropped."""
     xp = array_namespace(s)
     sy = inner(s, y)
     rho = 1.0 / xp.where(keep, sy, full(sy, 1.0))
@@ -44,7 +44,7 @@ def remember(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
 
 
 def forget(pairs: Pairs, which: Array) -> Pairs:
-    """Clear the pairs of some problems, shape batch."""
+    """Delete all pairs of the problems where `which`, shape batch, is true."""
     return pairs._replace(rho=array_namespace(pairs.rho).where(which, 0.0 * pairs.rho, pairs.rho))
 
 
@@ -57,7 +57,7 @@ def shifted(pairs: Pairs, shift: float) -> Pairs:
 
 
 def inverse_scale(pairs: Pairs) -> Array:
-    """Return <s, y> / <y, y> of the newest pair, shape batch: Nocedal and Wright 2006, eq. 7.20; one without pairs."""
+    """Return <s, y> / <y, y> of the newest pair, shape batch; one without pairs. Nocedal and Wright 2006, eq. 7.20."""
     xp, newest = array_namespace(pairs.s), pairs.rho[-1, ...]
     used, one = newest > 0, full(newest, 1.0)
     size = xp.where(used, norm(pairs.y[-1, ...])[..., 0], one)
@@ -65,10 +65,10 @@ def inverse_scale(pairs: Pairs) -> Array:
 
 
 def inverse_product(pairs: Pairs, r: Array, inverse: Array | None = None) -> Array:
-    """Return the product of r, (*batch, n), with the L-BFGS approximation of A^-1: symmetric positive definite.
+    """Return the product of r, (*batch, n), with the L-BFGS approximation of A^-1.
 
-    Nocedal and Wright 2006, Algorithm 7.4, from a positive diagonal `inverse`, (*batch, n); by default the multiple of
-    the identity of `inverse_scale`, so that problems without pairs get r itself.
+    The approximation is symmetric positive definite (Nocedal and Wright 2006, Algorithm 7.4). It starts from a positive
+    diagonal `inverse`, (*batch, n). The default is `inverse_scale` times the identity: r itself without pairs.
     """
     q, alphas = r, []
     for i in reversed(range(pairs.rho.shape[0])):

@@ -1,4 +1,4 @@
-"""The answer of a solver."""
+"""The result of a solver."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from dil._base.typing import Array, Tree
 
 
 class Solution(NamedTuple):
-    """The answer of a solver, linear or not, with its status.
+    """The result of a linear or nonlinear solver, with a status for each problem.
 
     Attributes
     ----------
     value : tree
-        The solution, of the structure of the unknown.
+        The solution, with the structure of the unknown.
     status : int array, shape batch, or None
-        Codes of `dil.Status`, one per problem; None if the solver reports none.
+        Codes of `dil.Status`, one per problem; None if the solver reports no status.
     iterations : int array, shape batch, or None
-        Steps taken, one count per problem.
+        The number of steps of each problem.
     residual : float array, shape batch, or None
-        The norm of the gradient or residual, relative to that at the start.
+        The norm of the gradient or of the residual, relative to its norm at the start.
     extra : mapping or None
-        Other results of the solver, by name.
+        Further results of the solver, by name.
+
+    Examples
+    --------
+    >>> import numpy as np, dil
+    >>> def solver(score, init, t):
+    ...     return dil.Solution(t, extra={"method": "closed form"})
+    >>> dil.argmin(lambda u, t: np.sum((u - t) ** 2), solver)(np.asarray([1.0, 2.0]))
+    array([1., 2.])
     """
 
     value: Tree

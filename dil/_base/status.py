@@ -1,4 +1,4 @@
-"""The status of a solve: a code with a sentence that says what to do."""
+"""The status of a solve: an integer code with a sentence that says what happened and what to do."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from dil._base.typing import Array
 
 
 class Status(IntEnum):
-    """The end of one problem: an integer code, so that a batch of problems has an array of codes.
+    """The status of one problem. It is an integer code, so a batch of problems has an array of codes.
 
-    Each member carries `sentence`, which says what happened and what to do about it.
+    Each member has a `sentence`, which says what happened and what to do.
 
-    >>> Status.CONVERGED.ok
+    Examples
+    --------
+    >>> import dil
+    >>> dil.Status.CONVERGED.ok
     True
-    >>> Status(2).name
+    >>> dil.Status(2).name
     'INDEFINITE'
     """
 
@@ -37,14 +40,14 @@ class Status(IntEnum):
     )
     INDEFINITE = (
         2,
-        "a direction of negative curvature was met (p^T H p <= 0), so this point is not a strict minimum or the matrix "
-        "is indefinite; solve the forward problem further, or add damping=",
+        "a direction of negative curvature was met (p^T H p <= 0), so this point is not a strict minimum or the "
+        "matrix is indefinite; solve the forward problem further, or add damping=",
     )
     SINGULAR = (
         3,
         "the curvature vanished along a direction (p^T H p = 0 to working precision), or the matrix dF/du is singular: "
-        "the solution is not unique there, or no minimum; add a regulariser to the score or the equations, or damping= "
-        "to the linear solver",
+        "the solution there is not unique or not a minimum; add a regulariser to the score or the equations, or "
+        "damping= to the linear solver",
     )
     STAGNATED = (
         4,
@@ -64,58 +67,58 @@ class Status(IntEnum):
     FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
     PRECONDITIONER = (
         8,
-        "<r, M r> <= 0: the preconditioner is not positive definite; take one that is, such as "
-        "dil.linear.Jacobi(), or none",
+        "<r, M r> <= 0: the preconditioner is not positive definite; use one that is, such as "
+        "dil.linear.Jacobi(), or use none",
     )
     APPROXIMATE = (
         9,
-        "the answer is the cheap approximation that was asked for by name, above the tolerance; "
-        "take dil.linear.Auto() for an exact one",
+        "the linear solver is an approximate one, chosen by name, and its residual is above the tolerance; "
+        "use dil.linear.Auto() for an exact solution",
     )
     NOT_MINIMUM = (
         10,
         "the point is stationary but not a minimum (the Hessian has a negative eigenvalue), and the gradient is that "
         "of this stationary point; start the forward solver elsewhere, or pass linear_solver=dil.linear.MINRES() if "
-        "saddle points are welcome",
+        "saddle points are allowed",
     )
 
     DIVERGED = (
         11,
         "the iterates, or the states of a plan, grow without bound; damp the steps or take another solver, and for a "
-        "plan shorten the horizon, bound the controls, start from controls that keep the states small, or look at the "
+        "plan shorten the horizon, bound the controls, start from controls that keep the states small, or check the "
         "dynamics",
     )
 
     UNSTABILISABLE = (
         12,
         "no control stabilises the pair (A, B): A has an eigenvalue on or outside the unit circle whose mode B does "
-        "not move; look at A and B, since the cost of every control is infinite",
+        "not move; check A and B, since the cost of every control is infinite",
     )
     UNDETECTABLE = (
         13,
-        "a mode of A on the unit circle costs nothing, as Q does not see it, so the cheapest control does not "
-        "stabilise it; give Q a part there, such as Q + 1e-6 I",
+        "Q gives no cost to a mode of A on the unit circle, so the cheapest control does not stabilise this mode; give "
+        "the mode a cost, for example with Q + 1e-6 I",
     )
     NOT_CONVEX = (
         14,
-        "the cost has no least control: Q must be positive semi-definite and R positive definite; where they are "
+        "no control minimises the cost: Q must be positive semi-definite and R positive definite; where they are "
         "learned, write them as L L^T, and R as L L^T + 1e-6 I",
     )
 
     @property
     def ok(self) -> bool:
-        """Whether the answer solves the equations to the tolerance."""
+        """Whether the solution satisfies the equations to the tolerance."""
         return self is Status.CONVERGED
 
 
 EXPLAINS_NON_FINITE = Status.DIVERGED
-"""Statuses from this code on explain why a solution is not finite, so NON_FINITE does not replace them."""
+"""Codes >= this one say why a solution is not finite. They are kept, because NON_FINITE would say less."""
 
 
 def first_of(reasons: Sequence[tuple[Array | bool, Status]], otherwise: Status) -> Any:
-    """Return the code of the first status whose condition holds, and `otherwise` where none holds.
+    """Return the code of the first status whose condition holds, or of `otherwise` if no condition holds.
 
-    The conditions are masks of one shape. With Python bools the result is an int.
+    The conditions are masks of one shape, which give an array of codes, or Python bools, which give an int.
     """
     holds, _ = reasons[0]
     code: Any = int(otherwise)

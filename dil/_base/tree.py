@@ -1,4 +1,4 @@
-"""Trees of arrays: `flatten` splits one into leaves and a structure, which puts it together again."""
+"""Trees of arrays: `flatten` splits a tree into leaves and a structure, and the structure rebuilds the tree."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ BUILTIN = (tuple, list, dict)
 
 
 class Structure:
-    """The shape of a tree: how to put its leaves together again, and the path of each leaf for messages.
+    """The structure of a tree. It rebuilds the tree from leaves, and has the path of each leaf for messages.
 
-    It keeps no leaf. A structure lives as long as the graph of the call, so a leaf in it would form a cycle.
+    It holds no leaf. A structure lives as long as the graph of the call, so a leaf in it would be in a reference cycle.
     """
 
     __slots__ = ("build", "paths", "signature", "size")
@@ -32,7 +32,7 @@ class Structure:
         self.signature = signature
 
     def unflatten(self, leaves: Sequence[Any]) -> Tree:
-        """Put the tree together from its leaves."""
+        """Rebuild the tree from its leaves."""
         return self.build(iter(leaves))
 
     def __eq__(self, other: object) -> bool:
@@ -48,8 +48,9 @@ class Structure:
 def flatten(tree: Tree, children: Children) -> tuple[list[Any], Structure]:
     """Return the leaves of a tree in a fixed order, and its structure.
 
-    Dicts, lists, tuples, namedtuples and dataclasses are split, and so is every node that `children` splits. It is
-    asked first for all but the plain containers, so a framework's own pytrees win. Everything else is a leaf.
+    Dicts, lists, tuples, namedtuples and dataclasses are split, and so are the nodes that `children` splits. Only plain
+    dicts, lists and tuples are split without asking `children`: a framework's own pytrees take precedence over
+    namedtuples, dataclasses and subclasses. All other objects are leaves.
     """
     walk = Walk(children, [], [], [])
     build = walk.visit(tree, "")
@@ -58,9 +59,9 @@ def flatten(tree: Tree, children: Children) -> tuple[list[Any], Structure]:
 
 @dataclasses.dataclass(frozen=True)
 class Walk:
-    """The leaves and paths collected on the way through a tree.
+    """The leaves, paths and signature of a tree, collected node by node.
 
-    The recursion is a method: a closure that calls itself is a cycle and would keep the leaves alive.
+    The recursion is a method. A closure that calls itself would be a reference cycle and keep the leaves alive.
     """
 
     children: Children
@@ -69,7 +70,7 @@ class Walk:
     signature: list[object]
 
     def visit(self, node: Tree, path: str) -> Callable[[Iterator[Any]], Tree]:
-        """Gather the leaves below a node, and return how to build it from an iterator over them."""
+        """Collect the leaves below a node. Return a function that rebuilds the node from an iterator over leaves."""
         parts = _standard_children(node) if type(node) in BUILTIN else self.children(node) or _standard_children(node)
         if parts is None:
             self.leaves.append(node)
@@ -95,20 +96,20 @@ def _standard_children(node: Tree) -> tuple[Sequence[Tree], Callable[[Sequence[T
         return node, lambda parts: kind(*parts)
     if dataclasses.is_dataclass(node) and not isinstance(node, type):
         names = [field.name for field in dataclasses.fields(node)]
-        hollow = _replace(node, names, [None] * len(names))
-        return [getattr(node, name) for name in names], lambda parts: _replace(hollow, names, parts)
+        empty = _replace(node, names, [None] * len(names))
+        return [getattr(node, name) for name in names], lambda parts: _replace(empty, names, parts)
     return None
 
 
 def _ordered(node: dict[Any, Tree]) -> list[Any]:
     try:
-        return sorted(node)  # two dicts with the same keys are the same tree, whatever their history
+        return sorted(node)  # dicts with the same keys are the same tree, in any order of insertion
     except TypeError:
         return list(node)
 
 
 def _refill(node: dict[Any, Tree], keys: Sequence[Any], parts: Sequence[Tree]) -> Tree:
-    new = copy.copy(node)  # keeps an OrderedDict ordered and a defaultdict its factory
+    new = copy.copy(node)  # keeps the order of an OrderedDict and the factory of a defaultdict
     new.update(zip(keys, parts, strict=True))
     return new
 
@@ -116,7 +117,7 @@ def _refill(node: dict[Any, Tree], keys: Sequence[Any], parts: Sequence[Tree]) -
 def _replace(node: Any, names: Sequence[str], parts: Sequence[Tree]) -> Tree:
     new = copy.copy(node)
     for name, part in zip(names, parts, strict=True):
-        object.__setattr__(new, name, part)  # a frozen dataclass too; __init__ may check or convert, so it is not run
+        object.__setattr__(new, name, part)  # also if frozen; __init__ may check or convert, so it is not run
     return new
 
 

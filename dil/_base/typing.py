@@ -13,7 +13,7 @@ Device: TypeAlias = Any
 
 
 class Array(Protocol):
-    """What the numerics ask of an array: a subset of the array API standard's array object."""
+    """The part of the array API standard's array object that `dil` uses."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -53,16 +53,16 @@ class Array(Protocol):
 
 
 Arrays: TypeAlias = tuple[Array, ...]
-"""A flat tuple of arrays: what backends see of a tree."""
+"""A flat tuple of arrays. Backends take and return these, never trees."""
 
 Tree: TypeAlias = Any
-"""A pytree: an array, or dict, list, tuple, namedtuple or dataclass of trees."""
+"""A pytree: an array, or a dict, list, tuple, namedtuple or dataclass of trees."""
 
 Matvec: TypeAlias = Callable[[Array], Array]
 """A linear map on vectors of shape (*batch, n)."""
 
 Loop: TypeAlias = Callable[[Callable[[Any], Array], Callable[[Any], Any], Any], Any]
-"""`loop(cond, body, state)`: a while loop, of Python where arrays are eager, of the compiler elsewhere."""
+"""`loop(cond, body, state)`: a while loop, run by Python for eager arrays and by the compiler otherwise."""
 
 Step: TypeAlias = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]
 """`carry, out = step(carry, x)`: one step of a scan."""

@@ -185,7 +185,7 @@ def _name(code: int) -> str:
 
 
 def _sentence(code: int) -> str:
-    return Status(code).sentence if code in Status._value2member_map_ else "a code that is no dil.Status"
+    return Status(code).sentence if code in Status._value2member_map_ else "a code that is not a dil.Status"
 
 
 def _range(values: Any) -> str:

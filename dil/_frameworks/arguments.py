@@ -1,4 +1,4 @@
-"""The arguments of one call: the arrays among their leaves, and how to put the call together again."""
+"""The arguments of one call, split into their arrays and a record that rebuilds the call from arrays."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from dil._frameworks.registry import leaves_of, owner
 
 @dataclass(frozen=True)
 class Arguments:
-    """The structure of `(args, kwargs)`, the leaves that are not arrays, and the positions of arrays and floats.
+    """The arguments of a call, without their arrays: the structure of `(args, kwargs)` and its other leaves.
 
-    It holds no array, which would keep memory or a tracer alive.
+    It holds no array. Derivatives are taken of functions of the flat arrays, and an array that is stored here would
+    keep memory or a tracer alive.
     """
 
     structure: Structure
     statics: tuple[Any, ...]
-    """Every leaf, None in the place of an array."""
+    """All leaves, with None in the place of each array."""
     arrays: tuple[int, ...]
-    """Which leaves are arrays."""
+    """The positions of the arrays among the leaves."""
     floats: tuple[int, ...]
-    """Which of the arrays have a derivative."""
+    """The positions of the real floating arrays among the arrays. Only these have a derivative."""
     plain: bool = False
-    """Whether every argument is positional and one array, so that no tree has to be built."""
+    """Whether each argument is positional and one array. Then there is no tree to rebuild."""
 
     def call(self, arrays: Sequence[Any]) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
-        """Return the positional and keyword arguments with these arrays in place."""
+        """Return the positional and keyword arguments that contain these arrays."""
         if self.plain:
             return tuple(arrays), {}
         leaves = list(self.statics)
@@ -43,18 +44,18 @@ class Arguments:
         return args, kwargs
 
     def only_floats(self, arrays: Sequence[Any]) -> Arrays:
-        """Pick the arrays that have a derivative."""
+        """Return the arrays that have a derivative."""
         return tuple(arrays[i] for i in self.floats)
 
     def with_floats(self, arrays: Sequence[Any], floats: Sequence[Any]) -> list[Any]:
-        """Return the arrays with `floats` in the place of those that have a derivative."""
+        """Return the arrays, where `floats` replace the arrays that have a derivative."""
         merged = list(arrays)
         for i, value in zip(self.floats, floats, strict=True):
             merged[i] = value
         return merged
 
     def cotangents(self, parts: tuple[Tree, ...], arrays: Sequence[Array]) -> list[Array]:
-        """Flatten cotangents given like the arguments (None for zero) into one for each array.
+        """Flatten the result of `derivatives.mixed` into one cotangent for each array. None stands for zero.
 
         Raises
         ------
@@ -65,22 +66,22 @@ class Arguments:
         if not isinstance(parts, tuple) or len(parts) != len(args) + bool(kwargs):
             message = (
                 f"derivatives.mixed returned {parts!r}; expected a tuple of {len(args)} entries, one per positional "
-                f"argument{', and a dict of those of the keyword arguments' if kwargs else ''}"
+                f"argument{', and a dict for the keyword arguments' if kwargs else ''}"
             )
             raise ShapeError(message)
         given = [*parts, {}] if not kwargs else list(parts)
         leaves: list[Array] = []
         for entry, like in zip(given, [*args, kwargs], strict=True):
-            leaves.extend(_like(entry, like))
+            leaves.extend(_cotangents_like(entry, like))
         return leaves
 
     def name(self, array: int) -> str:
-        """Name one of the arrays as the caller knows it."""
+        """Return the name of one of the arrays, in the words of the call."""
         return name_of(self.structure.paths[self.arrays[array]])
 
 
 def split_arguments(args: Sequence[Tree], kwargs: Mapping[str, Tree]) -> tuple[list[Any], Arguments]:
-    """Split a call into its arrays and the structure around them."""
+    """Return the arrays of a call, and a record of all its other parts."""
     leaves, structure = leaves_of((tuple(args), dict(kwargs)))
     places = tuple(i for i, leaf in enumerate(leaves) if owner(leaf) is not None)
     arrays = [leaves[i] for i in places]
@@ -92,13 +93,13 @@ def split_arguments(args: Sequence[Tree], kwargs: Mapping[str, Tree]) -> tuple[l
     return arrays, Arguments(structure, tuple(statics), places, floats, plain)
 
 
-def _like(entry: Tree, like: Tree) -> list[Array]:
-    """Return one cotangent for each array of `like`, from an entry of its structure or None."""
+def _cotangents_like(entry: Tree, like: Tree) -> list[Array]:
+    """Return one cotangent for each array of `like`. The entry has the structure of `like`, or is None for zero."""
     if isinstance(like, dict) and isinstance(entry, dict):
         if not set(entry) <= set(like):
             message = f"derivatives.mixed returned keys {sorted(entry)}; expected {sorted(like)}, those of the argument"
             raise ShapeError(message)
-        return [leaf for key in sorted(like) for leaf in _like(entry.get(key), like[key])]
+        return [leaf for key in sorted(like) for leaf in _cotangents_like(entry.get(key), like[key])]
     arrays = [x for x in leaves_of(like)[0] if owner(x) is not None]
     if entry is None:
         return [array_namespace(x).zeros_like(x) for x in arrays]
@@ -114,7 +115,7 @@ def _like(entry: Tree, like: Tree) -> list[Array]:
 
 
 def name_of(path: str) -> str:
-    """Turn a path in `(args, kwargs)` into words.
+    """Return the words for a path in `(args, kwargs)`.
 
     >>> name_of("[0][1]['w']")
     "argument 1['w']"

@@ -1,4 +1,4 @@
-"""Dense linear solves of a framework, and the sizes up to which they are faster than an iteration."""
+"""Dense linear solves of a framework, and the sizes up to which they are faster than iterative solvers."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dil._base.typing import Array
 
 @dataclass(frozen=True)
 class Crossover:
-    """The sizes at which an iteration becomes faster than a dense solve. Measured by benchmarks/linear.py."""
+    """The sizes above which an iterative solver is faster than a dense solve. Measured by benchmarks/linear.py."""
 
     symmetric: int
-    """For symmetric positive definite matrices: the largest number of unknowns at which the dense solve is faster."""
+    """Largest number of unknowns for which a dense solve is faster, if the matrix is symmetric positive definite."""
     general: int
-    """The same for matrices that are not symmetric or not definite, where a step of an iteration costs more."""
+    """The same number for other matrices, whose iterative solvers cost more per step."""
     trial: float
-    """Steps that CG gets for each unknown; a system that is slower than that is faster to solve densely."""
+    """Number of CG steps per unknown after which a dense solve is faster."""
 
 
 @dataclass(frozen=True)
 class Dense:
-    """The dense solves of a framework; matrices (*batch, n, n), right-hand sides (*batch, n, k)."""
+    """The dense solves of a framework, for matrices (*batch, n, n) and right-hand sides (*batch, n, k)."""
 
     cholesky_solve: Callable[[Array, Array], Array]
-    """`cholesky_solve(A, b)`: solve symmetric systems A x = b; NaN where A is not positive definite."""
+    """`cholesky_solve(A, b)`: solve symmetric systems A x = b. x is NaN where A is not positive definite."""
     lu_solve: Callable[[Array, Array], Array]
-    """`lu_solve(A, b)`: solve systems A x = b; not finite where A is singular."""
+    """`lu_solve(A, b)`: solve systems A x = b. x is not finite where A is singular."""
     crossover: Crossover

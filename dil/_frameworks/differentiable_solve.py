@@ -11,9 +11,9 @@ from dil._frameworks.protocol import Backend, LinearSystem
 
 
 def differentiable_solve(backend: Backend, system: LinearSystem, b: Array) -> Array:
-    """Solve A(params) x = b, and register x with its own rule.
+    """Solve A(params) x = b, with `LinearRule` as the derivative of x.
 
-    The rule solves linear systems with A again and nothing else, so x differentiates to any order.
+    The rule calls `backend.linear_solve` and products with A only, so x has derivatives of every order.
     """
     count = len(system.params)
 
@@ -32,14 +32,14 @@ class LinearRule:
     system: LinearSystem
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
-        """Return w = A^-T v for b, and -d<w, A(params) x> for the parameters, x held fixed."""
+        """Return w = A^-T v for b, and the gradient of -<w, A(params) x> at fixed x for the parameters."""
         (x,), (params, constants) = y, self._split(args)
         w = self._solve(self.system.T, params, constants, cotangents[0])
         chosen = [i - 1 for i in wrt if i > 0]
         found: dict[int, Array] = {0: w}
         if chosen:
             _, pull = self.backend.vjp(
-                lambda *some: self._product(params, chosen, some, x), *(params[i] for i in chosen)
+                lambda *values: self._product(params, chosen, values, x), *(params[i] for i in chosen)
             )
             found.update(zip((i + 1 for i in chosen), pull((-w,)), strict=True))
         return tuple(found[i] for i in wrt)
@@ -47,13 +47,15 @@ class LinearRule:
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return A^-1 (db - dA x)."""
         (x,), (params, constants), db = y, self._split(args), tangents[0]
-        right, moved = db, tangents[1 : 1 + len(params)]
-        if any(tangent is not None for tangent in moved):
+        rhs, dparams = db, tangents[1 : 1 + len(params)]
+        if any(tangent is not None for tangent in dparams):
             every = range(len(params))
-            _, (dAx,) = jvp_from_vjp(self.backend, lambda *all_: self._product(params, every, all_, x), params, moved)
-            right = -dAx if db is None else db - dAx
-        assert right is not None
-        return (self._solve(self.system, params, constants, right),)
+            _, (dAx,) = jvp_from_vjp(
+                self.backend, lambda *values: self._product(params, every, values, x), params, dparams
+            )
+            rhs = -dAx if db is None else db - dAx
+        assert rhs is not None
+        return (self._solve(self.system, params, constants, rhs),)
 
     def _split(self, args: Arrays) -> tuple[Arrays, Arrays]:
         count = len(self.system.params)

@@ -12,9 +12,9 @@ from dil._frameworks.protocol import Backend
 def jvp_from_vjp(
     backend: Backend, fn: Callable[..., Arrays], primals: Sequence[Array], tangents: Sequence[Array | None]
 ) -> tuple[Arrays, Arrays]:
-    """Return fn(*primals) and its derivative along the tangents; None stands for the zero tangent.
+    """Return fn(*primals) and its derivative along the tangents. None stands for the zero tangent.
 
-    The pull w -> J^T w is linear, so its own pull at any point is t -> J t.
+    The pullback w -> J^T w is linear, so its own pullback at any point is t -> J t.
     """
     wrt = [i for i, tangent in enumerate(tangents) if tangent is not None]
     out, pull = backend.vjp(fn, *primals)

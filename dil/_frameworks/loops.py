@@ -1,4 +1,4 @@
-"""The control flow of a framework, and that of eager arrays."""
+"""The control flow of a framework, and the Python loops of eager arrays."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from dil._base.typing import Array, Arrays, Loop, Step
 
 @dataclass(frozen=True)
 class Loops:
-    """The control flow of a framework. A numerical routine takes it from here and never imports the framework."""
+    """The control flow of a framework. Numerical routines use it and never import the framework."""
 
     while_loop: Loop
     """`while_loop(cond, body, state)`: run `while cond(state): state = body(state)`.
 
-    Only the condition is read from the device.
+    The host reads only the condition from the device.
     """
 
     run_if: Callable[[Array, Callable[[Any], Any], Any], Any]
     """`run_if(condition, fn, state)`: return fn(state) if the condition, shape (), holds, else the state.
 
-    fn costs nothing where the condition does not hold.
+    fn costs nothing if the condition does not hold.
     """
 
     scan: Callable[[Step, Arrays, Arrays], tuple[Arrays, Arrays]]
-    """`scan(step, carry, xs)`: run `carry, out = step(carry, x)` for the rows x of `xs`, one or more.
+    """`scan(step, carry, xs)`: run `carry, out = step(carry, x)` for each row x of `xs`.
 
-    Returns the last carry and the outs, stacked. It differentiates through its steps, in both modes.
+    There is at least one row. Returns the last carry and the stacked outs. The scan can be differentiated through its
+    steps, in forward and reverse mode.
     """
 
     map_rows: Callable[[Callable[[Array], Array], Array], Array]
-    """`map_rows(fn, rows)`: return fn of each row of `rows`, (k, ...), stacked; all at once where the framework can."""
+    """`map_rows(fn, rows)`: return fn of each row of `rows`, (k, ...), stacked. All rows may run at once."""
 
     on_host: Callable[..., Arrays]
     """`on_host(fn, like, *arrays)`: call fn with concrete arrays, outside any trace. The arrays must be constants.
@@ -42,17 +43,17 @@ class Loops:
     """
 
     number: Callable[[Array], Any]
-    """`number(x)`: return a 0-D array as a Python number where reading it costs nothing, else x itself."""
+    """`number(x)`: return a 0-D array as a Python number if that costs nothing, else x itself."""
 
     steps_per_read: Callable[[Array], int]
     """`steps_per_read(x)`: return how many steps a loop over arrays like x takes for each read of its condition.
 
-    A read makes the host wait for a device, so on devices it is more than one.
+    A read makes the host wait for a device, so the number is more than one on devices.
     """
 
 
 def with_loop(loops: Loops, while_loop: Loop | None) -> Loops:
-    """Return the loops with another while loop; as they are if it is None."""
+    """Return the loops with another while loop, or unchanged if `while_loop` is None."""
     return loops if while_loop is None or while_loop is loops.while_loop else replace(loops, while_loop=while_loop)
 
 
@@ -64,7 +65,7 @@ def python_while(cond: Callable[[Any], Array], body: Callable[[Any], Any], state
 
 
 def python_if(condition: Array, fn: Callable[[Any], Any], state: Any, /) -> Any:
-    """Branch in Python."""
+    """Return fn(state) if the condition holds, else the state, with a Python branch."""
     return fn(state) if bool(condition) else state
 
 
@@ -85,7 +86,7 @@ def python_map(fn: Callable[[Array], Array], rows: Array, /) -> Array:
 
 
 def call_now(fn: Callable[..., Arrays], like: Arrays, *arrays: Array) -> Arrays:
-    """Call fn: eager arrays are concrete."""
+    """Call fn now. Eager arrays are always concrete."""
     return fn(*arrays)
 
 
@@ -98,4 +99,4 @@ EAGER = Loops(
     number=lambda x: x,
     steps_per_read=lambda x: 8,
 )
-"""The loops of arrays that compute at once, on a device. `dataclasses.replace` changes what a framework does better."""
+"""The loops of eager arrays on a device. A framework replaces some of them by `dataclasses.replace`."""

@@ -1,7 +1,7 @@
-"""The Protocol of a backend: a module that differentiates, loops and registers derivatives for one framework.
+"""The contract of a backend: a module that differentiates, loops and registers derivatives for one framework.
 
-Array functions belong to the array API namespace. A backend supplies only what its framework alone can do. Backends see
-flat tuples of arrays; the core flattens and rebuilds trees.
+The array API namespace has the functions of arrays. A backend has only the functions that need its framework. Backends
+take and return flat tuples of arrays: `dil` splits and rebuilds the trees.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from dil._frameworks.reports import Reports
 
 
 class Pull(Protocol):
-    """The transposed derivative of a function at a point: linear, and callable any number of times."""
+    """The pullback of a function at a point. It is linear, and can be called any number of times."""
 
     def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
-        """Return one cotangent for each primal in `wrt` (all of them if None), and compute no others."""
+        """Return one cotangent for each primal in `wrt` (all primals if None), and compute no others."""
         ...
 
 
 class Rule(Protocol):
-    """The derivative of y = solve(*args), in both directions, written in differentiable array code."""
+    """The derivative of y = solve(*args) in both modes, written in differentiable array code."""
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
         """Return the cotangents of `args[i]` for i in `wrt`; None stands for the zero cotangent."""
@@ -39,10 +39,10 @@ class Rule(Protocol):
 
 
 class ReverseRule:
-    """A rule with a pullback only."""
+    """A rule with a pullback only. It has no pushforward."""
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
-        """Raise an error: there is no forward mode.
+        """Raise an error, since there is no pushforward.
 
         Raises
         ------
@@ -55,17 +55,17 @@ class ReverseRule:
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """The system A(params) x = b, with the functions that solve it and differentiate its solution."""
+    """The system A(params) x = b, with a solver and all that the derivative of the solution needs."""
 
     operator: Callable[..., Operator]
-    """`operator(*params)` builds A, its products differentiable in the parameters."""
+    """`operator(*params)` builds A. The products of A are differentiable in the parameters."""
     params: Arrays
     A: Operator
     """`operator(*params)`, already built."""
     solve: Callable[..., Array]
-    """A black box: `solve(A, b, *constants)` returns x."""
+    """`solve(A, b, *constants)` returns x. It is a black box, which no derivative passes through."""
     constants: Arrays = ()
-    """The other arrays that `solve` needs. They are passed explicitly, since a transform may have to see them."""
+    """Further arrays that `solve` needs. They are arguments, because a transform may have to see them."""
 
     @property
     def T(self) -> LinearSystem:
@@ -75,23 +75,30 @@ class LinearSystem:
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One line of `dil.backends()`: a backend, and whether it can be used here."""
+    """One entry of `dil.backends()`: a backend, and whether it can be used here.
+
+    Examples
+    --------
+    >>> import dil
+    >>> dil.BackendInfo("numpy", "2.0", ("cpu",), None).usable
+    True
+    """
 
     name: str
     version: str | None
     devices: tuple[str, ...]
     """The devices that `asarray` accepts."""
     reason: str | None
-    """Why the framework cannot compute here (no GPU, say) and what to do; None if it can."""
+    """Why the framework cannot compute here (no GPU, for example) and what to do; None if it can."""
 
     @property
     def usable(self) -> bool:
-        """Whether arrays can be made and computed with here."""
+        """Whether the framework can make arrays and compute with them here."""
         return self.reason is None
 
 
 class Backend(Protocol):
-    """The contract of a backend module. `dil.testing.LAWS` test it."""
+    """The contract of a backend module. `dil.testing.LAWS` check that a module keeps it."""
 
     NATIVE: str
     """Root module of the framework's array types, such as "torch"."""
@@ -101,42 +108,42 @@ class Backend(Protocol):
     reports: Reports
 
     def owns(self, x: object, /) -> bool:
-        """Whether x is an array of this framework: also a tracer, a box or a subclass."""
+        """Return whether x is an array of this framework. Tracers, boxes and subclasses are arrays too."""
         ...
 
     def children(self, x: object, /) -> tuple[Sequence[Tree], Callable[[Sequence[Tree]], Tree]] | None:
-        """Split one level of a pytree of the framework. Return None if x is not one."""
+        """Split one level of the framework's own pytrees. Return None if x is not a pytree."""
         ...
 
     def vjp(self, fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
-        """Evaluate fn at float arrays. The pull is differentiable."""
+        """Return fn(*primals) at float arrays, and its pullback, which is itself differentiable."""
         ...
 
     def implicit(self, solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
-        """Return `solve` with the derivative of `rule` in the place of that of its operations."""
+        """Return `solve` with the derivative that `rule` gives, instead of the derivative of its operations."""
         ...
 
     def linear_solve(self, system: LinearSystem, b: Array, /) -> Array:
-        """Solve a linear system so that the solution is differentiable in b and in the parameters."""
+        """Solve a linear system. The solution is differentiable in b and in the parameters."""
         ...
 
     def constant(self, x: Array, /) -> Array:
-        """Return x cut off from every derivative."""
+        """Return x as a constant: no derivative passes through it."""
         ...
 
     def assert_constant(self, x: Array, message: str, /) -> None:
-        """Raise `CapturedError(message)` if x carries a derivative: now, or when its program is differentiated."""
+        """Raise `CapturedError(message)` if x carries a derivative, now or when its program is differentiated later."""
         ...
 
     def guard(self, fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-        """Return fn, protected from changes by the framework, such as compilation.
+        """Wrap fn so that the framework does not change it, for example by compiling it.
 
         With `exact`, operations keep the dtype of their arrays, and numbers that are not finite give no warning.
         """
         ...
 
     def asarray(self, x: object, *, dtype: DType | None = None, device: Device | None = None) -> Array:
-        """Make an array. An unavailable dtype is an error, never a silent cast."""
+        """Make an array. A dtype that the framework does not have is an error, and is never silently narrowed."""
         ...
 
     def to_numpy(self, x: Array, /) -> Any:
@@ -144,5 +151,5 @@ class Backend(Protocol):
         ...
 
     def info(self) -> BackendInfo:
-        """Describe the framework: version, devices, and why it cannot compute here, if so."""
+        """Return the version and the devices of the framework, and the reason if it cannot compute here."""
         ...

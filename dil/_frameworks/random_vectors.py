@@ -1,4 +1,4 @@
-"""Random vectors: the same on every backend and in every run."""
+"""Random vectors that are the same on every backend and in every run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dil._frameworks.protocol import Backend
 
 
 def standard_normal(backend: Backend, like: Array, count: int, seed: int) -> Array:
-    """Return `count` arrays of independent standard normal numbers, (count, *like.shape), beside `like`.
+    """Return `count` standard normal arrays, (count, *like.shape), with the dtype and on the device of `like`.
 
-    They come from NumPy, the one generator that all backends can share: programs under a compiler hold them as
-    constants.
+    NumPy draws the numbers, so they are the same on all backends. A compiled program holds them as constants.
     """
     import numpy as np
 

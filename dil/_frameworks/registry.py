@@ -1,8 +1,8 @@
-"""The registry of backends: find them, find the owner of an array, and make handles.
+"""The registry of backends: it imports them, finds the owner of an array, and makes handles for users.
 
-Backends are modules named by the entry-point group `dil.backends`. The name of an entry point is the root module of
-the arrays that it serves ("torch"), so that an array's owner is found without importing any framework: only frameworks
-that the process has imported already can own an array.
+Backends are modules named by the entry-point group `dil.backends`. The name of an entry point is the root module of its
+arrays ("torch"). Only a framework that the process has already imported can own an array, so the search for the owner
+imports no framework.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ what the box holds."""
 
 @cache
 def _targets() -> dict[str, str]:
-    """Map each backend's name to its module: those that come with dil, then those of the entry points."""
-    from importlib.metadata import entry_points  # slow to import, and needed only once a backend is asked for
+    """Return the module of each backend by name: the backends of dil, then those of the entry points."""
+    from importlib.metadata import entry_points  # slow to import, and needed only when a backend is
 
     import dil_backends
 
@@ -57,7 +57,7 @@ def load(name: str) -> Backend:
         module = importlib.import_module(targets[name])
     except (ImportError, OSError) as error:
         if (getattr(error, "name", None) or "").partition(".")[0] in ("dil", "dil_backends"):
-            raise  # the backend itself is broken, its framework is not absent
+            raise  # the backend itself is broken; its framework is not the cause
         from dil_backends import INSTALL
 
         hint = INSTALL.get(name, f"install the package that provides {name!r}")
@@ -74,14 +74,14 @@ def loaded() -> list[Backend]:
 
 
 def guarded(fn: Callable[..., Any], *args: Any, exact: bool = True) -> Any:
-    """Call fn under the guards of all frameworks in use. With `exact`, as for a layer, dtypes are kept."""
+    """Call fn under the guards of all loaded backends. `exact` is for layers, and not for transforms of user code."""
     for backend in LOADED:
         fn = backend.guard(fn, exact=exact)
     return fn(*args)
 
 
 def owner(x: object) -> Backend | None:
-    """Return the backend that owns the array x; None if x is no array of a framework in use."""
+    """Return the backend that owns the array x, or None if x is not an array of an imported framework."""
     kind = type(x)
     if kind in OWNERS:
         return OWNERS[kind]
@@ -96,7 +96,7 @@ def owner(x: object) -> Backend | None:
 
 
 def children(x: object) -> Any:
-    """Split x as the frameworks in use would. Return None for an array or a leaf."""
+    """Split x as the imported frameworks split their pytrees. Return None for an array or a leaf."""
     if owner(x) is None:
         for name in _targets():
             if name in sys.modules:
@@ -112,7 +112,7 @@ def common_owner(leaves: Iterable[Any], names: Sequence[str], what: str) -> Back
     Raises
     ------
     BackendError
-        If there is no array, or arrays of two backends.
+        If no leaf is an array, or the arrays are of two backends.
     """
     found: Backend | None = None
     first = ""
@@ -144,11 +144,13 @@ class BackendHandle:
     Attributes
     ----------
     name : str
-        Such as "torch".
+        The name of the backend, such as "torch".
     xp : namespace
         The array API namespace.
     device, dtype
-        The device and dtype that `asarray` uses; None leaves them to the framework.
+        The device and dtype of the arrays that `asarray` makes; None is the framework's default.
+    module : module
+        The implementation of the backend.
 
     Examples
     --------
@@ -165,7 +167,7 @@ class BackendHandle:
     module: Backend
 
     def asarray(self, x: object) -> Array:
-        """Make an array of x with this handle's dtype, on its device."""
+        """Make an array of x with the dtype and on the device of this handle."""
         return self.module.asarray(x, dtype=self.dtype, device=self.device)
 
     def to_numpy(self, x: Array) -> Any:
@@ -175,7 +177,7 @@ class BackendHandle:
 
 @cache
 def _namespace_of(name: str) -> Namespace:
-    """Return the array API namespace of a backend that can compute here; found once, since it lists devices."""
+    """Return the array API namespace of a backend that can compute here. Cached, because `info` lists all devices."""
     module = load(name)
     reason = module.info().reason
     if reason is not None:
@@ -187,12 +189,25 @@ def _namespace_of(name: str) -> Namespace:
 def backend(
     name: str | None = None, *, device: Device | None = None, dtype: DType | str | None = None
 ) -> BackendHandle:
-    """Return a handle of a backend; None reads $DIL_BACKEND, then takes NumPy.
+    """Return a handle of a backend.
+
+    Parameters
+    ----------
+    name : str, optional
+        The name of the backend. None stands for the name in $DIL_BACKEND, or for NumPy if that is not set.
+    device, dtype : optional
+        The device and the real floating dtype of new arrays. A dtype may be given by name, such as "float32".
 
     Raises
     ------
     BackendError
-        If the backend is unknown, absent or unusable here, or has no such dtype.
+        If the backend is unknown, not installed or unusable here, or does not have the dtype.
+
+    Examples
+    --------
+    >>> import dil
+    >>> dil.backend("numpy", dtype="float32").asarray([1.0, 2.0]).dtype
+    dtype('float32')
     """
     chosen = name or os.environ.get("DIL_BACKEND") or "numpy"
     if name is None and chosen not in _targets():
@@ -210,12 +225,15 @@ def backend(
         message = f"the backend {name!r} has no dtype {dtype!r}; try 'float32' or 'float64'"
         raise BackendError(message)
     handle = BackendHandle(name, xp, device, wanted, module)
-    handle.asarray(0.0)  # report an unavailable dtype or device here, not at the first use
+    handle.asarray(0.0)  # raises here, and not at the first use, if there is no such dtype or device
     return handle
 
 
 def backends() -> tuple[BackendInfo, ...]:
-    """List every backend: its version and devices, or why it cannot be used. Imports the frameworks that it finds."""
+    """Return one entry for each backend, with its version and devices, or the reason why it cannot be used.
+
+    This imports all frameworks that are installed.
+    """
     return tuple(_describe(name) for name in _targets())
 
 
@@ -227,7 +245,7 @@ def _describe(name: str) -> BackendInfo:
 
 
 def leaves_of(tree: Tree) -> tuple[list[Any], Any]:
-    """Flatten a tree, with the pytrees of the frameworks in use."""
+    """Flatten a tree, which may contain the pytrees of the imported frameworks."""
     from dil._base.tree import flatten
 
     return flatten(tree, children)

@@ -1,4 +1,4 @@
-"""The same derivative transforms on every backend. The framework's own transforms work on layers too."""
+"""Derivative transforms that are the same on every backend. A framework's own transforms also work on layers."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from dil._frameworks.registry import common_owner, guarded, leaves_of, owner
 
 
 def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
-    """Evaluate fn and return the transposed derivative as a function.
+    """Return fn(*args), and the pullback of fn as a function.
 
     Parameters
     ----------
     fn : callable
-        Takes trees of arrays and returns one. It may contain layers and array-API code.
+        Takes trees of arrays and returns a tree. It may contain layers and array API code.
     *args : trees
-        The point; only the float arrays in it have a derivative.
+        The point. Only its real floating arrays have a derivative.
 
     Returns
     -------
     out : tree
         fn(*args).
     pull : callable
-        `pull(cotangent)`, the cotangent like `out`, gives a tuple with one entry per argument, each like that argument
-        with None in the place of everything that is not a float array.
+        `pull(cotangent)` takes a cotangent like `out` and returns a tuple with one entry per argument. An entry is like
+        its argument, with None in the place of each leaf that is not a real floating array.
 
     Raises
     ------
     BackendError
         If the arguments hold no array, or arrays of two backends.
+    ShapeError
+        In `pull`, if the cotangent does not have the leaves, shapes and dtypes of `out`.
 
     Examples
     --------
@@ -60,19 +62,26 @@ def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callabl
 
 
 def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree], /) -> tuple[Tree, Tree]:
-    """Evaluate fn and its derivative along tangents.
+    """Return fn(*args), and the derivative of fn along the tangents.
 
     Parameters
     ----------
     fn : callable
-        Takes trees of arrays and returns one.
-    args, tangents : sequences of trees
-        The point and the direction, of one structure. None is a zero tangent.
+        Takes trees of arrays and returns a tree.
+    args, tangents : tuples or lists of trees
+        The point and the direction. A tangent is like its argument, or None for zero.
 
     Returns
     -------
     out, tangent : trees
-        fn(*args) and its directional derivative; None in the place of everything that is not a float array.
+        fn(*args) and its directional derivative, with None in the place of each leaf that is not a real floating array.
+
+    Raises
+    ------
+    BackendError
+        If the arguments hold no array, or arrays of two backends.
+    OptionError, ShapeError
+        If `args` or `tangents` is not a tuple or list, or a tangent is not like its argument.
 
     Examples
     --------
@@ -91,19 +100,26 @@ def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]
     if len(tangents) != len(args):
         message = f"jvp got {len(args)} arguments and {len(tangents)} tangents; give one tangent (or None) for each"
         raise ShapeError(message)
-    leaves, moved = jvp_from_vjp(flat.backend, flat, flat.floats, flat.tangents(args, tangents))
-    return flat.join(leaves), flat.join(moved, nothing=True)
+    leaves, out_tangents = jvp_from_vjp(flat.backend, flat, flat.floats, flat.tangents(args, tangents))
+    return flat.join(leaves), flat.join(out_tangents, is_tangent=True)
 
 
 def grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0) -> Callable[..., Tree]:
-    """Return the gradient of a scalar function as a function of the same arguments.
+    """Return a function of the same arguments that computes the gradient of a scalar function.
 
     Parameters
     ----------
     fn : callable
         Returns one number, shape ().
     argnums : int or tuple of int
-        The positional arguments to differentiate; a tuple gives a tuple of gradients.
+        The positions of the arguments to differentiate. A tuple gives a tuple of gradients.
+
+    Raises
+    ------
+    OptionError
+        If `argnums` does not name positional arguments, each once.
+    ShapeError, DTypeError
+        When called, if the value of fn is not one real floating number, or an argument holds no real floating array.
 
     Examples
     --------
@@ -111,12 +127,14 @@ def grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0) -> Callab
     >>> dil.grad(lambda u: np.sum(u**2))(np.asarray([1.0, 2.0]))
     array([2., 4.])
     """
-    both = value_and_grad(fn, argnums)
-    return lambda *args, **kwargs: both(*args, **kwargs)[1]
+    evaluate = value_and_grad(fn, argnums)
+    return lambda *args, **kwargs: evaluate(*args, **kwargs)[1]
 
 
 def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0) -> Callable[..., tuple[Array, Tree]]:
-    """Return a function that gives a scalar function's value and its gradient; see `grad`.
+    """Return a function that computes the value and the gradient of a scalar function.
+
+    The arguments and the errors are those of `grad`.
 
     Examples
     --------
@@ -129,7 +147,7 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
         message = f"argnums={argnums!r}; expected an int or a tuple of ints, the positions of arguments"
         raise OptionError(message)
 
-    def both(args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> tuple[Array, Tree]:
+    def evaluate(args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> tuple[Array, Tree]:
         if any(not -len(args) <= i < len(args) for i in chosen):
             message = f"argnums={argnums!r}, but the function was called with {len(args)} positional arguments"
             raise OptionError(message)
@@ -138,13 +156,13 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
             message = f"argnums={argnums!r} names an argument twice"
             raise OptionError(message)
 
-        def of_chosen(*values: Tree) -> Tree:
+        def fn_of_chosen(*values: Tree) -> Tree:
             merged = list(args)
             for i, value in zip(places, values, strict=True):
                 merged[i] = value
             return fn(*merged, **kwargs)
 
-        value, pull = vjp(of_chosen, *(args[i] for i in places))
+        value, pull = vjp(fn_of_chosen, *(args[i] for i in places))
         if getattr(value, "shape", None) != ():
             message = (
                 f"grad needs a function that returns one number, an array of shape (); this one returned "
@@ -157,15 +175,15 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
         gradients = pull(array_namespace(value).ones_like(value))
         for i, gradient in zip(places, gradients, strict=True):
             if all(leaf is None for leaf in leaves_of(gradient)[0]):
-                message = f"argument {i} holds no real floating array, so there is no gradient in it; cast it"
+                message = f"argument {i} holds no real floating array, so it has no gradient; cast it"
                 raise DTypeError(message)
         return value, gradients[0] if isinstance(argnums, int) else gradients
 
-    return lambda *args, **kwargs: guarded(both, args, kwargs, exact=False)
+    return lambda *args, **kwargs: guarded(evaluate, args, kwargs, exact=False)
 
 
 class Flat:
-    """A function of trees as a function of the float arrays of its arguments, giving those of its result."""
+    """A function of trees, as a function from the float arrays of its arguments to the float arrays of its result."""
 
     def __init__(self, fn: Callable[..., Tree], arrays: list[Array], arguments: Arguments) -> None:
         self.fn, self.arrays, self.arguments = fn, arrays, arguments
@@ -178,32 +196,32 @@ class Flat:
     def __call__(self, *floats: Array) -> Arrays:
         args, kwargs = self.arguments.call(self.arguments.with_floats(self.arrays, floats))
         leaves, self.structure = leaves_of(self.fn(*args, **kwargs))
-        moving = [owner(x) is not None and is_float(array_namespace(x), x.dtype) for x in leaves]
-        self.rest = [MOVING if m else x for x, m in zip(leaves, moving, strict=True)]
-        return tuple(x for x, m in zip(leaves, moving, strict=True) if m)
+        is_float_array = [owner(x) is not None and is_float(array_namespace(x), x.dtype) for x in leaves]
+        self.rest = [FLOAT_ARRAY if yes else x for x, yes in zip(leaves, is_float_array, strict=True)]
+        return tuple(x for x, yes in zip(leaves, is_float_array, strict=True) if yes)
 
-    def join(self, leaves: Arrays, *, nothing: bool = False) -> Tree:
-        """Rebuild a result from its float arrays. Other leaves are unchanged, or None in a derivative."""
+    def join(self, leaves: Arrays, *, is_tangent: bool = False) -> Tree:
+        """Rebuild a result from its float arrays. The other leaves are those of the result, or None in a tangent."""
         assert self.structure is not None
-        moving = iter(leaves)
-        return self.structure.unflatten([next(moving) if x is MOVING else None if nothing else x for x in self.rest])
+        floats, rest = iter(leaves), [None if is_tangent and x is not FLOAT_ARRAY else x for x in self.rest]
+        return self.structure.unflatten([next(floats) if x is FLOAT_ARRAY else x for x in rest])
 
     def split(self, cotangent: Tree, like: Arrays) -> Arrays:
-        """Pick the cotangents of the float arrays of the result."""
+        """Return the cotangents of the float arrays of the result."""
         leaves, structure = leaves_of(cotangent)
         if self.structure is None or structure.paths != self.structure.paths:
             expected = self.structure.paths if self.structure is not None else ()
             message = f"the cotangent has leaves {structure.paths}; expected {expected}, like the output"
             raise ShapeError(message)
-        picked = tuple(x for x, kept in zip(leaves, self.rest, strict=True) if kept is MOVING)
-        for ct, y in zip(picked, like, strict=True):
+        cotangents = tuple(x for x, kind in zip(leaves, self.rest, strict=True) if kind is FLOAT_ARRAY)
+        for ct, y in zip(cotangents, like, strict=True):
             if owner(ct) is not self.backend or ct.shape != y.shape or ct.dtype != y.dtype:
                 message = f"a cotangent is {_describe(ct)}; expected {_describe(y)}, like the output"
                 raise ShapeError(message)
-        return picked
+        return cotangents
 
     def tangents(self, args: Sequence[Tree], tangents: Sequence[Tree]) -> list[Array | None]:
-        """Pick the tangents of the float arrays of the arguments."""
+        """Return the tangents of the float arrays of the arguments."""
         found: list[Array | None] = []
         for arg, tangent in zip(args, tangents, strict=True):
             leaves, structure = leaves_of(arg)
@@ -221,7 +239,7 @@ class Flat:
         return found
 
     def like_arguments(self, floats: Arrays) -> tuple[Tree, ...]:
-        """Return one entry per argument, None in the place of what has no derivative."""
+        """Return one tree per argument, with None in the place of each leaf that has no derivative."""
         leaves: list[Any] = [None] * self.arguments.structure.size
         for i, value in zip(self.arguments.floats, floats, strict=True):
             leaves[self.arguments.arrays[i]] = value
@@ -230,7 +248,7 @@ class Flat:
 
 
 def constant(tree: Tree) -> Tree:
-    """Return a tree whose arrays are cut off from every derivative.
+    """Return a tree whose arrays are constants: no derivative passes through them.
 
     Examples
     --------
@@ -243,7 +261,8 @@ def constant(tree: Tree) -> Tree:
     return structure.unflatten([x if own is None else own.constant(x) for x, own in zip(leaves, owners, strict=True)])
 
 
-MOVING = object()
+FLOAT_ARRAY = object()
+"""Marks the place of a float array among the leaves of a result."""
 
 
 def _describe(x: object) -> str:

@@ -1,4 +1,4 @@
-"""The equation of a layer: the user's residual, or the step whose fixed point is sought."""
+"""The equation of a layer: the user's residual, or the user's step, whose fixed point is the solution."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dil._problem.score import check_condition
 
 @dataclass(frozen=True)
 class Equation:
-    """A function of the unknown that returns a tree like it: what a root or fixed-point layer hands to its solver."""
+    """The residual or step that a root or fixed-point layer passes to its solver. Its result is like the unknown."""
 
     fn: Callable[..., Any]
     batch_ndim: int
     kind: Literal["residual", "step"]
-    """A residual vanishes at the solution; a step leaves the solution where it is."""
+    """A residual is zero at the solution. A step maps the solution to itself."""
 
     def __post_init__(self) -> None:
         check_condition(self.kind, self.fn, self.batch_ndim)
 
     @property
     def name(self) -> str:
-        """What to call the function in messages."""
+        """The name of the function in messages."""
         return getattr(self.fn, "__name__", type(self.fn).__name__)
 
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Tree:

@@ -1,4 +1,4 @@
-"""One call of a layer as functions of flat arrays: the score, its gradient, and the function F that vanishes at y."""
+"""One call of a layer as functions of flat arrays: the score, its gradient, and F, which is zero at the solution."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dil._problem.space import Space
 class Problem:
     """A score or an equation with the structure of its unknown and of its arguments fixed.
 
-    The unknown is a vector u of shape (*batch, n), the arguments are a flat tuple of arrays. F(u) is what vanishes at
-    the solution: df/du for a score.
+    The unknown is a vector u of shape (*batch, n). The arguments are a flat tuple of arrays. F(u) is zero at the
+    solution. F is df/du for a score.
     """
 
     condition: Score | Equation
@@ -29,13 +29,13 @@ class Problem:
 
     @property
     def score(self) -> Score:
-        """The score; only for problems that have one."""
+        """The score. Only a problem with a score has this property."""
         assert isinstance(self.condition, Score)
         return self.condition
 
     @property
     def symmetric(self) -> bool:
-        """Whether dF/du is always symmetric, as a Hessian is."""
+        """Whether dF/du is known to be symmetric. It is for a score, where dF/du is the Hessian."""
         return isinstance(self.condition, Score)
 
     def value(self, u: Array, *arrays: Array) -> Array:
@@ -58,11 +58,11 @@ class Problem:
         if isinstance(self.condition, Score):
             return self.gradient(u, *arrays)
         image = self.image(u, *arrays)
-        # the sign makes dF/du the identity less the step's Jacobian, near which a Neumann series converges
+        # this sign gives dF/du = I - d step/du, whose inverse is a Neumann series in the Jacobian of the step
         return image if self.condition.kind == "residual" else u - image
 
     def image(self, u: Array, *arrays: Array) -> Array:
-        """Return the value of an equation's function at u, shape (*batch, n)."""
+        """Return the value of the residual or step at u, shape (*batch, n)."""
         args, kwargs = self.arguments.call(arrays)
         what = f"the {self.condition.kind} {self.condition.name!r}"  # type: ignore[union-attr]
         return self.space.vector(self.condition(self.space.unravel(u), *args, **kwargs), what)
@@ -71,24 +71,24 @@ class Problem:
         """Return df/du of a score, shape (*batch, n)."""
         if self.score.derivatives is None:
             return self.value_and_gradient(u, *arrays)[1]
-        given = UserDerivatives(self, self.score.derivatives)
-        if given.derivatives.hvp is None and given.derivatives.mixed is None:
-            return given.gradient(u, *arrays)
-        (gradient,) = self.backend.implicit(lambda *xs: (given.gradient(*xs),), given)(u, *arrays)
+        rule = UserDerivatives(self, self.score.derivatives)
+        if rule.derivatives.hvp is None and rule.derivatives.mixed is None:
+            return rule.gradient(u, *arrays)
+        (gradient,) = self.backend.implicit(lambda *xs: (rule.gradient(*xs),), rule)(u, *arrays)
         return gradient
 
     def optimality(self, arrays: Sequence[Array]) -> tuple[Optimality, Arrays]:
-        """Return F as a function of the unknown and of the arguments that have a derivative, and those arguments.
+        """Return F as a function of the unknown and of the real floating arguments, and those arguments.
 
-        Arrays after the arguments, such as a start for the solver, take no part in F.
+        The arrays may end with a start for the solver, which is no argument of F.
         """
-        own = tuple(arrays[: len(self.arguments.arrays)])
-        return Optimality(self, own), self.arguments.only_floats(own)
+        used = tuple(arrays[: len(self.arguments.arrays)])
+        return Optimality(self, used), self.arguments.only_floats(used)
 
 
 @dataclass(frozen=True)
 class Optimality:
-    """F(u, *floats), the other arrays of the call held fixed."""
+    """The function F(u, *floats). The other arrays of the call are fixed."""
 
     problem: Problem
     arrays: Arrays
@@ -99,7 +99,7 @@ class Optimality:
 
 @dataclass(frozen=True)
 class UserDerivatives:
-    """The derivative of a user's gradient, by the user's products."""
+    """The derivative rule of a user's gradient, made of the user's products."""
 
     problem: Problem
     derivatives: Derivatives
@@ -115,7 +115,7 @@ class UserDerivatives:
         """Return H w for the unknown and w^T d2f/(du dargs) for the arguments."""
         (w,) = cotangents
         rest = [i for i in wrt if (self.derivatives.hvp if i == 0 else self.derivatives.mixed) is None]
-        found = dict(zip(rest, self._differentiated(args, w, rest), strict=True))
+        found = dict(zip(rest, self._pull_gradient(args, w, rest), strict=True))
         if 0 in wrt and 0 not in found:
             found[0] = self._hvp(args, w)
         if any(i not in found for i in wrt):
@@ -123,14 +123,14 @@ class UserDerivatives:
         return tuple(found[i] for i in wrt)
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
-        """Return the tangent of the gradient: the transpose of the pullback, which is linear in w."""
+        """Return the tangent of the gradient. It is the transpose of the pullback, which is linear in w."""
         wrt = [i for i, tangent in enumerate(tangents) if tangent is not None]
         zero = array_namespace(y[0]).zeros_like(y[0])
         _, push = self.problem.backend.vjp(lambda w: self.pullback(args, y, (w,), wrt), zero)
         return push(tuple(tangent for tangent in tangents if tangent is not None))
 
-    def _differentiated(self, args: Arrays, w: Array, wrt: Sequence[int]) -> Arrays:
-        """Differentiate the user's gradient, as a function of every float array, and pull for some."""
+    def _pull_gradient(self, args: Arrays, w: Array, wrt: Sequence[int]) -> Arrays:
+        """Differentiate the user's gradient in all float arrays, and return the cotangents of those in `wrt`."""
         if not wrt:
             return ()
         floats = [0, *(1 + i for i in self.problem.arguments.floats)]

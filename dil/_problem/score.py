@@ -1,4 +1,4 @@
-"""The score of a layer: the user's function, checked, and the derivatives that the user may give with it."""
+"""The score of a layer: the user's function with its checks, and the derivatives that the user may give."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from dil._frameworks.registry import owner
 
 @dataclass(frozen=True)
 class Derivatives:
-    """Derivative products of a score that its author knows, for scores that cannot be traced.
+    """The derivative products of a score, given by the user. A score that cannot be traced needs them.
 
     Attributes
     ----------
     gradient : callable
-        `gradient(u, *args, **kwargs)` returns df/du, of the structure and shapes of u.
+        `gradient(u, *args, **kwargs)` returns df/du, with the structure and shapes of u.
     hvp : callable, optional
-        `hvp(u, v, *args, **kwargs)` returns the Hessian product (d2f/du2) v, like u.
+        `hvp(u, v, *args, **kwargs)` returns the Hessian-vector product (d2f/du2) v, like u.
     mixed : callable, optional
-        `mixed(u, w, *args, **kwargs)` returns w^T d2f/(du dargs): a tuple with one entry per positional argument,
-        each like that argument or None where f does not depend on it; a dict of the same for the keyword arguments
-        comes last if the layer is called with any.
+        `mixed(u, w, *args, **kwargs)` returns w^T d2f/(du dargs), a tuple with one entry per positional argument. An
+        entry is like its argument, or None if f does not depend on it. If the layer is called with keyword arguments,
+        a dict with their entries comes last.
 
     Notes
     -----
-    Products that are not given are obtained by differentiating `gradient`, which must then be array code that the
-    backend can trace. Second derivatives of the layer differentiate `hvp` and `mixed`; on torch and JAX these must then
-    be differentiable code.
+    A missing product is computed by differentiating `gradient`, which then must be array code that the backend can
+    trace. Second derivatives of the layer differentiate `hvp` and `mixed`, which then must be differentiable code on
+    torch and JAX.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class Derivatives:
 
 @dataclass(frozen=True)
 class Score:
-    """A score function that checks its value at every call. A layer passes it to its solver."""
+    """The score function that a layer passes to its solver, with a check of its value."""
 
     fn: Callable[..., Any]
     batch_ndim: int
@@ -72,14 +72,20 @@ class Score:
 
     @property
     def name(self) -> str:
-        """What to call the score in messages."""
+        """The name of the score in messages."""
         return getattr(self.fn, "__name__", type(self.fn).__name__)
 
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Array:
         return self.fn(u, *args, **kwargs)  # type: ignore[no-any-return]
 
     def check(self, value: object, batch: tuple[int, ...], dtype: DType) -> None:
-        """Refuse a value that is not one number of the unknown's dtype for each problem."""
+        """Check that a value is one number for each problem, with the dtype of the unknown.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            If the value is not.
+        """
         if owner(value) is None:
             message = (
                 f"the score {self.name!r} returned {value!r} of type {type(value).__name__}; expected an "
@@ -103,7 +109,13 @@ class Score:
 
 
 def check_condition(kind: str, fn: object, batch_ndim: object) -> None:
-    """Refuse a condition that is not callable, or a batch_ndim that is not an integer >= 0."""
+    """Check that fn is callable, and that the number of batch dimensions is an integer >= 0.
+
+    Raises
+    ------
+    OptionError
+        If not.
+    """
     if not callable(fn):
         message = f"{kind}={fn!r} of type {type(fn).__name__}; expected a callable"
         raise OptionError(message)

@@ -1,4 +1,4 @@
-"""The space of the unknown: a tree of arrays as one vector for each problem."""
+"""The space of the unknown: it turns a tree of arrays into one vector for each problem, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dil._frameworks.registry import common_owner, leaves_of, owner
 
 @dataclass(frozen=True)
 class Space:
-    """Trees of one structure, shape and dtype, and the linear map between them and vectors (*batch, n)."""
+    """The trees of one structure, dtype and leaf shapes, and the linear map to vectors (*batch, n) and back."""
 
     structure: Structure
     shapes: tuple[tuple[int, ...], ...]
@@ -29,13 +29,13 @@ class Space:
         return sum(size(shape[len(self.batch) :]) for shape in self.shapes)
 
     def describe(self) -> str:
-        """Describe the space in words, for messages."""
+        """Return the shapes and the dtype in words, for messages."""
         leaves = zip(self.structure.paths, self.shapes, strict=True)
         shapes = ", ".join(f"{path} {shape}" if path else str(shape) for path, shape in leaves)
         return f"{shapes} of {self.dtype}"
 
     def ravel(self, leaves: Sequence[Array]) -> Array:
-        """Join the leaves of a tree to vectors (*batch, n)."""
+        """Join the leaves of a tree into vectors (*batch, n)."""
         if len(leaves) == 1 and leaves[0].ndim == len(self.batch) + 1:
             return leaves[0]
         xp = array_namespace(leaves[0])
@@ -47,12 +47,12 @@ class Space:
         return joined
 
     def vector(self, tree: Tree, what: str) -> Array:
-        """Return the vector of a tree that must belong to this space.
+        """Return the vectors (*batch, n) of a tree, which must belong to this space.
 
         Raises
         ------
         ShapeError
-            If it does not belong to it.
+            If the tree has another structure, shape or dtype.
         """
         vector, space = space_of(tree, len(self.batch), f"the result of {what}")
         if space != self:
@@ -61,7 +61,7 @@ class Space:
         return vector
 
     def unravel(self, vector: Array) -> Tree:
-        """Split vectors (*batch, n) into the leaves of a tree."""
+        """Split vectors (*batch, n) into the leaves of a tree, and return the tree."""
         if len(self.shapes) == 1:
             if len(self.shapes[0]) == len(self.batch) + 1:
                 return self.structure.unflatten([vector])
@@ -76,14 +76,14 @@ class Space:
 
 
 def space_of(u: Tree, batch_ndim: int, what: str) -> tuple[Array, Space]:
-    """Return the vector of a tree, and the space that it lives in.
+    """Return the vectors (*batch, n) of a tree, and the space of the tree.
 
     Raises
     ------
     ShapeError
         If the tree is empty or its leaves do not share `batch_ndim` leading dimensions.
     DTypeError
-        If a leaf is no real floating array, or two leaves differ in dtype.
+        If a leaf is not a real floating array, or the leaves have different dtypes.
     """
     leaves, structure = leaves_of(u)
     if not leaves:
@@ -102,7 +102,7 @@ def space_of(u: Tree, batch_ndim: int, what: str) -> tuple[Array, Space]:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
         message = (
             f"the leaves of {what} have shapes {shapes}; with batch_ndim={batch_ndim} their first {batch_ndim} "
-            f"dimensions must be there and agree"
+            f"dimensions must exist and agree"
         )
         raise ShapeError(message)
     shapes_ = tuple(tuple(leaf.shape) for leaf in leaves)
@@ -118,6 +118,7 @@ def _check_leaf(leaf: Any, name: str) -> None:
         raise DTypeError(message)
     if not is_float(array_namespace(leaf), leaf.dtype):
         message = (
-            f"{name} has dtype {leaf.dtype}; the unknown of a layer must be real floating, so cast it, to float64 say"
+            f"{name} has dtype {leaf.dtype}; the unknown of a layer must be real floating, so cast it, "
+            f"for example to float64"
         )
         raise DTypeError(message)

@@ -12,9 +12,9 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
 from dil.control._score import PlanScore, time_first
 from dil.solvers._finish import finish
+from dil.solvers._progress import check_watched, iterate_watched
+from dil.solvers._score_values import best_row, evaluate
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
-from dil.solvers._values import best_row, evaluate
-from dil.solvers._watch import check_watched, iterate_watched
 
 LENGTHS = tuple(0.5**i for i in range(8))
 """The step lengths. One call tries all of them."""

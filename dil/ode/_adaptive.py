@@ -13,7 +13,7 @@ from dil._base.arrays import array_namespace, device, eps, full, nonzero_max_abs
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil.ode._methods import Method
-from dil.ode._stages import VectorStages
+from dil.ode._step_stages import VectorStages
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from dil._frameworks.protocol import LinearSystem, ReverseRule
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._methods import Method
-from dil.ode._stages import Solve, add_outcomes, initial_guess
 from dil.ode._state import plus, slope_between
+from dil.ode._step_stages import Solve, add_outcomes, initial_guess
 from dil.ode._sweep import grid_of, sweep
 
 

@@ -15,8 +15,8 @@ from dil.ode._adjoint import AdjointRule
 from dil.ode._dense import interpolate
 from dil.ode._field import Field
 from dil.ode._options import Options
-from dil.ode._stage import StageLayer, stage_layer
-from dil.ode._stages import Solve, VectorStages
+from dil.ode._stage_layer import StageLayer, stage_layer
+from dil.ode._step_stages import Solve, VectorStages
 from dil.ode._sweep import SweepResult, grid_of, sweep
 from dil.ode._unroll import UnrolledStage
 from dil.ode._verdict import Verdict, as_constant, first_failure

@@ -14,7 +14,7 @@ from dil._problem.problem import Problem
 from dil._problem.space import space_of
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
-from dil.ode._stage import StageLayer
+from dil.ode._stage_layer import StageLayer
 from dil.solvers._anderson import Anderson
 from dil.solvers._fixed_point import FixedPoint
 from dil.solvers._start import size_of, tolerance

@@ -12,8 +12,8 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil._frameworks.iteration import frozen
 from dil.solvers._finish import finish
+from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate_watched
 
 EXPLODED = 10.0
 """A residual this many times the least one so far sends its problem back to a plain step."""

@@ -11,8 +11,8 @@ from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
+from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate_watched
 
 
 @dataclass(frozen=True)

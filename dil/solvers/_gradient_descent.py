@@ -9,8 +9,8 @@ from dil._base.arrays import array_namespace, dot, eps, full, nonzero_or_one, no
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
+from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate_watched
 
 
 @dataclass(frozen=True)

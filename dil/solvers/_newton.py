@@ -15,8 +15,8 @@ from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
+from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
-from dil.solvers._watch import check_watched, iterate_watched
 
 Equations = Literal["hessian", "normal", "truncated"]
 GOLDEN = (1 + 5**0.5) / 2

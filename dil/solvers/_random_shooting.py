@@ -12,9 +12,9 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil._frameworks.random_vectors import standard_normal
 from dil.solvers._finish import finish
+from dil.solvers._progress import check_watched, iterate_watched
+from dil.solvers._score_values import best_row, broadcasts, evaluate, evaluate_rows
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
-from dil.solvers._values import best_row, broadcasts, evaluate, evaluate_rows
-from dil.solvers._watch import check_watched, iterate_watched
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Pull
 from dil._problem.problem import Problem
-from dil.solvers._host import Found, Host, check_scipy, import_optimize, solve_on_host
+from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
 from dil.solvers._start import start
 
 WITHOUT_GRADIENT = frozenset({"nelder-mead", "powell", "cobyla", "cobyqa"})

@@ -10,7 +10,7 @@ from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Tree
 from dil._problem.problem import Problem
-from dil.solvers._host import Found, Host, check_scipy, import_optimize, solve_on_host
+from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
 from dil.solvers._start import start_equation
 
 WITH_JACOBIAN = frozenset({"hybr", "lm"})
