@@ -1,4 +1,4 @@
-"""The iterative linear quadratic regulator: Gauss-Newton steps on a plan, each by two sweeps."""
+"""The iterative linear quadratic regulator: Gauss-Newton steps on a plan, each with two sweeps over time."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from dil.solvers._score_values import best_row, evaluate
 from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
 
 LENGTHS = tuple(0.5**i for i in range(8))
-"""Step lengths, tried together."""
-LEAST, MOST, FACTOR = 1e-6, 1e10, 8.0
-"""Of the regularisation: the least that is not zero, where a problem gives up, and by how much it changes."""
+"""The step lengths. One call tries all of them."""
+MU_MIN, MU_MAX, MU_FACTOR = 1e-6, 1e10, 8.0
+"""The regularisation mu: its smallest value above zero, the value that ends a problem, and the factor of a change."""
 
 
 @dataclass(frozen=True)
 class ILQR:
-    """Minimise the cost of a plan by iterated LQR: cost to second order, dynamics to first order.
+    """Minimise the cost of a plan by iterated LQR, with the cost to second order and the dynamics to first order.
 
     Parameters
     ----------
     rtol : float, optional
-        A problem is solved when a full step is within rtol (1 + ||v||), v the free controls; by default eps ** (2/3) of
-        the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
+        A problem is solved when a full step is within rtol (1 + ||v||), where v are the free controls. The default is
+        eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
     max_iter : int
         The largest number of sweeps.
     history : bool
-        Whether `extra["history"]` holds the norm of Q_u, the gradient in the controls, after every sweep,
-        (max_iter, *batch); NaN for sweeps not taken.
+        Whether `extra["history"]` holds the norm of Q_u, the gradient in the controls, after every sweep, relative to
+        the start, (max_iter, *batch); NaN for sweeps not taken.
     progress : bool
         Whether to draw a progress bar if the run takes more than a second. Needs rich.
 
     Notes
     -----
-    For plans only, `dil.control.plan(..., solver=dil.control.ILQR())`, since it needs cost and dynamics separately. A
-    sweep costs n_x + 1 products with the derivative of the dynamics and n_x + n_u with that of the cost's gradient,
-    for all times at once, and then some work on matrices of n_x + n_u rows for each time.
+    It is for plans only, `dil.control.plan(..., solver=dil.control.ILQR())`, since it needs cost and dynamics
+    separately. A sweep needs n_x + 1 products with the derivative of the dynamics and n_x + n_u products with the
+    Hessian of the cost. Each product covers all times. The rest is work on matrices of n_x + n_u rows for each time.
 
     The second derivative of the dynamics is neglected; that of the map onto the bounds is kept. So the steps converge
     linearly, like those of Gauss-Newton, and faster for dynamics that are nearly linear. `refine=1` or
     `dil.solvers.Sequence(ILQR(), Newton())` adds quadratic convergence. If a sweep does not lower the cost, a multiple
     of the identity is added to Q_uu, which shortens the steps.
 
-    Sources: Li and Todorov 2004 (the expansion); Tassa, Erez and Todorov 2012, eq. 11 and section II.F (the sweep with
-    regularisation); here the added multiple is that of controls.
+    Sources: Li and Todorov 2004 for the expansion; Tassa, Erez and Todorov 2012, eq. 11 and section II.F, for the sweep
+    with regularisation. Here the regularisation is that of the controls.
 
     Raises
     ------
@@ -93,22 +93,22 @@ class ILQR:
         def sweep(s: Iterate) -> Iterate:
             gains = task.backward(s.u, s.mu)
             trial = task.forward(s.u, gains)
-            full_step = norm(trial.whole - s.u)
-            sound = s.going & xp.isfinite(full_step) & xp.isfinite(gains.slope)
+            full_step = norm(trial.full_u - s.u)
+            usable = s.going & xp.isfinite(full_step) & xp.isfinite(gains.slope)
             # near the solution rounding hides the change of the cost over a step
-            flat = sound & (full_step <= eps(xp, u.dtype) ** 0.25 * size_of(s.u))
-            level = trial.first <= s.value + 64 * eps(xp, u.dtype) * (1.0 + abs(s.value))
-            lower = sound & (trial.value < s.value)
-            taken = lower | (flat & level)
-            new = xp.where(lower, trial.best, xp.where(flat & level, trial.whole, s.u))
-            value = xp.where(lower, trial.value, xp.where(flat & level, trial.first, s.value))
-            solved = s.solved | (taken & (s.mu <= LEAST) & (full_step <= rtol * size_of(new)))
-            less = xp.where(s.mu <= LEAST, full(s.mu, 0.0), s.mu / FACTOR)
-            more = xp.where(s.mu < LEAST, full(s.mu, LEAST), s.mu * FACTOR)
-            mu = xp.where(s.going, xp.where(taken, less, more), s.mu)
+            flat = usable & (full_step <= eps(xp, u.dtype) ** 0.25 * size_of(s.u))
+            not_higher = trial.full_value <= s.value + 64 * eps(xp, u.dtype) * (1.0 + abs(s.value))
+            lower = usable & (trial.value < s.value)
+            taken = lower | (flat & not_higher)
+            new = xp.where(lower, trial.best, xp.where(flat & not_higher, trial.full_u, s.u))
+            value = xp.where(lower, trial.value, xp.where(flat & not_higher, trial.full_value, s.value))
+            solved = s.solved | (taken & (s.mu <= MU_MIN) & (full_step <= rtol * size_of(new)))
+            smaller_mu = xp.where(s.mu <= MU_MIN, full(s.mu, 0.0), s.mu / MU_FACTOR)
+            larger_mu = xp.where(s.mu < MU_MIN, full(s.mu, MU_MIN), s.mu * MU_FACTOR)
+            mu = xp.where(s.going, xp.where(taken, smaller_mu, larger_mu), s.mu)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            going = s.going & ~solved & (mu < MOST) & (steps < self.max_iter)
-            slope = xp.where(sound, gains.slope, s.slope)
+            going = s.going & ~solved & (mu < MU_MAX) & (steps < self.max_iter)
+            slope = xp.where(usable, gains.slope, s.slope)
             return Iterate(
                 xp.where(s.going, new, s.u), xp.where(s.going, value, s.value), slope, mu, steps, going, solved
             )
@@ -135,21 +135,21 @@ class ILQR:
 
 
 class Iterate(NamedTuple):
-    """One sweep; u: (*batch, n), the rest (*batch, 1)."""
+    """The state of the iteration; u: (*batch, n), the rest: (*batch, 1)."""
 
     u: Array
     value: Array
     slope: Array
     """||Q_u|| over all times."""
     mu: Array
-    """What is added to the diagonal of Q_uu, in units of its largest entry."""
+    """The number added to the diagonal of Q_uu, relative to its largest entry."""
     steps: Array
     going: Array
     solved: Array
 
 
 class Gains(NamedTuple):
-    """What a sweep back gives: the states that it expands about, and du = k + K dx, time first."""
+    """The result of a backward sweep: the states of the expansion, and the feedback du = k + K dx, time first."""
 
     states: Array
     controls: Array
@@ -161,16 +161,16 @@ class Gains(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What a sweep forth gives: the best of the lengths and the whole step; u: (*batch, n), values: (*batch, 1)."""
+    """The result of a forward sweep: the best step and the full step; u: (*batch, n), values: (*batch, 1)."""
 
     best: Array
     value: Array
-    whole: Array
-    first: Array
+    full_u: Array
+    full_value: Array
 
 
 class Task(NamedTuple):
-    """A plan with its arguments in place."""
+    """A plan with its arguments."""
 
     started: Start
     backend: Backend
@@ -180,7 +180,7 @@ class Task(NamedTuple):
     theta_h: Tree
 
     def backward(self, u: Array, mu: Array) -> Gains:
-        """Return the gains of the expansion about u, Q_uu + mu max|Q_uu| I in the place of Q_uu."""
+        """Return the gains of the expansion about u, with Q_uu + mu max|Q_uu| I instead of Q_uu."""
         xp, plan = array_namespace(u), self.plan
         v = self.started.problem.space.unravel(u)
         states = xp.moveaxis(self.backend.constant(plan.states(v, self.x0, self.theta_h)), -2, 0)
@@ -193,28 +193,28 @@ class Task(NamedTuple):
             p, P = full(x[0, ...], 0.0), full(F[0, ..., :n], 0.0)
         else:
             p, P = self._expansion(lambda z: plan.last(z, self.theta_c), states[-1, ...])
-        identity, squash = eye(v.shape[-1], v), self._squash(v)
+        identity, bound_terms = eye(v.shape[-1], v), self._bound_terms(v)
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             (p, P), (F, c, C) = carry, row[:3]
             q, Q = c + _times(F.mT, p), C + F.mT @ P @ F
-            q_u, Q_ux, Q_uu = _in_free(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
-            right = xp.concat([q_u[..., None], Q_ux], axis=-1)
-            unit = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
-            found = -self.backend.dense.cholesky_solve(Q_uu + mu[..., None] * unit * identity, right)
-            k, K = found[..., 0], found[..., 1:]
+            q_u, Q_ux, Q_uu = _in_free_controls(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
+            rhs = xp.concat([q_u[..., None], Q_ux], axis=-1)
+            scale = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
+            solution = -self.backend.dense.cholesky_solve(Q_uu + mu[..., None] * scale * identity, rhs)
+            k, K = solution[..., 0], solution[..., 1:]
             p = q[..., :n] + _times(K.mT, _times(Q_uu, k) + q_u) + _times(Q_ux.mT, k)
             mixed = K.mT @ Q_ux
             P = Q[..., :n, :n] + K.mT @ Q_uu @ K + mixed + mixed.mT
             return (p, 0.5 * (P + P.mT)), (k, K, q_u)
 
-        rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *squash))
+        rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *bound_terms))
         _, outs = self.backend.loops.scan(step, (p, P), rows)
         k, K, q_u = (xp.flip(a, axis=0) for a in outs)
         return Gains(states, v, k, K, norm(self._vector(q_u)))
 
     def forward(self, u: Array, gains: Gains) -> Trial:
-        """Return what the controls with feedback come to, for all step lengths at once."""
+        """Return the controls with feedback and their costs, for all step lengths at once."""
         xp, plan = array_namespace(u), self.plan
         lengths = xp.asarray(LENGTHS, dtype=u.dtype, device=device(u))
         lengths = xp.reshape(lengths, (len(LENGTHS), *(1 for _ in gains.k.shape[1:])))
@@ -234,59 +234,59 @@ class Task(NamedTuple):
 
     def _jacobian(self, fn: Any, z: Array) -> Array:
         """Return the derivative of fn, (..., n_z) -> (..., n_x), at each time and problem: (..., n_x, n_z)."""
-        return self._pulled(lambda z: (fn(z),), z, self.x0.shape[-1])
+        return self._derivative(lambda z: (fn(z),), z, self.x0.shape[-1])
 
     def _expansion(self, fn: Any, z: Array) -> tuple[Array, Array]:
-        """Return gradient and Hessian of fn at each time and problem, (..., n_z) and (..., n_z, n_z)."""
+        """Return the gradient and the Hessian of fn at each time and problem, (..., n_z) and (..., n_z, n_z)."""
 
         def gradient(z: Array) -> Arrays:
             (value,), pull = self.backend.vjp(lambda z: (fn(z),), z)
             return pull((array_namespace(value).ones_like(value),))
 
-        return self.backend.constant(gradient(z)[0]), self._pulled(gradient, z, z.shape[-1])
+        return self.backend.constant(gradient(z)[0]), self._derivative(gradient, z, z.shape[-1])
 
-    def _pulled(self, fn: Any, z: Array, n: int) -> Array:
-        """Return the rows of the derivative of fn, whose values are (..., n), from one pull at n copies of z."""
+    def _derivative(self, fn: Any, z: Array, n: int) -> Array:
+        """Return the derivative of fn, whose values are (..., n), by one pullback at n copies of z."""
         xp = array_namespace(z)
         _, pull = self.backend.vjp(fn, xp.broadcast_to(z, (n, *z.shape)))
         rows = xp.reshape(eye(n, z), (n, *(1 for _ in z.shape[:-1]), n))
         (pulled,) = pull((xp.broadcast_to(rows, (n, *z.shape[:-1], n)),))
         return xp.moveaxis(self.backend.constant(pulled), 0, -2)  # type: ignore[no-any-return]
 
-    def _squash(self, v: Array) -> Arrays:
-        """Return what bounds make of derivatives in u, each (horizon, *batch, n_u); nothing without bounds."""
+    def _bound_terms(self, v: Array) -> Arrays:
+        """Return the derivatives of u(v) and of the barrier, each (horizon, *batch, n_u); () without bounds."""
         bounds = self.plan.bounds
         if bounds is None:
             return ()
         first, second = bounds.slopes(v)
         t = array_namespace(v).tanh(v)
-        # 2 tanh v and 2 - 2 tanh(v)^2 are the derivatives of the barrier
+        # the barrier has the derivatives 2 tanh v and 2 - 2 tanh(v)^2
         return first, second, self.plan.barrier * 2.0 * t, self.plan.barrier * 2.0 * (1.0 - t) * (1.0 + t)
 
     def _vector(self, q: Array) -> Array:
-        """Return what is given time first as vectors of the problem's unknowns, (*batch, n)."""
+        """Return an array with time first as vectors of the unknowns, (*batch, n)."""
         xp = array_namespace(q)
         moved = xp.moveaxis(q, 0, -2)
         return xp.reshape(moved, (*moved.shape[:-2], moved.shape[-2] * moved.shape[-1]))  # type: ignore[no-any-return]
 
 
-def _in_free(q_u: Array, Q_ux: Array, Q_uu: Array, squash: Arrays) -> Arrays:
-    """Return the derivatives in the free controls v from those in u(v), the bend of u(v) and the barrier included."""
-    if not squash:
+def _in_free_controls(q_u: Array, Q_ux: Array, Q_uu: Array, bound_terms: Arrays) -> Arrays:
+    """Return the derivatives in the free controls v, with the barrier, from the derivatives in u(v)."""
+    if not bound_terms:
         return q_u, Q_ux, Q_uu
-    first, second, pushed, bent = squash
-    diagonal = (second * q_u + bent)[..., None] * eye(q_u.shape[-1], q_u)
-    return first * q_u + pushed, first[..., None] * Q_ux, first[..., None] * Q_uu * first[..., None, :] + diagonal
+    first, second, slope, curvature = bound_terms
+    diagonal = (second * q_u + curvature)[..., None] * eye(q_u.shape[-1], q_u)
+    return first * q_u + slope, first[..., None] * Q_ux, first[..., None] * Q_uu * first[..., None, :] + diagonal
 
 
 def _task(started: Start) -> Task:
-    """Return the plan behind a score."""
+    """Return the plan of a score, with its arguments."""
     problem, _, arrays = started
     args, kwargs = problem.arguments.call(arrays)
-    given = dict(zip(("x0", "theta_c", "theta_h"), args, strict=False)) | kwargs
+    named = dict(zip(("x0", "theta_c", "theta_h"), args, strict=False)) | kwargs
     plan = problem.score.fn
     assert isinstance(plan, PlanScore)
-    return Task(started, problem.backend, plan, given["x0"], given.get("theta_c"), given.get("theta_h"))
+    return Task(started, problem.backend, plan, named["x0"], named.get("theta_c"), named.get("theta_h"))
 
 
 def _times(A: Array, x: Array) -> Array:

@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
 
 
 def shift(u: Array) -> Array:
-    """Return a plan shifted by one step, (*batch, horizon, n_u): without the first control, with the last one repeated.
+    """Return a plan shifted by one step, (*batch, horizon, n_u). It drops the first control and repeats the last one.
 
     Examples
     --------

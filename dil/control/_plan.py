@@ -45,38 +45,38 @@ def plan(
     on_failure: OnFailure = "warn",
     refine: int = 0,
 ) -> Plan:
-    """Return the layer u = argmin_u sum_{t < H} c(x_t, u_t) + c_H(x_H), s.t. x_{t+1} = h(x_t, u_t), x_0 observed.
+    """Return the layer u = argmin_u sum_{t < H} c(x_t, u_t) + c_H(x_H), with x_{t+1} = h(x_t, u_t) and x_0 observed.
 
     Parameters
     ----------
     cost : callable
-        `cost(x, u, theta_c)`: states (..., n_x) and controls (..., n_u) to one number each, shape (...).
+        `cost(x, u, theta_c)` returns one number, shape (...), for each state x, (..., n_x), and control u, (..., n_u).
     dynamics : callable
-        `dynamics(x, u, theta_h)`: the next states, (..., n_x), of the same dtype.
+        `dynamics(x, u, theta_h)` returns the next states, (..., n_x), of the same dtype.
     horizon : int
         H, the number of controls.
     controls : int
         n_u, the number of entries of one control.
     final : callable, optional
-        `final(x, theta_c)`, the cost c_H of the state after the last control, (..., n_x) -> (...); none by default.
+        `final(x, theta_c)` returns the cost c_H, (...), of the state after the last control. By default c_H is zero.
     solver : callable, optional
-        Any solver of `dil.solvers`, `dil.control.ILQR()` or one of your own; `dil.solvers.LBFGS()` by default.
+        Any solver of `dil.solvers`, `dil.control.ILQR()` or your own solver; `dil.solvers.LBFGS()` by default.
     bounds : pair, optional
-        (low, high), each a number or n_u numbers. The solver works on v, u = middle + half tanh(v).
+        (low, high), each a number or n_u numbers. The solver finds v, with u = middle + half tanh(v).
     barrier : float
-        Adds barrier times -log(1 - tanh(v)^2), summed over all controls, to the cost. Without it,
-        a control whose optimum is at a bound has no optimal v, and so no gradient. With it, u stays inside by about
+        Adds barrier times -log(1 - tanh(v)^2), summed over all controls, to the cost. Without it, a control whose
+        optimum is at a bound has no optimal v, and so no gradient. With it, the distance of u from the bound is about
         barrier divided by the slope of the cost in u.
     init : array or callable, optional
-        The controls to start from, (*batch, horizon, n_u), or a callable of (x0, theta_c, theta_h); the middle of the
-        bounds by default, zero without bounds.
+        The initial controls, (*batch, horizon, n_u), or a callable of (x0, theta_c, theta_h). The default is the middle
+        of the bounds, or zero without bounds.
     linear_solver, on_failure, refine
         As in `dil.argmin`.
 
     Returns
     -------
     Plan
-        Called as `plan(x0, theta_c, theta_h, init=None)`: differentiable in every float array of the three.
+        Called as `plan(x0, theta_c, theta_h, init=None)`. It is differentiable in every float array of the first three.
 
     Raises
     ------
@@ -85,12 +85,12 @@ def plan(
 
     Notes
     -----
-    Look et al. 2020, Eq. 5, with the constraints inserted; its last term, whose control moves no state any more, is
-    `final`. Both functions are called with leading dimensions: those of x0 (*batch, n_x), for solvers that try many
-    plans at once one more in front, for `ILQR` one of time. Write them with `x[..., i]`, broadcasting and sums over
-    axis -1; a function of one state can be wrapped by the framework's vmap. theta_c and theta_h are trees, shared by
-    the batch or with its leading dimensions; a network's parameters have to be among them, as what a function captures
-    gets no gradient.
+    This is Look et al. 2020, Eq. 5, with the constraints inserted. Its last term, whose control does not change any
+    state, is `final`. Both functions are called with leading dimensions: the batch of x0, (*batch, n_x), and one more
+    in front for solvers that try many plans at once, or for the times in `ILQR`. Write them with `x[..., i]`,
+    broadcasting and sums over axis -1. A function of one state can be wrapped by the framework's vmap. theta_c and
+    theta_h are trees, shared by the batch or with its leading dimensions. The parameters of a network must be among
+    them, as captured arrays get no gradient.
 
     Random solvers stop near the optimal plan, but the gradient holds at the optimum. refine=2 adds two Newton steps;
     `dil.solvers.Sequence(RandomShooting(samples=1000), LBFGS())` continues with gradients.
@@ -145,7 +145,7 @@ class Plan:
         return self.score.horizon
 
     def __call__(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None, *, init: Array | None = None) -> Array:
-        """Return the controls, (*batch, horizon, n_u), for states x0, (*batch, n_x)."""
+        """Return the optimal controls, (*batch, horizon, n_u), for the states x0, (*batch, n_x)."""
         layer, v = self._begin(x0, theta_c, theta_h, init)
         return self.score.controls(layer(x0, theta_c, theta_h, init=v))
 
@@ -164,16 +164,16 @@ class Plan:
         init: Array | None = None,
         cotangent: Array | None = None,
     ) -> Report:
-        """Report on the forward and the backward solve, as `dil.Layer.report`; the cotangent is dL/dv."""
+        """Report on the forward and the backward solve, like `dil.Layer.report`. The cotangent is dL/dv."""
         layer, v = self._begin(x0, theta_c, theta_h, init)
         return layer.report(x0, theta_c, theta_h, init=v, cotangent=cotangent)
 
     def states(self, u: Array, x0: Array, theta_h: Tree = None) -> Array:
-        """Return x_0 to x_H under controls u, (*batch, horizon + 1, n_x), by the plan's own dynamics."""
+        """Return the states x_0 to x_H under the controls u, (*batch, horizon + 1, n_x), by the plan's dynamics."""
         return PlanScore(self.score.cost, self.score.dynamics, None, self.horizon, None, 0.0).states(u, x0, theta_h)
 
     def layer(self, batch_ndim: int) -> Layer:
-        """Return the argmin layer of the free controls v, for states with that many batch dimensions."""
+        """Return the argmin layer of the free controls v, for states with `batch_ndim` batch dimensions."""
         condition = Score(self.score, batch_ndim)
         solver = self.solver
         if callable(solver) and not isinstance(solver, type):
@@ -181,7 +181,7 @@ class Plan:
         return Layer(condition, solver, self.linear_solver, None, self.policy, self.refine)
 
     def start(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
-        """Return the controls that the solver starts from where a call gives none, (*batch, horizon, n_u)."""
+        """Return the default initial controls of a call, (*batch, horizon, n_u)."""
         shape = (*x0.shape[:-1], self.horizon, self.controls)
         if self.init is None:
             zero = full(x0, 0.0, shape=shape)
@@ -212,18 +212,18 @@ class _WithDivergence:
     score: PlanScore
 
     @property
-    def __name__(self) -> str:  # what messages call the solver
+    def __name__(self) -> str:  # the name of the solver in messages
         return getattr(self.solver, "__name__", type(self.solver).__name__)
 
     def __call__(self, fun: Any, init: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Solution:
-        found = self.solver(fun, init, x0, theta_c, theta_h)
-        solution = found if isinstance(found, Solution) else Solution(found)
+        answer = self.solver(fun, init, x0, theta_c, theta_h)
+        solution = answer if isinstance(answer, Solution) else Solution(answer)
         v = solution.value
         if tuple(getattr(v, "shape", ())) != tuple(init.shape):
             return solution  # the layer reports what is wrong
         xp = array_namespace(v)
         states = self.score.states(v, x0, theta_h)
-        # a state that is NaN before any is huge comes of what the caller gave, or of controls that are not finite
+        # a state that is NaN before any state is huge comes from the arguments or from controls that are not finite
         huge = xp.abs(states) >= float(xp.finfo(states.dtype).max) ** HUGE
         diverged = xp.any(huge, axis=(-2, -1)) & xp.all(xp.isfinite(v), axis=(-2, -1))
         status = full(diverged, 0, dtype=xp.int32) if solution.status is None else solution.status
