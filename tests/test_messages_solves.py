@@ -69,6 +69,38 @@ def test_not_stationary_is_told_whatever_the_size_of_the_cotangent(name, dtype, 
         pull(handle.asarray(scale * V))
 
 
+@pytest.mark.parametrize("name", ["numpy", "torch", "array_api_strict", "jax"])
+def test_a_cotangent_whose_solution_underflows_is_no_failure(name):
+    pytest.importorskip(name)
+    handle = dil.backend(name, dtype="float64")
+    layer = dil.argmin(steep, solved, on_failure="raise")
+    (g,) = dil.vjp(layer, handle.asarray(X))[1](handle.asarray(np.full(2, 5e-324)))
+    assert np.abs(handle.to_numpy(g)).max() <= 5e-324
+
+
+def steep(u, x):
+    return 3.0 * array_namespace(u).sum((u - x) ** 2)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "array_api_strict", "jax"])
+@pytest.mark.parametrize("error", [1e-7, 0.5])
+@pytest.mark.parametrize("size", [1e-32, 1e32])
+def test_a_score_whose_gradient_has_squares_beyond_the_dtype_is_judged_like_any_other(name, error, size):
+    pytest.importorskip(name)
+    handle = dil.backend(name, dtype="float32")
+
+    def score(u, x):
+        return size * array_namespace(u).sum((u - x) ** 2)
+
+    layer = dil.argmin(score, lambda fun, init, x: (1.0 + error) * x, on_failure="raise")
+    _, pull = dil.vjp(layer, handle.asarray(X))
+    if error > 0.01:
+        with pytest.raises(Exception, match="NOT_STATIONARY"):
+            np.asarray(pull(handle.asarray(V))[0])
+    else:
+        np.testing.assert_allclose(handle.to_numpy(pull(handle.asarray(V))[0]), V, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["numpy", "torch", "array_api_strict"])

@@ -61,13 +61,13 @@ def check_curvature(status: Array, solution: Solution) -> Array:
 def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
     """Return the two sides of the comparison, with cotangents scaled to one so that their squares do not overflow.
 
-    Squares of F and u may overflow or underflow. An overflow is still reported; an F so small counts as zero.
+    A g of zero beside a tiny b has underflowed. It gives no gradient that could be wrong, so its step counts as zero.
     """
     xp, top_b, top_g = array_namespace(u), nonzero_max_abs(b), nonzero_max_abs(g)
     b, g = b / top_b, g / top_g
     gg, along, turned = inner(g, g), abs(inner(g, b)), xp.sqrt(inner(g, g) * inner(b, b) / max(u.shape[-1], 1))
-    step = xp.sqrt(inner(Fu, Fu)) * (top_g / top_b)[..., 0] * gg
-    return step, (1 + xp.sqrt(inner(u, u))) * xp.where(along < turned, turned, along)
+    step = norm(Fu)[..., 0] * xp.where(gg == 0, full(gg, 0.0), (top_g / top_b)[..., 0]) * gg
+    return step, (1 + norm(u)[..., 0]) * xp.where(along < turned, turned, along)
 
 
 class StationarityCheck(NamedTuple):
