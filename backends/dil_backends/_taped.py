@@ -12,7 +12,7 @@ from dil._base.errors import CapturedError
 from dil._base.typing import Array
 from dil._frameworks.dense import Crossover, Dense
 from dil._frameworks.differentiable_solve import differentiable_solve
-from dil._frameworks.protocol import Backend, LinearSystem
+from dil._frameworks.protocol import Autodiff, LinearSystem
 from dil_backends._tape import constant, implicit, is_box, value_type, vjp
 
 __all__ = [
@@ -39,7 +39,7 @@ def linear_solve(system: LinearSystem, b: Array, /) -> Array:
     """Solve a linear system; differentiable where the tape is recording."""
     if not any(is_box(x) for x in (b, *system.params)):
         return system.solve(system.A, b, *system.constants)
-    return differentiable_solve(cast(Backend, sys.modules[__name__]), system, b)
+    return differentiable_solve(cast(Autodiff, sys.modules[__name__]), system, b)
 
 
 def assert_constant(x: Array, message: str, /) -> None:

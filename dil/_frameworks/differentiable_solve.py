@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from dil._base.typing import Array, Arrays
 from dil._frameworks.forward_mode import jvp_from_vjp
-from dil._frameworks.protocol import Backend, LinearSystem
+from dil._frameworks.protocol import Autodiff, LinearSystem
 
 
-def differentiable_solve(backend: Backend, system: LinearSystem, b: Array) -> Array:
+def differentiable_solve(backend: Autodiff, system: LinearSystem, b: Array) -> Array:
     """Solve A(params) x = b, with `LinearRule` as the derivative of x.
 
     The rule calls `backend.linear_solve` and products with A only, so x has derivatives of every order.
@@ -28,7 +28,7 @@ def differentiable_solve(backend: Backend, system: LinearSystem, b: Array) -> Ar
 class LinearRule:
     """The derivative of x = A(params)^-1 b: A dx = db - dA x."""
 
-    backend: Backend
+    backend: Autodiff
     system: LinearSystem
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from dil._base.arrays import array_namespace
 from dil._base.typing import Array, Arrays
-from dil._frameworks.protocol import Backend
+from dil._frameworks.protocol import Autodiff
 
 
 def jvp_from_vjp(
-    backend: Backend, fn: Callable[..., Arrays], primals: Sequence[Array], tangents: Sequence[Array | None]
+    backend: Autodiff, fn: Callable[..., Arrays], primals: Sequence[Array], tangents: Sequence[Array | None]
 ) -> tuple[Arrays, Arrays]:
     """Return fn(*primals) and its derivative along the tangents. None stands for the zero tangent.
 

@@ -97,7 +97,23 @@ class BackendInfo:
         return self.reason is None
 
 
-class Backend(Protocol):
+class Autodiff(Protocol):
+    """The derivatives of a backend."""
+
+    def vjp(self, fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
+        """Return fn(*primals) at float arrays, and its pullback, which is itself differentiable."""
+        ...
+
+    def implicit(self, solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
+        """Return `solve` with the derivative that `rule` gives, instead of the derivative of its operations."""
+        ...
+
+    def linear_solve(self, system: LinearSystem, b: Array, /) -> Array:
+        """Solve a linear system. The solution is differentiable in b and in the parameters."""
+        ...
+
+
+class Backend(Autodiff, Protocol):
     """The contract of a backend module. `dil.testing.LAWS` check that a module keeps it."""
 
     NATIVE: str
@@ -113,18 +129,6 @@ class Backend(Protocol):
 
     def children(self, x: object, /) -> tuple[Sequence[Tree], Callable[[Sequence[Tree]], Tree]] | None:
         """Split one level of the framework's own pytrees. Return None if x is not a pytree."""
-        ...
-
-    def vjp(self, fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
-        """Return fn(*primals) at float arrays, and its pullback, which is itself differentiable."""
-        ...
-
-    def implicit(self, solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
-        """Return `solve` with the derivative that `rule` gives, instead of the derivative of its operations."""
-        ...
-
-    def linear_solve(self, system: LinearSystem, b: Array, /) -> Array:
-        """Solve a linear system. The solution is differentiable in b and in the parameters."""
         ...
 
     def constant(self, x: Array, /) -> Array:
