@@ -20,7 +20,7 @@ Each row is a transform or a composition of transforms. Each cell is the outcome
 * *yes*: the results agree with a closed form;
 * *refused*: dil raises an error, which names the unsupported transform and an alternative;
 * a number: the tests were skipped, for the reason with this number below the table;
-* empty: the backend has no such transform.
+* empty: this backend has no test of that name.
 
 The tests write the table:
 
