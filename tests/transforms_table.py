@@ -15,9 +15,14 @@ COLUMNS = {"numpy": "NumPy", "cupy": "CuPy", "torch": "torch", "jax": "JAX"}
 PROPERTY = "transform"
 HEAD = """# Transforms through a layer
 
-Each row is a transform, or a composition, and each cell the outcome of the tests of that name on that backend: *yes*,
-the numbers are those of a closed form; *refused*, an error says what cannot be had and what to do instead; a number,
-skipped for the reason below the table; empty, there is nothing of that name to test there. The tests write the table:
+Each row is a transform or a composition of transforms. Each cell is the outcome of the tests on that backend:
+
+* *yes*: the results agree with a closed form;
+* *refused*: dil raises an error, which names the unsupported transform and an alternative;
+* a number: the tests were skipped, for the reason with this number below the table;
+* empty: this backend has no test of that name.
+
+The tests write the table:
 
     python -m pytest -m transform --transforms-table=docs/pages/transforms.md
 
