@@ -110,7 +110,7 @@ class ImplicitModule(torch.nn.Module):
         Raises
         ------
         DTypeError
-            If two float tensors, of the module and of the arguments, differ in dtype.
+            If the float tensors of the module and of the arguments do not all have one dtype.
         BackendError
             If the tensors are on devices between which torch cannot compute.
         OptionError
@@ -131,7 +131,7 @@ class ImplicitModule(torch.nn.Module):
         return y
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> dil.Solution:
-        """Return the whole answer of the solver, as `dil.Layer.solve`: without derivative, and no policy is applied."""
+        """Return the `dil.Solution` of the solver, as `dil.Layer.solve`: no derivative, and no `on_failure`."""
         score = self._score()
         args, kwargs = self._ready(score, args, kwargs)
         return self._layer(score).solve(*args, init=init, **kwargs)
