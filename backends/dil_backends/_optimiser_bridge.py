@@ -50,7 +50,7 @@ class Rule:
         problem, u, arrays = started
         value, gradient = problem.value_and_gradient(u, *arrays)
         slope = norm(gradient)
-        solved, broken = self._judge(u, value, gradient, slope)
+        solved, broken = self._stopping_test(u, value, gradient, slope)
         return State(u, value, gradient, slope, zeros_like_count(u), ~(solved | broken), solved, broken)
 
     def advance(self, started: Start, s: State, u: Array) -> State:
@@ -59,7 +59,7 @@ class Rule:
         xp = array_namespace(u)
         u = xp.where(s.going, u, s.u)
         value, gradient = problem.value_and_gradient(u, *arrays)
-        solved, broken = self._judge(u, value, gradient, s.slope)
+        solved, broken = self._stopping_test(u, value, gradient, s.slope)
         solved, broken = s.solved | (s.going & solved), s.broken | (s.going & broken)
         steps = s.steps + xp.astype(s.going, s.steps.dtype)
         moved = xp.any(u != s.u, axis=-1, keepdims=True)
@@ -83,7 +83,7 @@ class Rule:
             problem.space, s.u, s.steps, left, max_iter=self.max_iter, solved=s.solved, broken=s.broken, extra={}
         )
 
-    def _judge(self, u: Array, value: Array, gradient: Array, slope: Array) -> tuple[Array, Array]:
+    def _stopping_test(self, u: Array, value: Array, gradient: Array, slope: Array) -> tuple[Array, Array]:
         xp = array_namespace(u)
         finite = xp.isfinite(value)[..., None] & xp.all(xp.isfinite(gradient), axis=-1, keepdims=True)
         solved = finite & (norm(gradient) <= tolerance(u, self.rtol, 0.5) * slope + (self.atol or 0.0))

@@ -106,8 +106,8 @@ def odeint(
     -----
     A step solves one or more stages z = base + gh f(t, z). Each stage is a layer (Look et al. 2020, section 3.1,
     eq. 4). Its initial guess follows the slope of the stage before, if that lowers the residual enough. The gradient is
-    that of the discrete solution. Adaptive steps hold the mesh constant in it. Between two adaptive steps the state is
-    interpolated by a cubic polynomial through the states and the slopes.
+    that of the discrete solution. With adaptive steps, the gradient holds the mesh constant, and a cubic polynomial
+    interpolates the state within a step, from the states and the slopes at its ends.
 
     Examples
     --------
