@@ -1,4 +1,4 @@
-"""What the benchmarks share: their environment, worker processes, timing in turn, tables."""
+"""Functions that the benchmarks share: environment, worker processes, alternating timing, tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cases of benchmarks/gpu.py, each run in a process of its own: `python _gpu.py STEP FRAMEWORK SIZES...`."""
+"""The cases of benchmarks/gpu.py. Each runs in a separate process: `python _gpu.py STEP FRAMEWORK SIZES...`."""
 
 from __future__ import annotations
 

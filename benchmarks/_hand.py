@@ -1,7 +1,8 @@
-"""The scores of the benchmark, and their backward pass written by hand in each framework: what a layer is held against.
+"""The scores of the benchmark and their backward pass, written by hand in each framework. Layers are compared with it.
 
-The backward pass is Algorithm 1 of Look et al. 2020: conjugate gradients on the Hessian of the score, by products with
-it alone, then one product with the mixed derivative. The loop is the paper's, with a relative tolerance and a cap.
+The backward pass is Algorithm 1 of Look et al. 2020: conjugate gradients with Hessian-vector products of the score,
+then one product with the mixed derivative. The loop is the paper's, with a relative tolerance and a limit on the
+number of iterations.
 """
 
 from __future__ import annotations

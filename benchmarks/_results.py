@@ -1,4 +1,4 @@
-"""How every benchmark writes its results: NAME.md for people and NAME.json for programs."""
+"""Write the results of a benchmark: NAME.md for people and NAME.json for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear systems of the benchmark: those of layers, A = dF/du by the backend's vjp, with a known solution."""
+"""The linear systems of the benchmark: systems of layers, A = dF/du by the backend's vjp, with a known solution."""
 
 from __future__ import annotations
 

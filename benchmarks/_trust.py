@@ -1,7 +1,7 @@
-"""Random layers whose gradients are known, solved roughly: what the bound of a gradient's error is held against.
+"""Random layers with known gradients, solved to a loose tolerance. The error bound of the gradient is tested on them.
 
-The reference knows nothing of dil: F is written out by hand and differentiated by complex steps, in NumPy; Newton's
-method with dense matrices finds the solution, and a dense solve the gradient.
+The reference does not use dil. F is written by hand in NumPy and differentiated by complex steps. Newton's method with
+dense matrices computes the solution, and a dense solve computes the gradient.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What the backward pass of a layer costs over the same pass written by hand, and what memory it takes.
+"""Time and memory of the backward pass of a layer, compared with the same pass written by hand.
 
     python benchmarks/backward.py --out docs/results
 
 Time: `dil.argmin` against the loop of `_hand.py`, in the same framework, for the same score, cotangent and number of
-iterations of conjugate gradients. The two are run in turn, and their times divided pair by pair. The layer's solver
-hands back a solution computed before, so that the backward pass alone is timed; nothing else of the layer is switched
-off. Memory: the peak of a process that runs the forward pass, by few and by many iterations, and the backward pass.
+iterations of conjugate gradients. The two run in turn, and the ratio of times is taken for each pair. The solver of
+the layer returns a solution computed before, so only the backward pass is timed. Nothing else of the layer is switched
+off. Memory: the peak of a process that runs the forward pass, with few and with many iterations, and the backward pass.
 """
 
 from __future__ import annotations

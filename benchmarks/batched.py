@@ -1,9 +1,10 @@
-"""What a batch costs: 256 problems of 50 unknowns, their backward pass by conjugate gradients.
+"""Cost of a batch: the backward pass of 256 problems with 50 unknowns, by conjugate gradients.
 
     python benchmarks/batched.py --out docs/results
 
-torch: a layer with `batch_ndim=1` against a Python loop over single problems, by hand and by a layer. JAX: the layer
-against `jax.vmap` of a single solve written by hand. The ways are run in turn, and their times divided pair by pair.
+torch: a layer with `batch_ndim=1` is compared with a Python loop over single problems, written by hand or with a layer.
+JAX: the layer is compared with `jax.vmap` of a single solve written by hand. The versions run in turn, and the ratio of
+times is taken for each pair.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Everything that dil can show on a GPU, in one command that takes at most eight minutes.
+"""All GPU measurements of dil, in one command that takes at most eight minutes.
 
     PYTHONPATH=.:backends python benchmarks/gpu.py --out docs/results
 
-The tests on CuPy, on torch's CUDA and on JAX; the backward pass against a loop by hand; a batch; reads of the device;
-peak memory. Results are written after each step, so that a run that is cut short shows what it had. Without a GPU it
-makes a dry run on the CPU with small sizes.
+The steps are the tests on CuPy, torch with CUDA and JAX; the backward pass against a loop written by hand; a batch;
+reads of the device; peak memory. Results are written after each step, so an interrupted run keeps its results. Without
+a GPU the script makes a dry run on the CPU with small sizes.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What the linear solvers and preconditioners cost on the systems of layers, and where a dense solve pays.
+"""Cost of linear solvers and preconditioners on the systems of layers, and sizes where a dense solve is faster.
 
     python benchmarks/linear.py --out docs/results
 
-Each system is that of a layer: A = dF/du of a score or of a residual, by the backend's vector-Jacobian products, with
-a known solution. Solvers are timed by the processor's time; `Auto` against the best of the others in turn.
+Each system is the system of a layer with a known solution: A = dF/du of a score or of a residual, by the backend's
+vector-Jacobian products. Solvers are compared by processor time. `Auto` is timed in turn with the best of the others.
 """
 
 from __future__ import annotations

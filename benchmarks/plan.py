@@ -1,10 +1,10 @@
-"""What one backward pass through a plan costs, against unrolling the solver that found it, in time and in memory.
+"""Time and memory of one backward pass through a plan, compared with unrolling the solver that found the plan.
 
     python benchmarks/plan.py --out docs/results
 
-The plan is of 50 steps of 4 controls through a network of two layers of 64 units, the solver gradient descent with a
-fixed number of steps, so that both ways differentiate the same solution: by the implicit function theorem, or by
-autograd through every step.
+The plan has 50 steps of 4 controls. Its dynamics are a network of two layers of 64 units. The solver is gradient
+descent with a fixed number of steps, so both versions differentiate the same solution: by the implicit function
+theorem, or by autograd through every step.
 """
 
 from __future__ import annotations

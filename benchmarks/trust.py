@@ -1,9 +1,9 @@
-"""How far the bound of a gradient's error can be trusted, and how accurate an argmin has to be.
+"""Reliability of the error bound of a gradient, and the accuracy that a gradient needs of an argmin.
 
     python benchmarks/trust.py --out docs/results
 
-Random layers with known gradients (`_trust.py`) are solved roughly, the forward problem and the linear one. Each
-gradient is held against the reference, and its error against `backward.bound`.
+Random layers with known gradients (`_trust.py`) are solved to loose tolerances, in the forward and in the linear solve.
+Each gradient is compared with the reference, and its error with `backward.bound`.
 """
 
 from __future__ import annotations

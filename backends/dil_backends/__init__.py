@@ -1,4 +1,4 @@
-"""The backends that come with dil: one module for each framework, imported only when its arrays appear."""
+"""The backends that come with dil, one module for each framework. A module is imported when its arrays first appear."""
 
 MODULES = {
     "numpy": "dil_backends.numpy",
@@ -6,7 +6,7 @@ MODULES = {
     "jax": "dil_backends.jax.protocol",
     "cupy": "dil_backends.cupy",
 }
-"""Name (the root module of the arrays served) and module; the entry points in pyproject.toml say the same."""
+"""Name of the backend (the root module of its arrays) -> module. The entry points in pyproject.toml list the same."""
 
 INSTALL = {
     "numpy": "pip install numpy",

@@ -1,4 +1,4 @@
-"""The stopping rule that the bridges to optimisers share, for each problem of a batch, in the array API."""
+"""The stopping rule of the bridges to optimisers. It applies to each problem of a batch separately."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class State(NamedTuple):
     broken: Array
 
     def masked(self, value: Array, gradient: Array) -> tuple[Array, Array]:
-        """Return the sum of the scores of the problems that are going, and its gradient."""
+        """Return the sum of the scores of the active problems, and its gradient."""
         xp = array_namespace(value)
         total = xp.sum(xp.where(self.going[..., 0], value, full(value, 0.0)))
         return total, xp.where(self.going, gradient, full(gradient, 0.0))
@@ -36,7 +36,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """A problem is solved where ||df/du|| <= rtol ||df/du at the start|| + atol."""
+    """A problem is solved if ||df/du|| <= rtol ||df/du at the start|| + atol."""
 
     max_iter: int
     rtol: float | None
@@ -50,21 +50,21 @@ class Rule:
         problem, u, arrays = started
         value, gradient = problem.value_and_gradient(u, *arrays)
         slope = norm(gradient)
-        solved, broken = self._judge(u, value, gradient, slope)
+        solved, broken = self._stopping_test(u, value, gradient, slope)
         return State(u, value, gradient, slope, zeros_like_count(u), ~(solved | broken), solved, broken)
 
     def advance(self, started: Start, s: State, u: Array) -> State:
-        """Return the state after one step of the optimiser to u; a problem that is not going stays where it is."""
+        """Return the state after one step of the optimiser to u. An inactive problem keeps its iterate."""
         problem, _, arrays = started
         xp = array_namespace(u)
         u = xp.where(s.going, u, s.u)
         value, gradient = problem.value_and_gradient(u, *arrays)
-        solved, broken = self._judge(u, value, gradient, s.slope)
+        solved, broken = self._stopping_test(u, value, gradient, s.slope)
         solved, broken = s.solved | (s.going & solved), s.broken | (s.going & broken)
         steps = s.steps + xp.astype(s.going, s.steps.dtype)
         moved = xp.any(u != s.u, axis=-1, keepdims=True)
         going = s.going & moved & ~solved & ~broken & (steps < self.max_iter)
-        keep = s.going & ~broken  # the last iterate at which everything was finite
+        keep = s.going & ~broken  # a broken problem keeps its last finite iterate
         return State(
             xp.where(keep, u, s.u),
             xp.where(keep[..., 0], value, s.value),
@@ -83,7 +83,7 @@ class Rule:
             problem.space, s.u, s.steps, left, max_iter=self.max_iter, solved=s.solved, broken=s.broken, extra={}
         )
 
-    def _judge(self, u: Array, value: Array, gradient: Array, slope: Array) -> tuple[Array, Array]:
+    def _stopping_test(self, u: Array, value: Array, gradient: Array, slope: Array) -> tuple[Array, Array]:
         xp = array_namespace(u)
         finite = xp.isfinite(value)[..., None] & xp.all(xp.isfinite(gradient), axis=-1, keepdims=True)
         solved = finite & (norm(gradient) <= tolerance(u, self.rtol, 0.5) * slope + (self.atol or 0.0))
@@ -91,7 +91,7 @@ class Rule:
 
 
 def check_arrays(started: Start, native: str, name: str) -> None:
-    """Refuse arrays of a framework other than the optimiser's."""
+    """Raise if the arrays are of another framework than the optimiser."""
     found = started.problem.backend.NATIVE
     if found != native:
         message = f"{name} minimises over arrays of {native}, and these are of {found}; take one of dil.solvers"

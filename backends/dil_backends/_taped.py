@@ -1,4 +1,4 @@
-"""Backend functions that NumPy and CuPy share: derivatives by the tape, and dense solves in the array API."""
+"""Backend functions that NumPy and CuPy share. They differentiate with the tape and solve dense systems."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def children(x: object, /) -> None:
 
 
 def linear_solve(system: LinearSystem, b: Array, /) -> Array:
-    """Solve a linear system; differentiable where the tape is recording."""
+    """Solve a linear system. The solution is differentiable if the tape is recording."""
     if not any(is_box(x) for x in (b, *system.params)):
         return system.solve(system.A, b, *system.constants)
     return differentiable_solve(cast(Autodiff, sys.modules[__name__]), system, b)
@@ -54,14 +54,14 @@ def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
 
 
 def dense_solves(failure: type[Exception], crossover: Crossover = CROSSOVER) -> Dense:
-    """Return the dense solves of the array API; `failure` is what the library raises where one is impossible."""
+    """Return the dense solves of the array API. `failure` is the exception that the library raises if a solve fails."""
     cholesky_solve = partial(_solve_each, _by_cholesky, failure)
     lu_solve = partial(_solve_each, _by_lu, failure)
     return Dense(cholesky_solve, lu_solve, crossover)
 
 
 def _solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception], A: Array, b: Array) -> Array:
-    """Solve a stack of systems; NaN for those where the library raises its exception."""
+    """Solve a stack of systems. A system for which the library raises `failure` gets NaN."""
     try:
         return solve(A, b)
     except failure:
@@ -73,9 +73,10 @@ def _solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception]
 
 
 def _by_cholesky(A: Array, b: Array) -> Array:
-    """Check with Cholesky, then solve by LU: the standard has no triangular solve."""
+    """Check with Cholesky, then solve by LU, because the standard has no triangular solve."""
     xp = array_namespace(A)
-    xp.linalg.cholesky(A)  # raises; one LU of A is cheaper than one of each triangle
+    # raises if A is not positive definite; one LU of A is cheaper than one LU of each triangular factor
+    xp.linalg.cholesky(A)
     return xp.linalg.solve(A, b)  # type: ignore[no-any-return]
 
 

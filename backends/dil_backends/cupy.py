@@ -1,4 +1,4 @@
-"""CuPy as a backend: arrays on NVIDIA or AMD devices, differentiated by the tape."""
+"""The CuPy backend: arrays on NVIDIA or AMD devices, differentiated by the tape."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def owns(x: object, /) -> bool:
 
 
 def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
-    """Make an array on a device: a number, "cuda:1" or a `cupy.cuda.Device`."""
+    """Make an array on a device, which is a number, a name like "cuda:1" or a `cupy.cuda.Device`."""
     if isinstance(device, str):
         known = _devices()
         if device not in known:
@@ -55,7 +55,7 @@ def to_numpy(x: Array, /) -> Any:
 
 
 def info() -> BackendInfo:
-    """Describe CuPy: it imports without a device, and computes with one only."""
+    """Describe CuPy. It can be imported without a device, but it cannot compute without one."""
     if cupy.is_available():
         return BackendInfo(NATIVE, cupy.__version__, tuple(_devices()), None)
     reason = "CuPy finds no GPU; the NumPy backend runs the same code on the CPU"
@@ -63,12 +63,12 @@ def info() -> BackendInfo:
 
 
 def _devices() -> list[str]:
-    """Name the devices, as CUDA numbers them."""
+    """Return the names of the devices, numbered as by CUDA."""
     return [f"cuda:{i}" for i in range(cupy.cuda.runtime.getDeviceCount())]
 
 
 def _raising(solve: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """Return a dense solve that raises where it fails: CuPy looks at the outcome only where it is asked to."""
+    """Return a dense solve that raises if it fails. By default CuPy does not check the outcome."""
 
     def solve_or_raise(A: Array, b: Array) -> Array:
         with cupyx.errstate(linalg="raise"):

@@ -1,4 +1,4 @@
-"""A layer whose score is a torch module. Its parameters are found and get gradients."""
+"""A layer whose score is a torch module. The parameters of the module get gradients."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ Kind = Literal["argmin", "root", "fixed_point"]
 
 
 class ImplicitModule(torch.nn.Module):
-    """The layer y = argmin_u score(u, *args) as a module, whose score (or residual, or step) is a module itself.
+    """The layer y = argmin_u score(u, *args) as a module. The score (or residual, or step) is a module too.
 
     Parameters
     ----------
     score : nn.Module
-        Called as `score(u, *args, **kwargs)`; returns one number per problem, shape `u.shape[:batch_ndim]`. In the
-        other kinds it is the residual or the step, and returns a tree like u.
+        Called as `score(u, *args, **kwargs)`. It returns one number per problem, shape `u.shape[:batch_ndim]`. For the
+        other kinds of layer it is the residual or the step, and returns a tree like u.
     solver : callable
-        `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`, as in `dil.argmin`; fun is the score with
-        its parameters in place.
+        `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`, as in `dil.argmin`. Here fun is the score
+        with its parameters.
     kind : {"argmin", "root", "fixed_point"}
         The kind of layer: `dil.argmin`, `dil.root` or `dil.fixed_point`.
     init : tensor, tree of tensors or callable, optional
-        Where the solver starts, if the call gives no `init=`; a callable is called with the arguments. Tensors move
-        with the module, but are not part of its state_dict.
+        The start of the solver if the call gives no `init=`. A callable is called with the arguments. Tensors move with
+        the module, but are not part of its state_dict.
     linear_solver, batch_ndim, on_failure, refine
         As in `dil.argmin`.
 
     Notes
     -----
-    The answer is differentiable in the parameters and buffers of the score and in every float tensor of the arguments;
-    a parameter with requires_grad=False costs nothing. All of them share one dtype. Under autocast the arguments are
-    cast to the dtype of the parameters, in which the layer computes.
+    The solution is differentiable in the parameters and buffers of the score and in every float tensor of the
+    arguments. A parameter with requires_grad=False costs nothing. All these tensors have one dtype. Under autocast the
+    arguments are cast to the dtype of the parameters, and the layer computes in that dtype.
 
     A solver calls the score many times, and the backward pass calls it again. Each call uses a copy of the score in the
-    train or eval mode of the forward call. Attributes that the copy assigns are lost. It also writes to copies of the
-    buffers, such as running statistics. The score's own buffers are written once, by a call at the answer. Hooks of the
-    score run at every call; hooks of the ImplicitModule run as usual.
+    train or eval mode of the forward call. Attributes that the copy assigns are lost. The copy also writes to copies of
+    the buffers, such as running statistics. The score's own buffers are written once, by a call at the solution. Hooks
+    of the score run at every call. Hooks of the ImplicitModule run as usual.
 
     Raises
     ------
@@ -105,18 +105,18 @@ class ImplicitModule(torch.nn.Module):
         self._layer(score)  # report an option out of range here
 
     def forward(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
-        """Return the answer, differentiable in the tensors of the module and of the arguments, but not in `init`.
+        """Return the solution. It is differentiable in the tensors of the module and of the arguments, not in `init`.
 
         Raises
         ------
         DTypeError
-            If two float tensors, of the module and of the arguments, differ in dtype.
+            If the float tensors of the module and of the arguments do not all have one dtype.
         BackendError
             If the tensors are on devices between which torch cannot compute.
         OptionError
             If the score has a parameter without a shape, or draws random numbers.
         UnsupportedFunctionError
-            If the score changes a tensor that it is given.
+            If the score changes the unknown, an argument or a parameter in place.
         """
         return guard(self._answer, exact=False)(args, kwargs, init)
 
@@ -131,7 +131,7 @@ class ImplicitModule(torch.nn.Module):
         return y
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> dil.Solution:
-        """Return the whole answer of the solver, as `dil.Layer.solve`: without derivative, and no policy is applied."""
+        """Return the `dil.Solution` of the solver, as `dil.Layer.solve`: no derivative, and no `on_failure`."""
         score = self._score()
         args, kwargs = self._ready(score, args, kwargs)
         return self._layer(score).solve(*args, init=init, **kwargs)
@@ -148,7 +148,7 @@ class ImplicitModule(torch.nn.Module):
         return StatelessScore(self.score, self._written)
 
     def _layer(self, score: Callable[..., Any]) -> dil.Layer:
-        """Return the layer of one call, since the settings of the module may change between calls."""
+        """Return a new layer for each call, because the settings of the module may change between calls."""
         return getattr(dil, self.kind)(  # type: ignore[no-any-return]
             score,
             _BoundSolver(self.solver) if callable(self.solver) and not isinstance(self.solver, type) else self.solver,
@@ -164,7 +164,7 @@ class ImplicitModule(torch.nn.Module):
         return (lambda *args, score_module, **kwargs: make(*args, **kwargs)) if callable(make) else make
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the module, and its start with it."""
+        """Move the module and its `init`."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if not callable(self.init):
             self.init = pytree.tree_map(lambda x: fn(x) if isinstance(x, Tensor) else x, self.init)
@@ -173,7 +173,7 @@ class ImplicitModule(torch.nn.Module):
     def _ready(
         self, score: StatelessScore, args: tuple[Tree, ...], kwargs: dict[str, Tree]
     ) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
-        """Return the arguments of the layer: those of the call, and the tensors of the score."""
+        """Return the arguments of the layer: the arguments of the call and the tensors of the score."""
         if "score_module" in kwargs:
             message = "the argument score_module= of an ImplicitModule is the module's own; call yours another name"
             raise dil.OptionError(message)
@@ -189,7 +189,7 @@ class ImplicitModule(torch.nn.Module):
 
 
 class _BoundSolver:
-    """The user's solver, called with a score whose tensors are in place, without our extra argument."""
+    """The user's solver. It gets a score that already has its tensors, so `score_module` is no argument of it."""
 
     def __init__(self, solver: Callable[..., Any]) -> None:
         self.solver = solver

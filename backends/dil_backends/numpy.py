@@ -1,4 +1,4 @@
-"""NumPy as a backend: arrays on the CPU, differentiated by the tape."""
+"""The NumPy backend: arrays on the CPU, differentiated by the tape."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def owns(x: object, /) -> bool:
 
 
 def quiet(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return fn without NumPy's warnings: what is not finite ends in a status, so they would say it twice."""
-    # no decorator of NumPy's: a warning of dil points to the first frame that is not dil's own
+    """Return fn with NumPy's warnings off. A value that is not finite already gives a status."""
+    # not np.errstate as a decorator: warnings of dil point to the first frame outside dil, which would be NumPy's
     return partial(_quiet, fn)
 
 
@@ -40,12 +40,12 @@ def _quiet(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def linear_solve(system: LinearSystem, b: Array, /) -> Array:
-    """Solve a linear system; differentiable where the tape is recording."""
+    """Solve a linear system. The solution is differentiable if the tape is recording."""
     return _quiet(_linear_solve, system, b)  # type: ignore[no-any-return]
 
 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-    """Return fn, without NumPy's warnings if it is to be exact."""
+    """Return fn. With `exact`, NumPy's warnings are off inside it."""
     return quiet(fn) if exact else fn
 
 
@@ -58,12 +58,12 @@ def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
 
 
 def to_numpy(x: Array, /) -> Any:
-    """Return the array behind x."""
+    """Return x as a NumPy array, without its boxes."""
     return np.asarray(constant(x))
 
 
 def info() -> BackendInfo:
-    """Describe NumPy: it is always usable, and has one device."""
+    """Describe NumPy. It is always usable, and its only device is the CPU."""
     return BackendInfo(NATIVE, np.__version__, ("cpu",), None)
 
 

@@ -1,4 +1,4 @@
-"""A bridge: any gradient transformation of optax as the solver of an argmin layer."""
+"""A solver for argmin layers that runs a gradient transformation of optax."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ class Optax:
     Parameters
     ----------
     transformation : optax.GradientTransformation
-        Such as `optax.adam(1e-2)`, a chain, or `optax.lbfgs()`, whose line search gets the value and its function.
+        Such as `optax.adam(1e-2)`, a chain, or `optax.lbfgs()`. A line search gets the value and the score function.
     max_iter : int
         The largest number of updates.
     rtol, atol : float, optional
-        A problem is solved where ||df/du|| <= rtol ||df/du at the start|| + atol; by default eps ** (1/2) of the dtype,
-        and 0. Give atol if the start may be the solution.
+        A problem is solved if ||df/du|| <= rtol ||df/du at the start|| + atol. The defaults are eps ** (1/2) of the
+        dtype for rtol and 0 for atol. Give atol if the start may be the solution.
 
     Raises
     ------
     OptionError
-        If it is not a transformation, the layer is not an argmin layer, or its arrays are not JAX's.
+        If `transformation` is not one of optax, the layer is not an argmin layer, or its arrays are not JAX's.
 
     Notes
     -----
-    A batch is minimised as the sum of its scores. A problem that is solved or broken is frozen. Transformations that
-    act on each entry alone (`sgd`, `adam`) keep the problems of a batch independent. A line search, or a clip of the
-    global norm, uses one length for all of them. Under `jax.vmap` each problem has its own.
+    A batch is minimised as the sum of its scores. A problem that has converged or is not finite keeps its iterate.
+    Transformations that act on each entry alone (`sgd`, `adam`) keep the problems of a batch independent. A line
+    search, or clipping by the global norm, uses one step length for all problems. Under `jax.vmap` each problem has its
+    own step length.
 
     Examples
     --------
@@ -92,14 +93,14 @@ def _going(carried: tuple[Any, Any]) -> Any:
 
 
 def _total(started: Start, state: Any, params: Tree) -> Any:
-    """Return the sum of the scores of the problems that are going; the others are out of its derivative's reach."""
+    """Return the sum of the scores of the active problems. It does not depend on the other problems."""
     problem, _, arrays = started
     u: Any = jnp.where(state.going, _vector(started, params), state.u)
     return state.masked(problem.value(u, *arrays), state.gradient)[0]
 
 
 def _tree(started: Start, u: Any) -> Tree:
-    """Return the unknown as optax knows trees: as it is, or as a list of its leaves where JAX sees no tree."""
+    """Return the unknown as a pytree of JAX: the unknown, or the list of its leaves if JAX finds other leaves."""
     tree = started.problem.space.unravel(u)
     leaves = leaves_of(tree)[0]
     seen = jax.tree.leaves(tree)
@@ -108,9 +109,9 @@ def _tree(started: Start, u: Any) -> Tree:
 
 def _vector(started: Start, params: Tree) -> Any:
     vector = started.problem.space.ravel(leaves_of(params)[0])
-    return jnp.asarray(vector, dtype=started.u.dtype)  # a line search may have widened it
+    return jnp.asarray(vector, dtype=started.u.dtype)  # a line search may have changed the dtype to a wider one
 
 
 def _like(new: Any, old: Any) -> Any:
-    """Return the state of a transformation in its first dtypes, as a loop requires."""
+    """Return the state of a transformation in its initial dtypes, which a compiled loop requires."""
     return jnp.asarray(new, dtype=old.dtype)

@@ -1,4 +1,4 @@
-"""A bridge: any optimiser of `torch.optim` as the solver of an argmin layer."""
+"""A solver for argmin layers that runs an optimiser of `torch.optim`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class TorchOptim:
     Parameters
     ----------
     factory : callable
-        `factory(params)` returns the optimiser of a list of tensors, the leaves of the unknown: `torch.optim.Adam`, or
-        `functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")`.
+        `factory(params)` returns an optimiser; params is the list of the leaves of the unknown. Examples are
+        `torch.optim.Adam` and `functools.partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")`.
     max_iter : int
         The largest number of steps. One step of LBFGS contains several iterations.
     rtol, atol : float, optional
-        A problem is solved where ||df/du|| <= rtol ||df/du at the start|| + atol; by default eps ** (1/2) of the dtype,
-        and 0. Give atol if the start may be the solution.
+        A problem is solved if ||df/du|| <= rtol ||df/du at the start|| + atol. The defaults are eps ** (1/2) of the
+        dtype for rtol and 0 for atol. Give atol if the start may be the solution.
 
     Raises
     ------
@@ -40,12 +40,13 @@ class TorchOptim:
 
     Notes
     -----
-    A batch is minimised as the sum of its scores. A problem that is solved or broken is frozen. Optimisers that act on
-    each entry alone (SGD, Adam) keep the problems of a batch independent; LBFGS uses one step length for all of them.
+    A batch is minimised as the sum of its scores. A problem that has converged or is not finite keeps its iterate.
+    Optimisers that act on each entry alone (SGD, Adam) keep the problems of a batch independent. LBFGS uses one step
+    length for all problems.
 
-    A problem whose unknown no longer moves ends STAGNATED: LBFGS stops at its own `tolerance_grad`, which is absolute.
-    Put weight decay (on by default in AdamW) into the score: in the optimiser it moves the solution away from the
-    minimum of the score, and the problem ends MAX_ITER.
+    A problem whose unknown no longer changes ends STAGNATED. LBFGS causes this at its own `tolerance_grad`, which is
+    absolute. Put weight decay (on by default in AdamW) into the score. In the optimiser it moves the solution away from
+    the minimum of the score, and the problem ends MAX_ITER.
 
     Examples
     --------
@@ -76,7 +77,7 @@ class TorchOptim:
         started = start(self, fun, init, args, kwargs)
         check_arrays(started, "torch", "TorchOptim")
         rule = self._rule()
-        with torch.no_grad():  # the solution carries no derivative; gradients in u are taken by vjp
+        with torch.no_grad():  # the solution carries no derivative; vjp computes the gradients in u
             state = rule.first(started)
             leaves = [x.detach().clone() for x in _leaves(started, state.u)]
             optimiser = self._optimiser([x.requires_grad_() for x in leaves])
@@ -103,7 +104,7 @@ class TorchOptim:
 def _step(started: Start, optimiser: Any, leaves: list[Tensor], state: State) -> Any:
     """Take one step of the optimiser from the state. Return the new unknowns, (*batch, n)."""
     problem, _, arrays = started
-    known: list[Any] = [(state.value, state.gradient)]  # at the point where every optimiser evaluates first
+    known: list[Any] = [(state.value, state.gradient)]  # every optimiser evaluates the current point first
 
     def closure() -> Any:
         with torch.no_grad():

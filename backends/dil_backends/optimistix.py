@@ -1,4 +1,4 @@
-"""A bridge: any solver of optimistix as the solver of a layer of any kind."""
+"""A solver for layers of every kind that runs a solver of optimistix."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MINIMISERS = (optimistix.AbstractMinimiser,)
 ROOTS = (optimistix.AbstractRootFinder, optimistix.AbstractLeastSquaresSolver, *MINIMISERS)
 FIXED_POINTS = (optimistix.AbstractFixedPointSolver, *ROOTS)
 BRACKETS = (optimistix.Bisection, optimistix.GoldenSearch)
-"""They search between bounds of a single number."""
+"""These solvers search for one number between two bounds."""
 ENDS = (
     (optimistix.RESULTS.successful, Status.CONVERGED),
     (optimistix.RESULTS.nonlinear_max_steps_reached, Status.MAX_ITER),
@@ -31,7 +31,7 @@ ENDS = (
     (optimistix.RESULTS.singular, Status.SINGULAR),
     (optimistix.RESULTS.stagnation, Status.STAGNATED),
 )
-"""The results that have a status; every other is FAILED."""
+"""Results of optimistix and their statuses. Every other result is FAILED."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,21 @@ class Optimistix:
     Parameters
     ----------
     solver : an optimistix solver
-        Minimisers solve layers of every kind, root finders and least-squares solvers solve roots and fixed points, and
-        fixed-point solvers solve fixed points. Its rtol and atol are the stopping test.
+        Minimisers solve layers of every kind. Root finders and least-squares solvers solve root and fixed-point layers.
+        Fixed-point solvers solve fixed-point layers. The rtol and atol of the solver are the stopping test.
     max_iter : int
-        Its `max_steps`.
+        The `max_steps` of optimistix.
 
     Raises
     ------
     OptionError
-        If it is no solver, searches between bounds (Bisection, GoldenSearch), or is none for the layer's kind, or if
-        the layer's arrays are not JAX's.
+        If `solver` is not a solver of optimistix, searches between bounds (Bisection, GoldenSearch), or cannot solve
+        this kind of layer, or if the arrays of the layer are not JAX's.
 
     Notes
     -----
     A batch is solved as one problem (the sum of its scores, or all its equations at once). Its problems share one
-    status and one count. Under `jax.vmap` each problem has its own.
+    status and one iteration count. Under `jax.vmap` each problem has its own status and count.
 
     Examples
     --------

@@ -1,8 +1,9 @@
-"""The cart with a pole of Table 2: its motion, its cost, and the expert that swings it up.
+"""The cart-pole system of Table 2: its dynamics, its cost, and the expert that swings the pole up.
 
-Deisenroth 2010, appendix C.2 (the equations of motion; PILCO), in the version of Gal et al. 2016: a pole of 0.6 m and
-0.5 kg on a cart of 0.5 kg, friction of 0.1 N s/m, at most 10 N, steps of 0.1 s. A state is (position of the cart,
-its velocity, angular velocity of the pole, angle); the pole hangs at angle zero and stands at pi or -pi.
+The equations of motion are those of Deisenroth 2010, appendix C.2 (PILCO), with the numbers of Gal et al. 2016: a pole
+of 0.6 m and 0.5 kg on a cart of 0.5 kg, friction of 0.1 N s/m, at most 10 N, steps of 0.1 s. A state is (position of
+the cart, velocity of the cart, angular velocity of the pole, angle of the pole). The pole hangs down at angle zero and
+stands upright at pi or -pi.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What figure2.py times in its worker: one network, by torchdiffeq's DOPRI5 and by implicit steps, in torch."""
+"""The worker of figure2.py: it times one network with torchdiffeq's DOPRI5 and with implicit steps, in torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Behavioural cloning from observations for Table 2: a policy whose controls lead to the expert's next state.
+"""Behavioural cloning from observations for Table 2: it learns controls that lead to the expert's next state.
 
-The controls of the expert are not observed, so that those of the policy are mapped to the next state by the learned
-dynamics, and the distance of the next states is minimised (Look et al. 2020, section 3.2).
+The controls of the expert are not observed. So the learned dynamics map the controls of the policy to the next state,
+and the distance to the expert's next state is minimised (Look et al. 2020, section 3.2).
 """
 
 from __future__ import annotations

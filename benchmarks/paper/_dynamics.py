@@ -1,4 +1,4 @@
-"""What both learners of Table 2 share: the motion of the cart, learned from random controls in the expert's states."""
+"""The dynamics model of both learners of Table 2. It is learned from random controls in the states of the expert."""
 
 from __future__ import annotations
 

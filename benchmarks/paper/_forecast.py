@@ -1,6 +1,6 @@
-"""Neural ODEs that forecast, and their training: the five rows of the paper's Table 1, under JAX.
+"""Forecasts by neural ODEs and their training under JAX: the five rows of the paper's Table 1.
 
-All seeds of a row are trained at once, by one compiled program under vmap. float32 throughout.
+One compiled program under vmap trains all seeds of a row at once. Everything is float32.
 """
 
 from __future__ import annotations

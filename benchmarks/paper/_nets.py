@@ -1,4 +1,4 @@
-"""Small fully connected networks with tanh, as lists of (weights, biases): parameters that any framework can hold."""
+"""Small fully connected networks with tanh, as lists of (weights, biases) that every framework accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scripts of the paper share: the helpers of the benchmarks, one thread, and how results are written."""
+"""Functions that the scripts of the paper share: the benchmark helpers, a single thread, and the writing of results."""
 
 from __future__ import annotations
 

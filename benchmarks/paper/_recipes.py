@@ -1,4 +1,4 @@
-"""The training recipes of table1.py, and the trials on the validation split that they were chosen by."""
+"""The training recipes of table1.py, and the trials on the validation split that selected them."""
 
 from __future__ import annotations
 

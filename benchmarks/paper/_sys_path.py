@@ -1,4 +1,4 @@
-"""Imported first, this lets the scripts of this folder import what all benchmarks share."""
+"""Add the benchmarks folder to sys.path. Scripts of this folder import this module first."""
 
 from __future__ import annotations
 

@@ -2,14 +2,15 @@
 
     python benchmarks/paper/figure2.py --out docs/results
 
-The dynamics are h(x) = s (net(x) - x) with a network of 2 layers of 30 units, s the stiffness; both go from x_k to
-x_{k+1} = x(0.1) in float64 on one core. As in Look et al. 2020 (caption of Figure 2), the methods accept x_{k+1} by
-equal criteria: DOPRI5 a step whose estimated error is, and Newton's method an iterate whose last step is, within 1e-7
-of its size, the default of torchdiffeq. One implicit Euler step solves its equation that well, and not the ODE: its
-error is in the table. A second experiment therefore asks for an x_{k+1} within 1e-3 of the ODE's, from either side.
+The dynamics are h(x) = s (net(x) - x) with a network of 2 layers of 30 units and the stiffness s. Both methods go from
+x_k to x_{k+1} = x(0.1) in float64 on one core. As in Look et al. 2020 (caption of Figure 2), both accept x_{k+1} by the
+same tolerance, 1e-7 relative to its size, which is the default of torchdiffeq. DOPRI5 applies it to the estimated error
+of a step, Newton's method to its last step. One implicit Euler step solves its own equation to this tolerance, but not
+the ODE: its error is in the table. So a second experiment asks both methods for an x_{k+1} within 1e-3 of the solution
+of the ODE.
 
-Results are written after each round of a few initialisations through all cases, and DIR/figure2.json is resumed: what
-it holds of this machine is not measured again.
+Each round measures a few initialisations in all cases. Results are written after each round. A new run continues
+DIR/figure2.json and does not repeat measurements that were made on this machine.
 """
 
 from __future__ import annotations

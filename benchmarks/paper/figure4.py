@@ -1,10 +1,11 @@
-"""Figure 4 of the paper (appendix C): dynamics of a mass, spring and damper, learned from an expert's controls.
+"""Figure 4 of the paper (appendix C): the dynamics of a mass-spring-damper, learned from an expert's controls.
 
     python benchmarks/paper/figure4.py --out docs/results
 
-The expert is the linear quadratic regulator of the true system; the learner is that of its own matrix, which follows
-the gradient through Riccati's equation: by the analytic derivative of East et al. 2020, by the implicit function
-theorem with a dense inverse ("naive"), and with conjugate gradients.
+The expert is the linear quadratic regulator of the true system. The learner is the regulator of its own system matrix.
+It updates the matrix by the gradient through Riccati's equation. Three gradients are compared: the analytic derivative
+of East et al. 2020, the implicit function theorem with a dense inverse ("naive"), and the theorem with conjugate
+gradients.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Forecasts by neural ODEs that are trained by five methods: Table 1 of the paper.
+"""Table 1 of the paper: forecasts by neural ODEs that are trained by five methods.
 
     python benchmarks/paper/table1.py --data PATH/mocap35.mat --out docs/results
 
-The data are those of Look et al. 2020, section 3.1, and the methods its rows. Runs that are in DIR/table1.json already,
-by the same recipe, are not run again: a run that was cut short goes on where it stopped. The seeds of a row are trained
-together, in one compiled program.
+The data are those of Look et al. 2020, section 3.1, and the methods are the rows of its Table 1. Runs with the same
+recipe that DIR/table1.json already holds are not repeated, so an interrupted run continues. One compiled program trains
+all seeds of a row together.
 """
 
 from __future__ import annotations

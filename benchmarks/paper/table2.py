@@ -1,12 +1,12 @@
-"""Table 2 and Figure 3 of the paper: a cart swings up its pole, learned from the states of a noisy expert alone.
+"""Table 2 and Figure 3 of the paper: the swing-up of a cart-pole, learned only from the states of a noisy expert.
 
     python benchmarks/paper/table2.py --out docs/results
 
-The cost of a trajectory is the sum of 1 - exp(-d^2 / (2 * 0.25^2)) over the 40 states in which a control is taken, the
-first one included, d the distance from the pole's tip to its place upright over the middle (Deisenroth 2010; Gal et
-al. 2016). The paper does not say how it sums, nor how it integrates the motion: explicit steps of Euler's are the
-choice under which the expert comes near to the paper's cost. Runs that are finished are kept under
-DIR/table2-runs, and a rerun skips them.
+The cost of a trajectory is the sum of 1 - exp(-d^2 / (2 * 0.25^2)) over the 40 states in which a control is applied,
+the first state included. d is the distance from the tip of the pole to its target, upright over the middle (Deisenroth
+2010; Gal et al. 2016). The paper says neither how it sums nor how it integrates the motion. With explicit Euler steps
+the expert's cost is near the paper's, so they are used here. Finished runs are kept under DIR/table2-runs, and a rerun
+skips them.
 """
 
 from __future__ import annotations

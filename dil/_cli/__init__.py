@@ -1,4 +1,4 @@
-"""The program `dil`: its entry point, its commands, and the demos that it runs.
+"""The program `dil`: its entry point, its commands, and its demos.
 
-It imports the public names of dil, and typer, rich and matplotlib of the extra `cli`.
+It imports the public names of dil, and the packages of the extra `cli`: typer, rich and matplotlib.
 """

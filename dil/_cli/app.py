@@ -1,4 +1,4 @@
-"""The entry point of the command line; the commands themselves need the extra `cli`."""
+"""The entry point of the command line. The commands need the extra `cli`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ EXTRA = frozenset({"typer", "rich", "matplotlib"})
 
 
 def main() -> None:
-    """Run the program `dil`; exit with status 2 and one line where a package of the extra is missing."""
+    """Run the program `dil`. If a package of the extra is missing, print one line and exit with status 2."""
     try:
         from dil._cli.commands import app
 

@@ -33,7 +33,7 @@ demo = typer.Typer(help="Run a demonstration.", no_args_is_help=True, rich_marku
 app.add_typer(demo, name="demo")
 
 SHOWN = 6
-"""Steps of a learning that are shown each; later ones at every fifth."""
+"""The number of steps at the start that are all shown. Later, every fifth step and the last step are shown."""
 
 
 def _version(wanted: bool) -> None:
@@ -53,7 +53,7 @@ def program(
 
 @app.command()
 def backends() -> None:
-    """List the backends: version and devices, or why one cannot be used here."""
+    """List the backends: version, devices, or why a backend cannot be used here."""
     table = _table("backend", "version", "devices", "usable")
     for info in dil.backends():
         usable = "[green]yes[/]" if info.usable else f"[red]no[/]: {escape(info.reason or '')}"
@@ -78,7 +78,7 @@ def check(
     seed: Annotated[int, typer.Option(min=0, help="Of the random directions.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of what handle.asarray makes.")] = "float64",
 ) -> None:
-    """Hold gradients against finite differences, and backends against each other.
+    """Compare gradients with finite differences, and backends with each other.
 
     Exits with status 1 if a gradient is wrong.
     """
@@ -110,9 +110,9 @@ def demo_kepler(
 ) -> None:
     """Learn the eccentricity e of Kepler's equation, E - e sin E = M, so that E(e) matches a target.
 
-    Draws Figure 1 of the paper (Look et al. 2020) and exits with status 1 if the target is not reached.
+    Draws Figure 1 of the paper (Look et al. 2020). Exits with status 1 if the target is not reached.
     """
-    from dil._cli.demos import kepler_figure  # matplotlib, which the other commands do without
+    from dil._cli.demos import kepler_figure  # imported here because only this command needs matplotlib
 
     _allow_float64_of_jax()
     console = Console()
@@ -145,7 +145,7 @@ def demo_kepler(
 
 @contextmanager
 def _shown_live(console: Console, made: list[kepler.Step]) -> Iterator[Callable[[kepler.Step], None]]:
-    """Collect steps into `made` and show them as they come; all at the end where the output is no terminal."""
+    """Append steps to `made` and show them as they arrive. If the output is no terminal, show all at the end."""
     if not console.is_terminal:
         yield made.append
         console.print(_steps_table(made))
@@ -210,7 +210,7 @@ def _print_report(report: dil.GradientReport) -> None:
 
 
 def _table(*headers: str, gap: int = 1) -> Table:
-    """Return an empty table that fits into 80 columns with the numbers that go into it."""
+    """Return an empty table. With its numbers it fits into 80 columns."""
     return Table(*headers, box=SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False, show_edge=False)
 
 
@@ -219,12 +219,12 @@ def _word(ok: bool) -> str:
 
 
 def _load(case: str) -> Callable[..., Any]:
-    """Import MODULE and return its CALLABLE; the current directory is where modules are looked for first.
+    """Import MODULE and return its CALLABLE. The current directory is searched first.
 
     Raises
     ------
     OptionError
-        If there is no such thing.
+        If `case` has another form, or the module or the callable does not exist.
     """
     module_name, colon, attribute = case.partition(":")
     if not (module_name and colon and attribute):
@@ -259,13 +259,13 @@ def _made(make: Callable[..., Any], case: str, backend: str, dtype: str) -> tupl
 
 
 def _allow_float64_of_jax() -> None:
-    """Let JAX have 64-bit types: a choice that a program may make, and the library may not. JAX reads it at import."""
+    """Switch on the 64-bit types of JAX. JAX reads the variable at import. A program may do this, a library may not."""
     os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 
 @contextmanager
 def _one_line(command: str, *, status: int = 2) -> Iterator[None]:
-    """Turn a mistake of the user's into one line and an exit status; bad usage is 2 in any case."""
+    """Turn a user's error into one line and an exit status: 2 for bad usage, else `status`."""
     try:
         yield
     except (dil.OptionError, dil.BackendError) as error:

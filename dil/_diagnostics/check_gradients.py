@@ -56,7 +56,7 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """The outcome of `check_gradients`; print it, or ask `ok`."""
+    """The outcome of `check_gradients`. `print` shows a table. `ok` is True if every row passed."""
 
     rows: tuple[GradientRow, ...]
     agreement: tuple[AgreementRow, ...]

@@ -22,7 +22,7 @@ RECORDERS: list[Record] = []
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One solve, forward or backward, as NumPy arrays of shape batch; None for what does not apply.
+    """One solve, forward or backward. Numbers are NumPy arrays of shape batch, or None if they do not apply.
 
     Attributes
     ----------
@@ -31,17 +31,18 @@ class Entry:
     stage : {"forward", "backward"}
         The kind of solve.
     status, iterations, residual
-        Those of the solver, or of the linear solver. With `refine=`, the status is that after the Newton steps.
+        Of the solver in a forward entry, of the linear solver in a backward entry. With `refine=`, the forward status
+        is the status after the Newton steps.
     stationarity : float array
         The length of the Newton step at y, divided by 1 + ||y||.
     lowest, highest : float arrays
         The extreme eigenvalues of the Hessian, estimated by Lanczos' method from the cotangent. For a root or a fixed
         point, the extreme singular values of dF/du.
     condition : float array
-        The ratio of their magnitudes, a lower estimate of the condition number.
+        The ratio of the magnitudes of `highest` and `lowest`, an estimate of the condition number from below.
     asymmetry : float array
-        |<p, A q> - <q, A p>| of two random vectors, divided by the sizes of the terms. For a symmetric matrix it is of
-        the order of rounding.
+        |<p, A q> - <q, A p>| for the matrix A of the linear system and two random vectors p and q, divided by the sizes
+        of the terms. For a symmetric matrix it is of the order of rounding.
     bound : float array
         A bound of the relative error of the gradient for the cotangent given: see `Layer.report`. It is NaN in forward
         mode.

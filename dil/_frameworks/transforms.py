@@ -117,7 +117,7 @@ def grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0) -> Callab
     Raises
     ------
     OptionError
-        If `argnums` does not name positional arguments, each once.
+        If `argnums` names something other than a positional argument, or names one twice.
     ShapeError, DTypeError
         When called, if the value of fn is not one real floating number, or an argument holds no real floating array.
 

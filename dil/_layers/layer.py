@@ -62,7 +62,7 @@ class Layer:
         return ImplicitRule(call.problem, self.linear_solver, self.policy)
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
-        """Return the whole answer of the solver. It is a constant to every derivative, and no policy is applied."""
+        """Return the `dil.Solution` of the solver. It has no derivative, and `on_failure` does not apply."""
         return guarded(self._solution, args, kwargs, init)  # type: ignore[no-any-return]
 
     def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:

@@ -86,8 +86,8 @@ def fixed_point(
     step : callable
         `step(u, *args, **kwargs)` returns a tree of the structure, shapes and dtype of u.
     solver : callable
-        `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`; fun is the step:
-        `dil.solvers.FixedPoint()`, `dil.solvers.Anderson()`, any loop of your own. It is never differentiated.
+        `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`; fun is the step. Use
+        `dil.solvers.FixedPoint()`, `dil.solvers.Anderson()` or a loop of your own. The solver is never differentiated.
     linear_solver, batch_ndim, init, on_failure, refine
         As in `dil.root`, for the residual u - step(u).
 

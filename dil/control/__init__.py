@@ -1,6 +1,6 @@
 """Planning and control as layers: model predictive control and the linear quadratic regulator.
 
-It imports every room but `ode`.
+It imports every package of dil except `ode`.
 """
 
 from dil.control._dare import dare

@@ -43,15 +43,16 @@ class ILQR:
     -----
     It is for plans only, `dil.control.plan(..., solver=dil.control.ILQR())`, since it needs cost and dynamics
     separately. A sweep needs n_x + 1 products with the derivative of the dynamics and n_x + n_u products with the
-    Hessian of the cost. Each product covers all times. The rest is work on matrices of n_x + n_u rows for each time.
+    Hessian of the cost. Each product covers all times. The remaining work of a sweep is dense algebra: one matrix of
+    n_x + n_u rows for each time.
 
-    The second derivative of the dynamics is neglected; that of the map onto the bounds is kept. So the steps converge
-    linearly, like those of Gauss-Newton, and faster for dynamics that are nearly linear. `refine=1` or
-    `dil.solvers.Sequence(ILQR(), Newton())` adds quadratic convergence. If a sweep does not lower the cost, a multiple
-    of the identity is added to Q_uu, which shortens the steps.
+    The second derivative of the dynamics is neglected. The second derivative of the map from the free controls to the
+    bounded controls is kept. So the steps converge linearly, like Gauss-Newton, and faster for dynamics that are nearly
+    linear. `refine=1` or `dil.solvers.Sequence(ILQR(), Newton())` adds quadratic convergence. If a sweep does not lower
+    the cost, a multiple of the identity is added to Q_uu, which shortens the steps.
 
     Sources: Li and Todorov 2004 for the expansion; Tassa, Erez and Todorov 2012, eq. 11 and section II.F, for the sweep
-    with regularisation. Here the regularisation is that of the controls.
+    with regularisation. Here the multiple of the identity is added to Q_uu, not to the Hessian of the states.
 
     Raises
     ------

@@ -44,12 +44,12 @@ def lqr_gain(
     Returns
     -------
     array, (*batch, m, n), or (*batch, horizon, m, n) with a horizon
-        The gain, one for each time with a horizon. It is differentiable in all arrays.
+        The gain. With a horizon there is one gain for each time. It is differentiable in all arrays.
 
     Raises
     ------
     OptionError
-        If an option is out of range, or belongs to the other horizon.
+        If an option is out of range, or applies only to the other kind of horizon (finite or infinite).
     ShapeError
         If the shapes do not match.
     ConvergenceError
@@ -58,9 +58,9 @@ def lqr_gain(
     Notes
     -----
     Look et al. 2020, eq. 7 to 9. A finite horizon uses the Riccati recursion from S_H = final:
-    K_t = (R + B^T S_{t+1} B)^-1 B^T S_{t+1} A, S_t = Q + A^T S_{t+1} (A - B K_t). It runs in the loop of the backend,
-    and its steps are differentiated. If some R + B^T S_t B is not positive definite, no least cost exists and the
-    system ends NOT_CONVEX. R may be zero.
+    K_t = (R + B^T S_{t+1} B)^-1 B^T S_{t+1} A, S_t = Q + A^T S_{t+1} (A - B K_t). The recursion is a scan of the
+    backend, and the gradient is taken through its steps. If some R + B^T S_t B is not positive definite, no least cost
+    exists and the system ends NOT_CONVEX. R may be zero.
 
     Examples
     --------

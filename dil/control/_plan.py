@@ -150,7 +150,7 @@ class Plan:
         return self.score.controls(layer(x0, theta_c, theta_h, init=v))
 
     def solve(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None, *, init: Array | None = None) -> Solution:
-        """Return the whole answer of the solver, with the controls as its value. It has no derivative."""
+        """Return the `dil.Solution` of the solver, with the controls as its value. It has no derivative."""
         layer, v = self._begin(x0, theta_c, theta_h, init)
         solution = layer.solve(x0, theta_c, theta_h, init=v)
         return solution._replace(value=self.score.controls(solution.value))

@@ -1,6 +1,6 @@
 """Ordinary differential equations whose steps are implicit layers (Look et al. 2020, section 3.1).
 
-It imports every room but `control`.
+It imports every package of dil except `control`.
 """
 
 from dil.ode._newton import StepNewton

@@ -54,8 +54,8 @@ def odeint(
     args : tuple of trees
         The other arguments of func. A captured array that is being differentiated is refused.
     method : {"implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3", "euler"}
-        The orders are 1, 2, 2, 2, 2, 3 and 1. The first, bdf2 and the sdirks are L-stable, for the stiffest problems.
-        "euler" is explicit, for comparison.
+        The orders are 1, 2, 2, 2, 2, 3 and 1. "implicit_euler", "bdf2", "sdirk2" and "sdirk3" are L-stable, which suits
+        the stiffest problems. "euler" is explicit, for comparison.
     solver : callable, optional
         Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` if the problem is not
         stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
@@ -104,9 +104,10 @@ def odeint(
 
     Notes
     -----
-    A step is a chain of stages z = base + gh f(t, z), each a layer (Look et al. 2020, section 3.1, eq. 4) that starts
-    from the slope of the stage before. The gradient is that of the discrete solution, for adaptive steps that on the
-    mesh that was found. Within an adaptive step, the states and the slopes at its ends give a cubic polynomial.
+    A step solves one or more stages z = base + gh f(t, z). Each stage is a layer (Look et al. 2020, section 3.1,
+    eq. 4). Its initial guess follows the slope of the stage before, if that lowers the residual enough. The gradient is
+    that of the discrete solution. With adaptive steps, the gradient holds the mesh constant, and a cubic polynomial
+    interpolates the state within a step, from the states and the slopes at its ends.
 
     Examples
     --------

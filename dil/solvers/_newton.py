@@ -39,7 +39,7 @@ class Newton:
     max_iter : int
         The largest number of Newton steps.
     damping : float
-        A number added to the diagonal of the matrix of the system: H or H H, J or J^T J.
+        A number added to the diagonal of the matrix of the linear system, which is H, H H, J or J^T J.
     history : bool
         Whether `extra["history"]` holds the residual after every step, (max_iter, *batch); NaN for steps not taken.
     progress : bool
@@ -49,12 +49,13 @@ class Newton:
     -----
     The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
 
-    Roots: each step lowers 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2). If the Newton step does not, the step
-    of steepest descent is taken. If J^T F = 0 but F is not zero, the problem ends SINGULAR. A short step does not end
-    a problem if J d is far from F, as at a singular J or with large damping.
+    Roots: each step lowers 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2). If the Newton step is not a direction
+    of descent, the steepest descent step is taken. If J^T F = 0 but F is not zero, the problem ends SINGULAR. A short
+    step does not end a problem if J d is far from F, as at a singular J or with large damping.
 
-    Minima: if CG meets negative curvature, its last iterate is the step, or the gradient if CG has made no step. A step
-    that points uphill is reversed. Backtracking (Armijo 1966) sets the length. Nocedal and Wright 2006, Algorithm 7.1.
+    Minima: CG stops at negative curvature (Nocedal and Wright 2006, Algorithm 7.1). The Newton step is then the last
+    iterate of CG, or along the gradient if CG has no iterate. A step that points uphill is reversed. Backtracking
+    (Armijo 1966) sets the length.
 
     Truncated steps use the second forcing term of Eisenstat and Walker 1996, for each problem of a batch separately.
 

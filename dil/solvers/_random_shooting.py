@@ -19,7 +19,7 @@ from dil.solvers._start import Start, check_positive, size_of, start, tolerance,
 
 @dataclass(frozen=True)
 class RandomShooting:
-    """Minimise by normal samples around the best point so far; the score is evaluated and never differentiated.
+    """Minimise by Gaussian samples around the best point so far. The score is evaluated, never differentiated.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class RandomShooting:
     spread : float
         The first standard deviation of the samples, in the units of u.
     seed : int
-        The seed of the random numbers. Every problem of a batch gets the same numbers as it would get alone.
+        The seed of the random numbers. A problem gets the same random numbers in a batch as alone.
     rtol : float, optional
         A problem is solved when its spread is within rtol (1 + ||u||); by default eps ** (1/3) of the dtype: 6.1e-6 in
         float64, 4.9e-3 in float32.
@@ -44,13 +44,13 @@ class RandomShooting:
     -----
     An evolution strategy (1 + samples) with the success rule of Rechenberg (1973): the spread doubles after an
     iteration that lowers the score and halves after one that does not. A small spread means that samples no longer
-    find a lower score. It does not use the gradient, so the backward pass of a layer still checks the point.
+    find a lower score. It does not show that the gradient is zero, so the backward pass of a layer checks that.
 
     A score that is not finite counts as infinite, so a search may begin outside the domain of the score. A problem that
     never meets a finite score is NON_FINITE.
 
     With samples=1000, iterations=1 it is the random shooting of model predictive control (Rao 2009). Such a search ends
-    with MAX_ITER, since it cannot tell how near it is.
+    with MAX_ITER, because one iteration cannot show how near the minimum is.
 
     The random numbers, iterations * samples * n of them, are drawn once for a call and held in memory.
 

@@ -13,7 +13,7 @@ from dil._base.typing import Tree
 
 @dataclass(frozen=True, init=False)
 class Sequence:
-    """Solve by each solver in turn, from the solution of the one before it.
+    """Apply several solvers in turn. Each starts from the solution of the previous solver.
 
     Parameters
     ----------

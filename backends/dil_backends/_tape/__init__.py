@@ -1,8 +1,8 @@
-"""A reverse-mode tape over the array API, which NumPy and CuPy share; it imports `dil._base` alone.
+"""A reverse-mode tape over the array API, which NumPy and CuPy share. It imports only `dil._base`.
 
-`vjp` evaluates a function at boxes. A box is a value and the node that made it; a node keeps what one rule needs. The
-rules (`rules/`) are array code: where they meet boxes of an enclosing trace, that trace records them, so derivatives of
-any order come from nesting.
+`vjp` evaluates a function at boxes. A box holds a value and the node that made it. A node holds what one rule needs.
+The rules (`rules/`) are array code. If a rule runs on boxes of an enclosing trace, that trace records the rule. So
+nested calls give derivatives of any order.
 """
 
 from dil_backends._tape.box import Box, constant, is_box, value_type

@@ -1,4 +1,4 @@
-"""The box: an array that is being differentiated. It answers for its operators and refuses what would cut it."""
+"""The box: an array that is being differentiated. It records operators and refuses to lose its derivative."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dil._base.typing import Array
 from dil_backends._tape.trace import Node, Trace
 
 METHODS = frozenset({"max", "mean", "min", "prod", "std", "sum", "var"})
-"""Reductions that a box also has as methods, since `((u - x) ** 2).sum()` is how NumPy is written."""
+"""Reductions that a box also has as methods, because NumPy code writes `((u - x) ** 2).sum()`."""
 
 
 def binary_operator(name: str) -> tuple[Any, Any]:
-    """Return the methods of a binary operator, straight and reflected."""
+    """Return the two methods of a binary operator: `box op other` and `other op box`."""
 
     def straight(self: Box, other: object) -> Any:
         return getattr(self.trace.tape, name)(self, other)
@@ -27,7 +27,7 @@ def binary_operator(name: str) -> tuple[Any, Any]:
 
 
 def refuse_conversion(what: str) -> Any:
-    """Return a method that refuses to make of a box what carries no derivative."""
+    """Return a method that raises, for a conversion of a box that would lose the derivative."""
 
     def refuse(self: Box, *args: object, **options: object) -> Any:
         msg = f"{what} would cut the derivative; keep it in array code, or use dil's `constant` if it shall be cut"
@@ -37,10 +37,13 @@ def refuse_conversion(what: str) -> Any:
 
 
 class Box:
-    """An array that is being differentiated: its value one level further out, and the node that made it."""
+    """An array that is being differentiated, and the node that made it.
+
+    The value is a raw array or a box of an enclosing trace.
+    """
 
     __slots__ = ("index", "node", "trace", "value")
-    __array_priority__ = 1000  # CuPy's operators give way to the larger
+    __array_priority__ = 1000  # CuPy's operators defer to the operand with the larger priority
 
     def __init__(self, value: Any, trace: Trace, node: Node, index: int = 0) -> None:
         self.value = value
@@ -101,7 +104,7 @@ class Box:
         return iter(self.trace.tape.unstack(self))
 
     def __bool__(self) -> bool:
-        # branching on a value is legitimate: the derivative is that of the branch taken
+        # branching on a value is allowed: the derivative is that of the branch taken
         return bool(unboxed(self, "bool"))
 
     def __repr__(self) -> str:
@@ -126,7 +129,7 @@ class Box:
 
 
 def constant(x: Array) -> Array:
-    """Return x cut off from every derivative."""
+    """Return x as a raw array, without any derivative."""
     while type(x) is Box:
         x = x.value
     return x
@@ -143,7 +146,10 @@ def value_type(x: Any) -> type:
 
 
 def unboxed(x: Any, name: str) -> Any:
-    """Strip the boxes of an argument that has no derivative, in lists too; the boxes of refused traces stay refused."""
+    """Return the raw value of an argument that has no derivative, also inside lists and tuples.
+
+    Raises CapturedError for a box of a refused trace.
+    """
     while type(x) is Box:
         if x.trace.refusal is not None:
             raise CapturedError(x.trace.refusal.format(name))
@@ -168,7 +174,10 @@ def innermost_trace(args: Any, name: str) -> Trace | None:
 
 
 def open_boxes(args: Any, trace: Trace) -> tuple[list[Any], list[Any], bool]:
-    """Open the boxes of one trace: the values, the parents of a node, and whether other boxes are left."""
+    """Unbox the boxes of one trace.
+
+    Return the values, the parents of the new node, and whether boxes of other traces remain among the values.
+    """
     values, parents, seen = list(args), [], False
     for i, a in enumerate(args):
         if type(a) is Box:
@@ -183,10 +192,10 @@ NOWHERE = Node(None, (), {}, None, [], False)
 
 
 def lifted(*groups: Any) -> Any:
-    """Box all real arrays alike, as constants of the innermost trace among them.
+    """Return the arguments with all real arrays as boxes of their innermost trace. Raw arrays become constant boxes.
 
-    So a rule that meets a box meets boxes only, and `raw * box` does not arise: it is slow with NumPy, which asks the
-    box by way of a ufunc, and array_api_strict refuses it.
+    So a rule that gets a box gets boxes only, and `raw * box` does not occur. That product is slow with NumPy, which
+    calls the box through a ufunc, and array_api_strict refuses it.
     """
     every = [x for group in groups for x in (group if isinstance(group, list | tuple) else (group,))]
     trace = innermost_trace(every, "pull")

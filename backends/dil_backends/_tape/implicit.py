@@ -1,4 +1,4 @@
-"""The custom derivative: a function that is recorded as one node, whose derivative its caller gives."""
+"""The custom derivative: a function that is recorded as one node. Its caller gives the derivative."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dil_backends._tape.trace import Node, refuse_open_traces
 
 
 def implicit(solve: Callable[..., Arrays], rule: PullbackRule) -> Callable[..., Arrays]:
-    """Return `solve` with its derivative given by `rule` instead of by its operations.
+    """Return `solve` with the derivative that `rule` gives, instead of the derivative of its operations.
 
     Raises CapturedError if `solve` uses an array that is being differentiated and is not among its arguments.
     """
@@ -22,7 +22,7 @@ def implicit(solve: Callable[..., Arrays], rule: PullbackRule) -> Callable[..., 
 
 
 class PullbackRule(Protocol):
-    """The derivative of y = solve(*args), written in array code and `vjp`, so that it differentiates again."""
+    """The derivative of y = solve(*args). It is written in array code and `vjp`, so it can be differentiated again."""
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
         """Return the cotangents of `args[i]` for i in `wrt`; None stands for the zero cotangent."""
@@ -30,7 +30,7 @@ class PullbackRule(Protocol):
 
 
 class Implicit:
-    """A function whose derivative the caller gave; it stands in its nodes as a primitive does."""
+    """A function whose derivative the caller gave. A node refers to it as to a `Primitive`."""
 
     __slots__ = ("rule", "solve")
 
@@ -44,7 +44,7 @@ class Implicit:
             with refuse_open_traces():
                 return tuple(self.solve(*args))
         values, parents, seen = open_boxes(args, trace)
-        y = self(*values)  # so that the enclosing traces see the call, and the barrier is up when none is left
+        y = self(*values)  # enclosing traces record this call; outside of all traces, captured boxes are refused
         boxes: Arrays = trace.tape.box(trace, y, Node(self, values, {}, y, parents, seen))
         return boxes
 

@@ -1,4 +1,4 @@
-"""The array API namespace of boxes: each function has a rule, or no derivative, or is refused by name."""
+"""The array API namespace of boxes. A function has a derivative rule, or its derivative is zero, or a call raises."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ABSENT: Any = object()
 
 
 class Plain:
-    """A raw namespace, and beside it the functions that the standard lacks and the rules need."""
+    """A raw namespace, with the additional functions that the rules need."""
 
     def __init__(self, raw: Namespace) -> None:
         self._raw = raw
@@ -33,14 +33,14 @@ class Plain:
 
 
 class Tape:
-    """The array API namespace of the boxes over one raw namespace; each function is made when first asked for."""
+    """The array API namespace of the boxes over one raw namespace. A function is made at its first use."""
 
     constant = staticmethod(constant)
     boxed = staticmethod(holds_box)
 
     def __init__(self, raw: Namespace, within: str = "", root: Tape | None = None) -> None:
-        # array_api_compat tells namespaces apart by this name: under the raw one, `array_namespace(box, raw array)`
-        # is no error, and the first of them decides (NumPy's own functions dispatch to the box all the same)
+        # array_api_compat compares namespaces by name. With the raw name, `array_namespace(box, raw array)` is no
+        # error: it returns the namespace of the first. NumPy's own functions dispatch to the box in any case.
         self.__name__: str = raw.__name__
         self._raw = raw
         self._within = within
@@ -75,7 +75,7 @@ class Tape:
         return without_derivative(full, raw) if full in CONSTANT else without_rule(full, raw)
 
     def dispatch(self, name: str, args: Any, options: dict[str, Any]) -> Any:
-        """Answer NumPy, which was given a box: the function of this name, or an error that names it."""
+        """Call the tape's function of this name, for a NumPy function that got a box. Raise if there is none."""
         if options.get("out") is not None:
             refuse(f"{name}(out=...)")
         function: Any = self
@@ -85,14 +85,14 @@ class Tape:
         return function(*args, **renamed)
 
     def box(self, trace: Trace, y: Any, node: Node, index: int = 0) -> Any:
-        """Box the outputs of a node, except those without a derivative: integers, booleans."""
+        """Return the outputs of a node as boxes. Integer and Boolean outputs have no derivative and stay raw."""
         if isinstance(y, tuple):
             boxes = [self.box(trace, part, node, k) for k, part in enumerate(y)]
             return type(y)(*boxes) if hasattr(y, "_fields") else tuple(boxes)
         return Box(y, trace, node, index) if self.differentiable(y.dtype) else y
 
     def differentiable(self, dtype: DType) -> bool:
-        """Whether the dtype is real floating; the tape has no derivatives of complex functions."""
+        """Return whether the dtype is real floating. Raise if it is complex."""
         known = self._differentiable.get(dtype)
         if known is None:
             if self._raw.isdtype(dtype, "complex floating"):
@@ -103,7 +103,7 @@ class Tape:
 
 
 def composed(function: Callable[..., Any], raw: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function written with others of the tape; raw arrays go the raw way."""
+    """Return `function`, which is written with functions of the tape. Calls without boxes use `raw`."""
 
     def call(*args: Any, **options: Any) -> Any:
         if raw is ABSENT or holds_box(args) or any(map(holds_box, options.values())):
@@ -114,7 +114,7 @@ def composed(function: Callable[..., Any], raw: Callable[..., Any]) -> Callable[
 
 
 def without_derivative(name: str, raw: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function whose derivative is zero: it acts on the bare values."""
+    """Return a function whose derivative is zero. It works on raw values."""
 
     def call(*args: Any, **options: Any) -> Any:
         return raw(*(unboxed(a, name) for a in args), **{key: unboxed(a, name) for key, a in options.items()})
@@ -123,7 +123,7 @@ def without_derivative(name: str, raw: Callable[..., Any]) -> Callable[..., Any]
 
 
 def without_rule(name: str, raw: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function without a rule: it serves raw arrays and refuses boxes."""
+    """Return a function without a derivative rule. It accepts raw arrays and raises for boxes."""
 
     def call(*args: Any, **options: Any) -> Any:
         if holds_box(args) or any(map(holds_box, options.values())):
@@ -140,7 +140,7 @@ TAPE_OF: dict[type, Tape] = {}
 
 
 def namespace(x: Any) -> Tape:
-    """Return the tape's namespace for a raw array or a box: one object for each raw namespace."""
+    """Return the tape's namespace for a raw array or a box. There is one namespace for each raw namespace."""
     kind = value_type(x)
     if kind not in TAPE_OF:
         raw = array_namespace(constant(x))

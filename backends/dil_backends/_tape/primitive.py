@@ -1,4 +1,4 @@
-"""A primitive: a function with a derivative rule. It computes with raw values and records one node."""
+"""A primitive: a function with a derivative rule. It computes the raw value and records one node."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Primitive:
         return self.tape.box(trace, y, Node(self, values, options, y, parents, seen))
 
     def pull(self, node: Node, c: Any, wanted: Sequence[int]) -> list[Any]:
-        """Return the cotangents of the wanted arguments: by raw functions where no enclosing trace looks on."""
+        """Return the cotangents of the wanted arguments. Raw functions are used if no enclosing trace records."""
         rule, args, y, options = self.rule, node.args, node.y, node.options
         xp: Namespace = self.tape.plain
         if node.seen or type(c) is Box or type(c) is tuple:

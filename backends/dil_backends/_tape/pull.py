@@ -1,4 +1,4 @@
-"""Reverse mode: `vjp` records a function at boxes, and the pull walks its nodes from the last to the first."""
+"""Reverse mode. `vjp` records a function at boxes, and the pullback visits its nodes from the last to the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dil_backends._tape.trace import Node, open_trace
 
 
 def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
-    """Evaluate fn, which returns a tuple of arrays, and return its outputs and the pull of their cotangents."""
+    """Return fn(*primals), a tuple of arrays, and the pullback."""
     tape = tape_of_primals(primals)
     roots = [Node(None, (), {}, p, [], False) for p in primals]
     with open_trace(tape) as trace:
@@ -29,7 +29,7 @@ def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
 
 
 def tape_of_primals(primals: Arrays) -> Tape | None:
-    """Return the namespace of the primals, which must be real floating arrays of one library."""
+    """Return the namespace of the primals. Raise unless they are real floating arrays of one library."""
     tapes = dict.fromkeys(map(namespace, primals))
     if len(tapes) > 1:
         msg = f"arrays of one library were expected, and {', '.join(map(repr, tapes))} came together"
@@ -43,7 +43,7 @@ def tape_of_primals(primals: Arrays) -> Tape | None:
 
 
 class Program(NamedTuple):
-    """The nodes between the outputs and some of the primals, last first, with the slots their cotangents add up in."""
+    """The nodes between the outputs and the wanted primals, last node first. A slot sums the cotangents of a value."""
 
     slots: int
     steps: list[tuple[Node, int, bool, list[int], list[int]]]
@@ -51,28 +51,28 @@ class Program(NamedTuple):
     seeds: list[int | None]
     """The slot of each output."""
     results: list[int]
-    """The slot of each primal asked for."""
+    """The slot of each wanted primal."""
 
 
 class Pull:
-    """The transposed derivative of a function at a point; it may be called any number of times and differentiated."""
+    """The pullback of a function at a point. It may be called any number of times and differentiated."""
 
     def __init__(self, tape: Any, primals: Arrays, roots: list[Node], outputs: Arrays, sources: list[Any]) -> None:
         self._tape = tape
         self._primals = primals
         self._roots = roots
         self._outputs = outputs
-        self._sources = sources  # (node, which of its outputs), or None where an output is constant
+        self._sources = sources  # (node, index of its output) for each output, or None for a constant output
         self._programs: dict[tuple[int, ...], Program] = {}
 
     def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None) -> Arrays:
-        """Return the cotangents of the primals in `wrt` (of all, if None), and work for no other."""
+        """Return the cotangents of the primals in `wrt` (all primals if None), and compute no others."""
         wanted = tuple(range(len(self._primals)) if wrt is None else wrt)
         program = self._programs.get(wanted)
         if program is None:
             program = self._programs[wanted] = self._compile(wanted)
         slots: list[Any] = [None] * program.slots
-        self._sow(slots, program.seeds, cotangents)
+        self._seed_slots(slots, program.seeds, cotangents)
         for node, slot, several, positions, targets in program.steps:
             c = self._parts(slots, node, slot) if several else slots[slot]
             if c is None:
@@ -85,7 +85,7 @@ class Pull:
             self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)
         )
 
-    def _sow(self, slots: list[Any], seeds: list[int | None], cotangents: Arrays) -> None:
+    def _seed_slots(self, slots: list[Any], seeds: list[int | None], cotangents: Arrays) -> None:
         if len(cotangents) != len(self._outputs):
             msg = f"{len(cotangents)} cotangents were given for {len(self._outputs)} outputs"
             raise ShapeError(msg)
@@ -97,17 +97,17 @@ class Pull:
                 slots[slot] = plus(slots[slot], fit(self._tape, c, y))
 
     def _parts(self, slots: list[Any], node: Node, slot: int) -> Any:
-        """Return the cotangents of a node's several outputs; None if they are all zero."""
+        """Return the cotangents of a node with several outputs, or None if they are all zero."""
         parts = slots[slot : slot + len(node.y)]
         if all(part is None for part in parts):
             return None
         return tuple(self._tape.zeros_like(y) if c is None else c for c, y in zip(parts, node.y, strict=True))
 
     def _compile(self, wanted: tuple[int, ...]) -> Program:
-        """Find the nodes that lie between the outputs and the primals asked for: no others are ever pulled."""
+        """Return the program of the nodes between the outputs and the wanted primals. No other node is visited."""
         reached: dict[int, Node] = {}
         todo = [source[0] for source in self._sources if source is not None]
-        while todo:  # by hand, for a graph may be deeper than Python's stack
+        while todo:  # without recursion, because a graph may be deeper than Python's stack
             node = todo.pop()
             if node.number not in reached:
                 reached[node.number] = node
@@ -118,7 +118,7 @@ class Pull:
             slot_of[self._roots[i].number] = slots
             slots += 1
         steps = []
-        for number in sorted(reached):  # a node is younger than its parents
+        for number in sorted(reached):  # a node has a larger number than its parents
             node = reached[number]
             edges = [
                 (i, slot_of[parent.number] + k)
@@ -135,7 +135,7 @@ class Pull:
 
 
 def plus(total: Any, g: Any) -> Any:
-    """Add a cotangent to what is there; a box first, for not every raw array knows how to add one."""
+    """Return the sum of the cotangents. A box is the left operand, because not every raw array can add a box."""
     if total is None:
         return g
     return g + total if type(g) is Box else total + g

@@ -1,6 +1,6 @@
-"""Traces: the calls of `vjp` under way, and the nodes that they record.
+"""Traces, one for each active call of `vjp`, and the nodes that they record.
 
-Each trace has a number larger than all before it. The innermost trace of some boxes is the one of the largest number.
+Each trace has a larger number than all earlier traces. The innermost of several traces has the largest number.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-next_number = itertools.count(1).__next__  # numbers traces and nodes in the order of their making, over all threads
+next_number = itertools.count(1).__next__  # numbers traces and nodes in the order of creation, over all threads
 
 LEAKED = (
     "{}: an array of a differentiation that has ended is used again. It was kept from inside the differentiated "
@@ -27,7 +27,10 @@ CAPTURED = (
 
 
 class Trace:
-    """One call of `vjp`: its number, the namespace of its boxes, and why they may not be used, if they may not."""
+    """One call of `vjp`: its number, the namespace of its boxes, and the reason why its boxes may not be used.
+
+    The reason `refusal` is None while its boxes may be used.
+    """
 
     __slots__ = ("number", "refusal", "tape")
 
@@ -38,7 +41,7 @@ class Trace:
 
 
 class OpenTraces(threading.local):
-    """The traces that this thread is inside of."""
+    """The active traces of this thread."""
 
     def __init__(self) -> None:
         self.traces: list[Trace] = []
@@ -60,7 +63,7 @@ def open_trace(tape: Any) -> Iterator[Trace]:
 
 @contextmanager
 def refuse_open_traces() -> Iterator[None]:
-    """Refuse, for a while, the boxes of all traces that this thread is inside of."""
+    """Refuse the boxes of all active traces of this thread, inside the context."""
     raised = [trace for trace in OPEN.traces if trace.refusal is None]
     for trace in raised:
         trace.refusal = CAPTURED
@@ -72,7 +75,7 @@ def refuse_open_traces() -> Iterator[None]:
 
 
 class Node:
-    """One application of a primitive: what its rule needs, and the nodes that its arguments came from."""
+    """One call of a primitive: what its rule needs, and the nodes that made its arguments."""
 
     __slots__ = ("args", "number", "options", "parents", "primitive", "seen", "y")
 
@@ -82,5 +85,5 @@ class Node:
         self.args = args
         self.options = options
         self.y = y
-        self.parents = parents  # (position among the arguments, node that made the argument, which of its outputs)
-        self.seen = seen  # whether an enclosing trace looks on: there are boxes left among the arguments
+        self.parents = parents  # (position of the argument, node that made it, index of that node's output)
+        self.seen = seen  # whether an enclosing trace records: some arguments are boxes of other traces

@@ -1,5 +1,5 @@
-"""The JAX backend: `jax.vjp`, the loops of `jax.lax`, custom derivatives that compose with every transform.
+"""The JAX backend: `jax.vjp`, the loops of `jax.lax`, and custom derivatives that compose with every transform.
 
-Users import its doors `dil_backends.optax` and `dil_backends.optimistix`. It imports the rooms of dil, never another
+Users import `dil_backends.optax` and `dil_backends.optimistix`. This package imports packages of dil, never another
 backend.
 """

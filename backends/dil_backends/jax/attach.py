@@ -1,8 +1,8 @@
-"""A derivative that JAX cannot lose: that of a primitive, for where it takes a `custom_jvp` function apart.
+"""A primitive that carries a custom derivative. JAX does not inline a primitive, so its derivative rule is kept.
 
-Reverse mode through `jax.lax.scan` evaluates what a step has in common with the others outside of it, takes
-`custom_jvp` functions apart for that, and forgets their rules: a second derivative of a layer in a scan would be wrong
-without a word. It leaves a primitive whole.
+Reverse mode through `jax.lax.scan` moves computations that all steps share out of the scan. For that it inlines
+`custom_jvp` functions and drops their rules. A second derivative of a layer in a scan would then be wrong, without an
+error. JAX leaves a primitive whole.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from jax.interpreters import ad, batching, mlir
 
 Arrays = tuple[jax.Array, ...]
 Pushforward = Callable[[Any, Any, Sequence[Any]], Any]
-"""`push(args, y, tangents)` returns the tangents of y, as that of a `dil._frameworks.protocol.Rule`."""
+"""`push(args, y, tangents)` returns the tangents of y, like `dil._frameworks.protocol.Rule.pushforward`."""
 
 ATTACH = Primitive("dil_attach")
-"""y of (*y, *args), `count` arrays of it, with the derivative in args that `held` gives."""
+"""Takes (*y, *args) and returns y, its first `count` arrays. The derivative with respect to args is given by `held`."""
 ATTACH.multiple_results = True
 
 
 class Held:
-    """A pushforward as a parameter of a primitive, which has to be hashable: by identity."""
+    """A pushforward as a parameter of a primitive. Parameters must be hashable; this one is hashed by identity."""
 
     def __init__(self, push: Pushforward) -> None:
         self.push = push
 
 
 def attach(y: Arrays, args: Arrays, push: Pushforward) -> Arrays:
-    """Return y with the derivative of the pushforward in args; as it is where nothing is traced."""
+    """Return y with `push` as its derivative with respect to args. If nothing is traced, return y unchanged."""
     if not any(isinstance(x, jax.core.Tracer) for x in (*y, *args)):
         return y
     return tuple(_bind(*map(jax.lax.stop_gradient, y), *args, held=Held(push), count=len(y)))
@@ -65,7 +65,7 @@ def _batched(args: Sequence[Any], axes: Sequence[Any], *, held: Held, count: int
 
 
 def _mapped(push: Pushforward, in_axes: tuple[int | None, ...]) -> Pushforward:
-    """Return the pushforward of every entry of a batch dimension that came first."""
+    """Return the pushforward mapped over a leading batch dimension."""
 
     def push_all(args: Any, y: Any, tangents: Sequence[Any]) -> Any:
         places = [i for i, t in enumerate(tangents) if t is not None]

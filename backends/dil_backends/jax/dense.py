@@ -1,4 +1,4 @@
-"""Dense solves in XLA: a system that cannot be solved gives NaN."""
+"""Dense solves in XLA. A system that cannot be solved gives NaN or infinity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dil._frameworks.dense import Crossover, Dense
 
 
 def cholesky_solve(A: Any, b: Any) -> Any:
-    """Solve by Cholesky; NaN comes of itself where A is not positive definite."""
+    """Solve by Cholesky. JAX's Cholesky factor is NaN where A is not positive definite, and so is the result."""
     L = jax.lax.linalg.cholesky(A)
     z = jax.lax.linalg.triangular_solve(L, b, left_side=True, lower=True)
     return jax.lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)

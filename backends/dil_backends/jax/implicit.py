@@ -17,9 +17,9 @@ Arrays = tuple[jax.Array, ...]
 
 
 def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Arrays]:
-    """Return `solve` with the derivative of `rule`, forward mode; JAX transposes it for reverse mode.
+    """Return `solve` with the pushforward of `rule` as its derivative. JAX transposes it for reverse mode.
 
-    The rule's pushforward is built from pulls alone, so a score may hold a `jax.custom_vjp` function.
+    The pushforward uses only pullbacks of the score, so a score may hold a `jax.custom_vjp` function.
     """
     if isinstance(rule, ReverseRule):
         return _reversed(solve, rule)
@@ -52,7 +52,7 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
 
 
 def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]:
-    """Return `solve` with a derivative in reverse mode alone."""
+    """Return `solve` with a derivative in reverse mode only."""
     found = jax.custom_vjp(solve)
 
     def forward(*args: jax.Array) -> tuple[Arrays, tuple[Arrays, Arrays]]:
@@ -70,12 +70,12 @@ def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]
 
 
 def _as_array(x: Any) -> Any:
-    """Return an array for a number of Python: a transform hands on as such what it was given as such."""
+    """Return x as an array. A transform passes Python numbers on as Python numbers."""
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:
-    """Solve a linear system; differentiable to any order, and transposable."""
+    """Solve a linear system. The solution is differentiable to any order and can be transposed."""
     A = system.A
 
     def solve(matvec: Any, b: Any) -> Any:

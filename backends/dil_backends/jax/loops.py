@@ -1,4 +1,4 @@
-"""The control flow of JAX: loops that XLA compiles, and calls of the host from compiled programs."""
+"""Control flow under JAX: loops that XLA compiles, and calls of host functions from compiled programs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ Arrays = tuple[jax.Array, ...]
 
 
 def run_if(condition: Any, fn: Callable[[Any], Any], state: Any, /) -> Any:
-    """Run a loop of one step or none around a branch.
+    """Return fn(state) if the condition holds, else the state. This is a branch inside a loop of at most one step.
 
-    A branch alone would be taken under `jax.vmap` whether a problem needs it or not. Out of a loop alone, XLA takes
-    what does not depend on its state, such as the identity of a dense solve, and computes it though no step is made.
+    A branch alone is not enough: under `jax.vmap` both sides run, even if no problem needs fn. A loop alone is not
+    enough: XLA moves work that does not depend on the loop's state, such as the identity of a dense solve, out of the
+    loop and computes it even if the loop makes no step.
     """
 
     def once(s: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
@@ -28,7 +29,7 @@ def run_if(condition: Any, fn: Callable[[Any], Any], state: Any, /) -> Any:
 
 
 def map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
-    """Apply fn to all rows at once, or to one after the other where it holds what has no batching rule."""
+    """Apply fn to all rows at once by vmap. If fn has no batching rule, apply it to one row after the other."""
     try:
         return jax.vmap(fn)(rows)
     except NotImplementedError:  # such as a pure_callback without a vmap_method
@@ -36,7 +37,7 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
 
 
 def on_host(fn: Callable[..., Any], like: Any, *arrays: Any) -> Any:
-    """Call fn behind a `pure_callback`; at once if the arrays are concrete."""
+    """Call fn on the host by `pure_callback`. If the arrays are concrete, call it directly."""
     if not any(isinstance(x, jax.core.Tracer) for x in arrays):
         return fn(*arrays)
     shapes = jax.eval_shape(lambda: like)

@@ -1,4 +1,4 @@
-"""JAX as a backend: what the Protocol `dil._frameworks.protocol.Backend` asks for."""
+"""The functions of the JAX backend that `dil._frameworks.protocol.Backend` requires."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def owns(x: object, /) -> bool:
 
 
 def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:
-    """Take apart one level of what JAX has registered as a pytree node."""
+    """Split one level of a pytree that JAX has registered."""
     parts, structure = jax.tree.flatten(x, is_leaf=lambda part: part is not x)
     if jax.tree_util.treedef_is_leaf(structure) or x is None:
         return None
@@ -47,7 +47,7 @@ def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any
 
 
 def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull]:
-    """Return `jax.vjp`; what a pull computes for primals not in `wrt` is dead code to the compiler."""
+    """Return fn(*primals) and its pullback by `jax.vjp`. Cotangents not in `wrt` are dead code to the compiler."""
     try:
         out, pull_all = jax.vjp(fn, *primals)
     except (TypeError, ValueError) as error:
@@ -63,7 +63,7 @@ def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull
 
 
 def assert_constant(x: jax.Array, message: str, /) -> None:
-    """Raise as soon as JAX differentiates x, now or when the program that computes it is transformed."""
+    """Raise if JAX differentiates x, now or later when the program that computes x is transformed."""
     probe = jax.custom_jvp(lambda x: x)
 
     def refuse(primals: Arrays, tangents: Sequence[Any]) -> Any:
@@ -76,12 +76,12 @@ def assert_constant(x: jax.Array, message: str, /) -> None:
 
 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-    """Return fn: JAX neither compiles Python code nor casts behind the user's back."""
+    """Return fn unchanged. JAX neither compiles Python code nor casts arrays implicitly."""
     return fn
 
 
 def asarray(x: object, *, dtype: Any = None, device: Any = None) -> jax.Array:
-    """Make an array; a 64-bit dtype while x64 is off is an error."""
+    """Make an array. A 64-bit dtype is an error while x64 is off."""
     if dtype is not None and jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype):
         message = (
             f"JAX would narrow {np.dtype(dtype)} to {jax.dtypes.canonicalize_dtype(dtype)} because 64-bit types are "
@@ -109,7 +109,7 @@ def to_numpy(x: jax.Array, /) -> Any:
 
 
 def info() -> BackendInfo:
-    """Describe JAX: it always has its CPU."""
+    """Describe JAX and the devices of its default platform."""
     return BackendInfo(NATIVE, jax.__version__, tuple(_devices()), None)
 
 

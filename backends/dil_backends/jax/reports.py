@@ -1,4 +1,4 @@
-"""How values leave a compiled program: by callbacks, which are compiled in where somebody listens."""
+"""Callbacks that send values from compiled programs to listeners."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 from dil._frameworks.reports import Reports
 
 RECORDING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
-"""A part of the key under which JAX keeps what it has compiled."""
+"""A part of JAX's key for compiled programs. Programs that record are compiled separately."""
 
 
 def failures(listener: Callable[[Any], None], status: Any, value: Any) -> Any:
-    """Call the listener when the program runs, if a status is not zero; at once if it is concrete.
+    """Report failed statuses to `listener` when the program runs, or now if they are concrete. Return `value`.
 
-    It is a pure callback that the value waits for: a callback with an effect would take every call of the program off
-    JAX's fast path, and one that is made each time would cost as much again.
+    The callback is pure, and `value` depends on it. A callback with an effect would take every call of the program off
+    JAX's fast path. A callback that runs at every call, not only after a failure, would cost about as much.
     """
     if not isinstance(status, jax.core.Tracer):
         listener(np.asarray(status))
@@ -32,13 +32,16 @@ def failures(listener: Callable[[Any], None], status: Any, value: Any) -> Any:
             return np.asarray(code)
 
         called = jax.pure_callback(report, jax.eval_shape(lambda: code), code, vmap_method="expand_dims")
-        return jnp.where((called >= 0)[..., None], value, jnp.nan)  # so that the call is no dead code
+        return jnp.where((called >= 0)[..., None], value, jnp.nan)  # keeps the callback from being removed as dead code
 
     return jax.lax.cond(jnp.any(status != 0), call, lambda code, value: value, status, value)
 
 
 def values(listener: Callable[..., None], *arrays: jax.Array) -> None:
-    """Call the listener by a callback with an effect, which is made as often as the program gets here; or at once."""
+    """Call the listener each time that the program reaches this point, or now if the arrays are concrete.
+
+    The callback has an effect.
+    """
 
     def call(*arrays: Any) -> None:
         listener(*map(np.asarray, arrays))
@@ -51,7 +54,7 @@ def values(listener: Callable[..., None], *arrays: jax.Array) -> None:
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Have jitted functions compiled apart from those that do not record; wait for their callbacks at the end."""
+    """Compile jitted functions separately while recording. Wait for their callbacks at the end."""
     with RECORDING(True):
         yield
         jax.effects_barrier()  # type: ignore[no-untyped-call]

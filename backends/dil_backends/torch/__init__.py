@@ -1,4 +1,4 @@
 """The torch backend: plain autograd for derivatives, an `autograd.Function` for the layer, loops in Python.
 
-Users import its doors `dil_backends.nn` and `dil_backends.optim`. It imports the rooms of dil, never another backend.
+Users import `dil_backends.nn` and `dil_backends.optim`. This package imports packages of dil, never another backend.
 """

@@ -1,4 +1,4 @@
-"""Dense solves without exceptions: a system that cannot be solved gives NaN."""
+"""Dense solves that raise no exception. A system that cannot be solved gives NaN."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Tensor = torch.Tensor
 
 
 def cholesky_solve(A: Any, b: Any, /) -> Any:
-    """Solve by Cholesky, without an exception where A is not positive definite."""
+    """Solve by Cholesky. The result is NaN where A is not positive definite."""
     L, info = torch.linalg.cholesky_ex(_factorable(A))
     return torch.where((info == 0)[..., None, None], torch.cholesky_solve(_factorable(b), L), torch.nan).to(b.dtype)
 
 
 def lu_solve(A: Any, b: Any, /) -> Any:
-    """Solve by LU, without an exception where A is singular."""
+    """Solve by LU. The result is NaN where A is singular."""
     x, info = torch.linalg.solve_ex(_factorable(A), _factorable(b))
     return torch.where((info == 0)[..., None, None], x, torch.nan).to(b.dtype)
 
 
 def _factorable(x: Tensor) -> Tensor:
-    """Return x in float32 if its dtype is one of 16 bits, for which torch has no factorisation."""
+    """Return x in float32 if its dtype has 16 bits: torch cannot factorise 16-bit matrices."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 

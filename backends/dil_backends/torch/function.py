@@ -26,7 +26,7 @@ CHANGED = (
 
 def implicit(solve: Callable[..., Tensors], rule: Rule, /) -> Callable[..., Tensors]:
     """Return `solve` with the derivative that `rule` gives."""
-    return lambda *args: Implicit.apply(solve, rule, *map(_asked, args))  # type: ignore[no-untyped-call]
+    return lambda *args: Implicit.apply(solve, rule, *map(_with_node, args))  # type: ignore[no-untyped-call]
 
 
 class Implicit(torch.autograd.Function):
@@ -34,7 +34,7 @@ class Implicit(torch.autograd.Function):
 
     @staticmethod
     def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
-        """Solve; a user's solver may call backward() itself, so gradients are on."""
+        """Solve. Autograd is on, because a user's solver may call backward()."""
         with autograd_on():
             refuse_no_numbers(args)
             plain = [x.clone() if x.is_inference() else x.detach() for x in args]
@@ -49,37 +49,37 @@ class Implicit(torch.autograd.Function):
         """Keep the arguments and the solution."""
         ctx.rule, args = inputs[1], inputs[2:]
         ctx.count = len(args)
-        ctx.set_materialize_grads(False)  # what nothing depends on, such as what a solver remembers, costs nothing
+        ctx.set_materialize_grads(False)  # an output that nothing depends on, such as the solver's pairs, costs nothing
         ctx.save_for_backward(*args, *output)
         ctx.save_for_forward(*args, *output)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Pull back to the arguments whose gradient is asked for."""
+        """Return the cotangents of the arguments whose gradient is needed, None for the others."""
         refuse_old_vmap(cotangents)
         if all(ct is None for ct in cotangents):
             return (None, None, *(None for _ in range(ctx.count)))
         saved = ctx.saved_tensors
         args, y = saved[: ctx.count], saved[ctx.count :]
         needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
-        wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _awaited(node)]
+        wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
         with without_autocast():
             found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
         return (None, None, *(found.get(i) for i in range(ctx.count)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
-        """Push tangents forward."""
+        """Return the tangents of the outputs."""
         refuse_old_vmap(tangents)
         saved = ctx.saved_tensors
-        with without_autocast(), _pushing():
+        with without_autocast(), _forward_mode_on():
             if transforming():
                 saved = tuple(forward_ad.unpack_dual(x).primal for x in saved)  # type: ignore[no-untyped-call]
             return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Any:
-        """Solve one after the other: the rule of a vmap is a loop; `batch_ndim` is the faster way to many problems."""
+        """Solve the problems one after the other. `batch_ndim` solves many problems faster than vmap."""
         found = [
             Implicit.apply(solve, rule, *_row(args, in_dims[2:], i))  # type: ignore[no-untyped-call]
             for i in range(info.batch_size)
@@ -88,16 +88,17 @@ class Implicit(torch.autograd.Function):
         return stacked, (0,) * len(stacked)
 
 
-def _pushing() -> AbstractContextManager[object]:
-    """Return a context in which the tangents of an outer transform of torch.func are pushed through a rule.
+def _forward_mode_on() -> AbstractContextManager[object]:
+    """Return a context in which a rule also propagates the tangents of an outer transform of torch.func.
 
-    torch switches that off within the rule of an `autograd.Function`: a jvp of its jvp would be wrong without a word.
+    torch switches forward mode off inside the rule of an `autograd.Function`. A jvp of the rule's jvp would then be
+    wrong, and torch would not report it.
     """
     return forward_ad._set_fwd_grad_enabled(True) if transforming() else nullcontext()
 
 
 def _solved(solve: Callable[..., Tensors], args: Sequence[Tensor]) -> Tensors:
-    """Return solve of the arguments; explain the error that torch raises where it holds rows that a vmap maps over."""
+    """Return solve(*args). If a captured tensor is mapped by vmap, replace torch's error by a clear one."""
     try:
         return solve(*args)
     except RuntimeError as error:
@@ -110,11 +111,11 @@ def _solved(solve: Callable[..., Tensors], args: Sequence[Tensor]) -> Tensors:
         raise CapturedError(message) from error
 
 
-def _awaited(node: Any) -> bool:
-    """Whether this backward pass goes on to a node; `needs_input_grad` says only whether another one could."""
+def _will_run(node: Any) -> bool:
+    """Return whether this backward pass will run a node. `needs_input_grad` says only whether some pass may."""
     try:
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # torch does not say it of a leaf whose gradient is asked for
+    except RuntimeError:  # torch raises for a leaf whose gradient is asked for
         return True
 
 
@@ -122,6 +123,6 @@ def _row(args: Tensors, in_dims: Sequence[int | None], i: int) -> Tensors:
     return tuple(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
 
 
-def _asked(x: Tensor) -> Tensor:
-    """Return an alias of a leaf, so that the engine has a node that it can be asked about: see `_awaited`."""
+def _with_node(x: Tensor) -> Tensor:
+    """Return an alias of a leaf. The engine answers `_will_run` for the node of the alias, not for a leaf."""
     return x.view_as(x) if x.is_leaf and x.requires_grad and not transforming() else x

@@ -17,13 +17,13 @@ Tensors = tuple[Tensor, ...]
 
 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-    """Wrap fn so that torch.compile skips it and, if it is to be exact, autocast is off inside it.
+    """Wrap fn so that torch.compile skips it. With `exact`, autocast is off inside fn.
 
-    A layer contains a loop that depends on data, so torch.compile breaks the graph at the layer. Autocast would lose
-    digits that a solve needs.
+    A layer contains a data-dependent loop, so torch.compile breaks the graph at the layer. Autocast would lose digits
+    that a solve needs.
     """
     call = partial(_guarded, fn, exact)
-    return partial(_outside, call) if torch.compiler.is_compiling() else call
+    return partial(_uncompiled, call) if torch.compiler.is_compiling() else call
 
 
 def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> Any:
@@ -34,20 +34,20 @@ def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> 
         return fn(*args, **kwargs)
 
 
-def _outside(call: Callable[..., Any], *args: Any) -> Any:
-    """Call it outside of compiled graphs."""
+def _uncompiled(call: Callable[..., Any], *args: Any) -> Any:
+    """Call `call` outside of compiled graphs."""
     return torch.compiler.disable(partial(_not_under_grad, call))(*args)  # type: ignore[no-untyped-call]
 
 
-# what torch.compiler.disable does as well; it imports the compiler, which few programs need
-_outside._torchdynamo_disable = True  # type: ignore[attr-defined]
-_outside._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
+# torch.compiler.disable sets the same attributes, but it imports the compiler, which few programs need
+_uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]
+_uncompiled._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
     "a dil layer is a loop in Python outside of compiled graphs; use torch.compile without fullgraph=True"
 )
 
 
 def _not_under_grad(call: Callable[..., Any], *args: Any) -> Any:
-    """Call it, unless torch is going to fail in compiling what comes behind it."""
+    """Call `call`. Raise inside a derivative of torch.func, where torch cannot compile the code after the call."""
     if transforms() & {"Grad", "Jvp"}:
         message = (
             "a dil layer in a derivative of torch.func inside torch.compile: torch cannot take up a graph there; put "
@@ -58,7 +58,7 @@ def _not_under_grad(call: Callable[..., Any], *args: Any) -> Any:
 
 
 def refuse_tracers() -> None:
-    """Raise where torch records operations instead of computing, since a layer ends by what it computes."""
+    """Raise if torch records operations instead of computing them. The loop of a layer depends on computed values."""
     found = None
     if torch._C._is_tracing():
         found = "torch.jit.trace", "torch.compile"
@@ -103,7 +103,7 @@ def refuse_no_numbers(args: Tensors) -> None:
 
 
 def refuse_old_vmap(given: Sequence[Any]) -> None:
-    """Raise for the batched tensors of torch's first vmap, which has rules for few operations."""
+    """Raise for the batched tensors of torch's legacy vmap, which has rules for few operations."""
     if any(isinstance(x, Tensor) and torch._C._functorch.is_legacy_batchedtensor(x) for x in given):
         message = (
             "a dil layer under is_grads_batched=True or vectorize=True of torch.autograd, whose vmap lacks what it "

@@ -1,4 +1,4 @@
-"""Tensors by name, so that a message can say which of them cannot be used."""
+"""The names of tensors, for error messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Tensor = torch.Tensor
 
 
 def named_tensors(name: str, tree: Tree) -> Iterator[tuple[str, Tensor]]:
-    """Name the tensors of a tree."""
+    """Yield the name and the tensor of every leaf of a tree that is a tensor."""
     if isinstance(tree, Tensor):
         yield name, tree
         return
@@ -24,7 +24,7 @@ def named_tensors(name: str, tree: Tree) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensors_of_call(args: Sequence[Tree], kwargs: dict[str, Tree]) -> dict[str, Tensor]:
-    """Name the tensors of a call."""
+    """Return the tensors of the arguments of a call, by name."""
     named = [*enumerate(args), *kwargs.items()]
     return {name: x for key, tree in named for name, x in named_tensors(f"argument {key}", tree)}
 
@@ -42,9 +42,10 @@ def refuse_dtypes(name: str, state: dict[str, Tensor], args: dict[str, Tensor]) 
 
 
 def refuse_devices(name: str, tensors: dict[str, Tensor], error: RuntimeError | None = None) -> None:
-    """Raise with names, if tensors that torch has failed to compute with are on several devices, or one has no numbers.
+    """Raise an error with the names of the tensors if torch failed and they are on several devices.
 
-    Devices may differ by design: a model may be spread over several.
+    Raise as well, without `error`, if one of several devices is meta. Otherwise several devices are allowed, because a
+    model may be spread over them.
     """
     places = {str(x.device): key for key, x in tensors.items()}
     if len(places) > 1 and (error is not None or "meta" in places):
@@ -57,8 +58,8 @@ def refuse_devices(name: str, tensors: dict[str, Tensor], error: RuntimeError | 
 
 
 def refuse_shards(name: str, tensors: dict[str, Tensor], error: RuntimeError) -> None:
-    """Raise with names, if torch has failed to compute with shards and whole tensors together."""
-    # by name, since torch.distributed is large and most programs do without
+    """Raise an error with the names of the tensors if torch failed with both shards and whole tensors."""
+    # compare the name of the type, because torch.distributed is large and most programs do not import it
     shards = [key for key, x in tensors.items() if type(x).__name__ == "DTensor"]
     if shards and len(shards) < len(tensors):
         message = (
@@ -69,17 +70,17 @@ def refuse_shards(name: str, tensors: dict[str, Tensor], error: RuntimeError) ->
 
 
 def cast_like(like: Tensor, x: Tree) -> Tree:
-    """Cast a float tensor to the dtype of another, as autocast does with what it meets."""
+    """Cast x to the dtype of `like` if x is a float tensor, as autocast does."""
     return x.to(like.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def write_count(x: Tensor) -> int:
-    """Return how often a tensor has been written; torch does not count it for one of inference mode."""
+    """Return how often a tensor has been written; 0 for an inference tensor, whose writes torch does not count."""
     return 0 if x.is_inference() else x._version
 
 
 def random_state(u: Tree) -> Tensor:
-    """Return the state of the generator that torch draws from beside u."""
+    """Return the state of torch's random number generator for the device of u."""
     device = next((x.device for _, x in named_tensors("", u)), torch.device("cpu"))
     if device.type in ("cuda", "xpu"):
         return torch.get_device_module(device).get_rng_state(device)  # type: ignore[no-any-return]

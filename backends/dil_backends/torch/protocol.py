@@ -1,4 +1,4 @@
-"""torch as a backend: what the Protocol `dil._frameworks.protocol.Backend` asks for."""
+"""The functions of the torch backend that `dil._frameworks.protocol.Backend` requires."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def owns(x: object, /) -> bool:
 
 
 def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:
-    """Take apart what torch has registered as a pytree node."""
+    """Split one level of a pytree that torch has registered."""
     if type(x) not in pytree.SUPPORTED_NODES:
         return None
     parts, context = pytree.SUPPORTED_NODES[type(x)].flatten_fn(x)
@@ -55,7 +55,7 @@ def constant(x: Tensor, /) -> Tensor:
 
 
 def assert_constant(x: Tensor, message: str, /) -> None:
-    """Raise if autograd is recording x."""
+    """Raise if a derivative with respect to x is being recorded."""
     if is_tracked(x):
         raise CapturedError(message)
 
@@ -75,7 +75,7 @@ def to_numpy(x: Any, /) -> Any:
 
 
 def info() -> BackendInfo:
-    """Describe torch: it always has its CPU."""
+    """Describe torch. The CPU is always among its devices."""
     found = ["cpu"]
     if torch.accelerator.is_available():
         kind = torch.accelerator.current_accelerator()
@@ -84,10 +84,10 @@ def info() -> BackendInfo:
 
 
 def _map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
-    """Apply fn to all rows at once, or to one after the other where torch cannot.
+    """Apply fn to all rows at once by vmap. If torch cannot, apply fn to one row after the other.
 
-    The graph of a score may hold what `torch.vmap` refuses with a RuntimeError: an `autograd.Function` that reads its
-    tensors or leaves torch, nested layers. An error of fn itself comes again, as it would without vmap.
+    `torch.vmap` raises RuntimeError for some graphs: an `autograd.Function` that reads its tensors or leaves torch, or
+    nested layers. If fn itself raises, the loop raises the same error again.
     """
     try:
         return torch.vmap(fn)(rows)
@@ -96,12 +96,12 @@ def _map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
 
 
 def _number(x: Any, /) -> Any:
-    """Return a 0-D tensor on the CPU as a number; on a device, where reading it would wait, the tensor itself."""
+    """Return a 0-D CPU tensor as a Python number. Other tensors are returned as they are: reading them would wait."""
     return x.item() if x.ndim == 0 and x.is_cpu and not transforming() else x
 
 
 def _steps_per_read(x: Any, /) -> int:
-    """Return 1 on the CPU, where a read costs nothing."""
+    """Return 1 on the CPU, where a read costs nothing, and the value for eager loops elsewhere."""
     return 1 if x.is_cpu else EAGER.steps_per_read(x)
 
 

@@ -1,4 +1,4 @@
-"""A torch module as a function of its parameters and buffers, for one call of a layer."""
+"""A torch module as a function of its parameters and buffers. It serves one call of a layer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tensor = torch.Tensor
 
 
 class StatelessScore:
-    """The score of one call, as a function of the unknown, the arguments and the tensors of its module."""
+    """The score of one call as a function of the unknown, the arguments and the module's tensors."""
 
     def __init__(self, score: torch.nn.Module, written: dict[tuple[bool, ...], frozenset[str]]) -> None:
         self.__name__ = type(score).__name__
@@ -36,28 +36,28 @@ class StatelessScore:
         self.names = places_of_tensors(self.module)
         self.modes = tuple(part.training for part in self.module.modules())
         self.buffers = frozenset(name for name, _ in self.module.named_buffers())
-        # a function of torch may refuse a derivative in what has none anyway, as BatchNorm does in its statistics
+        # functions of torch may refuse inputs that require a gradient, as BatchNorm does for its statistics
         self.fixed = frozenset(name for name, x in tensors.items() if not is_differentiated(x))
         self.known = written
-        """The buffers that it writes, by the modes of its parts; those that are not known yet are found out."""
+        """Cache: modes of the module's parts -> names of the buffers that the score writes. The first call fills it."""
 
     @property
     def written(self) -> frozenset[str] | None:
-        """The buffers that it writes; None until it has been called in these modes."""
+        """The buffers that the score writes; None until the score has been called in these modes."""
         return self.known.get(self.modes)
 
     @property
     def copied(self) -> frozenset[str]:
-        """The buffers that it may write."""
+        """The buffers that the score may write."""
         return self.buffers if self.written is None else self.written
 
     def state(self) -> dict[str, Tensor]:
-        """Return its parameters and buffers; one that is shared comes once."""
+        """Return the parameters and buffers of the module, each shared tensor once."""
         state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         return {name: x.clone() if name in self.copied else x for name, x in state.items()}
 
     def __call__(self, u: Tree, *args: Tree, score_module: dict[str, Tensor], **kwargs: Tree) -> Tree:
-        """Return the score at u with these tensors in the places of its own."""
+        """Return the score at u, with the tensors `score_module` in place of the module's own."""
         first, copied = self.written is None, self.copied
         state = {name: x.detach() if name in self.fixed else x for name, x in score_module.items()}
         state |= {name: state[name].clone() for name in copied}
@@ -82,7 +82,7 @@ class StatelessScore:
             raise dil.OptionError(message)
         self._refuse_changes(sorted(changed - copied))
         if first:
-            # the kernels of BatchNorm write its statistics without counting that; the count of its batches tells
+            # kernels of BatchNorm write its statistics without a version count, but its batch counter is counted
             parts = {name.rpartition(".")[0] for name in changed}
             self.known[self.modes] = frozenset(name for name in copied if name.rpartition(".")[0] in parts)
         return value
@@ -97,8 +97,8 @@ class StatelessScore:
 
 
 def stand_in(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a module of the same tensors, whose own are not disturbed where `functional_call` replaces them."""
-    # a module that keeps its tensors in places of its own, such as an LSTM, says by this method how to part from them
+    """Return a copy of the module with the same tensors. `functional_call` may replace the tensors of the copy."""
+    # this method also copies modules that keep their tensors in other attributes, such as an LSTM
     copies = {part: part._replicate_for_data_parallel() for part in module.modules()}  # type: ignore[no-untyped-call]
     for part, new in copies.items():
         new._parameters = dict(part._parameters)
@@ -107,9 +107,10 @@ def stand_in(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def places_of_tensors(module: torch.nn.Module) -> dict[str, str]:
-    """Return each place of a tensor in the module, and the name that the tensor has: its first place.
+    """Return the name of every tensor: place -> first place of the same tensor.
 
-    A part that has several names counts once: `functional_call` would replace its tensors twice, and restore the wrong.
+    A part that has several names counts once. `functional_call` would replace its tensors twice, and restore the wrong
+    ones.
     """
     first: dict[int, str] = {}
     return {

@@ -1,4 +1,4 @@
-"""Whether a tensor takes part in a differentiation, and which transforms of torch.func are under way."""
+"""Tests whether a tensor is being differentiated, and which transforms of torch.func are active."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ Tensor = torch.Tensor
 
 
 def transforming() -> bool:
-    """Whether a transform of `torch.func` is under way here; inside `Implicit.forward` none is."""
+    """Whether a transform of `torch.func` is active here. None is active inside `Implicit.forward`."""
     return torch._C._are_functorch_transforms_active()
 
 
 def transforms() -> set[str]:
-    """Name the kinds of the transforms of torch.func under way."""
+    """Return the kinds of the active transforms of torch.func."""
     if not transforming():
         return set()
     return {level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()}
@@ -22,10 +22,10 @@ def transforms() -> set[str]:
 
 def has_tangent(x: Tensor) -> bool:
     """Whether x carries a tangent of forward-mode differentiation."""
-    # outside every dual_level, which is where almost all calls are, there is nothing to unpack
+    # almost all calls are outside any dual_level, where there is nothing to unpack
     if forward_ad._current_level < 0:
         return False
-    while torch._C._functorch.is_batchedtensor(x):  # a vmap has no rule for unpacking what is differentiated around it
+    while torch._C._functorch.is_batchedtensor(x):  # vmap has no rule for unpack_dual
         x = torch._C._functorch.get_unwrapped(x)
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
@@ -36,7 +36,7 @@ def is_tracked(x: Tensor) -> bool:
 
 
 def is_differentiated(x: Tensor) -> bool:
-    """Whether a derivative is being taken in x, by autograd or by torch.func."""
+    """Whether autograd or torch.func differentiates with respect to x."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_gradtrackingtensor(x):

@@ -15,13 +15,14 @@ Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
 
 _grad = getattr(torch.ops.aten, "grad", torch.autograd.grad)
-"""The operator enters the engine at once, where the function of the same arguments spends 20 us on checks in Python."""
+"""The operator enters the engine directly. `torch.autograd.grad` spends 20 us on checks in Python first."""
 
 
 def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
-    """Record the graph of fn once; every pull goes through it again.
+    """Return fn(*primals) and its pullback. The graph of fn is recorded once, and every pull reuses it.
 
-    Plain autograd, since a score may hold an `autograd.Function` that `torch.func` refuses, and since it is the faster.
+    This is plain autograd, because it is faster than `torch.func`, and because a score may hold an `autograd.Function`
+    that `torch.func` refuses.
     """
     if transforming():
         return _functional_vjp(fn, *primals)
@@ -49,8 +50,8 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
 
 
 def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
-    """Do the same inside a transform of `torch.func`, where plain autograd may not start a graph."""
-    # aliases, which shed the wrappers that a transform leaves behind when its pull is called after its end
+    """Return the same inside a transform of `torch.func`, where plain autograd may not start a graph."""
+    # an alias drops the wrapper of a finished transform, which remains if a pull is called after the transform ends
     primals = tuple(x.view_as(x) for x in primals)
     out, pull_all = torch.func.vjp(fn, *primals)[:2]  # a third, auxiliary part comes only if asked for
 
@@ -62,7 +63,7 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
 
 
 def autograd_on() -> AbstractContextManager[object]:
-    """Return a context in which autograd records, whatever is switched off around it."""
+    """Return a context in which autograd records, even inside no_grad or inference mode."""
     if not torch.is_inference_mode_enabled():
         return torch.enable_grad()
     both = ExitStack()
@@ -72,7 +73,7 @@ def autograd_on() -> AbstractContextManager[object]:
 
 
 def _evaluated(fn: Callable[..., Tensors], inputs: Sequence[Tensor]) -> Tensors:
-    """Return fn of the inputs; explain the error that torch raises where it writes into them."""
+    """Return fn(*inputs). If fn writes into an input, raise a clearer error than torch's."""
     try:
         return fn(*inputs)
     except RuntimeError as error:
@@ -86,10 +87,10 @@ def _evaluated(fn: Callable[..., Tensors], inputs: Sequence[Tensor]) -> Tensors:
 
 
 def _input(x: Tensor, recording: bool) -> Tensor:
-    """Return what to differentiate at: x with its history where that is recorded, with its tangent if it has one.
+    """Return the input to differentiate at: x with its history if autograd records, and with its tangent if it has one.
 
-    It is an alias, not x itself: fn may depend on x by other ways too, and this is the partial derivative. A view,
-    unlike a detached tensor, sheds the wrapper that a finished transform of torch.func leaves behind.
+    It is an alias of x. fn may also depend on x through captured tensors, but the derivative is the partial one. A view
+    drops the wrapper of a finished transform of torch.func, a detached tensor does not.
     """
     kept = (recording and x.requires_grad) or has_tangent(x)
     if kept or torch._C._functorch.is_functorch_wrapped_tensor(x):
@@ -98,7 +99,7 @@ def _input(x: Tensor, recording: bool) -> Tensor:
 
 
 def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
-    """Whether the graph of `out` ends in a leaf other than the inputs: a tensor that fn holds and others track."""
+    """Whether the graph of `out` has a leaf that is not an input: a tensor that fn captured and that requires grad."""
     ours = {id(x) for x in inputs}
     todo = [y.grad_fn for y in out if y.grad_fn is not None]
     seen = set(todo)

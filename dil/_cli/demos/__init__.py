@@ -1,1 +1,1 @@
-"""Demonstrations that the command line runs. Code that is useful beyond a demonstration belongs in a room of dil."""
+"""Demonstrations that the command line runs. Code that others can use belongs in another package of dil."""

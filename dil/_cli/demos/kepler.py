@@ -15,9 +15,9 @@ START = 0.1
 TARGET_ECCENTRICITY = 0.7
 STEPS = 60
 RATE = 0.5
-"""The share of a Gauss-Newton step that each step goes: half, so that the path can be seen."""
+"""The fraction of the Gauss-Newton step that is taken. It is half, so that the path can be seen."""
 TOLERANCE = 1e-10
-"""Of |E - target|, radians."""
+"""Tolerance on |E - target|, radians."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class Step:
     gradient: float
     """d loss / d e by the layer."""
     analytic: float
-    """The same by the closed form."""
+    """d loss / d e by the closed form."""
 
     @property
     def relative_difference(self) -> float:
-        """Of the two gradients."""
+        """The relative difference of the two gradients."""
         return relative(self.gradient, self.analytic)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A number found by the layer and the same in closed form."""
+    """A number computed by the layer, and the same number in closed form."""
 
     name: str
     layer: float
@@ -50,21 +50,21 @@ class Check:
 
     @property
     def relative_error(self) -> float:
-        """Of the layer's."""
+        """The relative error of the layer's number."""
         return relative(self.layer, self.closed_form)
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned, and by which path."""
+    """The result of the learning and its path."""
 
     backend: str
     mean_anomaly: float
     """M, radians, held fixed."""
     target: float
-    """The eccentric anomaly that E(e) shall match, radians."""
+    """The eccentric anomaly that E(e) should match, radians."""
     target_eccentricity: float
-    """The eccentricity that has it, in closed form."""
+    """The eccentricity whose E(e) is the target, in closed form."""
     path: tuple[Step, ...]
     checks: tuple[Check, ...]
 
@@ -80,7 +80,7 @@ class Learned:
 
 
 class Point(NamedTuple):
-    """What the layer says at one eccentricity, as numbers of Python."""
+    """The layer's numbers at one eccentricity, as Python numbers."""
 
     E: float
     loss: float
@@ -106,17 +106,17 @@ def learn(
     Parameters
     ----------
     handle : dil.BackendHandle
-        Where to compute; its dtype decides the precision.
+        The backend to compute with. Its dtype sets the precision.
     mean_anomaly : float
-        M in radians; not a multiple of pi, where E does not depend on e.
+        M in radians. It must not be a multiple of pi, where E does not depend on e.
     target : float, optional
-        E in radians; by default that of an eccentricity of 0.7.
+        E in radians. The default is E at the eccentricity 0.7.
     start : float
         The eccentricity to start from, 0 <= start < 1.
     steps : int
-        Steps at most.
+        The largest number of steps.
     on_step : callable
-        Told of every step as it is made.
+        Called with each step, as soon as it is taken.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def learn(
         on_step(path[-1])
         if step >= steps or abs(at.E - target) <= TOLERANCE:
             break
-        # gradient descent, the step scaled by the curvature (dE/de)^2 of the loss (Gauss-Newton)
+        # gradient descent; the step is divided by the curvature (dE/de)^2 of the loss (Gauss-Newton)
         e, step = _inside(e - RATE * at.gradient / at.dE_de**2, e), step + 1
     checks = (
         Check("dE/de", at.dE_de, at.closed_dE_de),
@@ -147,12 +147,12 @@ def learn(
 
 
 def eccentricity_of(E: float, M: float) -> float:
-    """Return the eccentricity that has eccentric anomaly E at mean anomaly M: (E - M) / sin E.
+    """Return the eccentricity for which the eccentric anomaly is E at mean anomaly M: (E - M) / sin E.
 
     Raises
     ------
     OptionError
-        If there is none in [0, 1).
+        If no eccentricity in [0, 1) has this E.
     """
     slope = math.sin(E)
     e = (E - M) / slope if slope else math.nan
@@ -166,17 +166,17 @@ def eccentricity_of(E: float, M: float) -> float:
 
 
 def relative(value: float, reference: float) -> float:
-    """Return |value - reference| / |reference|, or the absolute difference from a zero."""
+    """Return |value - reference| / |reference|, or |value| if the reference is zero."""
     return abs(value - reference) / (abs(reference) or 1.0)
 
 
 def number(handle: dil.BackendHandle, x: Any) -> float:
-    """Return an array of one entry as a number of Python."""
+    """Return an array of one entry as a Python number."""
     return float(handle.to_numpy(x))
 
 
 def compiled(handle: dil.BackendHandle, fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return fn as the backend runs it best: JAX compiles the loops of an eager call at each call, so it is jitted."""
+    """Return fn, jitted under JAX. Without jit, JAX would compile the loops at each call."""
     if handle.name != "jax":
         return fn
     import jax
@@ -207,7 +207,7 @@ def _evaluator(handle: dil.BackendHandle, mean_anomaly: float) -> Callable[[floa
 
 
 def _inside(e: float, before: float) -> float:
-    """Keep 0 <= e < 1: no step goes further than half the way to 1, where E(e) is defined no more."""
+    """Clip e to [0, 1). A step goes at most half of the way from `before` to 1, where E(e) is no longer defined."""
     return max(0.0, min(e, 0.5 * (1 + before)))
 
 
@@ -227,7 +227,7 @@ def _check_options(mean_anomaly: float, start: float, steps: int) -> None:
 
 
 def record(learned: Learned) -> dict[str, Any]:
-    """Return all of it as a record for JSON; angles in radians."""
+    """Return the result as a dictionary for JSON, with angles in radians."""
     return {
         "backend": learned.backend,
         "dtype": "float64",

@@ -1,6 +1,6 @@
-"""The picture of the learning: score, argmin line and gradient field over eccentricity and eccentric anomaly.
+"""The figure of the learning: score, argmin line and gradient field over eccentricity and eccentric anomaly.
 
-After Figure 1 of Look et al. 2020. The numbers are computed by the backend of the learning; matplotlib only draws them.
+It follows Figure 1 of Look et al. 2020. The backend of the learning computes the numbers, and matplotlib draws them.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from dil import kepler
 from dil._cli.demos.kepler import Learned, compiled
 
 FINE = 301
-"""Points along each axis, for the score and the line."""
+"""Number of points along each axis, for the score and the argmin line."""
 ARROWS = (19, 15)
 DPI = 150
 SIZE = (8.0, 7.0)
-"""Inches."""
+"""Size of the figure, inches."""
 BOX = (0.085, 0.245, 0.765, 0.655)
-"""Of the axes in the figure: left, bottom, width, height."""
+"""The axes in the figure: left, bottom, width, height."""
 LOWEST = -5
-"""The decade of the score, rad^2, below which all is drawn alike."""
+"""log10 of the score in rad^2 below which all scores have one colour."""
 
-# the colour-blind-safe colours of Okabe and Ito 2008, on a lightness scale without hue
+# colours for colour-blind readers (Okabe and Ito 2008), on a grey scale
 BLACK, DARK, ORANGE, BLUE, GREEN = "#000000", "#555555", "#D55E00", "#0072B2", "#009E73"
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """What the backend says over a grid of eccentricities e and eccentric anomalies E, as NumPy arrays."""
+    """Values on a grid of eccentricities e and eccentric anomalies E, computed by the backend, as NumPy arrays."""
 
     e: Any
     E: Any
@@ -53,13 +53,13 @@ class Landscape:
     at_e: Any
     at_E: Any
     slope: Any
-    """dE/de by the theorem at the points (at_e, at_E) off the line; NaN where there is none."""
+    """dE/de by the implicit function theorem at the points (at_e, at_E) off the line; NaN where it does not exist."""
     gradient: Any
-    """(E - target) dE/de there."""
+    """(E - target) dE/de at the same points."""
 
 
 def survey(handle: dil.BackendHandle, learned: Learned) -> Landscape:
-    """Compute what the picture shows, on the backend."""
+    """Compute the values that the figure shows, on the backend."""
     M, xp = learned.mean_anomaly, handle.xp
     e = np.linspace(0.0, max(0.95, 0.5 * (1 + max(s.e for s in learned.path))), FINE)
     line = handle.to_numpy(compiled(handle, lambda e: kepler.eccentric_anomaly(M, e))(handle.asarray(e)))
@@ -71,15 +71,15 @@ def survey(handle: dil.BackendHandle, learned: Learned) -> Landscape:
         return xp.sum(kepler.score(E, M, points_e))
 
     def curvature(E: Any) -> Any:
-        # the Hessian of a sum over separate problems is diagonal: its product with ones is its diagonal
+        # the Hessian of a sum over separate problems is diagonal, so its product with ones is the diagonal
         gradient, pull = dil.vjp(dil.grad(total), E)
         return pull(xp.ones_like(gradient))[0]
 
     at_e, at_E = (a.reshape(-1) for a in np.meshgrid(*(_centres(a, n) for a, n in zip((e, E), ARROWS, strict=True))))
     slope = handle.to_numpy(_slope_at(handle, M)(handle.asarray(at_e), handle.asarray(at_E)))
-    # Where the Hessian is not positive, the point is near no minimum and the theorem says nothing: conjugate gradients
-    # refuse at the first step and return an exact zero. No arrow there. Where it is positive but small dE/de is large;
-    # it is drawn with a length that saturates.
+    # Where the Hessian is not positive, the point is not near a minimum and the theorem does not apply. CG stops at its
+    # first step and returns an exact zero. No arrow is drawn there. Where the Hessian is positive but small, dE/de is
+    # large. The length of its arrow saturates.
     slope = np.where(slope == 0, np.nan, slope)
     return Landscape(
         e,
@@ -95,8 +95,11 @@ def survey(handle: dil.BackendHandle, learned: Learned) -> Landscape:
 
 
 def _slope_at(handle: dil.BackendHandle, M: float) -> Callable[[Any, Any], Any]:
-    """Return dE/de by the theorem at points (e, E) as if each were a solution: the solver returns what it is given."""
-    # unchecked, since none of them is a solution: that is the point of the picture
+    """Return dE/de by the implicit function theorem at points (e, E), as if they were solutions.
+
+    The solver of the layer returns its start.
+    """
+    # failures are ignored, because the points are not solutions, as the figure intends
     layer = dil.argmin(
         kepler.score,
         lambda score, init, *args: init,
@@ -118,17 +121,17 @@ def _centres(axis: Any, count: int) -> Any:
 
 
 def agreement(land: Landscape, learned: Learned) -> tuple[int, int, int]:
-    """Count the points off the line: where dE/de has the sign that it has on the line, where it is, where it is not.
+    """Return three counts of points off the line: dE/de has the sign of dE/de on the line, exists, does not exist.
 
-    With that sign descent moves e the right way: less where E is too large, more where it is too small.
+    With that sign, descent on the loss changes e in the direction that moves E toward the target.
     """
     there = np.isfinite(land.slope)
-    same = land.slope * math.sin(learned.mean_anomaly) > 0  # sin E, and so dE/de, has the sign of sin M on the line
+    same = land.slope * math.sin(learned.mean_anomaly) > 0  # on the line, sin E and so dE/de have the sign of sin M
     return int(same.sum()), int(there.sum()), int((~there).sum())
 
 
 def draw(learned: Learned, land: Landscape) -> Figure:
-    """Draw the picture; global state of matplotlib is neither read nor changed."""
+    """Draw the figure. The global state of matplotlib is neither read nor changed."""
     with _style():
         figure = Figure(figsize=SIZE, dpi=DPI)
         FigureCanvasAgg(figure)
@@ -141,14 +144,14 @@ def draw(learned: Learned, land: Landscape) -> Figure:
 
 
 def save(figure: Figure, file: Path) -> None:
-    """Write a PNG that holds the picture and nothing about the program that wrote it."""
+    """Write a PNG of the figure, without the metadata about the program that wrote it."""
     with _style():
         figure.savefig(file, format="png", metadata={"Software": None})
 
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Draw alike whatever the user's matplotlibrc says; some of it is read when the figure is saved only."""
+    """Use the default style of matplotlib, not the user's. Some of it is read when the figure is saved."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams["hatch.linewidth"] = 0.6
@@ -177,12 +180,12 @@ def _score(figure: Figure, axes: Any, land: Landscape) -> None:
 def _field(axes: Any, land: Landscape) -> Any:
     spans = land.e[-1] - land.e[0], land.E[-1] - land.E[0]
     inches = BOX[2] * SIZE[0], BOX[3] * SIZE[1]
-    # as e goes down the gradient, E moves along by dE/de: the arrow is that motion as it looks on the page
+    # when e follows the gradient down, E changes by dE/de; the arrow is that motion, in inches on the page
     x = -land.gradient / spans[0] * inches[0]
     y = -land.gradient * land.slope / spans[1] * inches[1]
     size = np.hypot(x, y)
     length = 0.95 * inches[0] / ARROWS[0] * size / (size + 0.7 * float(np.nanmedian(size)))
-    keep = np.isfinite(length) & (length > 0.06)  # shorter ones, beside the target, would be dots
+    keep = np.isfinite(length) & (length > 0.06)  # shorter arrows, near the target, would look like dots
     axes.quiver(
         land.at_e[keep],
         land.at_E[keep],

@@ -19,7 +19,7 @@ RANK_FACTOR = 10.0
 
 @dataclass(frozen=True)
 class Nystrom:
-    """Flatten the largest eigenvalues, for a matrix with a few eigenvalues much larger than the rest.
+    """Scale down the largest eigenvalues of a matrix in which a few eigenvalues are much larger than the rest.
 
     Parameters
     ----------
@@ -27,12 +27,12 @@ class Nystrom:
         The number of columns of the sketch. Each costs one product. Use slightly more than the number of large
         eigenvalues.
     shift : float, optional
-        The mu of the paper, in the units of A: A is treated as a sketched part plus mu I. The default is zero, which
-        suits a matrix whose small eigenvalues are close together. A already contains the damping of CG.
+        The mu of the paper, in the units of A. A is modelled as a sketched part plus mu I. The default is zero, which
+        suits a matrix whose small eigenvalues are close together. Here A includes the damping of CG.
     adaptive : bool
-        Double the rank until the smallest Ritz value is within a factor of ten of the shift. Without a shift, it is
-        compared with the mean of the rest of the spectrum, and each comparison costs one product. Under a trace
-        (`jax.jit`, and every backward pass on JAX) shapes are fixed, so the rank is `max_rank`.
+        Double the rank until the smallest Ritz value is within a factor of ten of the shift. Without a shift, the
+        smallest Ritz value is compared with the mean of the rest of the spectrum. Each such comparison costs one
+        product. Under a trace (`jax.jit`, and every backward pass on JAX) shapes are fixed, so the rank is `max_rank`.
     max_rank : int, optional
         The rank at which doubling ends. The default is eight times the rank.
     depth : int

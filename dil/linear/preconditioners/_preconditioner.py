@@ -45,7 +45,7 @@ class Prepared:
     apply : callable
         z = apply(r); r and z: (*batch, n).
     products : int
-        The number of products with A that the preparation cost, for each problem.
+        The number of products with A that the preparation used, for each problem.
 
     Examples
     --------

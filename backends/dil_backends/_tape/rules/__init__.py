@@ -1,12 +1,13 @@
 """The derivative of every function that the tape knows, one file for each family of functions.
 
-It imports no other part of the tape. A new rule goes into the table of its family; the tables are joined here:
+This package imports no other part of the tape. A new rule goes into the table of its family. The tables are joined
+here:
 
 * `RULES`     the formulas of each differentiable function, one per array argument
-* `COMPOSED`  functions written with other functions of the tape, which bring their derivatives along
+* `COMPOSED`  functions written with other functions of the tape, which have derivatives
 * `CONSTANT`  functions whose derivative is zero wherever it exists
-* `OWN`       the values of functions that the standard lacks and the rules need (`placed`, `scatter`, ...)
-* `ALIASES`   other spellings: NumPy's names, and what `linalg` repeats from the main namespace
+* `OWN`       functions that the rules need and the standard lacks (`placed`, `scatter`, ...): how to compute them
+* `ALIASES`   other names: those of NumPy, and the functions that `linalg` repeats from the main namespace
 """
 
 from __future__ import annotations
@@ -79,11 +80,11 @@ OWN: dict[str, Callable[..., Value]] = {
     "join": lambda xp, *xs, axis=0: xp.concat(xs, axis=axis),
     "pile": lambda xp, *xs, axis=0: xp.stack(xs, axis=axis),
     "norm": lambda xp, x, axis=None, keepdims=False: xp.linalg.vector_norm(x, axis=axis, keepdims=keepdims),
-    "pow": lambda xp, a, b: a**b,  # the operator has a fast way for small integer powers
+    "pow": lambda xp, a, b: a**b,  # the operator is fast for small integer powers
 }
 
-# Piecewise constant: the derivative is zero except on a set of measure zero, where there is none. So these act on the
-# bare values, and what they return is no box.
+# Piecewise constant functions. The derivative is zero except on a set of measure zero, where it does not exist. These
+# functions work on raw values and return no box.
 CONSTANT = frozenset(
     {
         *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "isclose", "allclose", "array_equal"),

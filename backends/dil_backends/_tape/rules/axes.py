@@ -9,14 +9,14 @@ from dil_backends._tape.rules.rule import Axis
 
 
 def axes_of(axis: Axis, ndim: int) -> tuple[int, ...]:
-    """Return the axes that `axis` names, counted from the front."""
+    """Return the axes that `axis` names as non-negative numbers."""
     if axis is None:
         return tuple(range(ndim))
     return tuple(i % ndim for i in (axis if isinstance(axis, tuple) else (axis,)))
 
 
 def along(axis: int, ndim: int, part: int | slice) -> tuple[Any, ...]:
-    """Return the key of a part of one axis."""
+    """Return the index that selects `part` of one axis and all of the other axes."""
     return (*(slice(None),) * (axis % ndim), part, ...)
 
 

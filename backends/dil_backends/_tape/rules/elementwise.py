@@ -1,8 +1,11 @@
 """Rules of elementwise functions.
 
-Where a derivative does not exist: `maximum`, `minimum` and `clip` share the cotangent at their kinks, half and half;
-`abs` has slope 0 at 0; `hypot` has the subgradient 0 at 0, since a NaN there would spoil the other problems of a batch;
-`sqrt` keeps its infinite slope at 0.
+Where a derivative does not exist:
+
+* `maximum`, `minimum` and `clip` give half of the cotangent to each argument at a tie;
+* `abs` has slope 0 at 0;
+* `hypot` has the subgradient 0 at 0, because a NaN there would spoil the other problems of a batch;
+* `sqrt` keeps its infinite slope at 0.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from dil_backends._tape.rules.rule import Formula, Value
 
 
 def ratio(xp: Namespace, a: Value, b: Value) -> Value:
-    """Return a / b, and 0 where b is 0; the inner `where` keeps NaN out of the second derivative as well."""
+    """Return a / b, and 0 where b is 0. The inner `where` keeps NaN out of the second derivative too."""
     return xp.where(b == 0, 0.0, a / xp.where(b == 0, 1.0, b))
 
 
-def won(xp: Namespace, c: Value, a: Value, b: Value) -> Value:
+def half_at_tie(xp: Namespace, c: Value, a: Value, b: Value) -> Value:
     """Return c where a is larger than b, and half of it at a tie."""
     return xp.where(a > b, c, xp.where(a == b, 0.5 * c, 0.0))
 
@@ -45,7 +48,7 @@ UNARY: dict[str, Formula] = {
     "sqrt": lambda xp, c, y, x: 0.5 * c / y,
     "reciprocal": lambda xp, c, y, x: -c * y * y,
     "exp": lambda xp, c, y, x: c * y,
-    "expm1": lambda xp, c, y, x: c * xp.exp(x),  # y + 1 has lost its digits where y is near -1
+    "expm1": lambda xp, c, y, x: c * xp.exp(x),  # y + 1 loses digits where y is near -1
     "log": lambda xp, c, y, x: c / x,
     "log1p": lambda xp, c, y, x: c / (1.0 + x),
     "log2": lambda xp, c, y, x: c / (x * math.log(2.0)),
@@ -71,12 +74,12 @@ SEVERAL: dict[str, tuple[Formula | None, ...]] = {
     "multiply": (lambda xp, c, y, a, b: c * b, lambda xp, c, y, a, b: c * a),
     "divide": (lambda xp, c, y, a, b: c / b, lambda xp, c, y, a, b: -c * y / b),
     "pow": (pow_base, pow_exponent),
-    # a = b floor(a/b) + remainder, and the floor is constant almost everywhere
+    # remainder = a - b floor(a/b), and the floor is constant almost everywhere
     "remainder": (lambda xp, c, y, a, b: c, lambda xp, c, y, a, b: -c * xp.floor_divide(a, b)),
-    "maximum": (lambda xp, c, y, a, b: won(xp, c, a, b), lambda xp, c, y, a, b: won(xp, c, b, a)),
-    "minimum": (lambda xp, c, y, a, b: won(xp, c, b, a), lambda xp, c, y, a, b: won(xp, c, a, b)),
+    "maximum": (lambda xp, c, y, a, b: half_at_tie(xp, c, a, b), lambda xp, c, y, a, b: half_at_tie(xp, c, b, a)),
+    "minimum": (lambda xp, c, y, a, b: half_at_tie(xp, c, b, a), lambda xp, c, y, a, b: half_at_tie(xp, c, a, b)),
     "hypot": (lambda xp, c, y, a, b: c * ratio(xp, a, y), lambda xp, c, y, a, b: c * ratio(xp, b, y)),
-    # divided twice by the hypotenuse, because its square overflows and underflows first
+    # divide twice by the hypotenuse, because its square overflows or underflows earlier
     "atan2": (
         lambda xp, c, y, a, b: c * (b / xp.hypot(a, b)) / xp.hypot(a, b),
         lambda xp, c, y, a, b: -c * (a / xp.hypot(a, b)) / xp.hypot(a, b),

@@ -1,4 +1,4 @@
-"""Rules of indexing: reading at basic indices, gathering rows, and their transposes."""
+"""Rules of indexing: reading at basic indices, gathering rows, and the transposes of both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dil_backends._tape.rules.rule import Value
 
 
 def placed(xp: Namespace, g: Value, shape: tuple[int, ...], key: tuple[Any, ...]) -> Value:
-    """Return zeros with g written at a basic index, the transpose of reading there."""
+    """Return zeros with g written at a basic index. This is the transpose of reading at the index."""
     whole = xp.zeros(shape, dtype=g.dtype, device=device_of(g))
     basic = tuple(k for k in key if k is not None)  # the standard allows no None on the left-hand side
     whole[basic] = g if len(basic) == len(key) else xp.reshape(g, whole[basic].shape)
@@ -21,12 +21,12 @@ def placed(xp: Namespace, g: Value, shape: tuple[int, ...], key: tuple[Any, ...]
 
 
 class Rows:
-    """Which of `count` rows a gather reads, and the plan by which a scatter adds up what comes back to each.
+    """The rows that a gather reads out of `count` rows, and the plan of the scatter that sums their cotangents.
 
-    The standard has no scatter-add. The cotangents are sorted by the row they belong to (once, for the plan is kept),
-    and equal neighbours are added by doubling: k of them take log2(m) passes of O(k), where m is the largest number
-    that goes to one row (none if no row is read twice). Unlike a difference of running sums this mixes no two rows, so
-    neither rounding nor NaN spreads; unlike a one-hot product it takes no O(k count) memory.
+    The standard has no scatter-add. Instead, the cotangents are sorted by row. The sorting order is kept in the plan.
+    Then equal neighbours are added by doubling. k cotangents take log2(m) passes of O(k), where m is the largest number
+    of cotangents of one row. If no row is read twice, there is no pass. A difference of running sums would mix rows, so
+    rounding and NaN would spread from one row to another. A one-hot product would take O(k count) memory.
     """
 
     __slots__ = ("at", "count", "plan")
@@ -37,7 +37,7 @@ class Rows:
         self.plan: tuple[Value, Value, Value, Value, int] | None = None
 
     def sorted(self, xp: Namespace) -> tuple[Value, Value, Value, Value, int]:
-        """Return the sorting order, the sorted rows, each row's last place there, whether it has one, and m."""
+        """Return the sorting order, the sorted rows, the last place of each row there, whether it occurs, and m."""
         if self.plan is None:
             order = xp.argsort(self.at, stable=True)
             rows = xp.take(self.at, order, axis=0)
@@ -49,12 +49,15 @@ class Rows:
 
 
 def gather(xp: Namespace, x: Value, rows: Rows) -> Value:
-    """Return the chosen rows of x: (count, ...) -> (k, ...)."""
+    """Return the rows of x that `rows` selects: (count, ...) -> (k, ...)."""
     return xp.take(x, rows.at, axis=0)
 
 
 def scatter(xp: Namespace, g: Value, rows: Rows) -> Value:
-    """Add the rows of g up where a gather read them, the transpose of reading there: (k, ...) -> (count, ...)."""
+    """Sum the rows of g that a gather read from the same row of x: (k, ...) -> (count, ...).
+
+    This is the transpose of `gather`.
+    """
     shape = (rows.count, *g.shape[1:])
     if 0 in (rows.count, g.size):
         return xp.zeros(shape, dtype=g.dtype, device=device_of(g))
@@ -69,7 +72,7 @@ def scatter(xp: Namespace, g: Value, rows: Rows) -> Value:
 
 
 def getitem(xp: Namespace, x: Value, key: Any) -> Value:
-    """Return x[key]; arrays in the key are turned into positions by indexing the positions themselves."""
+    """Return x[key]. A key with arrays is applied to an array of flat positions first."""
     key = key if isinstance(key, tuple) else (key,)
     if all(k is None or k is ... or isinstance(k, numbers.Integral | slice) for k in key):
         return xp.indexed(x, key)
@@ -85,7 +88,7 @@ def read(xp: Namespace, x: Value, positions: Value) -> Value:
 
 
 def read_rows(xp: Namespace, x: Value, indices: Value) -> Value:
-    """Return x[indices, ...]; indexing an arange makes negative indices positive."""
+    """Return x[indices, ...]. Indexing an arange makes negative indices positive."""
     at = xp.arange(x.shape[0], device=device_of(x))[xp.reshape(indices, (indices.size,))]
     return xp.reshape(xp.gather(x, Rows(at, x.shape[0])), (*indices.shape, *x.shape[1:]))
 

@@ -1,6 +1,6 @@
 """Rules of products and of linear algebra.
 
-`linalg.cholesky` takes its argument as symmetric and returns a symmetric cotangent.
+`linalg.cholesky` assumes that its argument is symmetric. Its cotangent is symmetric.
 """
 
 from __future__ import annotations
@@ -40,24 +40,27 @@ def matmul_right(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value
         return a * c if b.ndim == 1 else column(xp, a) * row(xp, c)
     if b.ndim == 1 and a.ndim > 2:
         return xp.squeeze(xp.matrix_transpose(a) @ column(xp, c), axis=-1)
-    if b.ndim == 2 and a.ndim > 2 and c.size:  # one product instead of a batch of them to be summed
+    if b.ndim == 2 and a.ndim > 2 and c.size:  # one product instead of the sum of a batch of products
         a, c = (xp.reshape(z, (math.prod(z.shape[:-1]), z.shape[-1])) for z in (a, c))
     return xp.matrix_transpose(a) @ c
 
 
 def solved(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value:
-    """Return a^-T c, which is the cotangent of b and a factor of that of a."""
+    """Return a^-T c. It is the cotangent of b and a factor of the cotangent of a."""
     at = xp.matrix_transpose(a)
     return xp.squeeze(xp.linalg.solve(at, column(xp, c)), axis=-1) if b.ndim == 1 else xp.linalg.solve(at, c)
 
 
 def times_inverse(xp: Namespace, c: Value, x: Value) -> Value:
-    """Return c x^-T for a number c per matrix: the derivative of log|det x|."""
+    """Return c x^-T, with one number c per matrix. This is the pullback of log|det x|."""
     return xp.reshape(c, (*c.shape, 1, 1)) * xp.matrix_transpose(xp.linalg.inv(x))
 
 
 def cholesky(xp: Namespace, c: Value, y: Value, x: Value, *, upper: bool = False) -> Value:
-    """Return L^-T P L^-1 made symmetric, P the lower triangle of L^T c with its diagonal halved (Murray 2016)."""
+    """Return the symmetric part of L^-T P L^-1.
+
+    P is the lower triangle of L^T c with its diagonal halved (Murray 2016).
+    """
     turn = xp.matrix_transpose
     lower, c = (turn(y), turn(c)) if upper else (y, c)
     product = turn(lower) @ c
@@ -86,7 +89,7 @@ LINALG: dict[str, Rule] = {
     "linalg.det": Rule((lambda xp, c, y, x: times_inverse(xp, c * y, x),)),
     "linalg.slogdet": Rule((lambda xp, c, y, x: times_inverse(xp, c[1], x),)),  # the sign is constant
     "linalg.cholesky": Rule((cholesky,)),
-    # a triple product c . (a x b) is (b x c) . a and (c x a) . b
+    # c . (a x b) = (b x c) . a = (c x a) . b
     "linalg.cross": Rule(
         (
             lambda xp, c, y, a, b, *, axis=-1: xp.linalg.cross(b, c, axis=axis),
@@ -115,7 +118,7 @@ def outer(xp: Namespace, a: Value, b: Value) -> Value:
 
 
 def diagonal(xp: Namespace, x: Value, offset: int = 0) -> Value:
-    """Return the diagonal as a slice of the flattened matrix: its entries are n + 1 apart."""
+    """Return the diagonal as a slice of the flattened matrix. Its entries are n + 1 places apart."""
     *batch, m, n = x.shape
     length = max(0, min(m + min(offset, 0), n - max(offset, 0)))
     if not length:

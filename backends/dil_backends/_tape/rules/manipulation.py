@@ -1,4 +1,4 @@
-"""Rules of functions that move, join, repeat and make entries."""
+"""Rules of functions that move, join, repeat and create entries."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from dil_backends._tape.rules.rule import Formula, Value, refuse
 
 
 def joined(xp: Namespace, c: Value, y: Value, i: int, *xs: Value, axis: int = 0) -> Value:
-    """Return the part of c that came from the i-th of the joined arrays."""
+    """Return the part of c that belongs to the i-th joined array."""
     start = sum(x.shape[axis] for x in xs[:i])
     return c[along(axis, c.ndim, slice(start, start + xs[i].shape[axis]))]
 
 
 def unsorted(xp: Namespace, c: Value, y: Value, x: Value, axis: int = -1, *, descending: bool = False,
              stable: bool = True) -> Value:  # fmt: skip
-    """Send c back to where the entries came from; among equal entries, in their order of appearance."""
+    """Return c in the order of the unsorted entries. Equal entries keep their order of appearance."""
     order = xp.argsort(x, axis=axis, descending=descending, stable=True)
     return xp.take_along_axis(c, xp.argsort(order, axis=axis), axis=axis)
 
@@ -40,11 +40,11 @@ SHAPES: dict[str, Formula] = {
     "tril": lambda xp, c, y, x, *, k=0: xp.tril(c, k=k),
     "triu": lambda xp, c, y, x, *, k=0: xp.triu(c, k=k),
     "unstack": lambda xp, c, y, x, axis=0: xp.stack(c, axis=axis),
-    # `fit` does what these two leave
+    # `fit` sums over broadcast axes and casts, so these two rules do nothing
     "broadcast_to": lambda xp, c, y, x, shape: c,
     "astype": lambda xp, c, y, x, dtype, *, copy=True: c,
     "sort": unsorted,
-    # each pair is its own transpose: read and write a basic index, read rows and add them up
+    # the functions of each pair are transposes of each other: read and write at an index, gather and scatter
     "indexed": lambda xp, c, y, x, key: xp.placed(c, x.shape, key),
     "placed": lambda xp, c, y, g, shape, key: xp.indexed(c, key),
     "gather": lambda xp, c, y, x, rows: xp.scatter(c, rows),
@@ -63,7 +63,7 @@ def stack(xp: Namespace, arrays: Sequence[Value], axis: int = 0) -> Value:
 
 
 def asarray(xp: Namespace, x: Value, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Value:
-    """Return a box as it is; stack a list that holds boxes, which no raw `asarray` would differentiate."""
+    """Return a box unchanged. Stack a list that holds boxes, because a raw `asarray` would lose their derivative."""
     if isinstance(x, list | tuple):
         like = first_box(xp, x)
         x = xp.stack([asarray(xp, part, dtype or like.dtype, like.device) for part in x])
@@ -75,7 +75,7 @@ def asarray(xp: Namespace, x: Value, dtype: Any = None, device: Any = None, copy
 
 
 def first_box(xp: Namespace, x: Value) -> Value:
-    """Return the first box in nested lists."""
+    """Return the first box in nested lists or tuples."""
     return next(first_box(xp, part) for part in x if xp.boxed(part)) if isinstance(x, list | tuple) else x
 
 

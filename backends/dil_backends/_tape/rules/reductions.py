@@ -1,6 +1,6 @@
 """Rules of reductions and cumulative functions.
 
-Ties of `max` and `min` share the cotangent equally. Norms and `std` have the subgradient 0 at 0, since a NaN there
+At a tie, `max` and `min` share the cotangent equally. Norms and `std` have the subgradient 0 at 0, because a NaN there
 would spoil the other problems of a batch.
 """
 
@@ -16,7 +16,7 @@ from dil_backends._tape.rules.rule import Axis, Formula, Value
 
 
 def restore(xp: Namespace, c: Value, x: Value, axis: Axis, keepdims: bool) -> Value:
-    """Give a reduced array its reduced axes back, of length one, so that it broadcasts against x."""
+    """Return a reduced array with its reduced axes restored at length one, so that it broadcasts against x."""
     if keepdims or axis is None:
         return c
     reduced = axes_of(axis, x.ndim)
@@ -42,7 +42,7 @@ def before(xp: Namespace, x: Value) -> Value:
 
 
 def others(xp: Namespace, x: Value, axis: Axis) -> Value:
-    """Return the product of all the other entries along the axes: no division, so zeros do no harm."""
+    """Return the product of all other entries along the axes, for each entry. It does not divide, so zeros are safe."""
     reduced = axes_of(axis, x.ndim)
     order = (*(i for i in range(x.ndim) if i not in reduced), *reduced)
     turned = xp.permute_dims(x, order)
@@ -54,7 +54,7 @@ def others(xp: Namespace, x: Value, axis: Axis) -> Value:
 
 def scan_sum(xp: Namespace, c: Value, y: Value, x: Value, axis: int | None = None, *, dtype: Any = None,
              include_initial: bool = False) -> Value:  # fmt: skip
-    """Return the sums of c from each entry on."""
+    """Return, for each entry, the sum of c from that entry to the end."""
     axis = axis or 0
     c = c[along(axis, x.ndim, slice(1, None))] if include_initial else c
     return xp.flip(xp.cumulative_sum(xp.flip(c, axis=axis), axis=axis), axis=axis)
@@ -62,10 +62,10 @@ def scan_sum(xp: Namespace, c: Value, y: Value, x: Value, axis: int | None = Non
 
 def scan_prod(xp: Namespace, c: Value, y: Value, x: Value, axis: int | None = None, *, dtype: Any = None,
               include_initial: bool = False) -> Value:  # fmt: skip
-    """Return before(x)_k r_k, where r_k = c_k + x_{k+1} r_{k+1} adds up the products that x_k is a factor of.
+    """Return before(x)_k r_k, where r_k = c_k + x_{k+1} r_{k+1} sums the products that contain x_k.
 
-    The recurrence is solved by doubling: after each pass, r_k = total_k + factor_k r_{k+step}. It costs log2(n) passes
-    over x, and no division, so zeros do no harm.
+    The recurrence is solved by doubling. After each pass, r_k = total_k + factor_k r_{k+step}. It takes log2(n) passes
+    over x. It does not divide, so zeros are safe.
     """
     axis = axis or 0
     c = c[along(axis, x.ndim, slice(1, None))] if include_initial else c
@@ -101,7 +101,7 @@ REDUCTIONS: dict[str, Formula] = {
     ),
     "max": lambda xp, c, y, x, axis=None, *, keepdims=False: shared(xp, c, y, x, axis, keepdims),
     "min": lambda xp, c, y, x, axis=None, *, keepdims=False: shared(xp, c, y, x, axis, keepdims),
-    # the Euclidean norm; OWN, because `linalg.vector_norm` has other orders too
+    # the Euclidean norm; it is in OWN because `linalg.vector_norm` has other orders too
     "norm": lambda xp, c, y, x, axis=None, *, keepdims=False: (
         restore(xp, c, x, axis, keepdims) * ratio(xp, x, restore(xp, y, x, axis, keepdims))
     ),

@@ -1,10 +1,10 @@
 """A rule: the formulas of one differentiable function.
 
-A formula is the transposed derivative of one function in one argument. It reads `(xp, c, y, *args, **options)`: the
-namespace to compute in, the cotangent c of y, the value y = f(*args), and what f was called with. It returns the
-cotangent of its argument. `fit` then sums that over the axes that were broadcast and casts it to the argument's dtype,
-so a formula need not. Values may be boxes of enclosing traces: a formula uses nothing but `xp`, operators and indexing,
-and is differentiated again by being run on boxes.
+A formula is the pullback of one function for one argument. Its signature is `(xp, c, y, *args, **options)`: the
+namespace to compute in, the cotangent c of y, the value y = f(*args), and the arguments of f. It returns the cotangent
+of its argument. `fit` then sums that over the broadcast axes and casts it to the dtype of the argument, so a formula
+does not. Values may be boxes of enclosing traces. A formula uses only `xp`, operators and indexing, so it is
+differentiated again by running on boxes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ Axis: TypeAlias = int | tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Rule:
-    """The formulas of one function, None where an argument has no derivative."""
+    """The formulas of one function. None stands for an argument without a derivative."""
 
     formulas: tuple[Any, ...]
     prepare: Formula | None = None
-    """Replaces c by what all the formulas share, so that it is computed once."""
+    """Replaces c by the part that all formulas share, so that the part is computed once."""
     each: Formula | None = None
-    """One formula for any number of array arguments; after y it is told the position of its own."""
+    """One formula for any number of array arguments. It gets the position of its argument after y."""
     options: frozenset[str] = field(init=False)
-    """Keywords that the formulas understand; the tape refuses others (`out=`, `where=`) by name."""
+    """Keywords that the formulas accept. The tape refuses others (`out=`, `where=`) by name."""
     positional: float = field(init=False)
-    """How many positional arguments they understand: NumPy's order is the standard's as far as that, not further."""
+    """The number of positional arguments that they accept. Up to here NumPy's order is that of the standard."""
 
     def __post_init__(self) -> None:
         formula = self.each or next(f for f in self.formulas if f is not None)
@@ -48,7 +48,7 @@ class Rule:
 
 
 def refuse(name: str) -> NoReturn:
-    """Raise the error that refuses a function by name."""
+    """Raise an error that names the function."""
     msg = (
         f"the tape has no derivative rule for `{name}`; write the score without it, or give the layer its products "
         "with derivatives=, or use the torch or JAX backend"
@@ -57,7 +57,7 @@ def refuse(name: str) -> NoReturn:
 
 
 def fit(xp: Namespace, g: Value, x: Value) -> Value:
-    """Give a cotangent the shape and dtype of its primal: sum over broadcast axes, undo promotion."""
+    """Return a cotangent with the shape and dtype of its primal. Sum over broadcast axes and undo promotion."""
     if g.shape != x.shape:
         extra = g.ndim - x.ndim
         stretched = (i + extra for i, n in enumerate(x.shape) if n == 1)
