@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.quasi_newton import shifted as shifted_pairs
-from dil._base.typing import Array, Matvec
+from dil._base.typing import Array, Arrays, Matvec
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Operator:
         The pairs (s, y) of a quasi-Newton forward solver. A preconditioner can approximate A^-1 with them.
     transposed : bool
         Whether A is the transpose of a layer's dF/du, as in a pullback, and not dF/du, as in a pushforward.
+    probes : tuple of arrays
+        Further right-hand sides, (*batch, n). A solver with a factorisation, for which they cost next to nothing,
+        returns their solutions as `extra["probes"]`. A layer checks its solution with them.
 
     Examples
     --------
@@ -39,8 +42,9 @@ class Operator:
     matvec: Matvec
     rmatvec: Matvec | None = None
     symmetric: bool = False
-    pairs: Pairs | None = None
+    pairs: Pairs | None = field(default=None, repr=False)
     transposed: bool = False
+    probes: Arrays = field(default=(), repr=False)
 
     def __call__(self, p: Array) -> Array:
         """Return A p.

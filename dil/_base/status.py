@@ -78,8 +78,8 @@ class Status(IntEnum):
     NOT_MINIMUM = (
         10,
         "the point is stationary but not a minimum (the Hessian has a negative eigenvalue), and the gradient is that "
-        "of this stationary point; start the forward solver elsewhere, or pass linear_solver=dil.linear.MINRES() if "
-        "saddle points are allowed",
+        "of this stationary point; start the forward solver elsewhere, or make the layer with dil.root(gradient, "
+        "...) if saddle points are allowed",
     )
 
     DIVERGED = (

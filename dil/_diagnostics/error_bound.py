@@ -7,7 +7,8 @@ from typing import NamedTuple
 from dil._base.arrays import array_namespace, eps, full, inner, nonzero_or_one, norm
 from dil._base.operator import Operator
 from dil._base.status import Status
-from dil._base.typing import Array, Arrays
+from dil._base.typing import Array
+from dil._diagnostics.newton_comparison import Point, length, sensitivities
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
@@ -15,8 +16,6 @@ from dil._problem.problem import Optimality, Problem
 from dil.linear._auto import Auto
 from dil.linear._spectrum import Extremes, extremes
 
-PROBES = 16
-"""The number of random directions along which the gradients of the problems of a batch are compared."""
 SAFETY = 2.0
 """The factor on the first-order estimate of the error."""
 LANCZOS = 50
@@ -32,14 +31,6 @@ class ErrorBound(NamedTuple):
     condition: Array
     asymmetry: Array
     bound: Array
-
-
-class Point(NamedTuple):
-    """A candidate for the solution, the adjoint there, and the arguments."""
-
-    u: Array
-    g: Array
-    floats: Arrays
 
 
 def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) -> ErrorBound:
@@ -63,14 +54,14 @@ def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) ->
     loop, exact = backend.loops.while_loop, Auto()
     J = A.T if A.transposed else A
     step = exact(J, Fu, loop=loop)
-    size, length = 1.0 + norm(here.u)[..., 0], norm(step.value)[..., 0]
+    size, way = 1.0 + norm(here.u)[..., 0], norm(step.value)[..., 0]
     ends = _spectrum(A, b, problem)
     condition, bound = _ratio(*ends), full(size, float("nan"))
     if A.transposed:
         bound = _bound(F, b, Fu, here, _finite(step.value), _rounding(condition, ends, b, here.g))
         assert step.status is not None
         bound = _or_else(step.status == int(Status.CONVERGED), bound, float("inf"))
-    return ErrorBound(length / size, *ends, condition, _asymmetry(A, b, backend), bound)
+    return ErrorBound(way / size, *ends, condition, _asymmetry(A, b, backend), bound)
 
 
 def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
@@ -105,33 +96,18 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, roundin
     assert found.status is not None
     g = found.value
     more = _finite(exact(A, b - A(g), loop=loop).value)
-    there = Point(u, g + more, here.floats)
-    told, right = _sensitivities(F, here), _sensitivities(F, there)
-    slack = _sensitivities(F, there._replace(g=more))
+    there = here._replace(u=u, g=g + more)
+    told, right = sensitivities(F, F.problem, here), sensitivities(F, F.problem, there)
+    slack = sensitivities(F, F.problem, there._replace(g=more))
     rate = norm(Fu1)[..., 0] / nonzero_or_one(norm(Fu)[..., 0])
     settled = norm(step)[..., 0] <= 4.0 * rounding * (1.0 + norm(here.u)[..., 0])
     rate = xp.where(settled, full(rate, 0.0), rate)
-    scale = nonzero_or_one(_length(right))
-    change = _length(told - right) / scale
+    scale = nonzero_or_one(length(right))
+    change = length(told - right) / scale
     first, second = 1.0 - SAFETY * rate, 1.0 - SAFETY * rate * change
     known = (first > 0) & (second > 0) & (found.status == int(Status.CONVERGED))
-    bound = SAFETY * change / _or_else(known, first * second, 1.0) + _length(slack) / scale + rounding
+    bound = SAFETY * change / _or_else(known, first * second, 1.0) + length(slack) / scale + rounding
     return _or_else(known, bound, float("inf"))
-
-
-def _sensitivities(F: Optimality, at: Point) -> Array:
-    """Return numbers, (k, *batch), whose norm is that of each problem's gradient in the arguments, -g^T F_args."""
-    backend, xp = F.problem.backend, array_namespace(at.g)
-
-    # u is differentiated too, as in the pullback, so that all arrays of the function share one namespace
-    _, pull = backend.vjp(F, at.u, *at.floats)
-    wrt = range(1, 1 + len(at.floats))
-    if at.g.ndim == 1:
-        return xp.concat([xp.reshape(x, (-1,)) for x in pull((at.g,), wrt)])  # type: ignore[no-any-return]
-    _, push = backend.vjp(lambda w: pull((w,), wrt), xp.zeros_like(at.g))
-    probes = [standard_normal(backend, x, PROBES, seed) for seed, x in enumerate(at.floats)]
-    along = [push(tuple(t[k, ...] for t in probes))[0] for k in range(PROBES)]
-    return xp.stack([inner(at.g, Ft) for Ft in along])  # type: ignore[no-any-return]
 
 
 def _asymmetry(A: Operator, b: Array, backend: Backend) -> Array:
@@ -148,12 +124,6 @@ def _ratio(lowest: Array, highest: Array) -> Array:
     small, large = xp.where(low < high, low, high), xp.where(low < high, high, low)
     one = (lowest > 0) & (highest > 0) | (lowest < 0) & (highest < 0)
     return _or_else(one | xp.isnan(lowest), large / nonzero_or_one(small), float("inf"))
-
-
-def _length(rows: Array) -> Array:
-    """Return the norm over the first axis, safe for tiny and huge entries."""
-    xp = array_namespace(rows)
-    return norm(xp.moveaxis(rows, 0, -1))[..., 0]
 
 
 def _finite(x: Array) -> Array:

@@ -1,98 +1,184 @@
-"""Check that a point is stationary, with the products that a backward pass computes anyway."""
+"""Check that a point is stationary: a cheap test finds suspects, and a Newton step decides about them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, dot, eps, full, inner, nonzero_max_abs, norm, select
+from dil._base.arrays import (
+    array_namespace,
+    device,
+    dot,
+    eps,
+    full,
+    inner,
+    nonzero_max_abs,
+    nonzero_or_one,
+    norm,
+)
+from dil._base.operator import Operator
 from dil._base.solution import Solution
 from dil._base.status import Status
-from dil._base.typing import Array, Arrays
+from dil._base.typing import Array, Arrays, Loop
 from dil._diagnostics.failure_policy import without_approximate
-from dil._problem.jacobian import operator
+from dil._diagnostics.newton_comparison import Point, derivative_holds, nonzero_scale, within_rounding
+from dil._frameworks.protocol import Backend
+from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
+from dil.linear._direct import dense
+from dil.linear._solver import LinearSolver
 
-SAFE = 1e-30
-"""Inner products between this and its inverse had no under- or overflow, in float32 or wider."""
+
+class DerivativeSolve(NamedTuple):
+    """The linear system of a derivative, and its solution."""
+
+    F: Optimality
+    A: Operator
+    """J^T in a pullback, J in a pushforward."""
+    b: Array
+    Fu: Array
+    """F at the point."""
+    here: Point
+    solution: Solution
+    linear_solver: LinearSolver
+
+    @property
+    def J(self) -> Operator:
+        """dF/du at the point."""
+        return self.A.T if self.A.transposed else self.A
 
 
-def check_stationarity(
-    status: Array | None, Fu: Array, u: Array, b: Array, g: Array, number: Callable[[Array], Any]
-) -> Array:
-    """Mark the problems of a backward solve whose point u is not a solution as NOT_STATIONARY.
+def check_stationarity(solve: DerivativeSolve) -> Array:
+    """Return the statuses of a derivative, with NOT_STATIONARY where u is too far from the solution.
 
-    The step to the solution is about ||F|| divided by the curvature of J along g. Two estimates of the curvature cost
-    nothing: <g, b> / <g, g>, and ||b|| / ||g|| / sqrt(n). The second one does not vanish for a J that rotates vectors,
-    or at a saddle. The larger one counts. The point is stationary if the step is within eps ** (1/4) (1 + ||u||):
-    1.2e-4 in float64, 1.9e-2 in float32. The error of the gradient is of first order in the same step.
+    Two stages. Neither depends on the units of u, of F and of the arguments.
+
+    1. A cheap test finds suspects: see `is_near`. It costs next to nothing, and it also suspects good points.
+    2. A suspect is measured: the derivative is computed again after a Newton step (see `derivative_holds`). The point
+       passes if the derivative changes by at most 2 percent. This costs a few times as much as the derivative.
+
+    What it cannot see: with an iterative linear solver, an error along a direction of small curvature, if an error of
+    similar gradient along a direction of large curvature hides it; and any error of F itself, such as a derivative that
+    was cut.
     """
-    xp = array_namespace(u)
-    FF, gg, gb = (number(inner(a, c)) for a, c in ((Fu, Fu), (g, g), (g, b)))
-    tolerance = eps(xp, u.dtype) ** 0.25
-    safe = all(isinstance(x, float) and SAFE < abs(x) < 1 / SAFE for x in (gg, gb)) and FF < 1 / SAFE
-    near = safe and FF**0.5 * gg <= abs(gb) * tolerance
-    if not near:
-        step, bound = _scaled(Fu, u, b, g)
-        near = step <= bound * tolerance  # False for NaN
+    backend, b, near = solve.F.problem.backend, solve.b, is_near(solve)
+    near = backend.loops.number(near)
+    xp, status = array_namespace(b), solve.solution.status
     if status is None:
-        status = xp.zeros(u.shape[:-1], dtype=xp.int32, device=device(u))
+        status = xp.zeros(b.shape[:-1], dtype=xp.int32, device=device(b))
     if near is True:
         return status
-    failure = select(
-        abs(step) < math.inf, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE))
-    )
-    marked: Array = xp.where((without_approximate(status) != int(Status.CONVERGED)) | near, status, failure)
-    return marked
+    suspect = (without_approximate(status) == int(Status.CONVERGED)) & ~near
+
+    def doubted(status: Array) -> Array:
+        finite = xp.all(xp.isfinite(solve.Fu) & xp.isfinite(solve.here.g), axis=-1)
+        good = within_rounding(solve.J, solve.Fu, solve.here.u)
+        if solved_probes(solve) is None:
+            good = good | is_near_along_F(solve)
+        far = suspect & finite & ~good
+
+        def measured(status: Array) -> Array:
+            holds = derivative_holds(solve.F, solve.A, b, solve.Fu, solve.here, measuring_solver(solve))
+            return xp.where(far & ~holds, full(status, int(Status.NOT_STATIONARY)), status)  # type: ignore[no-any-return]
+
+        status = xp.where(suspect & ~finite, full(status, int(Status.NON_FINITE)), status)
+        return backend.loops.run_if(xp.any(far), measured, status)  # type: ignore[no-any-return]
+
+    checked: Array = backend.loops.run_if(xp.any(suspect), doubted, status)
+    return checked
 
 
-def check_curvature(status: Array, solution: Solution) -> Array:
-    """Return the statuses, with NOT_MINIMUM where the system was solved but its Hessian is not positive definite."""
-    indefinite = (solution.extra or {}).get("indefinite")
-    if indefinite is None:
-        return status
-    marked: Array = array_namespace(status).where(
-        indefinite & (status == int(Status.CONVERGED)), full(status, int(Status.NOT_MINIMUM)), status
-    )
-    return marked
+def is_near(solve: DerivativeSolve) -> Array:
+    """Return whether each point is surely near its solution, shape batch.
 
-
-def _scaled(Fu: Array, u: Array, b: Array, g: Array) -> tuple[Array, Array]:
-    """Return the two sides of the comparison, with cotangents scaled to one so that their squares do not overflow.
-
-    A g of zero beside a tiny b has underflowed. It gives no gradient that could be wrong, so its step counts as zero.
+    Each entry of the Newton step J^-1 F must be within min(eps ** (1/4), 1e-3) of the scale of u. A dense solver gives
+    the step or, if its matrix is J^T, two random combinations of the entries. Other solvers give the curvature along g.
+    The step that this curvature predicts must be within eps ** (5/8), relative to u, and the error of the loss that F
+    predicts within eps ** (1/2).
     """
-    xp, top_b, top_g = array_namespace(u), nonzero_max_abs(b), nonzero_max_abs(g)
-    b, g = b / top_b, g / top_g
-    gg, along, turned = inner(g, g), abs(inner(g, b)), xp.sqrt(inner(g, g) * inner(b, b) / max(u.shape[-1], 1))
-    step = norm(Fu)[..., 0] * xp.where(gg == 0, full(gg, 0.0), (top_g / top_b)[..., 0]) * gg
-    return step, (1 + norm(u)[..., 0]) * xp.where(along < turned, turned, along)
+    b, g, scale, probes = solve.b, solve.here.g, solve.here.scale, solved_probes(solve)
+    xp, small = array_namespace(b), tolerance(b)
+    if probes is not None and gives_step(solve.A):
+        near: Array = xp.all(xp.abs(probes[0]) <= small * scale, axis=-1)
+    elif probes is not None:
+        near = (abs(inner(probes[0], solve.Fu)) <= small) & (abs(inner(probes[1], solve.Fu)) <= small)
+    else:
+        top_b, top_g = nonzero_max_abs(b), nonzero_max_abs(g)
+        unit_b, unit_g = b / top_b, g / top_g
+        length = norm(solve.Fu) * dot(unit_g, unit_g) * (top_g / top_b)
+        near = (length <= abs(dot(unit_g, unit_b)) * eps(xp, b.dtype) ** 0.625 * norm(scale))[..., 0]
+        near = near & loss_is_near(solve, eps(xp, b.dtype) ** 0.5)
+    return near
 
 
-class StationarityCheck(NamedTuple):
-    """The check of a point for each problem, shape batch."""
+def is_near_along_F(solve: DerivativeSolve) -> Array:
+    """Return whether the step that the curvature along F predicts is within min(eps ** (1/4), 1e-3), relative to u.
 
-    status: Array
-    stationarity: Array
-    """The length of the step to the solution, divided by 1 + ||u||."""
-
-
-def stationarity_at(F: Optimality, u: Array, floats: Arrays) -> StationarityCheck:
-    """Check a point where no linear system is solved, by one product with J along F.
-
-    The step to the solution is about ||F|| divided by the curvature along F, |<F, J F>| / <F, F>. The tolerance is that
-    of `check_stationarity`. A point with F = 0 is a solution. A point with F != 0 and no curvature along F is not.
+    The error of the loss that F predicts must be that small, too.
     """
-    xp = array_namespace(u)
-    (Fu,), pull = F.problem.backend.vjp(lambda w: F(w, *floats), u)
-    f = Fu / nonzero_max_abs(Fu)
-    bend = abs(dot(f, operator(F.problem, lambda p: pull((p,))[0], u)(f)))
+    small = tolerance(solve.b)
+    near: Array = relative_step(solve.F, solve.J, solve.Fu, solve.here.scale) <= small
+    return near & loss_is_near(solve, small)
+
+
+def loss_is_near(solve: DerivativeSolve, small: float) -> Array:
+    """Return whether the sum of |g F|, an error of the loss, is small beside the sum of |b u|, shape batch."""
+    xp, b, here = array_namespace(solve.b), solve.b, solve.here
+    if not (solve.A.symmetric or solve.A.transposed):
+        near: Array = xp.ones(b.shape[:-1], dtype=xp.bool, device=device(b))
+        return near  # g is no cotangent
+    near = xp.sum(xp.abs(here.g * solve.Fu), axis=-1) <= small * xp.sum(xp.abs(b) * here.scale, axis=-1)
+    return near
+
+
+def relative_step(F: Optimality, J: Operator, Fu: Array, scale: Array) -> Array:
+    """Return the length of the step to the solution relative to its scale, shape batch, by one product with J along F.
+
+    The step is ||F|| over the curvature along F. Each unknown of a score has its own scale.
+    """
+    xp, scale = array_namespace(scale), nonzero_scale(scale)
+    unit = scale if F.problem.symmetric else norm(scale) + xp.zeros_like(scale)
+    scaled = Fu * unit
+    size = nonzero_max_abs(scaled)
+    f = scaled / size
+    Jf = unit * J(unit * f) if F.problem.symmetric else unit * J(f)
+    bend = abs(dot(f, Jf)) if F.problem.symmetric else norm(Jf) * norm(f)
+    length = size * norm(f) * dot(f, f) / nonzero_or_one(bend)
+    length = xp.where(bend == 0, full(length, float("inf")), length)
     zero = xp.all(Fu == 0, axis=-1, keepdims=True)
-    length = norm(Fu) * dot(f, f) / xp.where(bend == 0, full(bend, 1.0), bend)
-    length = xp.where(zero, full(length, 0.0), xp.where(bend == 0, full(length, math.inf), length))
-    far = (length / (1.0 + norm(u)))[..., 0]
-    status = full(far, int(Status.CONVERGED), dtype=xp.int32)
-    finite = xp.all(xp.isfinite(Fu), axis=-1)
-    failure = xp.where(finite, full(status, int(Status.NOT_STATIONARY)), full(status, int(Status.NON_FINITE)))
-    return StationarityCheck(xp.where(far <= eps(xp, u.dtype) ** 0.25, status, failure), far)
+    return xp.where(zero, full(length, 0.0), length)[..., 0]  # type: ignore[no-any-return]
+
+
+def tolerance(u: Array) -> float:
+    """Return the largest relative step that is near without a measurement."""
+    return min(float(eps(array_namespace(u), u.dtype) ** 0.25), 1e-3)
+
+
+def probes_of(A: Operator, Fu: Array, scale: Array, backend: Backend) -> Arrays:
+    """Return right-hand sides whose solutions show the Newton step: F itself, or random vectors e in units of 1 / u.
+
+    If A is J^T and not symmetric, x = A^-1 e gives <x, F> = <e, J^-1 F>, a combination of the relative steps.
+    """
+    if gives_step(A):
+        return (Fu,)
+    drawn, scale = standard_normal(backend, full(scale, 0.0, shape=scale.shape[-1:]), 2, 0), nonzero_scale(scale)
+    return (drawn[0, ...] / scale, drawn[1, ...] / scale)
+
+
+def gives_step(A: Operator) -> bool:
+    """Return whether the matrix of the system is J, and not its transpose."""
+    return A.symmetric or not A.transposed
+
+
+def solved_probes(solve: DerivativeSolve) -> Any:
+    """Return the solutions of the probes if the linear solver computed them, else None."""
+    return (solve.solution.extra or {}).get("probes")
+
+
+def measuring_solver(solve: DerivativeSolve) -> LinearSolver:
+    """Return LU for few unknowns, and the layer's own solver for many."""
+    backend, n = solve.F.problem.backend, solve.b.shape[-1]
+
+    def by_lu(A: Operator, b: Array, /, *, loop: Loop | None = None) -> Solution:
+        return Solution(backend.dense.lu_solve(dense(A, b, backend), b[..., None])[..., 0])
+
+    return by_lu if n <= backend.dense.crossover.general else solve.linear_solver

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import device
+from functools import lru_cache
+from typing import Any
+
+from dil._base.arrays import device, size
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
+
+MOST_CACHED = 4096
+"""The most numbers of a draw that is kept for the next call."""
 
 
 def standard_normal(backend: Backend, like: Array, count: int, seed: int) -> Array:
@@ -12,7 +18,16 @@ def standard_normal(backend: Backend, like: Array, count: int, seed: int) -> Arr
 
     NumPy draws the numbers, so they are the same on all backends. A compiled program holds them as constants.
     """
+    draw = _cached_draw if count * size(like.shape) <= MOST_CACHED else _draw
+    return backend.asarray(draw((count, *like.shape), seed).copy(), dtype=like.dtype, device=device(like))
+
+
+def _draw(shape: tuple[int, ...], seed: int) -> Any:
     import numpy as np
 
-    drawn = np.random.default_rng(seed).standard_normal((count, *like.shape))
-    return backend.asarray(drawn, dtype=like.dtype, device=device(like))
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+@lru_cache(maxsize=64)
+def _cached_draw(shape: tuple[int, ...], seed: int) -> Any:
+    return _draw(shape, seed)

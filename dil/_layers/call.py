@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, max_abs
 from dil._base.errors import BackendError, DTypeError, ShapeError
@@ -29,6 +29,17 @@ Solver = Callable[..., Any]
 """`solver(fun, init, *args, **kwargs)` returns the solution, or a `dil.Solution`."""
 
 
+class Run(NamedTuple):
+    """One run of the solver."""
+
+    y: Array
+    """The solution as a vector, (*batch, n)."""
+    solution: Solution
+    """The answer of the solver."""
+    start: Array | None
+    """The start as a vector, if there is one."""
+
+
 @dataclass
 class Call:
     """One call of a layer: its structure, and the shape of its unknown once that is known."""
@@ -49,23 +60,23 @@ class Call:
         return Problem(self.condition, self.backend, self.space, self.arguments)
 
     def forward(self, *arrays: Array) -> Arrays:
-        """Solve, refine, check and apply the policy. The solver's pairs, if any, come after the solution."""
-        y, solution = self.run(arrays)
+        """Solve, refine, check and apply the policy. The start and the solver's pairs, if any, follow the solution."""
+        y, solution, start = self.run(arrays)
         assert solution.status is not None
         if recording():
             said = {"iterations": solution.iterations, "residual": solution.residual}
             add_entry(self.backend, self.policy, "forward", {"status": solution.status, **said})
         y = self.policy.apply(self.backend, "forward solve", solution.status, y)
-        return (y, *(self._remembered(solution) or ()))
+        return (y, *(() if start is None else (start,)), *(self._remembered(solution) or ()))
 
-    def run(self, arrays: Arrays) -> tuple[Array, Solution]:
-        """Run the solver. Return its answer as a vector, and unchanged."""
+    def run(self, arrays: Arrays) -> Run:
+        """Run the solver. Return its answer as a vector, and unchanged, and the start."""
         count = len(self.arguments.arrays)
         args, kwargs = self.arguments.call(arrays[:count])
         # a copy: a solver may write into its start, which may be an argument or belong to the layer
         (init,), _ = self.start.call(arrays[count:])
         init = _copy(init(*args, **kwargs) if callable(init) else init)
-        expected = self._start_space(init, arrays)
+        start, expected = self._start(init, arrays)
         what = f"the result of the solver {_name(self.solver)!r}"
         result = self.solver(self.condition, init, *args, **kwargs)
         solution = result if isinstance(result, Solution) else Solution(result)
@@ -75,7 +86,7 @@ class Call:
         status = _with_finite(solution.status, y, what)
         if self.refine:
             y, status = self._refined(y, arrays[:count], status, self._remembered(solution))
-        return y, solution._replace(status=status)
+        return Run(y, solution._replace(status=status), start)
 
     def _refined(self, y: Array, arrays: Arrays, status: Array, pairs: Pairs | None) -> tuple[Array, Array]:
         plain = tuple(self.backend.constant(x) for x in arrays)
@@ -88,16 +99,16 @@ class Call:
             return None
         return Pairs(*(self.backend.constant(x) for x in pairs))
 
-    def _start_space(self, init: Tree, arrays: Arrays) -> Space | None:
-        """Return the space of the start, if there is one. Its dtype is checked before the solver runs."""
+    def _start(self, init: Tree, arrays: Arrays) -> tuple[Array | None, Space | None]:
+        """Return the start as a vector and its space, if there is one. Its dtype is checked before the solver runs."""
         if init is None or not leaves_of(init)[0]:
-            return None
-        space = space_of(init, self.condition.batch_ndim, "init")[1]
+            return None, None
+        start, space = space_of(init, self.condition.batch_ndim, "init")
         for i, x in zip(self.arguments.floats, self.arguments.only_floats(arrays), strict=True):
             if x.dtype != space.dtype:
                 message = f"init has dtype {space.dtype}, but {self.arguments.name(i)} has {x.dtype}; cast one of them"
                 raise DTypeError(message)
-        return space
+        return start, space
 
     def _check_solution(self, y: Array, arrays: Arrays, expected: Space | None, what: str) -> None:
         assert self.space is not None

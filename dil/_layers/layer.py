@@ -67,7 +67,7 @@ class Layer:
 
     def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
         call, arrays = self.begin(args, kwargs, init)
-        y, solution = call.run(tuple(call.backend.constant(x) for x in arrays))
+        y, solution, _ = call.run(tuple(call.backend.constant(x) for x in arrays))
         return solution._replace(value=call.problem().space.unravel(call.backend.constant(y)))
 
     def report(self, *args: Tree, init: Tree | None = None, cotangent: Tree | None = None, **kwargs: Tree) -> Report:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dil._base.arrays import array_namespace, eps, full, norm
+from dil._base.arrays import array_namespace, eps, full, nonzero_max_abs, norm
 from dil._base.quasi_newton import Pairs
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import without_approximate
+from dil._diagnostics.newton_comparison import within_rounding
 from dil._problem.jacobian import operator
 from dil._problem.problem import Problem
 from dil.linear._solver import LinearSolver
@@ -25,9 +26,11 @@ def refine(
 ) -> tuple[Array, Array]:
     """Take full Newton steps u - J^-1 F(u). Return u, (*batch, n), and the statuses after them, shape batch.
 
-    A step that does not lower ||F|| is not taken. A problem has converged, whatever its solver reported, if its last
-    step is within eps ** (1/2) (1 + ||u||): the error after it is of the order of the step squared. A problem that
-    could not move gets the status of its linear solve (singular, indefinite, not finite), unless it had failed before.
+    A step that does not lower F is not taken. F is measured by the sum of |step F| for a score, in which the unknowns
+    may have any units, and by its norm otherwise. A problem has converged, whatever its solver reported, if each entry
+    of its last step is within eps ** (1/2) |u|, as the error after it is of the order of the step squared, or if F is
+    within its rounding. A problem that could not move gets the status of its linear solve (singular, indefinite, not
+    finite), unless it had failed before.
     """
     xp = array_namespace(u)
     for _ in range(steps):
@@ -36,16 +39,25 @@ def refine(
         found = linear_solver(J, Fu, loop=problem.backend.loops.while_loop)
         step = xp.where(xp.isfinite(found.value), found.value, full(u, 0.0))
         trial = u - step
-        better = norm(problem.residual(trial, *arrays)) <= norm(Fu)
-        far, size = norm(found.value), 1.0 + norm(u)
+        F_trial = problem.residual(trial, *arrays)
+        better = _merit(problem, step, F_trial) <= _merit(problem, step, Fu)
         moved = xp.any(better & (trial != u), axis=-1)
         u = xp.where(better, trial, u)
+        small = xp.all(xp.abs(found.value) <= eps(xp, u.dtype) ** 0.5 * xp.abs(u), axis=-1, keepdims=True)
+        rounded = within_rounding(J, xp.where(better, F_trial, Fu), u)
         solved = full(status, 0) if found.status is None else without_approximate(found.status)
-        near = (better & (far <= eps(xp, u.dtype) ** 0.5 * size)) | (far <= 64 * eps(xp, u.dtype) * size)
         barred = (
             (solved == int(Status.SINGULAR)) | (solved == int(Status.INDEFINITE)) | (solved == int(Status.NON_FINITE))
         )
         status = xp.where(barred & ~moved & (status == int(Status.CONVERGED)), solved, status)
-        settled = near[..., 0] & (solved == int(Status.CONVERGED))
+        settled = ((better & small)[..., 0] | rounded) & (solved == int(Status.CONVERGED))
         status = xp.where(settled, full(status, int(Status.CONVERGED)), status)
     return u, status
+
+
+def _merit(problem: Problem, step: Array, F: Array) -> Array:
+    xp = array_namespace(F)
+    if not problem.symmetric:
+        return norm(F)
+    weighted: Array = xp.sum(xp.abs(step / nonzero_max_abs(step) * F), axis=-1, keepdims=True)
+    return weighted

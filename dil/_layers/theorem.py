@@ -20,10 +20,12 @@ from dil._base.operator import Operator
 from dil._base.quasi_newton import Pairs
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays
-from dil._diagnostics.error_bound import Point, error_bound
+from dil._diagnostics.curvature import check_curvature
+from dil._diagnostics.error_bound import error_bound
 from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.newton_comparison import Point, scale_of
 from dil._diagnostics.record import add_entry, recording
-from dil._diagnostics.stationarity import check_curvature, check_stationarity
+from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
 from dil._problem.jacobian import jacobian, operator
@@ -35,7 +37,8 @@ from dil.linear._solver import LinearSolver
 class ImplicitRule:
     """The derivative of a layer's solution with respect to its arguments.
 
-    The solution is the first output. The solver's pairs may follow, for a preconditioner; they are constants.
+    The solution is the first output. Constants may follow: the start, for the scale of the solution, and the solver's
+    pairs, for a preconditioner.
     """
 
     find: Callable[[], Problem]
@@ -71,22 +74,32 @@ class ImplicitRule:
         backend, kept = F.problem.backend, len(y)
 
         def solve(A: Operator, b: Array, Fu: Array, *rest: Array) -> Array:
-            u, pairs, floats = rest[0], rest[1:kept], rest[kept:]
-            A = replace(A, pairs=Pairs(*pairs)) if pairs else A
+            (u, start, pairs), floats = _outputs(rest[:kept]), rest[kept:]
+            scale = scale_of(u, start)
+            A = replace(A, pairs=pairs, probes=probes_of(A, Fu, scale, backend))
             solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
             _check_solution(solution, b)
-            status = check_stationarity(solution.status, Fu, u, b, solution.value, backend.loops.number)
-            status = check_curvature(status, solution)
+            here = Point(u, solution.value, floats, scale)
+            status = check_stationarity(DerivativeSolve(F, A, b, Fu, here, solution, self.linear_solver))
+            status = check_curvature(status, A, b, solution, backend)
             if recording():
-                found = error_bound(F, A, b, Fu, Point(u, solution.value, floats))
+                found = error_bound(F, A, b, Fu, here)
                 counts = {"iterations": solution.iterations, "residual": solution.residual}
                 add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
             return self.policy.apply(backend, "backward solve", status, solution.value)
 
-        # arrays that are only checked or recorded take no part in the derivative
-        recorded = params[1:] if recording() else ()
-        constants = tuple(backend.constant(x) for x in (Fu, *y, *recorded))
+        # arrays that are only checked take no part in the derivative
+        constants = tuple(backend.constant(x) for x in (Fu, *y, *params[1:]))
         return LinearSystem(build, params, A, solve, constants)
+
+
+def _outputs(y: Arrays) -> tuple[Array, Array | None, Pairs | None]:
+    """Return the solution, the start and the pairs of the outputs of a call. Only the solution is always there."""
+    u, *rest = y
+    count = len(Pairs._fields)
+    has_start = len(rest) % count == 1
+    pairs = rest[has_start:]
+    return u, rest[0] if has_start else None, Pairs(*pairs) if pairs else None
 
 
 def _check_solution(solution: object, b: Array) -> None:

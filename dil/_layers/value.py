@@ -9,14 +9,15 @@ from typing import Any
 from dil._base.arrays import full
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, OnFailure, Tree
+from dil._diagnostics.envelope import check_envelope
 from dil._diagnostics.record import add_entry, recording
-from dil._diagnostics.stationarity import stationarity_at
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.registry import guarded
 from dil._layers.argmin import argmin
 from dil._layers.call import Call, Solver
 from dil._layers.layer import Layer
 from dil._layers.theorem import ImplicitRule
+from dil._problem.problem import Optimality
 from dil.linear._solver import LinearSolver
 
 
@@ -54,7 +55,8 @@ def value(
     -----
     dv/dargs = df/dargs at the solution (envelope theorem: Milgrom and Segal 2002, Theorem 1). At an inexact y the error
     of v is of second order in the error of y, and that of its gradient of first order. The derivative checks that y is
-    stationary, by one product with the Hessian along df/du, and applies the policy; "ignore" saves that product.
+    a minimum, by one product with the Hessian along df/du and at most 8 others, and applies the policy; "ignore" saves
+    them.
 
     Examples
     --------
@@ -131,13 +133,17 @@ class EnvelopeRule:
 
     def _score(self, args: Arrays, y: Arrays) -> tuple[Callable[..., Arrays], Arrays]:
         """Return f(u, *floats) and its point: u too is differentiated, since f may use its namespace on the others."""
-        problem = self.call.problem()
-        F, floats = problem.optimality(args)
+        F, floats = self.call.problem().optimality(args)
+        return self._values(F), (self._minimiser(args, y), *floats)
+
+    def _values(self, F: Optimality) -> Callable[..., Arrays]:
+        """Return f(u, *floats), in a tuple."""
+        problem = F.problem
 
         def score(u: Array, *floats: Array) -> Arrays:
             return (problem.value(u, *problem.arguments.with_floats(F.arrays, floats)),)
 
-        return score, (self._minimiser(args, y), *floats)
+        return score
 
     def _minimiser(self, args: Arrays, y: Arrays) -> Array:
         """Return the minimiser, checked, with its derivative in the arguments."""
@@ -152,12 +158,12 @@ class EnvelopeRule:
         return u
 
     def _checked(self, args: Arrays, u: Array) -> Array:
-        """Apply the policy where u is not stationary, so that the envelope theorem does not hold."""
+        """Apply the policy where u is not a minimum, so that the envelope theorem does not hold."""
         policy, problem = self.theorem.policy, self.call.problem()
         if policy.on_failure == "ignore" and not recording():
             return u
         F, floats = problem.optimality(args)
-        check = stationarity_at(F, u, floats)
+        check = check_envelope(F, self._values(F), u, floats, self.theorem.linear_solver)
         if recording():
             add_entry(problem.backend, policy, "backward", check._asdict())
         return policy.apply(problem.backend, "derivative of the value", check.status, u)

@@ -148,4 +148,6 @@ def _retry(
     indefinite = (first.extra or {}).get("indefinite", selected & ~selected) | (first.status == int(Status.INDEFINITE))
     start = Retry(selected, first.value, first.status, first.iterations, first.residual, indefinite)
     last: Retry = backend.loops.run_if(xp.any(selected), solve_selected, start)
-    return Solution(last.x, last.status, last.steps, last.residual, {"indefinite": last.indefinite})
+    return Solution(
+        last.x, last.status, last.steps, last.residual, {**(first.extra or {}), "indefinite": last.indefinite}
+    )

@@ -221,8 +221,14 @@ def cg(
     if isinstance(failed, bool):
         layout = {"shape": (), "device": device(b)}
         status, steps = (xp.full(fill_value=k, dtype=xp.int32, **layout) for k in (status, last.steps))
-        return Solution(x, status, steps, xp.full(fill_value=residual, dtype=b.dtype, **layout))
-    return Solution(x, status, last.steps, residual)
+        return Solution(
+            x,
+            status,
+            steps,
+            xp.full(fill_value=residual, dtype=b.dtype, **layout),
+            {"indefinite": status == int(Status.INDEFINITE)},
+        )
+    return Solution(x, status, last.steps, residual, {"indefinite": status == int(Status.INDEFINITE)})
 
 
 def _status(last: State, failed: Scalar, max_iter: int, machine_eps: float) -> Scalar:

@@ -10,7 +10,7 @@ from dil._base.arrays import array_namespace, device, eps, eye, full, nonzero_ma
 from dil._base.operator import Operator, as_operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
-from dil._base.typing import Array, Loop, Matvec
+from dil._base.typing import Array, Arrays, Loop, Matvec
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil.linear._cg import CG
@@ -67,7 +67,7 @@ class Direct:
         matrix = dense(A, b, backend)
         if self.damping:
             matrix = matrix + self.damping * eye(b.shape[-1], b)
-        return solve_dense(matrix, b, backend, symmetric=A.symmetric)
+        return solve_dense(matrix, b, backend, symmetric=A.symmetric, probes=A.probes)
 
 
 def dense(A: Operator, b: Array, backend: Backend) -> Array:
@@ -81,8 +81,18 @@ def dense(A: Operator, b: Array, backend: Backend) -> Array:
     return matrix
 
 
-def solve_dense(matrix: Array, b: Array, backend: Backend, *, symmetric: bool) -> Solution:
-    """Solve dense systems; matrix: (*batch, n, n), b: (*batch, n). See `Direct` for the status."""
+def solve_dense(
+    matrix: Array,
+    b: Array,
+    backend: Backend,
+    *,
+    symmetric: bool,
+    probes: Arrays = (),
+) -> Solution:
+    """Solve dense systems; matrix: (*batch, n, n), b: (*batch, n). See `Direct` for the status.
+
+    `extra["probes"]` holds the solutions for the right-hand sides `probes`.
+    """
     xp, n = array_namespace(b), b.shape[-1]
     matrix, rows, columns, unit_A = equilibrate(matrix, symmetric=symmetric)
     size = _max_abs(b, -1)
@@ -94,7 +104,10 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, *, symmetric: bool) -
     # because an e with a pattern can be orthogonal to a null vector, such as the constants of a Laplacian
     probe = standard_normal(backend, full(b, 0.0, shape=(n,)), 1, 0)[0, ...]
     probe = xp.broadcast_to(probe / nonzero_max_abs(probe), b.shape)
-    rhs = xp.stack([b / scaled_size, probe], axis=-1)
+    units = [nonzero_max_abs(p) for p in probes]
+    rhs = xp.stack(
+        [b / scaled_size, probe, *(rows * (p / unit) for p, unit in zip(probes, units, strict=True))], axis=-1
+    )
     factor = _Factor(matrix, backend, symmetric)
     x, not_positive = factor.solve(rhs)
     norm_A, machine_eps = _max_abs(xp.sum(xp.abs(matrix), axis=-1), -1), eps(xp, b.dtype)
@@ -116,18 +129,21 @@ def solve_dense(matrix: Array, b: Array, backend: Backend, *, symmetric: bool) -
     start = start._replace(needs_step=~zero & (start.size > 0.25 * rounding_bound(x)))
     last = backend.loops.run_if(xp.any(start.needs_step), refine, start)
     x, residual = last.x, last.size
-    condition = norm_A * _max_abs(_max_abs(x, -2), -1)
+    condition = norm_A * _max_abs(_max_abs(x[..., :2], -2), -1)
     accurate = residual <= rounding_bound(x)
     solved = zero | (accurate & (condition < machine_eps ** (-2 / 3)))
     count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
     value, fits = _multiply(x[..., 0] * columns * scaled_size, unit, unit_A)
     finite = xp.isfinite(size) & xp.isfinite(norm_A) & (zero | ~solved | xp.all(fits, axis=-1))
+    extra = {"condition": condition, "indefinite": not_positive & solved & ~zero, "products": count}
+    if probes:
+        extra["probes"] = tuple(x[..., 2 + k] * columns * (unit / unit_A) for k, unit in enumerate(units))
     return Solution(
         xp.where(zero[..., None], full(value, 0.0), value),
         first_of([(solved & finite, Status.CONVERGED), (finite, Status.SINGULAR)], Status.NON_FINITE),
         count,
         xp.where(zero, 0.0, xp.where(xp.isfinite(residual), residual, 1.0)),
-        {"condition": condition, "indefinite": not_positive & solved & ~zero, "products": count},
+        extra,
     )
 
 
@@ -167,7 +183,8 @@ class _Factor(NamedTuple):
             x = backend.dense.lu_solve(self.matrix, rhs)
             return x, xp.zeros(x.shape[:-2], dtype=xp.bool, device=device(x))
         x = backend.dense.cholesky_solve(self.matrix, rhs)
-        failed = ~xp.all(xp.isfinite(x), axis=(-2, -1), keepdims=True)
+        # the probes of a layer may hold NaN of their own
+        failed = ~xp.all(xp.isfinite(x[..., :2]), axis=(-2, -1), keepdims=True)
 
         def by_lu(x: Array) -> Array:
             return xp.where(failed, backend.dense.lu_solve(self.matrix, rhs), x)  # type: ignore[no-any-return]

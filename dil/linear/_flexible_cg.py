@@ -90,7 +90,9 @@ def flexible_cg(
     residual = xp.sqrt(last.rr / xp.where(bb == 0, full(bb, 1.0), bb))
     residual = xp.where(finite, residual, full(residual, float("nan")))
     products = last.steps + last.checks + M.products
-    return Solution(last.x * unit, status[..., 0], last.steps[..., 0], residual[..., 0], {"products": products[..., 0]})
+    status = status[..., 0]
+    extra = {"products": products[..., 0], "indefinite": status == int(Status.INDEFINITE)}
+    return Solution(last.x * unit, status, last.steps[..., 0], residual[..., 0], extra)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ class StageLayer:
         return z, tuple(backend.constant(x) for x in outcome)
 
     def _forward(self, *arrays: Array) -> Arrays:
-        z, solution = self.call.run(arrays)
+        z, solution, _ = self.call.run(arrays)
         assert solution.status is not None
         if recording():
             details = {"iterations": solution.iterations, "residual": solution.residual}

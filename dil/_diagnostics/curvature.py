@@ -1,0 +1,47 @@
+"""Check that the Hessian at a solution of a score is positive definite."""
+
+from __future__ import annotations
+
+from dil._base.arrays import array_namespace, eps, full, nonzero_max_abs
+from dil._base.operator import Operator
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
+from dil._frameworks.random_vectors import standard_normal
+from dil.linear._spectrum import extremes
+
+PRODUCTS = 8
+"""The number of products with the Hessian that a check by Lanczos' method takes."""
+
+
+def check_curvature(status: Array, A: Operator, b: Array, solution: Solution, backend: Backend) -> Array:
+    """Return the statuses, with NOT_MINIMUM where the system was solved but its Hessian is not positive definite.
+
+    `extra["indefinite"]` of the linear solver decides. Without it, Lanczos' method does. An approximation that the user
+    asked for is not checked.
+    """
+    extra = solution.extra or {}
+    indefinite = extra.get("indefinite")
+    if indefinite is None:
+        if not A.symmetric or extra.get("approximate", False):
+            return status
+        indefinite = has_negative_curvature(A, b, backend)
+    marked: Array = array_namespace(status).where(
+        indefinite & (status == int(Status.CONVERGED)), full(status, int(Status.NOT_MINIMUM)), status
+    )
+    return marked
+
+
+def has_negative_curvature(H: Operator, like: Array, backend: Backend) -> Array:
+    """Return whether a symmetric H has a negative eigenvalue that 8 steps of Lanczos' method find, shape batch.
+
+    The start is a random vector. Up to 8 unknowns this finds every sign, and for more unknowns a negative eigenvalue
+    of large magnitude.
+    """
+    xp = array_namespace(like)
+    start = standard_normal(backend, like, 1, 0)[0, ...]
+    size = nonzero_max_abs(H(start))
+    found = extremes(lambda p: H(p) / size, start, steps=PRODUCTS, loop=backend.loops.while_loop)
+    largest = xp.where(found.highest > -found.lowest, found.highest, -found.lowest)
+    return found.lowest < -(eps(xp, like.dtype) ** 0.75) * largest  # type: ignore[no-any-return]

@@ -1,0 +1,138 @@
+"""The derivative of a solution at y, compared with the derivative one Newton step further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from dil._base.arrays import array_namespace, eps, full, inner, nonzero_max_abs, nonzero_or_one, norm
+from dil._base.operator import Operator
+from dil._base.typing import Array, Arrays
+from dil._frameworks.random_vectors import standard_normal
+from dil._problem.jacobian import operator
+from dil._problem.problem import Optimality, Problem
+from dil.linear._solver import LinearSolver
+
+PROBES = 16
+"""The number of random directions along which the gradients of the problems of a batch are compared."""
+HARMLESS_CHANGE = 1e-3
+"""A relative change of the gradient that is accepted without a look at the Newton step."""
+ACCEPTED_CHANGE = 2e-2
+"""The largest relative change that is accepted if the Newton step lowers F."""
+ACCEPTED_STEP = 1e-3
+"""The largest Newton step that is accepted, relative to u."""
+
+
+Function = Callable[..., Arrays]
+"""F(u, *floats), an array in a tuple."""
+
+
+class Point(NamedTuple):
+    """A candidate for the solution, (*batch, n), the vector g that the linear system gave there, and the arguments."""
+
+    u: Array
+    g: Array
+    floats: Arrays
+    scale: Array
+    """The size of each entry of u; see `scale_of`."""
+
+
+def derivative_holds(
+    F: Optimality, A: Operator, b: Array, Fu: Array, here: Point, linear_solver: LinearSolver
+) -> Array:
+    """Return whether the derivative at u is that of the solution near u, shape batch.
+
+    A is J^T (pullback) or J (pushforward) at u, and A g = b. The Newton step gives u' = u - J^-1 F(u), where the same
+    linear system gives g'. There are two measures. One is the change of g^T F_args from u to u', relative to its size,
+    each argument in its own units: at most 2 percent. The other is the step itself, since the loss is differentiated at
+    u, too: at most 1e-3 of u, each entry weighted by its cotangent. Neither depends on the units of u, F and the
+    arguments.
+    """
+    loop, xp = F.problem.backend.loops.while_loop, array_namespace(b)
+    step = linear_solver(A.T if A.transposed else A, Fu, loop=loop).value
+    u = here.u - step
+    (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
+    J = operator(F.problem, lambda p: pull((p,), (0,))[0], u)
+    there = here._replace(u=u, g=linear_solver(J.T if A.transposed else J, b, loop=loop).value)
+    change = relative_change(F, F.problem, here, there)
+    # in the energy of the step the unknowns of a score need no common unit
+    weight = step if F.problem.symmetric else Fu
+    weight = weight / nonzero_max_abs(weight)
+    contracts = xp.sum(xp.abs(weight * Fu1), axis=-1) <= 0.5 * xp.sum(xp.abs(weight * Fu), axis=-1)
+    scale = nonzero_scale(here.scale)
+    weight = xp.abs(b) if A.transposed else 1.0 / scale
+    short = xp.sum(weight * xp.abs(step), axis=-1) <= ACCEPTED_STEP * xp.sum(weight * scale, axis=-1)
+    return short & ((change <= HARMLESS_CHANGE) | (contracts & (change <= ACCEPTED_CHANGE)))  # type: ignore[no-any-return]
+
+
+def scale_of(u: Array, start: Array | None) -> Array:
+    """Return the size of each entry of u: |u|, but at least eps ** (1/3) times its distance from the start."""
+    xp = array_namespace(u)
+    size: Array = xp.abs(u)
+    return size if start is None else xp.maximum(size, eps(xp, u.dtype) ** (1 / 3) * xp.abs(u - start))
+
+
+def nonzero_scale(scale: Array) -> Array:
+    """Return the scale, with the largest one where it is zero, as for an entry that did not move, or one."""
+    return array_namespace(scale).where(scale == 0, nonzero_max_abs(scale), scale)  # type: ignore[no-any-return]
+
+
+def relative_change(F: Function, problem: Problem, here: Point, there: Point) -> Array:
+    """Return the change of g^T F_args between two points, relative to that `there`, shape batch."""
+    leaves = gradients(F, problem, there)
+    units = [unit_of(x) for x in leaves]
+    if there.g.ndim == 1:
+        before = gradients(F, problem, here)
+        changes = [norm(flat(x - y) / unit) for x, y, unit in zip(leaves, before, units, strict=True)]
+        return sum(changes[1:], start=changes[0])[0, ...]
+    right = sensitivities(F, problem, there, units)
+    return length(sensitivities(F, problem, here, units) - right) / nonzero_or_one(length(right))
+
+
+def within_rounding(J: Operator, Fu: Array, u: Array) -> Array:
+    """Return whether each entry of F is within the rounding of its terms, estimated by |J u|; shape batch."""
+    xp = array_namespace(u)
+    return xp.all(xp.abs(Fu) <= 32 * eps(xp, u.dtype) * xp.abs(J(u)), axis=-1)  # type: ignore[no-any-return]
+
+
+def sensitivities(F: Function, problem: Problem, at: Point, units: Sequence[Array] | None = None) -> Array:
+    """Return numbers, (k, *batch), whose norm is that of each problem's gradient in the arguments, -g^T F_args.
+
+    The gradient of a batch in each argument is divided by its entry of `units`, shape ().
+    """
+    backend, xp = problem.backend, array_namespace(at.g)
+
+    # u is differentiated too, as in the pullback, so that all arrays of the function share one namespace
+    _, pull = backend.vjp(F, at.u, *at.floats)
+    wrt = range(1, 1 + len(at.floats))
+    if at.g.ndim == 1:
+        return xp.concat([flat(x) for x in pull((at.g,), wrt)])  # type: ignore[no-any-return]
+    _, push = backend.vjp(lambda w: pull((w,), wrt), xp.zeros_like(at.g))
+    probes = [standard_normal(backend, x, PROBES, seed) for seed, x in enumerate(at.floats)]
+    if units is not None:
+        probes = [x / unit for x, unit in zip(probes, units, strict=True)]
+    along = [push(tuple(t[k, ...] for t in probes))[0] for k in range(PROBES)]
+    return xp.stack([inner(at.g, Ft) for Ft in along])  # type: ignore[no-any-return]
+
+
+def gradients(F: Function, problem: Problem, at: Point) -> Arrays:
+    """Return g^T F_args for each argument. Problems of a batch are summed where they share an argument."""
+    _, pull = problem.backend.vjp(F, at.u, *at.floats)
+    return pull((at.g,), range(1, 1 + len(at.floats)))
+
+
+def unit_of(x: Array) -> Array:
+    """Return the norm of all entries, shape (); one where it is zero or not finite."""
+    xp, size = array_namespace(x), norm(flat(x))[0, ...]
+    return xp.where((size > 0) & xp.isfinite(size), size, full(size, 1.0))  # type: ignore[no-any-return]
+
+
+def flat(x: Array) -> Array:
+    """Return the entries of an array as a vector."""
+    return array_namespace(x).reshape(x, (-1,))  # type: ignore[no-any-return]
+
+
+def length(rows: Array) -> Array:
+    """Return the norm over the first axis, safe for tiny and huge entries."""
+    xp = array_namespace(rows)
+    return norm(xp.moveaxis(rows, 0, -1))[..., 0]
