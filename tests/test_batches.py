@@ -154,7 +154,6 @@ def test_a_batch_of_minimisations_costs_what_its_hardest_costs(plain, solver):
     steps, calls = solve(A, b, 1)
     alone = [solve(A[i], b[i], 0) for i in range(2)]
     assert abs(int(steps[0]) - int(alone[0][0])) <= 1
-    assert steps[0] <= steps[1]
     assert abs(int(steps[1]) - int(alone[1][0])) <= 0.1 * int(steps[1])
     assert calls <= 1.2 * alone[1][1] + 4
 

@@ -87,13 +87,13 @@ def test_pushforward_of_the_theorem(plain):
     layer = case.layer()
     arrays = [plain.asarray(x) for x in case.args()]
     call, flat = layer.begin(tuple(arrays), {}, None)
-    (y,) = call.forward(*flat)
+    y = call.forward(*flat)
     rule = ImplicitRule(call.problem, layer.linear_solver, layer.policy)
     draw = np.random.default_rng(1)
     t = tuple(plain.asarray(draw.standard_normal(x.shape)) for x in case.args())
     v = plain.asarray(case.cotangent())
-    (moved,) = rule.pushforward(tuple(flat), (y,), t)
-    pulled = rule.pullback(tuple(flat), (y,), (v,), (0, 1))
+    moved, *_ = rule.pushforward(tuple(flat), y, t)
+    pulled = rule.pullback(tuple(flat), y, (v,), (0, 1))
     forward = (plain.to_numpy(moved) * plain.to_numpy(v)).sum()
     products = [plain.to_numpy(g) * plain.to_numpy(d) for g, d in zip(pulled, t, strict=True)]
     assert abs(forward - sum(p.sum() for p in products)) <= 1e-10 * sum(np.abs(p).sum() for p in products)

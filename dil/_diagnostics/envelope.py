@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, device, full
+from dil._base.scale import scale_of, within_rounding
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.curvature import has_negative_curvature
-from dil._diagnostics.newton_comparison import ACCEPTED_CHANGE, Point, relative_change, scale_of, within_rounding
+from dil._diagnostics.newton_comparison import ACCEPTED_CHANGE, Point, relative_change
 from dil._diagnostics.stationarity import relative_step, tolerance
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality

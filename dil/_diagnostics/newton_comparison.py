@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, inner, nonzero_max_abs, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, full, inner, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.operator import Operator
+from dil._base.scale import nonzero_scale
 from dil._base.typing import Array, Arrays
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
@@ -65,18 +66,6 @@ def derivative_holds(
     return short & ((change <= HARMLESS_CHANGE) | (contracts & (change <= ACCEPTED_CHANGE)))  # type: ignore[no-any-return]
 
 
-def scale_of(u: Array, start: Array | None) -> Array:
-    """Return the size of each entry of u: |u|, but at least eps ** (1/3) times its distance from the start."""
-    xp = array_namespace(u)
-    size: Array = xp.abs(u)
-    return size if start is None else xp.maximum(size, eps(xp, u.dtype) ** (1 / 3) * xp.abs(u - start))
-
-
-def nonzero_scale(scale: Array) -> Array:
-    """Return the scale, with the largest one where it is zero, as for an entry that did not move, or one."""
-    return array_namespace(scale).where(scale == 0, nonzero_max_abs(scale), scale)  # type: ignore[no-any-return]
-
-
 def relative_change(F: Function, problem: Problem, here: Point, there: Point) -> Array:
     """Return the change of g^T F_args between two points, relative to that `there`, shape batch."""
     leaves = gradients(F, problem, there)
@@ -87,12 +76,6 @@ def relative_change(F: Function, problem: Problem, here: Point, there: Point) ->
         return sum(changes[1:], start=changes[0])[0, ...]
     right = sensitivities(F, problem, there, units)
     return length(sensitivities(F, problem, here, units) - right) / nonzero_or_one(length(right))
-
-
-def within_rounding(J: Operator, Fu: Array, u: Array) -> Array:
-    """Return whether each entry of F is within the rounding of its terms, estimated by |J u|; shape batch."""
-    xp = array_namespace(u)
-    return xp.all(xp.abs(Fu) <= 32 * eps(xp, u.dtype) * xp.abs(J(u)), axis=-1)  # type: ignore[no-any-return]
 
 
 def sensitivities(F: Function, problem: Problem, at: Point, units: Sequence[Array] | None = None) -> Array:

@@ -16,11 +16,12 @@ from dil._base.arrays import (
     norm,
 )
 from dil._base.operator import Operator
+from dil._base.scale import nonzero_scale, within_rounding
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Loop
 from dil._diagnostics.failure_policy import without_approximate
-from dil._diagnostics.newton_comparison import Point, derivative_holds, nonzero_scale, within_rounding
+from dil._diagnostics.newton_comparison import Point, derivative_holds
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
@@ -61,11 +62,10 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
     was cut.
     """
     backend, b, near = solve.F.problem.backend, solve.b, is_near(solve)
-    near = backend.loops.number(near)
     xp, status = array_namespace(b), solve.solution.status
     if status is None:
         status = xp.zeros(b.shape[:-1], dtype=xp.int32, device=device(b))
-    if near is True:
+    if backend.loops.number(near) is True:
         return status
     suspect = (without_approximate(status) == int(Status.CONVERGED)) & ~near
 
@@ -126,8 +126,7 @@ def loss_is_near(solve: DerivativeSolve, small: float) -> Array:
     if not (solve.A.symmetric or solve.A.transposed):
         near: Array = xp.ones(b.shape[:-1], dtype=xp.bool, device=device(b))
         return near  # g is no cotangent
-    near = xp.sum(xp.abs(here.g * solve.Fu), axis=-1) <= small * xp.sum(xp.abs(b) * here.scale, axis=-1)
-    return near
+    return xp.sum(xp.abs(here.g * solve.Fu), axis=-1) <= small * xp.sum(xp.abs(b) * here.scale, axis=-1)  # type: ignore[no-any-return]
 
 
 def relative_step(F: Optimality, J: Operator, Fu: Array, scale: Array) -> Array:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from dil._base.arrays import array_namespace, eps, full, nonzero_max_abs, norm
 from dil._base.quasi_newton import Pairs
+from dil._base.scale import within_rounding
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import without_approximate
-from dil._diagnostics.newton_comparison import within_rounding
 from dil._problem.jacobian import operator
 from dil._problem.problem import Problem
 from dil.linear._solver import LinearSolver

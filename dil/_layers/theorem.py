@@ -18,12 +18,13 @@ from dil._base.arrays import full
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.quasi_newton import Pairs
+from dil._base.scale import scale_of
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.curvature import check_curvature
 from dil._diagnostics.error_bound import error_bound
 from dil._diagnostics.failure_policy import Policy
-from dil._diagnostics.newton_comparison import Point, scale_of
+from dil._diagnostics.newton_comparison import Point
 from dil._diagnostics.record import add_entry, recording
 from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp

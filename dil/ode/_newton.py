@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eye, full, norm
 from dil._base.errors import OptionError
+from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Matvec, Tree
 from dil._frameworks.protocol import Backend
@@ -14,7 +15,7 @@ from dil._problem.jacobian import operator
 from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 from dil.solvers._finish import finish
-from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class StepNewton:
         `dil.linear.GMRES()`. By default, J is built and factored for a small state, and `dil.linear.Auto()` solves for
         a large one.
     rtol : float, optional
-        A stage is solved when a full step is within rtol (1 + ||z||); by default eps ** (1/2) of the dtype.
+        A stage is solved when each entry of a full step is within rtol |z|; by default eps ** (1/2) of the dtype.
         Convergence is quadratic, so the error after that step is of the order of the step squared.
     max_iter : int
         The largest number of Newton iterations.
@@ -80,7 +81,7 @@ class StepNewton:
             step = xp.where(lower, d, 0.5 * s.step)
             # u was moved by a full step that did not lower F: move back by half of it
             u = xp.where(moving, s.u - xp.where(lower, d, -step), s.u)
-            small = norm(step) <= rtol * size_of(u)
+            small = is_short(step, u, started.u, rtol)
             steps = s.steps + xp.astype(s.active, s.steps.dtype)
             return Iterate(
                 u,

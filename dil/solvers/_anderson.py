@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
+from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil._frameworks.iteration import frozen
 from dil.solvers._finish import finish
 from dil.solvers._progress import check_watched, iterate_watched
-from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
+from dil.solvers._start import check_positive, start_equation, tolerance, zeros_like_count
+from dil.solvers._verify import solved_or_rounded
 
 EXPLODED = 10.0
 """A residual this many times the least one so far sends its problem back to a plain step."""
@@ -35,7 +37,8 @@ class Anderson:
         A number added to the diagonal of the normal matrix of the least squares, relative to its mean entry there.
         It is never below the rounding of the matrix.
     rtol : float, optional
-        A problem is solved when ||step(u) - u|| <= rtol (1 + ||u||); by default eps ** 0.75 of the dtype: 1.8e-12 in
+        A problem is solved when each entry of step(u) - u is within rtol |u|, or within the rounding of the way from
+        the start; by default eps ** 0.75 of the dtype: 1.8e-12 in
         float64, 6.4e-6 in float32.
     max_iter : int
         The largest number of evaluations of the step after the first.
@@ -46,8 +49,6 @@ class Anderson:
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
-
     For an affine step the method is equivalent to GMRES (Walker and Ni 2011, Theorem 2.2). A problem returns to its
     last iterate, clears its memory and takes the plain step u + mixing (step(u) - u) in two cases. Either its residual
     is not finite or ten times its least so far. Or its step is a hundred times as long as the plain one and does not
@@ -86,14 +87,16 @@ class Anderson:
 
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Iterate fun from init; the value has the structure of init."""
-        problem, u, arrays = start_equation(self, fun, init, args, kwargs, "step")
+        started = start_equation(self, fun, init, args, kwargs, "step")
+        problem, start, arrays = started
+        u = start
         backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 0.75)
 
         def move(u: Array) -> Array:
             return backend.constant(problem.image(u, *arrays)) - u
 
         def near(u: Array, f: Array) -> Array:
-            return norm(f) <= rtol * size_of(u)
+            return is_short(f, u, start, rtol)
 
         def step(s: Iterate) -> Iterate:
             new = self._mix(s)
@@ -137,7 +140,7 @@ class Anderson:
             last.steps,
             residual(last),
             max_iter=self.max_iter,
-            solved=last.solved,
+            solved=solved_or_rounded(started, last.u, last.solved, ~last.broken),
             broken=last.broken,
             extra=extra,
         )

@@ -23,6 +23,7 @@ def finish(
     extra: Mapping[str, Any],
     singular: Array | None = None,
     diverged: Array | None = None,
+    far: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from the last state of the loop, (*batch, 1) each.
 
@@ -30,6 +31,7 @@ def finish(
     """
     reasons = [
         (solved, Status.CONVERGED),
+        *(() if far is None else ((far, Status.NOT_STATIONARY),)),
         (broken, Status.NON_FINITE),
         *(() if singular is None else ((singular, Status.SINGULAR),)),
         *(() if diverged is None else ((diverged, Status.DIVERGED),)),

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, eps, nonzero_or_one, norm
 from dil._base.errors import OptionError
+from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._progress import check_watched, iterate_watched
-from dil.solvers._start import check_positive, size_of, start_equation, tolerance, zeros_like_count
+from dil.solvers._start import check_positive, start_equation, tolerance, zeros_like_count
+from dil.solvers._verify import solved_or_rounded
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class FixedPoint:
     damping : float
         The share of each step that is taken, in (0, 1]. Less than 1 helps where steps overshoot.
     rtol : float, optional
-        A problem is solved when ||step(u) - u|| <= rtol (1 + ||u||); by default eps ** 0.75 of the dtype: 1.8e-12 in
+        A problem is solved when each entry of step(u) - u is within rtol |u|, or within the rounding of the way from
+        the start; by default eps ** 0.75 of the dtype: 1.8e-12 in
         float64, 6.4e-6 in float32.
     max_iter : int
         The largest number of steps.
@@ -70,14 +73,16 @@ class FixedPoint:
 
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Iterate fun from init; the value has the structure of init."""
-        problem, u, arrays = start_equation(self, fun, init, args, kwargs, "step")
+        started = start_equation(self, fun, init, args, kwargs, "step")
+        problem, start, arrays = started
+        u = start
         backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 0.75)
 
         def move(u: Array) -> Array:
             return backend.constant(problem.image(u, *arrays)) - u
 
         def near(u: Array, f: Array) -> Array:
-            return norm(f) <= rtol * size_of(u)
+            return is_short(f, u, start, rtol)
 
         def advance(s: Iterate) -> Iterate:
             new = s.u + self.damping * s.f
@@ -96,7 +101,7 @@ class FixedPoint:
         finite = xp.isfinite(norm(f))
         solved = finite & near(u, f)
         first = Iterate(u, f, zeros_like_count(u), finite & ~solved, solved, ~finite, finite & ~finite)
-        far = (size_of(u) + norm(f)) / eps(xp, u.dtype)
+        far = (norm(u) + norm(f)) / eps(xp, u.dtype)
         scale = nonzero_or_one(norm(f))
 
         def residual(s: Iterate) -> Array:
@@ -109,7 +114,7 @@ class FixedPoint:
             last.steps,
             residual(last),
             max_iter=self.max_iter,
-            solved=last.solved,
+            solved=solved_or_rounded(started, last.u, last.solved, ~last.broken),
             broken=last.broken,
             diverged=last.diverged,
             extra=extra,

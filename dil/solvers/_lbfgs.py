@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, dot, eps, full, inner, nonzero_or_one, norm
 from dil._base.quasi_newton import Pairs, forget, inverse_product, no_pairs, remember
+from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._progress import check_watched, iterate_watched
-from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._start import check_positive, start, tolerance, zeros_like_count
+from dil.solvers._verify import verified
 from dil.solvers._wolfe import wolfe_search
 
 
@@ -24,8 +26,9 @@ class LBFGS:
     memory : int
         The number of pairs of a step and a change of gradient that describe the Hessian.
     rtol : float, optional
-        A problem is solved when the gradient, divided by the least curvature in memory, is within rtol (1 + ||u||); by
-        default eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
+        A problem is solved when the step that is left is within rtol |u|, entry by entry, or within the rounding of the
+        way from the start, both before and after a line search. The step is the gradient divided by the least curvature
+        in memory. By default eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
     max_iter : int
         The largest number of line searches. Most of them take one evaluation of the score and its gradient.
     history : bool
@@ -35,7 +38,8 @@ class LBFGS:
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
+    For up to 64 unknowns a solution is verified by at most 8 products with the Hessian, which find directions of small
+    curvature that the memory has missed. A problem ends NOT_STATIONARY if a Newton step would still move it.
 
     `extra["pairs"]` holds the pairs at the solution, for a preconditioner of the backward pass. `extra["evaluations"]`
     counts evaluations of the score and its gradient. A pair is kept if its curvature is positive beyond rounding. If
@@ -70,7 +74,8 @@ class LBFGS:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
-        problem, u, arrays = start(self, fun, init, args, kwargs)
+        started = start(self, fun, init, args, kwargs)
+        problem, u, arrays = started
         backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 2 / 3)
 
         # in units of the first gradient: squares of tiny or huge gradients would under- or overflow
@@ -92,8 +97,10 @@ class LBFGS:
             pairs = learn(forget(s.pairs, (s.going & ~moved)[..., 0]), new_u - s.u, gradient - s.gradient)
             direction, pairs = downhill(pairs, gradient)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            solved = s.solved | (moved & near(pairs, gradient, new_u, rtol))
-            lost = norm(direction) <= eps(xp, u.dtype) * size_of(new_u)  # in the rounding of u
+            close = near(pairs, gradient, new_u, u, rtol)
+            # one search more shows the curvature along a gradient that only seemed small
+            solved = s.solved | (s.near & ((moved & close) | (s.going & ~moved)))
+            lost = xp.all(xp.abs(direction) <= eps(xp, u.dtype) * xp.abs(new_u), axis=-1, keepdims=True)
             going = s.going & (moved | learned) & ~(solved | lost) & (steps < self.max_iter)
             return Iterate(
                 new_u,
@@ -104,18 +111,20 @@ class LBFGS:
                 steps,
                 s.evaluations + line.probes,
                 going,
+                close,
                 solved,
             )
 
         value, gradient = evaluate(u)
         finite = xp.isfinite(norm(gradient)) & xp.isfinite(value)
         # a probe along the gradient, whose curvature gives the length of the first step
-        probe = -(eps(xp, u.dtype) ** 0.5) * size_of(u) * gradient
+        probe = -(eps(xp, u.dtype) ** 0.5) * nonzero_or_one(norm(u)) * gradient
         pairs = learn(no_pairs(u, self.memory), probe, evaluate(u + probe)[1] - gradient)
         direction, pairs = downhill(pairs, gradient)
-        solved = finite & near(pairs, gradient, u, rtol)
+        solved = finite & (norm(gradient) == 0)
         none = zeros_like_count(u)
-        first = Iterate(u, value, gradient, direction, pairs, none, none + 3, finite & ~solved, solved)
+        close = near(pairs, gradient, u, u, rtol)
+        first = Iterate(u, value, gradient, direction, pairs, none, none + 3, finite & ~solved, close, solved)
 
         def residual(s: Iterate) -> Array:
             return norm(s.gradient)
@@ -124,14 +133,16 @@ class LBFGS:
         rho, most = last.pairs.rho, float(xp.finfo(u.dtype).max)
         held = rho <= most * at_most_one(unit[..., 0])  # drop a pair whose rho would overflow
         rho = xp.where(held, rho, full(rho, 0.0)) / unit[..., 0]
+        verdict = verified(started, last.u, last.solved, finite, rtol)
         return finish(
             problem.space,
             last.u,
             last.steps,
             residual(last),
             max_iter=self.max_iter,
-            solved=last.solved,
+            solved=verdict.solved,
             broken=~finite,
+            far=verdict.far,
             extra={
                 "pairs": Pairs(last.pairs.s, last.pairs.y * unit, rho),
                 "evaluations": last.evaluations[..., 0],
@@ -152,6 +163,8 @@ class Iterate(NamedTuple):
     steps: Array
     evaluations: Array
     going: Array
+    near: Array
+    """Whether the step that is left is short."""
     solved: Array
 
 
@@ -169,14 +182,14 @@ def learn(pairs: Pairs, step: Array, change: Array) -> Pairs:
     return remember(pairs, step, change, (dot(step, change) > widest * norm(step) * norm(change))[..., 0])
 
 
-def near(pairs: Pairs, gradient: Array, u: Array, rtol: float) -> Array:
+def near(pairs: Pairs, gradient: Array, u: Array, start: Array, rtol: float) -> Array:
     """Whether u is within the tolerance of the solution, estimated by the least curvature in memory, <s, y> / <s, s>.
 
     The length of the next step is a worse estimate: while the memory is short, so is the step.
     """
     xp, slope = array_namespace(u), norm(gradient)
     flattest = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None]
-    return (slope == 0) | ((flattest > 0) & (flattest * slope <= rtol * size_of(u)))  # type: ignore[no-any-return]
+    return (slope == 0) | ((flattest > 0) & is_short(flattest * gradient, u, start, rtol))  # type: ignore[no-any-return]
 
 
 def at_most_one(length: Array) -> Array:

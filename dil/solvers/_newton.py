@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
+from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Matvec, Tree
 from dil._problem.jacobian import operator
@@ -16,7 +17,8 @@ from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._progress import check_watched, iterate_watched
-from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
+from dil.solvers._verify import solved_or_rounded
 
 Equations = Literal["hessian", "normal", "truncated"]
 GOLDEN = (1 + 5**0.5) / 2
@@ -34,8 +36,9 @@ class Newton:
         tolerance that is loose far from the solution and tight near it. In a root or fixed-point layer, "hessian"
         solves J d = F by `dil.linear.Auto`, "normal" solves J^T J d = J^T F, and "truncated" is refused.
     rtol : float, optional
-        A problem is solved when a full step is within rtol (1 + ||u||); by default eps ** (1/2) of the dtype.
-        Convergence is quadratic, so the error after that step is of the order of the step squared.
+        A problem is solved when each entry of a full step is within rtol |u|, or within the rounding of the way from
+        the start; by default eps ** (1/2) of the dtype. Convergence is quadratic, so the error after that step is of
+        the order of the step squared. A problem is also solved when F is within the rounding of its terms.
     max_iter : int
         The largest number of Newton steps.
     damping : float
@@ -47,8 +50,6 @@ class Newton:
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
-
     Roots: each step lowers 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2). If the Newton step is not a direction
     of descent, the steepest descent step is taken. If J^T F = 0 but F is not zero, the problem ends SINGULAR. A short
     step does not end a problem if J d is far from F, as at a singular J or with large damping.
@@ -99,7 +100,7 @@ class Newton:
             length = backtrack(started, s.u, at, usable & ~flat)
             new = s.u - length * at.step
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            near = usable & (length > 0) & ~at.rough & (norm(at.step) <= rtol * size_of(new))
+            near = usable & (length > 0) & ~at.rough & is_short(at.step, new, u, rtol)
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & (length > 0) & ~solved & (steps < self.max_iter)
             broken = s.broken | (s.going & ~usable)
@@ -115,13 +116,14 @@ class Newton:
             return s.slope / nonzero_or_one(slope)
 
         last, extra = iterate_watched(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
+        ended = ~(last.singular | last.broken)
         return finish(
             problem.space,
             last.u,
             last.steps,
             residual(last),
             max_iter=self.max_iter,
-            solved=last.solved,
+            solved=solved_or_rounded(started, last.u, last.solved, ended),
             singular=last.singular,
             broken=last.broken,
             extra=extra,
@@ -278,6 +280,6 @@ def backtrack(started: Start, u: Array, at: Step, going: Array) -> Array:
         return Trial(xp.where(spent, 0.0 * length, length), going & ~spent)
 
     # the score does not resolve a step this short: its change is of second order, below the rounding of its terms
-    short = norm(at.step) <= 16 * eps(xp, u.dtype) ** 0.5 * size_of(u)
+    short = is_short(at.step, u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
     first = Trial(xp.where(going, full(at.value, 1.0), full(at.value, 0.0)), going & ~short)
     return started.problem.backend.loops.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]

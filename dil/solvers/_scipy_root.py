@@ -119,10 +119,11 @@ class System:
         return self.host.matrix(pull)
 
     def near_root(self, x: Any) -> bool:
-        """Whether a step of 1e-3 (1 + ||x||) could change F by as much as ||F||."""
+        """Whether a step of 1e-3 |x|, or of the way from the start, could change F by as much as ||F||."""
         import numpy as np
 
-        reach = 1e-3 * (1 + np.linalg.norm(x)) * np.linalg.norm(self.jacobian(x))
+        way = np.maximum(abs(x), abs(x - self.host.out(self.host.like)))
+        reach = 1e-3 * np.linalg.norm(abs(self.jacobian(x)) @ way)
         return bool(np.linalg.norm(self.residual(x)) <= reach)
 
 

@@ -1,0 +1,36 @@
+"""The size of each unknown, with which steps are compared: no unit of the problem matters."""
+
+from __future__ import annotations
+
+from dil._base.arrays import array_namespace, eps, nonzero_max_abs
+from dil._base.operator import Operator
+from dil._base.typing import Array
+
+
+def scale_of(u: Array, start: Array | None) -> Array:
+    """Return the size of each entry of u: |u|, but at least eps ** (1/3) times its distance from the start."""
+    xp = array_namespace(u)
+    size: Array = xp.abs(u)
+    return size if start is None else xp.maximum(size, eps(xp, u.dtype) ** (1 / 3) * xp.abs(u - start))
+
+
+def nonzero_scale(scale: Array) -> Array:
+    """Return the scale, with the largest one where it is zero, as for an entry that did not move, or one."""
+    return array_namespace(scale).where(scale == 0, nonzero_max_abs(scale), scale)  # type: ignore[no-any-return]
+
+
+def is_short(step: Array, u: Array, start: Array, rtol: float) -> Array:
+    """Return whether each entry of a step is within rtol |u|, or within the rounding of the way from the start.
+
+    Shape (*batch, 1). An entry of u that is zero has the way as its scale.
+    """
+    xp = array_namespace(u)
+    limit = xp.maximum(rtol * xp.abs(u), 4 * eps(xp, u.dtype) * xp.abs(u - start))
+    short: Array = xp.all(xp.abs(step) <= limit, axis=-1, keepdims=True)
+    return short
+
+
+def within_rounding(J: Operator, F: Array, u: Array) -> Array:
+    """Return whether each entry of F(u) is within the rounding of its terms, estimated by |J u|; shape batch."""
+    xp = array_namespace(u)
+    return xp.all(xp.abs(F) <= 32 * eps(xp, u.dtype) * xp.abs(J(u)), axis=-1)  # type: ignore[no-any-return]

@@ -1,0 +1,81 @@
+"""The last look at an iterate: whether F is within rounding there, and whether a Newton step would still move it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dil._base.arrays import array_namespace, dot, eps, max_abs
+from dil._base.operator import Operator
+from dil._base.scale import nonzero_scale, within_rounding
+from dil._base.typing import Array
+from dil._problem.jacobian import operator
+from dil.linear._cg import CG
+from dil.linear._direct import Direct
+from dil.solvers._start import Start
+
+FEW = 64
+"""The most unknowns for which a solution of a method without second derivatives is verified."""
+PRODUCTS = 8
+"""The most products with the Hessian that this takes."""
+
+
+class Verdict(NamedTuple):
+    """The problems that are solved, and those that only seemed so; (*batch, 1)."""
+
+    solved: Array
+    far: Array
+
+
+def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array) -> Array:
+    """Return the solved problems and those, among the others that ended without a failure, with F within rounding."""
+    backend, xp = started.problem.backend, array_namespace(u)
+    open_ = ended & ~solved
+
+    def look(solved: Array) -> Array:
+        F, J = _linearised(started, u)
+        return solved | (open_ & within_rounding(J, F, u)[..., None])
+
+    found: Array = backend.loops.run_if(xp.any(open_), look, solved)
+    return found
+
+
+def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float) -> Verdict:
+    """Return the verdict on a minimum that was found with gradients alone.
+
+    A method without second derivatives can miss a direction of small curvature, which hides a large error behind a
+    small gradient. For up to 8 unknowns the Newton step d is computed, and for up to 64 unknowns a lower bound of it
+    (8 steps of conjugate gradients on H d = F, in units of u). One of three must hold. Each entry of d is within
+    eps ** (1/3) |u|, or within eps ** (1/2) of the way from the start. The decrease that d promises, <F, d> / 2, is
+    within 4 eps of the energy <u, H u>. F is within its rounding. A problem that is not solved becomes so if F is within
+    its rounding, or if the promise is within rtol ** 2 of the energy.
+    """
+    backend, xp = started.problem.backend, array_namespace(u)
+    none = solved & ~solved
+    if u.shape[-1] > FEW:
+        return Verdict(solved_or_rounded(started, u, solved, ended), none)
+
+    def look(now: Verdict) -> Verdict:
+        F, H = _linearised(started, u)
+        machine, Hu = eps(xp, u.dtype), H(u)
+        way = machine ** (1 / 6) * xp.abs(u - started.u)
+        scale = nonzero_scale(xp.maximum(xp.abs(u), way))
+        scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
+        solver = Direct() if u.shape[-1] <= PRODUCTS else CG(max_iter=PRODUCTS)
+        step = solver(scaled, scale * F, loop=backend.loops.while_loop).value
+        promise, energy = xp.abs(dot(scale * F, step)), xp.abs(dot(u, Hu))
+        rounded = xp.all(xp.abs(F) <= 32 * machine * xp.abs(Hu), axis=-1, keepdims=True)
+        unknown = ~xp.all(xp.isfinite(step), axis=-1, keepdims=True)
+        passed = (
+            (max_abs(step)[..., None] <= machine ** (1 / 3)) | (promise <= 8 * machine * energy) | rounded | unknown
+        )
+        now_solved = rounded | (promise <= 2 * rtol**2 * energy)
+        return Verdict((now.solved & passed) | (ended & now_solved), now.solved & ~passed)
+
+    verdict: Verdict = backend.loops.run_if(xp.any(ended), look, Verdict(solved, none))
+    return verdict
+
+
+def _linearised(started: Start, u: Array) -> tuple[Array, Operator]:
+    problem, _, arrays = started
+    (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
+    return F, operator(problem, lambda p: pull((p,))[0], u)
