@@ -10,6 +10,7 @@ from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.scale import is_short
 from dil._base.solution import Solution
+from dil._base.status import Status
 from dil._base.typing import Array, Matvec, Tree
 from dil._problem.jacobian import operator
 from dil.linear._auto import Auto
@@ -134,30 +135,32 @@ class Newton:
         problem, _, arrays = started
         (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
         J = operator(problem, lambda p: pull((p,))[0], s.u)
-        step = self._solve(started, J, F, s)
-        return downhill(started, s.u, J, F, step) if problem.symmetric else towards_root(J, F, step)
+        found = self._solve(started, J, F, s)
+        if not problem.symmetric:
+            return towards_root(J, F, found.value)
+        assert found.status is not None
+        return downhill(started, s.u, J, F, found.value, (found.status != int(Status.CONVERGED))[..., None])
 
-    def _solve(self, started: Start, J: Operator, F: Array, s: Iterate) -> Array:
-        """Return the solution of the linear system, or the last iterate if it was not solved."""
+    def _solve(self, started: Start, J: Operator, F: Array, s: Iterate) -> Solution:
+        """Solve the linear system."""
         loop = started.problem.backend.loops.while_loop
         if self.equations == "truncated":
             return self._truncated(started, J, F, forcing(norm(F), s))
         if self.equations == "normal":
-            return NormalCG(damping=self.damping)(J, F, loop=loop).value  # type: ignore[no-any-return]
+            return NormalCG(damping=self.damping)(J, F, loop=loop)
         solver = (CG if started.problem.symmetric else Auto)(damping=self.damping)
-        return solver(J, F, loop=loop).value  # type: ignore[no-any-return]
+        return solver(J, F, loop=loop)
 
-    def _truncated(self, started: Start, hessian: Matvec, gradient: Array, forced: Array) -> Array:
+    def _truncated(self, started: Start, hessian: Matvec, gradient: Array, forced: Array) -> Solution:
         """Return a step with ||H d - F|| <= forced ||F||. The class `CG` takes no tolerance for each problem."""
         backend = started.problem.backend
-        found = cg(
+        return cg(
             lambda p: hessian(p) + self.damping * p,
             gradient,
             rtol=backend.loops.number(forced[..., 0]),
             max_iter=max(100, 10 * gradient.shape[-1]),
             loops=backend.loops,
         )
-        return found.value  # type: ignore[no-any-return]
 
 
 def forcing(slope: Array, s: Iterate) -> Array:
@@ -201,7 +204,7 @@ def merit(started: Start, u: Array, unit: Array) -> Array:
     return 0.5 * dot(F, F)
 
 
-def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array) -> Step:
+def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array, rough: Array) -> Step:
     """Return a step that lowers the score: turned round if it points uphill, down the gradient if it is level.
 
     CG that meets no curvature along the gradient itself gives none. The step along it is as long as Newton's would be
@@ -217,7 +220,7 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
 
     step = backend.loops.run_if(xp.any(level), along, step)
     unit = full(slope, 1.0)
-    return Step(gradient, step, unit, merit(started, u, unit), dot(gradient, step), level, level & ~level)
+    return Step(gradient, step, unit, merit(started, u, unit), dot(gradient, step), level | rough, level & ~level)
 
 
 def towards_root(J: Operator, F: Array, step: Array) -> Step:

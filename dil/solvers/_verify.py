@@ -7,6 +7,8 @@ from typing import NamedTuple
 from dil._base.arrays import array_namespace, dot, eps, max_abs
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale, within_rounding
+from dil._base.solution import Solution
+from dil._base.status import Status
 from dil._base.typing import Array
 from dil._problem.jacobian import operator
 from dil.linear._cg import CG
@@ -46,8 +48,8 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
     small gradient. For up to 8 unknowns the Newton step d is computed, and for up to 64 unknowns a lower bound of it
     (8 steps of conjugate gradients on H d = F, in units of u). One of three must hold. Each entry of d is within
     eps ** (1/3) |u|, or within eps ** (1/2) of the way from the start. The decrease that d promises, <F, d> / 2, is
-    within 4 eps of the energy <u, H u>. F is within its rounding. A problem that is not solved becomes so if F is within
-    its rounding, or if the promise is within rtol ** 2 of the energy.
+    within 4 eps of the energy <u, H u>, and H is definite. F is within its rounding. A problem that is not solved
+    becomes so if F is within its rounding, or if the promise is within rtol ** 2 of the energy.
     """
     backend, xp = started.problem.backend, array_namespace(u)
     none = solved & ~solved
@@ -61,18 +63,26 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         scale = nonzero_scale(xp.maximum(xp.abs(u), way))
         scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
         solver = Direct() if u.shape[-1] <= PRODUCTS else CG(max_iter=PRODUCTS)
-        step = solver(scaled, scale * F, loop=backend.loops.while_loop).value
+        found = solver(scaled, scale * F, loop=backend.loops.while_loop)
+        step, definite = found.value, _is_definite(found)
         promise, energy = xp.abs(dot(scale * F, step)), xp.abs(dot(u, Hu))
         rounded = xp.all(xp.abs(F) <= 32 * machine * xp.abs(Hu), axis=-1, keepdims=True)
         unknown = ~xp.all(xp.isfinite(step), axis=-1, keepdims=True)
-        passed = (
-            (max_abs(step)[..., None] <= machine ** (1 / 3)) | (promise <= 8 * machine * energy) | rounded | unknown
-        )
-        now_solved = rounded | (promise <= 2 * rtol**2 * energy)
+        short = max_abs(step)[..., None] <= machine ** (1 / 3)
+        passed = short | (definite & (promise <= 8 * machine * energy)) | rounded | unknown
+        now_solved = rounded | (definite & (promise <= 2 * rtol**2 * energy))
         return Verdict((now.solved & passed) | (ended & now_solved), now.solved & ~passed)
 
     verdict: Verdict = backend.loops.run_if(xp.any(ended), look, Verdict(solved, none))
     return verdict
+
+
+def _is_definite(found: Solution) -> Array:
+    """Return whether the linear solver met neither a singular nor an indefinite Hessian, (*batch, 1)."""
+    assert found.status is not None
+    failed = (found.status == int(Status.SINGULAR)) | (found.status == int(Status.INDEFINITE))
+    definite: Array = ~(failed | (found.extra or {})["indefinite"])[..., None]
+    return definite
 
 
 def _linearised(started: Start, u: Array) -> tuple[Array, Operator]:
