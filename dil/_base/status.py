@@ -84,11 +84,10 @@ class Status(IntEnum):
 
     DIVERGED = (
         11,
-        "the iterates, or the states of a plan, grow without bound; damp the steps or take another solver, and for a "
-        "plan shorten the horizon, bound the controls, start from controls that keep the states small, or check the "
-        "dynamics",
+        "the iterates, or the states of a plan, grow without bound; check that the score has a minimum, damp the steps "
+        "or take another solver, and for a plan shorten the horizon, bound the controls, start from controls that keep "
+        "the states small, or check the dynamics",
     )
-
     UNSTABILISABLE = (
         12,
         "no control stabilises the pair (A, B): A has an eigenvalue on or outside the unit circle whose mode B does "
@@ -103,6 +102,12 @@ class Status(IntEnum):
         14,
         "no control minimises the cost: Q must be positive semi-definite and R positive definite; where they are "
         "learned, write them as L L^T, and R as L L^T + 1e-6 I",
+    )
+    NO_DERIVATIVE = (
+        15,
+        "the gradient of the score is exactly zero at the start, although the score changes there, or the score does "
+        "not depend on the unknown at all; look for detach, stop_gradient, dil.constant or a conversion to another "
+        "array type between the unknown and the score",
     )
 
     @property

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, max_abs
-from dil._base.errors import BackendError, DTypeError, ShapeError
+from dil._base.errors import BackendError, DilError, DTypeError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.solution import Solution
 from dil._base.status import EXPLAINS_NON_FINITE, Status
@@ -53,6 +53,8 @@ class Call:
     arguments: Arguments
     start: Arguments
     space: Space | None = field(default=None)
+    has_start: bool = field(default=True)
+    """Whether the solver had a start. Without one, nothing but the score itself knows the shape of the unknown."""
 
     def problem(self) -> Problem:
         """Return the problem that the solver solved."""
@@ -77,6 +79,7 @@ class Call:
         (init,), _ = self.start.call(arrays[count:])
         init = _copy(init(*args, **kwargs) if callable(init) else init)
         start, expected = self._start(init, arrays)
+        self.has_start = expected is not None
         what = f"the result of the solver {_name(self.solver)!r}"
         result = self.solver(self.condition, init, *args, **kwargs)
         solution = result if isinstance(result, Solution) else Solution(result)
@@ -140,7 +143,16 @@ class Call:
         y, *constants = (backend.constant(x) for x in (y, *arrays[:count]))
         traced = isinstance(problem.condition, Score) and problem.condition.derivatives is None
         condition = problem.value if traced else problem.residual
-        (value,), _ = backend.vjp(lambda u: (condition(u, *constants),), y)
+        try:
+            (value,), _ = backend.vjp(lambda u: (condition(u, *constants),), y)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            if self.has_start or isinstance(error, DilError):
+                raise
+            message = (
+                f"the function {self.condition.name!r} cannot be evaluated at the result of the solver "
+                f"{_name(self.solver)!r}, which is {problem.space.describe()}: {error}"
+            )
+            raise ShapeError(message) from error
         message = (
             f"{self.policy.layer}: its function uses an array that takes part in a differentiation but is not "
             f"among the arguments (captured by a closure, or a parameter of a module), so it would silently get "

@@ -24,17 +24,19 @@ def finish(
     singular: Array | None = None,
     diverged: Array | None = None,
     far: Array | None = None,
+    cut: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from the last state of the loop, (*batch, 1) each.
 
     A problem that is neither solved nor broken reached the iteration limit, or it stopped because of rounding.
     """
+    failures = ((cut, Status.NO_DERIVATIVE), (diverged, Status.DIVERGED))
     reasons = [
+        *((holds, status) for holds, status in failures if holds is not None),
         (solved, Status.CONVERGED),
         *(() if far is None else ((far, Status.NOT_STATIONARY),)),
         (broken, Status.NON_FINITE),
         *(() if singular is None else ((singular, Status.SINGULAR),)),
-        *(() if diverged is None else ((diverged, Status.DIVERGED),)),
         (steps >= max_iter, Status.MAX_ITER),
     ]
     status = first_of(reasons, Status.STAGNATED)

@@ -10,6 +10,7 @@ from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
+from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
@@ -134,6 +135,8 @@ class GradientDescent:
             solved=verdict.solved,
             broken=~finite,
             far=verdict.far,
+            cut=is_cut(started, finite & (slope == 0)),
+            diverged=is_unbounded(started, last.u, finite & (residual(last) > 0.25)),
             extra=extra,
         )
 

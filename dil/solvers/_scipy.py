@@ -15,6 +15,7 @@ from dil._frameworks.protocol import Pull
 from dil._problem.problem import Problem
 from dil._problem.space import space_of
 from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
+from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._start import Start, start
 from dil.solvers._verify import FEW, verified
 
@@ -32,8 +33,8 @@ class SciPy:
     method : str
         Any method of `scipy.optimize.minimize`.
     tol : float, optional
-        SciPy's `tol`, for a score in units of its first gradient. By default eps ** (1/2) of the dtype for methods that
-        use the gradient, and SciPy's own default for the others.
+        SciPy's `tol`, for a score in units of its first gradient. By default eps of the dtype for methods that use the
+        gradient, so that they stop for lack of precision, and SciPy's own default for the others.
     options : mapping, optional
         SciPy's `options`.
 
@@ -43,8 +44,9 @@ class SciPy:
     `jax.jit` the solver runs in a host callback.
 
     SciPy gets the score divided by the largest entry of its first gradient, since its tolerances are absolute. For up
-    to 64 unknowns its answer is verified by at most 8 products with the Hessian: a problem ends NOT_STATIONARY if a
-    Newton step would still move it, and CONVERGED if SciPy stopped for lack of precision and a Newton step would not.
+    to 64 unknowns its answer is verified by at most 8 products with the Hessian: a problem ends CONVERGED if a Newton
+    step would not move it any more, and NOT_STATIONARY if it would. With more unknowns, a stop for lack of precision
+    counts as CONVERGED if the gradient is within eps ** (1/2) of the first.
 
     Examples
     --------
@@ -73,7 +75,7 @@ class SciPy:
             return problem.gradient(u, *arrays)
 
         found = solve_on_host(problem, u, arrays, solve, residual)
-        return found if u.shape[-1] > FEW or u.shape[-1] == 0 else _verified(started, found)
+        return _verified(started, found) if u.shape[-1] else found
 
     def _minimize(self, score: Sum) -> Found:
         minimize = import_optimize("SciPy").minimize
@@ -85,7 +87,7 @@ class SciPy:
             supplied["hess"] = score.hessian
         fun = score.value_and_gradient if "jac" in supplied else lambda x: score.value_and_gradient(x)[0]
         begin, options = score.host.out(score.host.like), dict(self.options or {})
-        tol = score.precision**0.5 if self.tol is None and supplied else self.tol
+        tol = score.precision if self.tol is None and supplied else self.tol
         found = minimize(fun, begin, method=self.method, tol=tol, options=options, **supplied)
         return Found(found.x, _status(found), int(found.get("nit", 0)), str(found.message))
 
@@ -133,12 +135,19 @@ class Sum:
 def _verified(started: Start, found: Solution) -> Solution:
     """Return the solution with the status of its verification, where SciPy did not fail."""
     assert found.status is not None
+    assert found.residual is not None
     status, xp = found.status[..., None], array_namespace(found.status)
     u, _ = space_of(found.value, started.problem.condition.batch_ndim, "the solution")
     ended = (status == int(Status.CONVERGED)) | (status == int(Status.STAGNATED))
-    verdict = verified(started, u, status == int(Status.CONVERGED), ended, eps(array_namespace(u), u.dtype) ** 0.5)
+    precise = found.residual[..., None] <= eps(xp, u.dtype) ** 0.5
+    solved = (status == int(Status.CONVERGED)) | (ended & (precise if u.shape[-1] > FEW else ended))
+    verdict = verified(started, u, solved, ended, eps(xp, u.dtype) ** 0.5)
     status = xp.where(verdict.solved, full(status, int(Status.CONVERGED)), status)
-    status = xp.where(verdict.far & ended, full(status, int(Status.NOT_STATIONARY)), status)
+    status = xp.where(verdict.far, full(status, int(Status.NOT_STATIONARY)), status)
+    same = xp.all(u == started.u, axis=-1, keepdims=True)
+    status = xp.where(is_cut(started, ended & same), full(status, int(Status.NO_DERIVATIVE)), status)
+    steep = ended & (found.residual > 0.25)[..., None]
+    status = xp.where(is_unbounded(started, u, steep), full(status, int(Status.DIVERGED)), status)
     return found._replace(status=status[..., 0])
 
 

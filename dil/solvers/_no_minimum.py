@@ -1,0 +1,60 @@
+"""Scores whose minimum cannot be found: cut from the unknown, or without a lower bound."""
+
+from __future__ import annotations
+
+from dil._base.arrays import array_namespace, dot, eps, max_abs, nonzero_max_abs, norm
+from dil._base.typing import Array
+from dil._frameworks.random_vectors import standard_normal
+from dil.solvers._start import Start
+
+
+def is_cut(started: Start, flat: Array) -> Array:
+    """Return whether the score was cut from the unknown, among the problems with a gradient of zero at the start.
+
+    Shape (*batch, 1). Along a random direction, the score is compared at four points. It was cut if it changes to first
+    order although its gradient is zero, or if it does not change at all.
+    """
+    backend, u = started.problem.backend, started.u
+    xp = array_namespace(u)
+
+    def look(flat: Array) -> Array:
+        direction = standard_normal(backend, u, 1, 0)[0, ...]
+        step = eps(xp, u.dtype) ** 0.25 * nonzero_max_abs(u) * direction
+        ahead, behind, half_ahead, half_behind = (_value(started, u + k * step) for k in (1.0, -1.0, 0.5, -0.5))
+        here = _value(started, u)
+        whole, half = xp.abs(ahead - behind), xp.abs(half_ahead - half_behind)
+        resolved = half > 64 * eps(xp, u.dtype) * (xp.abs(half_ahead) + xp.abs(half_behind))
+        linear = resolved & (half > 0.4 * whole) & (half < 0.6 * whole)
+        constant = (ahead == here) & (behind == here) & (half_ahead == here) & (half_behind == here)
+        cut: Array = flat & (linear | constant)
+        return cut
+
+    found: Array = backend.loops.run_if(xp.any(flat), look, flat) if u.shape[-1] else flat & ~flat
+    return found
+
+
+def is_unbounded(started: Start, u: Array, steep: Array) -> Array:
+    """Return whether the score has fallen to u as fast as at the start, and still falls there; (*batch, 1).
+
+    Only problems that are `steep` at the end, whose gradient is not much smaller than at the start, can be. A minimum
+    is different: the slope along the way from the start vanishes there, so that the mean slope is less.
+    """
+    problem, start, arrays = started
+    backend, xp = problem.backend, array_namespace(u)
+    way = u - start
+    far = steep & (norm(way) > max_abs(start)[..., None])
+
+    def look(far: Array) -> Array:
+        (first_value, first), (value, gradient) = (problem.value_and_gradient(x, *arrays) for x in (start, u))
+        length = norm(way)
+        slope, last_slope = -dot(first, way / length), -dot(gradient, way / length)
+        fallen = backend.constant(first_value - value)[..., None]
+        return far & (last_slope > 0.5 * slope) & (fallen > 0.75 * slope * length)
+
+    found: Array = backend.loops.run_if(xp.any(far), look, far)
+    return found
+
+
+def _value(started: Start, u: Array) -> Array:
+    problem, _, arrays = started
+    return problem.backend.constant(problem.value(u, *arrays))[..., None]
