@@ -33,6 +33,25 @@ def check_curvature(status: Array, A: Operator, b: Array, solution: Solution, ba
     return marked
 
 
+def check_degenerate(status: Array, A: Operator, b: Array, backend: Backend) -> Array:
+    """Return the statuses of a pushforward, with SINGULAR where the right-hand side and the matrix are both zero.
+
+    The score (u - t)^4 is an example: its Hessian and its mixed derivative vanish at u = t, where dy/dt is one. In a
+    pullback the right-hand side is the cotangent, so a singular matrix shows itself.
+    """
+    if A.transposed:
+        return status
+    xp = array_namespace(b)
+    empty = (status == int(Status.CONVERGED)) & xp.all(b == 0, axis=-1)
+
+    def look(status: Array) -> Array:
+        vanishes = xp.all(A(standard_normal(backend, b, 1, 0)[0, ...]) == 0, axis=-1)
+        return xp.where(empty & vanishes, full(status, int(Status.SINGULAR)), status)  # type: ignore[no-any-return]
+
+    found: Array = backend.loops.run_if(xp.any(empty), look, status) if b.shape[-1] else status
+    return found
+
+
 def has_negative_curvature(H: Operator, like: Array, backend: Backend) -> Array:
     """Return whether a symmetric H has a negative eigenvalue that 8 steps of Lanczos' method find, shape batch.
 

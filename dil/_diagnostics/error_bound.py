@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, inner, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, full, inner, max_abs, nonzero_or_one, norm
 from dil._base.operator import Operator
+from dil._base.scale import nonzero_scale
 from dil._base.status import Status
 from dil._base.typing import Array
 from dil._diagnostics.newton_comparison import Point, length, sensitivities
@@ -45,7 +46,7 @@ def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) ->
     gradients. G' may differ from the exact gradient by c ||G - G'||; the factor 2 is for safety. The first denominator
     corrects the numerator of the relative error, the second its denominator. The bound is infinite where one of them is
     not positive: the step does not contract, or the gradient changes so much that its exact size is not known. A step
-    within rounding, 4 r (1 + ||u||), need not contract, so c = 0 there.
+    within rounding, 4 r |u| in each entry, need not contract, so c = 0 there.
 
     The norms are exact for one problem. Problems of a batch may share arguments, so their norms are taken along 16
     random directions. Measured by benchmarks/trust.py.
@@ -54,14 +55,15 @@ def error_bound(F: Optimality, A: Operator, b: Array, Fu: Array, here: Point) ->
     loop, exact = backend.loops.while_loop, Auto()
     J = A.T if A.transposed else A
     step = exact(J, Fu, loop=loop)
-    size, way = 1.0 + norm(here.u)[..., 0], norm(step.value)[..., 0]
+    scale = nonzero_scale(here.scale)
+    stationarity = max_abs(step.value / scale)
     ends = _spectrum(A, b, problem)
-    condition, bound = _ratio(*ends), full(size, float("nan"))
+    condition, bound = _ratio(*ends), full(stationarity, float("nan"))
     if A.transposed:
         bound = _bound(F, b, Fu, here, _finite(step.value), _rounding(condition, ends, b, here.g))
         assert step.status is not None
         bound = _or_else(step.status == int(Status.CONVERGED), bound, float("inf"))
-    return ErrorBound(way / size, *ends, condition, _asymmetry(A, b, backend), bound)
+    return ErrorBound(stationarity, *ends, condition, _asymmetry(A, b, backend), bound)
 
 
 def _spectrum(A: Operator, b: Array, problem: Problem) -> Extremes:
@@ -100,7 +102,7 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, roundin
     told, right = sensitivities(F, F.problem, here), sensitivities(F, F.problem, there)
     slack = sensitivities(F, F.problem, there._replace(g=more))
     rate = norm(Fu1)[..., 0] / nonzero_or_one(norm(Fu)[..., 0])
-    settled = norm(step)[..., 0] <= 4.0 * rounding * (1.0 + norm(here.u)[..., 0])
+    settled = max_abs(step / nonzero_scale(here.scale)) <= 4.0 * rounding
     rate = xp.where(settled, full(rate, 0.0), rate)
     scale = nonzero_or_one(length(right))
     change = length(told - right) / scale

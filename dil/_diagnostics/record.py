@@ -34,7 +34,7 @@ class Entry:
         Of the solver in a forward entry, of the linear solver in a backward entry. With `refine=`, the forward status
         is the status after the Newton steps.
     stationarity : float array
-        The length of the Newton step at y, divided by 1 + ||y||.
+        The largest entry of the Newton step at y, relative to the same entry of y.
     lowest, highest : float arrays
         The extreme eigenvalues of the Hessian, estimated by Lanczos' method from the cotangent. For a root or a fixed
         point, the extreme singular values of dF/du.

@@ -21,7 +21,7 @@ from dil._base.quasi_newton import Pairs
 from dil._base.scale import scale_of
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays
-from dil._diagnostics.curvature import check_curvature
+from dil._diagnostics.curvature import check_curvature, check_degenerate
 from dil._diagnostics.error_bound import error_bound
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.newton_comparison import Point
@@ -83,6 +83,7 @@ class ImplicitRule:
             here = Point(u, solution.value, floats, scale)
             status = check_stationarity(DerivativeSolve(F, A, b, Fu, here, solution, self.linear_solver))
             status = check_curvature(status, A, b, solution, backend)
+            status = check_degenerate(status, A, b, backend)
             if recording():
                 found = error_bound(F, A, b, Fu, here)
                 counts = {"iterations": solution.iterations, "residual": solution.residual}
