@@ -89,10 +89,27 @@ ROOMS = {
 @pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_room_imports_the_rooms_below_it(path):
     room = path.relative_to(ROOT / "dil").parts[0]
-    for name in imports(path, top_only=True):
+    for name in imports(path, top_only=False):
         parts = name.split(".")
-        if room in ROOMS and parts[0] == "dil" and len(parts) > 1 and parts[1] != room:
-            assert parts[1] in ROOMS[room], f"{path} imports {name}"
+        if room in ROOMS and parts[0] == "dil":
+            assert len(parts) > 1, f"{path} imports the whole of dil"
+            assert parts[1] == room or parts[1] in ROOMS[room], f"{path} imports {name}"
+
+
+BACKENDS = ROOT / "backends" / "dil_backends"
+BACKEND_FILES = sorted(BACKENDS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", BACKEND_FILES, ids=lambda p: str(p.relative_to(BACKENDS)))
+def test_no_backend_imports_another(path):
+    own = path.relative_to(BACKENDS).with_suffix("").parts[0]
+    others = {"numpy", "cupy", "torch", "jax"} - {own}
+    for name in imports(path, top_only=False):
+        parts = name.split(".")
+        if own in {"numpy", "cupy", "torch", "jax"}:
+            assert parts[:2] not in [["dil_backends", other] for other in others], f"{path} imports {name}"
+        if own == "_tape" and parts[0] == "dil":
+            assert parts[1] == "_base", f"{path} imports {name}"
 
 
 def test_every_room_has_its_place_and_says_what_lives_there():

@@ -97,8 +97,8 @@ def check_gradients(
     *args : trees
         The point; the float arrays in it are varied.
     backends : sequence of str, optional
-        Backends to run on, the arguments converted to each; fn must then be array-API code. By default the one that
-        the arguments belong to.
+        The names of the backends to run on. The arguments are converted to each, and fn must be array-API code. By
+        default the backend of the arguments.
     order : {1, 2}
         2 checks the derivative of the pullback as well.
     directions : int
@@ -119,8 +119,8 @@ def check_gradients(
     Notes
     -----
     Each check compares the scalar <J^T v, t> (and <v, J t>) with Richardson's extrapolation of central differences.
-    The bound is the error estimate of the extrapolation, plus the rounding of the summed terms,
-    sum_i |(J^T v)_i t_i|. It scales with the gradient and has no absolute floor.
+    The bound is the sum of two terms: the error estimate of the extrapolation, and the rounding error of the sum of
+    (J^T v)_i t_i. It scales with the gradient and has no absolute floor.
 
     Examples
     --------

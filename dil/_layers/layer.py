@@ -58,7 +58,7 @@ class Layer:
         return call.problem().space.unravel(y)
 
     def rule(self, call: Call) -> ImplicitRule:
-        """Return the derivative of the solution of one call, in its arrays."""
+        """Return the rule that differentiates the solution of one call with respect to its arrays."""
         return ImplicitRule(call.problem, self.linear_solver, self.policy)
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
@@ -93,9 +93,9 @@ class Layer:
         Notes
         -----
         The policy is not applied; the statuses show failures. `backward.bound` bounds the relative error of the
-        gradient, in the norm over all float arguments, for the given cotangent. It compares with the gradient after
-        one Newton step and a tighter linear solve, so it costs a few times as much as the gradient. It covers errors
-        of y and of the linear solve, damping included, but not a wrong derivative.
+        gradient for the given cotangent, in the norm over all float arguments. The bound compares this gradient with a
+        second one, computed after one Newton step with a tighter linear solve. It costs a few times as much as the
+        gradient. It covers errors of y and of the linear solve, damping included, but not a wrong derivative.
 
         Examples
         --------

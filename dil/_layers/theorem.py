@@ -59,14 +59,14 @@ class ImplicitRule:
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return -J^-1 (F_args t)."""
-        problem, u, remembered = self.find(), y[0], y[1:]
+        problem, u = self.find(), y[0]
         F, floats = problem.optimality(args)
-        t, still = [tangents[i] for i in problem.arguments.floats], tuple(full(x, 0.0) for x in remembered)
+        t, zeros = [tangents[i] for i in problem.arguments.floats], tuple(full(x, 0.0) for x in y[1:])
         if all(tangent is None for tangent in t):
-            return (full(u, 0.0), *still)
+            return (full(u, 0.0), *zeros)
         (Fu,), (Ft,) = jvp_from_vjp(problem.backend, F, (u, *floats), (None, *t))
         system = self.system(F, Fu, jacobian(F, u, *floats), partial(jacobian, F), (u, *floats), y)
-        return (problem.backend.linear_solve(system, -Ft), *still)
+        return (problem.backend.linear_solve(system, -Ft), *zeros)
 
     def system(
         self, F: Optimality, Fu: Array, A: Operator, build: Callable[..., Operator], params: Arrays, y: Arrays

@@ -32,8 +32,8 @@ class Auto:
 
     1. Problems with few unknowns are solved by `Direct`.
     2. Larger problems are solved by `CG` if A is known to be symmetric, and by `BiCGSTAB` otherwise, in at most n
-       steps. CG stops after n / 8 or n / 32 steps (the backend decides which) if they do not reach two sevenths of the
-       digits of rtol. Problems that are not solved then go to `Direct`.
+       steps. CG stops after n / 8 or n / 32 steps (the backend decides) if the relative residual is then above
+       rtol ** (2/7). Problems that are not solved go to `Direct`.
     3. The matrices of `Direct` may hold 2^22 numbers for the batch. If they would hold more, the iteration continues to
        max_iter.
     4. At moderate sizes, every problem in which the iteration fails goes to `Direct`. If the dense matrix is singular,

@@ -32,8 +32,9 @@ class BiCGSTAB:
     1. The residuals do not decrease monotonically, and the method can break down for a regular A. A breakdown ends a
        pass. The next pass starts from the x of least true residual so far, with another shadow residual. After three
        passes in a row without gain the problem ends STAGNATED.
-    2. The length of a stabilising step has a lower bound, because A s can be nearly orthogonal to s. This happens for
-       matrices with eigenvalues far from the real axis.
+    2. The length of a stabilising step has a lower bound. Let s be the residual after the first half of an iteration.
+       A s can be nearly orthogonal to s, and then the step would be too short. This happens for matrices with
+       eigenvalues far from the real axis.
     3. A direction p with A p = 0 also ends a pass. If no later pass solves the problem, it ends SINGULAR.
        `extra["products"]` counts products with A.
 

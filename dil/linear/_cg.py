@@ -99,8 +99,8 @@ class CG:
     ) -> Solution:
         """Solve like a call, but give up a problem that is slow after `trial` steps.
 
-        A problem is slow if its residual is then above rtol ** (2 / 7): at this rate it needs 3.5 times as many steps
-        in total. It ends STAGNATED. With a preconditioner or a start x0, `trial` is ignored.
+        A problem is slow if its relative residual after `trial` steps is above rtol ** (2 / 7). At this rate it would
+        need 3.5 * trial steps in total. It ends STAGNATED. With a preconditioner or a start x0, `trial` is ignored.
         """
         backend = backend_of_system(b, "dil.linear.CG", x0)
         xp = array_namespace(b)

@@ -36,8 +36,9 @@ class NormalCG:
        relative to ||A^T b||.
     4. If A^T (b - A x) becomes zero and b - A x does not, x solves the least-squares problem, A is singular, and the
        problem ends SINGULAR.
-    5. A pass ends by its recurrence, and then the true residual is computed. If it misses the tolerance but was at
-       least halved, a new pass starts from it. `extra["products"]` counts products with A and A^T.
+    5. A pass ends when the residual of the recurrence meets the tolerance. Then the true residual is computed. If it
+       misses the tolerance but was at least halved, a new pass starts from it. `extra["products"]` counts products with
+       A and A^T.
 
     Sources: Look et al. 2020, section 3.1; Saad 2003, Algorithm 8.4; Paige and Saunders 1982, section 7.1 (damping).
 

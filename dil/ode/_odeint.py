@@ -63,7 +63,7 @@ def odeint(
         Solves the linear systems of the gradient. The default is `dil.linear.Direct()` for a small state and
         `dil.linear.Auto()` for a large one. The paper uses `dil.linear.NormalCG()`, or `CG()` with layer="argmin".
     gradient : {"implicit", "naive", "unroll", "adjoint"}
-        "implicit" uses the implicit function theorem with `linear_solver`, "naive" the theorem with the dense Jacobian.
+        "implicit" uses the implicit function theorem with `linear_solver`. "naive" uses it with the dense Jacobian.
         "unroll" differentiates `unroll` iterations of the solver. "adjoint" solves the adjoint ODE backwards in time
         with the same method (Chen et al. 2018); its gradient has a discretisation error of its own.
     layer : {"root", "argmin"}
@@ -105,9 +105,9 @@ def odeint(
     Notes
     -----
     A step solves one or more stages z = base + gh f(t, z). Each stage is a layer (Look et al. 2020, section 3.1,
-    eq. 4). Its initial guess follows the slope of the stage before, if that lowers the residual enough. The gradient is
-    that of the discrete solution. With adaptive steps, the gradient holds the mesh constant, and a cubic polynomial
-    interpolates the state within a step, from the states and the slopes at its ends.
+    eq. 4). Its first guess extrapolates with the slope of the previous stage, if this lowers the residual enough. The
+    gradient is that of the discrete solution. With adaptive steps, the gradient holds the mesh constant, and a cubic
+    polynomial interpolates the state within a step, from the states and the slopes at its ends.
 
     Examples
     --------

@@ -32,7 +32,7 @@ class CrossEntropy:
         The largest number of iterations.
     spread : float
         The first standard deviation of every unknown, in the units of u. It should be as large as the distance from
-        the start to the minimum: samples from a smaller one contract before they reach it.
+        the start to the minimum. If it is smaller, the samples contract before they reach the minimum.
     smoothing : float
         The share of the last mean and deviation that is kept, in [0, 1).
     seed : int

@@ -13,11 +13,12 @@ from dil._base.errors import BackendError, CapturedError
 from dil._frameworks.protocol import BackendInfo, Pull
 from dil_backends.jax.attach import is_zero
 from dil_backends.jax.dense import DENSE as dense
+from dil_backends.jax.guard import guard
 from dil_backends.jax.implicit import implicit, linear_solve
 from dil_backends.jax.loops import LOOPS as loops
 from dil_backends.jax.reports import REPORTS as reports
 
-__all__ = ["dense", "implicit", "linear_solve", "loops", "reports"]
+__all__ = ["dense", "guard", "implicit", "linear_solve", "loops", "reports"]
 
 NATIVE = "jax"
 Arrays = tuple[jax.Array, ...]
@@ -73,11 +74,6 @@ def assert_constant(x: jax.Array, message: str, /) -> None:
 
     probe.defjvp(refuse, symbolic_zeros=True)
     probe(x)
-
-
-def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-    """Return fn unchanged. JAX neither compiles Python code nor casts arrays implicitly."""
-    return fn
 
 
 def asarray(x: object, *, dtype: Any = None, device: Any = None) -> jax.Array:

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dil._base.errors import ConvergenceError
 from dil._frameworks.reports import Reports
+from dil_backends.jax.guard import current_collector, keep_or_raise
 
 RECORDING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
 """A part of JAX's key for compiled programs. Programs that record are compiled separately."""
@@ -25,10 +27,14 @@ def failures(listener: Callable[[Any], None], status: Any, value: Any) -> Any:
     if not isinstance(status, jax.core.Tracer):
         listener(np.asarray(status))
         return value
+    collector = current_collector()
 
     def call(code: jax.Array, value: jax.Array) -> Any:
         def report(code: Any) -> Any:
-            listener(np.asarray(code))
+            try:
+                listener(np.asarray(code))
+            except ConvergenceError as error:
+                keep_or_raise(error, collector)
             return np.asarray(code)
 
         called = jax.pure_callback(report, jax.eval_shape(lambda: code), code, vmap_method="expand_dims")
