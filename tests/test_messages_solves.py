@@ -49,10 +49,10 @@ def test_a_solution_that_is_half_off_is_told(eager, scale):
 
 @pytest.mark.parametrize("unit", [1e-100, 1e-9, 1.0, 1e100])
 def test_the_measure_of_stationarity_is_the_size_of_u(eager, unit):
-    """A step within 0.1 % of u counts, in any unit."""
+    """A step within 1 % of u counts, in any unit."""
     pulled(eager, dil.argmin(bowl, lambda fun, init, x: x * (1 + 1e-4)), unit * X)
     with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
-        pulled(eager, dil.argmin(bowl, lambda fun, init, x: x * (1 + 1e-2)), unit * X)
+        pulled(eager, dil.argmin(bowl, lambda fun, init, x: x * (1 + 3e-2)), unit * X)
 
 
 def half_off(fun, init, x):

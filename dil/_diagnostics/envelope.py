@@ -31,7 +31,7 @@ def check_envelope(
     """Check that u is a minimum of `score(u, *floats)`, shape batch, whose derivative in u is F.
 
     One product with the Hessian along F estimates the step to the minimum. If it is not small, a Newton step is made,
-    and the derivative of the score in its arguments must change by at most 2 percent. Up to 8 more products look for a
+    and the derivative of the score in its arguments must change by at most 1 percent. Up to 8 more products look for a
     negative eigenvalue. Nothing depends on the units of u, of the score and of the arguments.
     """
     backend, xp = F.problem.backend, array_namespace(u)

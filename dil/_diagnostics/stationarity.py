@@ -55,7 +55,7 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
 
     1. A cheap test finds suspects: see `is_near`. It costs next to nothing, and it also suspects good points.
     2. A suspect is measured: the derivative is computed again after a Newton step (see `derivative_holds`). The point
-       passes if the derivative changes by at most 2 percent. This costs a few times as much as the derivative.
+       passes if the derivative and u change by at most 1 percent. This costs a few times as much as the derivative.
 
     What it cannot see: with an iterative linear solver, an error along a direction of small curvature, if an error of
     similar gradient along a direction of large curvature hides it; and any error of F itself, such as a derivative that

@@ -14,7 +14,7 @@ class Equilibrated(NamedTuple):
     matrix: Array
     """Shape (*batch, n, n)."""
     rows: Array
-    """Shape (*batch, n), like the columns; at least about one."""
+    """Shape (*batch, n), like the columns."""
     columns: Array
     unit: Array
     """Shape (*batch, 1)."""
@@ -34,17 +34,28 @@ def equilibrate(matrix: Array, *, symmetric: bool) -> Equilibrated:
         return Equilibrated(matrix, none, none, nonzero_max_abs(none))
     if symmetric:
         diagonal = xp.linalg.diagonal(matrix)
-        unit = nonzero_max_abs(diagonal)
+        unit = _middle(xp.abs(diagonal))
         scale = 1.0 / xp.sqrt(nonzero_or_one(xp.abs(diagonal) / unit))
         scaled = _scale(matrix, scale / unit, scale)
         more = 1.0 / xp.sqrt(nonzero_or_one(xp.max(xp.abs(scaled), axis=-1)))
         return Equilibrated(_scale(scaled, more, more), more * scale, more * scale, unit)
     size = xp.max(xp.abs(matrix), axis=-1)
-    unit = nonzero_max_abs(size)
+    unit = _middle(size)
     rows = 1.0 / nonzero_or_one(size / unit)
     scaled = matrix * (rows / unit)[..., None]
     columns = 1.0 / nonzero_or_one(xp.max(xp.abs(scaled), axis=-2))
     return Equilibrated(scaled * columns[..., None, :], rows, columns, unit)
+
+
+def _middle(sizes: Array) -> Array:
+    """Return the geometric mean of the largest and the least size that is not zero, (*batch, 1); one without any.
+
+    Ratios to it need half of the exponents that ratios to the largest size need: float32 has few.
+    """
+    xp = array_namespace(sizes)
+    largest = nonzero_max_abs(sizes)
+    least = xp.min(xp.where(sizes == 0, largest, sizes), axis=-1, keepdims=True)
+    return xp.sqrt(largest) * xp.sqrt(least)  # type: ignore[no-any-return]
 
 
 def _scale(matrix: Array, rows: Array, columns: Array) -> Array:
