@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, device, full
-from dil._base.scale import scale_of, within_rounding
+from dil._base.operator import Operator
+from dil._base.scale import nonzero_scale, scale_of, within_rounding
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
-from dil._diagnostics.curvature import has_negative_curvature
+from dil._diagnostics.curvature import PRODUCTS, has_negative_curvature
 from dil._diagnostics.newton_comparison import ACCEPTED_CHANGE, Point, relative_change
 from dil._diagnostics.stationarity import relative_step, tolerance
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality
-from dil.linear._solver import LinearSolver
+from dil.linear._cg import CG
 
 
 class EnvelopeCheck(NamedTuple):
@@ -25,26 +26,27 @@ class EnvelopeCheck(NamedTuple):
     """The length of the step to the solution, relative to u, estimated along F."""
 
 
-def check_envelope(
-    F: Optimality, score: Callable[..., Arrays], u: Array, floats: Arrays, linear_solver: LinearSolver
-) -> EnvelopeCheck:
+def check_envelope(F: Optimality, score: Callable[..., Arrays], u: Array, floats: Arrays) -> EnvelopeCheck:
     """Check that u is a minimum of `score(u, *floats)`, shape batch, whose derivative in u is F.
 
-    One product with the Hessian along F estimates the step to the minimum. If it is not small, a Newton step is made,
-    and the derivative of the score in its arguments must change by at most 1 percent. Up to 8 more products look for a
-    negative eigenvalue. Nothing depends on the units of u, of the score and of the arguments.
+    One product with the Hessian along F estimates the step to the minimum. If it is not small, a Newton step is made
+    by at most 8 steps of conjugate gradients in units of u, and the derivative of the score in its arguments must
+    change by at most 1 percent. Up to 8 more products look for a negative eigenvalue. Nothing depends on the units of
+    u, of the score and of the arguments.
     """
     backend, xp = F.problem.backend, array_namespace(u)
     (Fu,), pull = backend.vjp(lambda w: F(w, *floats), u)
     H = operator(F.problem, lambda p: pull((p,))[0], u)
-    far = relative_step(F, H, Fu, scale_of(u, None))
+    scale = nonzero_scale(scale_of(u, None))
+    far = relative_step(F, H, Fu, scale)
     ok = xp.zeros(u.shape[:-1], dtype=xp.int32, device=device(u))
 
     def values(u: Array, *floats: Array) -> Arrays:
         return (score(u, *floats)[0][..., None],)
 
     def measured(status: Array) -> Array:
-        step = linear_solver(H, Fu, loop=backend.loops.while_loop).value
+        scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
+        step = scale * CG(max_iter=PRODUCTS)(scaled, scale * Fu, loop=backend.loops.while_loop).value
         ones = full(u[..., :1], 1.0)
         here = Point(u, ones, floats, ones)
         change = relative_change(values, F.problem, here, here._replace(u=u - step))

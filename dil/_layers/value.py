@@ -163,7 +163,7 @@ class EnvelopeRule:
         if policy.on_failure == "ignore" and not recording():
             return u
         F, floats = problem.optimality(args)
-        check = check_envelope(F, self._values(F), u, floats, self.theorem.linear_solver)
+        check = check_envelope(F, self._values(F), u, floats)
         if recording():
             add_entry(problem.backend, policy, "backward", check._asdict())
         return policy.apply(problem.backend, "derivative of the value", check.status, u)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, full
+from dil._base.arrays import array_namespace, full, shared_namespace
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.protocol import Backend
@@ -110,7 +110,9 @@ class Integration:
         def solve(y0: Array, t: Array, *arrays: Array) -> Arrays:
             result = self._sweep(y0, t, arrays, steps)
             at_times = slice(steps - 1, None, steps)
-            states = xp.concat([y0[None, ...], result.states[0][at_times, ...]])
+            states = result.states[0][at_times, ...]
+            # a derivative may be recorded of one of them alone
+            states = shared_namespace(y0[None, ...], states).concat([y0[None, ...], states])
             return (states, result.slopes[0][at_times, ...], *result.outcome)
 
         def slopes_of(states: Array) -> Array:

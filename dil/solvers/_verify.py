@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, max_abs
+from dil._base.arrays import array_namespace, dot, eps, full, max_abs, nonzero_or_one
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale, within_rounding
-from dil._base.solution import Solution
-from dil._base.status import Status
 from dil._base.typing import Array
 from dil._problem.jacobian import operator
 from dil.linear._cg import CG
-from dil.linear._direct import Direct
+from dil.linear._direct import dense
 from dil.solvers._start import Start
 
 FEW = 64
@@ -62,9 +60,11 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         way = machine ** (1 / 6) * xp.abs(u - started.u)
         scale = nonzero_scale(xp.maximum(xp.abs(u), way))
         scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
-        solver = Direct() if u.shape[-1] <= PRODUCTS else CG(max_iter=PRODUCTS)
-        found = solver(scaled, scale * F, loop=backend.loops.while_loop)
-        step, definite = found.value, _is_definite(found)
+        if u.shape[-1] <= PRODUCTS:
+            step, definite = _dense_step(dense(scaled, u, backend), scale * F)
+        else:
+            found = CG(max_iter=PRODUCTS)(scaled, scale * F, loop=backend.loops.while_loop)
+            step, definite = found.value, ~(found.extra or {})["indefinite"][..., None]
         promise, energy = xp.abs(dot(scale * F, step)), xp.abs(dot(u, Hu))
         rounded = xp.all(xp.abs(F) <= 32 * machine * xp.abs(Hu), axis=-1, keepdims=True)
         unknown = ~xp.all(xp.isfinite(step), axis=-1, keepdims=True)
@@ -77,12 +77,26 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
     return verdict
 
 
-def _is_definite(found: Solution) -> Array:
-    """Return whether the linear solver met neither a singular nor an indefinite Hessian, (*batch, 1)."""
-    assert found.status is not None
-    failed = (found.status == int(Status.SINGULAR)) | (found.status == int(Status.INDEFINITE))
-    definite: Array = ~(failed | (found.extra or {})["indefinite"])[..., None]
-    return definite
+def _dense_step(H: Array, F: Array) -> tuple[Array, Array]:
+    """Return H^-1 F, and whether H has no negative eigenvalue and none that is zero along F, (*batch, 1).
+
+    H gets a diagonal of one first: a curvature that is small only because of its unit counts like any other.
+    """
+    xp = array_namespace(F)
+    finite = xp.all(xp.isfinite(H), axis=(-2, -1), keepdims=True)
+    H = xp.where(finite, H, full(H, 0.0))  # libraries refuse others
+    diagonal = xp.abs(xp.linalg.diagonal(H))
+    unit = 1.0 / xp.sqrt(nonzero_or_one(diagonal))
+    dtype = xp.float32 if eps(xp, F.dtype) > 1e-4 else F.dtype  # libraries have no eigenvalues in 16 bits
+    values, vectors = xp.linalg.eigh(xp.astype(unit[..., :, None] * H * unit[..., None, :], dtype))
+    components = (vectors.mT @ xp.astype(unit * F, dtype)[..., None])[..., 0]
+    rounding = 16 * F.shape[-1] * eps(xp, F.dtype)
+    zero = xp.abs(values) <= rounding
+    along = xp.abs(components) > rounding * max_abs(components)[..., None]
+    definite = xp.all((values >= -rounding) & ~(zero & along) & finite[..., 0], axis=-1, keepdims=True)
+    inverse = xp.where(zero, full(values, 0.0), 1.0 / xp.where(zero, full(values, 1.0), values))
+    step = (vectors @ (inverse * components)[..., None])[..., 0]
+    return unit * xp.astype(step, F.dtype), definite
 
 
 def _linearised(started: Start, u: Array) -> tuple[Array, Operator]:
