@@ -189,7 +189,7 @@ def test_a_cotangent_that_does_not_meet_the_defect_of_the_hessian(plain, kind):
     np.testing.assert_allclose(g, cotangent)
 
 
-def quartic(u, x):
+def fourth_power(u, x):
     return 0.25 * array_namespace(u).sum((u - x) ** 4)
 
 
@@ -197,7 +197,7 @@ def cubic(u, x):
     return (u - x) ** 3
 
 
-@pytest.mark.parametrize("layer", [dil.argmin(quartic, solved), dil.root(cubic, solved)], ids=["argmin", "root"])
+@pytest.mark.parametrize("layer", [dil.argmin(fourth_power, solved), dil.root(cubic, solved)], ids=["argmin", "root"])
 def test_a_degenerate_solution_is_told_in_forward_mode(plain, layer):
     """dF/du and dF/dx both vanish, so the system 0 dy = 0 has the solution zero, but dy/dx is one."""
     with pytest.warns(dil.ConvergenceWarning, match="SINGULAR"):

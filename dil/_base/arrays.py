@@ -18,6 +18,7 @@ __all__ = [
     "dot",
     "eps",
     "eye",
+    "factor_dtype",
     "full",
     "inner",
     "is_complex",
@@ -73,6 +74,12 @@ def _is_dtype(xp: Namespace, dtype: DType, kind: str) -> bool:
 def eps(xp: Namespace, dtype: DType) -> float:
     """Return the machine epsilon of a dtype."""
     return float(xp.finfo(dtype).eps)
+
+
+def factor_dtype(x: Array) -> DType:
+    """Return the dtype in which to factor a matrix like x: its own, or float32, since libraries factor no 16 bits."""
+    xp = array_namespace(x)
+    return xp.float32 if eps(xp, x.dtype) > 1e-4 else x.dtype
 
 
 def dot(a: Array, b: Array) -> Array:

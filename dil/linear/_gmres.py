@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, dot, eye, full, nonzero_max_abs, norm
+from dil._base.arrays import array_namespace, device, dot, eye, factor_dtype, full, nonzero_max_abs, norm
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options, is_integer
@@ -119,7 +119,8 @@ def gmres(task: Task, s: Progress, *, restart: int) -> Pass:
     usable = last.finite & s.active
     g = xp.where(used & usable, last.Q[..., :m, 0], xp.zeros_like(used, dtype=s.x.dtype))
     R = xp.where((used & usable)[..., None, :], last.R, eye(m, s.x))
-    y = xp.linalg.solve(R, g[..., None])
+    dtype = factor_dtype(g)
+    y = xp.astype(xp.linalg.solve(xp.astype(R, dtype), xp.astype(g[..., None], dtype)), g.dtype)
     dx = xp.matmul(last.V[..., :m, :].mT, y)[..., 0] * (norm_r / last.unit)
     return Pass(
         s.x + dx, last.steps, s.products + last.steps - s.steps, last.stuck, last.finite, last.unit * last.scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dil._base.arrays import array_namespace, eps, eye, full, max_abs, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, eye, factor_dtype, full, max_abs, nonzero_or_one, norm
 from dil._base.operator import Operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
@@ -36,14 +36,14 @@ class LeastNorm:
 
     def __call__(self, A: Operator, b: Array, /, *, loop: Loop) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
-        xp, factor_dtype, machine_eps = array_namespace(b), _factor_dtype(b), eps(array_namespace(b), b.dtype)
+        xp, dtype, machine_eps = array_namespace(b), factor_dtype(b), eps(array_namespace(b), b.dtype)
         rtol = machine_eps**0.75 if self.rtol is None else self.rtol
         identity = eye(b.shape[-1], b)
-        matrix = xp.astype(dense(A, b, backend_of_system(b, "dil.linear.Auto")) + self.damping * identity, factor_dtype)
+        matrix = xp.astype(dense(A, b, backend_of_system(b, "dil.linear.Auto")) + self.damping * identity, dtype)
         finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(xp.isfinite(b), axis=-1)
-        matrix = xp.where(finite[..., None, None], matrix, xp.astype(identity, factor_dtype))
+        matrix = xp.where(finite[..., None, None], matrix, xp.astype(identity, dtype))
         size = norm(xp.where(finite[..., None], b, full(b, 0.0)))
-        unit_b = xp.astype(b / nonzero_or_one(size), factor_dtype)
+        unit_b = xp.astype(b / nonzero_or_one(size), dtype)
         U, values, Vt = _decompose(matrix, symmetric=A.symmetric)
         coefficients, magnitude = (U.mT @ unit_b[..., None])[..., 0], xp.abs(values)
         largest, rounding = max_abs(values)[..., None], 16 * machine_eps * math.sqrt(max(b.shape[-1], 1))
@@ -69,9 +69,3 @@ def _decompose(matrix: Array, *, symmetric: bool) -> tuple[Array, Array, Array]:
         return U, values, Vt
     values, vectors = linalg.eigh(matrix)
     return vectors, values, vectors.mT
-
-
-def _factor_dtype(b: Array) -> object:
-    """Return the dtype to factor in: the dtype of b, or float32, because libraries factor no 16-bit matrices."""
-    xp = array_namespace(b)
-    return xp.float32 if eps(xp, b.dtype) > 1e-4 else b.dtype

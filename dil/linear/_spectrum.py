@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, full, inner, norm
+from dil._base.arrays import array_namespace, device, eps, factor_dtype, full, inner, norm
 from dil._base.typing import Array, Loop, Matvec
 
 
@@ -86,8 +86,7 @@ def _extreme_ritz_values(last: Iterate, steps: int) -> Extremes:
     padded = xp.concat([coupling, full(last.off_diagonal[..., :1], 0.0)], axis=-1)
     T = T + xp.where(column == row + 1, padded[..., None], full(padded[..., None], 0.0))
     T = T + xp.where(row == column + 1, padded[..., None, :], full(padded[..., None, :], 0.0))
-    dtype = xp.float32 if eps(xp, T.dtype) > 1e-4 else T.dtype  # libraries have no eigenvalues in 16 bits
-    values = xp.astype(xp.linalg.eigvalsh(xp.astype(T, dtype)), T.dtype)
+    values = xp.astype(xp.linalg.eigvalsh(xp.astype(T, factor_dtype(T))), T.dtype)
     has_values = known[..., 0]
     nan = full(last.beta, float("nan"))
     return Extremes(xp.where(has_values, values[..., 0], nan), xp.where(has_values, values[..., -1], nan))

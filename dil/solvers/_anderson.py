@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, eye, factor_dtype, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.scale import is_short
 from dil._base.solution import Solution
@@ -199,5 +199,7 @@ def least_squares(rows: Array, right: Array, regularisation: float) -> Array:
     identity = eye(count, rows)
     absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, rows.dtype)
     matrix = xp.where(finite, normal, 0.0 * identity) + (ridge + absent) * identity
-    gamma = xp.linalg.solve(xp.where(finite, matrix, identity), rhs)
+    dtype = factor_dtype(rhs)
+    gamma = xp.linalg.solve(xp.astype(xp.where(finite, matrix, identity), dtype), xp.astype(rhs, dtype))
+    gamma = xp.astype(gamma, rhs.dtype)
     return gamma * scale[..., None] / sizes  # type: ignore[no-any-return]

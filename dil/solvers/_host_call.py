@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, device, nonzero_or_one, norm, size
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.status import Status
@@ -68,7 +68,7 @@ def solve_on_host(
     A batch is one problem to the host, so its problems share one status and one count.
     """
     xp, place, batch = array_namespace(u), {"device": device(u)}, problem.space.batch
-    if problem.space.dimension == 0:
+    if size(u.shape) == 0:
         return Solution(problem.space.unravel(u), xp.zeros(batch, dtype=xp.int32, **place))
     said: list[str] = []
 

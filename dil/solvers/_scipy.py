@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from dil._base.arrays import array_namespace, eps, full
+from dil._base.arrays import array_namespace, eps, full, size
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Tree
@@ -75,7 +75,7 @@ class SciPy:
             return problem.gradient(u, *arrays)
 
         found = solve_on_host(problem, u, arrays, solve, residual)
-        return _verified(started, found) if u.shape[-1] else found
+        return _verified(started, found) if size(u.shape) else found
 
     def _minimize(self, score: Sum) -> Found:
         minimize = import_optimize("SciPy").minimize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full, max_abs, nonzero_or_one
+from dil._base.arrays import array_namespace, dot, eps, factor_dtype, full, max_abs, nonzero_or_one
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale, within_rounding
 from dil._base.typing import Array
@@ -87,7 +87,7 @@ def _dense_step(H: Array, F: Array) -> tuple[Array, Array]:
     H = xp.where(finite, H, full(H, 0.0))  # libraries refuse others
     diagonal = xp.abs(xp.linalg.diagonal(H))
     unit = 1.0 / xp.sqrt(nonzero_or_one(diagonal))
-    dtype = xp.float32 if eps(xp, F.dtype) > 1e-4 else F.dtype  # libraries have no eigenvalues in 16 bits
+    dtype = factor_dtype(F)
     values, vectors = xp.linalg.eigh(xp.astype(unit[..., :, None] * H * unit[..., None, :], dtype))
     components = (vectors.mT @ xp.astype(unit * F, dtype)[..., None])[..., 0]
     rounding = 16 * F.shape[-1] * eps(xp, F.dtype)

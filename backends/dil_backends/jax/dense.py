@@ -7,14 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dil._base.arrays import factor_dtype
 from dil._frameworks.dense import Crossover, Dense
 
 
 def cholesky_solve(A: Any, b: Any) -> Any:
     """Solve by Cholesky. JAX's Cholesky factor is NaN where A is not positive definite, and so is the result."""
-    L = jax.lax.linalg.cholesky(A)
-    z = jax.lax.linalg.triangular_solve(L, b, left_side=True, lower=True)
-    return jax.lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True)
+    dtype = factor_dtype(b)
+    L = jax.lax.linalg.cholesky(A.astype(dtype))
+    z = jax.lax.linalg.triangular_solve(L, b.astype(dtype), left_side=True, lower=True)
+    return jax.lax.linalg.triangular_solve(L, z, left_side=True, lower=True, transpose_a=True).astype(b.dtype)
 
 
-DENSE = Dense(cholesky_solve, jnp.linalg.solve, Crossover(symmetric=16, general=128, trial=1 / 8))
+def lu_solve(A: Any, b: Any) -> Any:
+    """Solve by LU. The result is not finite where A is singular."""
+    dtype = factor_dtype(b)
+    return jnp.linalg.solve(A.astype(dtype), b.astype(dtype)).astype(b.dtype)
+
+
+DENSE = Dense(cholesky_solve, lu_solve, Crossover(symmetric=16, general=128, trial=1 / 8))

@@ -70,8 +70,9 @@ def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Tensor:
 
 
 def to_numpy(x: Any, /) -> Any:
-    """Copy a tensor to the host."""
-    return x.detach().cpu().numpy()
+    """Copy a tensor to the host. NumPy has no bfloat16, so such a tensor becomes float32."""
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def info() -> BackendInfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, dot, eps, full
+from dil._base.arrays import array_namespace, device, dot, eps, factor_dtype, full
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.options import check_integer, is_number
@@ -172,7 +172,7 @@ def _with_block(sketch: Sketch, A: Operator, count: int, loop: Loop) -> Sketch:
         new = last + eps(xp, last.dtype) ** 0.5 * new
         for _ in range(2):  # the second time removes rounding errors
             new = new - old @ (old.mT @ new)
-    new, _ = xp.linalg.qr(new)
+    new = xp.astype(xp.linalg.qr(xp.astype(new, factor_dtype(new)))[0], new.dtype)
     products = xp.moveaxis(columns(A, xp.moveaxis(new, -1, 0), loop), 0, -1)
     omega, Y = xp.concat([old, new], axis=-1), xp.concat([sketch.Y, products], axis=-1)
     return Sketch(sketch.like, sketch.generator, omega, Y)
@@ -181,18 +181,20 @@ def _with_block(sketch: Sketch, A: Operator, count: int, loop: Loop) -> Sketch:
 def _ritz(sketch: Sketch) -> Ritz:
     """Return the eigenvectors and eigenvalues of the Nystrom approximation Y (Omega^T Y)^-1 Y^T."""
     xp, omega = array_namespace(sketch.like), sketch.omega
-    unit = xp.max(xp.abs(sketch.Y), axis=(-2, -1), keepdims=True)
+    dtype, kept = factor_dtype(omega), omega.dtype
+    omega, products = xp.astype(omega, dtype), xp.astype(sketch.Y, dtype)
+    unit = xp.max(xp.abs(products), axis=(-2, -1), keepdims=True)
     valid = xp.isfinite(unit) & (unit > 0)
     # an invalid problem gets the identity, which can be decomposed; the iteration then reports the failure
     unit = xp.where(valid, unit, full(unit, 1.0))
-    Y = xp.where(valid, sketch.Y, omega) / unit
+    Y = xp.where(valid, products, omega) / unit
     gram = omega.mT @ Y
     values, V = xp.linalg.eigh(0.5 * (gram + gram.mT))
     floor = 8 * sketch.rank * eps(xp, Y.dtype) * xp.max(xp.abs(values), axis=-1, keepdims=True)
     usable = values > floor  # the iteration handles zero and negative eigenvalues
     inverse_root = xp.where(usable, 1.0 / xp.sqrt(xp.where(usable, values, full(values, 1.0))), full(values, 0.0))
     U, s, _ = xp.linalg.svd((Y @ V) * inverse_root[..., None, :], full_matrices=False)
-    return Ritz(U, s * s * unit[..., 0])
+    return Ritz(xp.astype(U, kept), xp.astype(s * s * unit[..., 0], kept))
 
 
 def _project(U: Array, r: Array) -> Array:
