@@ -230,3 +230,25 @@ def test_a_bad_member_leaves_the_other_minimisations(plain, solver):
     for name in FINITE:
         for x, y in zip(found[name], found["benign"], strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def mixing(u, x):
+    """A score whose rows share their mean, as batch normalisation does."""
+    xp = array_namespace(u)
+    return 0.5 * xp.sum((u - x) ** 2, axis=-1) + 0.1 * xp.sum((u - xp.mean(u, axis=0)) ** 4, axis=-1)
+
+
+def apart(u, x):
+    return 0.5 * array_namespace(u).sum((u - x) ** 2, axis=-1)
+
+
+@pytest.mark.parametrize("make", [dil.argmin, dil.value], ids=lambda f: f.__name__)
+def test_problems_of_a_batch_that_are_coupled_are_refused(plain, make):
+    if plain.backend == "jax" or plain.name == "array_api_strict":
+        pytest.skip("its arrays are not read: on JAX calls stay asynchronous, and strict arrays stand for traced ones")
+    x = plain.asarray(np.random.default_rng(0).standard_normal((4, 3)))
+    found = lambda f, init, x: 0.5 * x  # noqa: E731
+    with pytest.raises(dil.OptionError, match="problems are independent"):
+        make(mixing, found, batch_ndim=1, on_failure="ignore")(x)
+    make(mixing, found, batch_ndim=1, on_failure="ignore")(x[:1, :])  # one problem is not coupled to another
+    make(apart, found, batch_ndim=1, on_failure="ignore")(x)

@@ -16,6 +16,7 @@ from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.registry import common_owner, guarded, loaded
 from dil._layers.call import Call, Solver
+from dil._layers.independence import check_independence
 from dil._layers.theorem import ImplicitRule
 from dil._problem.equation import Equation
 from dil._problem.score import Score
@@ -55,6 +56,7 @@ class Layer:
         call, arrays = self.begin(args, kwargs, init)
         y, *_ = call.backend.implicit(call.forward, self.rule(call))(*arrays)
         call.refuse_captured(y, arrays)
+        check_independence(call, y, arrays)
         return call.problem().space.unravel(y)
 
     def rule(self, call: Call) -> ImplicitRule:

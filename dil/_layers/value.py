@@ -15,6 +15,7 @@ from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.registry import guarded
 from dil._layers.argmin import argmin
 from dil._layers.call import Call, Solver
+from dil._layers.independence import check_independence
 from dil._layers.layer import Layer
 from dil._layers.theorem import ImplicitRule
 from dil._problem.problem import Optimality
@@ -97,6 +98,7 @@ class Value:
 
         v, y, *_ = call.backend.implicit(solve, EnvelopeRule(call, self.layer.rule(call)))(*arrays)
         call.refuse_captured(y, arrays)
+        check_independence(call, y, arrays)
         return v
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:

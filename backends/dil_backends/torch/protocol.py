@@ -102,8 +102,8 @@ def _number(x: Any, /) -> Any:
 
 
 def _steps_per_read(x: Any, /) -> int:
-    """Return 1 on the CPU, where a read costs nothing, and the value for eager loops elsewhere."""
-    return 1 if x.is_cpu else EAGER.steps_per_read(x)
+    """Return 1 on the CPU, where a read costs nothing, and in a transform, where none is possible; else that of EAGER."""
+    return 1 if x.is_cpu or transforming() else EAGER.steps_per_read(x)
 
 
 loops = replace(EAGER, map_rows=_map_rows, number=_number, steps_per_read=_steps_per_read)

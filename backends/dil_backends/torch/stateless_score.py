@@ -26,7 +26,7 @@ class StatelessScore:
     """The score of one call as a function of the unknown, the arguments and the module's tensors."""
 
     def __init__(self, score: torch.nn.Module, written: dict[tuple[bool, ...], frozenset[str]]) -> None:
-        self.__name__ = type(score).__name__
+        self.__name__, self.identity = type(score).__name__, score
         tensors = {**dict(score.named_parameters()), **dict(score.named_buffers())}
         for name, x in tensors.items():
             if torch.nn.parameter.is_lazy(x):
