@@ -427,11 +427,11 @@ class TestJax:
     def test_numbers(self, jax):
         """A batch whose second member is broken, on the way of test_batch_with_a_broken_member."""
         x = np.stack([X, np.full(3, np.nan)])
-        away = jax.numpy.asarray(np.stack([near(AWAY, X), X]))
+        away = jax.numpy.asarray(np.stack([near(10 * AWAY, X), X]))
         score = lambda u, x: jax.numpy.sum(0.5 * u**2 + 0.25 * u**4 - x * u, axis=-1)  # noqa: E731
         layer = dil.argmin(score, lambda *_: away, batch_ndim=1, on_failure="ignore")
         back = layer.report(jax.numpy.asarray(x)).backward
-        curvature = 1 + 3 * near(AWAY, X) ** 2
+        curvature = 1 + 3 * near(10 * AWAY, X) ** 2
         assert names(back) == ["NOT_STATIONARY", "NON_FINITE"]
         np.testing.assert_allclose((back.lowest[0], back.highest[0]), (curvature.min(), curvature.max()), rtol=1e-10)
         exact = 1 / (1 + 3 * near(0.0, X) ** 2)

@@ -109,6 +109,17 @@ class Status(IntEnum):
         "not depend on the unknown at all; look for detach, stop_gradient, dil.constant or a conversion to another "
         "array type between the unknown and the score",
     )
+    KINK = (
+        16,
+        "the solution lies on a kink of the score (|u|, max, relu, clip), where the Hessian is that of one side, so "
+        "the gradient may be wrong; smooth the score, restrict the unknown to the entries that are not on a kink, or "
+        "take dil.fixed_point of the proximal step, whose gradient is right",
+    )
+    RANDOM = (
+        17,
+        "the score has another value at each call, so its solution has no derivative; draw the random numbers once and "
+        "pass them as an argument, or switch dropout off",
+    )
 
     @property
     def ok(self) -> bool:

@@ -26,6 +26,7 @@ from dil._diagnostics.error_bound import error_bound
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.newton_comparison import Point
 from dil._diagnostics.record import add_entry, recording
+from dil._diagnostics.smoothness import check_smoothness
 from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
@@ -86,6 +87,7 @@ class ImplicitRule:
             status = check_degenerate(status, A, b, backend)
             if recording():
                 found = error_bound(F, A, b, Fu, here)
+                status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here)
                 counts = {"iterations": solution.iterations, "residual": solution.residual}
                 add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
             return self.policy.apply(backend, "backward solve", status, solution.value)

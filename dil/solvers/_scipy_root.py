@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dil._base.arrays import array_namespace, full, size
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Tree
 from dil._problem.problem import Problem
+from dil._problem.space import space_of
 from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
-from dil.solvers._start import start_equation
+from dil.solvers._start import Start, start_equation
+from dil.solvers._verify import solved_or_rounded
 
 WITH_JACOBIAN = frozenset({"hybr", "lm"})
 ENDS = {
@@ -64,7 +67,8 @@ class SciPyRoot:
 
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Find a root of fun from init; the value has the structure of init."""
-        problem, u, arrays = start_equation(self, fun, init, args, kwargs, "residual")
+        started = start_equation(self, fun, init, args, kwargs, "residual")
+        problem, u, arrays = started
 
         def solve(host: Host, arrays: Arrays) -> Found:
             return self._root(System(problem, host, arrays))
@@ -72,7 +76,8 @@ class SciPyRoot:
         def residual(u: Array) -> Array:
             return problem.backend.constant(problem.image(u, *arrays))
 
-        return solve_on_host(problem, u, arrays, solve, residual)
+        found = solve_on_host(problem, u, arrays, solve, residual)
+        return _rounded(started, found) if size(u.shape) else found
 
     def _root(self, system: System) -> Found:
         root = import_optimize("SciPyRoot").root
@@ -125,6 +130,16 @@ class System:
         way = np.maximum(abs(x), abs(x - self.host.out(self.host.like)))
         reach = 1e-3 * np.linalg.norm(abs(self.jacobian(x)) @ way)
         return bool(np.linalg.norm(self.residual(x)) <= reach)
+
+
+def _rounded(started: Start, found: Solution) -> Solution:
+    """Return the solution, CONVERGED where SciPy made no progress because the residual is within its rounding."""
+    assert found.status is not None
+    status, xp = found.status[..., None], array_namespace(found.status)
+    u, _ = space_of(found.value, started.problem.condition.batch_ndim, "the solution")
+    solved = status == int(Status.CONVERGED)
+    solved = solved_or_rounded(started, u, solved, solved | (status == int(Status.STAGNATED)))
+    return found._replace(status=xp.where(solved, full(status, int(Status.CONVERGED)), status)[..., 0])
 
 
 def _status(found: Any, method: str) -> Status:

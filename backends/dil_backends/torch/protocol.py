@@ -102,7 +102,7 @@ def _number(x: Any, /) -> Any:
 
 
 def _steps_per_read(x: Any, /) -> int:
-    """Return 1 on the CPU, where a read costs nothing, and in a transform, where none is possible; else that of EAGER."""
+    """Return 1 on the CPU, where a read costs nothing, and in a transform, where none is possible; else EAGER's."""
     return 1 if x.is_cpu or transforming() else EAGER.steps_per_read(x)
 
 

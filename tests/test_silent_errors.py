@@ -1,0 +1,165 @@
+"""Where the theorem does not hold, or the derivative is not that of the score: each is told by a status of its own."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+import dil
+from dil import Status
+from dil.solvers import LBFGS, Anderson, GradientDescent, Newton, SciPy, SciPyRoot
+
+X = np.asarray([1.0, -0.5, 2.0])
+MINIMISERS = [GradientDescent(max_iter=200), LBFGS(), Newton(), SciPy()]
+
+
+def zeros(x):
+    return 0.0 * x
+
+
+def named(solver):
+    return type(solver).__name__
+
+
+# --- the score and its unknown ---
+
+
+def cut(u, x):
+    return array_namespace(x).sum((dil.constant(u) - x) ** 2) + 0.0 * array_namespace(u).sum(u)
+
+
+def without_the_unknown(u, x):
+    return array_namespace(x).sum(x**2) + 0.0 * array_namespace(u).sum(u)
+
+
+@pytest.mark.parametrize("solver", MINIMISERS, ids=named)
+@pytest.mark.parametrize("score", [cut, without_the_unknown], ids=lambda f: f.__name__)
+def test_a_score_that_was_cut_from_its_unknown(plain, solver, score):
+    found = dil.argmin(score, solver, init=zeros).solve(plain.asarray(X))
+    assert Status(int(plain.to_numpy(found.status))) is Status.NO_DERIVATIVE
+
+
+def linear(u, x):
+    return array_namespace(u).sum(u * x)
+
+
+def wavy(u, x):
+    xp = array_namespace(u)
+    return xp.sum(u * x**2 + 0.1 * xp.sin(u))
+
+
+@pytest.mark.parametrize("score", [linear, wavy], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("solver", MINIMISERS[:3], ids=named)
+def test_a_score_without_a_lower_bound(plain, solver, score):
+    found = dil.argmin(score, solver, init=lambda x: 0.0 * x + 0.1).solve(plain.asarray(X))
+    assert Status(int(plain.to_numpy(found.status))) is Status.DIVERGED
+
+
+@pytest.mark.parametrize("solver", MINIMISERS, ids=named)
+def test_a_start_at_the_minimum_is_no_cut_score(plain, solver):
+    layer = dil.argmin(lambda u, x: array_namespace(u).sum((u - x) ** 2), solver, init=lambda x: 1.0 * x)
+    found = layer.solve(plain.asarray(X))
+    assert Status(int(plain.to_numpy(found.status))) is Status.CONVERGED
+
+
+def test_an_answer_that_the_score_cannot_take_is_the_solvers(plain):
+    layer = dil.argmin(lambda u, x: array_namespace(u).sum((u - x) ** 2), lambda f, init, x: x[:2])
+    with pytest.raises(dil.ShapeError, match=r"the result of the solver '<lambda>', which is \(2,\)"):
+        layer(plain.asarray(X))
+
+
+# --- kinks and random numbers ---
+
+
+def lasso(u, t):
+    xp = array_namespace(u)
+    return 0.5 * xp.sum((u - t) ** 2) + xp.sum(xp.abs(u))
+
+
+def soft_threshold(f, init, t):
+    xp = array_namespace(t)
+    return xp.sign(t) * xp.maximum(xp.abs(t) - 1.0, 0.0 * t)
+
+
+@pytest.mark.parametrize(("t", "status"), [((2.0, 0.0), "KINK"), ((2.0, -3.0), "CONVERGED")])
+def test_a_report_finds_a_kink(plain, t, status):
+    if plain.backend == "jax" and status == "KINK":
+        status = "NOT_STATIONARY"  # JAX's derivative of |u| at zero is one
+    report = dil.argmin(lasso, soft_threshold).report(plain.asarray(t))
+    assert Status(int(report.backward.status)).name == status
+
+
+def test_a_report_finds_random_numbers(plain):
+    if plain.backend == "jax":
+        pytest.skip("a function that JAX traces draws its numbers once")
+    draw = np.random.default_rng(0)
+
+    def score(u, t):
+        return float(1.0 + draw.uniform()) * array_namespace(u).sum((u - t) ** 2)
+
+    report = dil.argmin(score, lambda f, init, t: t * (1 + 1e-9)).report(plain.asarray(X))
+    assert Status(int(report.backward.status)) is Status.RANDOM
+
+
+def test_the_fixed_point_of_the_proximal_step_has_the_right_gradient(plain):
+    """As the sentence of KINK says."""
+
+    def step(u, t):
+        xp = array_namespace(u)
+        v = u - 0.5 * (u - t)
+        return xp.sign(v) * xp.maximum(xp.abs(v) - 0.5, 0.0 * v)
+
+    layer = dil.fixed_point(step, Anderson(), init=lambda t: 0.0 * t + 0.3)
+    y, (g,) = plain.gradients(layer, (np.asarray([2.0, 0.0]),), np.ones(2))
+    np.testing.assert_allclose(y, [1.0, 0.0], atol=1e-9)
+    np.testing.assert_allclose(g, [1.0, 0.0], atol=1e-9)
+
+
+# --- 16 bits ---
+
+HALVES = [("torch", "bfloat16"), ("torch", "float16"), ("jax", "bfloat16"), ("jax", "float16")]
+KINDS = {
+    "argmin": (lambda u, t: array_namespace(u).sum(0.5 * (u - t) ** 2 + 0.1 * u**4), MINIMISERS),
+    "root": (lambda u, t: u + 0.4 * u**3 - t, [Newton(), SciPyRoot()]),
+    "fixed_point": (lambda u, t: t - 0.4 * array_namespace(u).tanh(u), [dil.solvers.FixedPoint(), Anderson()]),
+}
+
+
+@pytest.mark.parametrize(("backend", "dtype"), HALVES, ids=lambda x: x)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sixteen_bits(kind, backend, dtype):
+    pytest.importorskip(backend)
+    fn, solvers = KINDS[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        right, pull = dil.vjp(getattr(dil, kind)(fn, solvers[0], init=zeros), X)
+        (right_g,) = pull(np.ones(3))
+        handle = dil.backend(backend, dtype=dtype)
+        for solver in solvers if backend == "torch" else solvers[-1:]:
+            layer = getattr(dil, kind)(fn, solver, init=zeros)
+            y, pull = dil.vjp(layer, handle.asarray(X))
+            (g,) = pull(0.0 * y + 1.0)
+            np.testing.assert_allclose(handle.to_numpy(y).astype(float), right, rtol=0.03)
+            np.testing.assert_allclose(handle.to_numpy(g).astype(float), right_g, rtol=0.05)
+
+
+# --- JAX ---
+
+
+def test_calls_on_jax_raise_the_exception_of_dil():
+    jax = pytest.importorskip("jax")
+    score = lambda u, t: jax.numpy.sum((u - t) ** 2 + u**4)  # noqa: E731
+    rough = dil.argmin(score, lambda f, init, t: 0.7 * t, on_failure="raise")
+    short = dil.argmin(score, GradientDescent(max_iter=2), init=zeros, on_failure="raise")
+    x = jax.numpy.ones(3)
+    with pytest.raises(dil.ConvergenceError, match="backward solve: NOT_STATIONARY"):
+        dil.grad(lambda t: jax.numpy.sum(rough(t)))(x)
+    with pytest.raises(dil.ConvergenceError, match="forward solve: MAX_ITER"):
+        short(x)
+    compiled = jax.jit(lambda t: jax.numpy.sum(rough(t)))
+    for _ in range(2):  # the second call runs a program that was traced in the first
+        with pytest.raises(dil.ConvergenceError, match="NOT_STATIONARY"):
+            dil.grad(compiled)(x)
