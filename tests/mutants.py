@@ -1,0 +1,199 @@
+"""Apply mutants to the code, one at a time, and print those that the tests do not kill.
+
+    python tests/mutants.py                  # every mutant; hours on two cores
+    python tests/mutants.py --files linear   # of the files whose path contains a word
+    python tests/mutants.py --named          # the mutants that were written by hand alone
+
+A mutant changes one operator, comparison or constant of one line. It is applied in a copy of the tree, where the tests
+nearest to the file run. A survivor with a reason in `EQUIVALENT` changes no behaviour that a test could see.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PER_FILE = 5
+"""Mutants drawn from each file."""
+SEED = 2020
+SELECTION = "(numpy or torch) and not strict and not jit and not cuda and not func and not backward"
+"""The engines that kill a mutant of the core: the others run the same code, more slowly."""
+
+TARGETS = {
+    "dil/_layers/theorem.py": "test_closed_forms.py test_mutants.py test_gradients.py test_messages_solves.py",
+    "dil/_layers/refine.py": "test_units.py test_report.py test_messages_solves.py",
+    "dil/_layers/independence.py": "test_batches.py",
+    "dil/_base/scale.py": "test_units.py test_forward_solvers.py",
+    "dil/_diagnostics/stationarity.py": "test_messages_solves.py test_policy.py test_units.py",
+    "dil/_diagnostics/newton_comparison.py": "test_messages_solves.py test_report.py test_units.py",
+    "dil/_diagnostics/curvature.py": "test_messages_solves.py test_roots.py",
+    "dil/_diagnostics/envelope.py": "test_roots.py test_policy.py test_messages_solves.py",
+    "dil/_diagnostics/smoothness.py": "test_silent_errors.py test_report.py",
+    "dil/_diagnostics/error_bound.py": "test_report.py",
+    "dil/linear/_cg.py": "test_cg.py test_linear_solvers.py",
+    "dil/linear/_minres.py": "test_linear_solvers.py",
+    "dil/linear/_gmres.py": "test_linear_solvers.py",
+    "dil/linear/_bicgstab.py": "test_linear_solvers.py",
+    "dil/linear/_direct.py": "test_linear_solvers.py test_messages_solves.py",
+    "dil/linear/_equilibration.py": "test_linear_solvers.py test_units.py",
+    "dil/linear/_least_norm.py": "test_linear_solvers.py test_messages_solves.py",
+    "dil/solvers/_newton.py": "test_forward_solvers.py test_solvers.py test_units.py",
+    "dil/solvers/_lbfgs.py": "test_forward_solvers.py test_solvers.py test_units.py",
+    "dil/solvers/_gradient_descent.py": "test_forward_solvers.py test_solvers.py test_units.py",
+    "dil/solvers/_verify.py": "test_forward_solvers.py test_solvers.py test_units.py",
+    "dil/solvers/_no_minimum.py": "test_silent_errors.py test_forward_solvers.py",
+    "dil/solvers/_anderson.py": "test_forward_solvers.py test_roots.py",
+    "dil/ode/_newton.py": "test_ode.py test_ode_failures.py test_units.py",
+    "dil/ode/_adaptive.py": "test_ode_adaptive.py",
+    "dil/control/_dare.py": "test_dare.py",
+    "dil/control/_ilqr.py": "test_control.py",
+    "backends/dil_backends/_tape/rules/elementwise.py": "test_tape_rules.py test_tape.py",
+    "backends/dil_backends/_tape/rules/reductions.py": "test_tape_rules.py test_tape.py",
+}
+"""File -> the tests nearest to it."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one piece of a file."""
+
+    path: str
+    old: str
+    new: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.old} -> {self.new}"
+
+
+NAMED = (
+    Mutant("dil/solvers/_lbfgs.py", "is_short(flattest * gradient, u, start, rtol)", "(flattest * slope <= rtol)"),
+    Mutant("dil/_diagnostics/stationarity.py", "small * scale, axis=-1)", "small, axis=-1)"),
+    Mutant("dil/ode/_newton.py", "is_short(step, u, started.u, rtol)", "(norm(step) <= rtol)"),
+    Mutant("dil/linear/_least_norm.py", "(dropped <= rounding)", "(dropped <= 2.0)"),
+    Mutant("dil/_diagnostics/failure_policy.py", 'if self.on_failure == "nan":', 'if self.on_failure == "none":'),
+    Mutant("dil/_layers/refine.py", "(better & small)[..., 0]", "better[..., 0]"),
+    Mutant("dil/_diagnostics/newton_comparison.py", "return short & (", "return short | ("),
+)
+"""Mutants by hand: absolute tolerances, a dropped component, a policy without gradients, a check that says yes."""
+
+EQUIVALENT: dict[str, str] = {}
+"""The text of a survivor -> why no test can see it."""
+
+SWAPS: dict[type, tuple[str, str]] = {
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.Mult: ("*", "/"),
+    ast.Div: ("/", "*"),
+    ast.LtE: ("<=", ">"),
+    ast.GtE: (">=", "<"),
+    ast.Lt: ("<", ">="),
+    ast.Gt: (">", "<="),
+    ast.BitAnd: ("&", "|"),
+    ast.BitOr: ("|", "&"),
+}
+
+
+def mutants_of(path: str) -> list[Mutant]:
+    """Return every mutant of a file."""
+    source = (ROOT / path).read_text()
+    lines = source.splitlines()
+    found = []
+
+    def between(left: ast.expr, right: ast.expr, kind: type) -> None:
+        old, new = SWAPS[kind]
+        if left.end_lineno == right.lineno and left.end_lineno is not None and left.end_col_offset is not None:
+            column = lines[left.end_lineno - 1].find(old, left.end_col_offset)
+            if 0 <= column < right.col_offset:
+                found.append(Mutant(path, old, new, left.end_lineno, column))
+
+    tree = ast.parse(source)
+    types = {id(part) for note in _annotations(tree) for part in ast.walk(note)}
+    for node in ast.walk(tree):
+        if id(node) in types:
+            continue
+        if isinstance(node, ast.BinOp) and type(node.op) in SWAPS:
+            between(node.left, node.right, type(node.op))
+        elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+            between(node.left, node.comparators[0], type(node.ops[0]))
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+            found.append(Mutant(path, "~", "", node.lineno, node.col_offset))
+    return found
+
+
+def _annotations(tree: ast.AST) -> Iterator[ast.expr]:
+    for node in ast.walk(tree):
+        for name in ("annotation", "returns"):
+            note = getattr(node, name, None)
+            if note is not None:
+                yield note
+
+
+def drawn() -> Iterator[Mutant]:
+    """Draw mutants of every file, always the same ones."""
+    for path in TARGETS:
+        every = mutants_of(path)
+        yield from random.Random(f"{SEED} {path}").sample(every, min(PER_FILE, len(every)))
+
+
+def survives(mutant: Mutant, copy: Path) -> bool:
+    """Run the tests nearest to a mutant in a copy of the tree. Return whether they all pass."""
+    path = copy / mutant.path
+    source = path.read_text()
+    if mutant.line:
+        lines = source.splitlines(keepends=True)
+        line = lines[mutant.line - 1]
+        end = mutant.column + len(mutant.old)
+        lines[mutant.line - 1] = line[: mutant.column] + mutant.new + line[end:]
+        changed = "".join(lines)
+    else:
+        assert source.count(mutant.old) == 1, f"{mutant} does not match one place"
+        changed = source.replace(mutant.old, mutant.new)
+    path.write_text(changed)
+    tests = TARGETS.get(mutant.path, "test_policy.py test_ode_failures.py").split()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-k", SELECTION, *(f"tests/{t}" for t in tests)]
+    environment = {**os.environ, "CI": "true", "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'backends'}"}
+    try:
+        ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=900, check=False)
+        return ended.returncode == 0
+    except subprocess.TimeoutExpired:
+        return False  # a loop without end is noticed
+    finally:
+        path.write_text(source)
+
+
+def main() -> int:
+    """Print the survivors. Return whether one has no reason."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", default="", help="a word that the path of the file contains")
+    parser.add_argument("--named", action="store_true", help="only the mutants that were written by hand")
+    options = parser.parse_args()
+    chosen = [m for m in (*NAMED, *(() if options.named else drawn())) if options.files in m.path]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tree"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".hypothesis", "out"))
+        left = []
+        for number, mutant in enumerate(chosen, 1):
+            alive = survives(mutant, copy)
+            reason = EQUIVALENT.get(str(mutant))
+            print(f"[{number}/{len(chosen)}] {'survives' if alive else 'killed'}: {mutant}", flush=True)
+            if alive:
+                print(f"    {reason or 'no test notices it'}", flush=True)
+                left.append(reason)
+    print(f"{len(chosen) - len(left)} of {len(chosen)} killed, {sum(r is None for r in left)} survive without a reason")
+    return int(any(reason is None for reason in left))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
