@@ -107,10 +107,10 @@ def solver(fun: Any, init: Any, M: Array | float, e: Array | float) -> Solution:
     Notes
     -----
     Symmetry reduces M to [0, pi]. On [0, pi] the residual is increasing and convex in E. Newton's method from a start
-    at or above the root then decreases to the root, for every 0 <= e < 1, without a safeguard. The root is at most
-    M + e, M / (1 - e), pi, and (10 M)^(1/3), since E - e sin E >= E - sin E >= E^3 / 10 there. The start is the least
-    of these bounds. A start at M + e sin M may lie below the root. Newton's method can then jump far away if e is near
-    1 and M near 0 (Charles and Tatum 1998).
+    at or above the root then decreases to the root, for every 0 <= e < 1, without a safeguard. Four upper bounds of the
+    root are M + e, M / (1 - e), pi and (10 M)^(1/3). The last one holds because E - e sin E >= E - sin E >= E^3 / 10 on
+    [0, pi]. The start is the least of these bounds. A start at M + e sin M may lie below the root. Newton's method can
+    then jump far away if e is near 1 and M near 0 (Charles and Tatum 1998).
 
     Examples
     --------

@@ -54,10 +54,11 @@ def value(
 
     Notes
     -----
-    dv/dargs = df/dargs at the solution (envelope theorem: Milgrom and Segal 2002, Theorem 1). At an inexact y the error
-    of v is of second order in the error of y, and that of its gradient of first order. The derivative checks that y is
-    a minimum, by one product with the Hessian along df/du and at most 8 others, and applies the policy; "ignore" saves
-    them.
+    dv/dargs = df/dargs at the solution (envelope theorem: Milgrom and Segal 2002, Theorem 1). If y has a small error e,
+    the error of v is O(e^2). The error of the gradient of v is O(e).
+
+    Computing the derivative also checks that y is a minimum, and applies the policy. The check takes one product with
+    the Hessian along df/du, and about 8 others; twice as many if df/du is not small. on_failure="ignore" skips it.
 
     Examples
     --------

@@ -34,8 +34,8 @@ class ILQR:
     max_iter : int
         The largest number of sweeps.
     history : bool
-        Whether `extra["history"]` holds the norm of Q_u, the gradient in the controls, after every sweep, relative to
-        the start, (max_iter, *batch); NaN for sweeps not taken.
+        Whether to keep `extra["history"]`, shape (max_iter, *batch): the norm of Q_u after every sweep, relative to the
+        start. Q_u is the gradient in the controls. Sweeps not taken are NaN.
     progress : bool
         Whether to draw a progress bar if the run takes more than a second. Needs rich.
 

@@ -85,9 +85,10 @@ def plan(
 
     Notes
     -----
-    This is Look et al. 2020, Eq. 5, with the constraints inserted. Its last term, whose control does not change any
-    state, is `final`. Both functions are called with leading dimensions: the batch of x0, (*batch, n_x), and one more
-    in front for solvers that try many plans at once, or for the times in `ILQR`. Write them with `x[..., i]`,
+    This is Look et al. 2020, Eq. 5, with the constraints inserted. The last term of Eq. 5 is `final`. The control in
+    that term changes no state. `cost` and `dynamics` get arrays with leading dimensions. These are the batch of x0,
+    (*batch, n_x). Solvers that try many plans at once add one dimension in front, and `ILQR` adds one for the times.
+    Write the functions with `x[..., i]`,
     broadcasting and sums over axis -1. A function of one state can be wrapped by the framework's vmap. theta_c and
     theta_h are trees, shared by the batch or with its leading dimensions. The parameters of a network must be among
     them, as captured arrays get no gradient.

@@ -25,7 +25,7 @@ FAR = 100.0
 
 @dataclass(frozen=True)
 class Anderson:
-    """Find u = step(u) by the combination of the last steps whose residual is least.
+    """Find u = step(u). Each iterate combines the last steps so that the norm of the combined residual is smallest.
 
     Parameters
     ----------
@@ -34,12 +34,11 @@ class Anderson:
     mixing : float
         The share of the mixed residual that is added to the mixed iterate, in (0, 1].
     regularisation : float
-        A number added to the diagonal of the normal matrix of the least squares, relative to its mean entry there.
-        It is never below the rounding of the matrix.
+        The relative shift of the normal matrix of the least squares. This number times the mean diagonal entry is
+        added to the diagonal. It is never below the rounding of the matrix.
     rtol : float, optional
-        A problem is solved when each entry of step(u) - u is within rtol |u|, or within the rounding of the way from
-        the start; by default eps ** 0.75 of the dtype: 1.8e-12 in
-        float64, 6.4e-6 in float32.
+        A problem is solved when each entry of |step(u) - u| is at most rtol |u|, or at most 4 eps |u - start|. The
+        default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32.
     max_iter : int
         The largest number of evaluations of the step after the first.
     history : bool
@@ -50,9 +49,9 @@ class Anderson:
     Notes
     -----
     For an affine step the method is equivalent to GMRES (Walker and Ni 2011, Theorem 2.2). A problem returns to its
-    last iterate, clears its memory and takes the plain step u + mixing (step(u) - u) in two cases. Either its residual
-    is not finite or ten times its least so far. Or its step is a hundred times as long as the plain one and does not
-    halve the residual.
+    last iterate, clears its memory and takes the plain step u + mixing (step(u) - u) in two cases. (a) The residual is
+    not finite, or is more than ten times its least value so far. (b) The step is more than a hundred times as long as
+    the plain one and does not halve the residual.
 
     Source: Walker and Ni 2011, Algorithm AA. The least squares of eq. 2.2 are solved by their normal equations.
 

@@ -26,9 +26,8 @@ class FixedPoint:
     damping : float
         The share of each step that is taken, in (0, 1]. Less than 1 helps where steps overshoot.
     rtol : float, optional
-        A problem is solved when each entry of step(u) - u is within rtol |u|, or within the rounding of the way from
-        the start; by default eps ** 0.75 of the dtype: 1.8e-12 in
-        float64, 6.4e-6 in float32.
+        A problem is solved when each entry of |step(u) - u| is at most rtol |u|, or at most 4 eps |u - start|. The
+        default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32.
     max_iter : int
         The largest number of steps.
     history : bool
@@ -38,12 +37,12 @@ class FixedPoint:
 
     Notes
     -----
-    The tolerance is relative to 1 + ||u||. Scale the problem if its unknowns are much smaller than one.
     If the step contracts distances by a factor q < 1, the distance to the solution is at most the residual / (1 - q).
 
-    A problem ends DIVERGED if its residual exceeds the size of the start by 1 / eps. It ends NON_FINITE, at its last
-    finite iterate, if the residual is no longer finite. A cycle ends with MAX_ITER. An iterate that no longer moves
-    above the tolerance has STAGNATED. `Anderson` needs fewer steps where the step contracts slowly.
+    A problem ends DIVERGED if the norm of its residual exceeds (||u0|| + ||step(u0) - u0||) / eps, where u0 is the
+    start. It ends NON_FINITE, at its last finite iterate, if the residual is no longer finite. A cycle ends with
+    MAX_ITER. A problem ends STAGNATED if its iterate no longer changes while the residual is above the tolerance.
+    `Anderson` needs fewer steps where the step contracts slowly.
 
     Raises
     ------

@@ -26,9 +26,9 @@ class GradientDescent:
     Parameters
     ----------
     rtol : float, optional
-        A problem is solved when the step that is left is within rtol |u|, entry by entry, or within the rounding of the
-        way from the start. The step is the gradient divided by the least curvature of the last steps. By default
-        eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
+        The remaining step is estimated by the gradient divided by the least curvature of the last steps. A problem is
+        solved when each entry of it is at most rtol |u|, or at most 4 eps |u - start|. The default rtol is
+        eps ** (2/3): 3.7e-11 in float64, 2.4e-5 in float32.
     max_iter : int
         The largest number of evaluations of the score and its gradient.
     step : float

@@ -27,9 +27,9 @@ class LBFGS:
     memory : int
         The number of pairs of a step and a change of gradient that describe the Hessian.
     rtol : float, optional
-        A problem is solved when the step that is left is within rtol |u|, entry by entry, or within the rounding of the
-        way from the start, both before and after a line search. The step is the gradient divided by the least curvature
-        in memory. By default eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
+        The remaining step is estimated by the gradient divided by the least curvature in memory. A problem is solved
+        when each entry of it is at most rtol |u|, or at most 4 eps |u - start|, both before and after a line search.
+        The default rtol is eps ** (2/3): 3.7e-11 in float64, 2.4e-5 in float32.
     max_iter : int
         The largest number of line searches. Most of them take one evaluation of the score and its gradient.
     history : bool

@@ -38,9 +38,9 @@ class Newton:
         tolerance that is loose far from the solution and tight near it. In a root or fixed-point layer, "hessian"
         solves J d = F by `dil.linear.Auto`, "normal" solves J^T J d = J^T F, and "truncated" is refused.
     rtol : float, optional
-        A problem is solved when each entry of a full step is within rtol |u|, or within the rounding of the way from
-        the start; by default eps ** (1/2) of the dtype. Convergence is quadratic, so the error after that step is of
-        the order of the step squared. A problem is also solved when F is within the rounding of its terms.
+        A problem is solved when each entry of a full step is at most rtol |u|, or at most 4 eps |u - start|. By default
+        rtol is eps ** (1/2). Convergence is quadratic, so the error after that step is of the order of the step
+        squared. A problem is also solved when F is as small as the rounding errors of its terms.
     max_iter : int
         The largest number of Newton steps.
     damping : float

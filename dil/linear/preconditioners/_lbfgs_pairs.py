@@ -46,7 +46,7 @@ class LBFGSPairs:
     uses_pairs = True
 
     def prepare(self, A: Operator, b: Array, /, *, loop: Loop) -> Prepared:
-        """Return r -> z, the product of r with the L-BFGS approximation."""
+        """Return a function r -> z: the L-BFGS approximation of the inverse Hessian, times r."""
         pairs = A.pairs
         if pairs is None:
             message = (
