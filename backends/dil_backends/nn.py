@@ -114,7 +114,8 @@ class ImplicitModule(torch.nn.Module):
         BackendError
             If the tensors are on devices between which torch cannot compute.
         OptionError
-            If the score has a parameter without a shape, or draws random numbers.
+            If the score has a parameter whose shape is not yet known (a lazy module before its first call), or draws
+            random numbers.
         UnsupportedFunctionError
             If the score changes the unknown, an argument or a parameter in place.
         """

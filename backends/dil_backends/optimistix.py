@@ -49,8 +49,8 @@ class Optimistix:
     Raises
     ------
     OptionError
-        If `solver` is not a solver of optimistix, searches between bounds (Bisection, GoldenSearch), or cannot solve
-        this kind of layer, or if the arrays of the layer are not JAX's.
+        If `solver` is not a solver of optimistix, if it searches between bounds (Bisection, GoldenSearch), or if it
+        cannot solve this kind of layer. Also if the arrays of the layer are not JAX's.
 
     Notes
     -----

@@ -34,7 +34,7 @@ class Entry:
         Of the solver in a forward entry, of the linear solver in a backward entry. With `refine=`, the forward status
         is the status after the Newton steps.
     stationarity : float array
-        The largest entry of the Newton step at y, relative to the same entry of y.
+        The largest ratio of an entry of the Newton step at y to the size of the same entry of y.
     lowest, highest : float arrays
         The extreme eigenvalues of the Hessian, estimated by Lanczos' method from the cotangent. For a root or a fixed
         point, the extreme singular values of dF/du.
@@ -146,9 +146,10 @@ def record() -> Record:
 
     Notes
     -----
-    JAX traces a jitted function again for its first call within a record, so that it reports. Outside, it runs as
-    before. It reports only to the records of the thread that traces it, so open one in each thread. Each problem of
-    `jax.vmap` or `torch.func.vmap` is an entry.
+    At its first call inside a record, JAX traces a jitted function again, so that the function reports its solves.
+    Outside the record, the function runs as before. A jitted function reports only to the records that were opened in
+    the thread that traces it. So open a record in each thread. Each problem of `jax.vmap` or `torch.func.vmap` is an
+    entry.
 
     Examples
     --------

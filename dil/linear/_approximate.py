@@ -75,8 +75,8 @@ class OneStep:
 
     Notes
     -----
-    The only product computes the true residual. The result is that of `Neumann(1, step)`, and so are its status and
-    `extra`.
+    One product with A computes the true residual; no other is needed. The result is that of `Neumann(1, step)`, and so
+    are its status and `extra`.
 
     Sources: Fung et al. 2022, eq. 10.
 

@@ -28,8 +28,8 @@ class LBFGS:
         The number of pairs of a step and a change of gradient that describe the Hessian.
     rtol : float, optional
         The remaining step is estimated by the gradient divided by the least curvature in memory. A problem is solved
-        when each entry of it is at most rtol |u|, or at most 4 eps |u - start|, both before and after a line search.
-        The default rtol is eps ** (2/3): 3.7e-11 in float64, 2.4e-5 in float32.
+        when each entry of the estimated step is at most rtol |u|, or at most 4 eps |u - start|. This must hold before a
+        line search and again after it. The default rtol is eps ** (2/3): 3.7e-11 in float64, 2.4e-5 in float32.
     max_iter : int
         The largest number of line searches. Most of them take one evaluation of the score and its gradient.
     history : bool

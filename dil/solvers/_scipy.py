@@ -33,8 +33,9 @@ class SciPy:
     method : str
         Any method of `scipy.optimize.minimize`.
     tol : float, optional
-        SciPy's `tol`, for a score in units of its first gradient. By default eps of the dtype for methods that use the
-        gradient, so that they stop for lack of precision, and SciPy's own default for the others.
+        SciPy's `tol`. It applies to the score divided by the largest entry of its first gradient. The default is eps of
+        the dtype for methods that use the gradient, so that they stop for lack of precision. It is SciPy's own default
+        for the others.
     options : mapping, optional
         SciPy's `options`.
 
@@ -46,7 +47,7 @@ class SciPy:
     SciPy gets the score divided by the largest entry of its first gradient, since its tolerances are absolute. For up
     to 64 unknowns its answer is verified by at most 8 products with the Hessian: a problem ends CONVERGED if a Newton
     step would not move it any more, and NOT_STATIONARY if it would. With more unknowns, a stop for lack of precision
-    counts as CONVERGED if the gradient is within eps ** (1/2) of the first.
+    counts as CONVERGED if the gradient is at most eps ** (1/2) times the first gradient.
 
     Examples
     --------

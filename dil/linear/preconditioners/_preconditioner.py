@@ -14,7 +14,7 @@ from dil._base.typing import Array, Loop, Matvec
 
 @runtime_checkable
 class Preconditioner(Protocol):
-    """An approximation of A^-1 that is prepared for each system, so that it is also valid under differentiation.
+    """An approximation of A^-1. It is prepared anew for each system, so that it belongs to the right A.
 
     Examples
     --------
