@@ -161,16 +161,21 @@ def survives(mutant: Mutant, copy: Path) -> bool:
         assert source.count(mutant.old) == 1, f"{mutant} does not match one place"
         changed = source.replace(mutant.old, mutant.new)
     path.write_text(changed)
-    tests = TARGETS.get(mutant.path, "test_policy.py test_ode_failures.py").split()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-k", SELECTION, *(f"tests/{t}" for t in tests)]
-    environment = {**os.environ, "CI": "true", "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'backends'}"}
     try:
-        ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=900, check=False)
-        return ended.returncode == 0
+        return passes(mutant.path, copy)
     except subprocess.TimeoutExpired:
         return False  # a loop without end is noticed
     finally:
         path.write_text(source)
+
+
+def passes(path: str, copy: Path) -> bool:
+    """Run the tests nearest to a file in the copy of the tree."""
+    tests = TARGETS.get(path, "test_policy.py test_ode_failures.py").split()
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-k", SELECTION, *(f"tests/{t}" for t in tests)]
+    environment = {**os.environ, "CI": "true", "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'backends'}"}
+    ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=900, check=False)
+    return ended.returncode == 0
 
 
 def main() -> int:
@@ -183,6 +188,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".hypothesis", "out"))
+        for path in sorted({m.path for m in chosen}):
+            assert passes(path, copy), f"the tests of {path} fail without a mutant"
         left = []
         for number, mutant in enumerate(chosen, 1):
             alive = survives(mutant, copy)

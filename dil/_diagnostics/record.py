@@ -34,7 +34,8 @@ class Entry:
         Of the solver in a forward entry, of the linear solver in a backward entry. With `refine=`, the forward status
         is the status after the Newton steps.
     stationarity : float array
-        The largest ratio of an entry of the Newton step at y to the size of the same entry of y.
+        Each entry of the Newton step at the solution y is divided by the size of the same entry of y. This is the
+        largest of these ratios.
     lowest, highest : float arrays
         The extreme eigenvalues of the Hessian, estimated by Lanczos' method from the cotangent. For a root or a fixed
         point, the extreme singular values of dF/du.
@@ -63,7 +64,7 @@ class Entry:
     """The policy of the layer, which identifies the layer."""
 
     def numbers(self) -> Iterator[tuple[str, Any]]:
-        """Yield the name and values of every field that is not None."""
+        """Yield the name and values of every number that is not None."""
         for name in NUMBERS:
             if getattr(self, name) is not None:
                 yield name, getattr(self, name)
@@ -146,7 +147,7 @@ def record() -> Record:
 
     Notes
     -----
-    At its first call inside a record, JAX traces a jitted function again, so that the function reports its solves.
+    When a jitted function is first called inside a record, JAX traces it again, so that it reports its solves.
     Outside the record, the function runs as before. A jitted function reports only to the records that were opened in
     the thread that traces it. So open a record in each thread. Each problem of `jax.vmap` or `torch.func.vmap` is an
     entry.

@@ -51,11 +51,11 @@ class CG:
     2. The stopping test is relative. A zero right-hand side costs no iteration and gives an exact zero.
     3. A direction of zero or negative curvature ends its problem at the previous iterate. The other problems continue.
     4. The recurrence for the residual drifts by rounding. The solver computes the true residual at the end. If that
-       residual misses the tolerance, the iteration restarts from it, as long as it is at most half of the true residual
-       at the check before.
+       residual misses the tolerance, the iteration restarts from it, but only if it is at most half of the true
+       residual found by the previous check.
 
     At max_iter, the last iterate is the nearest one to the solution in the norm of H. Its residual may be larger than
-    that of an earlier iterate. If H is not symmetric, the only sign is the status MAX_ITER or STAGNATED. `layer.report`
+    that of an earlier iterate. If H is not symmetric, the status is MAX_ITER, STAGNATED or INDEFINITE. `layer.report`
     tests the symmetry.
 
     With a preconditioner or a start x0, the solver uses the flexible method and checks every true residual.

@@ -37,8 +37,9 @@ class GMRES:
        ends STAGNATED. A larger `restart` may then help.
     2. A singular system that has a solution may be solved. If no solution is found and the least-squares problem of a
        cycle is singular to working precision, the problem ends SINGULAR.
-    3. Classical Gram-Schmidt, applied twice, makes the basis orthogonal. Each application costs two matrix products.
-       The result is as accurate as Householder's for this purpose. `extra["products"]` counts products with A.
+    3. Classical Gram-Schmidt, applied twice, makes the basis orthogonal. Each application costs two products with the
+       matrix of the basis vectors, and none with A. The result is as accurate as Householder's for this purpose.
+       `extra["products"]` counts products with A.
 
     Sources: Saad and Schultz 1986, Algorithm 4 (restarts) and section 3.2 (rotations); Giraud, Langou, Rozloznik and
     van den Eshof 2005 (twice is enough).

@@ -33,9 +33,9 @@ class SciPy:
     method : str
         Any method of `scipy.optimize.minimize`.
     tol : float, optional
-        SciPy's `tol`. It applies to the score divided by the largest entry of its first gradient. The default is eps of
-        the dtype for methods that use the gradient, so that they stop for lack of precision. It is SciPy's own default
-        for the others.
+        SciPy's `tol`. It applies to the score divided by the largest entry of its first gradient. For methods that use
+        the gradient, the default is eps of the dtype, so they continue until rounding allows no more progress. SciPy
+        reports this as a stop for lack of precision. For the others the default is SciPy's own.
     options : mapping, optional
         SciPy's `options`.
 

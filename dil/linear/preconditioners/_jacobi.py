@@ -16,7 +16,7 @@ from dil.linear.preconditioners._preconditioner import Prepared, columns
 
 @dataclass(frozen=True, eq=False)
 class Jacobi:
-    """Divide by the diagonal of the matrix, for unknowns or scores whose scales differ.
+    """Divide by the diagonal of the matrix. This helps when the unknowns, or the scores of a batch, differ in scale.
 
     Parameters
     ----------
