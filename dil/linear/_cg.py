@@ -50,9 +50,9 @@ class CG:
     1. The solver scales the b of each problem, so tiny and huge right-hand sides lose no digits.
     2. The stopping test is relative. A zero right-hand side costs no iteration and gives an exact zero.
     3. A direction of zero or negative curvature ends its problem at the previous iterate. The other problems continue.
-    4. The recurrence for the residual drifts by rounding. The solver computes the true residual at the end. If that
-       residual misses the tolerance, the iteration restarts from it, but only if it is at most half of the true
-       residual found by the previous check.
+    4. The recurrence for the residual drifts by rounding. The solver computes the true residual at the end. If the
+       true residual misses the tolerance, the iteration restarts from the true residual. It does so only if this
+       residual is at most half of the one that the previous check found.
 
     At max_iter, the last iterate is the nearest one to the solution in the norm of H. Its residual may be larger than
     that of an earlier iterate. If H is not symmetric, the status is MAX_ITER, STAGNATED or INDEFINITE. `layer.report`

@@ -36,9 +36,9 @@ class Direct:
     The rows and columns of A are scaled first, so that the units of the unknowns and of the equations have no effect.
     What follows holds for the scaled system. A problem counts as solved under two conditions. Its residual is at the
     level of rounding, ||b - A x|| <= 16 eps sqrt(n) (||A|| ||x|| + ||b||). Its condition number is below eps ** (-2/3),
-    2.7e10 in float64 and 4.1e4 in float32. This is a lower estimate, computed with b and a random right-hand side. Any
-    other problem with finite data ends SINGULAR. Entries of its solution that are not finite are replaced by zero.
-    Norms are maximum norms.
+    2.7e10 in float64 and 4.1e4 in float32. The condition number is estimated from below, with b and a random right-hand
+    side. Any other problem with finite data ends SINGULAR. Entries of its solution that are not finite are replaced by
+    zero. Norms are maximum norms.
 
     Raises
     ------

@@ -19,8 +19,8 @@ class LBFGSPairs:
     Notes
     -----
     The pairs (s, y) of the last steps, with y = A s, correct an initial approximation. If one diagonal d explains all
-    pairs (y_i = d_i s_i for each entry i), the initial approximation of the inverse Hessian is 1 / d. It needs few
-    pairs, even for scales that differ widely. Otherwise the initial approximation is the usual multiple of the
+    pairs (y_i = d_i s_i for each entry i), the initial approximation of the inverse Hessian is 1 / d. Then a few pairs
+    are enough, even if the scales differ widely. Otherwise the initial approximation is the usual multiple of the
     identity, and each pair captures about one large eigenvalue. The last steps of a converged solver have only small
     components along the eigenvectors of the large eigenvalues. So keep twice as many pairs as there are large
     eigenvalues, by `dil.solvers.LBFGS(memory=...)`.
