@@ -90,8 +90,8 @@ class Status(IntEnum):
     )
     UNSTABILISABLE = (
         12,
-        "no control stabilises the pair (A, B): A has an eigenvalue on or outside the unit circle whose mode B does "
-        "not move; check A and B, since the cost of every control is infinite",
+        "no control stabilises the pair (A, B): A has an eigenvalue on or outside the unit circle, and B has no "
+        "effect on its mode; check A and B, since the cost of every control is infinite",
     )
     UNDETECTABLE = (
         13,

@@ -61,7 +61,7 @@ class Entry:
     asymmetry: Any = None
     bound: Any = None
     policy: Policy | None = field(default=None, repr=False)
-    """The policy of the layer, which identifies the layer."""
+    """The policy object of the layer. It tells which layer the entry belongs to."""
 
     def numbers(self) -> Iterator[tuple[str, Any]]:
         """Yield the name and values of every number that is not None."""

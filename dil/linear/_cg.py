@@ -58,7 +58,8 @@ class CG:
     that of an earlier iterate. If H is not symmetric, the status is MAX_ITER, STAGNATED or INDEFINITE. `layer.report`
     tests the symmetry.
 
-    With a preconditioner or a start x0, the solver uses the flexible method and checks every true residual.
+    With a preconditioner or a start x0, the solver uses the flexible method. Every time its recurrence stops, it
+    computes the true residual and tests that.
 
     Sources: Look et al. 2020, Algorithm 1; Saad 2003, Algorithm 6.18; Shewchuk 1994, B.2 (restarts from the residual);
     Golub and Ye 1999 (with a preconditioner).

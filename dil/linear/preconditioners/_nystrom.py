@@ -28,7 +28,7 @@ class Nystrom:
         eigenvalues.
     shift : float, optional
         The mu of the paper, in the units of A. A is modelled as a sketched part plus mu I. The default is zero, which
-        suits a matrix whose small eigenvalues are close together. A includes the damping of CG.
+        suits a matrix whose small eigenvalues are close together. The A here already includes the damping of CG.
     adaptive : bool
         Double the rank until the smallest Ritz value is within a factor of ten of the shift. Without a shift, the
         smallest Ritz value is compared with the mean of the rest of the spectrum. Each such comparison costs one

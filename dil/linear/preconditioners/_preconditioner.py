@@ -30,8 +30,8 @@ class Preconditioner(Protocol):
     def prepare(self, A: Operator, b: Array, /, *, loop: Loop) -> Matvec:
         """Return a symmetric positive definite map r -> z with z near A^-1 r; b, r and z: (*batch, n).
 
-        b gives the shape, dtype and device of the vectors. Return a `Prepared` if products of the preparation must be
-        counted.
+        b gives the shape, dtype and device of the vectors. If `prepare` itself multiplies by A, and these products
+        must be counted, return a `Prepared`, which holds their number.
         """
         ...
 
