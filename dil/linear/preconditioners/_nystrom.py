@@ -37,8 +37,8 @@ class Nystrom:
         The rank at which doubling ends. The default is eight times the rank.
     depth : int
         The number of blocks of columns. The first block is random, and each further block is A times the one before.
-        With depth=1 the sketch is that of the paper. If the spectrum has a long tail of small eigenvalues, more blocks find
-        the large ones with fewer columns.
+        With depth=1 the sketch is that of the paper. If the spectrum has a long tail of small eigenvalues, more blocks
+        find the large ones with fewer columns.
     seed : int
         The seed of the random sketch, which is the same for every problem of a batch.
 
