@@ -29,7 +29,12 @@ def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
         If it is not. Values that are traced are not checked, and on JAX none are.
     """
     fn, problem = call.condition.fn, call.problem()
-    if problem.space.batch == () or size(problem.space.batch) < 2 or problem.space.dimension == 0:
+    if (
+        problem.space.batch == ()
+        or size(problem.space.batch) < 2
+        or problem.space.dimension == 0
+        or _is_traced(call, y)
+    ):
         return
     key = (problem.space.shapes, str(y.dtype), getattr(fn, "modes", None))
     try:
@@ -38,11 +43,7 @@ def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
         return
     if key in checked:
         return
-    loops, coupled = call.backend.loops, _largest_coupling(call, y, arrays)
-    traced = not isinstance(loops.number(coupled), int | float) and loops.steps_per_read(coupled) == 1
-    if traced:
-        return
-    if float(coupled) > 0:
+    if float(_largest_coupling(call, y, arrays)) > 0:
         message = (
             f"{call.policy.layer}: batch_ndim={call.condition.batch_ndim} says that its problems are independent, but "
             f"F of one problem depends on the unknown of another, as with batch normalisation in training or attention "
@@ -50,6 +51,12 @@ def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
         )
         raise OptionError(message)
     checked.add(key)
+
+
+def _is_traced(call: Call, y: Array) -> bool:
+    """Return whether the numbers of y cannot be read now, so that nothing is computed in vain."""
+    loops, entry = call.backend.loops, call.backend.constant(y)[(0,) * y.ndim]
+    return not isinstance(loops.number(entry), int | float) and loops.steps_per_read(entry) == 1
 
 
 def _largest_coupling(call: Call, y: Array, arrays: list[Array]) -> Array:
