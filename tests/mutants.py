@@ -3,6 +3,7 @@
     python tests/mutants.py                  # every mutant; hours on two cores
     python tests/mutants.py --files linear   # of the files whose path contains a word
     python tests/mutants.py --named          # the mutants that were written by hand alone
+    python tests/mutants.py --jobs 2         # two at a time
 
 A mutant changes one operator, comparison or constant of one line. It is applied in a copy of the tree, where the tests
 nearest to the file run. A survivor with a reason in `EQUIVALENT` changes no behaviour that a test could see.
@@ -13,12 +14,15 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import queue
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +30,9 @@ ROOT = Path(__file__).parent.parent
 PER_FILE = 5
 """Mutants drawn from each file."""
 SEED = 2020
+BASELINE_SECONDS = 900.0
+PATIENCE = 4.0
+"""A mutant is killed if its tests take so many times as long as without it: a loop without end is noticed."""
 SELECTION = "(numpy or torch) and not strict and not jit and not cuda and not func and not backward"
 """The engines that kill a mutant of the core: the others run the same code, more slowly."""
 
@@ -147,8 +154,8 @@ def drawn() -> Iterator[Mutant]:
         yield from random.Random(f"{SEED} {path}").sample(every, min(PER_FILE, len(every)))
 
 
-def survives(mutant: Mutant, copy: Path) -> bool:
-    """Run the tests nearest to a mutant in a copy of the tree. Return whether they all pass."""
+def survives(mutant: Mutant, copy: Path, seconds: float) -> bool:
+    """Run the tests nearest to a mutant in a copy of the tree. Return whether they all pass within the seconds."""
     path = copy / mutant.path
     source = path.read_text()
     if mutant.line:
@@ -162,20 +169,25 @@ def survives(mutant: Mutant, copy: Path) -> bool:
         changed = source.replace(mutant.old, mutant.new)
     path.write_text(changed)
     try:
-        return passes(mutant.path, copy)
+        return passes(mutant.path, copy, seconds)
     except subprocess.TimeoutExpired:
         return False  # a loop without end is noticed
     finally:
         path.write_text(source)
 
 
-def passes(path: str, copy: Path) -> bool:
+def passes(path: str, copy: Path, seconds: float) -> bool:
     """Run the tests nearest to a file in the copy of the tree."""
     tests = TARGETS.get(path, "test_policy.py test_ode_failures.py").split()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-k", SELECTION, *(f"tests/{t}" for t in tests)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-k", SELECTION, *(f"tests/{t}" for t in tests)]
     environment = {**os.environ, "CI": "true", "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'backends'}"}
-    ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=900, check=False)
+    ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False)
     return ended.returncode == 0
+
+
+def _copy_of_the_tree(folder: Path) -> Path:
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "__pycache__", ".hypothesis", "out"))
+    return folder
 
 
 def main() -> int:
@@ -183,21 +195,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", default="", help="a word that the path of the file contains")
     parser.add_argument("--named", action="store_true", help="only the mutants that were written by hand")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants that run at the same time")
     options = parser.parse_args()
     chosen = [m for m in (*NAMED, *(() if options.named else drawn())) if options.files in m.path]
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "tree"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".hypothesis", "out"))
-        for path in sorted({m.path for m in chosen}):
-            assert passes(path, copy), f"the tests of {path} fail without a mutant"
-        left = []
-        for number, mutant in enumerate(chosen, 1):
-            alive = survives(mutant, copy)
-            reason = EQUIVALENT.get(str(mutant))
-            print(f"[{number}/{len(chosen)}] {'survives' if alive else 'killed'}: {mutant}", flush=True)
-            if alive:
-                print(f"    {reason or 'no test notices it'}", flush=True)
-                left.append(reason)
+    left = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as jobs:
+        copies: queue.Queue[Path] = queue.Queue()
+        for number in range(options.jobs):
+            copies.put(_copy_of_the_tree(Path(folder) / str(number)))
+
+        def judged(path: str) -> list[tuple[Mutant, bool]]:
+            copy = copies.get()
+            begin = time.monotonic()
+            assert passes(path, copy, BASELINE_SECONDS), f"the tests of {path} fail without a mutant"
+            limit = PATIENCE * (time.monotonic() - begin)
+            found = [(mutant, survives(mutant, copy, limit)) for mutant in chosen if mutant.path == path]
+            copies.put(copy)
+            return found
+
+        for verdicts in jobs.map(judged, sorted({m.path for m in chosen})):
+            for mutant, alive in verdicts:
+                reason = EQUIVALENT.get(str(mutant))
+                print(f"{'survives' if alive else 'killed'}: {mutant}", flush=True)
+                if alive:
+                    print(f"    {reason or 'no test notices it'}", flush=True)
+                    left.append(reason)
     print(f"{len(chosen) - len(left)} of {len(chosen)} killed, {sum(r is None for r in left)} survive without a reason")
     return int(any(reason is None for reason in left))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
@@ -55,6 +57,12 @@ def test_a_backend_that_disagrees_is_found():
     assert not report.ok
 
 
+def test_a_point_of_zeros_has_steps_of_order_one(plain):
+    assert dil.check_gradients(
+        lambda x: array_namespace(x).sum(array_namespace(x).exp(x)), plain.asarray([0.0, 0.0])
+    ).ok
+
+
 def test_float32(plain):
     handle = dil.backend(plain.backend, dtype="float32")
     assert dil.check_gradients(smooth, handle.asarray([0.3, 1.2])).ok
@@ -65,3 +73,114 @@ def test_trees():
         return {"out": tree["a"] * scale, "n": 3}
 
     assert dil.check_gradients(fn, {"a": np.asarray([1.0, 2.0]), "k": 4}, np.asarray(0.5)).ok
+
+
+# --- what it finds ---
+
+T = np.asarray([2.0, 0.3])
+
+
+def zeros(t):
+    return 0.0 * t
+
+
+def bowl(u, t):
+    return array_namespace(u).sum((u - t) ** 2 + u**4)
+
+
+def soft_threshold(f, init, t):
+    xp = array_namespace(t)
+    return xp.sign(t) * xp.maximum(xp.abs(t) - 1.0, 0.0 * t)
+
+
+def lasso(u, t):
+    xp = array_namespace(u)
+    return 0.5 * xp.sum((u - t) ** 2) + xp.sum(xp.abs(u))
+
+
+def flat(u, t):
+    return array_namespace(u).sum((u - t) ** 4)
+
+
+def cut_from_t(u, t):
+    return array_namespace(u).sum((u - dil.constant(t)) ** 2 + u * t)
+
+
+def shaken(u, t, draw=np.random.default_rng(0)):  # noqa: B008
+    return float(1.0 + draw.uniform()) * bowl(u, t)
+
+
+def shaken_step(x, draw=np.random.default_rng(0)):  # noqa: B008
+    return float(1.0 + draw.uniform()) * smooth(x)
+
+
+CAUSES = {
+    "kink": (dil.argmin(lasso, soft_threshold), "argmin layer of 'lasso': backward solve: KINK"),
+    "rough": (dil.argmin(bowl, dil.solvers.GradientDescent(rtol=1e-3), init=zeros), "backward solve: NOT_STATIONARY"),
+    "early": (dil.argmin(bowl, dil.solvers.GradientDescent(max_iter=2), init=zeros), "forward solve: MAX_ITER"),
+    "degenerate": (dil.argmin(flat, lambda f, init, t: t + 0.0), "backward solve: SINGULAR"),
+    "cut from an argument": (dil.argmin(cut_from_t, dil.solvers.Newton(), init=zeros), "every solve in it converged"),
+    "random score": (dil.argmin(shaken, lambda f, init, t: 0.7 * t), "backward solve: RANDOM"),
+    "random function": (shaken_step, "the function: RANDOM"),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_failed_check_says_why(plain, cause):
+    if plain.backend == "jax" and cause != "kink":
+        pytest.skip("JAX compiles every layer, and a function that it traces draws its numbers once")
+    fn, text = CAUSES[cause]
+    report = dil.check_gradients(fn, plain.asarray(T), directions=1)
+    assert not report.ok
+    assert text in report.findings[0].text
+    assert str(report).endswith(str(report.findings[-1]))
+
+
+@pytest.mark.parametrize("point", [(2.0, 0.0), (0.0, 0.0), (1.0, 0.3)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_kink_of_the_function_is_found_even_if_the_derivative_agrees(plain, dtype, point):
+    def bent(x):
+        xp = array_namespace(x)
+        return xp.sum(xp.abs(x))
+
+    handle = dil.backend(plain.backend, dtype=dtype)
+    found = dil.check_gradients(bent, handle.asarray(point)).findings
+    assert [f.text.split(": ")[1] for f in found] == (["KINK"] if 0.0 in point else [])
+
+
+@pytest.mark.parametrize("rtol", [1e-7, 1e-9, 1e-11])
+@pytest.mark.parametrize("solver", [dil.solvers.GradientDescent, dil.solvers.LBFGS, dil.solvers.Newton])
+def test_the_tolerance_of_a_solver_is_part_of_the_bound(solver, rtol):
+    report = dil.check_gradients(dil.argmin(bowl, solver(rtol=rtol), init=zeros), T)
+    assert report.ok, str(report)
+    assert report.findings == ()
+
+
+@pytest.mark.parametrize("wrong", [0.5, -1.0, 1.0 + 1e-3])
+def test_the_tolerance_of_a_solver_does_not_hide_a_wrong_derivative(wrong):
+    def score(u, t):
+        seen = wrong * t + dil.constant((1.0 - wrong) * t)
+        return bowl(u, seen)
+
+    report = dil.check_gradients(dil.argmin(score, dil.solvers.GradientDescent(rtol=1e-7), init=zeros), T)
+    assert not report.ok
+
+
+def test_a_layer_that_warns_is_a_finding_even_if_its_gradient_is_right():
+    early = int(dil.Status.MAX_ITER)
+    layer = dil.argmin(lambda u, t: np.sum((u - t) ** 2), lambda f, init, t: dil.Solution(t, early))
+    report = dil.check_gradients(layer, T)
+    assert report.ok
+    assert [f.text for f in report.findings] == [
+        f"argmin layer of '<lambda>': forward solve: MAX_ITER: {dil.Status.MAX_ITER.sentence}"
+    ]
+    assert report.findings[0].backends == ("numpy",)
+
+
+def test_other_warnings_are_let_through():
+    def warns(x):
+        warnings.warn("mine", DeprecationWarning, stacklevel=1)
+        return smooth(x)
+
+    with pytest.warns(DeprecationWarning, match="mine"):
+        assert dil.check_gradients(warns, T).ok

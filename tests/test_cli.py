@@ -52,6 +52,20 @@ def misshapen(handle):
     return dil.argmin(lambda u, x: (u - x) ** 2, lambda score, init, x: x), handle.asarray([1.0, 2.0])
 
 
+def soft_threshold(score, init, x):
+    xp = array_namespace(x)
+    return xp.sign(x) * xp.maximum(xp.abs(x) - 1.0, 0.0 * x)
+
+
+def lasso(u, x):
+    xp = array_namespace(u)
+    return 0.5 * xp.sum((u - x) ** 2) + xp.sum(xp.abs(u))
+
+
+def sparse(handle):
+    return dil.argmin(lasso, soft_threshold), handle.asarray([2.0, 0.3])
+
+
 def tupleless(handle):
     return mean
 
@@ -172,6 +186,16 @@ def test_check_of_a_right_and_of_a_wrong_function_on_jax(here):
     assert wrong.exit_code == 1
     assert "3 of 3 rows beyond their bound" in wrong.output
     assert wrong.output.count("WRONG") == 3
+
+
+def test_check_says_below_its_table_what_it_found(tmp_path):
+    (tmp_path / "cases_of_test_cli.py").write_text(CASES)
+    result = run_program("check", "cases_of_test_cli:sparse", "--backends", "numpy,torch", cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == ""
+    below = " ".join(result.stdout.partition("beyond their bound")[2].split())
+    assert below.startswith("numpy, torch: argmin layer of 'lasso': backward solve: KINK: the solution lies on a kink")
+    assert result.stdout.count("KINK") == 1
 
 
 def test_a_mistake_inside_the_case_is_a_failure(here):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 
 import dil
-from dil._diagnostics.check_gradients import _richardson
+from dil._diagnostics.finite_differences import Line
 from dil._frameworks.arguments import split_arguments
 from dil._frameworks.transforms import Flat
 from problems import SHAPES, Case, cases
@@ -25,7 +25,7 @@ def reference(case: Case):
     grads = pull((v,))
     draw = np.random.default_rng(case.seed + 2)
     t = tuple(np.asarray(draw.standard_normal(x.shape)) for x in args)
-    difference, spread = _richardson(backend, flat, args, t, (v,), 1.0, float(np.finfo(float).eps))
+    difference, spread = Line(backend, flat, args, t, (v,), float(np.finfo(float).eps), {}).derivative()
     return y[0], grads, t, difference, spread
 
 

@@ -16,7 +16,7 @@ from dil_backends.torch.named_tensors import cast_like, refuse_devices, refuse_d
 from dil_backends.torch.stateless_score import StatelessScore
 
 if TYPE_CHECKING:
-    from dil._base.typing import OnFailure, Tree
+    from dil._base.typing import CheckSmoothness, OnFailure, Tree
     from dil.linear._solver import LinearSolver
 
 Tensor = torch.Tensor
@@ -39,7 +39,7 @@ class ImplicitModule(torch.nn.Module):
     init : tensor, tree of tensors or callable, optional
         The start of the solver if the call gives no `init=`. A callable is called with the arguments. Tensors move with
         the module, but are not part of its state_dict.
-    linear_solver, batch_ndim, on_failure, refine
+    linear_solver, batch_ndim, on_failure, refine, check_smoothness
         As in `dil.argmin`.
 
     Notes
@@ -86,6 +86,7 @@ class ImplicitModule(torch.nn.Module):
         init: Tree | Callable[..., Tree] | None = None,
         on_failure: OnFailure = "warn",
         refine: int = 0,
+        check_smoothness: CheckSmoothness = "first",
     ) -> None:
         super().__init__()
         if kind not in get_args(Kind):
@@ -99,7 +100,7 @@ class ImplicitModule(torch.nn.Module):
             raise dil.OptionError(message)
         self.score, self.solver, self.kind = score, solver, kind
         self.linear_solver, self.batch_ndim = linear_solver, batch_ndim
-        self.on_failure, self.refine = on_failure, refine
+        self.on_failure, self.refine, self.check_smoothness = on_failure, refine, check_smoothness
         self.init = init
         self._written: dict[tuple[bool, ...], frozenset[str]] = {}
         self._layer(score)  # report an option out of range here
@@ -158,6 +159,7 @@ class ImplicitModule(torch.nn.Module):
             init=self._start(),
             on_failure=self.on_failure,
             refine=self.refine,
+            check_smoothness=self.check_smoothness,
         )
 
     def _start(self) -> Tree | Callable[..., Tree] | None:

@@ -68,3 +68,4 @@ Step: TypeAlias = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]
 """`carry, out = step(carry, x)`: one step of a scan."""
 
 OnFailure: TypeAlias = Literal["raise", "warn", "nan", "ignore"]
+CheckSmoothness: TypeAlias = Literal["first", "always", "never"]

@@ -207,6 +207,9 @@ def _print_report(report: dil.GradientReport) -> None:
     )
     console.print()
     console.print(verdict, style="red" if wrong else "green")
+    for finding in report.findings:
+        console.print()
+        console.print(str(finding), markup=False, highlight=False)
 
 
 def _table(*headers: str, gap: int = 1) -> Table:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dil._base.arrays import array_namespace, device, eps
 from dil._base.errors import DilError, OptionError
-from dil._base.typing import Array, Arrays, Tree
+from dil._base.typing import Arrays, Tree
+from dil._diagnostics.findings import KINK, UNKNOWN, Causes, Finding, causes, merged, without_failure_warnings
+from dil._diagnostics.finite_differences import Line, length, terms
 from dil._frameworks.arguments import split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
@@ -19,9 +20,6 @@ from dil._frameworks.transforms import Flat
 
 Case = Callable[[BackendHandle], tuple[Any, ...]]
 """`case(backend)` returns `(fn, *args)`, with arguments made by the backend's `asarray`."""
-
-STEPS = tuple(2.0**-k for k in range(4, 17))
-"""Steps of the differences, relative to the size of the point. The one with the least error estimate is taken."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class GradientRow:
     error: float
     """The larger of the distances of reverse and forward from the difference quotient."""
     bound: float
-    """The error that rounding and truncation explain."""
+    """The error that rounding, truncation and the tolerance of the solvers explain."""
     ok: bool
 
 
@@ -56,10 +54,14 @@ class AgreementRow:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """The outcome of `check_gradients`. `print` shows a table. `ok` is True if every row passed."""
+    """The outcome of `check_gradients`. `print` shows a table. `ok` is True if every row passed.
+
+    `findings` say why a row may have failed: a solve that failed, a rough solver, a kink, random values.
+    """
 
     rows: tuple[GradientRow, ...]
     agreement: tuple[AgreementRow, ...]
+    findings: tuple[Finding, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -77,6 +79,7 @@ class GradientReport:
             f"{a.backend:8} {a.order:5}  against {a.reference:33}  {a.error:8.1e}  {a.bound:8.1e}  {_word(a.ok)}"
             for a in self.agreement
         ]
+        lines += [str(finding) for finding in self.findings]
         return "\n".join(lines)
 
 
@@ -119,8 +122,13 @@ def check_gradients(
     Notes
     -----
     Each check compares the scalar <J^T v, t> (and <v, J t>) with Richardson's extrapolation of central differences.
-    The bound is the sum of two terms: the error estimate of the extrapolation, and the rounding error of the sum of
-    (J^T v)_i t_i. It scales with the gradient and has no absolute floor.
+    The bound is the sum of three terms: the error estimate of the extrapolation, the rounding error of the sum of
+    (J^T v)_i t_i, and, if these two do not suffice, the bounds that the layers report on their gradients. It scales
+    with the gradient and has no absolute floor. A bound above eps ** (1/4) of the terms proves nothing, so such a row
+    fails.
+
+    A layer that warns does so in `findings`. If a row fails, the layers are asked for a report, and the function is
+    called again to see whether it is random or has a kink.
 
     Examples
     --------
@@ -154,13 +162,18 @@ def check_case(
             raise OptionError(message)
     rows: list[GradientRow] = []
     agreement: list[AgreementRow] = []
+    findings: list[Finding] = []
     for k in range(1, order + 1):
-        measured = {name: _measure(case, name, k, directions, seed) for name in backends}
-        for name, several in measured.items():
-            rows += [m.row(name, k, i) for i, m in enumerate(several)]
+        measured: dict[str, list[Measured]] = {}
+        for name in backends:
+            texts: list[str] = []
+            with without_failure_warnings(texts):
+                measured[name], found = _judged(_measure(case, name, k, directions, seed))
+            rows += [m.row(name, k, i) for i, m in enumerate(measured[name])]
+            findings += [Finding(text, (name,)) for text in found or texts]
             if name != backends[0]:
-                agreement.append(_agree(name, several, backends[0], measured[backends[0]], k))
-    return GradientReport(tuple(rows), tuple(agreement))
+                agreement.append(_agree(name, measured[name], backends[0], measured[backends[0]], k))
+    return GradientReport(tuple(rows), tuple(agreement), merged(findings))
 
 
 @dataclass(frozen=True)
@@ -173,23 +186,59 @@ class Measured:
     spread: float
     terms: float
     """Sum of the absolute values of the terms of <J^T v, t>."""
-    eps: float
+    size: float
+    """||J^T v|| ||t||."""
+    line: Line
+    tolerance: float = 0.0
+    """The relative error of the gradient that the solvers make."""
+
+    def measured_again(self, found: Causes) -> Measured:
+        """Return the same with difference quotients for solutions that are as inaccurate as the causes say."""
+        difference, spread = self.line.derivative(found.noise)
+        return replace(self, difference=difference, spread=spread, tolerance=found.tolerance)
 
     def row(self, backend: str, order: int, direction: int) -> GradientRow:
         """Return the row of the report."""
-        rounding = 30 * self.eps ** (2 / 3) * self.terms
-        bound = rounding + 2 * self.spread
-        error = max(abs(self.reverse - self.difference), abs(self.forward - self.difference))
-        sharp = bound <= self.eps**0.25 * self.terms or bound == 0  # a bound that any gradient meets proves nothing
-        ok = bool(error <= bound and sharp)
-        return GradientRow(backend, order, direction, self.reverse, self.forward, self.difference, error, bound, ok)
+        numbers = (self.reverse, self.forward, self.difference, self.error, self.bound)
+        return GradientRow(backend, order, direction, *numbers, self.error <= self.bound and self.is_sharp)
+
+    @property
+    def bound(self) -> float:
+        """The error that rounding, truncation and the tolerance of the solvers explain."""
+        return self.rounding + self.tolerance * self.size + 2 * self.spread
+
+    @property
+    def error(self) -> float:
+        """The larger of the distances of reverse and forward from the difference quotient."""
+        return max(abs(self.reverse - self.difference), abs(self.forward - self.difference))
+
+    @property
+    def is_sharp(self) -> bool:
+        """Whether the bound proves something: a bound that any gradient meets does not."""
+        return bool(self.bound <= self.line.machine**0.25 * self.terms or self.bound == 0)
+
+    @property
+    def rounding(self) -> float:
+        """The rounding error of the sum of the terms."""
+        return float(30 * self.line.machine ** (2 / 3) * self.terms)
 
 
 def _agree(name: str, several: list[Measured], reference: str, expected: list[Measured], order: int) -> AgreementRow:
-    errors = [abs(a.reverse - b.reverse) for a, b in zip(several, expected, strict=True)]
-    bounds = [30 * max(a.eps, b.eps) ** (2 / 3) * max(a.terms, b.terms) for a, b in zip(several, expected, strict=True)]
+    pairs = list(zip(several, expected, strict=True))
+    errors, bounds = [abs(a.reverse - b.reverse) for a, b in pairs], [max(a.rounding, b.rounding) for a, b in pairs]
     ok = all(error <= bound for error, bound in zip(errors, bounds, strict=True))
     return AgreementRow(name, reference, order, max(errors), min(bounds), ok)
+
+
+def _judged(several: list[Measured]) -> tuple[list[Measured], tuple[str, ...]]:
+    """Return the directions and, if a row fails, why. Then the solvers' own errors are part of the bounds."""
+    if all(m.error <= m.bound and m.is_sharp for m in several):
+        return several, (KINK,) if several[0].line.has_kink() else ()
+    found = causes(several[0].line)
+    several = [m.measured_again(found) for m in several]
+    if all(m.error <= m.bound for m in several):
+        return several, () if all(m.is_sharp for m in several) else (*found.texts, found.rough)[:1]
+    return several, found.texts or (UNKNOWN,)
 
 
 def _measure(case: Case, name: str, order: int, directions: int, seed: int) -> list[Measured]:
@@ -216,43 +265,21 @@ def _along(flat: Flat, order: int, seed: int) -> Measured:
         message = "there is no float array in the function's result, so there is no derivative to check"
         raise DilError(message)
     v = _draw(draw, backend, out)
-    products = [_terms(backend, g, d) for g, d in zip(pull(v), t, strict=True)]
+    pulled = pull(v)
+    products = [terms(backend, g, d) for g, d in zip(pulled, t, strict=True)]
     _, moved = jvp_from_vjp(backend, f, floats, t)
     machine = max(eps(array_namespace(x), x.dtype) for x in floats)
-    size = max([1e-300, *(float(abs(backend.to_numpy(x)).max(initial=0.0)) for x in floats)])
-    difference, spread = _richardson(backend, f, floats, t, v, size, machine)
+    line = Line(backend, f, floats, t, v, machine, {0.0: out})
+    difference, spread = line.derivative()
     return Measured(
         sum(float(p.sum()) for p in products),
-        sum(float(_terms(backend, a, b).sum()) for a, b in zip(v, moved, strict=True)),
+        sum(float(terms(backend, a, b).sum()) for a, b in zip(v, moved, strict=True)),
         difference,
         spread,
         sum(float(abs(p).sum()) for p in products),
-        machine,
+        length(backend, pulled) * length(backend, t),
+        line,
     )
-
-
-def _richardson(
-    backend: Backend, f: Callable[..., Arrays], x: Arrays, t: Arrays, v: Arrays, size: float, machine: float
-) -> tuple[float, float]:
-    """Return <v, df(x + h t)/dh> and an estimate of its error, from the best of a ladder of steps."""
-
-    def quotient(h: float) -> float:
-        upper = f(*(a + h * b for a, b in zip(x, t, strict=True)))
-        lower = f(*(a - h * b for a, b in zip(x, t, strict=True)))
-        return sum(float(_terms(backend, w, p - q).sum()) for w, p, q in zip(v, upper, lower, strict=True)) / (2 * h)
-
-    steps = [s * size for s in STEPS if s**3 > machine / 8]
-    values = [quotient(h) for h in steps]
-    extrapolated = [(4 * b - a) / 3 for a, b in pairwise(values)]
-    spreads = [abs(b - a) for a, b in pairwise(extrapolated)]
-    finite = [s if s == s else float("inf") for s in spreads]
-    best = finite.index(min(finite))
-    return extrapolated[best + 1], finite[best]
-
-
-def _terms(backend: Backend, a: Array, b: Array) -> Any:
-    """Return the products whose sum is <a, b>, in double precision on the host."""
-    return backend.to_numpy(a).astype("float64") * backend.to_numpy(b).astype("float64")
 
 
 def _draw(draw: Any, backend: Backend, like: Arrays) -> Arrays:

@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from dil._base.arrays import array_namespace, eps, full, max_abs
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
 from dil._base.status import Status
 from dil._base.typing import Array
+from dil._diagnostics.failure_policy import without_approximate
 from dil._diagnostics.newton_comparison import Point
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
 
+JUMP = 1.0
+"""A change that the linear model of F does not explain, and that is so many times larger than the model's, may jump."""
+BEND = 0.25
+"""A difference of the slopes on the two sides of this share may be a bend."""
+CLOSER = 64.0
+"""The ratio of the two distances."""
 
-def check_smoothness(status: Array, F: Optimality, J: Operator, Fu: Array, here: Point) -> Array:
+
+class Change(NamedTuple):
+    """How F changes on one side of u, at two distances, without the change of the linear model; (*batch, n)."""
+
+    far: Array
+    close: Array
+
+
+def check_smoothness(status: Array, F: Optimality, J: Operator, Fu: Array, here: Point, *, bends: bool = True) -> Array:
     """Return the statuses, with KINK or RANDOM where the implicit function theorem does not hold for F at u.
 
-    The change of F on both sides of u, along a random direction p in units of u, is compared with h J p. At a smooth
-    point they differ by O(h) of their size. The distance is h = eps ** (1/3), and a difference above eps ** (1/6) is a
-    kink. A second value of F at u shows random numbers. A kink that u is farther away from is not seen.
+    F is compared with its linear model at the distances eps ** (1/2) and eps ** (1/2) / 64 on both sides of u, along
+    a random direction in units of u. At a smooth point they differ by a small share of the change. A jump of F is a
+    kink of the score, such as |u|: the difference is the same at both distances. A bend of F, such as relu in a
+    residual, is a change of its slope; it is a kink only if `bends`. Other values of F at the same u show random
+    numbers. A kink is seen if u is on it, or nearly so. Jumps and random numbers explain every other failure, so they
+    replace its status.
     """
     xp, u = array_namespace(here.u), here.u
-    h = eps(xp, u.dtype) ** (1 / 3)
+    h = eps(xp, u.dtype) ** 0.5
     step = h * nonzero_scale(here.scale) * standard_normal(F.problem.backend, u, 1, 0)[0, ...]
-    (again,), (ahead,), (behind,) = (F(x, *here.floats) for x in (u, u + step, u - step))
-    right, left, linear = ahead - again, again - behind, J(step)
-    size = xp.maximum(max_abs(right), max_abs(left))
-    gap = xp.maximum(max_abs(right - linear), max_abs(left - linear))
-    rounding = 64 * eps(xp, u.dtype) * xp.maximum(max_abs(again), max_abs(ahead))
+    linear = J(step)
+    (again,) = F(u, *here.floats)
+    right, left = (_change(F, again, p, Jp, here) for p, Jp in ((step, linear), (-step, -linear)))
+    size = max_abs(linear)[..., None]
+    kink = _jumps(right, size) | _jumps(left, size)
+    if bends:
+        converged = without_approximate(status) == int(Status.CONVERGED)
+        kink = kink | (converged & _bends(right, left, size))
+    rounding = 64 * eps(xp, u.dtype) * xp.maximum(max_abs(again), max_abs(right.far))
     random = max_abs(again - Fu) > rounding
-    kink = gap > xp.maximum(eps(xp, u.dtype) ** (1 / 6) * size, rounding)
-    converged = status == int(Status.CONVERGED)
-    status = xp.where(converged & kink, full(status, int(Status.KINK)), status)
-    return xp.where(converged & random, full(status, int(Status.RANDOM)), status)  # type: ignore[no-any-return]
+    status = xp.where(kink, full(status, int(Status.KINK)), status)
+    return xp.where(random, full(status, int(Status.RANDOM)), status)  # type: ignore[no-any-return]
+
+
+def _change(F: Optimality, Fu: Array, step: Array, linear: Array, here: Point) -> Change:
+    (far,), (close,) = F(here.u + step, *here.floats), F(here.u + step / CLOSER, *here.floats)
+    return Change(far - Fu - linear, close - Fu - linear / CLOSER)
+
+
+def _jumps(change: Change, size: Array) -> Array:
+    """Return whether an entry of F jumps: the change is the same at both distances, and large; shape batch."""
+    return _repeats(change.far, change.close, JUMP * size)
+
+
+def _bends(right: Change, left: Change, size: Array) -> Array:
+    """Return whether the slope of an entry differs on the two sides, by the same at both distances; shape batch."""
+    return _repeats(right.far + left.far, CLOSER * (right.close + left.close), BEND * size)
+
+
+def _repeats(far: Array, close: Array, least: Array) -> Array:
+    xp = array_namespace(far)
+    return xp.any((xp.abs(far) > least) & (xp.abs(far - close) <= xp.abs(far) / 8), axis=-1)  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dil._base.typing import OnFailure, Tree
+from dil._base.typing import CheckSmoothness, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._layers.call import Solver
 from dil._layers.layer import Layer
@@ -24,6 +24,7 @@ def argmin(
     on_failure: OnFailure = "warn",
     derivatives: Derivatives | None = None,
     refine: int = 0,
+    check_smoothness: CheckSmoothness = "first",
 ) -> Layer:
     """Return the layer y = argmin_u score(u, *args, **kwargs).
 
@@ -49,6 +50,11 @@ def argmin(
     refine : int
         The number of Newton steps from the solver's y, each a linear solve with the Hessian. With them a rough solver
         still gives an accurate gradient.
+    check_smoothness : {"first", "always", "never"}
+        When the backward pass looks for a solution on a kink of the score and for random numbers in the score: at the
+        first pass with new shapes, at each pass, or never. "first" sees jumps of the gradient alone, and it cannot look
+        while code is traced, as on JAX. "always" also works there; it costs six evaluations of the gradient and one
+        product with the Hessian.
 
     Returns
     -------
@@ -79,4 +85,5 @@ def argmin(
     """
     condition = Score(score, batch_ndim, derivatives)
     policy = Policy(on_failure, f"argmin layer of {condition.name!r}")
-    return Layer(condition, solver, Auto() if linear_solver is None else linear_solver, init, policy, refine)
+    linear_solver = Auto() if linear_solver is None else linear_solver
+    return Layer(condition, solver, linear_solver, init, policy, refine, check_smoothness)

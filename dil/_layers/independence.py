@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import WeakKeyDictionary
-
 from dil._base.arrays import array_namespace, device, eps, full, size
 from dil._base.errors import OptionError
 from dil._base.typing import Array
 from dil._frameworks.random_vectors import standard_normal
 from dil._layers.call import Call
+from dil._layers.first_calls import FirstCalls, is_readable
 
-CHECKED: WeakKeyDictionary[Any, set[Any]] = WeakKeyDictionary()
-"""Function -> the shapes and modes for which its rows were found to be independent.
-
-A function made anew for each call names by `identity` the object that stays, and by `modes` what may change in it.
-"""
+INDEPENDENT = FirstCalls()
+"""The calls whose problems were found to be independent."""
 
 
 def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
@@ -28,20 +23,9 @@ def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
     OptionError
         If it is not. Values that are traced are not checked, and on JAX none are.
     """
-    fn, problem = call.condition.fn, call.problem()
-    if (
-        problem.space.batch == ()
-        or size(problem.space.batch) < 2
-        or problem.space.dimension == 0
-        or _is_traced(call, y)
-    ):
-        return
-    key = (problem.space.shapes, str(y.dtype), getattr(fn, "modes", None))
-    try:
-        checked = CHECKED.setdefault(getattr(fn, "identity", fn), set())
-    except TypeError:  # an object without weak references
-        return
-    if key in checked:
+    problem = call.problem()
+    several = size(problem.space.batch) > 1 and problem.space.dimension > 0
+    if not (several and is_readable(call.backend, y) and INDEPENDENT.are_new(problem, y)):
         return
     if float(_largest_coupling(call, y, arrays)) > 0:
         message = (
@@ -50,13 +34,7 @@ def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
             f"over the batch; pass batch_ndim=0 to solve them as one problem, or normalise within each problem"
         )
         raise OptionError(message)
-    checked.add(key)
-
-
-def _is_traced(call: Call, y: Array) -> bool:
-    """Return whether the numbers of y cannot be read now, so that nothing is computed in vain."""
-    loops, entry = call.backend.loops, call.backend.constant(y)[(0,) * y.ndim]
-    return not isinstance(loops.number(entry), int | float) and loops.steps_per_read(entry) == 1
+    INDEPENDENT.add(problem, y)
 
 
 def _largest_coupling(call: Call, y: Array, arrays: list[Array]) -> Array:

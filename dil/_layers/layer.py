@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from dil._base.arrays import array_namespace, is_complex
 from dil._base.errors import DTypeError, OptionError
 from dil._base.options import is_integer
 from dil._base.solution import Solution
-from dil._base.typing import Array, Tree
+from dil._base.typing import Array, CheckSmoothness, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.registry import common_owner, guarded, loaded
@@ -36,6 +36,7 @@ class Layer:
     init: Tree | Callable[..., Tree] | None
     policy: Policy
     refine: int = 0
+    check_smoothness: CheckSmoothness = "first"
 
     def __post_init__(self) -> None:
         loaded()  # `guarded` must know the framework of a compiler that meets the layer before any array
@@ -46,6 +47,10 @@ class Layer:
                 raise OptionError(message)
         if not is_integer(self.refine, 0):
             message = f"refine={self.refine!r}; expected a number of Newton steps >= 0"
+            raise OptionError(message)
+        if self.check_smoothness not in get_args(CheckSmoothness):
+            expected = ", ".join(get_args(CheckSmoothness))
+            message = f"check_smoothness={self.check_smoothness!r} is unknown; expected one of {expected}"
             raise OptionError(message)
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
@@ -61,7 +66,7 @@ class Layer:
 
     def rule(self, call: Call) -> ImplicitRule:
         """Return the rule that differentiates the solution of one call with respect to its arrays."""
-        return ImplicitRule(call.problem, self.linear_solver, self.policy)
+        return ImplicitRule(call.problem, self.linear_solver, self.policy, self.check_smoothness)
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
         """Return the `dil.Solution` of the solver. It has no derivative, and `on_failure` does not apply."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
 
-from dil._base.typing import OnFailure, Tree
+from dil._base.typing import CheckSmoothness, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._layers.call import Solver
 from dil._layers.layer import Layer
@@ -23,6 +22,7 @@ def root(
     init: Tree | Callable[..., Tree] | None = None,
     on_failure: OnFailure = "warn",
     refine: int = 0,
+    check_smoothness: CheckSmoothness = "first",
 ) -> Layer:
     """Return the layer y with residual(y, *args, **kwargs) = 0.
 
@@ -41,6 +41,8 @@ def root(
         As in `dil.argmin`.
     refine : int
         The number of Newton steps from the solver's y, each a linear solve with dF/du.
+    check_smoothness : {"first", "always", "never"}
+        As in `dil.argmin`, for the residual in place of the gradient.
 
     Returns
     -------
@@ -66,7 +68,10 @@ def root(
     >>> float(dil.grad(sqrt)(np.asarray(4.0)))
     0.25
     """
-    return _layer("root", "residual", residual, solver, linear_solver, batch_ndim, init, on_failure, refine)
+    condition = Equation(residual, batch_ndim, "residual")
+    policy = Policy(on_failure, f"root layer of {condition.name!r}")
+    linear_solver = Auto() if linear_solver is None else linear_solver
+    return Layer(condition, solver, linear_solver, init, policy, refine, check_smoothness)
 
 
 def fixed_point(
@@ -78,6 +83,7 @@ def fixed_point(
     init: Tree | Callable[..., Tree] | None = None,
     on_failure: OnFailure = "warn",
     refine: int = 0,
+    check_smoothness: CheckSmoothness = "first",
 ) -> Layer:
     """Return the layer y with step(y, *args, **kwargs) = y.
 
@@ -88,7 +94,7 @@ def fixed_point(
     solver : callable
         `solver(fun, init, *args, **kwargs)` returns u, or a `dil.Solution`; fun is the step. Use
         `dil.solvers.FixedPoint()`, `dil.solvers.Anderson()` or a loop of your own. The solver is never differentiated.
-    linear_solver, batch_ndim, init, on_failure, refine
+    linear_solver, batch_ndim, init, on_failure, refine, check_smoothness
         As in `dil.root`, for the residual u - step(u).
 
     Returns
@@ -108,20 +114,7 @@ def fixed_point(
     >>> round(float(dil.grad(layer)(np.asarray(0.0))), 6)
     0.59751
     """
-    return _layer("fixed-point", "step", step, solver, linear_solver, batch_ndim, init, on_failure, refine)
-
-
-def _layer(
-    name: str,
-    kind: Literal["residual", "step"],
-    fn: Callable[..., Tree],
-    solver: Solver,
-    linear_solver: LinearSolver | None,
-    batch_ndim: int,
-    init: Any,
-    on_failure: OnFailure,
-    refine: int,
-) -> Layer:
-    condition = Equation(fn, batch_ndim, kind)
-    policy = Policy(on_failure, f"{name} layer of {condition.name!r}")
-    return Layer(condition, solver, Auto() if linear_solver is None else linear_solver, init, policy, refine)
+    condition = Equation(step, batch_ndim, "step")
+    policy = Policy(on_failure, f"fixed-point layer of {condition.name!r}")
+    linear_solver = Auto() if linear_solver is None else linear_solver
+    return Layer(condition, solver, linear_solver, init, policy, refine, check_smoothness)

@@ -14,25 +14,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from dil._base.arrays import full
+from dil._base.arrays import array_namespace, full, size
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.quasi_newton import Pairs
 from dil._base.scale import scale_of
 from dil._base.solution import Solution
-from dil._base.typing import Array, Arrays
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays, CheckSmoothness
 from dil._diagnostics.curvature import check_curvature, check_degenerate
 from dil._diagnostics.error_bound import error_bound
-from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.failure_policy import Policy, without_approximate
 from dil._diagnostics.newton_comparison import Point
 from dil._diagnostics.record import add_entry, recording
 from dil._diagnostics.smoothness import check_smoothness
 from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
+from dil._layers.first_calls import FirstCalls, is_readable
 from dil._problem.jacobian import jacobian, operator
 from dil._problem.problem import Optimality, Problem
 from dil.linear._solver import LinearSolver
+
+SMOOTH = FirstCalls()
+"""The calls whose F was found to be smooth at a solution."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class ImplicitRule:
     """The problem of the call. The shape of its unknown is known once the solver has run."""
     linear_solver: LinearSolver
     policy: Policy
+    check_smoothness: CheckSmoothness = "never"
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return -g^T F_args for the arguments in `wrt`, where J^T g = v."""
@@ -85,9 +91,9 @@ class ImplicitRule:
             status = check_stationarity(DerivativeSolve(F, A, b, Fu, here, solution, self.linear_solver))
             status = check_curvature(status, A, b, solution, backend)
             status = check_degenerate(status, A, b, backend)
+            status = self.smooth(status, F, A.T if A.transposed else A, Fu, here)
             if recording():
                 found = error_bound(F, A, b, Fu, here)
-                status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here)
                 counts = {"iterations": solution.iterations, "residual": solution.residual}
                 add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
             return self.policy.apply(backend, "backward solve", status, solution.value)
@@ -95,6 +101,20 @@ class ImplicitRule:
         # arrays that are only checked take no part in the derivative
         constants = tuple(backend.constant(x) for x in (Fu, *y, *params[1:]))
         return LinearSystem(build, params, A, solve, constants)
+
+    def smooth(self, status: Array, F: Optimality, J: Operator, Fu: Array, here: Point) -> Array:
+        """Return the statuses, with KINK or RANDOM where F is not smooth, if the layer or a record looks for that."""
+        backend, u = F.problem.backend, here.u
+        if size(u.shape) == 0:
+            return status
+        if recording() or self.check_smoothness == "always":
+            return check_smoothness(status, F, J, Fu, here)
+        wanted = self.check_smoothness == "first" and is_readable(backend, u)
+        if wanted and SMOOTH.are_new(F.problem, u):
+            status = check_smoothness(status, F, J, Fu, here, bends=False)
+            if bool(array_namespace(status).all(without_approximate(status) == int(Status.CONVERGED))):
+                SMOOTH.add(F.problem, u)
+        return status
 
 
 def _outputs(y: Arrays) -> tuple[Array, Array | None, Pairs | None]:

@@ -1,0 +1,47 @@
+"""A memory of the functions that a check has passed, so that it runs at the first call with new shapes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
+from dil._problem.problem import Problem
+
+
+class FirstCalls:
+    """The calls that have passed one check: for each function, the shapes, dtypes and modes.
+
+    A function made anew for each call names by `identity` the object that stays, and by `modes` what may change in it.
+    """
+
+    def __init__(self) -> None:
+        self._passed: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+
+    def are_new(self, problem: Problem, y: Array) -> bool:
+        """Return whether no such call has passed. It is False for a function that cannot be remembered."""
+        try:
+            return _key(problem, y) not in self._passed.setdefault(_owner(problem), set())
+        except TypeError:  # an object without weak references
+            return False
+
+    def add(self, problem: Problem, y: Array) -> None:
+        """Remember that such a call has passed."""
+        self._passed[_owner(problem)].add(_key(problem, y))
+
+
+def is_readable(backend: Backend, x: Array) -> bool:
+    """Return whether the numbers of an array can be read now. Those of a traced array cannot."""
+    loops, entry = backend.loops, backend.constant(x)[(0,) * x.ndim]
+    return isinstance(loops.number(entry), int | float) or loops.steps_per_read(entry) != 1
+
+
+def _owner(problem: Problem) -> Callable[..., Any]:
+    fn = problem.condition.fn
+    return getattr(fn, "identity", fn)
+
+
+def _key(problem: Problem, y: Array) -> Hashable:
+    return problem.space.shapes, str(y.dtype), getattr(problem.condition.fn, "modes", None)
