@@ -81,7 +81,19 @@ class Mutant:
     column: int = 0
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.old} -> {self.new}"
+        old, new = ((ROOT / self.path).read_text().splitlines(), self.applied().splitlines())
+        return f"{self.path}: {next(b for a, b in zip(old, new, strict=False) if a != b).strip()}"
+
+    def applied(self) -> str:
+        """Return the source with the change."""
+        source = (ROOT / self.path).read_text()
+        if not self.line:
+            assert source.count(self.old) == 1, f"{self.old} is not at one place of {self.path}"
+            return source.replace(self.old, self.new)
+        lines = source.splitlines(keepends=True)
+        line, end = lines[self.line - 1], self.column + len(self.old)
+        lines[self.line - 1] = line[: self.column] + self.new + line[end:]
+        return "".join(lines)
 
 
 NAMED = (
@@ -96,7 +108,7 @@ NAMED = (
 """Mutants by hand: absolute tolerances, a dropped component, a policy without gradients, a check that says yes."""
 
 EQUIVALENT: dict[str, str] = {}
-"""The text of a survivor -> why no test can see it."""
+"""The changed line, as it is printed -> why no test can see the change."""
 
 SWAPS: dict[type, tuple[str, str]] = {
     ast.Add: ("+", "-"),
@@ -158,16 +170,7 @@ def survives(mutant: Mutant, copy: Path, seconds: float) -> bool:
     """Run the tests nearest to a mutant in a copy of the tree. Return whether they all pass within the seconds."""
     path = copy / mutant.path
     source = path.read_text()
-    if mutant.line:
-        lines = source.splitlines(keepends=True)
-        line = lines[mutant.line - 1]
-        end = mutant.column + len(mutant.old)
-        lines[mutant.line - 1] = line[: mutant.column] + mutant.new + line[end:]
-        changed = "".join(lines)
-    else:
-        assert source.count(mutant.old) == 1, f"{mutant} does not match one place"
-        changed = source.replace(mutant.old, mutant.new)
-    path.write_text(changed)
+    path.write_text(mutant.applied())
     try:
         return passes(mutant.path, copy, seconds)
     except subprocess.TimeoutExpired:
