@@ -312,11 +312,52 @@ def test_scipys_jacobian_has_a_block_for_each_problem(eager):
     assert names(eager, sol.status) == ["CONVERGED"] * 3
 
 
-@pytest.mark.parametrize(("method", "status"), [("hybr", "STAGNATED"), ("lm", "FAILED"), ("krylov", "MAX_ITER")])
-def test_scipy_finds_no_root_where_there_is_none(method, status):
+WITHOUT_A_ROOT = {
+    "above zero": (lambda u, t: u**2 + t, 1.0),
+    "one equation of two": (
+        lambda u, t: array_namespace(u).stack([u[0] ** 2 + t[0], u[1] - t[1]]),
+        1.0,
+    ),
+    "a minimum away from zero": (lambda u, t: array_namespace(u).cosh(u - t) - 0.5, 1.0),
+    "tiny units of u": (lambda u, t: u**2 + 1e-20 * t, 1e-10),
+    "huge units of F": (lambda u, t: 1e12 * (u**2 + t), 1.0),
+}
+
+
+@pytest.mark.parametrize("solver", [Newton(), SciPyRoot(), SciPyRoot("lm"), SciPyRoot("df-sane")], ids=str)
+@pytest.mark.parametrize("kind", WITHOUT_A_ROOT)
+def test_an_equation_without_a_root_is_told_as_such(kind, solver):
     pytest.importorskip("scipy", reason="SciPy is not installed")
-    sol = SciPyRoot(method)(lambda u: u**2 + 1.0, np.full(2, 0.3))
-    assert Status(int(sol.status)).name == status
+    fn, unit = WITHOUT_A_ROOT[kind]
+    sol = dil.root(fn, solver).solve(np.ones(2), init=unit * np.asarray([0.9, 0.7]))
+    assert Status(int(sol.status)) is Status.NO_ROOT
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("solver", [Newton(), SciPyRoot(), SciPyRoot("lm"), SciPyRoot("krylov")], ids=str)
+def test_a_root_is_found_in_every_unit(solver, unit):
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    sol = dil.root(lambda u, t: u**2 - t, solver).solve(np.full(2, unit**2), init=unit * np.asarray([0.9, 1.7]))
+    if solver == SciPyRoot("krylov") and unit < 1:
+        assert Status(int(sol.status)) is Status.MAX_ITER  # its steps are absolute, and so it goes nowhere
+        return
+    assert Status(int(sol.status)) is Status.CONVERGED
+    np.testing.assert_allclose(sol.value, unit, rtol=1e-4)
+
+
+def test_the_message_of_scipy_is_in_ours():
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    layer = dil.root(lambda u, t: u**2 + t, SciPyRoot(), init=lambda t: 0.0 * t + 0.3)
+    said = layer.solve(np.asarray(1.0)).extra["message"]
+    with pytest.warns(dil.ConvergenceWarning, match="NO_ROOT") as caught:
+        layer(np.asarray(1.0))
+    assert f"(the solver's own message: {said})" in str(caught[0].message)
+
+
+def test_a_scipy_method_that_gives_up_with_an_error_has_failed():
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    sol = SciPyRoot("krylov")(lambda u: u**2 + 1e-20, np.full(1, 1e-10))
+    assert Status(int(sol.status)) in (Status.NO_ROOT, Status.FAILED, Status.MAX_ITER)
     assert sol.extra["message"]
 
 

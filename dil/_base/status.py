@@ -120,6 +120,11 @@ class Status(IntEnum):
         "the score has another value at each call, so its solution has no derivative; draw the random numbers once and "
         "pass them as an argument, or switch dropout off",
     )
+    NO_ROOT = (
+        18,
+        "the residual has a minimum here that is not zero, so the equation has no root near this point; check the "
+        "equation and its arguments, or start elsewhere",
+    )
 
     @property
     def ok(self) -> bool:

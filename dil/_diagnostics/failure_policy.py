@@ -28,8 +28,11 @@ class Policy:
             message = f"on_failure={self.on_failure!r} is unknown; expected one of {', '.join(get_args(OnFailure))}"
             raise OptionError(message)
 
-    def apply(self, backend: Backend, stage: str, status: Array, value: Array) -> Array:
-        """Apply the policy to the statuses of a solve, shape batch. Return its value, shape (*batch, n)."""
+    def apply(self, backend: Backend, stage: str, status: Array, value: Array, said: object = None) -> Array:
+        """Apply the policy to the statuses of a solve, shape batch. Return its value, shape (*batch, n).
+
+        `said` is the solver's own message, if it has one.
+        """
         code = backend.loops.number(status)
         if isinstance(code, int) and code in (Status.CONVERGED, Status.APPROXIMATE):
             return value
@@ -40,7 +43,7 @@ class Policy:
             poisoned: Array = xp.where(failed, full(value, float("nan")), value)
             return poisoned
         if self.on_failure != "ignore":
-            return backend.reports.failures(partial(_report, self, stage, backend), status, value)
+            return backend.reports.failures(partial(_report, self, stage, backend, said), status, value)
         return value
 
     def warn_or_raise(self, backend: Backend, message: str) -> None:
@@ -56,10 +59,11 @@ def without_approximate(status: Array) -> Array:
     return array_namespace(status).where(asked, full(status, int(Status.CONVERGED)), status)  # type: ignore[no-any-return]
 
 
-def _report(policy: Policy, stage: str, backend: Backend, status: Any) -> None:
+def _report(policy: Policy, stage: str, backend: Backend, said: object, status: Any) -> None:
     if not status.any():
         return
-    policy.warn_or_raise(backend, f"{policy.layer}: {stage}: {summary(status)}")
+    own = f" (the solver's own message: {said})" if isinstance(said, str) and said else ""
+    policy.warn_or_raise(backend, f"{policy.layer}: {stage}: {summary(status)}{own}")
 
 
 def _level_of_caller(backend: Backend) -> int:

@@ -66,9 +66,10 @@ class Call:
         y, solution, start = self.run(arrays)
         assert solution.status is not None
         if recording():
-            said = {"iterations": solution.iterations, "residual": solution.residual}
-            add_entry(self.backend, self.policy, "forward", {"status": solution.status, **said})
-        y = self.policy.apply(self.backend, "forward solve", solution.status, y)
+            numbers = {"iterations": solution.iterations, "residual": solution.residual}
+            add_entry(self.backend, self.policy, "forward", {"status": solution.status, **numbers})
+        said = (solution.extra or {}).get("message")
+        y = self.policy.apply(self.backend, "forward solve", solution.status, y, said)
         return (y, *(() if start is None else (start,)), *(self._remembered(solution) or ()))
 
     def run(self, arrays: Arrays) -> Run:

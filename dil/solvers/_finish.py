@@ -25,6 +25,7 @@ def finish(
     diverged: Array | None = None,
     far: Array | None = None,
     cut: Array | None = None,
+    rootless: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from the last state of the loop, (*batch, 1) each.
 
@@ -36,6 +37,7 @@ def finish(
         (solved, Status.CONVERGED),
         *(() if far is None else ((far, Status.NOT_STATIONARY),)),
         (broken, Status.NON_FINITE),
+        *(() if rootless is None else ((rootless, Status.NO_ROOT),)),
         *(() if singular is None else ((singular, Status.SINGULAR),)),
         (steps >= max_iter, Status.MAX_ITER),
     ]

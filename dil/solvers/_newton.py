@@ -18,6 +18,7 @@ from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._no_minimum import is_cut, is_unbounded
+from dil.solvers._no_root import has_no_root
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
@@ -119,18 +120,20 @@ class Newton:
 
         last, extra = iterate_watched(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
         ended = ~(last.singular | last.broken)
+        solved = solved_or_rounded(started, last.u, last.solved, ended)
         return finish(
             problem.space,
             last.u,
             last.steps,
             residual(last),
             max_iter=self.max_iter,
-            solved=solved_or_rounded(started, last.u, last.solved, ended),
+            solved=solved,
             singular=last.singular,
             broken=last.broken,
             extra=extra,
             cut=is_cut(started, there) if problem.symmetric else None,
             diverged=is_unbounded(started, last.u, ended & (residual(last) > 0.25)) if problem.symmetric else None,
+            rootless=None if problem.symmetric else has_no_root(started, last.u, ~(solved | last.broken)),
         )
 
     def _step(self, started: Start, s: Iterate) -> Step:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dil._base.arrays import array_namespace, full, size
@@ -13,6 +14,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._problem.problem import Problem
 from dil._problem.space import space_of
 from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
+from dil.solvers._no_root import has_no_root
 from dil.solvers._start import Start, start_equation
 from dil.solvers._verify import solved_or_rounded
 
@@ -42,8 +44,8 @@ class SciPyRoot:
     A batch is solved as one system. Its problems share one status and one count. Under `jax.jit` the solver runs in a
     host callback. The count is that of evaluations if SciPy counts no iterations.
 
-    hybr and lm get the Jacobian, built by n vector-Jacobian products, and their success is checked with it. The
-    status is FAILED if they stop at a point of least residual that is not a root.
+    SciPy gets the residual divided by its largest entry at the start, since its tolerances are absolute. hybr and lm
+    get the Jacobian, built by n vector-Jacobian products, and their success is checked with it.
 
     Raises
     ------
@@ -77,7 +79,7 @@ class SciPyRoot:
             return problem.backend.constant(problem.image(u, *arrays))
 
         found = solve_on_host(problem, u, arrays, solve, residual)
-        return _rounded(started, found) if size(u.shape) else found
+        return _judged(started, found) if size(u.shape) else found
 
     def _root(self, system: System) -> Found:
         root = import_optimize("SciPyRoot").root
@@ -86,10 +88,10 @@ class SciPyRoot:
         begin, options = system.host.out(system.host.like), dict(self.options or {})
         try:
             found = root(system.residual, begin, method=self.method, tol=self.tol, options=options, **supplied)
-        except ValueError as error:  # some methods check what they get
-            if system.finite():
+        except ValueError as error:  # of an option, if SciPy has not begun; else of what a method met
+            if not system.last:
                 raise
-            return Found(begin, Status.NON_FINITE, 0, str(error))
+            return Found(begin, Status.FAILED if system.finite() else Status.NON_FINITE, 0, str(error))
         status, message = _status(found, method), str(found.message)
         if status is Status.CONVERGED and supplied and not system.near_root(found.x):
             status, message = (
@@ -110,18 +112,27 @@ class System:
     """The residual that was evaluated last."""
 
     def residual(self, x: Any) -> Any:
-        """Return the residual, shape (m,)."""
-        self.last[:] = [self.host.out(self.problem.image(self.host.into(x), *self.arrays))]
+        """Return the residual in its own unit, shape (m,)."""
+        self.last[:] = [self._image(x) / self.unit]
         return self.last[0]
+
+    @cached_property
+    def unit(self) -> float:
+        """The largest entry of the residual at the start; one if it is zero or not finite."""
+        largest = float(abs(self._image(self.host.out(self.host.like))).max(initial=0.0))
+        return largest if 0 < largest < float("inf") else 1.0
+
+    def _image(self, x: Any) -> Any:
+        return self.host.out(self.problem.image(self.host.into(x), *self.arrays))
 
     def finite(self) -> bool:
         """Whether SciPy has got finite numbers so far."""
-        return not self.last or bool(abs(self.last[0]).max(initial=0.0) < float("inf"))
+        return bool(abs(self.last[0]).max(initial=0.0) < float("inf"))
 
     def jacobian(self, x: Any) -> Any:
         """Return the derivative of the residual, shape (m, m)."""
         _, pull = self.problem.backend.vjp(lambda u: (self.problem.image(u, *self.arrays),), self.host.into(x))
-        return self.host.matrix(pull)
+        return self.host.matrix(pull) / self.unit
 
     def near_root(self, x: Any) -> bool:
         """Whether a step of 1e-3 |x|, or of the way from the start, could change F by as much as ||F||."""
@@ -132,14 +143,16 @@ class System:
         return bool(np.linalg.norm(self.residual(x)) <= reach)
 
 
-def _rounded(started: Start, found: Solution) -> Solution:
-    """Return the solution, CONVERGED where SciPy made no progress because the residual is within its rounding."""
+def _judged(started: Start, found: Solution) -> Solution:
+    """Return the solution, CONVERGED where SciPy stopped because the residual is within its rounding, or NO_ROOT."""
     assert found.status is not None
     status, xp = found.status[..., None], array_namespace(found.status)
     u, _ = space_of(found.value, started.problem.condition.batch_ndim, "the solution")
     solved = status == int(Status.CONVERGED)
     solved = solved_or_rounded(started, u, solved, solved | (status == int(Status.STAGNATED)))
-    return found._replace(status=xp.where(solved, full(status, int(Status.CONVERGED)), status)[..., 0])
+    status = xp.where(solved, full(status, int(Status.CONVERGED)), status)
+    rootless = has_no_root(started, u, ~solved & (status != int(Status.NON_FINITE)))
+    return found._replace(status=xp.where(rootless, full(status, int(Status.NO_ROOT)), status)[..., 0])
 
 
 def _status(found: Any, method: str) -> Status:
