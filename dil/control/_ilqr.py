@@ -29,8 +29,9 @@ class ILQR:
     Parameters
     ----------
     rtol : float, optional
-        A problem is solved when a full step is within rtol (1 + ||v||), where v are the free controls. The default is
-        eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in float32.
+        A problem is solved when a full step is within rtol of ||v||, or of its distance from the start if that is
+        larger, where v are the free controls. The default is eps ** (2/3) of the dtype: 3.7e-11 in float64, 2.4e-5 in
+        float32.
     max_iter : int
         The largest number of sweeps.
     history : bool
@@ -97,13 +98,13 @@ class ILQR:
             full_step = norm(trial.full_u - s.u)
             usable = s.going & xp.isfinite(full_step) & xp.isfinite(gains.slope)
             # near the solution rounding hides the change of the cost over a step
-            flat = usable & (full_step <= eps(xp, u.dtype) ** 0.25 * size_of(s.u))
-            not_higher = trial.full_value <= s.value + 64 * eps(xp, u.dtype) * (1.0 + abs(s.value))
+            flat = usable & (full_step <= eps(xp, u.dtype) ** 0.25 * size_of(s.u, u))
+            not_higher = trial.full_value <= s.value + 64 * eps(xp, u.dtype) * abs(s.value)
             lower = usable & (trial.value < s.value)
             taken = lower | (flat & not_higher)
             new = xp.where(lower, trial.best, xp.where(flat & not_higher, trial.full_u, s.u))
             value = xp.where(lower, trial.value, xp.where(flat & not_higher, trial.full_value, s.value))
-            solved = s.solved | (taken & (s.mu <= MU_MIN) & (full_step <= rtol * size_of(new)))
+            solved = s.solved | (taken & (s.mu <= MU_MIN) & (full_step <= rtol * size_of(new, u)))
             smaller_mu = xp.where(s.mu <= MU_MIN, full(s.mu, 0.0), s.mu / MU_FACTOR)
             larger_mu = xp.where(s.mu < MU_MIN, full(s.mu, MU_MIN), s.mu * MU_FACTOR)
             mu = xp.where(s.going, xp.where(taken, smaller_mu, larger_mu), s.mu)

@@ -39,7 +39,7 @@ class UnrolledStage:
         def iterate(carry: Arrays, _: Arrays) -> tuple[Arrays, Arrays]:
             (u,) = carry
             new = picard_step(problem, u, args) if picard else u - newton_step(problem, u, args, linear_solver)
-            return (new,), (backend.constant(norm(new - u) / size_of(new)),)
+            return (new,), (backend.constant(norm(new - u) / size_of(new, backend.constant(guess))),)
 
         rows = array_namespace(u).zeros_like(full(u, 0.0, shape=(self.count,)))
         (z,), step_sizes = backend.loops.scan(iterate, (u,), (rows,))

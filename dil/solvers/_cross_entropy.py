@@ -38,8 +38,8 @@ class CrossEntropy:
     seed : int
         The seed of the random numbers. Every problem of a batch gets the same numbers as it would get alone.
     rtol : float, optional
-        A problem is solved when its deviations, as one vector, are within rtol (1 + ||u||); by default eps ** (1/3) of
-        the dtype: 6.1e-6 in float64, 4.9e-3 in float32.
+        A problem is solved when its deviations, as one vector, are within rtol of ||u||, or of its distance from the
+        start if that is larger. By default eps ** (1/3) of the dtype: 6.1e-6 in float64, 4.9e-3 in float32.
     history : bool
         Whether `extra["history"]` holds the deviation after every iteration, relative to the first,
         (iterations, *batch); NaN for iterations not taken.
@@ -101,6 +101,9 @@ class CrossEntropy:
         like = full(u, 0.0, shape=(self.samples, u.shape[-1]))
         noise = standard_normal(backend, like, self.iterations, self.seed)
 
+        def is_narrow(u: Array, deviation: Array) -> Array:
+            return norm(deviation) <= rtol * size_of(u, started.u, self.spread)
+
         def search(s: Search) -> Search:
             rows = self._drawn(noise, s)
             values = evaluate_rows(started, rows)
@@ -109,7 +112,7 @@ class CrossEntropy:
             mean, deviation = self._fitted(rows, values, s)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             u = xp.where(better, best, s.u)
-            going = s.going & (norm(deviation) > rtol * size_of(u)) & (steps < self.iterations)
+            going = s.going & ~is_narrow(u, deviation) & (steps < self.iterations)
             return Search(
                 u,
                 xp.where(better, value, s.value),
@@ -135,7 +138,7 @@ class CrossEntropy:
             last.steps,
             residual(last),
             max_iter=self.iterations,
-            solved=finite & (norm(last.deviation) <= rtol * size_of(last.u)),
+            solved=finite & is_narrow(last.u, last.deviation),
             broken=~finite,
             extra=extra,
         )

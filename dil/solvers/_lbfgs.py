@@ -90,7 +90,7 @@ class LBFGS:
             learned = (s.pairs.rho[-1, ...] > 0)[..., None]
             length = xp.where(learned, full(s.value, 1.0), at_most_one(1.0 / nonzero_or_one(norm(s.gradient))))
             line = wolfe_search(
-                evaluate, s.u, s.value, s.gradient, s.direction, length, s.going, backend.loops.while_loop
+                evaluate, s.u, u, s.value, s.gradient, s.direction, length, s.going, backend.loops.while_loop
             )
             moved = s.going & (line.low > 0)
             new_u = xp.where(moved, s.u + line.low * s.direction, s.u)

@@ -32,8 +32,9 @@ class RandomShooting:
     seed : int
         The seed of the random numbers. A problem gets the same random numbers in a batch as alone.
     rtol : float, optional
-        A problem is solved when its spread is within rtol (1 + ||u||); by default eps ** (1/3) of the dtype: 6.1e-6 in
-        float64, 4.9e-3 in float32.
+        A problem is solved when its spread is within rtol of ||u||, or of its distance from the start if that is
+        larger. By default eps ** (1/3) of the dtype: 6.1e-6 in float64, 4.9e-3 in float32. The spread is one number for
+        all unknowns, so they need one unit.
     history : bool
         Whether `extra["history"]` holds the spread after every iteration, relative to the first,
         (iterations, *batch); NaN for iterations not taken.
@@ -89,13 +90,16 @@ class RandomShooting:
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 1 / 3)
         noise = standard_normal(backend, full(u, 0.0, shape=u.shape[-1:]), self.iterations * self.samples, self.seed)
 
+        def is_narrow(u: Array, spread: Array) -> Array:
+            return spread <= rtol * size_of(u, started.u, self.spread)
+
         def search(s: Search) -> Search:
             shot = self._shoot(started, noise, s)
             better = s.going & (shot.value < s.value)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             spread = xp.where(s.going, xp.where(better, 2.0 * s.spread, 0.5 * s.spread), s.spread)
             u, value = xp.where(better, shot.u, s.u), xp.where(better, shot.value, s.value)
-            going = s.going & (spread > rtol * size_of(u)) & (steps < self.iterations)
+            going = s.going & ~is_narrow(u, spread) & (steps < self.iterations)
             return Search(u, value, spread, s.number + 1, steps, going)
 
         counter, spread = zeros_like_count(u), full(u, self.spread, shape=(*u.shape[:-1], 1))
@@ -112,7 +116,7 @@ class RandomShooting:
             last.steps,
             residual(last),
             max_iter=self.iterations,
-            solved=finite & (last.spread <= rtol * size_of(last.u)),
+            solved=finite & is_narrow(last.u, last.spread),
             broken=~finite,
             extra=extra,
         )

@@ -117,9 +117,14 @@ def tolerance(u: Array, rtol: float | None, power: float) -> float:
     return eps(array_namespace(u), u.dtype) ** power if rtol is None else rtol
 
 
-def size_of(u: Array) -> Array:
-    """Return 1 + ||u||, (*batch, 1), with which the lengths of steps are compared."""
-    return 1.0 + norm(u)
+def size_of(u: Array, start: Array, unit: float = 1.0) -> Array:
+    """Return ||u||, or its distance from the start if that is larger, with which lengths of steps are compared.
+
+    Shape (*batch, 1). A vector of zeros that never moved has the size `unit`.
+    """
+    xp = array_namespace(u)
+    size = xp.maximum(norm(u), norm(u - start))
+    return xp.where(size == 0, full(size, unit), size)  # type: ignore[no-any-return]
 
 
 def check_positive(*, optional: Mapping[str, float | None], **needed: float) -> None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full, norm
+from dil._base.arrays import array_namespace, dot, eps, full
+from dil._base.scale import is_short
 from dil._base.typing import Array, Loop
-from dil.solvers._start import size_of
 
 DECREASE, CURVATURE = 1e-4, 0.9
 """The constants c1 and c2 of the conditions, as Nocedal and Wright recommend for quasi-Newton steps."""
@@ -37,6 +37,7 @@ class Bracket(NamedTuple):
 def wolfe_search(
     evaluate: Callable[[Array], tuple[Array, Array]],
     u: Array,
+    start: Array,
     value: Array,
     gradient: Array,
     direction: Array,
@@ -44,7 +45,7 @@ def wolfe_search(
     going: Array,
     loop: Loop,
 ) -> Bracket:
-    """Search along a direction of descent, from `length`, for the problems that are going.
+    """Search along a direction of descent, from `length`, for the problems that are going; the solver began at `start`.
 
     `low` of the result is the step length, zero if none was found. `low_value` and `low_gradient` belong to it.
 
@@ -55,14 +56,13 @@ def wolfe_search(
     xp = array_namespace(u)
     machine = eps(xp, u.dtype)
     slope = dot(gradient, direction)
-    reach, room = norm(direction), size_of(u)
 
     def probe(s: Bracket) -> Bracket:
         value_, gradient_ = evaluate(u + s.length * direction)
         slope_ = dot(gradient_, direction)
         noise = 8 * machine * (xp.abs(value) + xp.abs(value_))
         dull = (xp.abs(value_ - value) <= noise) & (-DECREASE * s.length * slope <= noise)
-        dull = dull | (s.length * reach <= 16 * machine**0.5 * room)
+        dull = dull | is_short(s.length * direction, u, start, 16 * machine**0.5)
         finite = xp.isfinite(value_) & xp.all(xp.isfinite(gradient_), axis=-1, keepdims=True)
         rough = (value_ > value + DECREASE * s.length * slope) | (value_ >= s.low_value)
         beyond = ~finite | xp.where(dull, slope_ > 0, rough)
@@ -79,7 +79,8 @@ def wolfe_search(
             high_value=xp.where(lower, xp.where(turned, s.low_value, s.high_value), value_),
             high_slope=xp.where(lower, xp.where(turned, s.low_slope, s.high_slope), slope_),
         )
-        spent = xp.abs(new.high - new.low) * reach <= machine * room
+        width = xp.where(new.high == math.inf, full(new.high, 1.0), new.high - new.low)
+        spent = (new.high != math.inf) & is_short(width * direction, u, start, machine)
         probes = s.probes + xp.astype(s.going, s.probes.dtype)
         new = new._replace(
             length=xp.where(new.high == math.inf, stretch(s, new), interpolate(s, new, dull)),
