@@ -137,3 +137,12 @@ def test_a_dense_solve_that_is_not_needed_costs_nothing():
     entry = program[program.index("\nENTRY") :]
     assert f"[{n},{n}]" in program  # the reserve is there
     assert f"[{n},{n}]" not in entry  # and nothing of it is computed on the way
+
+
+@pytest.mark.parametrize("solver", [dil.solvers.LBFGS(), dil.solvers.GradientDescent()], ids=lambda s: type(s).__name__)
+def test_an_eager_vmap_batches_the_checks_of_a_minimum(solver):
+    """They draw random vectors in a branch whose condition is batched."""
+    layer = dil.argmin(lambda u, t: jnp.sum((u - t) ** 2 + 0.1 * u**4), solver, init=lambda t: 0.0 * t)
+    t = jnp.asarray([[1.0, 2.0], [0.5, -1.0]])
+    each = jnp.stack([layer(t[0]), layer(t[1])])
+    np.testing.assert_allclose(jax.vmap(layer)(t), each, rtol=1e-6)

@@ -85,7 +85,9 @@ def asarray(x: object, *, dtype: Any = None, device: Any = None) -> jax.Array:
             f"of the program, or ask for the narrower dtype"
         )
         raise BackendError(message)
-    return jnp.asarray(x, dtype=dtype, device=_device(device))
+    made = jnp.asarray(x, dtype=dtype)
+    # not the device= of jnp.asarray, which jax.vmap cannot batch inside a branch (JAX 0.11)
+    return made if device is None else jax.device_put(made, _device(device))
 
 
 def _device(device: Any) -> Any:
