@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
@@ -10,6 +12,9 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
+from dil._base.operator import Operator
+from dil._base.scale import is_short
+from dil._diagnostics.stationarity import relative_step
 from dil.solvers import LBFGS, Anderson, FixedPoint, GradientDescent, Newton, SciPy, SciPyRoot
 
 H = np.asarray([[2.0, 0.3, -0.2], [0.3, 1.0, 0.1], [-0.2, 0.1, 1.5]])
@@ -190,3 +195,81 @@ def test_a_soft_direction_behind_a_stiff_one(plain, solver):
     found = layer.solve(plain.asarray([1.0, 1.0]))
     if Status(int(found.status)) is Status.CONVERGED:
         np.testing.assert_allclose(plain.to_numpy(found.value), [1.0, 1.0], rtol=1e-4)
+
+
+def test_a_step_is_short_beside_the_way_from_the_start():
+    """An unknown that ends at zero, or beyond it, has its way as its scale; one at rest has none."""
+    rounding = np.finfo(float).eps
+    u, start = np.asarray([[1.0], [-1.0], [0.0]]), np.asarray([[1.0], [1.0], [1.0]])
+    short = is_short(np.full((3, 1), 3 * rounding), u, start, 0.0)
+    np.testing.assert_array_equal(short, [[False], [True], [True]])
+
+
+def turned(unit):
+    """A root whose two unknowns are coupled, in a unit of its own; J is not symmetric."""
+    return lambda v, t: v - t + unit * np.asarray([0.1, -0.1]) * np.flip(v / unit) ** 3
+
+
+@pytest.mark.parametrize("unit", [1e-100, 1e-9, 1.0, 1e9, 1e100])
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_a_derivative_by_products_alone_is_judged_in_any_unit(mode, unit):
+    t = np.asarray([1.0, 2.0]) * unit
+    exact = dil.root(turned(unit), Newton(), init=lambda t: t)(t)
+    for error, status in ((1e-5, Status.CONVERGED), (0.5, Status.NOT_STATIONARY)):
+        rough = exact * (1 + error)
+        layer = dil.root(turned(unit), lambda *_, y=rough: y, linear_solver=dil.linear.GMRES(), on_failure="ignore")
+        with dil.record() as record:
+            if mode == "forward":
+                dil.jvp(layer, (t,), (np.ones(2),))
+            else:
+                dil.vjp(layer, t)[1](np.ones(2))
+        assert Status(int(record.backward[-1].status)) is status
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_the_step_along_f_is_relative_to_the_unknowns(unit):
+    """For a residual k (u - x) it is the distance to x over the length of u; a score has a unit for each unknown."""
+    u, away, k = unit * np.asarray([1.0, 2.0, 2.0]), unit * np.asarray([0.3, 0.6, -0.6]), 7.0
+    root, score = (SimpleNamespace(problem=SimpleNamespace(symmetric=s)) for s in (False, True))
+    np.testing.assert_allclose(relative_step(root, Operator(lambda p: k * p), k * away, u), 0.3, rtol=1e-14)
+    H, share = k / u**2, np.asarray([0.1, 0.2, -0.2])
+    np.testing.assert_allclose(relative_step(score, Operator(lambda p: H * p), H * share * u, u), 0.3, rtol=1e-14)
+
+
+def flat_far_out(v, t, unit):
+    """Unknowns that are not coupled: Newton's method converges in the first; in the second it does only from near 0."""
+    u = v / unit
+    return unit * np.stack([u[0] + u[0] ** 3, 10 * np.tanh(u[1])]) - t
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e150])
+@pytest.mark.parametrize(("far", "status"), [(0.0, "CONVERGED"), (2.0, "NOT_STATIONARY")])
+def test_a_change_below_a_percent_is_accepted_where_the_newton_step_contracts(unit, far, status):
+    """The derivative of the first unknown changes by 6e-3, and the second one is not in the loss."""
+    v, t = unit * np.asarray([1.004, far]), unit * np.asarray([2.0, 0.0])
+    layer = dil.root(lambda v, t: flat_far_out(v, t, unit), lambda *_: v, on_failure="ignore")
+    with dil.record() as record:
+        dil.vjp(layer, t)[1](np.asarray([1.0, 0.0]))
+    assert Status(int(record.backward[0].status)).name == status
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e200])
+def test_a_refining_step_that_does_not_lower_the_gradient_is_not_taken(unit):
+    """The Newton step of sqrt(1 + u^2) leads from u to -u^3."""
+
+    def score(v, t):
+        return unit * np.sum(np.sqrt(1 + ((v - t) / unit) ** 2))
+
+    for start, end in ((2.0, 2.0), (0.5, -0.125)):
+        start, end = unit * np.asarray([start]), unit * np.asarray([end])
+        layer = dil.argmin(score, lambda *_, y=start: y, refine=1)
+        np.testing.assert_allclose(layer.solve(0 * start).value, end, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_a_small_unknown_that_alone_is_in_the_loss_is_judged_by_its_own_size(scale):
+    t, half_off = np.asarray([1e-12, 1.0]), np.asarray([1.5, 1.0 + 1e-13])
+    layer = dil.root(lambda u, t: scale * (u - t), lambda f, i, t: half_off * t, linear_solver=dil.linear.GMRES())
+    _, pull = dil.vjp(layer, t)
+    with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
+        pull(np.asarray([1.0, 0.0]))

@@ -135,12 +135,12 @@ def relative_step(F: Optimality, J: Operator, Fu: Array, scale: Array) -> Array:
     The step is ||F|| over the curvature along F. Each unknown of a score has its own scale.
     """
     xp, scale = array_namespace(scale), nonzero_scale(scale)
-    unit = scale if F.problem.symmetric else norm(scale) + xp.zeros_like(scale)
+    unit = scale if F.problem.symmetric else full(scale, 1.0)
     scaled = Fu * unit
     size = nonzero_max_abs(scaled)
     f = scaled / size
-    Jf = unit * J(unit * f) if F.problem.symmetric else unit * J(f)
-    bend = abs(dot(f, Jf)) if F.problem.symmetric else norm(Jf) * norm(f)
+    Jf = unit * J(unit * f)
+    bend = abs(dot(f, Jf)) if F.problem.symmetric else norm(Jf) * norm(f) * norm(scale)
     length = size * norm(f) * dot(f, f) / nonzero_or_one(bend)
     length = xp.where(bend == 0, full(length, float("inf")), length)
     zero = xp.all(Fu == 0, axis=-1, keepdims=True)
