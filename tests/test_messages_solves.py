@@ -204,6 +204,42 @@ def test_a_degenerate_solution_is_told_in_forward_mode(plain, layer):
         plain.tangent(layer, (X,), (np.ones(2),))
 
 
+def test_a_direction_in_which_nothing_moves_is_no_degenerate_solution(plain):
+    moved = plain.tangent(dil.argmin(bowl, solved), (X,), (np.zeros(2),))
+    np.testing.assert_array_equal(moved, [0.0, 0.0])
+
+
+def bent(u, x):
+    """The derivative of u[0] in x[0] is (u[1] - 3)^2, and no unknown but u[0] is in its equation to first order."""
+    xp = array_namespace(u)
+    return xp.stack([u[0] - (u[1] - 3.0) ** 2 * x[0] - 1.0, u[1] - x[1]])
+
+
+def test_an_error_that_the_loss_does_not_see_to_first_order_is_told(eager):
+    """u[1] is 3 and not 4, so the derivative is 0 and not 1, though F is orthogonal to the solution of the system."""
+    layer = dil.root(bent, lambda *_: eager.asarray([1.0, 3.0]), linear_solver=dil.linear.GMRES(), on_failure="raise")
+    with pytest.raises(dil.ConvergenceError, match="backward solve: NOT_STATIONARY"):
+        pulled(eager, layer, [1.0, 4.0], cotangent=[1.0, 0.0])
+
+
+def refined(score, y, *, status=dil.Status.CONVERGED):
+    layer = dil.argmin(score, lambda *_: dil.Solution(np.asarray(y), status), linear_solver=dil.linear.CG(), refine=1)
+    return dil.Status(int(layer.solve(np.ones(len(y))).status)).name
+
+
+def test_a_solution_that_could_not_be_refined_has_the_status_of_its_linear_solve():
+    """Where the Hessian is -1, 0 and NaN. What the solver said of a failure stays."""
+
+    def undefined(u, x):
+        return np.sum(x * u * float("nan"))
+
+    hill, line = (lambda u, x: -bowl(u, x)), (lambda u, x: np.sum(x * u) + 0.0 * np.sum(u**2))
+    ends = {"INDEFINITE": hill, "SINGULAR": line, "NON_FINITE": undefined}
+    for name, score in ends.items():
+        assert refined(score, [3.0, 3.0]) == name
+        assert refined(score, [3.0, 3.0], status=dil.Status.MAX_ITER) == "MAX_ITER"
+
+
 DEFECTS = {
     "singular": (dil.argmin(first_only, solved, on_failure="raise"), [0.0, 1.0], "SINGULAR"),
     "singular, in part": (dil.argmin(first_only, solved, on_failure="raise"), [1.0, 1.0], "SINGULAR"),

@@ -340,6 +340,14 @@ def test_a_nan_in_the_data(eager, policy):
         np.testing.assert_array_equal(eager.to_numpy(layer(x)), expected)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_solution_that_is_not_finite_is_told(eager, bad):
+    layer = dil.argmin(bowl, lambda fun, init, x: eager.asarray([1.0, bad]))
+    assert int(layer.solve(eager.asarray(X)).status) == dil.Status.NON_FINITE
+    with pytest.warns(dil.ConvergenceWarning, match="forward solve: NON_FINITE"):
+        layer(eager.asarray(X))
+
+
 SOLVERS = [dil.solvers.Newton(), dil.solvers.GradientDescent()]
 
 

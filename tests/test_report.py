@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import warnings
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,37 @@ def test_bound_of_a_gradient_that_is_a_guess_is_infinite():
     # a Newton step from here leads far away, so nothing near is known
     layer = dil.root(lambda u, x: array_namespace(u).tanh(u) - x, lambda f, u, x: 0.0 * x + 2.0, on_failure="ignore")
     assert layer.report(np.asarray([0.1])).backward.bound == np.inf
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_scale_of_the_residual_is_immaterial_to_the_bound(scale):
+    """A Newton step from 2 leads far away, so nothing near is known; one from 0.2 leads to the root."""
+
+    def bound(y):
+        layer = dil.root(lambda u, x: scale * (np.tanh(u) - x), lambda f, u, x: y + 0.0 * x, on_failure="ignore")
+        return layer.report(np.asarray([0.1])).backward.bound
+
+    assert bound(2.0) == np.inf
+    error = 1 - (1 - 0.1**2) / (1 - np.tanh(0.2) ** 2)
+    assert abs(error) <= bound(0.2) <= 30 * abs(error)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_bound_at_a_nearly_singular_saddle_covers_the_rounding(sign):
+    """Eigenvalues of 1 and -1e-9 lose nine digits; the exact solution is that of the entries as they are."""
+    c, s = np.cos(0.7), np.sin(0.7)
+    A = sign * (np.outer([c, s], [c, s]) - 1e-9 * np.outer([-s, c], [-s, c]))
+    v = np.asarray([0.3, 1.0])
+    layer = dil.argmin(quadratic, lambda f, u, A, x: np.linalg.solve(A, x), on_failure="ignore")
+    x = A @ np.ones(2)
+    (_, g), back = dil.vjp(layer, A, x)[1](v), layer.report(A, x, cotangent=v).backward
+    (a, b), (_, d) = ([Fraction(float(entry)) for entry in row] for row in A)
+    p, q = (Fraction(float(entry)) for entry in v)
+    exact = np.asarray([float(r / (a * d - b * b)) for r in (d * p - b * q, a * q - b * p)])
+    error = np.linalg.norm(g - exact) / np.linalg.norm(exact)
+    assert back.condition == np.inf
+    assert error <= back.bound <= 1e-6
+    assert back.bound >= 0.1 * np.finfo(float).eps * 1e9
 
 
 @pytest.mark.parametrize("score", [lambda u, x: np.sum((u - x) ** 4), lambda u, x: np.sum((u - x)[0] ** 2)])

@@ -207,6 +207,58 @@ def test_optimal_values_of_a_batch(plain):
     assert np.isnan(dc)  # what is shared collects the cotangents of all problems, the broken one's too
 
 
+def test_an_optimal_value_with_a_nan_in_its_gradient_is_told_as_such():
+    """The minimisers are finite. The second problem has a NaN in its data; the third is half off."""
+    t = np.asarray([[1.0], [np.nan], [2.0]])
+    u = np.asarray([[1.0], [1.0], [3.0]])
+
+    def score(u, t):
+        return np.sum((u - t) ** 2 + t**2, axis=-1)
+
+    layer = dil.value(score, lambda *_: u, batch_ndim=1, on_failure="nan")
+    with dil.record() as record:
+        dil.vjp(layer, t)[1](np.ones(3))
+    assert [Status(int(s)).name for s in record.backward[0].status] == ["CONVERGED", "NON_FINITE", "NOT_STATIONARY"]
+
+
+@pytest.mark.parametrize("n", [5, 100, 1000])
+def test_an_optimal_value_that_leaves_directions_open_is_not_called_a_saddle(n):
+    """A score of two combinations of the unknowns: the Hessian has the eigenvalue zero, and rounding moves it a bit."""
+    draw, t = np.random.default_rng(0), np.asarray(3.0, dtype="float32")
+
+    def score(u, t, W):
+        return 0.5 * np.sum((W @ u - t) ** 2) + t**2
+
+    for W in draw.standard_normal((12, 2, n)).astype("float32"):
+        layer = dil.value(score, lambda f, i, t, W: np.linalg.pinv(W) @ np.full(2, t), on_failure="raise")
+        np.testing.assert_allclose(dil.grad(layer)(t, W), 6.0, rtol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize(("error", "status"), [(4e-4, "CONVERGED"), (0.5, "NOT_STATIONARY")])
+def test_units_of_the_derivative_of_a_value(unit, scale, error, status):
+    """The derivative is as far off as the minimiser, relative to it."""
+
+    def score(u, t):
+        return scale * np.sum((u - t) ** 2 + t**2)
+
+    t = unit * np.asarray([1.0, -2.0])
+    value = dil.value(score, lambda f, i, t: (1 + error) * t, on_failure="ignore")
+    with dil.record() as record:
+        (g,) = dil.vjp(value, t)[1](np.asarray(1.0))
+    np.testing.assert_allclose(g, 2 * scale * (1 - error) * t, rtol=1e-12)
+    assert Status(int(record.backward[0].status)).name == status
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_a_maximum_is_told_in_the_derivative_of_a_value_in_any_unit_of_the_score(scale):
+    value = dil.value(lambda u, t: scale * np.sum(t**2 - (u - t) ** 2), lambda f, i, t: 1.0 * t, on_failure="ignore")
+    with dil.record() as record:
+        dil.vjp(value, np.ones(3))[1](np.asarray(1.0))
+    assert Status(int(record.backward[0].status)) is Status.NOT_MINIMUM
+
+
 # --- the algebraic Riccati equation ----------------------------------------------------------------------------------
 
 
