@@ -14,7 +14,7 @@ import dil
 from dil import Status
 from dil._base.operator import Operator
 from dil._base.scale import is_short
-from dil._diagnostics.stationarity import relative_step
+from dil._diagnostics.stationarity import probes_of, relative_step
 from dil.solvers import LBFGS, Anderson, FixedPoint, GradientDescent, Newton, SciPy, SciPyRoot
 
 H = np.asarray([[2.0, 0.3, -0.2], [0.3, 1.0, 0.1], [-0.2, 0.1, 1.5]])
@@ -234,6 +234,18 @@ def test_the_step_along_f_is_relative_to_the_unknowns(unit):
     np.testing.assert_allclose(relative_step(root, Operator(lambda p: k * p), k * away, u), 0.3, rtol=1e-14)
     H, share = k / u**2, np.asarray([0.1, 0.2, -0.2])
     np.testing.assert_allclose(relative_step(score, Operator(lambda p: H * p), H * share * u, u), 0.3, rtol=1e-14)
+
+
+def test_probes_of_the_newton_step_have_the_unit_of_one_over_each_unknown():
+    A, F, backend = (
+        Operator(lambda p: p, lambda p: p, transposed=True),
+        np.ones(3),
+        dil._frameworks.registry.load("numpy"),
+    )
+    scale, D = np.asarray([1.0, 2.0, 3.0]), np.asarray([2.0**-30, 1.0, 2.0**30])
+    found, right = (np.stack(probes_of(A, F, s, backend)) for s in (scale * D, scale))
+    np.testing.assert_array_equal(found * D, right)
+    assert np.linalg.matrix_rank(right) == 2
 
 
 def flat_far_out(v, t, unit):
