@@ -106,8 +106,18 @@ NAMED = (
     Mutant("dil/_layers/refine.py", "u = xp.where(better, trial, u)", "u = trial"),
     Mutant("dil/_layers/call.py", "~(max_abs(y) < math.inf)", "(max_abs(y) != max_abs(y))"),
     Mutant("dil/_diagnostics/newton_comparison.py", "return short & (", "return short | ("),
+    Mutant("dil/linear/_cg.py", "logical_not(proceed | (positive & (drift * drift < accepted_rr)))", "False"),
+    Mutant("dil/linear/_cg.py", "bb * rtol**2", "bb * rtol"),
+    Mutant(
+        "dil/control/_dare.py",
+        "total - 2.0 * symmetric(closed.mT @ S @ dB",
+        "total + 2.0 * symmetric(closed.mT @ S @ dB",
+    ),
+    Mutant("dil/control/_dare.py", "radius < 1.0 and np.abs(F).max() <= 1e-3 * size", "radius < 1.0"),
+    Mutant("dil/control/_dare.py", "_least_eigenvalue(Q) >= -1e-12 * largest[0] and ", ""),
 )
-"""Mutants by hand: absolute tolerances, a dropped component, a policy without gradients, a check that says yes."""
+"""Mutants by hand: absolute tolerances, a dropped component, a policy without gradients, a check that says yes, a check
+that is gone, a wrong sign."""
 
 EQUIVALENT: dict[str, str] = {}
 """The changed line, as it is printed -> why no test can see the change."""

@@ -109,6 +109,29 @@ def test_iteration_limit(plain):
     assert steps == 3
 
 
+@pytest.mark.parametrize("condition", [1e4, 1e6])
+def test_converged_means_that_the_true_residual_is_within_rtol(condition):
+    """At a condition number of 1e6 the recurrence goes on to fall where rounding holds the true residual."""
+    rtol, names = np.finfo(float).eps ** 0.75, []
+    for seed in range(8):
+        A, b = spd(40, condition, seed), np.random.default_rng(seed).standard_normal(40)
+        found = CG()(lambda p, A=A: A @ p, b)
+        true = np.linalg.norm(b - A @ found.value) / np.linalg.norm(b)
+        names.append(Status(int(found.status)).name)
+        assert (names[-1] == "CONVERGED") == (true <= rtol)
+    assert condition > 1e4 or names == ["CONVERGED"] * 8
+
+
+def test_rtol_is_of_the_residual_at_every_limit():
+    A, b, rtol, names = spd(20, 100.0, 0), np.arange(1.0, 21.0), 1e-4, []
+    for limit in range(1, 30):
+        found = CG(rtol=rtol, max_iter=limit)(lambda p: A @ p, b)
+        names.append(Status(int(found.status)).name)
+        assert names[-1] == ("CONVERGED" if found.residual <= rtol else "MAX_ITER")
+        assert found.residual == pytest.approx(np.linalg.norm(b - A @ found.value) / np.linalg.norm(b), rel=1e-6)
+    assert set(names) == {"CONVERGED", "MAX_ITER"}
+
+
 def test_consistent_singular_system_is_solved(plain):
     A, b = np.diag([2.0, 4.0, 0.0]), np.asarray([1.0, 1.0, 0.0])
     x, status, _ = run(plain, A, b)

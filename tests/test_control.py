@@ -124,6 +124,44 @@ def test_bounds(plain, name):
     )
 
 
+def test_bounded_controls_of_a_linear_system_take_few_sweeps(plain):
+    """Nothing is neglected there: the derivatives of the bounds are part of the sweeps, which are Newton steps."""
+    eager(plain)
+    A, B, x0 = np.asarray([[1.0, 0.5], [0.0, 1.0]]), np.asarray([[0.3, 0.0], [0.2, 1.0]]), np.asarray([1.0, -2.0])
+    args = [plain.asarray(x) for x in (x0, np.eye(2), np.asarray([[0.5, 0.2], [0.2, 0.5]]), A, B)]
+
+    def solved(solver):
+        steer = plan(quadratic, linear, 4, controls=2, bounds=(-1.0, 1.0), barrier=1e-2, solver=solver)
+        return steer.solve(args[0], tuple(args[1:3]), tuple(args[3:]))
+
+    found = solved(ILQR())
+    assert Status(int(found.status)) is Status.CONVERGED
+    assert int(found.iterations) <= 15
+    expected = plain.to_numpy(solved(LBFGS(rtol=1e-12)).value)
+    np.testing.assert_allclose(plain.to_numpy(found.value), expected, atol=1e-8)
+
+
+def test_a_problem_that_has_ended_keeps_its_residual(plain):
+    """The second problem takes four sweeps less than the first."""
+    eager(plain)
+    states = np.asarray([[2.0, -1.0], [0.2, 0.0]])
+    steer = pendulum_plan(ILQR(rtol=1e-4), horizon=6)
+    together = steer.solve(*arguments(plain, states))
+    counts, residuals = plain.to_numpy(together.iterations), plain.to_numpy(together.residual)
+    assert counts[1] < counts[0]
+    for i, state in enumerate(states):
+        alone = steer.solve(*arguments(plain, state))
+        assert int(alone.iterations) == counts[i]
+        assert float(alone.residual) == pytest.approx(residuals[i], rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_sweeps_end_at_their_limit(limit):
+    found = pendulum_plan(ILQR(max_iter=limit)).solve(X0, GOAL, GRAVITY)
+    assert [Status(int(s)).name for s in found.status] == ["MAX_ITER"] * 2
+    assert found.iterations.tolist() == [limit] * 2
+
+
 def test_random_shooting_needs_refining(plain):
     """Samples stop near the plan: refine= takes it from there, and without it the gradient is said to be another's."""
     eager(plain)

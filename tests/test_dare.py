@@ -129,6 +129,21 @@ def test_forward_mode_and_second_derivatives(gradient):
     )
 
 
+@pytest.mark.parametrize("gradient", ["implicit", "analytic"])
+def test_forward_mode_in_each_argument(gradient):
+    """Against finite differences, on torch, which takes the formula of the tangent; `dil.jvp` takes pullbacks alone."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    args, V = system(3, 2, seed=4), np.random.default_rng(2).standard_normal((3, 3))
+    tensors = [torch.asarray(x) for x in args]
+    for i, (d, slope) in enumerate(zip(direction(args), slopes(args, V), strict=True)):
+
+        def of_one(x, i=i):
+            return dare(*tensors[:i], x, *tensors[i + 1 :], gradient=gradient)
+
+        _, found = torch.func.jvp(of_one, (tensors[i],), (torch.asarray(d),))
+        assert np.sum(V * found.numpy()) == pytest.approx(slope, rel=1e-7), NAMES[i]
+
+
 def test_batches(plain):
     """Every system by itself, with an R that they share."""
     if plain.backend == "jax":
@@ -269,6 +284,27 @@ def test_units_of_states_and_controls_make_no_difference(unit):
     D, back = np.diag([1.0, unit]), np.diag([1.0, 1.0 / unit])
     np.testing.assert_allclose(D @ dare(D @ A @ back, D @ B, back @ Q @ back, R) @ D, S, rtol=1e-9)
     np.testing.assert_allclose(dare(A, unit * B, Q, unit**2 * R), S, rtol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e4, 1e8])
+def test_units_of_states_make_no_difference_to_the_cause(unit):
+    """The position costs nothing, in metres or in tens of nanometres."""
+    A, B = np.asarray([[1.0, unit], [0.0, 1.0]]), np.asarray([[0.0], [1.0]])
+    assert solve_one(A, B, np.diag([0.0, 1.0]), np.eye(1))[1] == Status.UNDETECTABLE
+    assert solve_one(A.T, B, np.diag([0.0, 1.0]), np.eye(1))[1] == Status.UNSTABILISABLE
+
+
+def test_a_matrix_that_misses_the_equation_is_no_solution():
+    """With dear controls of an unstable system SciPy returns matrices that are wrong by a few percent."""
+    A, B, Q = np.asarray([[-33.0, -12.0], [6.0, -14.0]]), np.asarray([[0.6], [-0.6]]), np.eye(2)
+    for power in range(13):
+        R = 10.0**power * np.eye(1)
+        S, status = solve_one(A, B, Q, R)
+        assert power > 6 or status == Status.CONVERGED
+        if status == Status.CONVERGED:
+            terms = A.T @ S @ A, A.T @ S @ B @ np.linalg.solve(R + B.T @ S @ B, B.T @ S @ A), S, Q
+            missed = terms[0] - terms[1] - terms[2] + terms[3]
+            assert np.abs(missed).max() <= 2e-3 * max(np.abs(term).max() for term in terms)
 
 
 def test_one_bad_system_leaves_the_others(plain):

@@ -269,9 +269,10 @@ def test_null_vectors_with_a_pattern_are_seen(eager, solver, n):
         np.testing.assert_allclose(A @ eager.to_numpy(found.value), consistent, atol=1e-9 * np.abs(consistent).max())
 
 
+@pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
 @pytest.mark.parametrize("kind", ["symmetric", "general"])
-def test_auto_finds_the_shortest_solution_of_a_singular_system(eager, kind):
-    """A batch of a singular system that has solutions, one that has none, and a regular one."""
+def test_auto_finds_the_shortest_solution_of_a_singular_system(eager, kind, unit):
+    """A batch of a singular system that has solutions, one that has none, and a regular one, in each unit of A."""
     n, draw = 6, np.random.default_rng(3)
     regular = matrix(kind, n, 10.0, 2)
     U, values, V = np.linalg.svd(regular)
@@ -279,9 +280,9 @@ def test_auto_finds_the_shortest_solution_of_a_singular_system(eager, kind):
     A, inside = np.stack([singular, singular, regular]), singular @ draw.standard_normal(n)
     b = np.stack([1e-20 * inside, inside + U[:, 0], inside])
     handle = dil.backend(eager.backend, device=eager.device, dtype="float64")
-    product = operator(handle.xp, handle.asarray(A))
+    product = operator(handle.xp, handle.asarray(unit * A))
     found = Auto()(Operator(product.matvec, product.rmatvec, symmetric=kind == "symmetric"), handle.asarray(b))
-    x, status = handle.to_numpy(found.value), [name_of(code) for code in handle.to_numpy(found.status)]
+    x, status = unit * handle.to_numpy(found.value), [name_of(code) for code in handle.to_numpy(found.status)]
     assert status == ["CONVERGED", "SINGULAR", "CONVERGED"]
     shortest = np.linalg.pinv(singular, rcond=1e-9) @ inside
     expected = np.stack([1e-20 * shortest, shortest, np.linalg.solve(regular, inside)])
@@ -289,6 +290,32 @@ def test_auto_finds_the_shortest_solution_of_a_singular_system(eager, kind):
     if kind == "symmetric":
         eigenvalues = np.linalg.eigvalsh(A)
         assert handle.to_numpy(found.extra["indefinite"]).tolist() == (eigenvalues[:, 0] < -1e-3).tolist()
+
+
+def test_auto_keeps_a_doubtful_eigenvalue_that_the_right_hand_side_needs():
+    """Its eigenvalue is 2.5e-12 of the largest: above eps ** (3/4), 1.8e-12, and below eps ** (2/3), 3.7e-11."""
+    Q = orthogonal(6, np.random.default_rng(0))
+    A = Operator(lambda p: Q @ (np.asarray([2.5e-12, 0.5, 0.6, 0.7, 0.8, 1.0]) * (Q.T @ p)), symmetric=True)
+    found = Auto()(A, Q[:, 1] + 1e-9 * Q[:, 0])
+    assert name_of(found.status) == "CONVERGED"
+    assert Q[:, 0] @ found.value == pytest.approx(400.0, rel=1e-3)
+    found = Auto()(A, Q[:, 1])
+    assert name_of(found.status) == "CONVERGED"
+    np.testing.assert_allclose(found.value, 2.0 * Q[:, 1], atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("kind", ["definite", "symmetric", "general"])
+def test_units_of_a_dense_matrix_are_immaterial(eager, kind, scale):
+    A, b = matrix(kind, 6, 10.0, 0), np.arange(1.0, 7.0)
+    handle = dil.backend(eager.backend, device=eager.device, dtype="float32")
+    product = operator(handle.xp, handle.asarray((scale * A).astype("float32")))
+    A_ = Operator(product.matvec, product.rmatvec, symmetric=kind != "general")
+    found = Direct()(A_, handle.asarray(b.astype("float32")))
+    assert name_of(found.status) == "CONVERGED"
+    np.testing.assert_allclose(
+        handle.to_numpy(found.value).astype(float) * scale, np.linalg.solve(A, b), rtol=1e-3, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -446,6 +473,42 @@ def test_iteration_limit_and_count_of_products(solver):
         assert found.iterations <= limit
         assert limit == 1000 or (name_of(found.status), int(found.iterations)) == ("MAX_ITER", 3)
         assert found.residual < 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 6])
+def test_minres_has_the_least_residual_at_every_limit(limit):
+    """The least of all vectors of the Krylov space, where the last one is not the one of least ||A r|| / ||r||."""
+    draw = np.random.default_rng(0)
+    Q = orthogonal(30, draw)
+    A, b = (Q * draw.choice([-1.0, 1.0], 30) * np.geomspace(1e-2, 1, 30)) @ Q.T, draw.standard_normal(30)
+    images = np.stack([np.linalg.matrix_power(A, i) @ b for i in range(1, limit + 1)], axis=-1)
+    least = np.linalg.norm(b - images @ np.linalg.lstsq(images, b, rcond=None)[0]) / np.linalg.norm(b)
+    found = MINRES(max_iter=limit)(lambda p: A @ p, b)
+    assert name_of(found.status) == "MAX_ITER"
+    assert found.residual == pytest.approx(least, rel=1e-9)
+
+
+@pytest.mark.parametrize(("large", "status"), [(1e6, "CONVERGED"), (1e10, "SINGULAR")])
+@pytest.mark.parametrize("solver", [MINRES, GMRES, NormalCG])
+def test_a_solution_that_rounding_of_the_matrix_changes_at_will_is_none(solver, large, status):
+    """The condition number is the square of the large entry, which only the last product shows."""
+    A = np.asarray([[0.0, 1.0], [1.0, large]])
+    found = solver()(Operator(lambda p: A @ p, symmetric=True), np.asarray([1.0, 0.0]))
+    assert name_of(found.status) == status
+    if status == "CONVERGED":
+        np.testing.assert_allclose(found.value, [-large, 1.0], rtol=1e-9)
+
+
+def test_bicgstab_takes_no_step_along_a_null_vector():
+    """After half an iteration the residual is one, up to rounding of A: what it leads to is only that rounding."""
+    n = 64
+    A, b = np.eye(n + 1), np.ones(n + 1)
+    A[n], A[n, n], b[n] = -1e-3 / n, 0.0, 0.0
+    A[:n, n] = np.where(np.arange(n) % 2, 1, -1) * np.finfo(float).eps / n**0.5
+    found = BiCGSTAB()(lambda p: A @ p, b)
+    assert name_of(found.status) in ("SINGULAR", "STAGNATED")
+    assert np.linalg.norm(b - A @ found.value) <= 1.1e-3
+    np.testing.assert_allclose(found.value, b, atol=1e-9)
 
 
 def test_gmres_stagnates_where_its_cycles_gain_nothing():
