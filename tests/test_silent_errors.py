@@ -58,11 +58,38 @@ def test_a_score_without_a_lower_bound(plain, solver, score):
     assert Status(int(plain.to_numpy(found.status))) is Status.DIVERGED
 
 
+@pytest.mark.parametrize("start", [-3.0, 3.0])
+def test_a_search_that_was_cut_short_is_no_score_without_a_lower_bound(start):
+    """u went from 3 to 1.2. It counts how far it went, not where it is."""
+    found = GradientDescent(max_iter=1, step=0.6)(lambda u: 0.5 * np.sum(u**2), np.asarray([start]))
+    np.testing.assert_allclose(found.value, 0.4 * start)
+    assert Status(int(found.status)) is Status.MAX_ITER
+
+
+@pytest.mark.parametrize(("n", "at"), [(100_000, 0.0), (1, 1.0), (1, 1e10)])
+def test_a_cut_score_is_seen_from_points_that_are_near(n, at):
+    """The curvature of the score does not hide its slope, however many unknowns there are."""
+
+    def score(u):
+        return np.sum(np.exp(dil.constant(u) / max(at, 1.0))) + 0.0 * np.sum(u)
+
+    found = Newton()(score, np.full(n, at))
+    assert Status(int(found.status)) is Status.NO_DERIVATIVE
+
+
 @pytest.mark.parametrize("solver", MINIMISERS, ids=named)
 def test_a_start_at_the_minimum_is_no_cut_score(plain, solver):
     layer = dil.argmin(lambda u, x: array_namespace(u).sum((u - x) ** 2), solver, init=lambda x: 1.0 * x)
     found = layer.solve(plain.asarray(X))
     assert Status(int(plain.to_numpy(found.status))) is Status.CONVERGED
+
+
+@pytest.mark.parametrize("size", [1.0, 1e10])
+def test_the_rounding_of_a_minimum_is_no_slope(size):
+    """u / t - 1 is rounded as u is, by more than the score itself: at the minimum it is zero."""
+    for t in size * np.random.default_rng(0).standard_normal((20, 2)):
+        found = Newton()(lambda u, t=t: np.sum((u / t - 1.0) ** 2), t)
+        assert Status(int(found.status)) is Status.CONVERGED
 
 
 def test_an_answer_that_the_score_cannot_take_is_the_solvers(plain):

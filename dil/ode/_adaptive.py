@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, full, nonzero_max_abs
+from dil._base.arrays import array_namespace, device, eps, full, max_abs, nonzero_max_abs, nonzero_or_one
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil.ode._methods import Method
@@ -98,8 +98,8 @@ def _first_step(control: Control, y: Array, slope: Array, span: Array) -> Array:
     """Return 0.01 |y| / |dy/dt|, at most the span. The norms are relative to the error allowed."""
     xp = array_namespace(y)
     scale = control.atol + control.rtol * xp.abs(y)
-    size, speed = xp.max(nonzero_max_abs(y / scale)), xp.max(nonzero_max_abs(slope / scale))
-    h = 0.01 * size / speed
+    size, speed = xp.max(nonzero_max_abs(y / scale)), xp.max(max_abs(slope / scale))
+    h = 0.01 * size / nonzero_or_one(speed)
     h = xp.where((size > 1e-5) & (speed > 1e-5) & xp.isfinite(h), h, 1e-6 * span)
     return xp.where(h < span, h, span)  # type: ignore[no-any-return]
 

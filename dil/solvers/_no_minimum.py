@@ -23,7 +23,10 @@ def is_cut(started: Start, flat: Array) -> Array:
         ahead, behind, half_ahead, half_behind = (_value(started, u + k * step) for k in (1.0, -1.0, 0.5, -0.5))
         here = _value(started, u)
         whole, half = xp.abs(ahead - behind), xp.abs(half_ahead - half_behind)
-        resolved = half > 64 * eps(xp, u.dtype) * (xp.abs(half_ahead) + xp.abs(half_behind))
+        # rounding is that of the value, and that of u, a part eps ** (3/4) of the step
+        rounding = 64 * eps(xp, u.dtype) * (xp.abs(half_ahead) + xp.abs(half_behind))
+        change = xp.abs(half_ahead - here) + xp.abs(half_behind - here)
+        resolved = half > rounding + 16 * eps(xp, u.dtype) ** 0.75 * change
         linear = resolved & (half > 0.4 * whole) & (half < 0.6 * whole)
         constant = (ahead == here) & (behind == here) & (half_ahead == here) & (half_behind == here)
         cut: Array = flat & (linear | constant)
