@@ -62,6 +62,7 @@ TARGETS = {
     "dil/solvers/_anderson.py": "test_forward_solvers.py test_roots.py",
     "dil/ode/_newton.py": "test_ode.py test_ode_failures.py test_units.py",
     "dil/ode/_adaptive.py": "test_ode_adaptive.py",
+    "dil/ode/_methods.py": "test_ode_adaptive.py test_ode.py",
     "dil/control/_dare.py": "test_dare.py",
     "dil/control/_ilqr.py": "test_control.py",
     "backends/dil_backends/_tape/rules/elementwise.py": "test_tape_rules.py test_tape.py",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
+from dil._base.operator import Operator
 from dil._base.quasi_newton import inverse_product
 from dil._problem.equation import Equation
 from dil.solvers import (
@@ -27,6 +28,7 @@ from dil.solvers import (
     SciPyRoot,
     _progress,
 )
+from dil.solvers._newton import Iterate, forcing, towards_root
 
 ROOT = Path(__file__).parent.parent
 COS = 0.7390851332151607
@@ -169,6 +171,128 @@ def test_a_batch_of_an_easy_a_hard_and_a_broken_problem(eager, solver):
     for i in (0, 1, 3):
         alone = solver(rosenbrock, eager.asarray(start[i]))
         np.testing.assert_allclose(eager.to_numpy(sol.value)[i], eager.to_numpy(alone.value), rtol=1e-7)
+
+
+@pytest.mark.parametrize("max_iter", range(1, 6))
+def test_a_step_that_does_not_lower_the_score_is_not_taken(max_iter):
+    """The curvature is 100: a step of the length of the gradient is 50 times too long."""
+    start = np.asarray([1.0, -2.0])
+    sol = GradientDescent(max_iter=max_iter)(lambda u: 50.0 * np.sum(u * u), start)
+    assert np.sum(sol.value**2) <= np.sum(start**2)
+
+
+def waves(u):
+    return np.sum(np.exp(u) - 2.0 * u) + np.sum(np.exp(0.5 * (u[1:] - u[:-1])))
+
+
+UNITS = [
+    (lambda unit: GradientDescent(step=0.1 / unit, rtol=1e-12), np.zeros(4)),
+    (lambda _: LBFGS(), np.zeros(4)),
+    (lambda _: Newton(), np.asarray([1.0, 3.0, -2.0, 0.0])),
+    (lambda _: Newton("truncated"), np.asarray([1.0, 3.0, -2.0, 0.0])),
+]
+
+
+@pytest.mark.parametrize(("solver", "start"), UNITS, ids=["GradientDescent", "LBFGS", "Newton", "truncated"])
+@pytest.mark.parametrize("unit", [2.0**-60, 2.0**60])
+def test_no_step_depends_on_the_unit_of_the_score(solver, start, unit):
+    here, there = solver(1.0)(waves, start), solver(unit)(lambda u: unit * waves(u), start)
+    assert Status(int(here.status)) is Status(int(there.status)) is Status.CONVERGED
+    assert int(here.iterations) == int(there.iterations)
+    np.testing.assert_allclose(here.value, there.value, rtol=1e-12)
+
+
+@pytest.mark.parametrize("unit", [2.0**-60, 1.0, 2.0**60])
+def test_the_gradient_judges_a_step_whose_change_of_the_score_is_lost(unit):
+    """The terms of the score cancel at the minimum, and their rounding hides steps below 1e-6."""
+
+    def score(u):
+        return unit * ((np.sum(np.asarray([1.0, 3.0, 10.0]) * (u - 1.0) ** 2 + (u - 1.0) ** 4) + 1e4) - 1e4)
+
+    sol = GradientDescent(step=0.05 / unit, max_iter=300)(score, np.asarray([0.0, 2.0, 1.5]))
+    assert Status(int(sol.status)) is Status.CONVERGED
+    np.testing.assert_allclose(sol.value, 1.0, rtol=1e-9)
+
+
+def test_the_memory_is_cleared_once_where_no_step_lowers_the_score():
+    """The score is not finite on the side to which its gradient leads."""
+    sol = LBFGS(max_iter=20)(lambda u: np.sum(np.where(u < 1.0, np.nan, u)), np.ones(2))
+    assert Status(int(sol.status)) is Status.STAGNATED
+    assert int(sol.iterations) == 2
+
+
+def test_a_start_of_negative_curvature_teaches_lbfgs_nothing():
+    sol = LBFGS()(lambda u: 0.25 * np.sum((u**2 - 1.0) ** 2), np.asarray([0.1, -0.1]))
+    assert Status(int(sol.status)) is Status.CONVERGED
+    np.testing.assert_allclose(sol.value, [1.0, -1.0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("n", [2, 65])
+def test_lbfgs_ends_at_its_tolerance(n):
+    loose, tight = (LBFGS(rtol=rtol)(lambda u: np.sum(np.exp(u) - 2.0 * u), np.full(n, 4.0)) for rtol in (0.1, 1e-9))
+    assert Status(int(loose.status)) is Status(int(tight.status)) is Status.CONVERGED
+    assert int(loose.iterations) < int(tight.iterations)
+
+
+def test_lbfgs_solves_problems_that_are_too_large_to_be_verified():
+    score = lambda u: np.sum(np.exp(u) - 2.0 * u)  # noqa: E731
+    start = np.linspace(0.0, 1.0, 65)
+    found, short = LBFGS(rtol=1e-5)(score, start), LBFGS(max_iter=1)(score, start)
+    assert Status(int(found.status)) is Status.CONVERGED
+    np.testing.assert_allclose(found.value, np.log(2.0), rtol=1e-4)
+    assert Status(int(short.status)) is Status.MAX_ITER
+
+
+@pytest.mark.parametrize("unit", [2.0**-60, 1.0, 2.0**60])
+def test_a_soft_direction_that_no_step_met_is_found_at_the_end(unit):
+    """The one step removes the error along (1, 1). What is left, along (1, -1), has a curvature of 1e-12."""
+    target, soft = np.asarray([1.0, -1.0]), 2.0**-40
+    A = unit * np.asarray([[1.0, 1.0 - soft], [1.0 - soft, 1.0]])
+    sol = GradientDescent(step=0.5 / unit)(quadratic, target + 1.0 + 0.01 * target, A, target)
+    assert Status(int(sol.status)) is Status.NOT_STATIONARY
+    assert int(sol.iterations) == 1
+
+
+@pytest.mark.parametrize("n", [1, 100])
+def test_copies_of_a_root_need_no_more_steps(n):
+    """With a damping of 1/4 each step leaves a fifth of F, and of the way."""
+    sol = Newton(damping=0.25, rtol=1e-3)(Equation(lambda u: u - 2.0, 0, "residual"), np.ones(n))
+    assert Status(int(sol.status)) is Status.CONVERGED
+    assert int(sol.iterations) == 5
+    np.testing.assert_allclose(sol.value, 2.0 - 0.2**5, rtol=1e-12)
+
+
+def test_a_step_that_only_damping_makes_short_ends_at_no_root():
+    sol = Newton(damping=1e12)(Equation(lambda u: u - 2.0, 0, "residual"), np.ones(2))
+    assert Status(int(sol.status)) is Status.MAX_ITER
+
+
+def test_newtons_step_is_halved_where_it_is_too_long():
+    """From 4, whole steps lead away from the minimum of log cosh(u - 1) and from the root of arctan(u - 1)."""
+    minimum = Newton()(lambda u: np.sum(np.log(np.cosh(u - 1.0))), np.full(2, 4.0))
+    root = Newton()(Equation(lambda u: np.arctan(u - 1.0), 0, "residual"), np.full(2, 4.0))
+    for sol in (minimum, root):
+        assert Status(int(sol.status)) is Status.CONVERGED
+        np.testing.assert_allclose(sol.value, 1.0, rtol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-200, 1e200])
+def test_steepest_descent_takes_the_place_of_a_step_that_leads_uphill(unit):
+    """It is as long as lowers ||F - J d|| most, whatever the unit of J, whose entries have squares that underflow."""
+    J, F = np.asarray([[2.0, 1.0], [0.5, 3.0]]), np.asarray([1.0, -2.0])
+    operator = Operator(lambda p: unit * (J @ p), rmatvec=lambda p: unit * (J.T @ p))
+    found = towards_root(operator, F, -np.linalg.solve(J, F) / unit)
+    along = J.T @ F
+    np.testing.assert_allclose(found.step * unit, along * (along @ along) / np.sum((J @ along) ** 2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+def test_a_truncated_step_is_as_exact_as_the_last_one_helped(unit):
+    """0.9 (||F|| / ||F of the step before||)^1.618, and at most 1/2."""
+    no = np.asarray([False])
+    last = Iterate(np.ones(1), np.asarray([unit]), no, no, no, no, no, no)
+    for ratio, expected in ((0.1, 0.9 * 0.1 ** ((1 + 5**0.5) / 2)), (0.9, 0.5), (10.0, 0.5)):
+        np.testing.assert_allclose(forcing(np.asarray([ratio * unit]), last), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("solver", [FixedPoint(), FixedPoint(damping=0.5), Anderson()], ids=name)

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 import dil
 from dil import Status
 from dil.ode import odeint, solve
+from dil.ode._methods import METHODS
 from ode_helpers import close, network, on, riccati
 
 
@@ -109,7 +110,7 @@ def test_the_error_follows_the_tolerance(method):
         assert Status(int(found.status)) is Status.CONVERGED
         errors.append(np.abs(found.value - 1 / (1 + 0.7 * np.sin([0.0, 1.0, 3.0]))).max())
         # an error of the order rtol in each of 1/h steps, h of the order rtol^(1/order of the estimate)
-        power = 1 - 1 / dil.ode._methods.METHODS[method].error_order
+        power = 1 - 1 / METHODS[method].error_order
         assert errors[-1] < 2 * rtol**power
     assert errors[1] < 0.2 * errors[0]
 
@@ -142,6 +143,78 @@ def test_after_a_mesh_that_was_cut_short_its_last_state_stays():
     found = solve(lambda t, y: -y, np.asarray(1.0), [0.0, 1.0], rtol=1e-6, max_steps=5)
     assert Status(int(found.status)) is Status.MAX_ITER
     np.testing.assert_allclose(found.value[-1], np.exp(-found.failed_at), rtol=1e-4)
+
+
+def test_a_mesh_that_was_cut_short_failed_where_it_ends():
+    """Without an error each step is five times as long as the one before: 1, 1.1, and 1.6."""
+    found = solve(lambda t, y: 0.0 * y, np.ones(2), [1.0, 9.0], rtol=1e-3, first_step=0.1, max_steps=2)
+    assert Status(int(found.status)) is Status.MAX_ITER
+    np.testing.assert_allclose(found.failed_at, 1.6)
+
+
+def test_the_counts_are_those_of_the_search_and_of_the_steps():
+    """With every error allowed the mesh is 0, 0.1, 0.6, 1. The search for it solves the same stages."""
+    start, options = np.asarray([1.0, 2.0]), {"method": "sdirk2", "solver": dil.ode.StepNewton(dil.linear.GMRES())}
+    found = solve(riccati, start, [0.0, 1.0], (np.asarray(0.7),), atol=1e3, first_step=0.1, **options)
+    fixed = solve(riccati, start, [0.0, 0.1, 0.6, 1.0], (np.asarray(0.7),), **options)
+    assert (int(found.steps), int(found.rejected)) == (3, 0)
+    np.testing.assert_allclose(found.value[-1], fixed.value[-1], rtol=1e-12)
+    assert int(found.iterations) == 2 * int(fixed.iterations) > 0
+    assert int(found.linear) == 2 * int(fixed.linear) > 0
+
+
+def test_a_step_is_rejected_until_its_error_is_allowed():
+    """The estimate h^2 / 2 of y' = t is 1/2, then 1/50 after the largest cut, to a fifth; 1/25 is allowed."""
+    found = solve(lambda t, y: 0.0 * y + t, np.asarray(0.0), [0.0, 1.0], rtol=1e-12, atol=0.04, first_step=1.0)
+    assert int(found.rejected) == 1
+    assert int(found.steps) > 1
+
+
+@pytest.mark.parametrize("unit", [2.0**-20, 2.0**20])
+@pytest.mark.parametrize("slope", [0.0, 1e-15])
+def test_the_first_step_from_rest_has_no_unit_of_time(unit, slope):
+    def steps(unit):
+        field = lambda t, y: (slope + t / unit * (1.0 - y)) / unit  # noqa: E731
+        found = solve(field, np.asarray(2.0), [0.0, 3.0 * unit], rtol=1e-3, method="sdirk3")
+        assert Status(int(found.status)) is Status.CONVERGED
+        return int(found.steps), int(found.rejected)
+
+    assert steps(unit) == steps(1.0)
+
+
+class Quadrature:
+    """The stages of y' = t^power, which need no solve."""
+
+    def __init__(self, power, t):
+        self.power = power
+        self.last = self.slope(t, None)
+
+    def slope(self, t, y):
+        return (np.asarray([t**self.power]),)
+
+    def solve(self, base, t, gh):
+        self.last = self.slope(t, None)
+        return (base[0] + gh * self.last[0],)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS.values() if m.error_order is not None], ids=lambda m: m.name)
+@pytest.mark.parametrize("h", [0.25, 1.0])
+def test_the_estimate_of_the_error_is_the_error(method, h):
+    """y' = t^p from t = 2, whose state at 2 - 1/2 was right: the error is zero below the order of the method."""
+    start, last = np.asarray(2.0), np.asarray(0.5)
+    assert method.error_order == method.order + 1
+    for power in range(method.error_order):
+
+        def integral(t, power=power):
+            return np.asarray([t ** (power + 1) / (power + 1)])
+
+        stages = Quadrature(power, start)
+        slopes = (*stages.slope(start, None), *stages.slope(start - last, None))
+        memory = {"trapezoid": (*slopes, last), "bdf2": (integral(start - last), last)}.get(method.name, ())
+        new = method.advance(stages, (integral(start),), memory, start, np.asarray(h))
+        error = new.y[0] - integral(start + h)
+        np.testing.assert_allclose(np.abs(new.error()[0]), np.abs(error), rtol=1e-11, atol=1e-13)
+        assert (np.abs(error) > 1e-4) == (power == method.order)
 
 
 @pytest.mark.parametrize("name", ["solver", "linear_solver"])
