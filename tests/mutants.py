@@ -33,7 +33,7 @@ SEED = 2020
 BASELINE_SECONDS = 900.0
 PATIENCE = 4.0
 """A mutant is killed if its tests take so many times as long as without it: a loop without end is noticed."""
-SELECTION = "not jax and not strict and not cuda and not torch:func and not torch:backward"
+SELECTION = "not jax and not strict and not jit and not cupy and not cuda and not torch:func and not torch:backward"
 """The tests of NumPy and PyTorch, and those of no engine: the others run the same code, more slowly."""
 
 TARGETS = {
@@ -116,6 +116,14 @@ NAMED = (
     ),
     Mutant("dil/control/_dare.py", "radius < 1.0 and np.abs(F).max() <= 1e-3 * size", "radius < 1.0"),
     Mutant("dil/control/_dare.py", "_least_eigenvalue(Q) >= -1e-12 * largest[0] and ", ""),
+    Mutant("dil/solvers/_newton.py", "& ~at.rough & is_short(at.step", "& is_short(at.step"),
+    Mutant("dil/solvers/_no_minimum.py", " + 16 * eps(xp, u.dtype) ** 0.75 * change", ""),
+    Mutant("dil/ode/_adaptive.py", "xp.max(max_abs(slope / scale))", "xp.max(nonzero_max_abs(slope / scale))"),
+    Mutant("dil/ode/_methods.py", "scaled(0.5 * h, (1.0, stages.last)", "scaled(0.25 * h, (1.0, stages.last)"),
+    Mutant("dil/ode/_methods.py", "h * h / (6.0 * (h + last))", "h * h / (12.0 * (h + last))"),
+    Mutant("dil/ode/_methods.py", "e / (1.0 / 6.0 - 2.0 * e)", "e / (1.0 / 6.0 - e)"),
+    Mutant("dil/ode/_methods.py", "E2 = -G2 * E1", "E2 = G2 * E1"),
+    Mutant("dil/ode/_methods.py", "B2 * C3**3 + G3 - 0.25", "B2 * C3**3 + G3 - 0.2"),
 )
 """Mutants by hand: absolute tolerances, a dropped component, a policy without gradients, a check that says yes, a check
 that is gone, a wrong sign."""
