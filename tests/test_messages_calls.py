@@ -191,7 +191,7 @@ def test_a_keyword_argument_of_another_dtype_is_named(eager):
         layer(eager.asarray(X), c=float32(eager, X))
 
 
-@pytest.mark.parametrize("names", [("numpy", "torch"), ("torch", "jax"), ("jax", "numpy")], ids="-".join)
+@pytest.mark.parametrize("names", [("numpy", "torch"), ("torch", "jax"), ("jax", "torch")], ids="-".join)
 def test_arguments_of_two_backends(names):
     first, second = (pytest.importorskip(name) and dil.backend(name).asarray(X) for name in names)
     layer = dil.argmin(lambda u, x, c: bowl(u, x), solved)

@@ -16,6 +16,7 @@ from dil._frameworks.loops import EAGER as loops
 from dil._frameworks.protocol import BackendInfo
 from dil._frameworks.reports import eager_reports
 from dil_backends._taped import (
+    adopt,
     assert_constant,
     children,
     constant,
@@ -27,7 +28,7 @@ from dil_backends._taped import (
     vjp,
 )
 
-__all__ = ["assert_constant", "children", "constant", "guard", "implicit", "linear_solve", "loops", "vjp"]
+__all__ = ["adopt", "assert_constant", "children", "constant", "guard", "implicit", "linear_solve", "loops", "vjp"]
 
 NATIVE = "cupy"
 

@@ -12,7 +12,7 @@ from dil._base.arrays import array_namespace, is_float
 from dil._base.errors import ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import Array, Arrays, Tree
-from dil._frameworks.registry import leaves_of, owner
+from dil._frameworks.registry import adopted, leaves_of, owner
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,15 @@ class Arguments:
         return name_of(self.structure.paths[self.arrays[array]])
 
 
-def split_arguments(args: Sequence[Tree], kwargs: Mapping[str, Tree]) -> tuple[list[Any], Arguments]:
-    """Return the arrays of a call, and a record of all its other parts."""
+def split_arguments(
+    args: Sequence[Tree], kwargs: Mapping[str, Tree], beside: Sequence[Any] = ()
+) -> tuple[list[Any], Arguments]:
+    """Return the arrays of a call, and a record of all its other parts.
+
+    A framework among the arguments, or among the arrays `beside` them, may adopt the arrays of another one.
+    """
     leaves, structure = leaves_of((tuple(args), dict(kwargs)))
+    leaves = adopted(leaves, beside)
     places = tuple(i for i, leaf in enumerate(leaves) if owner(leaf) is not None)
     arrays = [leaves[i] for i in places]
     statics = list(leaves)

@@ -131,6 +131,13 @@ class Backend(Autodiff, Protocol):
         """Split one level of the framework's own pytrees. Return None if x is not a pytree."""
         ...
 
+    def adopt(self, x: object, /) -> Any:
+        """Return x as an array of this framework, if the framework computes with it as with one of its own.
+
+        Any other x is returned as it is. JAX adopts NumPy arrays beside its own; torch and NumPy adopt nothing.
+        """
+        ...
+
     def constant(self, x: Array, /) -> Array:
         """Return x as a constant: no derivative passes through it."""
         ...

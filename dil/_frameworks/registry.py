@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from operator import is_
 from typing import Any, cast
 
 from dil._base.arrays import array_namespace
@@ -104,6 +105,33 @@ def children(x: object) -> Any:
                 if parts is not None:
                     return parts
     return None
+
+
+def adopted(leaves: Sequence[Any], beside: Sequence[Any] = ()) -> list[Any]:
+    """Return the leaves, with arrays of one framework where a framework among them, or `beside`, adopts the others."""
+    found = [_given(x) for x in leaves]
+    owners = [owner(x) for x in found]
+    for backend in dict.fromkeys((*owners, *map(owner, beside))):
+        if backend is not None:
+            found = [x if own is backend else backend.adopt(x) for x, own in zip(found, owners, strict=True)]
+            owners = [owner(x) for x in found]
+    return found
+
+
+def _given(x: Any) -> Any:
+    """Return the array that an object without an owner gives itself as, or the object."""
+    if owner(x) is None and not isinstance(x, int | float | str | None):
+        for backend in LOADED:
+            if (array := backend.adopt(x)) is not x:
+                return array
+    return x
+
+
+def adopted_tree(tree: Tree, beside: Sequence[Any]) -> Tree:
+    """Return a tree, with arrays of one framework where one `beside` it, or in it, adopts the others."""
+    leaves, structure = leaves_of(tree)
+    found = adopted(leaves, beside)
+    return tree if all(map(is_, leaves, found)) else structure.unflatten(found)
 
 
 def common_owner(leaves: Iterable[Any], names: Sequence[str], what: str) -> Backend:

@@ -12,7 +12,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import common_owner, guarded, leaves_of, owner
+from dil._frameworks.registry import adopted, common_owner, guarded, leaves_of, owner
 
 
 def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
@@ -213,6 +213,7 @@ class Flat:
             expected = self.structure.paths if self.structure is not None else ()
             message = f"the cotangent has leaves {structure.paths}; expected {expected}, like the output"
             raise ShapeError(message)
+        leaves = adopted(leaves, like)
         cotangents = tuple(x for x, kind in zip(leaves, self.rest, strict=True) if kind is FLOAT_ARRAY)
         for ct, y in zip(cotangents, like, strict=True):
             if owner(ct) is not self.backend or ct.shape != y.shape or ct.dtype != y.dtype:
@@ -229,7 +230,7 @@ class Flat:
             if alike.paths != structure.paths:
                 message = f"a tangent has leaves {alike.paths}; expected {structure.paths}, like its argument"
                 raise ShapeError(message)
-            for x, t in zip(leaves, given, strict=True):
+            for x, t in zip(adopted(leaves, self.floats), adopted(given, self.floats), strict=True):
                 if owner(x) is None or not is_float(array_namespace(x), x.dtype):
                     continue
                 if t is not None and (getattr(t, "shape", None) != x.shape or t.dtype != x.dtype):

@@ -17,7 +17,7 @@ from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.record import add_entry, recording
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import leaves_of, owner
+from dil._frameworks.registry import adopted_tree, leaves_of, owner
 from dil._layers.refine import refine
 from dil._problem.equation import Equation
 from dil._problem.problem import Problem
@@ -78,7 +78,7 @@ class Call:
         args, kwargs = self.arguments.call(arrays[:count])
         # a copy: a solver may write into its start, which may be an argument or belong to the layer
         (init,), _ = self.start.call(arrays[count:])
-        init = _copy(init(*args, **kwargs) if callable(init) else init)
+        init = _copy(adopted_tree(init(*args, **kwargs) if callable(init) else init, arrays))
         start, expected = self._start(init, arrays)
         self.has_start = expected is not None
         what = f"the result of the solver {_name(self.solver)!r}"

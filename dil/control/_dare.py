@@ -13,7 +13,7 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import common_owner, guarded
+from dil._frameworks.registry import adopted, common_owner, guarded
 from dil._layers.layer import Layer
 from dil._problem.equation import Equation
 from dil.control._riccati import feedback, sandwich, symmetric
@@ -95,6 +95,7 @@ def dare(
     if gradient == "analytic" and linear_solver is not None:
         message = "linear_solver= is for gradient='implicit'; the analytic gradient has its own dense solve"
         raise OptionError(message)
+    A, B, Q, R = adopted((A, B, Q, R))
     batch = check_shapes(A, B, Q, R)
     policy = Policy(on_failure, "dare")
     if gradient == "analytic":

@@ -8,7 +8,7 @@ from dil._base.options import check_integer
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy
-from dil._frameworks.registry import common_owner, owner
+from dil._frameworks.registry import adopted, common_owner, owner
 from dil.control._dare import Gradient, broadcasts_to, check_shapes, dare
 from dil.control._riccati import feedback, sandwich, symmetric
 from dil.linear._solver import LinearSolver
@@ -73,6 +73,7 @@ def lqr_gain(
            [0.    , 0.5   ],
            [0.    , 0.    ]])
     """
+    A, B, Q, R, final = adopted((A, B, Q, R, final))
     if horizon is None:
         if final is not None:
             message = "final= is the cost of the last state, so it needs horizon="

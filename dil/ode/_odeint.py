@@ -11,7 +11,7 @@ from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.arguments import split_arguments
-from dil._frameworks.registry import common_owner, guarded, owner
+from dil._frameworks.registry import adopted, adopted_tree, common_owner, guarded, leaves_of, owner
 from dil._layers.call import Solver
 from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
@@ -225,11 +225,11 @@ def begin(
     if not isinstance(args, tuple):
         message = f"args={args!r} of type {type(args).__name__}; expected a tuple, (theta,) for one argument"
         raise OptionError(message)
-    y, space = space_of(y0, options.batch_ndim, "y0")
+    arrays, arguments = split_arguments(args, {}, leaves_of(y0)[0])
+    y, space = space_of(adopted_tree(y0, arrays), options.batch_ndim, "y0")
     if space.dimension == 0:
         message = f"y0 is {space.describe()}, a state without an entry, so there is nothing to integrate"
         raise ShapeError(message)
-    arrays, arguments = split_arguments(args, {})
     names = ["y0", *(f"{arguments.name(i)} of args" for i in range(len(arrays)))]
     backend = common_owner([y, *arrays], names, "odeint")
     for i, x in zip(arguments.floats, arguments.only_floats(arrays), strict=True):
@@ -237,7 +237,7 @@ def begin(
             message = f"{arguments.name(i)} of args has dtype {x.dtype}, but y0 has {y.dtype}; cast one of them"
             raise DTypeError(message)
     field = Field(func, space, arguments, backend)
-    times = _times(t, y, field)
+    times = _times(adopted((t,), (y,))[0], y, field)
     field.refuse_captured(times[0], y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
     return Integration(field, options, policy), y, times, tuple(arrays)

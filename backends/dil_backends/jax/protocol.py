@@ -39,6 +39,12 @@ def owns(x: object, /) -> bool:
     return isinstance(x, jax.Array)
 
 
+def adopt(x: object, /) -> Any:
+    """Return a NumPy array of numbers, or an object that gives itself as an array of JAX, as an array of JAX."""
+    is_numpy = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biufc"
+    return jnp.asarray(x) if is_numpy or hasattr(type(x), "__jax_array__") else x
+
+
 def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:
     """Split one level of a pytree that JAX has registered."""
     parts, structure = jax.tree.flatten(x, is_leaf=lambda part: part is not x)

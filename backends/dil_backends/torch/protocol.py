@@ -34,6 +34,11 @@ def owns(x: object, /) -> bool:
     return isinstance(x, Tensor)
 
 
+def adopt(x: object, /) -> Any:
+    """Return x: torch mixes its tensors with no other arrays."""
+    return x
+
+
 def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:
     """Split one level of a pytree that torch has registered."""
     if type(x) not in pytree.SUPPORTED_NODES:

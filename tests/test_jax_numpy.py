@@ -1,0 +1,130 @@
+"""NumPy arrays and numbers next to arrays of JAX are arrays of JAX, wherever a user may pass them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax", reason="JAX is not installed")
+
+import jax.numpy as jnp  # noqa: E402
+
+import dil  # noqa: E402
+from dil.solvers import LBFGS, Newton  # noqa: E402
+
+X = np.random.default_rng(0).standard_normal((6, 3))
+THETA = np.asarray([0.5, 1.0, 2.0, -1.0, 0.3, 0.7])
+
+
+def ridge(u, theta, X):
+    return jnp.sum((X @ u - theta) ** 2) + 0.1 * jnp.sum(u**2)
+
+
+def closed(f, init, theta, X):
+    return jnp.linalg.solve(X.T @ X + 0.1 * jnp.eye(3), X.T @ theta)
+
+
+LAYER = dil.argmin(ridge, closed)
+RIGHT = np.linalg.solve(X.T @ X + 0.1 * np.eye(3), X.T @ THETA)
+
+
+def is_right(y):
+    assert isinstance(y, jax.Array)
+    np.testing.assert_allclose(y, RIGHT, rtol=1e-6)
+
+
+def test_data_of_numpy_beside_parameters_of_jax():
+    theta = jnp.asarray(THETA)
+    is_right(LAYER(theta, X))
+    is_right(LAYER(THETA, jnp.asarray(X)))
+    is_right(jax.jit(lambda theta: LAYER(theta, X))(theta))
+    is_right(LAYER.solve(theta, X).value)
+    assert LAYER.report(theta, X).ok
+
+
+def test_derivatives_with_data_of_numpy():
+    theta = jnp.asarray(THETA)
+    expected = jax.grad(lambda theta: jnp.sum(LAYER(theta, jnp.asarray(X))))(theta)
+    for gradient in (
+        jax.grad(lambda theta: jnp.sum(LAYER(theta, X)))(theta),
+        jax.jit(jax.grad(lambda theta: jnp.sum(LAYER(theta, X))))(theta),
+        dil.grad(lambda theta, X: jnp.sum(LAYER(theta, X)))(theta, X),
+        dil.vjp(lambda theta: LAYER(theta, X), theta)[1](np.ones(3))[0],
+    ):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-10)
+    _, tangent = dil.jvp(lambda theta: LAYER(theta, X), (theta,), (np.ones(6),))
+    np.testing.assert_allclose(jnp.sum(tangent), jnp.sum(expected), rtol=1e-10)
+
+
+@pytest.mark.parametrize("init", [np.zeros(3), lambda theta, X: np.zeros(3)], ids=["array", "callable"])
+def test_a_start_of_numpy(init):
+    layer = dil.argmin(ridge, Newton(), init=init)
+    is_right(layer(jnp.asarray(THETA), X))
+    is_right(layer(jnp.asarray(THETA), X, init=np.ones(3)))
+
+
+def test_a_start_of_jax_beside_data_of_numpy():
+    is_right(dil.argmin(ridge, Newton())(THETA, X, init=jnp.zeros(3)))
+
+
+def test_a_solver_called_by_itself():
+    is_right(LBFGS()(ridge, np.zeros(3), jnp.asarray(THETA), X).value)
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float64(2.0), np.asarray(2.0)], ids=repr)
+def test_numbers(number):
+    layer = dil.root(lambda u, a, t: a * u - t, lambda f, init, a, t: t / a)
+    assert float(layer(number, jnp.asarray(3.0))) == 1.5
+
+
+def test_integers_and_masks_of_numpy():
+    layer = dil.argmin(lambda u, t, k, m: jnp.sum(m * (u - k * t) ** 2), lambda f, init, t, k, m: k * t)
+    y = layer(jnp.asarray([1.0, 2.0]), np.asarray([2, 3]), np.asarray([True, True]))
+    np.testing.assert_allclose(y, [2.0, 6.0])
+
+
+class Parameter:
+    """As in modules of JAX: it is no array, and gives itself as one."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __jax_array__(self):
+        return self.value
+
+
+def test_what_gives_itself_as_an_array_of_jax():
+    is_right(LAYER(Parameter(jnp.asarray(THETA)), jnp.asarray(X)))
+    gradient = jax.grad(lambda theta: jnp.sum(LAYER(Parameter(theta), X)))(jnp.asarray(THETA))
+    assert float(jnp.sum(jnp.abs(gradient))) > 0.1
+
+
+def test_the_wider_dtype_of_numpy_is_an_error_that_names_both():
+    with pytest.raises(dil.DTypeError, match="argument 0 has dtype float32, but argument 1 has float64"):
+        LAYER(jnp.asarray(THETA, dtype=jnp.float32), X)
+
+
+@pytest.mark.parametrize("other", [np.full((6, 3), 1.0, dtype=object), np.full((6, 3), "a")], ids=["object", "text"])
+def test_arrays_without_numbers_are_refused(other):
+    with pytest.raises(dil.BackendError, match="two backends: argument 0 is of jax, argument 1 is of numpy"):
+        LAYER(jnp.asarray(THETA), other)
+
+
+def test_arrays_of_torch_are_refused():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    with pytest.raises(dil.BackendError, match="two backends"):
+        LAYER(jnp.asarray(THETA), torch.ones(6, 3))
+
+
+def test_differential_equations_and_riccati_equations():
+    from dil.ode import odeint
+
+    ys = odeint(
+        lambda t, y, a: -a * y, np.ones(2), np.asarray([0.0, 1.0]), (jnp.asarray(1.0),), method="sdirk3", steps=20
+    )
+    np.testing.assert_allclose(ys[-1], np.exp(-1.0) * np.ones(2), rtol=1e-4)
+    A, B = np.asarray([[1.0, 1.0], [0.0, 1.0]]), jnp.asarray([[0.0], [1.0]])
+    S = dil.control.dare(A, B, np.eye(2), np.eye(1))
+    assert isinstance(S, jax.Array)
+    K = dil.control.lqr_gain(A, B, np.eye(2), np.eye(1), horizon=3)
+    assert isinstance(K, jax.Array)
