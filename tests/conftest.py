@@ -37,14 +37,17 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Leave to the slow tests what runs on JAX without `jit` where it runs with it: it compiles the same anew."""
+    """Leave to the slow tests what another engine runs in the same way: see `COVERED`."""
     known = {item.nodeid for item in items}
     for item in items:
-        if any(item.nodeid.replace(a, b) in known - {item.nodeid} for a, b in EAGER_AND_JIT):
+        names = (item.nodeid.replace(f"[{a}{end}", f"[{b}{end}") for a, b in COVERED for end in "]-")
+        if any(name in known - {item.nodeid} for name in names):
             item.add_marker(pytest.mark.slow)
 
 
-EAGER_AND_JIT = (("[jax]", "[jax:jit]"), ("[jax-", "[jax:jit-"))
+COVERED = (("jax", "jax:jit"), ("array_api_strict", "strict:device"))
+"""Engines, each with one that does all that it does: JAX compiles the same anew without `jit`, and the strict arrays on
+their second device also refuse to leave it."""
 
 
 @pytest.fixture(scope="session", params=engines(), ids=lambda e: e.name)
