@@ -285,3 +285,42 @@ def test_a_small_unknown_that_alone_is_in_the_loss_is_judged_by_its_own_size(sca
     _, pull = dil.vjp(layer, t)
     with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
         pull(np.asarray([1.0, 0.0]))
+
+
+# --- unknowns that are zero ---
+
+UNITS = [1e-12, 1e-6, 1e-2, 1.0, 1e6]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("kind", ["argmin", "root"])
+def test_a_wrong_zero_is_told_in_any_unit(kind, unit):
+    """The solver returns its start, zero, and the solution is t in the unit: nothing of u has a size."""
+
+    def score(u, t):
+        return np.sum((u / unit - t) ** 2)
+
+    layer = getattr(dil, kind)(score if kind == "argmin" else lambda u, t: u / unit - t, lambda f, i, t: 0.0 * t)
+    with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
+        dil.grad(lambda t: np.sum((layer(t) / unit - 0.5) ** 2))(np.asarray([1.0, 2.0]))
+
+
+def test_a_wrong_zero_beside_a_right_entry_is_told():
+    D = np.asarray([1e-6, 1.0])
+    layer = dil.argmin(lambda u, t: np.sum((u / D - t) ** 2), lambda f, i, t: np.stack([0.0 * t[0], t[1]]))
+    with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
+        dil.grad(lambda t: np.sum((layer(t) / D - 0.5) ** 2))(np.asarray([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("solver", [Newton(), LBFGS(), None], ids=["Newton", "LBFGS", "closed"])
+def test_a_right_zero_is_not_called_wrong(solver, unit):
+    """The terms of F cancel up to rounding at u = 0."""
+    A = np.asarray([[1.0, 2.0], [-0.3, 1.1], [0.7, -1.9], [1.3, 0.2]])
+    t = np.linalg.svd(A.T)[2][-1] * 3.0  # A^T t = 0 up to rounding
+
+    def score(u, t):
+        return np.sum((A @ u / unit - t) ** 2)
+
+    layer = dil.argmin(score, solver or (lambda f, i, t: np.zeros(2)), init=lambda t: np.zeros(2))
+    np.testing.assert_allclose(dil.grad(lambda t: np.sum(layer(t) / unit))(t), np.linalg.pinv(A).sum(0), rtol=1e-8)

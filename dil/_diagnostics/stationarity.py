@@ -16,7 +16,7 @@ from dil._base.arrays import (
     norm,
 )
 from dil._base.operator import Operator
-from dil._base.scale import nonzero_scale, within_rounding
+from dil._base.scale import nonzero_scale
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Loop
@@ -25,6 +25,7 @@ from dil._diagnostics.newton_comparison import Point, derivative_holds
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
+from dil._problem.terms import terms_of, within_rounding_of_terms
 from dil.linear._direct import dense
 from dil.linear._solver import LinearSolver
 
@@ -62,7 +63,9 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
     was cut.
     """
     backend, b, near = solve.F.problem.backend, solve.b, is_near(solve)
-    xp, status = array_namespace(b), solve.solution.status
+    xp, sizeless = array_namespace(b), has_no_size(solve)
+    near = backend.loops.run_if(xp.any(sizeless), lambda near: near & (~sizeless | is_near_in_terms(solve)), near)
+    status = solve.solution.status
     if status is None:
         status = xp.zeros(b.shape[:-1], dtype=xp.int32, device=device(b))
     if backend.loops.number(near) is True:
@@ -71,9 +74,9 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
 
     def doubted(status: Array) -> Array:
         finite = xp.all(xp.isfinite(solve.Fu) & xp.isfinite(solve.here.g), axis=-1)
-        good = within_rounding(solve.J, solve.Fu, solve.here.u)
+        good = within_rounding_of_terms(solve.F, solve.J, solve.Fu, solve.here.u, solve.here.floats)
         if solved_probes(solve) is None:
-            good = good | is_near_along_F(solve)
+            good = good | (is_near_along_F(solve) & ~sizeless)
         far = suspect & finite & ~good
 
         def measured(status: Array) -> Array:
@@ -95,7 +98,7 @@ def is_near(solve: DerivativeSolve) -> Array:
     The step that this curvature predicts must be within eps ** (5/8), relative to u, and the error of the loss that F
     predicts within eps ** (1/2).
     """
-    b, g, scale, probes = solve.b, solve.here.g, solve.here.scale, solved_probes(solve)
+    b, g, scale, probes = solve.b, solve.here.g, nonzero_scale(solve.here.scale), solved_probes(solve)
     xp, small = array_namespace(b), tolerance(b)
     if probes is not None and gives_step(solve.A):
         near: Array = xp.all(xp.abs(probes[0]) <= small * scale, axis=-1)
@@ -108,6 +111,19 @@ def is_near(solve: DerivativeSolve) -> Array:
         near = (length <= abs(dot(unit_g, unit_b)) * eps(xp, b.dtype) ** 0.625 * norm(scale))[..., 0]
         near = near & loss_is_near(solve, eps(xp, b.dtype) ** 0.5)
     return near
+
+
+def has_no_size(solve: DerivativeSolve) -> Array:
+    """Return whether an entry of u is zero and never moved, so that no step is short beside it; shape batch."""
+    xp = array_namespace(solve.b)
+    return xp.any(solve.here.scale == 0, axis=-1) & xp.any(solve.Fu != 0, axis=-1)  # type: ignore[no-any-return]
+
+
+def is_near_in_terms(solve: DerivativeSolve) -> Array:
+    """Return whether each entry of F is within min(eps ** (1/4), 1e-3) of its terms, J u and F_args args."""
+    xp, here = array_namespace(solve.b), solve.here
+    terms = terms_of(solve.F, solve.J, here.u, here.floats)
+    return xp.all(xp.abs(solve.Fu) <= tolerance(solve.b) * terms, axis=-1)  # type: ignore[no-any-return]
 
 
 def is_near_along_F(solve: DerivativeSolve) -> Array:

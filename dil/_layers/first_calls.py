@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,15 +22,16 @@ class FirstCalls:
         self._passed: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
 
     def are_new(self, problem: Problem, y: Array) -> bool:
-        """Return whether no such call has passed. It is False for a function that cannot be remembered."""
+        """Return whether no such call has passed. It is always True for a function that cannot be remembered."""
         try:
             return _key(problem, y) not in self._passed.setdefault(_owner(problem), set())
-        except TypeError:  # an object without weak references
-            return False
+        except TypeError:  # an object without a hash or without weak references
+            return True
 
     def add(self, problem: Problem, y: Array) -> None:
-        """Remember that such a call has passed."""
-        self._passed[_owner(problem)].add(_key(problem, y))
+        """Remember that such a call has passed, if the function can be remembered."""
+        with suppress(TypeError):
+            self._passed[_owner(problem)].add(_key(problem, y))
 
 
 def is_readable(backend: Backend, x: Array) -> bool:

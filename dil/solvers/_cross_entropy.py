@@ -148,18 +148,18 @@ class CrossEntropy:
         xp = array_namespace(s.u)
         row = xp.take(noise, xp.reshape(s.number, (1,)), axis=0)[0, ...]
         row = xp.reshape(row, (self.samples, *(1 for _ in s.u.shape[:-1]), s.u.shape[-1]))
-        return s.mean + s.deviation * row  # type: ignore[no-any-return]
+        return s.mean[None, ...] + s.deviation[None, ...] * row  # type: ignore[no-any-return]
 
     def _fitted(self, rows: Array, values: Array, s: Search) -> tuple[Array, Array]:
         """Return mean and deviation of the elites (with all ties), smoothed by the last; the last if none is finite."""
         xp, kept = array_namespace(rows), self.smoothing
         last = xp.sort(values, axis=0)[self._elites - 1, ...]
-        elite = (values <= last) & (values < math.inf)
+        elite = (values <= last[None, ...]) & (values < math.inf)
         weight = xp.astype(elite, rows.dtype)
         count = xp.sum(weight, axis=0)
         some = nonzero_or_one(count)
         mean = xp.sum(xp.where(elite, rows, full(rows, 0.0)), axis=0) / some
-        deviation = xp.sqrt(xp.sum(weight * (rows - mean) ** 2, axis=0) / some)
+        deviation = xp.sqrt(xp.sum(weight * (rows - mean[None, ...]) ** 2, axis=0) / some)
         mixed = ((1 - kept) * mean + kept * s.mean, (1 - kept) * deviation + kept * s.deviation)
         return xp.where(count > 0, mixed[0], s.mean), xp.where(count > 0, mixed[1], s.deviation)
 

@@ -35,9 +35,9 @@ def finish(
     reasons = [
         *((holds, status) for holds, status in failures if holds is not None),
         (solved, Status.CONVERGED),
-        *(() if far is None else ((far, Status.NOT_STATIONARY),)),
         (broken, Status.NON_FINITE),
         *(() if rootless is None else ((rootless, Status.NO_ROOT),)),
+        *(() if far is None else ((far, Status.NOT_STATIONARY),)),
         *(() if singular is None else ((singular, Status.SINGULAR),)),
         (steps >= max_iter, Status.MAX_ITER),
     ]

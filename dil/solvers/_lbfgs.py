@@ -147,7 +147,7 @@ class LBFGS:
             cut=is_cut(started, solved),
             diverged=is_unbounded(started, last.u, finite & (residual(last) > 0.25)),
             extra={
-                "pairs": Pairs(last.pairs.s, last.pairs.y * unit, rho),
+                "pairs": Pairs(last.pairs.s, last.pairs.y * unit[None, ...], rho),
                 "evaluations": last.evaluations[..., 0],
                 **extra,
             },

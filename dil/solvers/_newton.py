@@ -18,7 +18,7 @@ from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._no_minimum import is_cut, is_unbounded
-from dil.solvers._no_root import has_no_root
+from dil.solvers._no_root import has_no_root, is_no_root
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
@@ -121,6 +121,9 @@ class Newton:
         last, extra = iterate_watched(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
         ended = ~(last.singular | last.broken)
         solved = solved_or_rounded(started, last.u, last.solved, ended)
+        # a linear solve in one norm can miss an entry whose unit is small
+        far = is_no_root(started, last.u, solved)
+        solved = solved & ~far
         return finish(
             problem.space,
             last.u,
@@ -128,6 +131,7 @@ class Newton:
             residual(last),
             max_iter=self.max_iter,
             solved=solved,
+            far=far,
             singular=last.singular,
             broken=last.broken,
             extra=extra,

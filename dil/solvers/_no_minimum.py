@@ -12,24 +12,30 @@ def is_cut(started: Start, flat: Array) -> Array:
     """Return whether the score was cut from the unknown, among the problems with a gradient of zero at the start.
 
     Shape (*batch, 1). Along a random direction, the score is compared at four points. It was cut if it changes to first
-    order although its gradient is zero, or if it does not change at all.
+    order although its gradient is zero, or if it does not change at all. Its gradient must be zero at other points too,
+    near and far: a score that only hides its change behind a large constant is not cut.
     """
     backend, u = started.problem.backend, started.u
     xp = array_namespace(u)
 
     def look(flat: Array) -> Array:
         direction = standard_normal(backend, u, 1, 0)[0, ...]
-        step = eps(xp, u.dtype) ** 0.25 * nonzero_max_abs(u) * direction
+        machine, unit = eps(xp, u.dtype), nonzero_max_abs(u) * direction
+        still = flat
+        for far in (machine**0.25, 1.0, machine**-0.5):
+            gradient = started.problem.gradient(u + far * unit, *started.arrays)
+            still = still & xp.all(backend.constant(gradient) == 0, axis=-1, keepdims=True)
+        step = machine**0.25 * unit
         ahead, behind, half_ahead, half_behind = (_value(started, u + k * step) for k in (1.0, -1.0, 0.5, -0.5))
         here = _value(started, u)
         whole, half = xp.abs(ahead - behind), xp.abs(half_ahead - half_behind)
         # rounding is that of the value, and that of u, a part eps ** (3/4) of the step
-        rounding = 64 * eps(xp, u.dtype) * (xp.abs(half_ahead) + xp.abs(half_behind))
+        rounding = 64 * machine * (xp.abs(half_ahead) + xp.abs(half_behind))
         change = xp.abs(half_ahead - here) + xp.abs(half_behind - here)
-        resolved = half > rounding + 16 * eps(xp, u.dtype) ** 0.75 * change
+        resolved = half > rounding + 16 * machine**0.75 * change
         linear = resolved & (half > 0.4 * whole) & (half < 0.6 * whole)
         constant = (ahead == here) & (behind == here) & (half_ahead == here) & (half_behind == here)
-        cut: Array = flat & (linear | constant)
+        cut: Array = still & (linear | constant)
         return cut
 
     found: Array = backend.loops.run_if(xp.any(flat), look, flat) if u.shape[-1] else flat & ~flat

@@ -126,7 +126,9 @@ class RandomShooting:
         xp = array_namespace(s.u)
         if broadcasts(started):
             drawn = xp.take(noise, s.number * self.samples + xp.arange(self.samples, device=device(s.u)), axis=0)
-            rows = s.u + s.spread * xp.reshape(drawn, (self.samples, *(1 for _ in s.u.shape[:-1]), s.u.shape[-1]))
+            rows = s.u[None, ...] + s.spread[None, ...] * xp.reshape(
+                drawn, (self.samples, *(1 for _ in s.u.shape[:-1]), s.u.shape[-1])
+            )
             return Shot(*best_row(rows, evaluate_rows(started, rows)), s.number)
 
         def sample(best: Shot) -> Shot:

@@ -14,7 +14,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._problem.problem import Problem
 from dil._problem.space import space_of
 from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
-from dil.solvers._no_root import has_no_root
+from dil.solvers._no_root import has_no_root, is_no_root
 from dil.solvers._start import Start, start_equation
 from dil.solvers._verify import solved_or_rounded
 
@@ -45,7 +45,8 @@ class SciPyRoot:
     host callback. The count is that of evaluations if SciPy counts no iterations.
 
     SciPy gets the residual divided by its largest entry at the start, since its tolerances are absolute. hybr and lm
-    get the Jacobian, built by n vector-Jacobian products, and their success is checked with it.
+    get the Jacobian, built by n vector-Jacobian products. A success is checked by products with the Jacobian: it ends
+    NOT_STATIONARY if an equation is far from zero beside its terms.
 
     Raises
     ------
@@ -93,11 +94,6 @@ class SciPyRoot:
                 raise
             return Found(begin, Status.FAILED if system.finite() else Status.NON_FINITE, 0, str(error))
         status, message = _status(found, method), str(found.message)
-        if status is Status.CONVERGED and supplied and not system.near_root(found.x):
-            status, message = (
-                Status.FAILED,
-                f"the residual has a minimum here but no root. SciPy said: {message}",
-            )
         return Found(found.x, status, int(found.get("nit", found.get("nfev", 0))), message)
 
 
@@ -134,23 +130,17 @@ class System:
         _, pull = self.problem.backend.vjp(lambda u: (self.problem.image(u, *self.arrays),), self.host.into(x))
         return self.host.matrix(pull) / self.unit
 
-    def near_root(self, x: Any) -> bool:
-        """Whether a step of 1e-3 |x|, or of the way from the start, could change F by as much as ||F||."""
-        import numpy as np
-
-        way = np.maximum(abs(x), abs(x - self.host.out(self.host.like)))
-        reach = 1e-3 * np.linalg.norm(abs(self.jacobian(x)) @ way)
-        return bool(np.linalg.norm(self.residual(x)) <= reach)
-
 
 def _judged(started: Start, found: Solution) -> Solution:
-    """Return the solution, CONVERGED where SciPy stopped because the residual is within its rounding, or NO_ROOT."""
+    """Return the solution with a status that does not depend on SciPy's absolute tolerances."""
     assert found.status is not None
     status, xp = found.status[..., None], array_namespace(found.status)
     u, _ = space_of(found.value, started.problem.condition.batch_ndim, "the solution")
     solved = status == int(Status.CONVERGED)
     solved = solved_or_rounded(started, u, solved, solved | (status == int(Status.STAGNATED)))
     status = xp.where(solved, full(status, int(Status.CONVERGED)), status)
+    far = is_no_root(started, u, solved)
+    status, solved = xp.where(far, full(status, int(Status.NOT_STATIONARY)), status), solved & ~far
     rootless = has_no_root(started, u, ~solved & (status != int(Status.NON_FINITE)))
     return found._replace(status=xp.where(rootless, full(status, int(Status.NO_ROOT)), status)[..., 0])
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, dot, eps, factor_dtype, full, max_abs, nonzero_or_one
 from dil._base.operator import Operator
-from dil._base.scale import nonzero_scale, within_rounding
+from dil._base.scale import nonzero_scale
 from dil._base.typing import Array
 from dil._problem.jacobian import operator
+from dil._problem.terms import within_rounding_of_terms
 from dil.linear._cg import CG
 from dil.linear._direct import dense
 from dil.solvers._start import Start
@@ -27,13 +28,17 @@ class Verdict(NamedTuple):
 
 
 def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array) -> Array:
-    """Return the solved problems and those, among the others that ended without a failure, with F within rounding."""
+    """Return the solved problems and those, among the others that ended without a failure, with F within rounding.
+
+    Its terms are J u and those that the arguments make, so a solution that is zero within rounding is one too.
+    """
     backend, xp = started.problem.backend, array_namespace(u)
     open_ = ended & ~solved
 
     def look(solved: Array) -> Array:
         F, J = _linearised(started, u)
-        return solved | (open_ & within_rounding(J, F, u)[..., None])
+        condition, floats = started.problem.optimality(started.arrays)
+        return solved | (open_ & within_rounding_of_terms(condition, J, F, u, floats)[..., None])
 
     found: Array = backend.loops.run_if(xp.any(open_), look, solved)
     return found
@@ -66,7 +71,8 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
             found = CG(max_iter=PRODUCTS)(scaled, scale * F, loop=backend.loops.while_loop)
             step, definite = found.value, ~(found.extra or {})["indefinite"][..., None]
         promise, energy = xp.abs(dot(scale * F, step)), xp.abs(dot(u, Hu))
-        rounded = xp.all(xp.abs(F) <= 32 * machine * xp.abs(Hu), axis=-1, keepdims=True)
+        condition, floats = started.problem.optimality(started.arrays)
+        rounded = within_rounding_of_terms(condition, H, F, u, floats)[..., None]
         unknown = ~xp.all(xp.isfinite(step), axis=-1, keepdims=True)
         short = max_abs(step)[..., None] <= machine ** (1 / 3)
         passed = short | (definite & (promise <= 8 * machine * energy)) | rounded | unknown
