@@ -184,3 +184,18 @@ def test_other_warnings_are_let_through():
 
     with pytest.warns(DeprecationWarning, match="mine"):
         assert dil.check_gradients(warns, T).ok
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-2, 1e2, 1e6])
+def test_arguments_of_different_units(unit):
+    def fn(a, b):
+        return np.sum(np.sin(a * unit) + np.cos(b / unit))
+
+    report = dil.check_gradients(fn, np.asarray([1.0 / unit]), np.asarray([2.0 * unit]))
+    assert report.ok, str(report)
+
+
+def test_a_step_of_the_function_is_a_kink():
+    report = dil.check_gradients(lambda x: np.sum(x + 0.5 * np.sign(x)), np.asarray([0.0, 1.0]))
+    assert not report.ok
+    assert ": KINK: " in report.findings[0].text

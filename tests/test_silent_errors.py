@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -92,6 +93,20 @@ def test_the_rounding_of_a_minimum_is_no_slope(size):
         assert Status(int(found.status)) is Status.CONVERGED
 
 
+HIDDEN = {
+    "a large constant": lambda u, t: 1e-6 * np.sum(u**2) + 14.0 * np.sum(t**2),
+    "a huge unit": lambda u, t: np.sum((u / 1e12) ** 2) + 14.0 * np.sum(t**2),
+    "an exponential of a huge unit": lambda u, t: np.sum(np.exp(u / 1e12) - u / 1e12) + 0.0 * np.sum(t),
+}
+
+
+@pytest.mark.parametrize("solver", MINIMISERS, ids=named)
+@pytest.mark.parametrize("score", HIDDEN)
+def test_a_score_that_hides_its_change_is_not_called_cut(score, solver):
+    found = dil.argmin(HIDDEN[score], solver, init=zeros).solve(np.ones(2))
+    assert Status(int(found.status)) is Status.CONVERGED
+
+
 def test_an_answer_that_the_score_cannot_take_is_the_solvers(plain):
     layer = dil.argmin(lambda u, x: array_namespace(u).sum((u - x) ** 2), lambda f, init, x: x[:2])
     with pytest.raises(dil.ShapeError, match=r"the result of the solver '<lambda>', which is \(2,\)"):
@@ -115,6 +130,54 @@ def soft_threshold(f, init, t):
 def test_a_report_finds_a_kink(plain, t, status):
     report = dil.argmin(lasso, soft_threshold).report(plain.asarray(t))
     assert Status(int(report.backward.status)).name == status
+
+
+@dataclass
+class Lasso:
+    """A score without a hash."""
+
+    weight: float
+
+    def __call__(self, u, t):
+        return 0.5 * np.sum((u - t) ** 2) + self.weight * np.sum(np.abs(u))
+
+
+@pytest.mark.parametrize("score", [lasso, Lasso(1.0)], ids=["function", "object"])
+def test_the_first_backward_pass_finds_a_kink(score):
+    layer = dil.argmin(score, soft_threshold)
+    for _ in range(2):  # a kink is told each time
+        with pytest.warns(dil.ConvergenceWarning, match="KINK"):
+            dil.vjp(layer, np.asarray([2.0, 0.0]))[1](np.ones(2))
+
+
+@pytest.mark.parametrize("check", ["always", "never", "first"])
+def test_when_a_layer_looks_for_kinks(plain, check):
+    if plain.backend == "jax" and check != "always":
+        pytest.skip("JAX's derivative of |u| at zero is not zero, so the point is no stationary one")
+    layer = dil.argmin(lambda u, t: lasso(u, t), soft_threshold, check_smoothness=check, on_failure="raise")
+    smooth, kink = plain.asarray([2.0, -3.0]), plain.asarray([2.0, 0.0])
+    ones = plain.asarray(np.ones(2))
+    dil.vjp(layer, smooth)[1](ones)
+    if check == "always":
+        with pytest.raises(dil.ConvergenceError, match="KINK"):
+            dil.vjp(layer, kink)[1](ones)
+    else:
+        dil.vjp(layer, kink)[1](ones)
+
+
+def test_an_unknown_value_of_check_smoothness():
+    with pytest.raises(dil.OptionError, match="check_smoothness='often' is unknown; expected one of first, always, ne"):
+        dil.argmin(lasso, soft_threshold, check_smoothness="often")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_network_of_relus_has_no_false_kink(dtype):
+    """Among many units some are near their kink, where the derivative of one side is right."""
+    torch = pytest.importorskip("torch")
+    draw = np.random.default_rng(0)
+    W, b = (torch.asarray(x.astype(dtype)) for x in (draw.standard_normal((300, 300)) / 40, draw.standard_normal(300)))
+    layer = dil.fixed_point(lambda u, b: torch.relu(W @ u + b), Anderson(), init=torch.zeros_like)
+    assert Status(int(layer.report(b).backward.status)) is Status.CONVERGED
 
 
 def test_a_report_finds_random_numbers(plain):

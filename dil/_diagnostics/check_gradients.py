@@ -10,7 +10,7 @@ from dil._base.arrays import array_namespace, device, eps
 from dil._base.errors import DilError, OptionError
 from dil._base.typing import Arrays, Tree
 from dil._diagnostics.findings import KINK, UNKNOWN, Causes, Finding, causes, merged, without_failure_warnings
-from dil._diagnostics.finite_differences import Line, length, terms
+from dil._diagnostics.finite_differences import Line, largest, length, terms
 from dil._frameworks.arguments import split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
@@ -259,7 +259,7 @@ def _along(flat: Flat, order: int, seed: int) -> Measured:
     if order == 2:
         fixed = _draw(draw, backend, flat(*floats))
         f = lambda *xs: backend.vjp(flat, *xs)[1](fixed)  # noqa: E731
-    t = _draw(draw, backend, floats)
+    t = tuple(largest(backend, x) * d for x, d in zip(floats, _draw(draw, backend, floats), strict=True))
     out, pull = backend.vjp(f, *floats)
     if not out:
         message = "there is no float array in the function's result, so there is no derivative to check"

@@ -14,7 +14,7 @@ from dil._diagnostics.finite_differences import Line
 from dil._diagnostics.record import Entry, Record
 
 NEARBY = (-(2.0**-4), 2.0**-5)
-"""Steps, relative to the size of the point, at which the layers are asked for their accuracy once more."""
+"""Steps at which the layers are asked for their accuracy once more."""
 KINK = (
     "the function: KINK: its slope differs on the two sides of this point (|x|, max, relu, clip), so it has no "
     "derivative here; check another point"
@@ -70,7 +70,7 @@ def causes(line: Line) -> Causes:
     """Return why the derivative of v^T f at x may be wrong. The layers within f report on their solves."""
     record = _recorded(line, 0.0)
     failed = [_text(entry.layer, entry.stage, summary(entry.status)) for entry in record.entries if entry.status.any()]
-    nearby = [entry for h in NEARBY for entry in _recorded(line, h * line.size).backward]
+    nearby = [entry for h in NEARBY for entry in _recorded(line, h).backward]
     if line.is_random():
         texts = [*(text for text in failed if "RANDOM" in text), RANDOM][:1]
     elif failed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -13,16 +12,16 @@ from dil._base.typing import Array, Arrays
 from dil._frameworks.protocol import Backend
 
 STEPS = tuple(2.0**-k for k in range(4, 17))
-"""Steps of the differences, relative to the size of the point. The one with the least error estimate is taken."""
+"""Steps of the differences, in units of t. The one with the least error estimate is taken."""
 FAR, CLOSE = 2.0**-8, 2.0**-12
-"""The steps, relative to the size of the point, at which the slopes on the two sides are compared."""
+"""The steps at which the slopes on the two sides are compared."""
 BEND = 0.05
 """A difference of these slopes that is a kink, relative to their size."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """The function v^T f(x + h t) of one number h."""
+    """The function v^T f(x + h t) of one number h. Each array of t has the size of that of x, or one if it is zero."""
 
     backend: Backend
     f: Callable[..., Arrays]
@@ -33,11 +32,6 @@ class Line:
     """The rounding unit of x."""
     known: dict[float, Arrays]
     """Values of f that were computed before: at 0, at least."""
-
-    @cached_property
-    def size(self) -> float:
-        """The largest entry of x, or one if all are zero."""
-        return max((float(abs(self.backend.to_numpy(x)).max(initial=0.0)) for x in self.x), default=0.0) or 1.0
 
     def point(self, h: float) -> Arrays:
         """Return x + h t."""
@@ -60,7 +54,7 @@ class Line:
         Richardson's extrapolation of central differences, at the best of a ladder of steps. The noise is the error of
         the values of f, relative to them, that solvers make in addition to rounding.
         """
-        steps = [s * self.size for s in STEPS if s**3 > self.machine / 8]
+        steps = [s for s in STEPS if s**3 > self.machine / 8]
         values = [self.along_v(self.at(h), self.at(-h)) / (2 * h) for h in steps]
         extrapolated = [(4 * b - a) / 3 for a, b in pairwise(values)]
         here = self.at(0.0) if noise else ()
@@ -71,20 +65,28 @@ class Line:
         return extrapolated[best + 1], finite[best]
 
     def has_kink(self) -> bool:
-        """Return whether the slopes on the two sides of h = 0 differ, by the same at two distances."""
+        """Return whether the slopes on the two sides of h = 0 differ by the same at two distances, or f steps there."""
         here = self.at(0.0)
 
-        def bend(h: float) -> tuple[float, float]:
-            right, left = self.along_v(self.at(h), here) / h, self.along_v(here, self.at(-h)) / h
-            return right - left, abs(right) + abs(left)
+        def changes(h: float) -> tuple[float, float]:
+            return self.along_v(self.at(h), here), self.along_v(here, self.at(-h))
 
-        (far, size), (close, _) = bend(FAR * self.size), bend(CLOSE * self.size)
-        return abs(far) > BEND * size and abs(far - close) <= abs(far) / 4
+        (right, left), (near_right, near_left) = changes(FAR), changes(CLOSE)
+        bend, near_bend = (right - left) / FAR, (near_right - near_left) / CLOSE
+        bends = abs(bend) > BEND * (abs(right) + abs(left)) / FAR and abs(bend - near_bend) <= abs(bend) / 4
+        sides = ((right, near_right), (left, near_left))
+        steps = any(0 < abs(far) and abs(far - near) <= abs(far) / 4 for far, near in sides)
+        return bends or steps
 
     def is_random(self) -> bool:
         """Return whether f has another value at a second call."""
         values = zip(self.at(0.0), self.f(*self.x), strict=True)
         return any(bool((self.backend.to_numpy(a) != self.backend.to_numpy(b)).any()) for a, b in values)
+
+
+def largest(backend: Backend, x: Array) -> float:
+    """Return the largest magnitude of the entries, or one if all are zero."""
+    return float(abs(backend.to_numpy(x)).max(initial=0.0)) or 1.0
 
 
 def terms(backend: Backend, a: Array, b: Array) -> Any:

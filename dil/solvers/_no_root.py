@@ -12,8 +12,7 @@ from dil._problem.terms import change_with_arguments
 from dil.solvers._start import Start
 
 PROBES, FEW = 8, 2
-"""The numbers of random vectors that estimate sizes, |J| |w| and |J^T| |F|, entry by entry: for a close look and a quick
-one."""
+"""The numbers of random vectors that estimate |J| |w| and |J^T| |F|, entry by entry: a close look and a quick one."""
 MARGIN = 4.0
 """An equation is out of reach if it exceeds the estimate of its reach so many times. The estimate is at least half."""
 BALANCE = 1e-2
