@@ -48,6 +48,10 @@ class Line:
         pairs = zip(self.v, upper, lower, strict=True)
         return sum(float(terms(self.backend, w, p - q).sum()) for w, p, q in pairs)
 
+    def value_size(self) -> float:
+        """Return the sum of the magnitudes of the terms of v^T f(x)."""
+        return sum(float(abs(terms(self.backend, v, y)).sum()) for v, y in zip(self.v, self.at(0.0), strict=True))
+
     def derivative(self, noise: float = 0.0) -> tuple[float, float]:
         """Return the derivative at h = 0 and an estimate of its error.
 
@@ -57,8 +61,7 @@ class Line:
         steps = [s for s in STEPS if s**3 > self.machine / 8]
         values = [self.along_v(self.at(h), self.at(-h)) / (2 * h) for h in steps]
         extrapolated = [(4 * b - a) / 3 for a, b in pairwise(values)]
-        here = self.at(0.0) if noise else ()
-        error = noise * sum(float(abs(terms(self.backend, v, y)).sum()) for v, y in zip(self.v, here, strict=False))
+        error = noise * self.value_size() if noise else 0.0
         spreads = [abs(b - a) + error / h for (a, b), h in zip(pairwise(extrapolated), steps[2:], strict=True)]
         finite = [s if s == s else float("inf") for s in spreads]
         best = finite.index(min(finite))
@@ -75,7 +78,8 @@ class Line:
         bend, near_bend = (right - left) / FAR, (near_right - near_left) / CLOSE
         bends = abs(bend) > BEND * (abs(right) + abs(left)) / FAR and abs(bend - near_bend) <= abs(bend) / 4
         sides = ((right, near_right), (left, near_left))
-        steps = any(0 < abs(far) and abs(far - near) <= abs(far) / 4 for far, near in sides)
+        noise = self.machine**0.5 * self.value_size()
+        steps = any(abs(far) > noise and abs(far - near) <= abs(far) / 4 for far, near in sides)
         return bends or steps
 
     def is_random(self) -> bool:
