@@ -9,7 +9,7 @@ from typing import Any
 from dil._base.arrays import array_namespace, device, eps
 from dil._base.errors import DilError, OptionError
 from dil._base.typing import Arrays, Tree
-from dil._diagnostics.findings import KINK, UNKNOWN, Causes, Finding, causes, merged, without_failure_warnings
+from dil._diagnostics.findings import BENT_FUNCTION, UNKNOWN, Causes, Finding, causes, merged, without_failure_warnings
 from dil._diagnostics.finite_differences import Line, largest, length, terms
 from dil._frameworks.arguments import split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
@@ -233,10 +233,11 @@ def _agree(name: str, several: list[Measured], reference: str, expected: list[Me
 def _judged(several: list[Measured]) -> tuple[list[Measured], tuple[str, ...]]:
     """Return the directions and, if a row fails, why. Then the solvers' own errors are part of the bounds."""
     if all(m.error <= m.bound and m.is_sharp for m in several):
-        return several, (KINK,) if several[0].line.has_kink() else ()
+        return several, (BENT_FUNCTION,) if several[0].line.has_kink() else ()
     found = causes(several[0].line)
     several = [m.measured_again(found) for m in several]
     if all(m.error <= m.bound for m in several):
+        # only a bound too wide to prove anything fails a row now: the solvers made it so
         return several, () if all(m.is_sharp for m in several) else (*found.texts, found.rough)[:1]
     return several, found.texts or (UNKNOWN,)
 

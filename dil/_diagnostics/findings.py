@@ -15,11 +15,11 @@ from dil._diagnostics.record import Entry, Record
 
 NEARBY = (-(2.0**-4), 2.0**-5)
 """Steps at which the layers are asked for their accuracy once more."""
-KINK = (
+BENT_FUNCTION = (
     "the function: KINK: its slope differs on the two sides of this point (|x|, max, relu, clip), so it has no "
     "derivative here; check another point"
 )
-RANDOM = (
+RANDOM_FUNCTION = (
     "the function: RANDOM: it has another value at each call; draw the random numbers once and pass them as an argument"
 )
 UNKNOWN = (
@@ -72,11 +72,11 @@ def causes(line: Line) -> Causes:
     failed = [_text(entry.layer, entry.stage, summary(entry.status)) for entry in record.entries if entry.status.any()]
     nearby = [entry for h in NEARBY for entry in _recorded(line, h).backward]
     if line.is_random():
-        texts = [*(text for text in failed if "RANDOM" in text), RANDOM][:1]
+        texts = [*(text for text in failed if "RANDOM" in text), RANDOM_FUNCTION][:1]
     elif failed:
         texts = failed
     else:
-        texts = [KINK] if line.has_kink() else []
+        texts = [BENT_FUNCTION] if line.has_kink() else []
     every = [*record.backward, *nearby]
     tolerance, noise = (_largest([read(e) for e in every]) for read in (_bound, _error))
     least = max(every, key=_error, default=None)
