@@ -12,7 +12,6 @@ from dil._base.typing import Array, Arrays
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality, Problem
-from dil._problem.terms import change_with_arguments
 from dil.linear._solver import LinearSolver
 
 PROBES = 16
@@ -48,18 +47,10 @@ def derivative_holds(
     linear system gives g'. There are two measures. One is the change of g^T F_args from u to u', relative to its size,
     each argument in its own units: at most 1 percent. The other is the step itself, since the loss is differentiated at
     u, too: at most 1 percent of u, each entry weighted by its cotangent. Neither depends on the units of u, F and the
-    arguments. An entry of u that is zero and never moved has no size of its own. The way that it moves with the
-    arguments takes its place.
+    arguments.
     """
     loop, xp = F.problem.backend.loops.while_loop, array_namespace(b)
-    to_step = A.T if A.transposed else A
-    step = linear_solver(to_step, Fu, loop=loop).value
-
-    def sized(scale: Array) -> Array:
-        moved = linear_solver(to_step, change_with_arguments(F, here.u, here.floats), loop=loop).value
-        return xp.where(scale == 0, xp.abs(moved), scale)  # type: ignore[no-any-return]
-
-    scale = nonzero_scale(F.problem.backend.loops.run_if(xp.any(here.scale == 0), sized, here.scale))
+    step = linear_solver(A.T if A.transposed else A, Fu, loop=loop).value
     u = here.u - step
     (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
     J = operator(F.problem, lambda p: pull((p,), (0,))[0], u)
@@ -69,6 +60,7 @@ def derivative_holds(
     weight = step if F.problem.symmetric else Fu
     weight = weight / nonzero_max_abs(weight)
     contracts = xp.sum(xp.abs(weight * Fu1), axis=-1) <= 0.5 * xp.sum(xp.abs(weight * Fu), axis=-1)
+    scale = nonzero_scale(here.scale)
     weight = xp.abs(b) if A.transposed else 1.0 / scale
     short = xp.sum(weight * xp.abs(step), axis=-1) <= ACCEPTED_STEP * xp.sum(weight * scale, axis=-1)
     return short & ((change <= HARMLESS_CHANGE) | (contracts & (change <= ACCEPTED_CHANGE)))  # type: ignore[no-any-return]

@@ -21,11 +21,11 @@ from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Loop
 from dil._diagnostics.failure_policy import without_approximate
-from dil._diagnostics.newton_comparison import Point, derivative_holds
+from dil._diagnostics.newton_comparison import ACCEPTED_STEP, Point, derivative_holds
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
-from dil._problem.terms import terms_of, within_rounding_of_terms
+from dil._problem.terms import terms_of
 from dil.linear._direct import dense
 from dil.linear._solver import LinearSolver
 
@@ -58,14 +58,14 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
     2. A suspect is measured: the derivative is computed again after a Newton step (see `derivative_holds`). The point
        passes if the derivative and u change by at most 1 percent. This costs a few times as much as the derivative.
 
+    An entry of u that is zero and never moved has no size. Then each entry of F must be small beside its terms, too.
+
     What it cannot see: with an iterative linear solver, an error along a direction of small curvature, if an error of
     similar gradient along a direction of large curvature hides it; and any error of F itself, such as a derivative that
     was cut.
     """
-    backend, b, near = solve.F.problem.backend, solve.b, is_near(solve)
-    xp, sizeless = array_namespace(b), has_no_size(solve)
-    near = backend.loops.run_if(xp.any(sizeless), lambda near: near & (~sizeless | is_near_in_terms(solve)), near)
-    status = solve.solution.status
+    backend, b, seems_near, sizeless = solve.F.problem.backend, solve.b, is_near(solve), has_no_size(solve)
+    xp, status, near = array_namespace(b), solve.solution.status, seems_near & ~sizeless
     if status is None:
         status = xp.zeros(b.shape[:-1], dtype=xp.int32, device=device(b))
     if backend.loops.number(near) is True:
@@ -74,14 +74,17 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
 
     def doubted(status: Array) -> Array:
         finite = xp.all(xp.isfinite(solve.Fu) & xp.isfinite(solve.here.g), axis=-1)
-        good = within_rounding_of_terms(solve.F, solve.J, solve.Fu, solve.here.u, solve.here.floats)
+        terms, size = terms_of(solve.F, solve.J, solve.here.u, solve.here.floats), xp.abs(solve.Fu)
+        good = xp.all(size <= 32 * eps(xp, b.dtype) * terms, axis=-1)
+        good = good | (seems_near & xp.all(size <= tolerance(b) * terms, axis=-1))
+        sized = ~sizeless | xp.all(size <= ACCEPTED_STEP * terms, axis=-1)
         if solved_probes(solve) is None:
             good = good | (is_near_along_F(solve) & ~sizeless)
         far = suspect & finite & ~good
 
         def measured(status: Array) -> Array:
             holds = derivative_holds(solve.F, solve.A, b, solve.Fu, solve.here, measuring_solver(solve))
-            return xp.where(far & ~holds, full(status, int(Status.NOT_STATIONARY)), status)  # type: ignore[no-any-return]
+            return xp.where(far & ~(holds & sized), full(status, int(Status.NOT_STATIONARY)), status)  # type: ignore[no-any-return]
 
         status = xp.where(suspect & ~finite, full(status, int(Status.NON_FINITE)), status)
         return backend.loops.run_if(xp.any(far), measured, status)  # type: ignore[no-any-return]
@@ -117,13 +120,6 @@ def has_no_size(solve: DerivativeSolve) -> Array:
     """Return whether an entry of u is zero and never moved, so that no step is short beside it; shape batch."""
     xp = array_namespace(solve.b)
     return xp.any(solve.here.scale == 0, axis=-1) & xp.any(solve.Fu != 0, axis=-1)  # type: ignore[no-any-return]
-
-
-def is_near_in_terms(solve: DerivativeSolve) -> Array:
-    """Return whether each entry of F is within min(eps ** (1/4), 1e-3) of its terms, J u and F_args args."""
-    xp, here = array_namespace(solve.b), solve.here
-    terms = terms_of(solve.F, solve.J, here.u, here.floats)
-    return xp.all(xp.abs(solve.Fu) <= tolerance(solve.b) * terms, axis=-1)  # type: ignore[no-any-return]
 
 
 def is_near_along_F(solve: DerivativeSolve) -> Array:

@@ -18,7 +18,7 @@ from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._no_minimum import is_cut, is_unbounded
-from dil.solvers._no_root import has_no_root, is_no_root
+from dil.solvers._no_root import judge
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
@@ -122,8 +122,8 @@ class Newton:
         ended = ~(last.singular | last.broken)
         solved = solved_or_rounded(started, last.u, last.solved, ended)
         # a linear solve in one norm can miss an entry whose unit is small
-        far = is_no_root(started, last.u, solved)
-        solved = solved & ~far
+        verdict = judge(started, last.u, solved, ~(solved | last.broken))
+        solved = solved & ~verdict.far
         return finish(
             problem.space,
             last.u,
@@ -131,13 +131,13 @@ class Newton:
             residual(last),
             max_iter=self.max_iter,
             solved=solved,
-            far=far,
+            far=verdict.far,
             singular=last.singular,
             broken=last.broken,
             extra=extra,
             cut=is_cut(started, there) if problem.symmetric else None,
             diverged=is_unbounded(started, last.u, ended & (residual(last) > 0.25)) if problem.symmetric else None,
-            rootless=None if problem.symmetric else has_no_root(started, last.u, ~(solved | last.broken)),
+            rootless=None if problem.symmetric else verdict.rootless,
         )
 
     def _step(self, started: Start, s: Iterate) -> Step:

@@ -11,8 +11,8 @@ from dil._problem.jacobian import operator
 from dil._problem.terms import change_with_arguments
 from dil.solvers._start import Start
 
-PROBES, FEW = 8, 2
-"""The numbers of random vectors that estimate |J| |w| and |J^T| |F|, entry by entry: a close look and a quick one."""
+PROBES = 8
+"""The number of random vectors that estimate |J| |w| and |J^T| |F|, entry by entry."""
 MARGIN = 4.0
 """An equation is out of reach if it exceeds the estimate of its reach so many times. The estimate is at least half."""
 BALANCE = 1e-2
@@ -33,50 +33,48 @@ class Reach(NamedTuple):
     """The size of the terms of the slope."""
 
 
-def has_no_root(started: Start, u: Array, stopped: Array) -> Array:
-    """Return where a solver has stopped at a minimum of ||F|| that is not zero; (*batch, 1), like `stopped`.
+class Verdict(NamedTuple):
+    """(*batch, 1)."""
 
-    One of two holds there. An equation is out of reach: its linear model does not come to zero, although each unknown
-    moves by its size or by its way from the start. Or the equations contradict each other: J^T F is zero beside its
-    terms. No unit of an unknown or of an equation matters. A point that never left its start is not judged.
+    far: Array
+    """The solved problems whose point is no solution."""
+    rootless: Array
+    """The problems among these, and among the others, that stopped at a minimum of ||F|| that is not zero."""
+
+
+def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Verdict:
+    """Judge the problems that seem solved, and those that stopped without a solution. No unit matters.
+
+    A point is no solution if an entry of F is more than 1 percent of its terms away from zero. Its terms are its reach,
+    and its change with the arguments. F may be the gradient of a score.
+
+    There is no root near a point if one of two holds. An equation is out of reach: its linear model does not come to
+    zero, although each unknown moves by its size or by its way from the start. Or the equations contradict each other:
+    J^T F is zero beside its terms. A point that never left its start is not judged.
     """
     xp = array_namespace(u)
 
-    def judged(stopped: Array) -> Array:
-        at = _reach(started, u, PROBES)
+    def judged(now: Verdict) -> Verdict:
+        at, (F, floats) = _reach(started, u), started.problem.optimality(started.arrays)
+        terms = at.reach + xp.abs(change_with_arguments(F, u, floats))
+        far = solved & xp.any(xp.abs(at.F) > LEFT * terms, axis=-1, keepdims=True)
         moved = xp.any(u != started.u, axis=-1, keepdims=True)
         beyond = xp.any(xp.abs(at.F) > MARGIN * at.reach, axis=-1, keepdims=True)
         balanced = max_abs(at.slope)[..., None] <= BALANCE * max_abs(at.terms)[..., None]
-        return stopped & moved & (beyond | balanced)  # type: ignore[no-any-return]
+        return Verdict(far, (stopped | far) & moved & (beyond | balanced))
 
-    return started.problem.backend.loops.run_if(xp.any(stopped), judged, stopped)  # type: ignore[no-any-return]
-
-
-def is_no_root(started: Start, u: Array, solved: Array) -> Array:
-    """Return where an entry of F is more than 1 percent of its terms away from zero; (*batch, 1), like `solved`.
-
-    Its terms are its reach, and its change with the arguments. It also judges a minimum, where F is the gradient.
-    """
-    xp = array_namespace(u)
-
-    def judged(solved: Array) -> Array:
-        at = _reach(started, u, FEW)
-        F, floats = started.problem.optimality(started.arrays)
-        terms = at.reach + xp.abs(change_with_arguments(F, u, floats))
-        return solved & xp.any(xp.abs(at.F) > LEFT * terms, axis=-1, keepdims=True)  # type: ignore[no-any-return]
-
-    return started.problem.backend.loops.run_if(xp.any(solved), judged, solved)  # type: ignore[no-any-return]
+    none = solved & ~solved
+    found: Verdict = started.problem.backend.loops.run_if(xp.any(solved | stopped), judged, Verdict(none, none))
+    return found
 
 
-def _reach(started: Start, u: Array, probes: int) -> Reach:
+def _reach(started: Start, u: Array) -> Reach:
     problem, start, arrays = started
     backend, xp = problem.backend, array_namespace(u)
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
     J = operator(problem, lambda p: pull((p,))[0], u)
-    drawn = standard_normal(backend, u, probes, 0)
+    drawn = standard_normal(backend, u, PROBES, 0)
     way = xp.maximum(xp.abs(u), xp.abs(u - start))
-    reach, terms = xp.abs(J(way * drawn[0, ...])), xp.abs(J.T(F * drawn[0, ...]))
-    for k in range(1, probes):
-        reach = xp.maximum(reach, xp.abs(J(way * drawn[k, ...])))
-        terms = xp.maximum(terms, xp.abs(J.T(F * drawn[k, ...])))
+    reach = xp.max(xp.abs(backend.loops.map_rows(lambda p: J(way * p), drawn)), axis=0)
+    terms = xp.max(xp.abs(backend.loops.map_rows(lambda p: J.T(F * p), drawn)), axis=0)
     return Reach(F, reach, xp.abs(J.T(F)) * way, terms * way)

@@ -14,7 +14,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._problem.problem import Problem
 from dil._problem.space import space_of
 from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
-from dil.solvers._no_root import has_no_root, is_no_root
+from dil.solvers._no_root import judge
 from dil.solvers._start import Start, start_equation
 from dil.solvers._verify import solved_or_rounded
 
@@ -139,10 +139,9 @@ def _judged(started: Start, found: Solution) -> Solution:
     solved = status == int(Status.CONVERGED)
     solved = solved_or_rounded(started, u, solved, solved | (status == int(Status.STAGNATED)))
     status = xp.where(solved, full(status, int(Status.CONVERGED)), status)
-    far = is_no_root(started, u, solved)
-    status, solved = xp.where(far, full(status, int(Status.NOT_STATIONARY)), status), solved & ~far
-    rootless = has_no_root(started, u, ~solved & (status != int(Status.NON_FINITE)))
-    return found._replace(status=xp.where(rootless, full(status, int(Status.NO_ROOT)), status)[..., 0])
+    verdict = judge(started, u, solved, ~solved & (status != int(Status.NON_FINITE)))
+    status = xp.where(verdict.far, full(status, int(Status.NOT_STATIONARY)), status)
+    return found._replace(status=xp.where(verdict.rootless, full(status, int(Status.NO_ROOT)), status)[..., 0])
 
 
 def _status(found: Any, method: str) -> Status:
