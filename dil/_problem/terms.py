@@ -16,9 +16,11 @@ def change_with_arguments(F: Optimality, u: Array, floats: Arrays) -> Array:
     This is the size of the terms of F that the arguments make, whatever the units: u itself may be zero.
     """
     backend = F.problem.backend
-    moves = [x * standard_normal(backend, x, 1, seed)[0, ...] for seed, x in enumerate(floats)]
-    if not moves:
-        return full(u, 0.0)
+    if not floats or getattr(F.problem.condition, "derivatives", None) is not None:
+        return full(u, 0.0)  # products that a user wrote take no arrays that are traced
+    likes = [full(u, 0.0, shape=getattr(x, "shape", ())) for x in floats]  # a number under JAX has no shape
+    drawn = [standard_normal(backend, like, 1, seed)[0, ...] for seed, like in enumerate(likes)]
+    moves = [x * d for x, d in zip(floats, drawn, strict=True)]
     _, (change,) = jvp_from_vjp(backend, F, (u, *floats), (None, *moves))
     return backend.constant(change)
 
