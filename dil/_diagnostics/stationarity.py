@@ -65,7 +65,8 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
     was cut.
     """
     backend, b, seems_near, sizeless = solve.F.problem.backend, solve.b, is_near(solve), has_no_size(solve)
-    xp, status, near = array_namespace(b), solve.solution.status, seems_near & ~sizeless
+    xp, status = array_namespace(b), solve.solution.status
+    near = seems_near if backend.loops.number(sizeless) is False else seems_near & ~sizeless
     if status is None:
         status = xp.zeros(b.shape[:-1], dtype=xp.int32, device=device(b))
     if backend.loops.number(near) is True:
@@ -119,7 +120,10 @@ def is_near(solve: DerivativeSolve) -> Array:
 def has_no_size(solve: DerivativeSolve) -> Array:
     """Return whether an entry of u is zero and never moved, so that no step is short beside it; shape batch."""
     xp = array_namespace(solve.b)
-    return xp.any(solve.here.scale == 0, axis=-1) & xp.any(solve.Fu != 0, axis=-1)  # type: ignore[no-any-return]
+    sizeless: Array = xp.any(solve.here.scale == 0, axis=-1)
+    if solve.F.problem.backend.loops.number(sizeless) is False:
+        return sizeless
+    return sizeless & xp.any(solve.Fu != 0, axis=-1)  # type: ignore[no-any-return]
 
 
 def is_near_along_F(solve: DerivativeSolve) -> Array:

@@ -109,8 +109,7 @@ class ImplicitRule:
             return status
         if recording() or self.check_smoothness == "always":
             return check_smoothness(status, F, J, Fu, here)
-        wanted = self.check_smoothness == "first" and is_readable(backend, u)
-        if wanted and SMOOTH.are_new(F.problem, u):
+        if self.check_smoothness == "first" and SMOOTH.are_new(F.problem, u) and is_readable(backend, u):
             # one of many relus is near its bend now and then, and the derivative of its side is right
             status = check_smoothness(status, F, J, Fu, here, bends=False)
             if bool(array_namespace(status).all(without_approximate(status) == int(Status.CONVERGED))):
