@@ -53,7 +53,7 @@ def argmin(
     check_smoothness : {"first", "always", "never"}
         When the backward pass looks for a solution on a kink of the score and for random numbers in the score: at the
         first pass with new shapes, at each pass, or never. "first" sees jumps of the gradient alone, and it cannot look
-        while code is traced, as on JAX. "always" also works there; it costs six evaluations of the gradient and one
+        while code is traced, as on JAX. "always" also works there; it costs five evaluations of the gradient and one
         product with the Hessian.
 
     Returns

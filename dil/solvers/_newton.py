@@ -17,8 +17,8 @@ from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
+from dil.solvers._judge import judge
 from dil.solvers._no_minimum import is_cut, is_unbounded
-from dil.solvers._no_root import judge
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
@@ -137,7 +137,7 @@ class Newton:
             extra=extra,
             cut=is_cut(started, there) if problem.symmetric else None,
             diverged=is_unbounded(started, last.u, ended & (residual(last) > 0.25)) if problem.symmetric else None,
-            rootless=None if problem.symmetric else verdict.rootless,
+            rootless=verdict.rootless,
         )
 
     def _step(self, started: Start, s: Iterate) -> Step:

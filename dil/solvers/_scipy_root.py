@@ -14,7 +14,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._problem.problem import Problem
 from dil._problem.space import space_of
 from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
-from dil.solvers._no_root import judge
+from dil.solvers._judge import judge
 from dil.solvers._start import Start, start_equation
 from dil.solvers._verify import solved_or_rounded
 

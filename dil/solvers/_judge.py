@@ -1,10 +1,11 @@
-"""Tell that an equation has no root near the point where a solver stopped, or that the point is none."""
+"""Judge the point where a solver stopped: whether it is a solution entry by entry, and whether a root is near."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, max_abs
+from dil._base.operator import Operator
 from dil._base.typing import Array
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
@@ -25,15 +26,14 @@ class Reach(NamedTuple):
     """The equations at a point, and how far they can move; vectors (*batch, n)."""
 
     F: Array
+    J: Operator
+    way: Array
+    """The size of each unknown, or its way from the start if that is larger."""
     reach: Array
-    """How much each equation changes where each unknown moves by its size, or by its way from the start."""
-    slope: Array
-    """|J^T F|, each entry times the way of its unknown: how fast ||F||^2 / 2 changes along each unknown."""
-    terms: Array
-    """The size of the terms of the slope."""
+    """How much each equation changes where each unknown moves by its way."""
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """(*batch, 1)."""
 
     far: Array
@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
     """The problems among these, and among the others, that stopped at a minimum of ||F|| that is not zero."""
 
 
-def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Verdict:
+def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Judgement:
     """Judge the problems that seem solved, and those that stopped without a solution. No unit matters.
 
     A point is no solution if an entry of F is more than 1 percent of its terms away from zero. Its terms are its reach,
@@ -54,17 +54,18 @@ def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Verdict:
     """
     xp = array_namespace(u)
 
-    def judged(now: Verdict) -> Verdict:
+    def judged(now: Judgement) -> Judgement:
         at, (F, floats) = _reach(started, u), started.problem.optimality(started.arrays)
         terms = at.reach + xp.abs(change_with_arguments(F, u, floats))
         far = solved & xp.any(xp.abs(at.F) > LEFT * terms, axis=-1, keepdims=True)
+        if started.problem.symmetric:  # a score has no root to miss
+            return now._replace(far=far)
         moved = xp.any(u != started.u, axis=-1, keepdims=True)
         beyond = xp.any(xp.abs(at.F) > MARGIN * at.reach, axis=-1, keepdims=True)
-        balanced = max_abs(at.slope)[..., None] <= BALANCE * max_abs(at.terms)[..., None]
-        return Verdict(far, (stopped | far) & moved & (beyond | balanced))
+        return Judgement(far, (stopped | far) & moved & (beyond | _contradict(started, at)))
 
     none = solved & ~solved
-    found: Verdict = started.problem.backend.loops.run_if(xp.any(solved | stopped), judged, Verdict(none, none))
+    found: Judgement = started.problem.backend.loops.run_if(xp.any(solved | stopped), judged, Judgement(none, none))
     return found
 
 
@@ -76,5 +77,13 @@ def _reach(started: Start, u: Array) -> Reach:
     drawn = standard_normal(backend, u, PROBES, 0)
     way = xp.maximum(xp.abs(u), xp.abs(u - start))
     reach = xp.max(xp.abs(backend.loops.map_rows(lambda p: J(way * p), drawn)), axis=0)
-    terms = xp.max(xp.abs(backend.loops.map_rows(lambda p: J.T(F * p), drawn)), axis=0)
-    return Reach(F, reach, xp.abs(J.T(F)) * way, terms * way)
+    return Reach(F, J, way, reach)
+
+
+def _contradict(started: Start, at: Reach) -> Array:
+    """Return whether J^T F is zero beside its terms, each entry times the way of its unknown; (*batch, 1)."""
+    backend, xp = started.problem.backend, array_namespace(at.F)
+    drawn = standard_normal(backend, at.F, PROBES, 0)
+    terms = xp.max(xp.abs(backend.loops.map_rows(lambda p: at.J.T(at.F * p), drawn)), axis=0)
+    found: Array = max_abs(at.J.T(at.F) * at.way)[..., None] <= BALANCE * max_abs(terms * at.way)[..., None]
+    return found
