@@ -107,6 +107,22 @@ def test_jax_goes_on_after_an_error_under_jit():
     jax.effects_barrier()
 
 
+def test_an_error_of_another_callback_is_not_taken_for_an_earlier_one_of_dil():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+
+    def broken(x):
+        raise ArithmeticError("the host says no")
+
+    def score(u, x):
+        return jax.numpy.sum((u - jax.pure_callback(broken, jax.eval_shape(lambda: x), x)) ** 2)
+
+    layer, _ = make("forward", "raise")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="ConvergenceError"):
+        jax.block_until_ready(jax.jit(layer)(jax.numpy.asarray(X)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the host says no"):
+        dil.argmin(score, dil.solvers.GradientDescent(), init=lambda x: x)(jax.numpy.asarray(X))
+
+
 @pytest.mark.parametrize("stage", LAYERS)
 def test_warn(engine, stage):
     layer, text = make(stage, "warn")
