@@ -251,6 +251,14 @@ def test_units_of_the_derivative_of_a_value(unit, scale, error, status):
     assert Status(int(record.backward[0].status)).name == status
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_a_derivative_of_a_value_that_is_rounding_at_a_minimiser_of_zero(unit):
+    A, b = np.asarray([[1.0, 3.0], [-2.0, 0.7]]), unit * np.asarray([0.1, 0.3])
+    value = dil.value(lambda u, c: np.sum((A @ (u + c) - b) ** 2), lambda f, i, c: 0.0 * c, on_failure="raise")
+    _, g = dil.value_and_grad(value)((1 + 1e-15) * np.linalg.solve(A, b))
+    assert np.all(np.abs(g) <= 1e-14 * unit)
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
 def test_a_maximum_is_told_in_the_derivative_of_a_value_in_any_unit_of_the_score(scale):
     value = dil.value(lambda u, t: scale * np.sum(t**2 - (u - t) ** 2), lambda f, i, t: 1.0 * t, on_failure="ignore")

@@ -187,6 +187,31 @@ def test_a_tiny_start_does_not_hide_a_failure(plain):
     assert Status(int(layer.solve(plain.asarray(1.0)).status)) is Status.FAILED
 
 
+@pytest.mark.parametrize(("sign", "status"), [(1.0, Status.CONVERGED), (-1.0, Status.FAILED)])
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e12])
+def test_a_failure_is_cleared_at_a_minimum_and_not_at_a_maximum(plain, sign, status, unit):
+    def failed(f, i, t):
+        xp = array_namespace(t)
+        return dil.Solution((1 + 1e-9) * t, xp.astype(0 * t + int(Status.FAILED), xp.int32)[0])
+
+    layer = dil.argmin(lambda u, t: sign * array_namespace(u).sum((u - t) ** 2), failed, refine=1)
+    assert Status(int(layer.solve(plain.asarray([unit, -3 * unit])).status)) is status
+
+
+@pytest.mark.parametrize("step", [0, 1e-9])
+def test_a_failure_is_cleared_at_a_solution_of_zero(plain, step):
+    """Both sides of the equation are as large as their terms: no rounding of u can say so."""
+    A = plain.asarray([[1.0, 3.0], [-2.0, 0.7]])
+    exact = plain.asarray(np.linalg.solve([[1.0, 3.0], [-2.0, 0.7]], [0.1, 0.3]))
+
+    def failed(f, i, c):
+        xp = array_namespace(c)
+        return dil.Solution(0 * c + step, xp.astype(0 * c + int(Status.FAILED), xp.int32)[0])
+
+    layer = dil.root(lambda u, c: A @ (u + exact) - c, failed, refine=1)
+    assert Status(int(layer.solve(plain.asarray([0.1, 0.3])).status)) is Status.CONVERGED
+
+
 @pytest.mark.parametrize("solver", MINIMISERS, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'equations', '')}")
 def test_a_soft_direction_behind_a_stiff_one(plain, solver):
     """Condition number 1e11: a small gradient is no small error."""

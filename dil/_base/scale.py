@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dil._base.arrays import array_namespace, eps, nonzero_max_abs
-from dil._base.operator import Operator
 from dil._base.typing import Array
 
 
@@ -28,9 +27,3 @@ def is_short(step: Array, u: Array, start: Array, rtol: float) -> Array:
     limit = xp.maximum(rtol * xp.abs(u), 4 * eps(xp, u.dtype) * xp.abs(u - start))
     short: Array = xp.all(xp.abs(step) <= limit, axis=-1, keepdims=True)
     return short
-
-
-def within_rounding(J: Operator, F: Array, u: Array) -> Array:
-    """Return whether each entry of F(u) is within the rounding of its terms, estimated by |J u|; shape batch."""
-    xp = array_namespace(u)
-    return xp.all(xp.abs(F) <= 32 * eps(xp, u.dtype) * xp.abs(J(u)), axis=-1)  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, device, full
 from dil._base.operator import Operator
-from dil._base.scale import nonzero_scale, scale_of, within_rounding
+from dil._base.scale import nonzero_scale, scale_of
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.curvature import PRODUCTS, has_negative_curvature
@@ -15,6 +15,7 @@ from dil._diagnostics.newton_comparison import ACCEPTED_CHANGE, Point, relative_
 from dil._diagnostics.stationarity import relative_step, tolerance
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality
+from dil._problem.terms import within_rounding_of_terms
 from dil.linear._cg import CG
 
 
@@ -51,11 +52,12 @@ def check_envelope(F: Optimality, score: Callable[..., Arrays], u: Array, floats
         here = Point(u, ones, floats, ones)
         change = relative_change(values, F.problem, here, here._replace(u=u - step))
         failure = full(status, int(Status.NOT_STATIONARY))
-        return xp.where(suspect & ~(change <= ACCEPTED_CHANGE), failure, status)  # type: ignore[no-any-return]
+        good = (change <= ACCEPTED_CHANGE) | within_rounding_of_terms(F, H, Fu, u, floats)
+        return xp.where(suspect & ~good, failure, status)  # type: ignore[no-any-return]
 
     finite = xp.all(xp.isfinite(Fu), axis=-1)
     status = xp.where(finite, ok, full(ok, int(Status.NON_FINITE)))
-    suspect = finite & ~(far <= tolerance(u)) & ~within_rounding(H, Fu, u)
+    suspect = finite & ~(far <= tolerance(u))
     status = backend.loops.run_if(xp.any(suspect), measured, status)
     maximum = (status == int(Status.CONVERGED)) & has_negative_curvature(H, u, backend)
     return EnvelopeCheck(xp.where(maximum, full(status, int(Status.NOT_MINIMUM)), status), far)
