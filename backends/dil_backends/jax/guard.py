@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -42,7 +43,7 @@ def keep_or_raise(error: ConvergenceError, collector: Collector | None) -> None:
     if collector is not None and collector.open:
         collector.errors.append(error)
     else:
-        RAISED[:] = [error]
+        RAISED[:] = [copy(error)]  # without the traceback, whose frames hold the arrays of the program
         raise error
 
 
