@@ -63,7 +63,7 @@ def dense_solves(failure: type[Exception], crossover: Crossover = CROSSOVER) -> 
     """Return the dense solves of the array API. `failure` is the exception that the library raises if a solve fails."""
     cholesky_solve = partial(_solve_each, _by_cholesky, failure)
     lu_solve = partial(_solve_each, _by_lu, failure)
-    return Dense(cholesky_solve, lu_solve, crossover)
+    return Dense(cholesky_solve, lu_solve, lambda T, b, /, *, upper: lu_solve(T, b), crossover)
 
 
 def _solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception], A: Array, b: Array) -> Array:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from dil._base.arrays import array_namespace, full, inner, norm
-from dil._base.typing import Array
+from dil._base.arrays import array_namespace, eye, factor_dtype, full, inner, norm
+from dil._base.typing import Array, Matvec
+
+
+class TriangularSolve(Protocol):
+    """Solve T x = b for a triangular T, (*batch, n, n), and b, (*batch, n, k)."""
+
+    def __call__(self, T: Array, b: Array, /, *, upper: bool) -> Array: ...
 
 
 class Pairs(NamedTuple):
@@ -64,19 +70,32 @@ def inverse_scale(pairs: Pairs) -> Array:
     return 1.0 / (xp.where(used, newest, one) * size) / size  # type: ignore[no-any-return]  # size * size may overflow
 
 
-def inverse_product(pairs: Pairs, r: Array, inverse: Array | None = None) -> Array:
-    """Return the product of r, (*batch, n), with the L-BFGS approximation of A^-1.
+def inverse_product(pairs: Pairs, solve: TriangularSolve, inverse: Array | None = None) -> Matvec:
+    """Return the product with the L-BFGS approximation of A^-1 as a function of r, (*batch, n).
 
     The approximation is symmetric positive definite (Nocedal and Wright 2006, Algorithm 7.4). It starts from a positive
-    diagonal `inverse`, (*batch, n). The default is `inverse_scale` times the identity: r itself without pairs.
+    diagonal `inverse`, (*batch, n). The default is `inverse_scale` times the identity: r itself without pairs. The two
+    loops over the pairs are two solves with the triangle R of <s_i, y_j>, i <= j (Byrd, Nocedal and Schnabel 1994).
+    `solve` is that of the backend.
     """
-    q, alphas = r, []
-    for i in reversed(range(pairs.rho.shape[0])):
-        alpha = pairs.rho[i, ...] * inner(pairs.s[i, ...], q)
-        q = q - alpha[..., None] * pairs.y[i, ...]
-        alphas.append(alpha)
-    z: Array = q * (inverse_scale(pairs)[..., None] if inverse is None else inverse)
-    for i, alpha in enumerate(reversed(alphas)):
-        beta = pairs.rho[i, ...] * inner(pairs.y[i, ...], z)
-        z = z + (alpha - beta)[..., None] * pairs.s[i, ...]
-    return z
+    xp, dtype = array_namespace(pairs.s), factor_dtype(pairs.s)
+    s, y = (xp.astype(xp.moveaxis(x, 0, -2), dtype) for x in pairs[:2])
+    rho = xp.astype(xp.moveaxis(pairs.rho, 0, -1), dtype)
+    held = rho > 0
+    sy = (1.0 / xp.where(held, rho, full(rho, 1.0)))[..., None]
+    both = held[..., :, None] & held[..., None, :]
+    products = s @ y.mT
+    R = xp.where(both, xp.triu(products, k=1), full(products, 0.0)) + sy * eye(rho.shape[-1], rho)
+    held = held[..., None]
+    diagonal = (inverse_scale(pairs)[..., None] if inverse is None else inverse)[..., None]
+
+    def product(r: Array) -> Array:
+        column = xp.astype(r, dtype)[..., None]
+        image = s @ column
+        a = solve(R, xp.where(held, image, full(image, 0.0)), upper=True)
+        z = diagonal * (column - y.mT @ a)
+        image = sy * a - y @ z
+        c = solve(R.mT, xp.where(held, image, full(image, 0.0)), upper=False)
+        return xp.astype((z + s.mT @ c)[..., 0], r.dtype)  # type: ignore[no-any-return]
+
+    return product

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dil._base.quasi_newton import TriangularSolve
 from dil._base.typing import Array
 
 
@@ -28,4 +29,6 @@ class Dense:
     """`cholesky_solve(A, b)`: solve symmetric systems A x = b. x is NaN where A is not positive definite."""
     lu_solve: Callable[[Array, Array], Array]
     """`lu_solve(A, b)`: solve systems A x = b. x is not finite where A is singular."""
+    triangular_solve: TriangularSolve
+    """`triangular_solve(T, b, upper=)`: solve systems whose T is triangular, with no zero on its diagonal."""
     crossover: Crossover

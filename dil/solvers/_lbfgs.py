@@ -10,6 +10,7 @@ from dil._base.quasi_newton import Pairs, forget, inverse_product, no_pairs, rem
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
+from dil._frameworks.protocol import Backend
 from dil.solvers._finish import finish
 from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched, iterate_watched
@@ -79,12 +80,15 @@ class LBFGS:
         problem, u, arrays = started
         backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 2 / 3)
 
-        # in units of the first gradient: squares of tiny or huge gradients would under- or overflow
-        unit = nonzero_or_one(norm(problem.gradient(u, *arrays)))
-
         def evaluate(u: Array) -> tuple[Array, Array]:
             value, gradient = problem.value_and_gradient(u, *arrays)
             return backend.constant(value)[..., None] / unit, backend.constant(gradient) / unit
+
+        # in units of the first gradient: squares of tiny or huge gradients would under- or overflow
+        unit = full(norm(u), 1.0)
+        value, gradient = evaluate(u)
+        unit = nonzero_or_one(norm(gradient))
+        value, gradient = value / unit, gradient / unit
 
         def descend(s: Iterate) -> Iterate:
             learned = (s.pairs.rho[-1, ...] > 0)[..., None]
@@ -96,7 +100,7 @@ class LBFGS:
             new_u = xp.where(moved, s.u + line.low * s.direction, s.u)
             gradient = xp.where(moved, line.low_gradient, s.gradient)
             pairs = learn(forget(s.pairs, (s.going & ~moved)[..., 0]), new_u - s.u, gradient - s.gradient)
-            direction, pairs = downhill(pairs, gradient)
+            direction, pairs = downhill(pairs, gradient, backend)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             close = near(pairs, gradient, new_u, u, rtol)
             # one search more shows the curvature along a gradient that only seemed small
@@ -116,12 +120,11 @@ class LBFGS:
                 solved,
             )
 
-        value, gradient = evaluate(u)
         finite = xp.isfinite(norm(gradient)) & xp.isfinite(value)
         # a probe along the gradient, whose curvature gives the length of the first step
         probe = -(eps(xp, u.dtype) ** 0.5) * nonzero_or_one(norm(u)) * gradient
         pairs = learn(no_pairs(u, self.memory), probe, evaluate(u + probe)[1] - gradient)
-        direction, pairs = downhill(pairs, gradient)
+        direction, pairs = downhill(pairs, gradient, backend)
         solved = finite & (norm(gradient) == 0)
         none = zeros_like_count(u)
         close = near(pairs, gradient, u, u, rtol)
@@ -171,10 +174,10 @@ class Iterate(NamedTuple):
     solved: Array
 
 
-def downhill(pairs: Pairs, gradient: Array) -> tuple[Array, Pairs]:
+def downhill(pairs: Pairs, gradient: Array, backend: Backend) -> tuple[Array, Pairs]:
     """Return a direction of descent, and its pairs. Pairs that lead uphill because of rounding are cleared."""
     xp = array_namespace(gradient)
-    direction = -inverse_product(pairs, gradient)
+    direction = -inverse_product(pairs, backend.dense.triangular_solve)(gradient)
     good = dot(direction, gradient) <= 0
     return xp.where(good, direction, -gradient), forget(pairs, ~good[..., 0])
 

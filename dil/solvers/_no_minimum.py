@@ -21,13 +21,11 @@ def is_cut(started: Start, flat: Array) -> Array:
     def look(flat: Array) -> Array:
         direction = standard_normal(backend, u, 1, 0)[0, ...]
         machine, unit = eps(xp, u.dtype), nonzero_max_abs(u) * direction
-        still = flat
-        for far in (machine**0.25, 1.0, machine**-0.5):
-            gradient = started.problem.gradient(u + far * unit, *started.arrays)
-            still = still & xp.all(backend.constant(gradient) == 0, axis=-1, keepdims=True)
-        step = machine**0.25 * unit
-        ahead, behind, half_ahead, half_behind = (_value(started, u + k * step) for k in (1.0, -1.0, 0.5, -0.5))
-        here = _value(started, u)
+        near = machine**0.25
+        lengths = (0.0, near, -near, 0.5 * near, -0.5 * near, 1.0, machine**-0.5)
+        values, gradients = _at(started, xp.stack([u + length * unit for length in lengths]))
+        here, ahead, behind, half_ahead, half_behind = (values[i, ...] for i in range(5))
+        still = flat & xp.all(xp.all(gradients == 0, axis=0), axis=-1, keepdims=True)
         whole, half = xp.abs(ahead - behind), xp.abs(half_ahead - half_behind)
         # rounding is that of the value, and that of u, a part eps ** (3/4) of the step
         rounding = 64 * machine * (xp.abs(half_ahead) + xp.abs(half_behind))
@@ -48,22 +46,32 @@ def is_unbounded(started: Start, u: Array, steep: Array) -> Array:
     Only problems that are `steep` at the end, whose gradient is not much smaller than at the start, can be. A minimum
     is different: the slope along the way from the start vanishes there, so that the mean slope is less.
     """
-    problem, start, arrays = started
-    backend, xp = problem.backend, array_namespace(u)
+    start, backend, xp = started.u, started.problem.backend, array_namespace(u)
     way = u - start
     far = steep & (norm(way) > max_abs(start)[..., None])
 
     def look(far: Array) -> Array:
-        (first_value, first), (value, gradient) = (problem.value_and_gradient(x, *arrays) for x in (start, u))
+        values, gradients = _at(started, xp.stack([start, u]))
         length = norm(way)
-        slope, last_slope = -dot(first, way / length), -dot(gradient, way / length)
-        fallen = backend.constant(first_value - value)[..., None]
+        slope, last_slope = (-dot(gradients[i, ...], way / length) for i in range(2))
+        fallen = values[0, ...] - values[1, ...]
         return far & (last_slope > 0.5 * slope) & (fallen > 0.75 * slope * length)
 
     found: Array = backend.loops.run_if(xp.any(far), look, far)
     return found
 
 
-def _value(started: Start, u: Array) -> Array:
+def _at(started: Start, points: Array) -> tuple[Array, Array]:
+    """Return the score, (k, *batch, 1), and its gradient, (k, *batch, n), at points (k, *batch, n).
+
+    The score is written once into a program that is compiled.
+    """
     problem, _, arrays = started
-    return problem.backend.constant(problem.value(u, *arrays))[..., None]
+    backend, xp = problem.backend, array_namespace(points)
+
+    def row(u: Array) -> Array:
+        value, gradient = problem.value_and_gradient(u, *arrays)
+        return xp.concat([backend.constant(value)[..., None], backend.constant(gradient)], axis=-1)  # type: ignore[no-any-return]
+
+    found = backend.loops.map_rows(row, points)
+    return found[..., :1], found[..., 1:]

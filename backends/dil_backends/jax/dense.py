@@ -25,4 +25,9 @@ def lu_solve(A: Any, b: Any) -> Any:
     return jnp.linalg.solve(A.astype(dtype), b.astype(dtype)).astype(b.dtype)
 
 
-DENSE = Dense(cholesky_solve, lu_solve, Crossover(symmetric=16, general=128, trial=1 / 8))
+def triangular_solve(T: Any, b: Any, /, *, upper: bool) -> Any:
+    """Solve by substitution."""
+    return jax.lax.linalg.triangular_solve(T, b, left_side=True, lower=not upper)
+
+
+DENSE = Dense(cholesky_solve, lu_solve, triangular_solve, Crossover(symmetric=16, general=128, trial=1 / 8))

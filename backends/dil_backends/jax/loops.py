@@ -10,22 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dil._frameworks.loops import Loops
+from dil_backends.jax.branch import run_if
 
 Arrays = tuple[jax.Array, ...]
-
-
-def run_if(condition: Any, fn: Callable[[Any], Any], state: Any, /) -> Any:
-    """Return fn(state) if the condition holds, else the state. This is a branch inside a loop of at most one step.
-
-    A branch alone is not enough: under `jax.vmap` both sides run, even if no problem needs fn. A loop alone is not
-    enough: XLA moves work that does not depend on the loop's state, such as the identity of a dense solve, out of the
-    loop and computes it even if the loop makes no step.
-    """
-
-    def once(s: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        return s[0] & ~s[0], jax.lax.cond(s[0], fn, lambda state: state, s[1])
-
-    return jax.lax.while_loop(lambda s: s[0], once, (condition, state))[1]
 
 
 def map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:

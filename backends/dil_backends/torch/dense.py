@@ -23,9 +23,14 @@ def lu_solve(A: Any, b: Any, /) -> Any:
     return torch.where((info == 0)[..., None, None], x, torch.nan).to(b.dtype)
 
 
+def triangular_solve(T: Any, b: Any, /, *, upper: bool) -> Any:
+    """Solve by substitution."""
+    return torch.linalg.solve_triangular(T, b, upper=upper)
+
+
 def _factorable(x: Tensor) -> Tensor:
     """Return x in float32 if its dtype has 16 bits: torch cannot factorise 16-bit matrices."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-DENSE = Dense(cholesky_solve, lu_solve, Crossover(symmetric=256, general=1024, trial=1 / 32))
+DENSE = Dense(cholesky_solve, lu_solve, triangular_solve, Crossover(symmetric=256, general=1024, trial=1 / 32))

@@ -9,6 +9,7 @@ from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.quasi_newton import Pairs, inverse_product, inverse_scale
 from dil._base.typing import Array, Loop
+from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Prepared
 
 
@@ -58,7 +59,9 @@ class LBFGSPairs:
         if b.shape[-1] == 0:
             return Prepared(lambda r: r)
         inverse = _inverse_diagonal(pairs)
-        return Prepared(lambda r: inverse_product(pairs, r, inverse))
+        return Prepared(
+            inverse_product(pairs, backend_of_system(b, "dil.linear.LBFGSPairs").dense.triangular_solve, inverse)
+        )
 
 
 def _inverse_diagonal(pairs: Pairs) -> Array:
