@@ -222,6 +222,14 @@ def test_an_error_that_the_loss_does_not_see_to_first_order_is_told(eager):
         pulled(eager, layer, [1.0, 4.0], cotangent=[1.0, 0.0])
 
 
+def test_the_number_of_unknowns_hides_no_error_in_forward_mode(eager):
+    """All 20,000 are 5 % off, and so are their derivatives."""
+    n = 20_000
+    layer = dil.root(lambda u, t: u * u - t, lambda f, i, t: 1.05 * t**0.5, on_failure="raise")
+    with pytest.raises(dil.ConvergenceError, match="backward solve: NOT_STATIONARY"):
+        eager.tangent(layer, (np.ones(n),), (np.ones(n),))
+
+
 def refined(score, y, *, status=dil.Status.CONVERGED):
     layer = dil.argmin(score, lambda *_: dil.Solution(np.asarray(y), status), linear_solver=dil.linear.CG(), refine=1)
     return dil.Status(int(layer.solve(np.ones(len(y))).status)).name

@@ -165,6 +165,15 @@ def test_when_a_layer_looks_for_kinks(plain, check):
         dil.vjp(layer, kink)[1](ones)
 
 
+def test_a_kink_whose_derivative_is_the_mean_of_its_sides(eager):
+    """F falls off the line through its slope on both sides by the same."""
+    layer = dil.root(
+        lambda u, t: abs(u - t) + 2.0 * (u - t), lambda f, i, t: 1.0 * t, check_smoothness="always", on_failure="raise"
+    )
+    with pytest.raises(dil.ConvergenceError, match="KINK"):
+        eager.gradients(layer, (np.asarray([1.0, -2.0]),), np.ones(2))
+
+
 def test_an_unknown_value_of_check_smoothness():
     with pytest.raises(dil.OptionError, match="check_smoothness='often' is unknown; expected one of first, always, ne"):
         dil.argmin(lasso, soft_threshold, check_smoothness="often")

@@ -30,4 +30,4 @@ def triangular_solve(T: Any, b: Any, /, *, upper: bool) -> Any:
     return jax.lax.linalg.triangular_solve(T, b, left_side=True, lower=not upper)
 
 
-DENSE = Dense(cholesky_solve, lu_solve, triangular_solve, Crossover(symmetric=16, general=128, trial=1 / 8))
+DENSE = Dense(cholesky_solve, lu_solve, triangular_solve, Crossover(symmetric=64, general=128, trial=1 / 8))
