@@ -75,7 +75,8 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
 
     def doubted(status: Array) -> Array:
         finite = xp.all(xp.isfinite(solve.Fu) & xp.isfinite(solve.here.g), axis=-1)
-        terms, size = terms_of(solve.F, solve.J, solve.here.u, solve.here.floats), xp.abs(solve.Fu)
+        terms = terms_of(solve.F, solve.J, solve.Fu, solve.here.u, solve.here.floats)
+        size = xp.abs(solve.Fu)
         good = xp.all(size <= 32 * eps(xp, b.dtype) * terms, axis=-1)
         good = good | (seems_near & xp.all(size <= tolerance(b) * terms, axis=-1))
         sized = ~sizeless | xp.all(size <= ACCEPTED_STEP * terms, axis=-1)

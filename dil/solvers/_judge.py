@@ -56,7 +56,7 @@ def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Judgement:
 
     def judged(now: Judgement) -> Judgement:
         at, (F, floats) = _reach(started, u), started.problem.optimality(started.arrays)
-        terms = at.reach + xp.abs(change_with_arguments(F, u, floats))
+        terms = at.reach + xp.abs(change_with_arguments(F, at.F, u, floats))
         far = solved & xp.any(xp.abs(at.F) > LEFT * terms, axis=-1, keepdims=True)
         if started.problem.symmetric:  # a score has no root to miss
             return now._replace(far=far)

@@ -48,8 +48,8 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
     """Return the verdict on a minimum that was found with gradients alone.
 
     A method without second derivatives can miss a direction of small curvature, which hides a large error behind a
-    small gradient. For up to 8 unknowns the Newton step d is computed, and for up to 64 unknowns a lower bound of it
-    (8 steps of conjugate gradients on H d = F, in units of u). One of three must hold. Each entry of d is within
+    small gradient. For up to 64 unknowns the Newton step d is computed, or, where dense solves are slow, a lower bound
+    of it (8 steps of conjugate gradients on H d = F, in units of u). One of three must hold. Each entry of d is within
     eps ** (1/3) |u|, or within eps ** (1/2) of the way from the start. The decrease that d promises, <F, d> / 2, is
     within 4 eps of the energy <u, H u>, and H is definite. F is within its rounding. A problem that is not solved
     becomes so if F is within its rounding, or if the promise is within rtol ** 2 of the energy.
@@ -61,16 +61,18 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
 
     def look(now: Verdict) -> Verdict:
         F, H = _linearised(started, u)
-        machine, Hu = eps(xp, u.dtype), H(u)
+        machine, few = eps(xp, u.dtype), u.shape[-1] <= max(PRODUCTS, backend.dense.crossover.symmetric)
         way = machine ** (1 / 6) * xp.abs(u - started.u)
         scale = nonzero_scale(xp.maximum(xp.abs(u), way))
-        scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
-        if u.shape[-1] <= PRODUCTS:
-            step, definite = _dense_step(dense(scaled, u, backend), scale * F)
+        if few:
+            matrix = dense(H, u, backend)
+            H = Operator(lambda p: (matrix @ p[..., None])[..., 0], symmetric=True)
+            step, definite = _dense_step(scale[..., :, None] * matrix * scale[..., None, :], scale * F)
         else:
+            scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
             found = CG(max_iter=PRODUCTS)(scaled, scale * F, loop=backend.loops.while_loop)
             step, definite = found.value, ~(found.extra or {})["indefinite"][..., None]
-        promise, energy = xp.abs(dot(scale * F, step)), xp.abs(dot(u, Hu))
+        promise, energy = xp.abs(dot(scale * F, step)), xp.abs(dot(u, H(u)))
         condition, floats = started.problem.optimality(started.arrays)
         rounded = within_rounding_of_terms(condition, H, F, u, floats)[..., None]
         unknown = ~xp.all(xp.isfinite(step), axis=-1, keepdims=True)
