@@ -20,6 +20,7 @@ __all__ = [
     "adopt",
     "assert_constant",
     "children",
+    "compiler",
     "constant",
     "dense_solves",
     "guard",
@@ -52,6 +53,10 @@ def assert_constant(x: Array, message: str, /) -> None:
     """Raise if the tape is recording x."""
     if is_box(x):
         raise CapturedError(message)
+
+
+def compiler() -> None:
+    """Return None: operations run at once."""
 
 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ from dil_backends._taped import (
     adopt,
     assert_constant,
     children,
+    compiler,
     constant,
     dense_solves,
     guard,
@@ -28,7 +29,18 @@ from dil_backends._taped import (
     vjp,
 )
 
-__all__ = ["adopt", "assert_constant", "children", "constant", "guard", "implicit", "linear_solve", "loops", "vjp"]
+__all__ = [
+    "adopt",
+    "assert_constant",
+    "children",
+    "compiler",
+    "constant",
+    "guard",
+    "implicit",
+    "linear_solve",
+    "loops",
+    "vjp",
+]
 
 NATIVE = "cupy"
 

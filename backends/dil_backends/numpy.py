@@ -14,10 +14,20 @@ from dil._base.typing import Array
 from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
-from dil_backends._taped import adopt, assert_constant, children, constant, dense_solves, implicit, value_type, vjp
+from dil_backends._taped import (
+    adopt,
+    assert_constant,
+    children,
+    compiler,
+    constant,
+    dense_solves,
+    implicit,
+    value_type,
+    vjp,
+)
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["adopt", "assert_constant", "children", "constant", "implicit", "vjp"]
+__all__ = ["adopt", "assert_constant", "children", "compiler", "constant", "implicit", "vjp"]
 
 NATIVE = "numpy"
 PLAIN = (np.ndarray, np.generic)

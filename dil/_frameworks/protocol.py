@@ -97,6 +97,16 @@ class BackendInfo:
         return self.reason is None
 
 
+@dataclass(frozen=True)
+class Compiler:
+    """How a framework compiles a function of arrays, for a framework that gains by it."""
+
+    compiled: Callable[[Callable[..., Arrays]], Callable[..., Arrays]]
+    """`compiled(fn)`: return fn, which is traced once for each structure of its arrays. It can be differentiated."""
+    is_traced: Callable[[object], bool]
+    """Whether an object belongs to a trace, so that it may not be kept."""
+
+
 class Autodiff(Protocol):
     """The derivatives of a backend."""
 
@@ -144,6 +154,10 @@ class Backend(Autodiff, Protocol):
 
     def assert_constant(self, x: Array, message: str, /) -> None:
         """Raise `CapturedError(message)` if x carries a derivative, now or when its program is differentiated later."""
+        ...
+
+    def compiler(self) -> Compiler | None:
+        """Return how to compile a call of a layer. Return None where operations run at once, or are traced already."""
         ...
 
     def guard(self, fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:

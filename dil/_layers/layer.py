@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
@@ -11,12 +11,13 @@ from dil._base.arrays import array_namespace, is_complex
 from dil._base.errors import DTypeError, OptionError
 from dil._base.options import is_integer
 from dil._base.solution import Solution
-from dil._base.typing import Array, CheckSmoothness, Tree
+from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.registry import common_owner, guarded, leaves_of, loaded
 from dil._layers.call import Call, Solver
 from dil._layers.independence import check_independence
+from dil._layers.programs import Programs
 from dil._layers.theorem import ImplicitRule
 from dil._problem.equation import Equation
 from dil._problem.score import Score
@@ -37,6 +38,7 @@ class Layer:
     policy: Policy
     refine: int = 0
     check_smoothness: CheckSmoothness = "first"
+    programs: Programs = field(default_factory=Programs, init=False, repr=False)
 
     def __post_init__(self) -> None:
         loaded()  # `guarded` must know the framework of a compiler that meets the layer before any array
@@ -59,9 +61,13 @@ class Layer:
 
     def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
         call, arrays = self.begin(args, kwargs, init)
-        y, *_ = call.backend.implicit(call.forward, self.rule(call))(*arrays)
-        call.refuse_captured(y, arrays)
-        check_independence(call, y, arrays)
+        program = self.programs.find(call, arrays, lambda call: partial(_solution_of, call, self.rule(call)))
+        if program is None:
+            (y,) = _solution_of(call, self.rule(call), *arrays)
+            check_independence(call, y, arrays)
+        else:
+            call = program.call
+            (y,) = program.run(*arrays)
         return call.problem().space.unravel(y)
 
     def rule(self, call: Call) -> ImplicitRule:
@@ -130,6 +136,13 @@ class Layer:
             self.condition, self.solver, self.linear_solver, self.policy, self.refine, backend, arguments, start
         )
         return call, [*arrays, *(backend.constant(x) for x in starts)]
+
+
+def _solution_of(call: Call, rule: ImplicitRule, *arrays: Array) -> Arrays:
+    """Return the solution of one call as a vector, differentiable in the arrays."""
+    y, *_ = call.backend.implicit(call.forward, rule)(*arrays)
+    call.refuse_captured(y, list(arrays))
+    return (y,)
 
 
 def _check_dtypes(arrays: list[Array], arguments: Arguments) -> None:

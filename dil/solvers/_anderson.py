@@ -76,6 +76,9 @@ class Anderson:
     history: bool = False
     progress: bool = False
 
+    _array_code = True
+    """Whether the solver is array code alone, which a framework may compile."""
+
     def __post_init__(self) -> None:
         optional = {"rtol": self.rtol, "regularisation": self.regularisation or None}
         check_positive(optional=optional, max_iter=self.max_iter, memory=self.memory, mixing=self.mixing)

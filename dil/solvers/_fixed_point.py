@@ -63,6 +63,9 @@ class FixedPoint:
     history: bool = False
     progress: bool = False
 
+    _array_code = True
+    """Whether the solver is array code alone, which a framework may compile."""
+
     def __post_init__(self) -> None:
         check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter, damping=self.damping)
         if self.damping > 1:

@@ -70,6 +70,9 @@ class LBFGS:
     history: bool = False
     progress: bool = False
 
+    _array_code = True
+    """Whether the solver is array code alone, which a framework may compile."""
+
     def __post_init__(self) -> None:
         check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter, memory=self.memory)
         check_watched(self)

@@ -76,6 +76,9 @@ class RandomShooting:
     history: bool = False
     progress: bool = False
 
+    _array_code = True
+    """Whether the solver is array code alone, which a framework may compile."""
+
     def __post_init__(self) -> None:
         check_positive(
             optional={"rtol": self.rtol}, samples=self.samples, iterations=self.iterations, spread=self.spread

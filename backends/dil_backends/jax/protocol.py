@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dil._base.errors import BackendError, CapturedError
-from dil._frameworks.protocol import BackendInfo, Pull
+from dil._frameworks.protocol import BackendInfo, Compiler, Pull
 from dil_backends.jax.attach import is_zero
 from dil_backends.jax.dense import DENSE as dense
-from dil_backends.jax.guard import guard
+from dil_backends.jax.guard import compiled, guard
 from dil_backends.jax.implicit import implicit, linear_solve
 from dil_backends.jax.loops import LOOPS as loops
 from dil_backends.jax.reports import REPORTS as reports
@@ -32,6 +32,7 @@ NO_DERIVATIVE = (
 )
 
 constant = jax.lax.stop_gradient
+_ONE = np.float32(1.0)
 
 
 def owns(x: object, /) -> bool:
@@ -43,6 +44,16 @@ def adopt(x: object, /) -> Any:
     """Return a NumPy array of numbers, or an object that gives itself as an array of JAX, as an array of JAX."""
     is_numpy = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biufc"
     return jnp.asarray(x) if is_numpy or hasattr(type(x), "__jax_array__") else x
+
+
+def compiler() -> Compiler | None:
+    """Return `jax.jit` for calls outside any program, and None while one is traced."""
+    traced = isinstance(jnp.add(_ONE, _ONE), jax.core.Tracer)
+    return None if traced else Compiler(compiled, _is_traced)
+
+
+def _is_traced(x: object) -> bool:
+    return isinstance(x, jax.core.Tracer)
 
 
 def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any]] | None:

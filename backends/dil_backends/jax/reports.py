@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dil._base.errors import ConvergenceError
 from dil._frameworks.reports import Reports
-from dil_backends.jax.guard import current_collector, keep_or_raise
+from dil_backends.jax.guard import current_collector, report
 
 RECORDING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
 """A part of JAX's key for compiled programs. Programs that record are compiled separately."""
@@ -30,14 +30,11 @@ def failures(listener: Callable[[Any], None], status: Any, value: Any) -> Any:
     collector = current_collector()
 
     def call(code: jax.Array, value: jax.Array) -> Any:
-        def report(code: Any) -> Any:
-            try:
-                listener(np.asarray(code))
-            except ConvergenceError as error:
-                keep_or_raise(error, collector)
+        def tell(code: Any) -> Any:
+            report(collector, partial(listener, np.asarray(code)))
             return np.asarray(code)
 
-        called = jax.pure_callback(report, jax.eval_shape(lambda: code), code, vmap_method="expand_dims")
+        called = jax.pure_callback(tell, jax.eval_shape(lambda: code), code, vmap_method="expand_dims")
         return jnp.where((called >= 0)[..., None], value, jnp.nan)  # keeps the callback from being removed as dead code
 
     return jax.lax.cond(jnp.any(status != 0), call, lambda code, value: value, status, value)

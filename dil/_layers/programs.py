@@ -1,0 +1,71 @@
+"""The programs of a layer: what a framework compiles for one call serves every later call of the same structure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from dil._base.typing import Array, Arrays
+from dil._diagnostics.record import recording
+from dil._layers.call import Call
+from dil._layers.captured import Key, UnknownStateError
+
+MOST_PROGRAMS = 32
+"""The largest number of programs of one layer. The one that was used least recently goes first."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled call."""
+
+    call: Call
+    """The call that was compiled. It knows the shape of the unknown once it has run."""
+    run: Callable[..., Arrays]
+    held: Sequence[Any]
+    """Objects that the key knows by their identity."""
+
+
+class Programs:
+    """The compiled calls of one layer. A copy or a pickle of it is empty."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Program] = OrderedDict()
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
+        return Programs, ()
+
+    def find(self, call: Call, arrays: list[Array], make: Callable[[Call], Callable[..., Arrays]]) -> Program | None:
+        """Return the program of a call. Return None if the framework runs operations at once, or the call is traced.
+
+        None is also returned if the call captures what may change unnoticed.
+        """
+        compiler = call.backend.compiler()
+        array_code = getattr(call.solver, "_array_code", False) and not getattr(call.solver, "progress", False)
+        if compiler is None or recording() or not array_code:
+            return None
+        built = Key(compiler.is_traced, _home(call))
+        try:
+            key = _key(call, arrays, built)
+            with self._lock:
+                found = self._kept.pop(key, None) or Program(call, compiler.compiled(make(call)), built.held)
+                self._kept[key] = found
+                if len(self._kept) > MOST_PROGRAMS:
+                    self._kept.popitem(last=False)
+        except (UnknownStateError, TypeError):  # a part has no hash
+            return None
+        return found
+
+
+def _key(call: Call, arrays: list[Array], built: Key) -> Hashable:
+    shapes = tuple((tuple(x.shape), str(x.dtype), getattr(x, "weak_type", False)) for x in arrays)
+    parts = (call.condition, call.solver, call.linear_solver, call.start.statics, call.arguments.statics)
+    captured = tuple(built.of(part) for part in parts)
+    return call.arguments.structure, call.start.structure, call.arguments.arrays, call.start.arrays, shapes, captured
+
+
+def _home(call: Call) -> str:
+    return (getattr(call.condition.fn, "__module__", None) or "").partition(".")[0]

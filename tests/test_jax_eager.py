@@ -1,0 +1,185 @@
+"""Eager calls on JAX: compiled once, and never with what has changed since."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import dil
+
+jax = pytest.importorskip("jax", reason="JAX is not installed")
+jnp = jax.numpy
+
+T = jnp.asarray([1.0, -2.0, 0.5])
+
+
+def start(t):
+    return 0.0 * t
+
+
+def quartic(u, t):
+    return jnp.sum((u - t) ** 2 + 0.25 * u**4)
+
+
+def gradient(layer, t=T):
+    return jax.grad(lambda t: jnp.sum(layer(t) ** 2))(t)
+
+
+@pytest.fixture
+def compiles(caplog):
+    """The programs that JAX compiles."""
+    with jax.log_compiles(True), caplog.at_level(logging.WARNING, logger="jax"):
+        yield lambda: [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        dil.argmin(quartic, dil.solvers.LBFGS(), init=start),
+        dil.argmin(quartic, dil.solvers.Newton(), init=start),
+        dil.root(lambda u, t: u**3 + u - t, dil.solvers.Newton(), init=start),
+        dil.fixed_point(lambda u, t: 0.5 * jnp.cos(u) + t, dil.solvers.Anderson(), init=start),
+    ],
+    ids=["LBFGS", "Newton", "root", "fixed point"],
+)
+def test_the_second_call_compiles_nothing(layer, compiles):
+    gradient(layer)
+    other = gradient(layer, T + 1.0)
+    before = len(compiles())
+    np.testing.assert_array_equal(gradient(layer, T + 1.0), other)
+    assert compiles()[before:] == []
+
+
+class Model:
+    """A score that reads what its object holds."""
+
+    def __init__(self, weight):
+        self.weight = weight
+        self.layer = dil.argmin(self.score, dil.solvers.Newton(), init=start)
+
+    def score(self, u, t):
+        return jnp.sum((u - self.weight * t) ** 2)
+
+
+def closure():
+    weight = [jnp.asarray(1.0)]
+    layer = dil.argmin(lambda u, t: jnp.sum((u - weight[0] * t) ** 2), dil.solvers.Newton(), init=start)
+    return layer, lambda: weight.__setitem__(0, jnp.asarray(2.0))
+
+
+def written():
+    weight = np.ones(3)
+    layer = dil.argmin(lambda u, t: jnp.sum((u - weight * t) ** 2), dil.solvers.Newton(), init=start)
+    return layer, lambda: weight.__setitem__(slice(None), 2.0)
+
+
+def attribute():
+    model = Model(1.0)
+    return model.layer, lambda: setattr(model, "weight", 2.0)
+
+
+WEIGHT = 1.0
+
+
+def module_global():
+    def change():
+        global WEIGHT
+        WEIGHT = 2.0
+
+    return dil.argmin(lambda u, t: jnp.sum((u - WEIGHT * t) ** 2), dil.solvers.Newton(), init=start), change
+
+
+def start_of_the_layer():
+    at = {"u": 1.0}
+    score, solver = lambda u, t: jnp.sum((u**2 - t**2) ** 2), dil.solvers.Newton()
+    layer = dil.argmin(score, solver, init=lambda t: at["u"] * t, on_failure="ignore")
+    return layer, lambda: at.__setitem__("u", -1.0)
+
+
+@pytest.mark.parametrize("make", [closure, written, attribute, module_global, start_of_the_layer])
+def test_what_the_score_captures_may_change(make):
+    layer, change = make()
+    before = layer(T)
+    np.testing.assert_allclose(layer(T), before)
+    change()
+    factor = -1.0 if make is start_of_the_layer else 2.0
+    np.testing.assert_allclose(layer(T), factor * T, rtol=1e-6)
+
+
+def test_other_shapes_options_and_dtypes_have_programs_of_their_own():
+    layer = dil.argmin(lambda u, t, *, k=1: jnp.sum((u - k * t) ** 2), dil.solvers.Newton(), init=lambda t, k=1: 0 * t)
+    for t, k in ((T, 1), (T[:2], 1), (T, 3), (T.astype(jnp.float32), 3), (T, 1)):
+        y = layer(t, k=k)
+        assert y.dtype == t.dtype
+        np.testing.assert_allclose(y, k * t, rtol=1e-6)
+
+
+def test_programs_are_few_and_go_with_their_layer():
+    from dil._layers.programs import MOST_PROGRAMS, Programs
+
+    assert MOST_PROGRAMS <= 64
+
+    def make():
+        big = jnp.ones(1000)
+        score = lambda u, t: jnp.sum((u - t) ** 2) + 0 * jnp.sum(big)  # noqa: E731
+        return dil.argmin(score, dil.solvers.Newton(), init=start), weakref.ref(big)
+
+    layer, ref = make()
+    gradient(layer)
+    programs = weakref.ref(layer.programs)
+    assert isinstance(programs(), Programs)
+    del layer
+    gc.collect()
+    jax.clear_caches()
+    gc.collect()
+    assert programs() is None
+    assert ref() is None
+
+
+def test_threads_share_a_program():
+    layer = dil.argmin(quartic, dil.solvers.Newton(), init=start)
+    right = [gradient(layer, T + 0.1 * i) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: gradient(layer, T + 0.1 * (i % 4)), range(16)))
+    for i, g in enumerate(found):
+        np.testing.assert_array_equal(g, right[i % 4])
+
+
+def test_failures_of_a_program_that_was_compiled_before():
+    """Each call tells of its own, at the user's line; a call that is right tells nothing."""
+
+    def layer_of(on_failure):
+        score = lambda u, t: jnp.sum(u**4 + t * u)  # noqa: E731
+        return dil.argmin(score, dil.solvers.Newton(max_iter=5), init=lambda t: 1e6 + 0 * t, on_failure=on_failure)
+
+    warning, raising = layer_of("warn"), layer_of("raise")
+    for _ in range(2):
+        with pytest.warns(dil.ConvergenceWarning, match="forward solve: MAX_ITER") as told:
+            warning(T)
+        assert [w.filename for w in told] == [__file__]
+        with pytest.raises(dil.ConvergenceError, match=r"^argmin layer of '.*': forward solve: MAX_ITER"):
+            raising(T)
+
+
+def test_no_tracer_is_kept():
+    with jax.check_tracer_leaks():
+        layer = dil.argmin(quartic, dil.solvers.Newton(), init=start)
+        gradient(layer)
+        jax.vmap(layer)(jnp.stack([T, T]))
+        jax.jit(layer)(T)
+
+
+def test_a_captured_array_of_a_trace_is_not_kept():
+    def outer(w):
+        layer = dil.argmin(lambda u, t: jnp.sum((u - w * t) ** 2), dil.solvers.Newton(), init=start)
+        return layer(T)
+
+    np.testing.assert_allclose(jax.jit(outer)(2.0), 2 * T)
+    np.testing.assert_allclose(jax.jit(outer)(3.0), 3 * T)
+    with pytest.raises(dil.DilError, match="captured"):
+        jax.grad(lambda w: jnp.sum(outer(w)))(2.0)
