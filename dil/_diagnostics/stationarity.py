@@ -25,7 +25,7 @@ from dil._diagnostics.newton_comparison import ACCEPTED_STEP, Point, derivative_
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
-from dil._problem.terms import terms_of
+from dil._problem.terms import rounding, terms_of
 from dil.linear._direct import dense
 from dil.linear._solver import LinearSolver
 
@@ -77,7 +77,7 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
         finite = xp.all(xp.isfinite(solve.Fu) & xp.isfinite(solve.here.g), axis=-1)
         terms = terms_of(solve.F, solve.J, solve.Fu, solve.here.u, solve.here.floats)
         size = xp.abs(solve.Fu)
-        good = xp.all(size <= 32 * eps(xp, b.dtype) * terms, axis=-1)
+        good = xp.all(size <= rounding(b) * terms, axis=-1)
         good = good | (seems_near & xp.all(size <= tolerance(b) * terms, axis=-1))
         sized = ~sizeless | xp.all(size <= ACCEPTED_STEP * terms, axis=-1)
         if solved_probes(solve) is None:

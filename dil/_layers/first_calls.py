@@ -36,6 +36,9 @@ class FirstCalls:
 
 def is_readable(backend: Backend, x: Array) -> bool:
     """Return whether the numbers of an array can be read now. Those of a traced array cannot."""
+    compiler = backend.compiler()
+    if compiler is not None:
+        return not compiler.is_traced(backend.constant(x))
     loops, entry = backend.loops, backend.constant(x)[(0,) * x.ndim]
     return isinstance(loops.number(entry), int | float) or loops.steps_per_read(entry) != 1
 
@@ -46,4 +49,6 @@ def _owner(problem: Problem) -> Callable[..., Any]:
 
 
 def _key(problem: Problem, y: Array) -> Hashable:
-    return problem.space.shapes, str(y.dtype), getattr(problem.condition.fn, "modes", None)
+    condition = problem.condition
+    kind = getattr(condition, "kind", "score"), condition.batch_ndim
+    return kind, problem.space.shapes, str(y.dtype), getattr(condition.fn, "modes", None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import array_namespace, device, eps, full, size
+from functools import partial
+
+from dil._base.arrays import array_namespace, device, eps, full, max_abs, size
 from dil._base.errors import OptionError
-from dil._base.typing import Array
+from dil._base.operator import Operator
+from dil._base.typing import Array, Arrays
 from dil._frameworks.random_vectors import standard_normal
 from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls, is_readable
+from dil._problem.jacobian import jacobian
 
 INDEPENDENT = FirstCalls()
 """The calls whose problems were found to be independent."""
@@ -16,18 +20,21 @@ INDEPENDENT = FirstCalls()
 def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
     """Refuse a function that couples the problems of a batch, so that their systems cannot be solved one by one.
 
-    One product with dF/du is made along a vector that is zero in every second problem. It must be zero there.
+    Products with dF/du are made along vectors that are zero in half of the problems. They must be zero there. The
+    halves are those of the binary digits of a problem's number, so that any two problems are in different halves once.
 
     Raises
     ------
     OptionError
-        If it is not. Values that are traced are not checked, and on JAX none are.
+        If one is not. Values that are traced are not checked.
     """
     problem = call.problem()
     several = size(problem.space.batch) > 1 and problem.space.dimension > 0
     if not (several and is_readable(call.backend, y) and INDEPENDENT.are_new(problem, y)):
         return
-    if float(_largest_coupling(call, y, arrays)) > 0:
+    compiler, couples = call.backend.compiler(), partial(_couples, call)
+    (found,) = (couples if compiler is None else compiler.compiled(couples))(*map(call.backend.constant, (y, *arrays)))
+    if bool(found):
         message = (
             f"{call.policy.layer}: batch_ndim={call.condition.batch_ndim} says that its problems are independent, but "
             f"F of one problem depends on the unknown of another, as with batch normalisation in training or attention "
@@ -37,17 +44,27 @@ def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
     INDEPENDENT.add(problem, y)
 
 
-def _largest_coupling(call: Call, y: Array, arrays: list[Array]) -> Array:
-    """Return the largest entry of the product that should be zero, or zero if it is within rounding; shape ()."""
+def _couples(call: Call, y: Array, *arrays: Array) -> Arrays:
+    """Return whether a product is larger than rounding, beside the others of its problem, where it should be zero.
+
+    The products with dF/du see a coupling in units of F, and those with its transpose in units of u.
+    """
     problem, backend = call.problem(), call.backend
     xp, batch = array_namespace(y), problem.space.batch
-    y, *constants = (backend.constant(x) for x in (y, *arrays[: len(call.arguments.arrays)]))
-    _, pull = backend.vjp(lambda u: (problem.residual(u, *constants),), y)
-    first = xp.reshape(xp.arange(size(batch), device=device(y)), (*batch, 1)) % 2 == 0
-    direction = xp.where(first, standard_normal(backend, y, 1, 0)[0, ...], full(y, 0.0))
-    (product,) = pull((direction,))
-    product = xp.abs(backend.constant(product))
-    whole = xp.max(xp.where(xp.isfinite(product), product, full(y, 0.0)))
-    other = xp.max(xp.where(xp.isfinite(product) & ~first, product, full(y, 0.0)))
-    found: Array = xp.where(other > 64 * eps(xp, y.dtype) * whole, other, 0.0 * other)
-    return found
+    F, floats = problem.optimality(arrays)
+    J = jacobian(F, y, *floats)
+    number = xp.reshape(xp.arange(size(batch), device=device(y)), (*batch, 1))
+    drawn = standard_normal(backend, y, 1, 0)[0, ...]
+
+    def product(A: Operator, chosen: Array) -> Array:
+        image = xp.abs(backend.constant(A(xp.where(chosen, drawn, full(drawn, 0.0)))))
+        return xp.where(xp.isfinite(image), image, full(image, 0.0))  # type: ignore[no-any-return]
+
+    found = xp.any(number < 0)
+    for A in (J,) if problem.symmetric else (J, J.T):
+        whole = max_abs(product(A, number >= 0))[..., None]
+        for digit in range((size(batch) - 1).bit_length()):
+            chosen = number // 2**digit % 2 == 1
+            for half in (chosen, ~chosen):
+                found = found | xp.any(~half & (product(A, half) > 64 * eps(xp, y.dtype) * whole))
+    return (found,)

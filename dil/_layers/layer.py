@@ -64,10 +64,10 @@ class Layer:
         program = self.programs.find(call, arrays, lambda call: partial(_solution_of, call, self.rule(call)))
         if program is None:
             (y,) = _solution_of(call, self.rule(call), *arrays)
-            check_independence(call, y, arrays)
         else:
             call = program.call
             (y,) = program.run(*arrays)
+        check_independence(call, y, arrays)
         return call.problem().space.unravel(y)
 
     def rule(self, call: Call) -> ImplicitRule:

@@ -33,8 +33,14 @@ def terms_of(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) ->
     return size
 
 
+def rounding(u: Array) -> float:
+    """Return the share of its terms that F at a solution may have: 32 eps, and eps ** (3/4) in 16 bits."""
+    machine = float(eps(array_namespace(u), u.dtype))
+    return float(min(32 * machine, machine**0.75))
+
+
 def within_rounding_of_terms(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:
     """Return whether each entry of F is within the rounding of its terms, shape batch."""
     xp = array_namespace(u)
-    small: Array = xp.all(xp.abs(Fu) <= 32 * eps(xp, u.dtype) * terms_of(F, J, Fu, u, floats), axis=-1)
+    small: Array = xp.all(xp.abs(Fu) <= rounding(u) * terms_of(F, J, Fu, u, floats), axis=-1)
     return small

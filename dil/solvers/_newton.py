@@ -15,6 +15,7 @@ from dil._base.typing import Array, Matvec, Tree
 from dil._problem.jacobian import operator
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
+from dil.linear._direct import Direct
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._judge import judge
@@ -161,8 +162,24 @@ class Newton:
             return self._truncated(started, J, F, forcing(norm(F), s))
         if self.equations == "normal":
             return NormalCG(damping=self.damping)(J, F, loop=loop)
-        solver = (CG if started.problem.symmetric else Auto)(damping=self.damping)
-        return solver(J, F, loop=loop)
+        if not started.problem.symmetric:
+            return Auto(damping=self.damping)(J, F, loop=loop)
+        few = F.shape[-1] <= started.problem.backend.dense.crossover.symmetric
+        return self._dense(started, J, F) if few else CG(damping=self.damping)(J, F, loop=loop)
+
+    def _dense(self, started: Start, J: Operator, F: Array) -> Solution:
+        """Solve by Cholesky, in which the unknowns may have any units. CG serves where H is not positive definite."""
+        backend, xp = started.problem.backend, array_namespace(F)
+        first = Direct(damping=self.damping)(J, F)
+        assert first.status is not None
+        assert first.extra is not None
+        other = first.extra["indefinite"] | (first.status != int(Status.CONVERGED))
+
+        def by_cg(found: tuple[Array, Array]) -> tuple[Array, Array]:
+            new = CG(damping=self.damping)(J, F, loop=backend.loops.while_loop)
+            return xp.where(other[..., None], new.value, found[0]), xp.where(other, new.status, found[1])
+
+        return Solution(*backend.loops.run_if(xp.any(other), by_cg, (first.value, first.status)))
 
     def _truncated(self, started: Start, hessian: Matvec, gradient: Array, forced: Array) -> Solution:
         """Return a step with ||H d - F|| <= forced ||F||. The class `CG` takes no tolerance for each problem."""

@@ -16,6 +16,8 @@ from dil.solvers._start import Start
 
 FEW = 64
 """The most unknowns for which a solution of a method without second derivatives is verified."""
+SHORT = 1e-2
+"""The longest Newton step that is left at a solution, relative to u, in 16 bits."""
 PRODUCTS = 8
 """The most products with the Hessian that this takes."""
 
@@ -76,8 +78,9 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         condition, floats = started.problem.optimality(started.arrays)
         rounded = within_rounding_of_terms(condition, H, F, u, floats)[..., None]
         unknown = ~xp.all(xp.isfinite(step), axis=-1, keepdims=True)
-        short = max_abs(step)[..., None] <= machine ** (1 / 3)
-        passed = short | (definite & (promise <= 8 * machine * energy)) | rounded | unknown
+        short = max_abs(step)[..., None] <= min(machine ** (1 / 3), SHORT)
+        level = min(8 * machine, SHORT**2)  # in 16 bits, the rounding of the score hides large errors
+        passed = short | (definite & (promise <= level * energy)) | rounded | unknown
         now_solved = rounded | (definite & (promise <= 2 * rtol**2 * energy))
         return Verdict((now.solved & passed) | (ended & now_solved), now.solved & ~passed)
 
