@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, full, inner, nonzero_max_abs, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, full, inner, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
 from dil._base.typing import Array, Arrays
@@ -43,33 +43,40 @@ def derivative_holds(
 ) -> Array:
     """Return whether the derivative at u is that of the solution near u, shape batch.
 
-    A is J^T (pullback) or J (pushforward) at u, and A g = b. The Newton step gives u' = u - J^-1 F(u), where the same
-    linear system gives g'. There are two measures. One is the change of g^T F_args from u to u', relative to its size,
-    each argument in its own units: at most 1 percent. The other is the step itself, since the loss is differentiated at
-    u, too: at most 1 percent of u, each entry weighted by its cotangent. Neither depends on the units of u, F and the
-    arguments.
+    A is J^T (pullback) or J (pushforward) at u, and A g = b. The Newton step gives u' = u - J^-1 F(u), where the linear
+    system of the pullback gives g'. There are two measures. One is the change of g^T F_args from u to u', relative to
+    its size, each argument in its own units: at most 1 percent. The other is the step itself, since the loss is
+    differentiated at u, too: at most 1 percent of u, each entry weighted by its cotangent. Neither depends on the units
+    of u, F and the arguments. In a pushforward the cotangent is a random one: b changes with u there.
     """
-    loop, xp = F.problem.backend.loops.while_loop, array_namespace(b)
-    step = linear_solver(A.T if A.transposed else A, Fu, loop=loop).value
+    loop, backend, xp = F.problem.backend.loops.while_loop, F.problem.backend, array_namespace(b)
+    J, scale = A.T if A.transposed else A, nonzero_scale(here.scale)
+    step = linear_solver(J, Fu, loop=loop).value
     u = here.u - step
-    (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
-    J = operator(F.problem, lambda p: pull((p,), (0,))[0], u)
-    there = here._replace(u=u, g=linear_solver(J.T if A.transposed else J, b, loop=loop).value)
+    (Fu1,), pull = backend.vjp(F, u, *here.floats)
+    J1 = operator(F.problem, lambda p: pull((p,), (0,))[0], u)
+    if not A.transposed:
+        b = standard_normal(backend, b, 1, 0)[0, ...] / scale
+        here = here._replace(g=linear_solver(J.T, b, loop=loop).value)
+    there = here._replace(u=u, g=linear_solver(J1.T, b, loop=loop).value)
     change = relative_change(F, F.problem, here, there)
     # in the energy of the step the unknowns of a score need no common unit
     weight = step if F.problem.symmetric else Fu
     weight = weight / nonzero_max_abs(weight)
     contracts = xp.sum(xp.abs(weight * Fu1), axis=-1) <= 0.5 * xp.sum(xp.abs(weight * Fu), axis=-1)
-    scale = nonzero_scale(here.scale)
     weight = xp.abs(b) if A.transposed else 1.0 / scale
     short = xp.sum(weight * xp.abs(step), axis=-1) <= ACCEPTED_STEP * xp.sum(weight * scale, axis=-1)
     return short & ((change <= HARMLESS_CHANGE) | (contracts & (change <= ACCEPTED_CHANGE)))  # type: ignore[no-any-return]
 
 
 def relative_change(F: Function, problem: Problem, here: Point, there: Point) -> Array:
-    """Return the change of g^T F_args between two points, relative to that `there`, shape batch."""
-    leaves = gradients(F, problem, there)
-    units = [unit_of(x) for x in leaves]
+    """Return the change of g^T F_args between two points, relative to that `there`, shape batch.
+
+    A gradient that is zero up to a share eps ** (1/2) of its terms, as by a symmetry, has the size of that share.
+    """
+    leaves, terms = gradients(F, problem, there), gradients(F, problem, _with_random_signs(problem, there))
+    share = float(eps(array_namespace(there.g), there.g.dtype) ** 0.5)
+    units = [unit_of(x, share * norm(flat(term))[0, ...]) for x, term in zip(leaves, terms, strict=True)]
     if there.g.ndim == 1:
         before = gradients(F, problem, here)
         changes = [norm(flat(x - y) / unit) for x, y, unit in zip(leaves, before, units, strict=True)]
@@ -104,9 +111,15 @@ def gradients(F: Function, problem: Problem, at: Point) -> Arrays:
     return pull((at.g,), range(1, 1 + len(at.floats)))
 
 
-def unit_of(x: Array) -> Array:
-    """Return the norm of all entries, shape (); one where it is zero or not finite."""
-    xp, size = array_namespace(x), norm(flat(x))[0, ...]
+def _with_random_signs(problem: Problem, at: Point) -> Point:
+    xp = array_namespace(at.g)
+    return at._replace(g=at.g * xp.sign(standard_normal(problem.backend, at.g, 1, 0)[0, ...]))
+
+
+def unit_of(x: Array, least: Array) -> Array:
+    """Return the norm of all entries or `least`, the larger one, shape (); one where it is zero or not finite."""
+    xp = array_namespace(x)
+    size = xp.maximum(norm(flat(x))[0, ...], least)
     return xp.where((size > 0) & xp.isfinite(size), size, full(size, 1.0))  # type: ignore[no-any-return]
 
 
