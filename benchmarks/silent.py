@@ -28,18 +28,20 @@ WRONG, RIGHT = 0.1, 0.01
 """Relative errors of a gradient that must be told, and that need not be."""
 SEED = 20211
 KINDS = ("stopped", "noisy", "one entry", "soft direction", "exact")
-FAMILIES = ("quartic", "ridge", "softplus", "root", "fixed point")
+FAMILIES = ("quartic", "ridge", "softplus", "prior", "root", "fixed point")
 
 MEASURED = (
-    "Layers of five families with 1 to 12 unknowns: scores (quartic, ridge regression, softplus), a root and a "
-    "fixed point with Jacobians that are not symmetric. Unknowns, score and arguments have units 10^k, k uniform "
-    "between -12 and 12 (in float32 the score between -6 and 6), each unknown its own. The solver returns the "
-    "solution with a relative error of 1e-8 to 1 in all entries ('stopped'), with noise of 1e-12 to 1e-4 ('noisy'),"
-    " with an error of 1e-3 to 10 in one entry, with an error of 1e-8 to 1 along the softest direction, or rounded "
-    "('exact'). The loss is linear and quadratic in the solution. The error is the largest over the arguments of "
-    "||G - G*|| / ||G*||, with G* by NumPy in float64 at the exact solution. 'silent' counts gradients with errors "
-    "above 10 % whose status is CONVERGED, and 'alarms' gradients with errors below 1 %, from a solution that is "
-    "right to 1 % in each entry, whose status is not."
+    "Layers of six families: scores (quartic, ridge regression, softplus, a quadratic prior whose mean the solution "
+    "leaves by 1e-4 to 1 of itself), a root and a fixed point with Jacobians that are not symmetric. Three in four "
+    "have 1 to 12 unknowns and the default linear solver. The others have 13 to 60 and CG or BiCGSTAB. Unknowns, score "
+    "and arguments have units 10^k, k uniform between -12 and 12 (in float32 the score between -6 and 6). Each unknown "
+    "has its own unit, but all have one if the linear solver is iterative, because its residual is measured in one "
+    "norm. The solver returns the solution with a relative error of 1e-8 to 1 in all entries ('stopped'), with noise "
+    "of 1e-12 to 1e-4 ('noisy'), with an error of 1e-3 to 10 in one entry, with an error of 1e-8 to 1 along the "
+    "softest direction, or rounded ('exact'). The loss is linear and quadratic in the solution. The error is the "
+    "largest over the arguments of ||G - G*|| / ||G*||, with G* by NumPy in float64 at the exact solution. 'silent' "
+    "counts gradients with errors above 10 % whose status is CONVERGED, and 'alarms' gradients with errors below 1 %, "
+    "from a solution that is right to 1 % in each entry, whose status is not."
 )
 
 
@@ -114,6 +116,17 @@ def family(name: str, draw: np.random.Generator, n: int, dtype: str) -> tuple[Fa
             lambda u, t: [2 * M.T * (sigmoid(2 * (M @ u) + t) * (1 - sigmoid(2 * (M @ u) + t)))],
             dil.argmin,
         ), [t]
+    if name == "prior":
+        c, p = draw.standard_normal(n) * 10 ** draw.uniform(-4, 0), np.asarray(draw.uniform(-2, 1))
+        c = c.astype(dtype).astype(float)
+        c_ = c.astype(dtype)
+        return Family(
+            lambda u, t, p: 0.5 * np.exp(p) * (u - t) @ (H_ @ (u - t)) + (H_ @ c_) @ u,
+            lambda u, t, p: np.exp(p) * H @ (u - t) + H @ c,
+            lambda u, t, p: np.exp(p) * H,
+            lambda u, t, p: [-np.exp(p) * H, (np.exp(p) * H @ (u - t))[:, None]],
+            dil.argmin,
+        ), [t, p]
     A = eye + 0.5 * M
     A_ = A.astype(dtype)
     if name == "root":
@@ -166,7 +179,11 @@ def draw_row(seed: int) -> Row:
     """Draw one problem, and compare its gradient with the reference and with its status."""
     draw = np.random.default_rng([SEED, seed])
     name, kind = FAMILIES[seed % len(FAMILIES)], str(draw.choice(KINDS))
-    dtype, n = str(draw.choice(["float32", "float64"])), int(draw.integers(1, 13))
+    iterative = draw.uniform() < 0.25
+    dtype, n = (
+        str(draw.choice(["float32", "float64"])),
+        int(draw.integers(13, 61) if iterative else draw.integers(1, 13)),
+    )
     problem, args = family(name, draw, n, dtype)
     exact = solve(problem, draw.standard_normal(n) if name != "fixed point" else np.zeros(n), args)
     y = moved(kind, draw, exact, problem.jacobian(exact, *args))
@@ -176,9 +193,10 @@ def draw_row(seed: int) -> Row:
     reference = [-(adjoint @ np.reshape(m, (n, -1))) for m in problem.mixed(exact, *args)]
 
     D = 10.0 ** draw.integers(-12, 13, n)
+    D = np.full(n, D[0]) if iterative else D
     c = 10.0 ** draw.integers(-12 if dtype == "float64" else -6, 13 if dtype == "float64" else 7)
     E = [10.0 ** draw.integers(-12, 13) for _ in args]
-    if name == "ridge":
+    if name in ("ridge", "prior"):
         E[1] = 1.0  # an exponent has no unit
     D, c, *E = (np.asarray(x, dtype) for x in (D, c, *E))
 
@@ -187,7 +205,8 @@ def draw_row(seed: int) -> Row:
         return D * value if problem.layer is dil.fixed_point else c * value
 
     rough = np.asarray(y * D, dtype)
-    layer = problem.layer(function, lambda *_: rough, on_failure="ignore")
+    solver = dil.linear.Auto(dense=0) if iterative else None
+    layer = problem.layer(function, lambda *_: rough, linear_solver=solver, on_failure="ignore")
 
     def loss(*scaled: Any) -> Any:
         u = layer(*scaled) / D
