@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -172,6 +172,40 @@ def test_a_kink_whose_derivative_is_the_mean_of_its_sides(eager):
     )
     with pytest.raises(dil.ConvergenceError, match="KINK"):
         eager.gradients(layer, (np.asarray([1.0, -2.0]),), np.ones(2))
+
+
+CUT = {
+    "fixed point": dil.fixed_point(
+        lambda u, t: 0.5 * array_namespace(u).tanh(dil.constant(u)) + t, dil.solvers.Anderson(), init=lambda t: 0 * t
+    ),
+    "root": dil.root(lambda u, t: u + dil.constant(u) ** 3 - t, lambda f, i, t: cubic_root(t)),
+    "a part of a score": dil.argmin(
+        lambda u, t: array_namespace(u).sum((u - t) ** 2 + dil.constant(u) * u), lambda f, i, t: 2 / 3 * t
+    ),
+}
+
+
+def cubic_root(t):
+    """The root of u + u^3 = t."""
+    xp = array_namespace(t)
+    s = xp.asinh(1.5 * 3**0.5 * t) / 3
+    return 2 / 3**0.5 * xp.sinh(s)
+
+
+@pytest.mark.parametrize("layer", CUT.values(), ids=CUT)
+@pytest.mark.parametrize("t", [[1.0, 2.0], [-0.3, 0.7]])
+def test_a_derivative_that_is_cut_in_part_is_told(eager, layer, t):
+    check = "always" if "strict" in eager.name else "first"  # strict arrays stand for those that cannot be read
+    layer = replace(layer, check_smoothness=check, policy=replace(layer.policy, on_failure="raise"))
+    with pytest.raises(dil.ConvergenceError, match="WRONG_DERIVATIVE"):
+        eager.gradients(layer, (np.asarray(t),), np.ones(2))
+    report = layer.report(eager.asarray(t))
+    assert Status(int(report.backward.status)) is Status.WRONG_DERIVATIVE
+
+
+def test_a_cut_derivative_that_is_meant_is_not_told():
+    layer = replace(CUT["fixed point"], check_smoothness="never")
+    np.testing.assert_allclose(dil.vjp(layer, np.ones(2))[1](np.ones(2))[0], [1.0, 1.0])
 
 
 def test_an_unknown_value_of_check_smoothness():

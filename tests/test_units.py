@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -210,6 +211,61 @@ def test_a_failure_is_cleared_at_a_solution_of_zero(plain, step):
 
     layer = dil.root(lambda u, c: A @ (u + exact) - c, failed, refine=1)
     assert Status(int(layer.solve(plain.asarray([0.1, 0.3])).status)) is Status.CONVERGED
+
+
+@pytest.mark.parametrize("exponent", [0, 3, 6, 9, 12])
+def test_newton_takes_one_step_in_least_squares_whatever_the_units_of_the_unknowns(plain, exponent):
+    draw = np.random.default_rng(0)
+    A = draw.standard_normal((30, 6))
+    D, y = 10.0 ** np.linspace(-exponent, exponent, 6), A @ draw.standard_normal(6)
+    X, zero = plain.asarray(A / D), plain.asarray(0 * D)
+    layer = dil.argmin(
+        lambda u, y: 0.5 * array_namespace(u).sum((X @ u - y) ** 2), dil.solvers.Newton(), init=lambda y: zero
+    )
+    found = layer.solve(plain.asarray(y))
+    assert Status(int(found.status)) is Status.CONVERGED
+    assert int(found.iterations) <= 3
+    np.testing.assert_allclose(plain.to_numpy(found.value) / D, np.linalg.lstsq(A, y)[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("make", [dil.argmin, dil.root], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("way", ["reverse", "forward"])
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_a_small_error_of_the_unknown_is_a_large_one_of_a_difference(make, way, unit, dtype):
+    """dy/dh is that of y - 1, 1e-4 of y, which the solver misses by as much."""
+    small, h = 1e-4, np.asarray(1.0, dtype)
+
+    def slope(u, h):
+        return h * (u / unit - 1.0) + small
+
+    function = slope if make is dil.root else lambda u, h: 0.5 * h * (u / unit - 1.0) ** 2 + small * u / unit
+    for error, told in ((small, True), (small / 1e3, False)):
+        rough = lambda f, i, h, e=error: np.asarray(unit * (1 - small / h + e), dtype)  # noqa: E731
+        layer = make(function, rough)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            g = dil.vjp(layer, h)[1](h)[0] if way == "reverse" else dil.jvp(layer, (h,), (h,))[1]
+        assert any("NOT_STATIONARY" in str(w.message) for w in caught) == told
+        if not told:
+            np.testing.assert_allclose(g, unit * small, rtol=0.02)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_the_default_accuracy_of_odeint_has_the_units_of_the_state(plain, unit):
+    """Two states of different units, one of which starts at zero."""
+    D = plain.asarray([unit, 1e3 * unit])
+
+    def field(t, y):
+        xp = array_namespace(y)
+        u = y / D
+        x, v = u[..., 0], u[..., 1]
+        return D * xp.stack([v, -x - 0.3 * v * x**2], axis=-1)
+
+    y0 = plain.asarray([unit, 0.0])
+    found = dil.ode.odeint(field, y0, [0.0, 2.0], method="sdirk3", rtol=1e-6, max_steps=400)
+    right = [-0.32413885, -0.88159855]
+    np.testing.assert_allclose(plain.to_numpy(found[-1, ...] / D), right, rtol=1e-4)
 
 
 @pytest.mark.parametrize("solver", MINIMISERS, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'equations', '')}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from dil._base.arrays import array_namespace
+from dil._base.arrays import array_namespace, factor_dtype
 from dil._base.errors import CapturedError
 from dil._base.typing import Array
 from dil._frameworks.dense import Crossover, Dense
@@ -73,10 +73,12 @@ def dense_solves(failure: type[Exception], crossover: Crossover = CROSSOVER) -> 
 
 def _solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception], A: Array, b: Array) -> Array:
     """Solve a stack of systems. A system for which the library raises `failure` gets NaN."""
+    xp = array_namespace(b)
     try:
-        return solve(A, b)
+        dtype = factor_dtype(b)  # libraries factor no 16 bits
+        x = solve(xp.astype(A, dtype, copy=False), xp.astype(b, dtype, copy=False))
+        return xp.astype(x, b.dtype, copy=False)  # type: ignore[no-any-return]
     except failure:
-        xp = array_namespace(b)
         if A.ndim == 2:
             return xp.full_like(b, xp.nan)  # type: ignore[no-any-return]
         each = [_solve_each(solve, failure, A[i, ...], b[i, ...]) for i in range(A.shape[0])]

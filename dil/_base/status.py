@@ -125,6 +125,12 @@ class Status(IntEnum):
         "the residual has a minimum here that is not zero, so the equation has no root near this point; check the "
         "equation and its arguments, or start elsewhere",
     )
+    WRONG_DERIVATIVE = (
+        19,
+        "the function changes along its unknown in another way than its derivative says: a part of the derivative is "
+        "cut off or wrong; look for detach, no_grad, stop_gradient, dil.constant and custom derivatives, or pass "
+        'check_smoothness="never" if that is meant',
+    )
 
     @property
     def ok(self) -> bool:

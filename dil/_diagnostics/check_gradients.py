@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dil._base.arrays import array_namespace, device, eps
-from dil._base.errors import DilError, OptionError
+from dil._base.errors import DilError, DTypeError, OptionError
 from dil._base.typing import Arrays, Tree
 from dil._diagnostics.findings import BENT_FUNCTION, UNKNOWN, Causes, Finding, causes, merged, without_failure_warnings
 from dil._diagnostics.finite_differences import Line, largest, length, terms
@@ -118,6 +118,8 @@ def check_gradients(
     ------
     OptionError, BackendError
         If an option is out of range, or a backend cannot be had.
+    DTypeError
+        If an argument has a dtype of 16 bits.
 
     Notes
     -----
@@ -270,6 +272,12 @@ def _along(flat: Flat, order: int, seed: int) -> Measured:
     products = [terms(backend, g, d) for g, d in zip(pulled, t, strict=True)]
     _, moved = jvp_from_vjp(backend, f, floats, t)
     machine = max(eps(array_namespace(x), x.dtype) for x in floats)
+    if machine > 1e-4:
+        message = (
+            "check_gradients got an argument with a dtype of 16 bits, whose values are too coarse for differences; "
+            "check in float32 or float64, the derivative is that of the same code"
+        )
+        raise DTypeError(message)
     line = Line(backend, f, floats, t, v, machine, {0.0: out})
     difference, spread = line.derivative()
     return Measured(

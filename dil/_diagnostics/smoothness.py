@@ -1,4 +1,4 @@
-"""Check that F is a smooth function at a point: no kink there, and the same value at each call."""
+"""Check that F is a smooth function at a point: no kink there, its own derivative, and the same value at each call."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ JUMP = 1.0
 """A change that the linear model of F does not explain, and that is so many times larger than the model's, may jump."""
 BEND = 0.25
 """A difference of the slopes on the two sides of this share may be a bend."""
+MISMATCH = 0.01
+"""A difference of the slopes of F and of J, the same on both sides, that is an error of J if it has this share."""
 CLOSER = 64.0
 """The ratio of the two distances."""
 
@@ -30,14 +32,15 @@ class Change(NamedTuple):
 
 
 def check_smoothness(status: Array, F: Optimality, J: Operator, Fu: Array, here: Point, *, bends: bool = True) -> Array:
-    """Return the statuses, with KINK or RANDOM where the implicit function theorem does not hold for F at u.
+    """Return the statuses, with KINK, WRONG_DERIVATIVE or RANDOM where the theorem does not hold for F and J at u.
 
     F is compared with its linear model at the distances eps ** (1/2) and eps ** (1/2) / 64 on both sides of u, along
     a random direction in units of u. At a smooth point they differ by a small share of the change. A jump of F is a
     kink of the score, such as |u|: the difference is the same at both distances. A bend of F, such as relu in a
-    residual, is a change of its slope; it is a kink only if `bends`. Other values of F at the same u show random
-    numbers. A kink is seen if u is on it, or nearly so. Jumps and random numbers explain every other failure, so they
-    replace its status.
+    residual, is a change of its slope; it is a kink only if `bends`. A slope that is the same on both sides, and not
+    that of J, shows a derivative that is cut off or wrong; 16 bits do not resolve it. Other values of F at the same u
+    show random numbers. A kink is seen if u is on it, or nearly so. Jumps and random numbers explain every other
+    failure, so they replace its status.
     """
     xp, u = array_namespace(here.u), here.u
     h = eps(xp, u.dtype) ** 0.5
@@ -47,9 +50,13 @@ def check_smoothness(status: Array, F: Optimality, J: Operator, Fu: Array, here:
     right, left = (_change(F, again, p, Jp, here) for p, Jp in ((step, linear), (-step, -linear)))
     size = max_abs(linear)[..., None]
     kink = _jumps(right, size) | _jumps(left, size)
+    converged = without_approximate(status) == int(Status.CONVERGED)
+    bent = converged & _bends(right, left, size)
+    if h < 1e-2:
+        wrong = converged & ~(kink | bent) & _mismatches(right, left, linear, max(MISMATCH, 4 * CLOSER * h) * size)
+        status = xp.where(wrong, full(status, int(Status.WRONG_DERIVATIVE)), status)
     if bends:
-        converged = without_approximate(status) == int(Status.CONVERGED)
-        kink = kink | (converged & _bends(right, left, size))
+        kink = kink | bent
     rounding = 64 * eps(xp, u.dtype) * xp.maximum(max_abs(again), max_abs(right.far))
     random = max_abs(again - Fu) > rounding
     status = xp.where(kink, full(status, int(Status.KINK)), status)
@@ -71,6 +78,24 @@ def _bends(right: Change, left: Change, size: Array) -> Array:
     return _repeats(right.far + left.far, CLOSER * (right.close + left.close), BEND * size)
 
 
+def _mismatches(right: Change, left: Change, linear: Array, least: Array) -> Array:
+    """Return whether the slope of an entry differs from that of J, on both sides and at both distances; shape batch.
+
+    F itself must change linearly between the distances. Where rounding hides its change, nothing can be said.
+    """
+    far, close = 0.5 * (right.far - left.far), 0.5 * CLOSER * (right.close - left.close)
+    return _any_entry(_agrees(far, close, least) & _agrees(far + linear, close + linear, 0.0 * linear))
+
+
 def _repeats(far: Array, close: Array, least: Array) -> Array:
+    return _any_entry(_agrees(far, close, least))
+
+
+def _agrees(far: Array, close: Array, least: Array) -> Array:
     xp = array_namespace(far)
-    return xp.any((xp.abs(far) > least) & (xp.abs(far - close) <= xp.abs(far) / 8), axis=-1)  # type: ignore[no-any-return]
+    return (xp.abs(far) > least) & (xp.abs(far - close) <= xp.abs(far) / 8)  # type: ignore[no-any-return]
+
+
+def _any_entry(holds: Array) -> Array:
+    """Return whether one holds for an entry of each problem, (*batch, n) -> batch."""
+    return array_namespace(holds).any(holds, axis=-1)  # type: ignore[no-any-return]

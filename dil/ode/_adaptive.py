@@ -24,9 +24,17 @@ class Control:
     """
 
     rtol: float
-    atol: float
+    atol: float | None
+    """None: 1e-3 rtol times the largest value that each entry has had, and 4 eps times the largest of all."""
     first_step: float | None
     max_steps: int
+
+    def allowed(self, y: Array, largest: Array) -> Array:
+        """Return the error that each entry of y may have; never zero. `largest` are the largest values so far."""
+        if self.atol is not None:
+            return self.atol + self.rtol * y
+        noise = 4 * eps(array_namespace(y), y.dtype) * max_abs(largest)[..., None]
+        return nonzero_or_one(self.rtol * (y + 1e-3 * largest) + noise)
 
 
 class Mesh(NamedTuple):
@@ -55,6 +63,8 @@ class Search(NamedTuple):
     slope: Array
     memory: Arrays
     mesh: Mesh
+    largest: Array
+    """The largest |y| so far, entry by entry."""
     was_taken: Array
     """Whether the last attempt was taken. After a rejected one the step does not grow."""
     active: Array
@@ -81,7 +91,7 @@ def find_mesh(
     zeros, zero = full(start, 0.0, shape=(control.max_steps,)), full(y[..., 0], 0.0)
     mesh = Mesh(zeros + end, zeros, full(start, 0.0), full(start, 0.0), zero, zero + float("inf"), zero, zero)
     active = end > start
-    state = Search(start, h, y, slope, first.begin(stages((slope,)), (y,), start), mesh, active, active)
+    state = Search(start, h, y, slope, first.begin(stages((slope,)), (y,), start), mesh, abs(y), active, active)
     attempt = _Attempt(stages, control, end)
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
@@ -97,7 +107,7 @@ def find_mesh(
 def _first_step(control: Control, y: Array, slope: Array, span: Array) -> Array:
     """Return 0.01 |y| / |dy/dt|, at most the span. The norms are relative to the error allowed."""
     xp = array_namespace(y)
-    scale = control.atol + control.rtol * xp.abs(y)
+    scale = control.allowed(xp.abs(y), xp.abs(y))
     size, speed = xp.max(nonzero_max_abs(y / scale)), xp.max(max_abs(slope / scale))
     h = 0.01 * size / nonzero_or_one(speed)
     h = xp.where((size > 1e-5) & (speed > 1e-5) & xp.isfinite(h), h, 1e-6 * span)
@@ -122,7 +132,8 @@ class _Attempt:
         assert new.error is not None
         (y,), (stage_status, iterations, linear) = new.y, stages.outcome
         larger = xp.where(abs(y) > abs(s.y), abs(y), abs(s.y))
-        scaled = new.error()[0] / (control.atol + control.rtol * larger)
+        largest = xp.where(abs(larger) > s.largest, abs(larger), s.largest)
+        scaled = new.error()[0] / control.allowed(abs(larger), largest)
         error = xp.sqrt(xp.mean(scaled * scaled, axis=-1))
         solved = stage_status == 0
         allowed = solved & (error <= 1)  # False for NaN
@@ -154,6 +165,7 @@ class _Attempt:
             xp.where(taken, stages.last[0], s.slope),
             tuple(xp.where(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
             mesh,
+            xp.where(taken, largest, s.largest),
             taken,
             active,
         )

@@ -73,7 +73,8 @@ def odeint(
     rtol, atol : float, optional
         If one is given, the step size adapts: the error of a step is kept within rtol |y| + atol, in the root mean
         square over the state of a problem. The problems of a batch share their steps and `max_steps`. If only one is
-        given, the other is rtol=1e-6 or atol=1e-3 rtol.
+        given, the other is rtol=1e-6, or an atol in units of y: 1e-3 rtol times the largest value that an entry has
+        had, and 4 eps times the largest value of all.
     first_step : float, optional
         The first step size to try, if steps adapt.
     max_steps : int

@@ -92,10 +92,9 @@ class Options:
 
     @property
     def control(self) -> Control:
-        """The options of adaptive steps. The default rtol is 1e-6; the default atol is 1e-3 rtol."""
+        """The options of adaptive steps. The default rtol is 1e-6."""
         rtol = 1e-6 if self.rtol is None else self.rtol
-        atol = 1e-3 * rtol if self.atol is None else self.atol
-        return Control(rtol, atol, self.first_step, self.max_steps)
+        return Control(rtol, self.atol, self.first_step, self.max_steps)
 
     @property
     def scheme(self) -> Method:

@@ -123,7 +123,7 @@ class Newton:
             return s.slope / nonzero_or_one(slope)
 
         last, extra = iterate_watched(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
-        ended = ~(last.singular | last.broken)
+        ended = ~last.broken
         solved = solved_or_rounded(started, last.u, last.solved, ended)
         # a linear solve in one norm can miss an entry whose unit is small
         verdict = judge(started, last.u, solved, ~(solved | last.broken))

@@ -13,10 +13,20 @@ from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import BackendInfo
 from dil._frameworks.reports import eager_reports
 from dil_backends._tape import is_box
-from dil_backends._taped import adopt, assert_constant, children, constant, dense_solves, implicit, value_type, vjp
+from dil_backends._taped import (
+    adopt,
+    assert_constant,
+    children,
+    compiler,
+    constant,
+    dense_solves,
+    implicit,
+    value_type,
+    vjp,
+)
 from dil_backends.numpy import guard, linear_solve, quiet
 
-__all__ = ["adopt", "assert_constant", "children", "constant", "guard", "implicit", "linear_solve", "vjp"]
+__all__ = ["adopt", "assert_constant", "children", "compiler", "constant", "guard", "implicit", "linear_solve", "vjp"]
 
 NATIVE = "array_api_strict"
 DEVICES = {name: xp.Device(name) for name in ("CPU_DEVICE", "device1", "device2")}
