@@ -167,7 +167,9 @@ def test_a_captured_parameter_is_refused(engine, way):
 def test_a_long_step_fails_with_its_time():
     with pytest.raises(dil.ConvergenceError, match=r"odeint of '<lambda>': .* step 1, from t = 0 by h = 0.5. Shorter"):
         odeint(lambda t, y: y * y, np.asarray(1.0), [0.0, 0.5], on_failure="raise")
-    with pytest.raises(dil.ConvergenceError, match=r"step \d+, from t = 0\.\d+( by h = \S+)?\. Steps became as short as r"):
+    with pytest.raises(
+        dil.ConvergenceError, match=r"step \d+, from t = 0\.\d+( by h = \S+)?\. Steps became as short as r"
+    ):
         odeint(lambda t, y: y * y, np.asarray(1.0), [0.0, 2.0], rtol=0.5, on_failure="raise")
     with pytest.raises(dil.ConvergenceError, match=r"MAX_ITER.* or max_steps= was reached: raise it"):
         odeint(decay, np.asarray(1.0), [0.0, 2.0], (np.asarray(1.0),), rtol=1e-6, max_steps=3, on_failure="raise")

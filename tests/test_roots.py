@@ -259,6 +259,23 @@ def test_a_derivative_of_a_value_that_is_rounding_at_a_minimiser_of_zero(unit):
     assert np.all(np.abs(g) <= 1e-14 * unit)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize(("off", "told"), [((0.0, 0.0), False), ((0.1, 0.0), True), ((0.0, 0.1), True)])
+def test_the_value_of_a_lasso_has_a_derivative_at_its_kinks(unit, off, told):
+    """The second entry is on its kink; only an error of the solver is told."""
+
+    def score(u, t):
+        return 0.5 * np.sum((u - t) ** 2) + unit * np.sum(np.abs(u))
+
+    t = unit * np.asarray([2.0, 0.5])
+    value = dil.value(score, lambda f, i, t: unit * (np.asarray([1.0, 0.0]) + off), on_failure="ignore")
+    with dil.record() as record:
+        (g,) = dil.vjp(value, t)[1](np.asarray(1.0))
+    assert (Status(int(record.backward[0].status)) is Status.NOT_STATIONARY) == told
+    if not told:
+        np.testing.assert_allclose(g, unit * np.asarray([1.0, 0.5]))
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
 def test_a_maximum_is_told_in_the_derivative_of_a_value_in_any_unit_of_the_score(scale):
     value = dil.value(lambda u, t: scale * np.sum(t**2 - (u - t) ** 2), lambda f, i, t: 1.0 * t, on_failure="ignore")

@@ -130,6 +130,7 @@ def soft_threshold(f, init, t):
 def test_a_report_finds_a_kink(plain, t, status):
     report = dil.argmin(lasso, soft_threshold).report(plain.asarray(t))
     assert Status(int(report.backward.status)).name == status
+    assert np.isinf(float(report.backward.bound)) == (status == "KINK")
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, full
+from dil._base.arrays import array_namespace, device, eps, full
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale, scale_of
 from dil._base.status import Status
@@ -13,6 +13,7 @@ from dil._base.typing import Array, Arrays
 from dil._diagnostics.curvature import PRODUCTS, has_negative_curvature
 from dil._diagnostics.newton_comparison import ACCEPTED_CHANGE, Point, relative_change
 from dil._diagnostics.stationarity import relative_step, tolerance
+from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality
 from dil._problem.terms import within_rounding_of_terms
@@ -32,8 +33,9 @@ def check_envelope(F: Optimality, score: Callable[..., Arrays], u: Array, floats
 
     One product with the Hessian along F estimates the step to the minimum. If it is not small, a Newton step is made
     by at most 8 steps of conjugate gradients in units of u, and the derivative of the score in its arguments must
-    change by at most 1 percent. Up to 8 more products look for a negative eigenvalue. Nothing depends on the units of
-    u, of the score and of the arguments.
+    change by at most 1 percent. Entries of u on a kink of the score, between a falling and a rising side, are at their
+    minimum: see `off_kinks`. Up to 8 more products look for a negative eigenvalue. Nothing depends on the units of u,
+    of the score and of the arguments.
     """
     backend, xp = F.problem.backend, array_namespace(u)
     (Fu,), pull = backend.vjp(lambda w: F(w, *floats), u)
@@ -46,13 +48,15 @@ def check_envelope(F: Optimality, score: Callable[..., Arrays], u: Array, floats
         return (score(u, *floats)[0][..., None],)
 
     def measured(status: Array) -> Array:
+        left = off_kinks(F, H, Fu, u, floats, scale)
         scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
-        step = scale * CG(max_iter=PRODUCTS)(scaled, scale * Fu, loop=backend.loops.while_loop).value
+        step = scale * CG(max_iter=PRODUCTS)(scaled, scale * left, loop=backend.loops.while_loop).value
         ones = full(u[..., :1], 1.0)
         here = Point(u, ones, floats, ones)
         change = relative_change(values, F.problem, here, here._replace(u=u - step))
         failure = full(status, int(Status.NOT_STATIONARY))
-        good = (change <= ACCEPTED_CHANGE) | within_rounding_of_terms(F, H, Fu, u, floats)
+        good = (change <= ACCEPTED_CHANGE) | (relative_step(F, H, left, scale) <= tolerance(u))
+        good = good | within_rounding_of_terms(F, H, Fu, u, floats)
         return xp.where(suspect & ~good, failure, status)  # type: ignore[no-any-return]
 
     finite = xp.all(xp.isfinite(Fu), axis=-1)
@@ -61,3 +65,16 @@ def check_envelope(F: Optimality, score: Callable[..., Arrays], u: Array, floats
     status = backend.loops.run_if(xp.any(suspect), measured, status)
     maximum = (status == int(Status.CONVERGED)) & has_negative_curvature(H, u, backend)
     return EnvelopeCheck(xp.where(maximum, full(status, int(Status.NOT_MINIMUM)), status), far)
+
+
+def off_kinks(F: Optimality, H: Operator, Fu: Array, u: Array, floats: Arrays, scale: Array) -> Array:
+    """Return F(u), with zero for the entries that jump from negative to positive at u, in the direction of u.
+
+    F is compared at eps ** (1/2) of u on both sides. A jump is a change that H explains by less than a half.
+    """
+    xp = array_namespace(u)
+    step = eps(xp, u.dtype) ** 0.5 * scale * standard_normal(F.problem.backend, u, 1, 0)[0, ...]
+    (ahead,), (behind,) = F(u + step, *floats), F(u - step, *floats)
+    between = (ahead * step > 0) & (behind * step < 0)
+    jump = xp.abs(ahead - behind) > 4.0 * xp.abs(H(step))
+    return xp.where(between & jump, full(Fu, 0.0), Fu)  # type: ignore[no-any-return]

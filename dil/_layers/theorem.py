@@ -94,6 +94,11 @@ class ImplicitRule:
             status = self.smooth(status, F, A.T if A.transposed else A, Fu, here)
             if recording():
                 found = error_bound(F, A, b, Fu, here)
+                holds = status < int(
+                    Status.KINK
+                )  # later statuses say that J is not the derivative of F, or none exists
+                bound = array_namespace(b).where(holds, found.bound, full(found.bound, float("inf")))
+                found = found._replace(bound=bound)
                 counts = {"iterations": solution.iterations, "residual": solution.residual}
                 add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
             return self.policy.apply(backend, "backward solve", status, solution.value)
