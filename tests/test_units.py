@@ -252,9 +252,11 @@ def test_a_small_error_of_the_unknown_is_a_large_one_of_a_difference(make, way, 
 
 
 @pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
-def test_the_default_accuracy_of_odeint_has_the_units_of_the_state(plain, unit):
+def test_the_default_accuracy_of_odeint_has_the_units_of_the_state(eager, unit):
     """Two states of different units, one of which starts at zero."""
-    D = plain.asarray([unit, 1e3 * unit])
+    if "strict" in eager.name:
+        pytest.skip("array_api_strict is slow")
+    D = eager.asarray([unit, 1e3 * unit])
 
     def field(t, y):
         xp = array_namespace(y)
@@ -262,10 +264,9 @@ def test_the_default_accuracy_of_odeint_has_the_units_of_the_state(plain, unit):
         x, v = u[..., 0], u[..., 1]
         return D * xp.stack([v, -x - 0.3 * v * x**2], axis=-1)
 
-    y0 = plain.asarray([unit, 0.0])
-    found = dil.ode.odeint(field, y0, [0.0, 2.0], method="sdirk3", rtol=1e-6, max_steps=400)
+    found = dil.ode.odeint(field, eager.asarray([unit, 0.0]), [0.0, 2.0], method="sdirk3", rtol=1e-5, max_steps=400)
     right = [-0.32413885, -0.88159855]
-    np.testing.assert_allclose(plain.to_numpy(found[-1, ...] / D), right, rtol=1e-4)
+    np.testing.assert_allclose(eager.to_numpy(found[-1, ...] / D), right, rtol=1e-4)
 
 
 @pytest.mark.parametrize("solver", MINIMISERS, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'equations', '')}")

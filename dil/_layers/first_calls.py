@@ -31,7 +31,7 @@ class FirstCalls:
     def add(self, problem: Problem, y: Array) -> None:
         """Remember that such a call has passed, if the function can be remembered."""
         with suppress(TypeError):
-            self._passed[_owner(problem)].add(_key(problem, y))
+            self._passed.setdefault(_owner(problem), set()).add(_key(problem, y))
 
 
 def is_readable(backend: Backend, x: Array) -> bool:

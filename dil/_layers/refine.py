@@ -58,12 +58,12 @@ def _step(
     open_ = (status != int(Status.CONVERGED)) & (solved == int(Status.CONVERGED))
 
     def look(status: Array) -> Array:
-        F, floats = problem.optimality(arrays)
-        found = open_ & (short | within_rounding_of_terms(F, J, Fu, u, floats))
+        condition, floats = problem.optimality(arrays)
+        settled = open_ & (short | within_rounding_of_terms(condition, J, Fu, u, floats))
         if problem.symmetric:
-            found = found & ~has_negative_curvature(J, u, problem.backend)
-        settled: Array = xp.where(found, full(status, int(Status.CONVERGED)), status)
-        return settled
+            # J is that before the step, which is short where the problem is settled
+            settled = settled & ~has_negative_curvature(J, u, problem.backend)
+        return xp.where(settled, full(status, int(Status.CONVERGED)), status)  # type: ignore[no-any-return]
 
     return u, loops.run_if(xp.any(open_), look, status)
 

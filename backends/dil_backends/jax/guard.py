@@ -80,7 +80,7 @@ def report(collector: Collector | Kept | None, listener: Callable[[], None]) -> 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
     """Return fn, which raises the `ConvergenceError` of a callback in the place of JAX's own error.
 
-    A call in which a callback was traced waits for its results.
+    A call in which a callback was traced waits for its results. `exact` changes nothing on JAX.
     """
     # no nested function: a warning of dil points to the first frame that is not dil's own
     return partial(_guarded, fn)
