@@ -41,13 +41,21 @@ def pytest_collection_modifyitems(items):
     known = {item.nodeid for item in items}
     for item in items:
         names = (item.nodeid.replace(f"[{a}{end}", f"[{b}{end}") for a, b in COVERED for end in "]-")
-        if any(name in known - {item.nodeid} for name in names):
+        if any(name in known - {item.nodeid} for name in names) or any(part in item.nodeid for part in LONG_COMPILES):
             item.add_marker(pytest.mark.slow)
 
 
 COVERED = (("jax", "jax:jit"), ("array_api_strict", "strict:device"))
 """Engines, each with one that does all that it does: JAX compiles the same anew without `jit`, and the strict arrays on
 their second device also refuse to leave it."""
+LONG_COMPILES = (
+    "test_a_layer_in_the_score_of_a_layer[jax]",
+    "test_a_failed_check_says_why[jax-kink]",
+    "test_units_of_a_gradient[jax-argmin]",
+    "test_pushforward_of_the_theorem[jax]",
+    "test_second_derivatives[jax-kepler]",
+)
+"""Tests in which JAX compiles for half a minute. Others show the same on JAX, or these do on another backend."""
 
 
 @pytest.fixture(scope="session", params=engines(), ids=lambda e: e.name)
