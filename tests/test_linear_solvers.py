@@ -292,6 +292,16 @@ def test_auto_finds_the_shortest_solution_of_a_singular_system(eager, kind, unit
         assert handle.to_numpy(found.extra["indefinite"]).tolist() == (eigenvalues[:, 0] < -1e-3).tolist()
 
 
+@pytest.mark.parametrize("condition", [1e9, 1e10, 1e11])
+def test_a_system_that_is_right_to_many_digits_is_not_called_singular(condition):
+    """No scaling of its rows makes it better."""
+    Q = orthogonal(2, np.random.default_rng(1))
+    H = (Q * np.asarray([1.0, 1.0 / condition])) @ Q.T
+    found = Auto()(Operator(lambda p: H @ p, symmetric=True), Q[:, 1])
+    assert name_of(found.status) == "CONVERGED"
+    np.testing.assert_allclose(found.value, condition * Q[:, 1], rtol=4 * condition * np.finfo(float).eps)
+
+
 def test_auto_keeps_a_doubtful_eigenvalue_that_the_right_hand_side_needs():
     """Its eigenvalue is 2.5e-12 of the largest: above eps ** (3/4), 1.8e-12, and below eps ** (2/3), 3.7e-11."""
     Q = orthogonal(6, np.random.default_rng(0))

@@ -35,10 +35,10 @@ class Direct:
 
     The rows and columns of A are scaled first, so that the units of the unknowns and of the equations have no effect.
     What follows holds for the scaled system. A problem counts as solved under two conditions. Its residual is at the
-    level of rounding, ||b - A x|| <= 16 eps sqrt(n) (||A|| ||x|| + ||b||). Its condition number is below eps ** (-2/3),
-    2.7e10 in float64 and 4.1e4 in float32. The condition number is estimated from below, with b and a random right-hand
-    side. Any other problem with finite data ends SINGULAR. Entries of its solution that are not finite are replaced by
-    zero. Norms are maximum norms.
+    level of rounding, ||b - A x|| <= 16 eps sqrt(n) (||A|| ||x|| + ||b||). Its condition number is below the larger of
+    5e-5 / eps and eps ** (-2/3): 2.3e11 in float64 and 4.1e4 in float32. The condition number is estimated from below,
+    with b and a random right-hand side. Any other problem with finite data ends SINGULAR. Entries of its solution that
+    are not finite are replaced by zero. Norms are maximum norms.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def solve_dense(
     x, residual = last.x, last.size
     condition = norm_A * _max_abs(_max_abs(x[..., :2], -2), -1)
     accurate = residual <= rounding_bound(x)
-    solved = zero | (accurate & (condition < machine_eps ** (-2 / 3)))
+    solved = zero | (accurate & (condition < max(5e-5 / machine_eps, machine_eps ** (-2 / 3))))
     count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
     value, fits = _multiply(x[..., 0] * columns * scaled_size, unit, unit_A)
     finite = xp.isfinite(size) & xp.isfinite(norm_A) & (zero | ~solved | xp.all(fits, axis=-1))
