@@ -27,6 +27,8 @@ def check_curvature(status: Array, A: Operator, b: Array, solution: Solution, ba
         if not A.symmetric or extra.get("approximate", False):
             return status
         indefinite = has_negative_curvature(A, b, backend)
+    if backend.loops.number(indefinite) is False:
+        return status
     marked: Array = array_namespace(status).where(
         indefinite & (status == int(Status.CONVERGED)), full(status, int(Status.NOT_MINIMUM)), status
     )

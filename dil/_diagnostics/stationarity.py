@@ -101,19 +101,47 @@ def is_near(solve: DerivativeSolve) -> Array:
     The step that this curvature predicts must be within eps ** (3/4), relative to u, and the error of the loss that F
     predicts within eps ** (1/2).
     """
-    b, g, scale, probes = solve.b, solve.here.g, nonzero_scale(solve.here.scale), solved_probes(solve)
-    xp, small = array_namespace(b), min(float(eps(array_namespace(b), b.dtype) ** 0.75), 1e-3)
-    if probes is not None and gives_step(solve.A):
+    b, probes = solve.b, solved_probes(solve)
+    if probes is None:
+        return is_near_along(solve)
+    xp, scale = array_namespace(b), nonzero_scale(solve.here.scale)
+    small = least_step(b)
+    if gives_step(solve.A):
         near: Array = xp.all(xp.abs(probes[0]) <= small * scale, axis=-1)
-    elif probes is not None:
-        near = (abs(inner(probes[0], solve.Fu)) <= small) & (abs(inner(probes[1], solve.Fu)) <= small)
-    else:
-        top_b, top_g = nonzero_max_abs(b), nonzero_max_abs(g)
-        unit_b, unit_g = b / top_b, g / top_g
-        length = norm(solve.Fu) * dot(unit_g, unit_g) * (top_g / top_b)
-        near = (length <= abs(dot(unit_g, unit_b)) * small * norm(scale))[..., 0]
-        near = near & loss_is_near(solve, eps(xp, b.dtype) ** 0.5)
-    return near
+        return near
+    return (abs(inner(probes[0], solve.Fu)) <= small) & (abs(inner(probes[1], solve.Fu)) <= small)
+
+
+def is_near_along(solve: DerivativeSolve) -> Array:
+    """Return whether the step that the curvature along g predicts is short, and the error of the loss small.
+
+    Neither changes if g, b, u and F get other units. So the vectors are scaled where their sums could underflow or
+    overflow, or cannot be read. Scalars that can be read are compared as Python numbers, which is faster for few
+    unknowns.
+    """
+    here, b, number = solve.here, solve.b, solve.F.problem.backend.loops.number
+    F, g, u, xp = solve.Fu, here.g, here.scale, array_namespace(b)
+    sums: Any = [number(x) for x in _sums(F, g, b, u)]
+    safe = float(xp.finfo(b.dtype).smallest_normal) / eps(xp, b.dtype)
+    if not all(isinstance(x, float) and safe < x < 1 / safe for x in sums):
+        top_g, top_b, top_u = nonzero_max_abs(g), nonzero_max_abs(b), nonzero_max_abs(u)
+        sums = _sums(F * (top_g / top_b) / top_u, g / top_g, b / top_b, u / top_u)
+    FF, gg, uu, gb, gF, bu = sums
+    near = FF**0.5 * gg <= abs(gb) * (least_step(b) * uu**0.5)
+    if solve.A.symmetric or solve.A.transposed:  # otherwise g is no cotangent, and F predicts no error of a loss
+        near = near & (gF <= eps(xp, b.dtype) ** 0.5 * bu)
+    return xp.asarray(near, device=device(b))  # type: ignore[no-any-return]
+
+
+def _sums(F: Array, g: Array, b: Array, u: Array) -> Arrays:
+    xp = array_namespace(b)
+    size_F, size_g, size_b = (xp.abs(x) for x in (F, g, b))
+    return (inner(F, F), inner(g, g), inner(u, u), inner(g, b), inner(size_g, size_F), inner(size_b, u))
+
+
+def least_step(b: Array) -> float:
+    """Return the largest relative step that is near without a doubt."""
+    return min(float(eps(array_namespace(b), b.dtype) ** 0.75), 1e-3)
 
 
 def has_no_size(solve: DerivativeSolve) -> Array:
@@ -123,15 +151,6 @@ def has_no_size(solve: DerivativeSolve) -> Array:
     if solve.F.problem.backend.loops.number(sizeless) is False:
         return sizeless
     return sizeless & xp.any(solve.Fu != 0, axis=-1)  # type: ignore[no-any-return]
-
-
-def loss_is_near(solve: DerivativeSolve, small: float) -> Array:
-    """Return whether the sum of |g F|, an error of the loss, is small beside the sum of |b u|, shape batch."""
-    xp, b, here = array_namespace(solve.b), solve.b, solve.here
-    if not (solve.A.symmetric or solve.A.transposed):
-        near: Array = xp.ones(b.shape[:-1], dtype=xp.bool, device=device(b))
-        return near  # g is no cotangent
-    return xp.sum(xp.abs(here.g * solve.Fu), axis=-1) <= small * xp.sum(xp.abs(b) * here.scale, axis=-1)  # type: ignore[no-any-return]
 
 
 def relative_step(F: Optimality, J: Operator, Fu: Array, scale: Array) -> Array:

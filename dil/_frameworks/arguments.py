@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import is_
 from typing import Any
 
 from dil._base.arrays import array_namespace, is_float
 from dil._base.errors import ShapeError
-from dil._base.tree import Structure
+from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
-from dil._frameworks.registry import adopted, leaves_of, owner
+from dil._frameworks.registry import OWNERS, adopted, leaves_of, owner
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class Arguments:
         return name_of(self.structure.paths[self.arrays[array]])
 
 
+NO_START = Arguments(flatten(((None,), {}), lambda _: None)[1], (None,), (), ())
+"""The start of a call that has none."""
+
+
 def split_arguments(
     args: Sequence[Tree], kwargs: Mapping[str, Tree], beside: Sequence[Any] = ()
 ) -> tuple[list[Any], Arguments]:
@@ -87,7 +92,10 @@ def split_arguments(
 
     A framework among the arguments, or among the arrays `beside` them, may adopt the arrays of another one.
     """
-    leaves, structure = leaves_of((tuple(args), dict(kwargs)))
+    if not kwargs and all(type(x) in OWNERS for x in args):
+        leaves, structure = list(args), _positional(len(args))
+    else:
+        leaves, structure = leaves_of((tuple(args), dict(kwargs)))
     leaves = adopted(leaves, beside)
     places = tuple(i for i, leaf in enumerate(leaves) if owner(leaf) is not None)
     arrays = [leaves[i] for i in places]
@@ -97,6 +105,12 @@ def split_arguments(
     floats = tuple(i for i, x in enumerate(arrays) if is_float(array_namespace(x), x.dtype))
     plain = not kwargs and len(args) == len(arrays) and all(map(is_, args, arrays))
     return arrays, Arguments(structure, tuple(statics), places, floats, plain)
+
+
+@cache
+def _positional(count: int) -> Structure:
+    """Return the structure of a call with `count` arrays as positional arguments."""
+    return flatten(((0.0,) * count, {}), lambda _: None)[1]
 
 
 def _cotangents_like(entry: Tree, like: Tree) -> list[Array]:

@@ -87,7 +87,7 @@ class Call:
         y, self.space = space_of(solution.value, self.condition.batch_ndim, what)
         self._check_solution(y, arrays, expected, what)
         y = array_namespace(y).asarray(self.backend.constant(y), copy=True)  # a solver may return one of its arguments
-        status = _with_finite(solution.status, y, what)
+        status = self._with_finite(solution.status, y, what)
         if self.refine:
             y, status = self._refined(y, arrays[:count], status, self._remembered(solution))
         return Run(y, solution._replace(status=status), start)
@@ -134,6 +134,23 @@ class Call:
             message = f"{what} is {self.space.describe()}, but init is {expected.describe()}; they must agree"
             raise ShapeError(message)
 
+    def _with_finite(self, status: Array | int | None, y: Array, what: str) -> Array:
+        """Return the statuses of a forward solve, NON_FINITE where y is not finite and no status says why."""
+        xp = array_namespace(y)
+        broken = ~(max_abs(y) < math.inf)  # for NaN too
+        if status is None or isinstance(status, int):
+            status = full(broken, int(status or 0), dtype=xp.int32)
+        if tuple(status.shape) != tuple(broken.shape):
+            message = (
+                f"{what} has status of shape {tuple(status.shape)}; expected {tuple(broken.shape)}, one per problem"
+            )
+            raise ShapeError(message)
+        if self.backend.loops.number(broken) is False:
+            return status
+        said = (status >= int(EXPLAINS_NON_FINITE)) | (status == int(Status.FAILED))
+        marked: Array = xp.where(broken & ~said, full(status, int(Status.NON_FINITE)), status)
+        return marked
+
     def refuse_captured(self, y: Array, arrays: list[Array]) -> None:
         """Raise if the score depends on an array that is being differentiated but was not passed as an argument.
 
@@ -160,20 +177,6 @@ class Call:
             f"no gradient; pass it as an argument, or detach it"
         )
         backend.assert_constant(value, message)
-
-
-def _with_finite(status: Array | int | None, y: Array, what: str) -> Array:
-    """Return the statuses of a forward solve, NON_FINITE where the solution is not finite and no status says why."""
-    xp = array_namespace(y)
-    broken = ~(max_abs(y) < math.inf)  # for NaN too
-    if status is None or isinstance(status, int):
-        status = full(broken, int(status or 0), dtype=xp.int32)
-    if tuple(status.shape) != tuple(broken.shape):
-        message = f"{what} has status of shape {tuple(status.shape)}; expected {tuple(broken.shape)}, one per problem"
-        raise ShapeError(message)
-    said = (status >= int(EXPLAINS_NON_FINITE)) | (status == int(Status.FAILED))
-    marked: Array = xp.where(broken & ~said, full(status, int(Status.NON_FINITE)), status)
-    return marked
 
 
 def _copy(tree: Tree) -> Tree:

@@ -13,7 +13,7 @@ from dil._base.options import is_integer
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
 from dil._diagnostics.failure_policy import Policy
-from dil._frameworks.arguments import Arguments, split_arguments
+from dil._frameworks.arguments import NO_START, Arguments, split_arguments
 from dil._frameworks.registry import common_owner, guarded, leaves_of, loaded
 from dil._layers.call import Call, Solver
 from dil._layers.independence import check_independence
@@ -127,8 +127,8 @@ class Layer:
     def begin(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Call, list[Array]]:
         """Return one call before it runs, and its arrays: those of the arguments, then those of the start."""
         init = self.init if init is None else init
-        arrays, arguments = split_arguments(args, kwargs, () if callable(init) else leaves_of(init)[0])
-        starts, start = split_arguments((init,), {}, arrays)
+        arrays, arguments = split_arguments(args, kwargs, () if init is None or callable(init) else leaves_of(init)[0])
+        starts, start = ([], NO_START) if init is None else split_arguments((init,), {}, arrays)
         names = [arguments.name(i) for i in range(len(arrays))] + ["init"] * len(starts)
         backend = common_owner([*arrays, *starts], names, self.policy.layer)
         _check_dtypes(arrays, arguments)
