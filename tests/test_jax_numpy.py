@@ -8,6 +8,7 @@ import pytest
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 
 import jax.numpy as jnp  # noqa: E402
+from jax.test_util import check_grads  # noqa: E402
 
 import dil  # noqa: E402
 from dil.solvers import LBFGS, Newton  # noqa: E402
@@ -81,6 +82,55 @@ def test_integers_and_masks_of_numpy():
     layer = dil.argmin(lambda u, t, k, m: jnp.sum(m * (u - k * t) ** 2), lambda f, init, t, k, m: k * t)
     y = layer(jnp.asarray([1.0, 2.0]), np.asarray([2, 3]), np.asarray([True, True]))
     np.testing.assert_allclose(y, [2.0, 6.0])
+
+
+def smooth(u, t):
+    return jnp.sum((u - t) ** 2) + jax.nn.logsumexp(u)
+
+
+def root_of(u, t):
+    return jnp.tanh(u) + 2.0 * u - t
+
+
+NUMPY_ALONE = [
+    lambda t: dil.argmin(smooth, LBFGS(), init=lambda t: 0.0 * t)(t),
+    lambda t: dil.argmin(smooth, LBFGS(), init=lambda t: jnp.zeros(3))(t),
+    lambda t: dil.argmin(lambda u, d: smooth(u, d["t"]), Newton(), init=lambda d: 0.0 * d["t"])({"t": t}),
+    lambda t: dil.root(root_of, Newton(), init=np.zeros(3))(t),
+    lambda t: dil.value(smooth, Newton(), init=lambda t: 0.0 * t)(t),
+    lambda t: dil.ode.odeint(lambda s, y, a: jnp.sin(a * y), t, [0.0, 0.3], args=(t,), method="trapezoid", steps=5),
+]
+
+
+@pytest.mark.parametrize("call", NUMPY_ALONE)
+def test_arrays_of_numpy_alone_beside_a_function_of_jax(call):
+    t = np.asarray([0.5, 1.0, -1.0])
+    found, expected = call(t), call(jnp.asarray(t))
+    assert isinstance(found, jax.Array)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_check_grads_of_jax():
+    layer = dil.argmin(smooth, Newton(), init=lambda t: 0.0 * t)
+    check_grads(layer, (jnp.asarray([0.5, 1.0, -1.0]),), order=1)
+
+
+def test_an_error_of_the_function_is_told_as_it_is():
+    layer = dil.argmin(lambda u, t: jnp.sum(u + t + unknown), Newton(), init=lambda t: 0.0 * t)  # noqa: F821
+    with pytest.raises(NameError, match="unknown"):
+        layer(np.ones(2))
+    layer = dil.argmin(lambda u, t: np.sum(u.mistake), Newton(), init=lambda t: 0.0 * t)
+    with pytest.raises(AttributeError, match="mistake"):
+        layer(np.ones(2))
+
+
+def test_derivatives_by_dil_at_arrays_of_numpy_alone():
+    layer, t = dil.argmin(smooth, Newton(), init=lambda t: 0.0 * t), np.asarray([0.5, 1.0, -1.0])
+    expected = jax.grad(lambda t: jnp.sum(layer(t)))(jnp.asarray(t))
+    np.testing.assert_allclose(dil.grad(lambda t: layer(t).sum())(t), expected, rtol=1e-12)
+    tangent = dil.jvp(lambda t: layer(t).sum(), (t,), (np.ones(3),))[1]
+    np.testing.assert_allclose(tangent, jnp.sum(expected), rtol=1e-12)
+    assert layer.report(t).ok
 
 
 class Parameter:

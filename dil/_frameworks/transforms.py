@@ -9,6 +9,7 @@ from dil._base.arrays import array_namespace, is_float
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
@@ -47,7 +48,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     >>> pull(np.asarray(1.0))
     (np.float64(3.0), np.float64(2.0))
     """
-    return guarded(_vjp, fn, args, exact=False)  # type: ignore[no-any-return]
+    return guarded(run_in_its_framework, lambda *args: _vjp(fn, args), fn, *args, exact=False)  # type: ignore[no-any-return]
 
 
 def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
@@ -89,13 +90,13 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
     >>> dil.jvp(lambda a: a**3, [np.asarray(2.0)], [np.asarray(1.0)])
     (np.float64(8.0), np.float64(12.0))
     """
-    return guarded(_jvp, fn, args, tangents, exact=False)  # type: ignore[no-any-return]
-
-
-def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]) -> tuple[Tree, Tree]:
     if not (isinstance(args, tuple | list) and isinstance(tangents, tuple | list)):
         message = f"jvp takes a tuple of arguments and one of tangents, jvp(f, (x,), (t,)); got {_describe(args)}"
         raise OptionError(message)
+    return guarded(run_in_its_framework, lambda *args: _jvp(fn, args, tangents), fn, *args, exact=False)  # type: ignore[no-any-return]
+
+
+def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]) -> tuple[Tree, Tree]:
     flat = Flat(fn, *split_arguments(tuple(args), {}))
     if len(tangents) != len(args):
         message = f"jvp got {len(args)} arguments and {len(tangents)} tangents; give one tangent (or None) for each"

@@ -13,6 +13,7 @@ from dil._base.options import is_integer
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
 from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import NO_START, Arguments, split_arguments
 from dil._frameworks.registry import common_owner, guarded, leaves_of, loaded
 from dil._layers.call import Call, Solver
@@ -57,7 +58,7 @@ class Layer:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
         """Return y, differentiable in every float array of the arguments, but not in `init`."""
-        return guarded(self._answer, args, kwargs, init)
+        return guarded(run_in_its_framework, self._answer, self.value_at_start, args, kwargs, init)
 
     def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
         call, arrays = self.begin(args, kwargs, init)
@@ -70,13 +71,19 @@ class Layer:
         check_independence(call, y, arrays)
         return call.problem().space.unravel(y)
 
+    def value_at_start(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
+        """Return the start of a call, and the value of the layer's function there, which is nothing without a start."""
+        init = self.init if init is None else init
+        start = init(*args, **kwargs) if callable(init) else init
+        return None if start is None else (start, self.condition(start, *args, **kwargs))
+
     def rule(self, call: Call) -> ImplicitRule:
         """Return the rule that differentiates the solution of one call with respect to its arrays."""
         return ImplicitRule(call.problem, self.linear_solver, self.policy, self.check_smoothness)
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
         """Return the `dil.Solution` of the solver. It has no derivative, and `on_failure` does not apply."""
-        return guarded(self._solution, args, kwargs, init)  # type: ignore[no-any-return]
+        return guarded(run_in_its_framework, self._solution, self.value_at_start, args, kwargs, init)  # type: ignore[no-any-return]
 
     def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
         call, arrays = self.begin(args, kwargs, init)

@@ -11,6 +11,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.envelope import check_envelope
 from dil._diagnostics.record import add_entry, recording
+from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.registry import guarded
 from dil._layers.argmin import argmin
@@ -88,7 +89,7 @@ class Value:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
         """Return v, one number per problem, differentiable in every float array of the arguments."""
-        return guarded(self._least, args, kwargs, init)  # type: ignore[no-any-return]
+        return guarded(run_in_its_framework, self._least, self.layer.value_at_start, args, kwargs, init)  # type: ignore[no-any-return]
 
     def _least(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Array:
         call, arrays = self.layer.begin(args, kwargs, init)

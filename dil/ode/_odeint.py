@@ -10,6 +10,7 @@ from dil._base.arrays import array_namespace, device, full
 from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import split_arguments
 from dil._frameworks.registry import adopted, adopted_tree, common_owner, guarded, leaves_of, owner
 from dil._layers.call import Solver
@@ -132,7 +133,11 @@ def odeint(
         batch_ndim=batch_ndim,
         on_failure=on_failure,
     )
-    return guarded(_odeint, func, y0, t, args, options)
+
+    def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Tree:
+        return _odeint(func, y0, t, args, options)
+
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, args)
 
 
 class Trajectory(NamedTuple):
@@ -191,7 +196,17 @@ def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = 
     if unknown:
         message = f"solve got unknown options {', '.join(unknown)}; expected those of dil.ode.odeint"
         raise OptionError(message)
-    return guarded(_solve, func, y0, t, args, Options(**options))  # type: ignore[no-any-return]
+    chosen = Options(**options)
+
+    def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Trajectory:
+        return _solve(func, y0, t, args, chosen)
+
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, args)  # type: ignore[no-any-return]
+
+
+def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
+    """Return the function of y0, t and args that is the first derivative of the state."""
+    return lambda y0, t, args: func(t[0], y0, *args)
 
 
 def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Tree:
