@@ -274,7 +274,7 @@ def test_causes_are_seen_in_every_basis(gradient, seed):
 def test_what_rounding_leaves_unsolved_is_no_solution():
     A, B = np.asarray([[1.0, 0.1], [0.0, 1.0]]), np.asarray([[0.0], [0.1]])
     with pytest.raises(dil.ConvergenceError, match="dare: forward solve: FAILED"):
-        dare(A, B, np.eye(2), 1e14 * np.eye(1))
+        dare(A, B, np.eye(2), 1e40 * np.eye(1))
 
 
 @pytest.mark.parametrize("unit", [1e-8, 1.0, 1e8])
@@ -367,3 +367,15 @@ def test_only_the_symmetric_part_counts(plain):
     skew = np.asarray([[0.0, 1.0, 2.0], [-1.0, 0.0, 3.0], [-2.0, -3.0, 0.0]])
     S, same = (plain.to_numpy(dare(*map(plain.asarray, (A, B, X, R)))) for X in (Q, Q + skew))
     np.testing.assert_allclose(same, S, rtol=1e-12)
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-9, 1e9, 1e12])
+def test_controls_may_have_any_unit(unit):
+    A, B, Q = np.asarray([[1.1, 0.3], [0.0, 0.7]]), np.asarray([[0.0, 0.2], [1.0, 0.1]]), np.eye(2)
+    expected, status = solve_one(A, B, Q, np.eye(2))
+    for units in ([unit, unit], [unit, 1.0], [unit, 1.0 / unit]):
+        S, status = solve_one(A, B * units, Q, np.diag(units) ** 2)
+        assert status == Status.CONVERGED
+        np.testing.assert_allclose(S, expected, rtol=1e-12)
+    S, status = solve_one(A, B, unit * Q, unit * np.eye(2))
+    np.testing.assert_allclose(S, unit * expected, rtol=1e-12)

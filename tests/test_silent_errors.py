@@ -295,3 +295,80 @@ def test_calls_on_jax_raise_the_exception_of_dil():
     for _ in range(2):  # the second call runs a program that was traced in the first
         with pytest.raises(dil.ConvergenceError, match="NOT_STATIONARY"):
             dil.grad(compiled)(x)
+
+
+# --- the value of a score, and differential equations ---
+
+
+@pytest.mark.parametrize("stiff", [1.0, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_a_stiff_direction_hides_no_soft_one_from_the_value(stiff, unit):
+    """The error of the soft unknown is 50 %, and its slope is below that of the stiff one."""
+    h = np.asarray([stiff, 1.0])
+
+    def score(u, t):
+        return np.sum(h * (u / [1.0, unit] - t) ** 2) / 2 + np.sum((u / [1.0, unit]) ** 2 * [0.0, 1.0]) / 2
+
+    def value(error):
+        solved = lambda f, i, t: np.asarray([t[0] * (1 + error / stiff), unit * t[1] / 2 * (1 + error / 2)])  # noqa: E731
+        return dil.value(score, solved, on_failure="raise")
+
+    np.testing.assert_allclose(dil.grad(value(0.0))(np.ones(2)), [0.0, 0.5], atol=1e-12)
+    with pytest.raises(dil.ConvergenceError, match="NOT_STATIONARY"):
+        dil.grad(value(1.0))(np.ones(2))
+
+
+def test_a_value_whose_score_is_cut_in_part(plain):
+    part_cut = dil.value(
+        lambda u, t: array_namespace(u).sum((u - t) ** 2 + dil.constant(u) * u), lambda f, i, t: 2 / 3 * t, init=None
+    )
+    if plain.backend == "jax":
+        pytest.skip("numbers of a traced call cannot be read")
+    layer = replace(part_cut.layer, policy=replace(part_cut.layer.policy, on_failure="raise"))
+    with pytest.raises(dil.ConvergenceError, match="WRONG_DERIVATIVE"):
+        plain.gradients(replace(part_cut, layer=layer), (np.asarray([1.0, 2.0]),), np.ones(()))
+
+
+def test_a_value_whose_score_is_random():
+    draw = np.random.default_rng(0)
+    v = dil.value(
+        lambda u, t: np.sum((u - t) ** 2) + np.sum(t * draw.uniform(size=2)),
+        lambda f, i, t: 1.0 * t,
+        on_failure="raise",
+    )
+    with pytest.raises(dil.ConvergenceError, match="RANDOM"):
+        dil.grad(v)(np.ones(2))
+
+
+def test_a_value_at_a_kink_has_a_derivative():
+    v = dil.value(lasso, soft_threshold, on_failure="raise")
+    np.testing.assert_allclose(dil.grad(v)(np.asarray([3.0, 0.5])), [1.0, 0.5])
+
+
+def test_another_solver_of_the_same_score_is_looked_at_anew():
+    def score(u, t):
+        return lasso(u, t)
+
+    dil.vjp(dil.argmin(score, soft_threshold, on_failure="raise"), np.asarray([2.0, 3.0]))[1](np.ones(2))
+    other = dil.argmin(score, lambda *args: soft_threshold(*args), on_failure="raise")
+    with pytest.raises(dil.ConvergenceError, match="KINK"):
+        dil.vjp(other, np.asarray([2.0, 0.0]))[1](np.ones(2))
+
+
+@pytest.mark.parametrize("method", ["implicit_euler", "trapezoid", "bdf2", "sdirk2", "sdirk3", "implicit_midpoint"])
+def test_coupled_rows_of_a_differential_equation_are_refused(method):
+    def field(t, y):
+        return -y + 2.0 * np.mean(y, axis=0) * np.tanh(y)
+
+    y0 = np.random.default_rng(0).standard_normal((6, 4))
+    with pytest.raises(dil.OptionError, match="batch_ndim=1 says that its problems are independent"):
+        dil.ode.odeint(field, y0, [0.0, 0.5], batch_ndim=1, method=method, steps=2)
+    dil.ode.odeint(field, y0, [0.0, 0.5], method=method, steps=2)
+
+
+def test_a_field_that_is_cut_in_part_is_told():
+    y = lambda k: dil.ode.odeint(  # noqa: E731
+        lambda t, y, k: -k * np.tanh(dil.constant(y)) - y, np.ones(2), [0.0, 0.5], (k,), on_failure="raise"
+    )
+    with pytest.raises(dil.ConvergenceError, match="WRONG_DERIVATIVE"):
+        dil.grad(lambda k: np.sum(y(k)))(np.asarray(1.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import dil
 from dil import Status
 from dil._base.operator import Operator
 from dil._base.scale import is_short
-from dil._diagnostics.stationarity import probes_of, relative_step
+from dil._diagnostics.stationarity import probes_of
 from dil.solvers import LBFGS, Anderson, FixedPoint, GradientDescent, Newton, SciPy, SciPyRoot
 
 H = np.asarray([[2.0, 0.3, -0.2], [0.3, 1.0, 0.1], [-0.2, 0.1, 1.5]])
@@ -306,16 +305,6 @@ def test_a_derivative_by_products_alone_is_judged_in_any_unit(mode, unit):
             else:
                 dil.vjp(layer, t)[1](np.ones(2))
         assert Status(int(record.backward[-1].status)) is status
-
-
-@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
-def test_the_step_along_f_is_relative_to_the_unknowns(unit):
-    """For a residual k (u - x) it is the distance to x over the length of u; a score has a unit for each unknown."""
-    u, away, k = unit * np.asarray([1.0, 2.0, 2.0]), unit * np.asarray([0.3, 0.6, -0.6]), 7.0
-    root, score = (SimpleNamespace(problem=SimpleNamespace(symmetric=s)) for s in (False, True))
-    np.testing.assert_allclose(relative_step(root, Operator(lambda p: k * p), k * away, u), 0.3, rtol=1e-14)
-    H, share = k / u**2, np.asarray([0.1, 0.2, -0.2])
-    np.testing.assert_allclose(relative_step(score, Operator(lambda p: H * p), H * share * u, u), 0.3, rtol=1e-14)
 
 
 def test_probes_of_the_newton_step_have_the_unit_of_one_over_each_unknown():

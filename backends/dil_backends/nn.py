@@ -195,7 +195,7 @@ class _BoundSolver:
     """The user's solver. It gets a score that already has its tensors, so `score_module` is no argument of it."""
 
     def __init__(self, solver: Callable[..., Any]) -> None:
-        self.solver = solver
+        self.solver = self.identity = solver
         self.__name__ = getattr(solver, "__name__", type(solver).__name__)
 
     def __call__(self, fun: Any, init: Tree, *args: Tree, score_module: dict[str, Tensor], **kwargs: Tree) -> Any:

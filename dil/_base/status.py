@@ -64,7 +64,10 @@ class Status(IntEnum):
         "the solver's point is not stationary (the gradient of the score, or the residual, is not small there), so the "
         "implicit gradient is that of another problem; run the forward solver to a tighter tolerance, or pass refine=2",
     )
-    FAILED = 7, "the solver itself reports that it failed; see the solution's extra for its own message"
+    FAILED = (
+        7,
+        "the solver itself reports that it failed; where it gives a message, the `extra` of `layer.solve` holds it",
+    )
     PRECONDITIONER = (
         8,
         "<r, M r> <= 0: the preconditioner is not positive definite; use one that is, such as "
@@ -128,8 +131,8 @@ class Status(IntEnum):
     WRONG_DERIVATIVE = (
         19,
         "the function changes along its unknown in another way than its derivative says: a part of the derivative is "
-        "cut off or wrong; look for detach, no_grad, stop_gradient, dil.constant and custom derivatives, or pass "
-        'check_smoothness="never" if that is meant',
+        "cut off or wrong; look for detach, no_grad, stop_gradient, dil.constant and custom derivatives; a layer "
+        'takes check_smoothness="never" if that is meant',
     )
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from dil._base.arrays import array_namespace, eps, full, nonzero_max_abs
 from dil._base.operator import Operator
 from dil._base.solution import Solution
@@ -54,8 +56,24 @@ def check_degenerate(status: Array, A: Operator, b: Array, backend: Backend) -> 
     return found
 
 
+class Curvature(NamedTuple):
+    """What products with a symmetric matrix say of its eigenvalues, shape batch."""
+
+    negative: Array
+    """Whether one is negative."""
+    least: Array
+    """The smallest one: exact up to 8 unknowns, else an upper bound of it."""
+    is_singular: Array
+    """Whether the smallest one is zero within rounding of the largest."""
+
+
 def has_negative_curvature(H: Operator, like: Array, backend: Backend) -> Array:
-    """Return whether a symmetric H has a negative eigenvalue that 8 steps of Lanczos' method find, shape batch.
+    """Return whether a symmetric H has a negative eigenvalue that 8 steps of Lanczos' method find, shape batch."""
+    return curvature(H, like, backend).negative
+
+
+def curvature(H: Operator, like: Array, backend: Backend) -> Curvature:
+    """Return what 8 steps of Lanczos' method find of a symmetric H.
 
     The start is a random vector. Up to 8 unknowns this finds every sign, and for more unknowns a negative eigenvalue
     of large magnitude.
@@ -65,4 +83,5 @@ def has_negative_curvature(H: Operator, like: Array, backend: Backend) -> Array:
     size = nonzero_max_abs(H(start))
     found = extremes(lambda p: H(p) / size, start, steps=PRODUCTS, loop=backend.loops.while_loop)
     largest = xp.where(found.highest > -found.lowest, found.highest, -found.lowest)
-    return found.lowest < -(eps(xp, like.dtype) ** 0.75) * largest  # type: ignore[no-any-return]
+    rounding = eps(xp, like.dtype) ** 0.75 * largest
+    return Curvature(found.lowest < -rounding, found.lowest * size[..., 0], found.lowest <= rounding)

@@ -57,7 +57,8 @@ def check_smoothness(status: Array, F: Optimality, J: Operator, Fu: Array, here:
         status = xp.where(wrong, full(status, int(Status.WRONG_DERIVATIVE)), status)
     if bends:
         kink = kink | bent
-    rounding = 64 * eps(xp, u.dtype) * xp.maximum(max_abs(again), max_abs(right.far))
+    # F may be evaluated in another order the second time, and its terms are as large as J u
+    rounding = 64 * eps(xp, u.dtype) * xp.maximum(max_abs(again), size[..., 0] / h)
     random = max_abs(again - Fu) > rounding
     status = xp.where(kink, full(status, int(Status.KINK)), status)
     return xp.where(random, full(status, int(Status.RANDOM)), status)  # type: ignore[no-any-return]

@@ -7,13 +7,10 @@ from typing import Any, NamedTuple
 from dil._base.arrays import (
     array_namespace,
     device,
-    dot,
     eps,
     full,
     inner,
     nonzero_max_abs,
-    nonzero_or_one,
-    norm,
 )
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
@@ -67,8 +64,7 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
     was cut.
     """
     backend, b, sizeless = solve.F.problem.backend, solve.b, has_no_size(solve)
-    xp, status, near = array_namespace(b), solve.solution.status, is_near(solve)
-    near = near if backend.loops.number(sizeless) is False else near & ~sizeless
+    xp, status, near = array_namespace(b), solve.solution.status, is_near(solve) & ~sizeless
     if status is None:
         status = xp.zeros(b.shape[:-1], dtype=xp.int32, device=device(b))
     if backend.loops.number(near) is True:
@@ -151,29 +147,6 @@ def has_no_size(solve: DerivativeSolve) -> Array:
     if solve.F.problem.backend.loops.number(sizeless) is False:
         return sizeless
     return sizeless & xp.any(solve.Fu != 0, axis=-1)  # type: ignore[no-any-return]
-
-
-def relative_step(F: Optimality, J: Operator, Fu: Array, scale: Array) -> Array:
-    """Return the length of the step to the solution relative to its scale, shape batch, by one product with J along F.
-
-    The step is ||F|| over the curvature along F. Each unknown of a score has its own scale.
-    """
-    xp, scale = array_namespace(scale), nonzero_scale(scale)
-    unit = scale if F.problem.symmetric else full(scale, 1.0)
-    scaled = Fu * unit
-    size = nonzero_max_abs(scaled)
-    f = scaled / size
-    Jf = unit * J(unit * f)
-    bend = abs(dot(f, Jf)) if F.problem.symmetric else norm(Jf) * norm(f) * norm(scale)
-    length = size * norm(f) * dot(f, f) / nonzero_or_one(bend)
-    length = xp.where(bend == 0, full(length, float("inf")), length)
-    zero = xp.all(Fu == 0, axis=-1, keepdims=True)
-    return xp.where(zero, full(length, 0.0), length)[..., 0]  # type: ignore[no-any-return]
-
-
-def tolerance(u: Array) -> float:
-    """Return the largest relative step that is near without a measurement."""
-    return min(float(eps(array_namespace(u), u.dtype) ** 0.25), 1e-3)
 
 
 def probes_of(A: Operator, Fu: Array, scale: Array, backend: Backend) -> Arrays:

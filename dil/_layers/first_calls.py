@@ -21,17 +21,20 @@ class FirstCalls:
     def __init__(self) -> None:
         self._passed: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
 
-    def are_new(self, problem: Problem, y: Array) -> bool:
-        """Return whether no such call has passed. It is always True for a function that cannot be remembered."""
+    def are_new(self, problem: Problem, y: Array, solver: object = None) -> bool:
+        """Return whether no such call has passed. It is always True for a function that cannot be remembered.
+
+        A check of the point, and not of the function alone, counts per solver.
+        """
         try:
-            return _key(problem, y) not in self._passed.setdefault(_owner(problem), set())
+            return _key(problem, y, solver) not in self._passed.setdefault(_owner(problem), set())
         except TypeError:  # an object without a hash or without weak references
             return True
 
-    def add(self, problem: Problem, y: Array) -> None:
+    def add(self, problem: Problem, y: Array, solver: object = None) -> None:
         """Remember that such a call has passed, if the function can be remembered."""
         with suppress(TypeError):
-            self._passed.setdefault(_owner(problem), set()).add(_key(problem, y))
+            self._passed.setdefault(_owner(problem), set()).add(_key(problem, y, solver))
 
 
 def is_readable(backend: Backend, x: Array) -> bool:
@@ -48,7 +51,14 @@ def _owner(problem: Problem) -> Callable[..., Any]:
     return getattr(fn, "identity", fn)
 
 
-def _key(problem: Problem, y: Array) -> Hashable:
+def _key(problem: Problem, y: Array, solver: object) -> Hashable:
     condition = problem.condition
     kind = getattr(condition, "kind", "score"), condition.batch_ndim
-    return kind, problem.space.shapes, str(y.dtype), getattr(condition.fn, "modes", None)
+    # a hash, because a solver may hold the function, which then would live forever
+    return (
+        kind,
+        problem.space.shapes,
+        str(y.dtype),
+        getattr(condition.fn, "modes", None),
+        hash(getattr(solver, "identity", solver)),
+    )

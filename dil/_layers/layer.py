@@ -58,7 +58,7 @@ class Layer:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
         """Return y, differentiable in every float array of the arguments, but not in `init`."""
-        return guarded(run_in_its_framework, self._answer, self.value_at_start, args, kwargs, init)
+        return guarded(run_in_its_framework, self._answer, partial(value_at_start, self), args, kwargs, init)
 
     def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
         call, arrays = self.begin(args, kwargs, init)
@@ -71,19 +71,13 @@ class Layer:
         check_independence(call, y, arrays)
         return call.problem().space.unravel(y)
 
-    def value_at_start(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
-        """Return the start of a call, and the value of the layer's function there, which is nothing without a start."""
-        init = self.init if init is None else init
-        start = init(*args, **kwargs) if callable(init) else init
-        return None if start is None else (start, self.condition(start, *args, **kwargs))
-
     def rule(self, call: Call) -> ImplicitRule:
         """Return the rule that differentiates the solution of one call with respect to its arrays."""
-        return ImplicitRule(call.problem, self.linear_solver, self.policy, self.check_smoothness)
+        return ImplicitRule(call.problem, self.linear_solver, self.policy, self.check_smoothness, self.solver)
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
         """Return the `dil.Solution` of the solver. It has no derivative, and `on_failure` does not apply."""
-        return guarded(run_in_its_framework, self._solution, self.value_at_start, args, kwargs, init)  # type: ignore[no-any-return]
+        return guarded(run_in_its_framework, self._solution, partial(value_at_start, self), args, kwargs, init)  # type: ignore[no-any-return]
 
     def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
         call, arrays = self.begin(args, kwargs, init)
@@ -143,6 +137,13 @@ class Layer:
             self.condition, self.solver, self.linear_solver, self.policy, self.refine, backend, arguments, start
         )
         return call, [*arrays, *(backend.constant(x) for x in starts)]
+
+
+def value_at_start(layer: Layer, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
+    """Return the start of a call, and the value of the layer's function there; None without a start."""
+    init = layer.init if init is None else init
+    start = init(*args, **kwargs) if callable(init) else init
+    return None if start is None else (start, layer.condition(start, *args, **kwargs))
 
 
 def _solution_of(call: Call, rule: ImplicitRule, *arrays: Array) -> Arrays:

@@ -53,6 +53,8 @@ class ImplicitRule:
     linear_solver: LinearSolver
     policy: Policy
     check_smoothness: CheckSmoothness = "never"
+    solver: object = None
+    """The forward solver. The first call with another one is checked anew."""
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return -g^T F_args for the arguments in `wrt`, where J^T g = v."""
@@ -108,17 +110,17 @@ class ImplicitRule:
         return LinearSystem(build, params, A, solve, constants)
 
     def smooth(self, status: Array, F: Optimality, J: Operator, Fu: Array, here: Point) -> Array:
-        """Return the statuses, with KINK or RANDOM where F is not smooth, if the layer or a record looks for that."""
+        """Return the statuses, with KINK, WRONG_DERIVATIVE or RANDOM, if the layer or a record looks for them."""
         backend, u = F.problem.backend, here.u
         if size(u.shape) == 0:
             return status
         if recording() or self.check_smoothness == "always":
             return check_smoothness(status, F, J, Fu, here)
-        if self.check_smoothness == "first" and SMOOTH.are_new(F.problem, u) and is_readable(backend, u):
+        if self.check_smoothness == "first" and SMOOTH.are_new(F.problem, u, self.solver) and is_readable(backend, u):
             # one of many relus is near its bend now and then, and the derivative of its side is right
             status = check_smoothness(status, F, J, Fu, here, bends=False)
             if bool(array_namespace(status).all(without_approximate(status) == int(Status.CONVERGED))):
-                SMOOTH.add(F.problem, u)
+                SMOOTH.add(F.problem, u, self.solver)
         return status
 
 

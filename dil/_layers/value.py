@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from dil._base.arrays import full
+from dil._base.arrays import array_namespace, eps, full
 from dil._base.solution import Solution
+from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.envelope import check_envelope
 from dil._diagnostics.record import add_entry, recording
@@ -16,8 +18,9 @@ from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.registry import guarded
 from dil._layers.argmin import argmin
 from dil._layers.call import Call, Solver
+from dil._layers.first_calls import is_readable
 from dil._layers.independence import check_independence
-from dil._layers.layer import Layer
+from dil._layers.layer import Layer, value_at_start
 from dil._layers.theorem import ImplicitRule
 from dil._problem.problem import Optimality
 from dil.linear._solver import LinearSolver
@@ -89,7 +92,7 @@ class Value:
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
         """Return v, one number per problem, differentiable in every float array of the arguments."""
-        return guarded(run_in_its_framework, self._least, self.layer.value_at_start, args, kwargs, init)  # type: ignore[no-any-return]
+        return guarded(run_in_its_framework, self._least, partial(value_at_start, self.layer), args, kwargs, init)  # type: ignore[no-any-return]
 
     def _least(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Array:
         call, arrays = self.layer.begin(args, kwargs, init)
@@ -168,6 +171,13 @@ class EnvelopeRule:
             return u
         F, floats = problem.optimality(args)
         check = check_envelope(F, self._values(F), u, floats)
+        # at a kink the value has a derivative all the same, since u is still a minimiser
+        xp, seen = array_namespace(u), self.theorem.smooth(check.status, F, check.H, check.Fu, check.here)
+        status = xp.where(seen == int(Status.KINK), check.status, seen)
+        if is_readable(problem.backend, u):
+            (v,), (again,) = (self._values(F)(u, *floats) for _ in range(2))
+            random = xp.abs(v - again) > 64 * eps(xp, u.dtype) * xp.abs(v)
+            status = xp.where(random, full(status, int(Status.RANDOM)), status)
         if recording():
-            add_entry(problem.backend, policy, "backward", check._asdict())
-        return policy.apply(problem.backend, "derivative of the value", check.status, u)
+            add_entry(problem.backend, policy, "backward", {"status": status, "stationarity": check.stationarity})
+        return policy.apply(problem.backend, "derivative of the value", status, u)

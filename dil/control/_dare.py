@@ -149,15 +149,22 @@ def solve_one(A: Any, B: Any, Q: Any, R: Any) -> tuple[Any, int]:
     if not all(np.all(np.isfinite(x)) for x in (A, B, Q, R)):
         return no_solution, int(Status.NON_FINITE)
     Q, R = 0.5 * (Q + Q.T), 0.5 * (R + R.T)
-    largest: list[float] = [float(np.abs(X).max()) for X in (Q, R)]
-    if not (_least_eigenvalue(Q) >= -1e-12 * largest[0] and _least_eigenvalue(R) > 1e-14 * largest[1]):
+    size_Q, costs = np.abs(Q).max(), np.diag(R)
+    if not (np.all(costs > 0) and _least_eigenvalue(Q) >= -1e-12 * size_Q):
+        return no_solution, int(Status.NOT_CONVEX)
+    # each control in units in which its cost is like that of the states; powers of two round nothing
+    size_Q = 2.0 ** np.round(np.log2(size_Q or 1.0))
+    unit = 2.0 ** np.round(0.5 * np.log2(size_Q / costs))
+    Bu, Ru = B * unit, R * unit[:, None] * unit / size_Q
+    if not _least_eigenvalue(Ru) > 1e-14 * np.abs(Ru).max():
         return no_solution, int(Status.NOT_CONVEX)
     try:
-        S = solve_discrete_are(A, B, Q, R)
+        S = solve_discrete_are(A, Bu, Q / size_Q, Ru)
         S = 0.5 * (S + S.T)
-        K = np.linalg.solve(R + B.T @ S @ B, B.T @ S @ A)
+        K = unit[:, None] * np.linalg.solve(Ru + Bu.T @ S @ Bu, Bu.T @ S @ A)
+        S = size_Q * S
     except (np.linalg.LinAlgError, ValueError):
-        return no_solution, int(_cause(A, B, Q))
+        return no_solution, int(_cause(A, Bu, Q))
     radius = np.abs(np.linalg.eigvals(A - B @ K)).max()
     # for some systems without a solution SciPy returns a wrong S; for stiff systems S can be inaccurate
     F, size = A.T @ S @ (A - B @ K) - S + Q, max(np.abs(S).max(), np.abs(A.T @ S @ A).max())

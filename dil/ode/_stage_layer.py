@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dil._base.arrays import array_namespace, full
@@ -12,6 +12,7 @@ from dil._diagnostics.record import add_entry, recording
 from dil._frameworks.arguments import split_arguments
 from dil._frameworks.protocol import Rule
 from dil._layers.call import Call, Solver
+from dil._layers.independence import check_independence
 from dil._layers.theorem import ImplicitRule
 from dil._problem.equation import Equation
 from dil._problem.score import Score
@@ -39,10 +40,27 @@ def condition_of(field: Field, layer: str, solver: Solver) -> Score | Equation:
         return 0.5 * array_namespace(r).sum(r * r, axis=-1)  # type: ignore[no-any-return]
 
     if layer == "argmin":
-        return Score(score, batch_ndim)
+        return Score(StageFunction(score, field.func), batch_ndim)
     if isinstance(solver, FixedPoint | Anderson):
-        return Equation(step, batch_ndim, "step")
-    return Equation(residual, batch_ndim, "residual")
+        return Equation(StageFunction(step, field.func), batch_ndim, "step")
+    return Equation(StageFunction(residual, field.func), batch_ndim, "residual")
+
+
+@dataclass(frozen=True, eq=False)
+class StageFunction:
+    """A function of a stage, made anew for each integration."""
+
+    fn: Callable[..., Array]
+    identity: Callable[..., Tree]
+    """The user's function, by which the checks of first calls remember this one."""
+
+    @property
+    def __name__(self) -> str:
+        """The name of the user's function in messages."""
+        return getattr(self.identity, "__name__", type(self.identity).__name__)
+
+    def __call__(self, *args: Tree) -> Array:
+        return self.fn(*args)
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,9 @@ class StageLayer:
     def __call__(self, base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
         """Return z, differentiable in all but the guess, and the status and the counts of the solver."""
         backend = self.call.backend
-        z, *outcome = backend.implicit(self._forward, self.rule)(base, t, gh, *arrays, backend.constant(guess))
+        given = (base, t, gh, *arrays)
+        z, *outcome = backend.implicit(self._forward, self.rule)(*given, backend.constant(guess))
+        check_independence(self.call, z, list(given))
         return z, tuple(backend.constant(x) for x in outcome)
 
     def _forward(self, *arrays: Array) -> Arrays:
@@ -108,4 +128,4 @@ def stage_layer(
     _, arguments = split_arguments((u, t, t, *args), {})
     _, start = split_arguments((u,), {})
     call = Call(condition_of(field, layer, solver), solver, linear_solver, policy, 0, field.backend, arguments, start)
-    return StageLayer(call, StageRule(ImplicitRule(call.problem, linear_solver, policy)))
+    return StageLayer(call, StageRule(ImplicitRule(call.problem, linear_solver, policy, "first")))

@@ -40,8 +40,8 @@ class GradientDescent:
 
     Notes
     -----
-    For up to 64 unknowns a solution is verified by at most 8 products with the Hessian. A problem ends NOT_STATIONARY
-    if a Newton step would still move it.
+    For up to 64 unknowns a solution is verified as that of `LBFGS` is. A problem ends NOT_STATIONARY if a Newton step
+    would still move it.
 
     The step length is s^T s / s^T y of the last step s and change of gradient y (Barzilai and Borwein 1988, eq. 5); a
     step that does not lower the score enough (Armijo 1966, up to rounding) is quartered.

@@ -40,8 +40,9 @@ class LBFGS:
 
     Notes
     -----
-    For up to 64 unknowns a solution is verified by at most 8 products with the Hessian, which find directions of small
-    curvature that the memory has missed. A problem ends NOT_STATIONARY if a Newton step would still move it.
+    For up to 64 unknowns a solution is verified by a Newton step, which finds directions of small curvature that the
+    memory has missed. This takes one product with the Hessian for each unknown, or 8 where dense solves are slow. A
+    problem ends NOT_STATIONARY if a Newton step would still move it.
 
     `extra["pairs"]` holds the pairs at the solution, for a preconditioner of the backward pass. `extra["evaluations"]`
     counts evaluations of the score and its gradient. A pair is kept if its curvature is positive beyond rounding. If

@@ -45,7 +45,7 @@ class SciPy:
     `jax.jit` the solver runs in a host callback.
 
     SciPy gets the score divided by the largest entry of its first gradient, since its tolerances are absolute. For up
-    to 64 unknowns its answer is verified by at most 8 products with the Hessian: a problem ends CONVERGED if a Newton
+    to 64 unknowns its answer is verified as that of `LBFGS` is: a problem ends CONVERGED if a Newton
     step would not move it any more, and NOT_STATIONARY if it would. With more unknowns, a stop for lack of precision
     counts as CONVERGED if the gradient is at most eps ** (1/2) times the first gradient.
 

@@ -19,7 +19,7 @@ FEW = 64
 SHORT = 1e-2
 """The longest Newton step that is left at a solution, relative to u, in 16 bits."""
 PRODUCTS = 8
-"""The most products with the Hessian that this takes."""
+"""The most products with the Hessian where no dense matrix is made."""
 
 
 class Verdict(NamedTuple):
