@@ -99,7 +99,7 @@ def test_raise(engine, stage):
 def test_jax_goes_on_after_an_error_under_jit():
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     layer, _ = make("forward", "raise")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="ConvergenceError"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"^INTERNAL: argmin layer of '\w+': forward solve: MAX_ITER"):
         jax.block_until_ready(jax.jit(layer)(jax.numpy.asarray(X)))
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.effects_barrier()
@@ -117,7 +117,7 @@ def test_an_error_of_another_callback_is_not_taken_for_an_earlier_one_of_dil():
         return jax.numpy.sum((u - jax.pure_callback(broken, jax.eval_shape(lambda: x), x)) ** 2)
 
     layer, _ = make("forward", "raise")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="ConvergenceError"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"^INTERNAL: argmin layer of '\w+': forward solve: MAX_ITER"):
         jax.block_until_ready(jax.jit(layer)(jax.numpy.asarray(X)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="the host says no"):
         dil.argmin(score, dil.solvers.GradientDescent(), init=lambda x: x)(jax.numpy.asarray(X))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, get_args
 
 from dil._base.arrays import array_namespace, full
@@ -13,6 +11,10 @@ from dil._base.errors import ConvergenceError, ConvergenceWarning, OptionError
 from dil._base.status import Status
 from dil._base.typing import Array, OnFailure
 from dil._frameworks.protocol import Backend
+from dil._frameworks.reports import WARN_AT, Listener, users_frame
+
+WARNED: dict[str | tuple[str, type[Warning], int], int] = {}
+"""What Python's filters remember of the warnings of programs, so that one line warns once where they say so."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,25 @@ class Policy:
             poisoned: Array = xp.where(failed, full(value, float("nan")), value)
             return poisoned
         if self.on_failure != "ignore":
-            return backend.reports.failures(partial(_report, self, stage, backend, said), status, value)
+            own = said if isinstance(said, str) else ""
+            listener = self.listener("dil._diagnostics.failure_policy:report", backend, stage, own)
+            return backend.reports.failures(listener, status, value)
         return value
 
-    def warn_or_raise(self, backend: Backend, message: str) -> None:
-        """Raise or warn; a warning points to the user's line."""
+    def listener(self, function: str, backend: Backend, *details: str) -> Listener:
+        """Return the listener that calls `function(on_failure, layer, frameworks, *details, array)`."""
+        frameworks = f"{backend.NATIVE} {getattr(backend, '__name__', '').partition('.')[0]}"
+        return Listener(function, (self.on_failure, self.layer, frameworks, *details))
+
+    def warn_or_raise(self, frameworks: str, message: str) -> None:
+        """Raise or warn; a warning points to the user's line, the first outside dil and the framework."""
         if self.on_failure == "raise":
             raise ConvergenceError(message)
-        warnings.warn(message, ConvergenceWarning, stacklevel=_level_of_caller(backend))
+        place = WARN_AT.get()
+        if place is None:
+            warnings.warn(message, ConvergenceWarning, stacklevel=users_frame(frameworks)[0])
+        else:
+            warnings.warn_explicit(message, ConvergenceWarning, *place, registry=WARNED)
 
 
 def without_approximate(status: Array) -> Array:
@@ -59,20 +72,12 @@ def without_approximate(status: Array) -> Array:
     return array_namespace(status).where(asked, full(status, int(Status.CONVERGED)), status)  # type: ignore[no-any-return]
 
 
-def _report(policy: Policy, stage: str, backend: Backend, said: object, status: Any) -> None:
+def report(on_failure: OnFailure, layer: str, frameworks: str, stage: str, said: str, status: Any) -> None:
+    """Tell of the failures of a solve by the policy. `said` is the solver's own message, or empty."""
     if not status.any():
         return
-    own = f" (the solver's own message: {said})" if isinstance(said, str) and said else ""
-    policy.warn_or_raise(backend, f"{policy.layer}: {stage}: {summary(status)}{own}")
-
-
-def _level_of_caller(backend: Backend) -> int:
-    """Return the stack level, as `_report` counts, of the user's own line: the first outside dil and the framework."""
-    ours = {"dil", "dil_backends", backend.NATIVE, getattr(backend, "__name__", "").partition(".")[0]}
-    level, frame = 0, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
-        level, frame = level + 1, frame.f_back
-    return level + 1
+    own = f" (the solver's own message: {said})" if said else ""
+    Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {stage}: {summary(status)}{own}")
 
 
 def summary(status: Any) -> str:

@@ -17,7 +17,7 @@ def interpolate(backend: Backend, t: Array, knots: Array, states: Array, slopes:
     begins, lengths = knots[:-1], knots[1:] - knots[:-1]
     used = plain(lengths) > 0
     before = used[None, :] & (plain(begins)[None, :] <= plain(t)[:, None])
-    step = xp.sum(xp.astype(before, xp.int64), axis=1) - 1
+    step = xp.sum(xp.astype(before, xp.int32), axis=1) - 1
     step = xp.where(step < 0, 0 * step, step)
 
     def at(x: Array, shift: int = 0) -> Array:

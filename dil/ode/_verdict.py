@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import OptionError
-from dil._base.typing import Array, Arrays
+from dil._base.typing import Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy, summary
 from dil._frameworks.protocol import Backend
+from dil._frameworks.reports import Listener
 
 EQUAL_STEPS_HINT = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
 ADAPTIVE_HINT = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
@@ -60,10 +60,11 @@ def apply_verdict(policy: Policy, backend: Backend, rows: Array, t: Array, verdi
     above = xp.where(begin > 0, begin, 0.0 * begin)
     # every entry is >= 0, like a status: the time is reported as its positive and its negative part
     failures = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length], axis=-1)
-    return rows + report_if_nonzero(backend, partial(_report, policy, backend, hint), failures)
+    return rows + report_if_nonzero(backend, policy.listener("dil.ode._verdict:report", backend, hint), failures)
 
 
-def _report(policy: Policy, backend: Backend, hint: str, failures: Any) -> None:
+def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failures: Any) -> None:
+    """Tell of the failures of an integration by the policy, with its first failure."""
     status, step, above, below, length = failures.reshape(-1, failures.shape[-1]).T  # a vmap adds dimensions
     if not status.any():
         return
@@ -72,7 +73,7 @@ def _report(policy: Policy, backend: Backend, hint: str, failures: Any) -> None:
     number, start, h = (x.reshape(-1)[first] for x in (step, above - below, length))
     by = f" by h = {h:.3g}" if h else ""  # a missing step of an incomplete mesh has no length
     where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
-    policy.warn_or_raise(backend, f"{policy.layer}: {summary(codes)}; {where}. {hint}")
+    Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {summary(codes)}; {where}. {hint}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def as_constant(backend: Backend, fn: Callable[..., Arrays], *arrays: Array) -> 
     return tuple(backend.constant(x) for x in values)
 
 
-def report_if_nonzero(backend: Backend, listener: Callable[[Any], None], values: Array) -> Array:
+def report_if_nonzero(backend: Backend, listener: Listener, values: Array) -> Array:
     """Call the listener with an array unless it is all zero. Return a zero, shape (), that waits for the call."""
 
     def listen(values: Array) -> Arrays:
@@ -108,10 +109,11 @@ def increasing(t: Array, backend: Backend) -> Array:
     """Return the times. If they do not increase, raise when the program runs."""
     xp, plain = array_namespace(t), backend.constant(t)
     wrong = ~(plain[1:] > plain[:-1])  # True for NaN
-    return t + report_if_nonzero(backend, _refuse, xp.astype(wrong, t.dtype))
+    return t + report_if_nonzero(backend, Listener("dil.ode._verdict:refuse", ()), xp.astype(wrong, t.dtype))
 
 
-def _refuse(wrong: Any) -> None:
+def refuse(wrong: Any) -> None:
+    """Raise if times do not increase."""
     if wrong.any():
         place = int(wrong.argmax()) % wrong.shape[-1]
         message = (

@@ -1,4 +1,4 @@
-"""Failures that callbacks report while a program runs: the call of dil that waits for the program tells of them."""
+"""Failures that a program reports while it runs: the call of dil that waits for the program tells of them."""
 
 from __future__ import annotations
 
@@ -7,138 +7,150 @@ from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
+from itertools import count
+from threading import Event
 from typing import Any
 
 import jax
+import numpy as np
 
 from dil._base.errors import ConvergenceError
+from dil._frameworks.reports import Listener, warnings_at
 
 
 @dataclass(eq=False)
 class Collector:
-    """The failures that callbacks reported within one call of dil."""
+    """The failures that programs reported within one call of dil."""
 
-    open: bool = True
-    """Whether the call still runs."""
     used: bool = False
-    """Whether a callback was traced, so that the call must wait for its results."""
+    """Whether a program can report, so that the call must wait for its results."""
     reports: list[Callable[[], None]] = field(default_factory=list)
-
-    @property
-    def running(self) -> Collector | None:
-        """The collector itself, while its call runs."""
-        return self if self.open else None
+    numbers: list[int] = field(default_factory=list)
+    """The numbers of the runs whose reports the call takes."""
 
     def tell(self) -> None:
         """Raise or warn, in the thread and at the line of the call."""
         for report in self.reports:
             report()
 
+    def close(self) -> None:
+        """Take no more reports."""
+        for number in self.numbers:
+            WAITING.pop(number, None)
+
 
 @dataclass(eq=False)
-class Kept:
-    """A compiled program, which many calls run, one after the other."""
+class Traced:
+    """A program that dil compiles. It gets the number of each run as an argument."""
 
-    lock: Lock = field(default_factory=Lock)
-    call: Collector | None = None
-    """The collector of the call that runs the program, or of the call around it."""
+    number: Any
     used: bool = False
 
-    @property
-    def running(self) -> Collector | None:
-        """The collector that takes reports now."""
-        return self.call if self.call is not None and self.call.open else None
 
-
-CURRENT: ContextVar[Collector | Kept | None] = ContextVar("dil_current_call", default=None)
+CURRENT: ContextVar[Collector | Traced | None] = ContextVar("dil_current_call", default=None)
+"""The innermost call of dil, or the program that it traces."""
+WAITING: dict[int, Collector] = {}
+"""The calls that wait for a run, by its number."""
+NUMBERS = count(1)
+NOBODY = 0
+"""The number of every run of a program that the user compiles."""
+PROGRAMS_REPORT = Event()
+"""Whether any program that can report was traced."""
 RAISED: list[ConvergenceError] = []
 """The last exception that went through JAX, from a program that no call of dil waited for."""
 
 
-def current_collector() -> Collector | Kept | None:
-    """Return what collects the reports of the program that is being traced, and mark it as used."""
-    collector = CURRENT.get()
+def current_number() -> Any:
+    """Return the number of the run, for the program that is being traced, and mark that it can report."""
+    current = CURRENT.get()
+    PROGRAMS_REPORT.set()
+    if current is not None:
+        current.used = True
+    return current.number if isinstance(current, Traced) else np.int32(NOBODY)
+
+
+def report(number: int, listener: Listener, array: Any, place: tuple[str, int]) -> None:
+    """Leave a report to the call that waits for the run. Without one, raise or warn now, within JAX."""
+    collector = WAITING.get(number)
     if collector is not None:
-        collector.used = True
-    return collector
-
-
-def report(collector: Collector | Kept | None, listener: Callable[[], None]) -> None:
-    """Leave the report of a callback to the call that waits for it. Without one, raise or warn now, within JAX."""
-    running = None if collector is None else collector.running
-    if running is not None:
-        running.reports.append(listener)
+        collector.reports.append(partial(listener, array))
         return
     try:
-        listener()
+        with warnings_at(place):
+            listener(array)
     except ConvergenceError as error:
         RAISED[:] = [copy(error)]  # without the traceback, whose frames hold the arrays of the program
         raise
 
 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-    """Return fn, which raises the `ConvergenceError` of a callback in the place of JAX's own error.
+    """Return fn, which raises the `ConvergenceError` of a program in the place of JAX's own error.
 
-    A call in which a callback was traced waits for its results. `exact` changes nothing on JAX.
+    A call of a layer, which is `exact`, waits for its results if a program that reports was traced in it. A transform
+    waits if there is any such program, since the user's code may run one that was traced before.
     """
     # no nested function: a warning of dil points to the first frame that is not dil's own
-    return partial(_guarded, fn)
+    return partial(_guarded, fn, exact)
 
 
 def compiled(fn: Callable[..., Any], /) -> Callable[..., Any]:
     """Return fn, compiled at its first call. A call waits for its results if it can report a failure."""
-    kept = Kept()
+    reports: list[bool] = []
 
-    def traced(*arrays: Any) -> Any:
-        token = CURRENT.set(kept)
+    def traced(number: Any, *arrays: Any) -> Any:
+        current = Traced(number)
+        token = CURRENT.set(current)
         try:
             return fn(*arrays)
         finally:
             CURRENT.reset(token)
+            if current.used:
+                reports.append(True)
 
-    return partial(_run, jax.jit(traced), kept)
+    return partial(_run, jax.jit(traced), reports)
 
 
-def _guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> Any:
     collector = Collector()
     token = CURRENT.set(collector)
     try:
         out = fn(*args, **kwargs)
-        _wait(collector, out)
+        if collector.used or (PROGRAMS_REPORT.is_set() and not exact):
+            _wait(out)
     except jax.errors.JaxRuntimeError as error:
         _take(collector, error)
     finally:
-        collector.open = False
+        collector.close()
         CURRENT.reset(token)
     collector.tell()
     return out
 
 
-def _run(program: Callable[..., Any], kept: Kept, *arrays: Any) -> Any:
-    around, collector = CURRENT.get(), Collector()
-    with kept.lock:
-        kept.call = collector
-        try:
-            out = program(*arrays)
-            collector.used = kept.used
-            _wait(collector, out)
-        except jax.errors.JaxRuntimeError as error:
-            _take(collector, error)
-        finally:
-            # what else the program computes later, such as a gradient, is reported to the call around this one
-            kept.call = around if isinstance(around, Collector) else None
-            if kept.call is not None:
-                kept.call.used = kept.call.used or kept.used
+def _run(program: Callable[..., Any], reports: list[bool], *arrays: Any) -> Any:
+    around, collector, number = CURRENT.get(), Collector(), next(NUMBERS)
+    WAITING[number] = collector
+    try:
+        out = program(np.int32(number % 2**31), *arrays)
+        if reports:
+            _wait(out)
+    except jax.errors.JaxRuntimeError as error:
+        _take(collector, error)
+    finally:
+        # what else the program computes later, such as a gradient, is reported to the call around this one
+        if isinstance(around, Collector):
+            WAITING[number] = around
+            around.numbers.append(number)
+            around.used = around.used or bool(reports)
+        else:
+            del WAITING[number]
     collector.tell()
     return out
 
 
-def _wait(collector: Collector, out: Any) -> None:
-    if collector.used:
-        # under `jax.grad` the values are known, though the results are traced
-        known = [jax.lax.stop_gradient(x) for x in jax.tree.leaves(out) if isinstance(x, jax.Array)]
-        jax.block_until_ready([x for x in known if not isinstance(x, jax.core.Tracer)])  # type: ignore[no-untyped-call]
+def _wait(out: Any) -> None:
+    # under `jax.grad` the values are known, though the results are traced
+    known = [jax.lax.stop_gradient(x) for x in jax.tree.leaves(out) if isinstance(x, jax.Array)]
+    jax.block_until_ready([x for x in known if not isinstance(x, jax.core.Tracer)])  # type: ignore[no-untyped-call]
 
 
 def _take(collector: Collector, error: Exception) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,33 +12,59 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dil._frameworks.reports import Reports
-from dil_backends.jax.guard import current_collector, report
+from dil._frameworks.reports import Listener, Reports, users_frame
+from dil_backends.jax import foreign_call
+from dil_backends.jax.guard import current_number, report
 
 RECORDING = jax.make_user_context(False)  # type: ignore[no-untyped-call]
 """A part of JAX's key for compiled programs. Programs that record are compiled separately."""
 
 
-def failures(listener: Callable[[Any], None], status: Any, value: Any) -> Any:
+def failures(listener: Listener, status: Any, value: Any) -> Any:
     """Report failed statuses to `listener` when the program runs, or now if they are concrete. Return `value`.
 
-    The callback is pure, and `value` depends on it. A callback with an effect would take every call of the program off
-    JAX's fast path. A callback that runs at every call, not only after a failure, would cost about as much.
+    The call has no effect, and `value` depends on it. A call with an effect would take every call of the program off
+    JAX's fast path. A call at every run, not only after a failure, would cost about as much.
     """
     if not isinstance(status, jax.core.Tracer):
         listener(np.asarray(status))
         return value
-    collector = current_collector()
+    frame = users_frame("jax jaxlib")[1]
+    text, number = json.dumps([listener.text, frame.f_code.co_filename, frame.f_lineno]), current_number()
 
-    def call(code: jax.Array, value: jax.Array) -> Any:
-        def tell(code: Any) -> Any:
-            report(collector, partial(listener, np.asarray(code)))
-            return np.asarray(code)
+    def tell(code: jax.Array, value: jax.Array) -> Any:
+        zero = jax.lax.platform_dependent(
+            number, _reportable(code), cpu=partial(foreign_call.call, text), default=partial(_host_callback, text)
+        )
+        return jnp.where(zero == 0, value, jnp.nan)  # keeps the call from being removed as dead code
 
-        called = jax.pure_callback(tell, jax.eval_shape(lambda: code), code, vmap_method="expand_dims")
-        return jnp.where((called >= 0)[..., None], value, jnp.nan)  # keeps the callback from being removed as dead code
+    return jax.lax.cond(jnp.any(status != 0), tell, lambda code, value: value, status, value)
 
-    return jax.lax.cond(jnp.any(status != 0), call, lambda code, value: value, status, value)
+
+def _reportable(code: jax.Array) -> jax.Array:
+    """Return numbers of a dtype that the foreign call takes."""
+    return code.astype(jnp.float32) if code.dtype.itemsize < 4 else code
+
+
+def _host_callback(text: str, number: jax.Array, code: jax.Array) -> Any:
+    """Report through a callback of JAX. Other platforms than the CPU hold the numbers where Python cannot read them."""
+
+    def tell(number: Any, code: Any) -> Any:
+        _take(text, np.asarray(number), np.asarray(code))
+        return np.zeros(np.shape(code)[: np.ndim(code) - ndim], np.int32)
+
+    ndim, zero = code.ndim, jax.ShapeDtypeStruct((), np.int32)  # type: ignore[no-untyped-call]
+    return jax.pure_callback(tell, zero, number, code, vmap_method="expand_dims")
+
+
+def _take(text: str, number: Any, code: Any) -> None:
+    """Take a report of a program, in one of XLA's threads: the numbers belong to the program."""
+    listener, file, line = json.loads(text)
+    report(int(number.flat[0]), Listener.from_text(listener), np.array(code), (file, line))
+
+
+ALIVE = foreign_call.register(_take)
+"""The foreign function, which programs call as long as the process lives."""
 
 
 def values(listener: Callable[..., None], *arrays: jax.Array) -> None:
