@@ -98,15 +98,16 @@ loss = lambda t: jnp.sum(layer(t) ** 2)
 t = jnp.ones(2)
 program = jax.jit(jax.grad(loss)).lower(t)
 hits.clear()
-print(program.compile()(t).round(9).tolist(), len(hits))
+compiled = program.compile()
+print(len(hits), compiled(t).round(9).tolist())
 """
     given = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    assert run(code, **given).strip() == "[2.0, 2.0] 0"
-    assert run(code, **given).strip() == "[2.0, 2.0] 1"
+    assert run(code, **given).strip() == "0 [2.0, 2.0]"
+    assert run(code, **given).strip() == "1 [2.0, 2.0]"
 
 
 @pytest.mark.transform("jax.export, and a call in another process")
@@ -123,12 +124,10 @@ program = jax.export.deserialize(open({str(tmp_path / "program")!r}, "rb").read(
 with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
     value, gradient = jax.block_until_ready(program.call(jnp.ones(2)))
-print(value, [(w.category.__name__, str(w.message)[:54]) for w in found])
+print(value, *[f"{w.category.__name__}: {w.message}" for w in found])
 """
-    assert (
-        run(code).strip()
-        == "1.0 [('ConvergenceWarning', \"argmin layer of 'energy': backward solve: NOT_STATIONARY: the\")]"
-    )
+    said = "1.0 ConvergenceWarning: argmin layer of 'energy': backward solve: NOT_STATIONARY: "
+    assert run(code).startswith(said)
 
 
 @pytest.mark.parametrize("on_failure", ["nan", "ignore"])
