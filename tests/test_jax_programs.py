@@ -124,9 +124,9 @@ program = jax.export.deserialize(open({str(tmp_path / "program")!r}, "rb").read(
 with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
     value, gradient = jax.block_until_ready(program.call(jnp.ones(2)))
-print(value, *[f"{w.category.__name__}: {w.message}" for w in found])
+print(value, len(found), found[0].category.__name__, found[0].message)
 """
-    said = "1.0 ConvergenceWarning: argmin layer of 'energy': backward solve: NOT_STATIONARY: "
+    said = "1.0 1 ConvergenceWarning argmin layer of 'energy': backward solve: NOT_STATIONARY: "
     assert run(code).startswith(said)
 
 
