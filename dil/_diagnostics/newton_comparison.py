@@ -9,6 +9,7 @@ from dil._base.arrays import array_namespace, eps, full, inner, nonzero_max_abs,
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
 from dil._base.typing import Array, Arrays
+from dil._frameworks.protocol import Pull
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality, Problem
@@ -60,7 +61,7 @@ def derivative_holds(
         b = standard_normal(backend, b, 1, 0)[0, ...] / scale
         here = here._replace(g=linear_solver(J.T, b, loop=loop).value)
     there = here._replace(u=u, g=linear_solver(J1.T, b, loop=loop).value)
-    change = relative_change(F, F.problem, here, there)
+    change = relative_change(F, F.problem, here, there, pull)
     # in the energy of the step the unknowns of a score need no common unit
     weight = step if F.problem.symmetric else Fu
     weight = weight / nonzero_max_abs(weight)
@@ -73,16 +74,19 @@ def derivative_holds(
     return short & small  # type: ignore[no-any-return]
 
 
-def relative_change(F: Function, problem: Problem, here: Point, there: Point) -> Array:
+def relative_change(F: Function, problem: Problem, here: Point, there: Point, pull: Pull | None = None) -> Array:
     """Return the change of g^T F_args between two points, relative to that `there`, shape batch.
+
+    `pull` is the pullback of F there, if it is known.
 
     A gradient that is zero up to a share eps ** (1/2) of its terms, as by a symmetry, has the size of that share.
     """
-    leaves, terms = gradients(F, problem, there), gradients(F, problem, _with_random_signs(problem, there))
+    pull = problem.backend.vjp(F, there.u, *there.floats)[1] if pull is None else pull
+    leaves, terms = gradients(pull, there), gradients(pull, _with_random_signs(problem, there))
     share = float(eps(array_namespace(there.g), there.g.dtype) ** 0.5)
     units = [unit_of(x, share * norm(flat(term))[0, ...]) for x, term in zip(leaves, terms, strict=True)]
     if there.g.ndim == 1:
-        before = gradients(F, problem, here)
+        before = gradients(problem.backend.vjp(F, here.u, *here.floats)[1], here)
         changes = [norm(flat(x - y) / unit) for x, y, unit in zip(leaves, before, units, strict=True)]
         return sum(changes[1:], start=changes[0])[0, ...]
     right = sensitivities(F, problem, there, units)
@@ -109,9 +113,8 @@ def sensitivities(F: Function, problem: Problem, at: Point, units: Sequence[Arra
     return xp.stack([inner(at.g, Ft) for Ft in along])  # type: ignore[no-any-return]
 
 
-def gradients(F: Function, problem: Problem, at: Point) -> Arrays:
+def gradients(pull: Pull, at: Point) -> Arrays:
     """Return g^T F_args for each argument. Problems of a batch are summed where they share an argument."""
-    _, pull = problem.backend.vjp(F, at.u, *at.floats)
     return pull((at.g,), range(1, 1 + len(at.floats)))
 
 

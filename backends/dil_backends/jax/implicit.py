@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dil._base.errors import CapturedError
+from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._frameworks.protocol import LinearSystem, ReverseRule, Rule
 from dil_backends.jax.attach import attach, is_zero
 
@@ -47,6 +47,13 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
                 "a closure), so it would get no derivative; pass it as an argument, or apply jax.lax.stop_gradient"
             )
             raise CapturedError(message) from error
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+            message = (
+                "the solver or the function of a layer needs the numbers of an array that JAX traces, as NumPy and "
+                "Python's own `if` and `float` do; write it in JAX, or call the host by jax.pure_callback, as "
+                f"dil.solvers.SciPy does (JAX: {str(error).splitlines()[0]})"
+            )
+            raise UnsupportedFunctionError(message) from error
 
     return call
 

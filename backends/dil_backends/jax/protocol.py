@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dil._base.errors import BackendError, CapturedError
+from dil._base.errors import BackendError, CapturedError, DTypeError
 from dil._frameworks.protocol import BackendInfo, Compiler, Pull
 from dil_backends.jax.attach import is_zero
 from dil_backends.jax.dense import DENSE as dense
@@ -42,8 +42,12 @@ def owns(x: object, /) -> bool:
 
 def adopt(x: object, /) -> Any:
     """Return a NumPy array of numbers, or an object that gives itself as an array of JAX, as an array of JAX."""
-    is_numpy = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "biufc"
-    return jnp.asarray(x) if is_numpy or hasattr(type(x), "__jax_array__") else x
+    if isinstance(x, np.ndarray | np.generic):
+        if not (x.dtype == bool or jnp.issubdtype(x.dtype, np.number)):
+            message = f"a NumPy array of dtype {x.dtype} is no array of numbers for JAX; convert it"
+            raise DTypeError(message)
+        return jnp.asarray(x)
+    return jnp.asarray(x) if hasattr(type(x), "__jax_array__") else x
 
 
 def compiler() -> Compiler | None:
