@@ -124,7 +124,7 @@ def register(fn: Callable[[str, Any, Any], None]) -> Any:
 def call(text: str, number: Any, values: Any) -> Any:
     """Call the function when the program runs. Return an int32 zero that depends on the call."""
     zero = jax.ShapeDtypeStruct((), np.int32)  # type: ignore[no-untyped-call]
-    return jax.ffi.ffi_call(TARGET, zero, vmap_method="sequential")(number, values, text=text)
+    return jax.ffi.ffi_call(TARGET, zero, vmap_method="expand_dims")(number, values, text=text)
 
 
 def _answer(frame: Any) -> None:
