@@ -44,7 +44,8 @@ TARGETS = {
     "dil/_diagnostics/stationarity.py": "test_messages_solves.py test_policy.py test_units.py",
     "dil/_diagnostics/newton_comparison.py": "test_messages_solves.py test_report.py test_units.py",
     "dil/_diagnostics/curvature.py": "test_messages_solves.py test_roots.py",
-    "dil/_diagnostics/envelope.py": "test_roots.py test_policy.py test_messages_solves.py",
+    "dil/_diagnostics/envelope.py": "test_roots.py test_silent_errors.py test_units.py test_policy.py",
+    "dil/_layers/value.py": "test_silent_errors.py test_roots.py test_units.py",
     "dil/_diagnostics/smoothness.py": "test_silent_errors.py test_report.py",
     "dil/_diagnostics/error_bound.py": "test_report.py",
     "dil/linear/_cg.py": "test_cg.py test_linear_solvers.py",
@@ -115,7 +116,7 @@ NAMED = (
         "total + 2.0 * symmetric(closed.mT @ S @ dB",
     ),
     Mutant("dil/control/_dare.py", "radius < 1.0 and np.abs(F).max() <= 1e-3 * size", "radius < 1.0"),
-    Mutant("dil/control/_dare.py", "_least_eigenvalue(Q) >= -1e-12 * largest[0] and ", ""),
+    Mutant("dil/control/_dare.py", " and _least_eigenvalue(Q) >= -1e-12 * size_Q", ""),
     Mutant("dil/solvers/_newton.py", "& ~at.rough & is_short(at.step", "& is_short(at.step"),
     Mutant("dil/ode/_adaptive.py", "xp.max(max_abs(slope / scale))", "xp.max(nonzero_max_abs(slope / scale))"),
     Mutant("dil/ode/_methods.py", "scaled(0.5 * h, (1.0, stages.last)", "scaled(0.25 * h, (1.0, stages.last)"),
@@ -128,6 +129,8 @@ NAMED = (
 that is gone, a wrong sign."""
 
 EQUIVALENT: dict[str, str] = {
+    "dil/_diagnostics/envelope.py: step = eps(xp, u.dtype) ** 0.5 * scale / "
+    "standard_normal(F.problem.backend, u, 1, 0)[0, ...]": "the step is random: one over a normal number is as good",
     "dil/_base/scale.py: return size if start is None else "
     "xp.maximum(size, eps(xp, u.dtype) ** (1 / 3) * xp.abs(u + start))": (
         "the way counts only where |start| is above 1e5 |u|, and there |u + start| is |u - start| to five digits"

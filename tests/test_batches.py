@@ -287,3 +287,16 @@ def test_any_two_problems_that_are_coupled_are_refused(make, function, shape, ba
     with pytest.raises(dil.OptionError, match="problems are independent"):
         make(function, lambda f, i, t: 1.1 * t, batch_ndim=batch_ndim, on_failure="ignore")(t)
     make(function, lambda f, i, t: 1.1 * t, batch_ndim=0, on_failure="ignore")(t)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize(("share", "coupled"), [(1e-17, False), (1e-6, True)])
+def test_a_coupling_is_judged_beside_the_products_of_its_problem(unit, share, coupled):
+    """Rounding couples the rows of a batch, too, in any unit of F."""
+    layer = dil.root(lambda u, t: unit * (u - t + share * np.sum(u, axis=0)), lambda f, i, t: 1.0 * t, batch_ndim=1)
+    t = np.ones((3, 2))
+    if coupled:
+        with pytest.raises(dil.OptionError, match="independent"):
+            layer(t)
+    else:
+        layer(t)

@@ -34,6 +34,7 @@ def is_right(y):
     np.testing.assert_allclose(y, RIGHT, rtol=1e-6)
 
 
+@pytest.mark.transform("NumPy arrays beside arrays of JAX")
 def test_data_of_numpy_beside_parameters_of_jax():
     theta = jnp.asarray(THETA)
     is_right(LAYER(theta, X))
@@ -184,3 +185,15 @@ def test_differential_equations_and_riccati_equations():
     assert isinstance(S, jax.Array)
     K = dil.control.lqr_gain(A, B, np.eye(2), np.eye(1), horizon=3)
     assert isinstance(K, jax.Array)
+
+
+@pytest.mark.transform("jax.numpy_rank_promotion('raise') and jax.numpy_dtype_promotion('strict')")
+def test_nothing_is_promoted():
+    """Neither ranks nor dtypes, in a layer, its gradient and their batch."""
+    layer = dil.argmin(smooth, Newton(), init=lambda t: 0.0 * t)
+    gradient = jax.grad(lambda t: jnp.sum(layer(t)))
+    t = jnp.asarray([0.5, 1.0, -1.0])
+    expected = gradient(t)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_allclose(gradient(t), expected, rtol=1e-12)
+        np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(jnp.stack([t, t]))[1], expected, rtol=1e-12)

@@ -297,6 +297,25 @@ def test_calls_on_jax_raise_the_exception_of_dil():
             dil.grad(compiled)(x)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_rounding_in_another_order_is_no_random_number(unit):
+    """F is zero up to the rounding of its terms, and the sum goes forwards and backwards in turn."""
+    turn = iter(range(10**6))
+
+    def total(u, terms):
+        found = 0.0
+        for k in terms:
+            found = found + unit * k * np.sin(0.1 * k * u)
+        return found
+
+    def residual(u, t):
+        order = 1 if next(turn) % 2 else -1
+        return total(u, (1.0, 3.0, -7.0, 0.2, 1.3)[::order]) - total(t, (1.0, 3.0, -7.0, 0.2, 1.3))
+
+    report = dil.root(residual, lambda f, i, t: 1.0 * t).report(np.asarray([0.3, 0.7, 1.1]))
+    assert Status(int(report.backward.status)) is Status.CONVERGED
+
+
 # --- the value of a score, and differential equations ---
 
 

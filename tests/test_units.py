@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import dil
 from dil import Status
 from dil._base.operator import Operator
 from dil._base.scale import is_short
-from dil._diagnostics.stationarity import probes_of
+from dil._diagnostics.newton_comparison import Point
+from dil._diagnostics.stationarity import DerivativeSolve, is_near, probes_of
 from dil.solvers import LBFGS, Anderson, FixedPoint, GradientDescent, Newton, SciPy, SciPyRoot
 
 H = np.asarray([[2.0, 0.3, -0.2], [0.3, 1.0, 0.1], [-0.2, 0.1, 1.5]])
@@ -395,3 +397,43 @@ def test_a_right_zero_is_not_called_wrong(solver, unit):
 
     layer = dil.argmin(score, solver or (lambda f, i, t: np.zeros(2)), init=lambda t: np.zeros(2))
     np.testing.assert_allclose(dil.grad(lambda t: np.sum(layer(t) / unit))(t), np.linalg.pinv(A).sum(0), rtol=1e-8)
+
+
+# --- the cheap test of a point, by itself ---
+
+
+def solved(F, g, b, scale, probes=None, *, symmetric=True):
+    """A pullback with J^T g = b at a point of size `scale`, as the check of stationarity gets it."""
+    handle = dil.backend("numpy")
+    F, g, b, scale = (np.asarray(x, dtype=float) for x in (F, g, b, scale))
+    problem = SimpleNamespace(backend=handle.module, symmetric=symmetric)
+    solution = dil.Solution(g, extra=None if probes is None else {"probes": probes})
+    A = Operator(lambda p: p, symmetric=symmetric, transposed=True)
+    return DerivativeSolve(SimpleNamespace(problem=problem), A, b, F, Point(scale, g, (), scale), solution, None)
+
+
+@pytest.mark.parametrize("power", [-900, -300, 0, 300, 900])
+@pytest.mark.parametrize("of", ["F and u", "b", "g and F"])
+def test_no_unit_matters_to_the_cheap_test(of, power):
+    """J = diag(1, 4), so g = b / (1, 4), and a step of 1e-13 u is near, one of 1e-11 u is not."""
+    unit = {name: 2.0 ** (power * (name == of)) for name in ("F and u", "b", "g and F")}
+    scale, b = unit["F and u"] * np.asarray([1.0, 2.0]), unit["b"] * np.asarray([1.0, 1.0])
+    J = np.asarray([1.0, 4.0]) / unit["g and F"]
+    for step, near in ((1e-13, True), (1e-11, False)):
+        with np.errstate(over="ignore", under="ignore"):
+            found = is_near(solved(J * step * scale, b / J, b, scale))
+        assert bool(found) is near
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_both_combinations_of_the_newton_step_must_be_small(first, second):
+    """The probes x = A^-1 e of a residual give <x, F>, which is 1e-9 times the numbers here."""
+    probes = (np.asarray([first, 0.0]), np.asarray([0.0, second]))
+    found = is_near(solved([1e-9, 1e-9], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0], probes, symmetric=False))
+    assert bool(found) is (first == second == 0.0)
+
+
+def test_the_probes_of_a_score_are_the_step_itself():
+    for step, near in ((1e-13, True), (1e-11, False)):
+        for entry in ([step, 0.0], [0.0, -step]):
+            assert bool(is_near(solved([1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0], (np.asarray(entry),)))) is near
