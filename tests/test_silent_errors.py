@@ -60,10 +60,21 @@ def test_a_score_without_a_lower_bound(plain, solver, score):
 
 
 @pytest.mark.parametrize("start", [-3.0, 3.0])
-def test_a_search_that_was_cut_short_is_no_score_without_a_lower_bound(start):
-    """u went from 3 to 1.2. It counts how far it went, not where it is."""
-    found = GradientDescent(max_iter=1, step=0.6)(lambda u: 0.5 * np.sum(u**2), np.asarray([start]))
-    np.testing.assert_allclose(found.value, 0.4 * start)
+@pytest.mark.parametrize("step", [0.2, 0.6])
+def test_a_search_that_was_cut_short_is_no_score_without_a_lower_bound(start, step):
+    """u went from 3 to 2.4, or to 1.2. It counts how far it went, not where it is."""
+    found = GradientDescent(max_iter=1, step=step)(lambda u: 0.5 * np.sum(u**2), np.asarray([start]))
+    np.testing.assert_allclose(found.value, (1 - step) * start)
+    assert Status(int(found.status)) is Status.MAX_ITER
+
+
+def test_a_score_that_rose_on_the_way_is_not_called_unbounded():
+    """The slope at 2 pi is that of the start, but the mean slope is an eighth of it."""
+    slope = 1.0 + 1.0 / (2 * np.pi)
+    found = GradientDescent(max_iter=1, step=2 * np.pi / slope)(
+        lambda u: np.sum(-np.sin(u) - u / (2 * np.pi)), np.zeros(1)
+    )
+    np.testing.assert_allclose(found.value, 2 * np.pi)
     assert Status(int(found.status)) is Status.MAX_ITER
 
 

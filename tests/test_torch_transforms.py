@@ -296,6 +296,17 @@ def test_compile_of_a_plain_layer_and_of_dils_own_transforms():
 
 
 @ofcompiler
+def test_compile_beside_a_program_of_jax_that_reports():
+    """The calls of dil go through the guards of all frameworks that the process has imported."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    of_jax = dil.argmin(lambda u, t: (u - t) ** 2, lambda f, i, t: 1.0 * t)
+    jax.jit(jax.grad(of_jax))(2.0)
+    torch.compiler.reset()
+    found = torch.compile(lambda b: 2 * dil.grad(lambda b: loss(A, b))(b), backend="eager")(B)
+    close(found, 2 * expected_gradients()[1])
+
+
+@ofcompiler
 @pytest.mark.transform("torch.compile of torch.func")
 def test_compile_of_vmap_and_of_what_it_cannot():
     torch.compiler.reset()

@@ -69,6 +69,13 @@ def current_number() -> Any:
     return current.number if isinstance(current, Traced) else np.int32(NOBODY)
 
 
+def may_run_programs() -> None:
+    """Mark that the current call runs code of the user, in which may be a program that was traced before."""
+    current = CURRENT.get()
+    if isinstance(current, Collector) and PROGRAMS_REPORT.is_set():
+        current.used = True
+
+
 def report(number: int, listener: Listener, array: Any, place: tuple[str, int]) -> None:
     """Leave a report to the call that waits for the run. Without one, raise or warn now, within JAX."""
     collector = WAITING.get(number)
@@ -86,11 +93,11 @@ def report(number: int, listener: Listener, array: Any, place: tuple[str, int]) 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
     """Return fn, which raises the `ConvergenceError` of a program in the place of JAX's own error.
 
-    A call of a layer, which is `exact`, waits for its results if a program that reports was traced in it. A transform
-    waits if there is any such program, since the user's code may run one that was traced before.
+    A call waits for its results if a program that reports was traced in it, or may have run in it. `exact` changes
+    nothing on JAX.
     """
     # no nested function: a warning of dil points to the first frame that is not dil's own
-    return partial(_guarded, fn, exact)
+    return partial(_guarded, fn)
 
 
 def compiled(fn: Callable[..., Any], /) -> Callable[..., Any]:
@@ -110,12 +117,12 @@ def compiled(fn: Callable[..., Any], /) -> Callable[..., Any]:
     return partial(_run, jax.jit(traced), reports)
 
 
-def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> Any:
+def _guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     collector = Collector()
     token = CURRENT.set(collector)
     try:
         out = fn(*args, **kwargs)
-        if collector.used or (PROGRAMS_REPORT.is_set() and not exact):
+        if collector.used:
             _wait(out)
     except jax.errors.JaxRuntimeError as error:
         _take(collector, error)

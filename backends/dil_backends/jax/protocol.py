@@ -13,7 +13,7 @@ from dil._base.errors import BackendError, CapturedError, DTypeError
 from dil._frameworks.protocol import BackendInfo, Compiler, Pull
 from dil_backends.jax.attach import is_zero
 from dil_backends.jax.dense import DENSE as dense
-from dil_backends.jax.guard import compiled, guard
+from dil_backends.jax.guard import compiled, guard, may_run_programs
 from dil_backends.jax.implicit import implicit, linear_solve
 from dil_backends.jax.loops import LOOPS as loops
 from dil_backends.jax.reports import REPORTS as reports
@@ -70,6 +70,7 @@ def children(x: object, /) -> tuple[Sequence[Any], Callable[[Sequence[Any]], Any
 
 def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull]:
     """Return fn(*primals) and its pullback by `jax.vjp`. Cotangents not in `wrt` are dead code to the compiler."""
+    may_run_programs()
     try:
         out, pull_all = jax.vjp(fn, *primals)
     except (TypeError, ValueError) as error:
@@ -78,6 +79,7 @@ def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull
         raise
 
     def pull(cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
+        may_run_programs()
         every = pull_all(tuple(cotangents))
         return tuple(every) if wrt is None else tuple(every[i] for i in wrt)
 
