@@ -8,7 +8,7 @@ import pytest
 import dil
 from dil import Status
 from dil.control import dare, lqr_gain
-from dil.control._dare import solve_one
+from dil.control._dare import _controllable, solve_one
 
 linalg = pytest.importorskip("scipy.linalg", reason="SciPy is not installed")
 
@@ -379,3 +379,12 @@ def test_controls_may_have_any_unit(unit):
         np.testing.assert_allclose(S, expected, rtol=1e-12)
     S, status = solve_one(A, B, unit * Q, unit * np.eye(2))
     np.testing.assert_allclose(S, unit * expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("seed", range(4))
+def test_an_uncontrolled_mode_is_seen_beside_the_rounding_of_any_size(size, seed):
+    Q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((3, 3)))
+    A = size * Q @ np.diag([3.0, 2.0, 1.5]) @ Q.T
+    assert not _controllable(A, Q[:, 1:], outside=True)
+    assert _controllable(A, Q[:, :1] + Q[:, 1:2] + Q[:, 2:], outside=True)
