@@ -437,3 +437,14 @@ def test_the_probes_of_a_score_are_the_step_itself():
     for step, near in ((1e-13, True), (1e-11, False)):
         for entry in ([step, 0.0], [0.0, -step]):
             assert bool(is_near(solved([1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0], (np.asarray(entry),)))) is near
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_step_without_curvature_has_the_size_of_the_unknown(unit, size):
+    """CG gives none at the start of a double well, whose curvature is negative there."""
+    found = Newton("truncated")(
+        lambda u: unit * np.sum((u / size) ** 4 / 4 - (u / size) ** 2 / 2), size * np.full(2, 0.1)
+    )
+    assert Status(int(found.status)) is Status.CONVERGED
+    np.testing.assert_allclose(np.abs(found.value), size, rtol=1e-6)
