@@ -44,8 +44,9 @@ def compiles(caplog):
         dil.argmin(quartic, dil.solvers.Newton(), init=start),
         dil.root(lambda u, t: u**3 + u - t, dil.solvers.Newton(), init=start),
         dil.fixed_point(lambda u, t: 0.5 * jnp.cos(u) + t, dil.solvers.Anderson(), init=start),
+        dil.value(quartic, dil.solvers.Newton(), init=start),
     ],
-    ids=["LBFGS", "Newton", "root", "fixed point"],
+    ids=["LBFGS", "Newton", "root", "fixed point", "value"],
 )
 def test_the_second_call_compiles_nothing(layer, compiles):
     gradient(layer)
@@ -183,3 +184,51 @@ def test_a_captured_array_of_a_trace_is_not_kept():
     np.testing.assert_allclose(jax.jit(outer)(3.0), 3 * T)
     with pytest.raises(dil.DilError, match="captured"):
         jax.grad(lambda w: jnp.sum(outer(w)))(2.0)
+
+
+# --- solvers that are not array code run first, and all else is compiled ---
+
+
+def test_a_solver_of_the_user_runs_once_and_the_rest_is_compiled_once(compiles):
+    calls = []
+
+    def solver(f, init, t):
+        calls.append(1)
+        return jnp.sqrt(t)
+
+    layer = dil.root(lambda u, t: u * u - t, solver)
+    t = jnp.asarray([1.0, 4.0])
+    gradient(layer, t)
+    expected = gradient(layer, t + 1.0)
+    before = len(compiles())
+    del calls[:]
+    found = gradient(layer, t + 1.0)
+    assert (len(calls), compiles()[before:]) == (1, [])
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, np.ones(2), rtol=1e-12)
+
+
+def test_a_solver_of_the_user_may_change():
+    """It is no part of the program."""
+    power = [1.0]
+    layer = dil.root(lambda u, t: u * u - t * t, lambda f, init, t: power[0] * t)
+    assert float(jax.grad(layer)(2.0)) == 1.0
+    power[0] = -1.0
+    assert float(jax.grad(layer)(2.0)) == -1.0
+    assert float(layer(jnp.asarray(3.0))) == -3.0
+
+
+def test_scipy_on_jax_without_jit():
+    layer = dil.argmin(quartic, dil.solvers.SciPy(), init=start)
+    exact = dil.argmin(quartic, dil.solvers.Newton(), init=start)
+    np.testing.assert_allclose(gradient(layer), gradient(exact), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.vmap(lambda t: gradient(layer, t))(jnp.stack([T, 2 * T]))[0], gradient(exact), rtol=1e-6
+    )
+
+
+def test_a_failure_of_a_solver_of_the_user_is_told_at_its_line():
+    layer = dil.argmin(quartic, lambda f, init, t: dil.Solution(0.5 * t, status=dil.Status.MAX_ITER))
+    with pytest.warns(dil.ConvergenceWarning, match="forward solve: MAX_ITER") as record:
+        layer(T)
+    assert record[0].filename == __file__

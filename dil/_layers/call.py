@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, max_abs
@@ -177,6 +177,24 @@ class Call:
             f"no gradient; pass it as an argument, or detach it"
         )
         backend.assert_constant(value, message)
+
+
+@dataclass
+class SolvedCall(Call):
+    """A call whose solver has run. What its forward pass returned, `outputs` arrays, follows the arrays of the call."""
+
+    outputs: int = 0
+
+    def forward(self, *arrays: Array) -> Arrays:
+        """Return what the solver has returned."""
+        return arrays[-self.outputs :]
+
+
+def solved(call: Call, arrays: list[Array]) -> tuple[SolvedCall, list[Array]]:
+    """Run the forward pass of a call. Return the call without its solver, and its arrays."""
+    found = call.forward(*(call.backend.constant(x) for x in arrays))
+    parts = {part.name: getattr(call, part.name) for part in fields(call)}
+    return SolvedCall(**parts, outputs=len(found)), [*arrays, *found]
 
 
 def _copy(tree: Tree) -> Tree:

@@ -16,7 +16,7 @@ from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import NO_START, Arguments, split_arguments
 from dil._frameworks.registry import common_owner, guarded, leaves_of, loaded
-from dil._layers.call import Call, Solver
+from dil._layers.call import Call, Solver, solved
 from dil._layers.independence import check_independence
 from dil._layers.programs import Programs
 from dil._layers.theorem import ImplicitRule
@@ -62,6 +62,8 @@ class Layer:
 
     def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
         call, arrays = self.begin(args, kwargs, init)
+        if self.programs.need_the_solution(call, arrays):
+            call, arrays = solved(call, arrays)
         program = self.programs.find(call, arrays, lambda call: partial(_solution_of, call, self.rule(call)))
         if program is None:
             (y,) = _solution_of(call, self.rule(call), *arrays)

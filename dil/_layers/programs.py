@@ -10,7 +10,7 @@ from typing import Any
 
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.record import recording
-from dil._layers.call import Call
+from dil._layers.call import Call, SolvedCall, Solver
 from dil._layers.captured import Key, UnknownStateError
 
 MOST_PROGRAMS = 32
@@ -38,14 +38,20 @@ class Programs:
     def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
         return Programs, ()
 
+    def need_the_solution(self, call: Call, arrays: list[Array]) -> bool:
+        """Return whether the solver must run first, because it cannot be compiled, and all else can."""
+        compiler = call.backend.compiler()
+        if compiler is None or recording() or _is_array_code(call.solver):
+            return False
+        return not any(compiler.is_traced(call.backend.constant(x)) for x in arrays)
+
     def find(self, call: Call, arrays: list[Array], make: Callable[[Call], Callable[..., Arrays]]) -> Program | None:
         """Return the program of a call. Return None if the framework runs operations at once, or the call is traced.
 
         None is also returned if the call captures what may change unnoticed.
         """
         compiler = call.backend.compiler()
-        array_code = getattr(call.solver, "_array_code", False) and not getattr(call.solver, "progress", False)
-        if compiler is None or recording() or not array_code:
+        if compiler is None or recording() or not (isinstance(call, SolvedCall) or _is_array_code(call.solver)):
             return None
         built = Key(compiler.is_traced, _home(call))
         try:
@@ -60,10 +66,15 @@ class Programs:
         return found
 
 
+def _is_array_code(solver: Solver) -> bool:
+    return getattr(solver, "_array_code", False) and not getattr(solver, "progress", False)
+
+
 def _key(call: Call, arrays: list[Array], built: Key) -> Hashable:
     shapes = tuple((tuple(x.shape), str(x.dtype), getattr(x, "weak_type", False)) for x in arrays)
-    parts = (call.condition, call.solver, call.linear_solver, call.start.statics, call.arguments.statics)
+    parts = (call.condition, call.linear_solver, call.start.statics, call.arguments.statics)
     captured = tuple(built.of(part) for part in parts)
+    captured += (call.has_start, call.space) if isinstance(call, SolvedCall) else (built.of(call.solver),)
     return call.arguments.structure, call.start.structure, call.arguments.arrays, call.start.arrays, shapes, captured
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,11 @@ from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.registry import guarded
 from dil._layers.argmin import argmin
-from dil._layers.call import Call, Solver
+from dil._layers.call import Call, Solver, solved
 from dil._layers.first_calls import is_readable
 from dil._layers.independence import check_independence
 from dil._layers.layer import Layer, value_at_start
+from dil._layers.programs import Programs
 from dil._layers.theorem import ImplicitRule
 from dil._problem.problem import Optimality
 from dil.linear._solver import LinearSolver
@@ -89,6 +90,7 @@ class Value:
 
     layer: Layer
     """The layer whose solution the value belongs to."""
+    programs: Programs = field(default_factory=Programs, init=False, repr=False)
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
         """Return v, one number per problem, differentiable in every float array of the arguments."""
@@ -96,19 +98,36 @@ class Value:
 
     def _least(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Array:
         call, arrays = self.layer.begin(args, kwargs, init)
-
-        def solve(*arrays: Array) -> Arrays:
-            y, *remembered = call.forward(*arrays)
-            return (call.problem().value(y, *arrays[: len(call.arguments.arrays)]), y, *remembered)
-
-        v, y, *_ = call.backend.implicit(solve, EnvelopeRule(call, self.layer.rule(call)))(*arrays)
-        call.refuse_captured(y, arrays)
+        if self.programs.need_the_solution(call, arrays):
+            call, arrays = solved(call, arrays)
+        program = self.programs.find(call, arrays, lambda call: partial(_least_of, call, self.rule(call)))
+        if program is None:
+            v, y = _least_of(call, self.rule(call), *arrays)
+        else:
+            call = program.call
+            v, y = program.run(*arrays)
         check_independence(call, y, arrays)
         return v
+
+    def rule(self, call: Call) -> EnvelopeRule:
+        """Return the rule that differentiates the value of one call with respect to its arrays."""
+        return EnvelopeRule(call, self.layer.rule(call))
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
         """Return the solver's whole answer, the minimiser as its value."""
         return self.layer.solve(*args, init=init, **kwargs)
+
+
+def _least_of(call: Call, rule: EnvelopeRule, *arrays: Array) -> Arrays:
+    """Return the value of one call and its minimiser as a vector, the value differentiable in the arrays."""
+
+    def solve(*arrays: Array) -> Arrays:
+        y, *remembered = call.forward(*arrays)
+        return (call.problem().value(y, *arrays[: len(call.arguments.arrays)]), y, *remembered)
+
+    v, y, *_ = call.backend.implicit(solve, rule)(*arrays)
+    call.refuse_captured(y, list(arrays))
+    return (v, call.backend.constant(y))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ NO_DERIVATIVE = (
     "dil.argmin(..., derivatives=dil.Derivatives(gradient=, hvp=, mixed=))"
 )
 
-constant = jax.lax.stop_gradient
 _ONE = np.float32(1.0)
 
 
@@ -48,6 +47,12 @@ def adopt(x: object, /) -> Any:
             raise DTypeError(message)
         return jnp.asarray(x)
     return jnp.asarray(x) if hasattr(type(x), "__jax_array__") else x
+
+
+def constant(x: Any, /) -> Any:
+    """Return x without its derivative. A transform passes Python numbers on as Python numbers; they become arrays."""
+    plain = jax.lax.stop_gradient(x)
+    return plain if isinstance(plain, jax.Array) else jnp.asarray(plain)
 
 
 def compiler() -> Compiler | None:
