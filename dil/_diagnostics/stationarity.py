@@ -117,9 +117,9 @@ def is_near_along(solve: DerivativeSolve) -> Array:
     """
     here, b, number = solve.here, solve.b, solve.F.problem.backend.loops.number
     F, g, u, xp = solve.Fu, here.g, here.scale, array_namespace(b)
-    sums: Any = [number(x) for x in _sums(F, g, b, u)]
+    sums: Any = [number(x) for x in _sums(F, g, b, u)] if isinstance(number(inner(F, F)), float) else []
     safe = float(xp.finfo(b.dtype).smallest_normal) / eps(xp, b.dtype)
-    if not all(isinstance(x, float) and safe < x < 1 / safe for x in sums):
+    if not sums or not all(safe < abs(x) < 1 / safe for x in sums):
         top_g, top_b, top_u = nonzero_max_abs(g), nonzero_max_abs(b), nonzero_max_abs(u)
         sums = _sums(F * (top_g / top_b) / top_u, g / top_g, b / top_b, u / top_u)
     FF, gg, uu, gb, gF, bu = sums

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from operator import is_
 from typing import Any
 
-from dil._base.errors import DilError
+from dil._base.errors import BackendError, DilError
 from dil._base.typing import Tree
-from dil._frameworks.registry import adopted, leaves_of
+from dil._frameworks.registry import adopted, can_be_adopted, leaves_of
 
 
 def run_in_its_framework(run: Callable[..., Any], function: Callable[..., Tree], *trees: Tree) -> Any:
@@ -20,9 +20,9 @@ def run_in_its_framework(run: Callable[..., Any], function: Callable[..., Tree],
     """
     try:
         return run(*trees)
-    except (TypeError, DilError):
+    except (TypeError, BackendError):
         leaves, structure = leaves_of(trees)
-        found = adopted(leaves, _values(function, trees))
+        found = adopted(leaves, _values(function, trees)) if can_be_adopted(leaves) else leaves
         if all(map(is_, leaves, found)):
             raise
     return run(*structure.unflatten(found))

@@ -17,7 +17,7 @@ from operator import is_
 from typing import Any, cast
 
 from dil._base.arrays import array_namespace
-from dil._base.errors import BackendError
+from dil._base.errors import BackendError, DTypeError
 from dil._base.typing import Array, Device, DType, Namespace, Tree
 from dil._frameworks.protocol import Backend, BackendInfo
 
@@ -116,6 +116,15 @@ def adopted(leaves: Sequence[Any], beside: Sequence[Any] = ()) -> list[Any]:
             found = [x if own is backend else backend.adopt(x) for x, own in zip(found, owners, strict=True)]
             owners = [owner(x) for x in found]
     return found
+
+
+def can_be_adopted(leaves: Sequence[Any]) -> bool:
+    """Return whether a framework that is in use adopts one of the leaves, which is of another one."""
+    foreign = [(x, own) for x in leaves if (own := owner(x)) is not None]
+    try:
+        return any(backend is not own and backend.adopt(x) is not x for x, own in foreign for backend in LOADED)
+    except DTypeError:  # no array of numbers
+        return False
 
 
 def _given(x: Any) -> Any:

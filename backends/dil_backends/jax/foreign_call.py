@@ -16,8 +16,8 @@ import numpy as np
 
 TARGET = "dil_report"
 """The name of the foreign function. `jax.export` asks for it: see docs/pages/jax.md."""
-METADATA, EXECUTE, INTERNAL = 1, 3, 13
-"""The extension that asks for the version, the stage of a run, and the code of an error."""
+METADATA, INTERNAL = 1, 13
+"""The extension that asks for the version, and the code of an error."""
 
 
 def struct(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
@@ -101,8 +101,7 @@ def register(fn: Callable[[str, Any, Any], None]) -> Any:
 
     def handle(frame: Any) -> int | None:
         frame = frame.contents
-        if frame.extension:
-            _answer(frame)
+        if _asks_for_version(frame):
             return None
         try:
             arrays = [_array(frame.arguments.items[i].contents) for i in range(2)]
@@ -127,11 +126,16 @@ def call(text: str, number: Any, values: Any) -> Any:
     return jax.ffi.ffi_call(TARGET, zero, vmap_method="expand_dims")(number, values, text=text)
 
 
-def _answer(frame: Any) -> None:
+def _asks_for_version(frame: Any) -> bool:
+    """Return whether a call is no run but the question for the version, and answer it."""
+    if not frame.extension:
+        return False
     question = ctypes.cast(frame.extension, ctypes.POINTER(Question)).contents
-    if question.base.kind == METADATA:
-        metadata, version = question.metadata.contents, frame.interface.contents.version
-        metadata.version.major, metadata.version.minor, metadata.traits = version.major, version.minor, 0
+    if question.base.kind != METADATA:
+        return False
+    metadata, version = question.metadata.contents, frame.interface.contents.version
+    metadata.version.major, metadata.version.minor, metadata.traits = version.major, version.minor, 0
+    return True
 
 
 def _failed(frame: Any, error: Exception) -> int | None:

@@ -51,7 +51,7 @@ CURRENT: ContextVar[Collector | Traced | None] = ContextVar("dil_current_call", 
 """The innermost call of dil, or the program that it traces."""
 WAITING: dict[int, Collector] = {}
 """The calls that wait for a run, by its number."""
-NUMBERS = count(1)
+NUMBERS = count()
 NOBODY = 0
 """The number of every run of a program that the user compiles."""
 PROGRAMS_REPORT = Event()
@@ -134,10 +134,10 @@ def _guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _run(program: Callable[..., Any], reports: list[bool], *arrays: Any) -> Any:
-    around, collector, number = CURRENT.get(), Collector(), next(NUMBERS)
+    around, collector, number = CURRENT.get(), Collector(), 1 + next(NUMBERS) % (2**31 - 1)
     WAITING[number] = collector
     try:
-        out = program(np.int32(number % 2**31), *arrays)
+        out = program(np.int32(number), *arrays)
         if reports:
             _wait(out)
     except jax.errors.JaxRuntimeError as error:
