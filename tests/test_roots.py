@@ -548,3 +548,15 @@ def test_a_solver_of_another_kind_of_layer_is_refused(make, solver, text):
 def test_newton_on_an_equation_needs_a_start(make):
     with pytest.raises(dil.OptionError, match=r"Newton needs a start; pass init= in the call"):
         make(lambda u, x: 0.5 * u - x, Newton())(X)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("method", ["hybr", "lm", "krylov", "df-sane", "broyden1"])
+def test_every_method_of_scipy_finds_a_root_in_float32(method, dtype):
+    """Those that take differences take them above the rounding of the residual."""
+    d = np.linspace(1.0, 3.0, 10).astype(dtype)
+    layer = dil.root(lambda u, t: d * (u - t) + 0.1 * np.sin(u), dil.solvers.SciPyRoot(method), init=lambda t: 0 * t)
+    found = layer.solve(np.ones(10, dtype))
+    assert dil.Status(int(found.status)).ok
+    residual = d * (found.value - 1.0) + 0.1 * np.sin(found.value)
+    assert np.abs(residual).max() <= 1e-4 * np.abs(d).max()

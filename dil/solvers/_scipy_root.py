@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dil._base.arrays import array_namespace, full, size
+from dil._base.arrays import array_namespace, eps, full, size
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Tree
@@ -87,6 +87,11 @@ class SciPyRoot:
         method = self.method.lower()
         supplied: dict[str, Any] = {"jac": system.jacobian} if method in WITH_JACOBIAN else {}
         begin, options = system.host.out(system.host.like), dict(self.options or {})
+        if method == "krylov":
+            # SciPy works in float64, and its differences would vanish in the rounding of a residual in float32
+            like = system.host.like
+            rdiff = float(eps(array_namespace(like), like.dtype) ** 0.5)
+            options["jac_options"] = {"rdiff": rdiff, **options.get("jac_options", {})}
         try:
             found = root(system.residual, begin, method=self.method, tol=self.tol, options=options, **supplied)
         except ValueError as error:  # of an option, if SciPy has not begun; else of what a method met
@@ -137,7 +142,8 @@ def _judged(started: Start, found: Solution) -> Solution:
     status, xp = found.status[..., None], array_namespace(found.status)
     u, _ = space_of(found.value, started.problem.condition.batch_ndim, "the solution")
     solved = status == int(Status.CONVERGED)
-    solved = solved_or_rounded(started, u, solved, solved | (status == int(Status.STAGNATED)))
+    # a point where F is within its rounding is a root, whatever SciPy's tolerances in float64 say of it
+    solved = solved_or_rounded(started, u, solved, status != int(Status.NON_FINITE))
     status = xp.where(solved, full(status, int(Status.CONVERGED)), status)
     verdict = judge(started, u, solved, ~solved & (status != int(Status.NON_FINITE)))
     status = xp.where(verdict.far, full(status, int(Status.NOT_STATIONARY)), status)
