@@ -385,6 +385,24 @@ def test_another_solver_of_the_same_score_is_looked_at_anew():
         dil.vjp(other, np.asarray([2.0, 0.0]))[1](np.ones(2))
 
 
+def test_a_solver_without_a_hash_is_looked_at_once():
+    calls = []
+
+    def score(u, t):
+        calls.append(1)
+        return np.sum((u - t) ** 2)
+
+    layer = dil.argmin(score, SciPy(options={"maxiter": 50}), init=zeros)
+
+    def evaluations():
+        del calls[:]
+        dil.vjp(layer, np.ones(2))[1](np.ones(2))
+        return len(calls)
+
+    first, second = evaluations(), evaluations()
+    assert second < first
+
+
 @pytest.mark.parametrize("method", ["implicit_euler", "trapezoid", "bdf2", "sdirk2", "sdirk3", "implicit_midpoint"])
 def test_coupled_rows_of_a_differential_equation_are_refused(method):
     def field(t, y):

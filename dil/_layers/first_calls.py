@@ -54,11 +54,21 @@ def _owner(problem: Problem) -> Callable[..., Any]:
 def _key(problem: Problem, y: Array, solver: object) -> Hashable:
     condition = problem.condition
     kind = getattr(condition, "kind", "score"), condition.batch_ndim
-    # a hash, because a solver may hold the function, which then would live forever
     return (
         kind,
         problem.space.shapes,
         str(y.dtype),
         getattr(condition.fn, "modes", None),
-        hash(getattr(solver, "identity", solver)),
+        _hash_of(getattr(solver, "identity", solver)),
     )
+
+
+def _hash_of(solver: object) -> int:
+    """Return a hash, because a solver may hold the function, which then would live forever.
+
+    A solver without one, such as one with a dict of options, counts as any other of its type.
+    """
+    try:
+        return hash(solver)
+    except TypeError:
+        return hash(type(solver))

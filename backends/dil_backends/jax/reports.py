@@ -1,4 +1,4 @@
-"""Callbacks that send values from compiled programs to listeners."""
+"""Reports: calls that send values from compiled programs to listeners."""
 
 from __future__ import annotations
 
