@@ -197,3 +197,41 @@ def test_nothing_is_promoted():
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         np.testing.assert_allclose(gradient(t), expected, rtol=1e-12)
         np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(jnp.stack([t, t]))[1], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [Newton(), LBFGS()], ids=["Newton", "LBFGS"])
+def test_parameters_of_a_module_that_are_narrower_than_the_data(solver):
+    module = {"weight": jnp.asarray([0.5, 1.0, 2.0], jnp.float32)}
+
+    def score(u, module, X):
+        return 0.5 * jnp.sum((X @ u - 1.0) ** 2) + 0.5 * jnp.sum(module["weight"] * u**2)
+
+    def closed(module):
+        weight = module["weight"].astype(jnp.float64)
+        return jnp.linalg.solve(X.T @ X + jnp.diag(weight), jnp.sum(jnp.asarray(X), axis=0))
+
+    layer = dil.argmin(score, solver, init=np.zeros(3))
+    y = layer(module, X)
+    assert y.dtype == jnp.float64
+    np.testing.assert_allclose(y, closed(module), rtol=1e-9)
+    found = jax.jit(jax.grad(lambda module: jnp.sum(layer(module, X))))(module)["weight"]
+    expected = jax.grad(lambda module: jnp.sum(closed(module)))(module)["weight"]
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    captured = dil.argmin(lambda u, module: score(u, module, X), solver, init=np.zeros(3))  # init alone is float64
+    np.testing.assert_allclose(captured(module), y, rtol=1e-12)
+
+
+def test_other_mixes_of_dtypes_stay_errors():
+    module = {"weight": jnp.ones(3, jnp.float32)}
+    layer = dil.argmin(lambda u, p, X: jnp.sum((X @ u) ** 2) + jnp.sum(p * u**2), Newton(), init=np.zeros(3))
+    with pytest.raises(dil.DTypeError, match="argument 0 has dtype float32, but argument 1 has float64"):
+        layer(module["weight"], X)
+    of_tree = dil.argmin(
+        lambda u, m, X: jnp.sum((X @ u) ** 2) + jnp.sum(m["weight"] * u**2), Newton(), init=np.zeros(3)
+    )
+    wide = {"weight": jnp.ones(3)}
+    with pytest.raises(dil.DTypeError, match="float32"):  # never narrowed
+        of_tree(wide, X.astype(np.float32))
+    with jax.numpy_dtype_promotion("strict"), pytest.raises(dil.DTypeError, match=r"0\['weight'\] has dtype float32"):
+        of_tree(module, X)

@@ -33,8 +33,8 @@ __all__ = [
 CROSSOVER = Crossover(symmetric=32, general=128, trial=1 / 8)
 
 
-def adopt(x: object, /) -> Any:
-    """Return x: NumPy and CuPy mix their arrays with no others."""
+def adopt(x: object, /, dtype: object = None) -> Any:
+    """Return x: NumPy and CuPy mix their arrays with no others, and a layer not with other dtypes."""
     return x
 
 

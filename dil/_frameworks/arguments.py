@@ -13,7 +13,11 @@ from dil._base.arrays import array_namespace, is_float
 from dil._base.errors import ShapeError
 from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import OWNERS, adopted, leaves_of, owner
+
+BARE = r"\[(0|1)\]\[(?:'\w+'|\d+)\]"
+"""The path of an argument that is one array."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ class Arguments:
             leaves.extend(_cotangents_like(entry, like))
         return leaves
 
+    def in_tree(self, array: int) -> bool:
+        """Return whether one of the arrays is an entry of a tree, such as a module, and no argument by itself."""
+        return not self.plain and re.fullmatch(BARE, self.structure.paths[self.arrays[array]]) is None
+
     def name(self, array: int) -> str:
         """Return the name of one of the arrays, in the words of the call."""
         return name_of(self.structure.paths[self.arrays[array]])
@@ -105,6 +113,24 @@ def split_arguments(
     floats = tuple(i for i, x in enumerate(arrays) if is_float(array_namespace(x), x.dtype))
     plain = not kwargs and len(args) == len(arrays) and all(map(is_, args, arrays))
     return arrays, Arguments(structure, tuple(statics), places, floats, plain)
+
+
+def with_promoted_trees(
+    arrays: Sequence[Any], arguments: Arguments, starts: Sequence[Any], backend: Backend
+) -> list[Any]:
+    """Return the arrays of a call, those of trees in the dtype of the others if the framework promotes them.
+
+    The parameters of a module are often narrower than the data. An argument that is one array keeps its dtype.
+    """
+    trees = [i for i in arguments.floats if arguments.in_tree(i)]
+    if not trees:
+        return list(arrays)
+    others = [*(arrays[i] for i in arguments.floats if i not in trees), *starts]
+    dtypes = {x.dtype for x in others if is_float(array_namespace(x), x.dtype)}
+    if len(dtypes) != 1:
+        return list(arrays)
+    (dtype,) = dtypes
+    return [backend.adopt(x, dtype) if i in trees and x.dtype != dtype else x for i, x in enumerate(arrays)]
 
 
 @cache

@@ -141,10 +141,11 @@ class Backend(Autodiff, Protocol):
         """Split one level of the framework's own pytrees. Return None if x is not a pytree."""
         ...
 
-    def adopt(self, x: object, /) -> Any:
+    def adopt(self, x: object, /, dtype: DType | None = None) -> Any:
         """Return x as an array of this framework, if the framework computes with it as with one of its own.
 
-        Any other x is returned as it is. JAX adopts NumPy arrays beside its own; torch and NumPy adopt nothing.
+        Any other x is returned as it is. JAX adopts NumPy arrays beside its own; torch and NumPy adopt nothing. With
+        `dtype`, x is an array of the framework, and gets this wider dtype if the framework promotes dtypes by itself.
         """
         ...
 

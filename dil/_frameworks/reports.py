@@ -68,6 +68,12 @@ def users_frame(frameworks: str) -> tuple[int, FrameType]:
     return level + 1, frame
 
 
+def users_line(frameworks: str) -> tuple[str, int]:
+    """Return the file and the line of the user's own code, to which a warning points."""
+    frame = users_frame(frameworks)[1]
+    return WARN_AT.get() or (frame.f_code.co_filename, frame.f_lineno)
+
+
 @contextmanager
 def warnings_at(place: tuple[str, int]) -> Iterator[None]:
     """Let the warnings of a report point to a file and a line."""

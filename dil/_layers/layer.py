@@ -14,7 +14,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.adoption import run_in_its_framework
-from dil._frameworks.arguments import NO_START, Arguments, split_arguments
+from dil._frameworks.arguments import NO_START, Arguments, split_arguments, with_promoted_trees
 from dil._frameworks.registry import common_owner, guarded, leaves_of, loaded
 from dil._layers.call import Call, Solver, solved
 from dil._layers.independence import check_independence
@@ -134,6 +134,7 @@ class Layer:
         starts, start = ([], NO_START) if init is None else split_arguments((init,), {}, arrays)
         names = [arguments.name(i) for i in range(len(arrays))] + ["init"] * len(starts)
         backend = common_owner([*arrays, *starts], names, self.policy.layer)
+        arrays = with_promoted_trees(arrays, arguments, starts, backend)
         _check_dtypes(arrays, arguments)
         call = Call(
             self.condition, self.solver, self.linear_solver, self.policy, self.refine, backend, arguments, start

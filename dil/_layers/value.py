@@ -167,7 +167,7 @@ class EnvelopeRule:
         problem = F.problem
 
         def score(u: Array, *floats: Array) -> Arrays:
-            return (problem.value(u, *problem.arguments.with_floats(F.arrays, floats)),)
+            return (problem.value(u, *problem.arguments.with_floats(F.others, floats)),)
 
         return score
 

@@ -83,7 +83,8 @@ class Problem:
         The arrays may end with a start for the solver, which is no argument of F.
         """
         used = tuple(arrays[: len(self.arguments.arrays)])
-        return Optimality(self, used), self.arguments.only_floats(used)
+        others = self.arguments.with_floats(used, [None] * len(self.arguments.floats))
+        return Optimality(self, tuple(others)), self.arguments.only_floats(used)
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,11 @@ class Optimality:
     """The function F(u, *floats). The other arrays of the call are fixed."""
 
     problem: Problem
-    arrays: Arrays
+    others: tuple[Array | None, ...]
+    """The arrays of the call, with None in the place of each float. A framework keeps F longer than its arrays."""
 
     def __call__(self, u: Array, *floats: Array) -> Arrays:
-        return (self.problem.residual(u, *self.problem.arguments.with_floats(self.arrays, floats)),)
+        return (self.problem.residual(u, *self.problem.arguments.with_floats(self.others, floats)),)
 
 
 @dataclass(frozen=True)

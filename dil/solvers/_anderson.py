@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, factor_dtype, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.scale import is_short
 from dil._base.solution import Solution
@@ -101,7 +101,7 @@ class Anderson:
             return is_short(f, u, start, rtol)
 
         def step(s: Iterate) -> Iterate:
-            new = self._mix(s)
+            new = self._mix(s, backend.dense.cholesky_solve)
             f = move(new)
             size, before = norm(f), norm(s.f)
             finite = xp.all(xp.isfinite(f), axis=-1, keepdims=True)
@@ -147,10 +147,10 @@ class Anderson:
             extra=extra,
         )
 
-    def _mix(self, s: Iterate) -> Array:
+    def _mix(self, s: Iterate, solve: Callable[[Array, Array], Array]) -> Array:
         """Return u + mixing f - (dU + mixing dF) gamma, where gamma solves dF gamma = f in the least-squares sense."""
         xp = array_namespace(s.u)
-        gamma = least_squares(s.df, s.f, self.regularisation)
+        gamma = least_squares(s.df, s.f, self.regularisation, solve)
         change = xp.sum((s.du + self.mixing * s.df) * gamma, axis=-2)
         return s.u + self.mixing * s.f - change  # type: ignore[no-any-return]
 
@@ -183,11 +183,12 @@ def push(memory: Array, new: Array, kept: Array, forgotten: Array) -> Array:
     return xp.where(forgotten[..., None], full(memory, 0.0), pushed)  # type: ignore[no-any-return]
 
 
-def least_squares(rows: Array, right: Array, regularisation: float) -> Array:
+def least_squares(rows: Array, right: Array, regularisation: float, solve: Callable[[Array, Array], Array]) -> Array:
     """Return gamma, (*batch, m, 1), that minimises ||sum_i gamma_i rows_i - right|| for each problem.
 
     The rows are scaled to norm one first, so that no row is lost by its size. The trace of the normal matrix is then
-    m, and the regularisation is relative to one. Rows of zeros, which store nothing yet, get gamma = 0.
+    m, and the regularisation is relative to one. Rows of zeros, which store nothing yet, get gamma = 0. `solve` takes
+    positive definite matrices.
     """
     xp, count = array_namespace(rows), rows.shape[-2]
     sizes = nonzero_or_one(norm(rows))
@@ -196,12 +197,10 @@ def least_squares(rows: Array, right: Array, regularisation: float) -> Array:
     scale = nonzero_or_one(norm(right))
     rhs = xp.matmul(units, (right / scale)[..., None])
     finite = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
-    # a value below the rounding of the matrix could let the solve meet a pivot of zero and raise
+    # a value below the rounding of the matrix could let the solve meet a pivot of zero
     ridge = max(regularisation, 4 * count * eps(xp, rows.dtype))
     identity = eye(count, rows)
     absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, rows.dtype)
     matrix = xp.where(finite, normal, 0.0 * identity) + (ridge + absent) * identity
-    dtype = factor_dtype(rhs)
-    gamma = xp.linalg.solve(xp.astype(xp.where(finite, matrix, identity), dtype), xp.astype(rhs, dtype))
-    gamma = xp.astype(gamma, rhs.dtype)
-    return gamma * scale[..., None] / sizes  # type: ignore[no-any-return]
+    gamma = solve(xp.where(finite, matrix, identity), rhs)
+    return gamma * scale[..., None] / sizes

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, factor_dtype, full, max_abs, nonzero_or_one
+from dil._base.arrays import array_namespace, dot, eps, factor_dtype, full, max_abs, nonzero_max_abs, nonzero_or_one
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
 from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
+from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.terms import within_rounding_of_terms
 from dil.linear._cg import CG
@@ -69,7 +71,7 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         if few:
             matrix = dense(H, u, backend)
             H = Operator(lambda p: (matrix @ p[..., None])[..., 0], symmetric=True)
-            step, definite = _dense_step(scale[..., :, None] * matrix * scale[..., None, :], scale * F)
+            step, definite = _dense_step(scale[..., :, None] * matrix * scale[..., None, :], scale * F, backend)
         else:
             scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
             found = CG(max_iter=PRODUCTS)(scaled, scale * F, loop=backend.loops.while_loop)
@@ -88,26 +90,41 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
     return verdict
 
 
-def _dense_step(H: Array, F: Array) -> tuple[Array, Array]:
+def _dense_step(H: Array, F: Array, backend: Backend) -> tuple[Array, Array]:
     """Return H^-1 F, and whether H has no negative eigenvalue and none that is zero along F, (*batch, 1).
 
-    H gets a diagonal of one first: a curvature that is small only because of its unit counts like any other.
+    H gets a diagonal of one first: a curvature that is small only because of its unit counts like any other. Cholesky's
+    factor tells it of all but the worst conditioned matrices, at a small part of the cost of their eigenvalues.
     """
     xp = array_namespace(F)
     finite = xp.all(xp.isfinite(H), axis=(-2, -1), keepdims=True)
     H = xp.where(finite, H, full(H, 0.0))  # libraries refuse others
-    diagonal = xp.abs(xp.linalg.diagonal(H))
-    unit = 1.0 / xp.sqrt(nonzero_or_one(diagonal))
-    dtype = factor_dtype(F)
-    values, vectors = xp.linalg.eigh(xp.astype(unit[..., :, None] * H * unit[..., None, :], dtype))
-    components = (vectors.mT @ xp.astype(unit * F, dtype)[..., None])[..., 0]
+    unit = 1.0 / xp.sqrt(nonzero_or_one(xp.abs(xp.linalg.diagonal(H))))
+    H, F = unit[..., :, None] * H * unit[..., None, :], unit * F
+    probe = xp.broadcast_to(standard_normal(backend, full(F, 0.0, shape=F.shape[-1:]), 1, 0)[0, ...], F.shape)
+    size = nonzero_max_abs(F)
+    x = backend.dense.cholesky_solve(H, xp.stack([F / size, probe], axis=-1))
+    clear = xp.all(xp.abs(x) <= eps(xp, F.dtype) ** -0.5, axis=(-2, -1))[..., None] & finite[..., 0]  # False for NaN
+
+    def by_eigenvalues(found: tuple[Array, Array]) -> tuple[Array, Array]:
+        step, definite = _step_by_eigenvalues(H, F)
+        return xp.where(clear, found[0], step), clear | (definite & finite[..., 0])
+
+    step, definite = backend.loops.run_if(xp.any(~clear), by_eigenvalues, (size * x[..., 0], clear))
+    return unit * step, definite
+
+
+def _step_by_eigenvalues(H: Array, F: Array) -> tuple[Array, Array]:
+    xp, dtype = array_namespace(F), factor_dtype(F)
+    values, vectors = xp.linalg.eigh(xp.astype(H, dtype))
+    components = (vectors.mT @ xp.astype(F, dtype)[..., None])[..., 0]
     rounding = 16 * F.shape[-1] * eps(xp, F.dtype)
     zero = xp.abs(values) <= rounding
     along = xp.abs(components) > rounding * max_abs(components)[..., None]
-    definite = xp.all((values >= -rounding) & ~(zero & along) & finite[..., 0], axis=-1, keepdims=True)
+    definite = xp.all((values >= -rounding) & ~(zero & along), axis=-1, keepdims=True)
     inverse = xp.where(zero, full(values, 0.0), 1.0 / xp.where(zero, full(values, 1.0), values))
     step = (vectors @ (inverse * components)[..., None])[..., 0]
-    return unit * xp.astype(step, F.dtype), definite
+    return xp.astype(step, F.dtype), definite
 
 
 def _linearised(started: Start, u: Array) -> tuple[Array, Operator]:

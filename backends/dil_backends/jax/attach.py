@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from dil_backends.jax.varying import axes_of, cast
+
 Arrays = tuple[jax.Array, ...]
 Pushforward = Callable[[Any, Any, Sequence[Any]], Any]
 """`push(args, y, tangents)` returns the tangents of y, like `dil._frameworks.protocol.Rule.pushforward`."""
@@ -51,7 +53,7 @@ def _bind(*arrays: Any, held: Held, count: int) -> list[Any]:
 def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, held: Held, count: int) -> tuple[Any, Any]:
     y = _bind(*primals, held=held, count=count)
     given = [None if is_zero(t) else t for t in tangents[count:]]
-    return y, list(held.push(tuple(primals[count:]), tuple(y), given))
+    return y, list(cast(held.push(tuple(primals[count:]), tuple(y), given), axes_of(y)))
 
 
 def _batched(args: Sequence[Any], axes: Sequence[Any], *, held: Held, count: int) -> tuple[Any, Any]:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 
+from dil_backends.jax.varying import steady
+
 RUN_IF = Primitive("dil_run_if")
 """Takes (condition, *constants, *state) and returns the state, or what `jaxpr` makes of it if the condition holds."""
 RUN_IF.multiple_results = True
@@ -20,6 +22,7 @@ def run_if(condition: Any, fn: Callable[[Any], Any], state: Any, /) -> Any:
 
     Under `jax.vmap`, `jax.lax.cond` runs both sides for every problem. This branch is taken only if a problem needs it.
     """
+    fn, state = steady(fn, state)
     leaves, structure = jax.tree.flatten(state)
     leaves = [jnp.asarray(x) for x in leaves]
 

@@ -1,17 +1,17 @@
-"""The custom derivative: a `custom_jvp` function whose derivative is a rule, and a differentiable linear solve."""
+"""The custom derivative: a `custom_jvp` function whose derivative is a rule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
-from dil._frameworks.protocol import LinearSystem, ReverseRule, Rule
+from dil._frameworks.protocol import ReverseRule, Rule
 from dil_backends.jax.attach import attach, is_zero
+from dil_backends.jax.varying import axes_of, cast
 
 Arrays = tuple[jax.Array, ...]
 
@@ -26,7 +26,8 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
 
     def held(*args: Any) -> Arrays:
         arrays = tuple(map(_as_array, args))
-        return attach(solve(*arrays), arrays, rule.pushforward)
+        y = solve(*arrays)
+        return attach(cast(y, axes_of((y, arrays))), arrays, rule.pushforward)
 
     found = jax.custom_jvp(held)
 
@@ -34,7 +35,7 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
         args = tuple(map(_as_array, args))
         y: Any = found(*args)
         given = [None if is_zero(t) else _as_array(t) for t in tangents]
-        return y, rule.pushforward(args, y, given)
+        return y, cast(rule.pushforward(args, y, given), axes_of(y))
 
     found.defjvp(derivative, symbolic_zeros=True)
 
@@ -79,16 +80,3 @@ def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]
 def _as_array(x: Any) -> Any:
     """Return x as an array. A transform passes Python numbers on as Python numbers."""
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
-
-
-def linear_solve(system: LinearSystem, b: Any, /) -> Any:
-    """Solve a linear system. The solution is differentiable to any order and can be transposed."""
-    A = system.A
-
-    def solve(matvec: Any, b: Any) -> Any:
-        return system.solve(replace(A, matvec=matvec), b, *system.constants)
-
-    def transpose_solve(vecmat: Any, b: Any) -> Any:
-        return system.solve(replace(A, rmatvec=vecmat).T, b, *system.constants)
-
-    return jax.lax.custom_linear_solve(A.matvec, b, solve, transpose_solve, symmetric=A.symmetric)

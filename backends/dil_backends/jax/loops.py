@@ -9,10 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dil._base.typing import Arrays, Step
 from dil._frameworks.loops import Loops
 from dil_backends.jax.branch import run_if
+from dil_backends.jax.varying import axes_of, cast, steady
 
-Arrays = tuple[jax.Array, ...]
+
+def while_loop(cond: Callable[[Any], Any], body: Callable[[Any], Any], state: Any, /) -> Any:
+    """Run `jax.lax.while_loop`."""
+    return jax.lax.while_loop(cond, *steady(body, state))
+
+
+def scan(step: Step, carry: Arrays, xs: Arrays, /) -> tuple[Arrays, Arrays]:
+    """Run `jax.lax.scan`."""
+
+    def with_row(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+        after, out = step(carry, x)
+        return cast(after, axes), out
+
+    first = tuple(x[0, ...] for x in xs)
+    _, carry = steady(lambda carry: step(carry, first)[0], carry)
+    axes = axes_of(carry)
+    return jax.lax.scan(with_row, carry, xs)
 
 
 def map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
@@ -27,16 +45,16 @@ def on_host(fn: Callable[..., Any], like: Any, *arrays: Any) -> Any:
     """Call fn on the host by `pure_callback`. If the arrays are concrete, call it directly."""
     if not any(isinstance(x, jax.core.Tracer) for x in arrays):
         return fn(*arrays)
-    shapes = jax.eval_shape(lambda: like)
+    shapes = jax.eval_shape(lambda: cast(like, axes_of(arrays)))
     return jax.pure_callback(
         lambda *xs: tuple(map(np.asarray, fn(*map(jnp.asarray, xs)))), shapes, *arrays, vmap_method="sequential"
     )
 
 
 LOOPS = Loops(
-    while_loop=jax.lax.while_loop,
+    while_loop=while_loop,
     run_if=run_if,
-    scan=jax.lax.scan,
+    scan=scan,
     map_rows=map_rows,
     on_host=on_host,
     number=lambda x: x,

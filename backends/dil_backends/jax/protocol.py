@@ -14,9 +14,11 @@ from dil._frameworks.protocol import BackendInfo, Compiler, Pull
 from dil_backends.jax.attach import is_zero
 from dil_backends.jax.dense import DENSE as dense
 from dil_backends.jax.guard import compiled, guard, may_run_programs
-from dil_backends.jax.implicit import implicit, linear_solve
+from dil_backends.jax.implicit import implicit
+from dil_backends.jax.linear_solve import linear_solve
 from dil_backends.jax.loops import LOOPS as loops
 from dil_backends.jax.reports import REPORTS as reports
+from dil_backends.jax.varying import axes_of, cast, checked
 
 __all__ = ["dense", "guard", "implicit", "linear_solve", "loops", "reports"]
 
@@ -39,8 +41,14 @@ def owns(x: object, /) -> bool:
     return isinstance(x, jax.Array)
 
 
-def adopt(x: object, /) -> Any:
-    """Return a NumPy array of numbers, or an object that gives itself as an array of JAX, as an array of JAX."""
+def adopt(x: object, /, dtype: Any = None) -> Any:
+    """Return a NumPy array of numbers, or an object that gives itself as an array of JAX, as an array of JAX.
+
+    An array gets a wider `dtype` where JAX promotes dtypes, which `jax_numpy_dtype_promotion="strict"` forbids.
+    """
+    if dtype is not None and isinstance(x, jax.Array):
+        promotes = jax.config.jax_numpy_dtype_promotion == "standard"  # type: ignore[attr-defined]
+        return x.astype(dtype) if promotes and jnp.promote_types(x.dtype, dtype) == dtype else x
     if isinstance(x, np.ndarray | np.generic):
         if not (x.dtype == bool or jnp.issubdtype(x.dtype, np.number)):
             message = f"a NumPy array of dtype {x.dtype} is no array of numbers for JAX; convert it"
@@ -77,15 +85,19 @@ def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull
     """Return fn(*primals) and its pullback by `jax.vjp`. Cotangents not in `wrt` are dead code to the compiler."""
     may_run_programs()
     try:
+        if checked():  # each shard takes its own derivative: without the cast JAX would sum over all
+            primals = cast(primals, axes_of(jax.eval_shape(fn, *primals)) | axes_of(primals))
         out, pull_all = jax.vjp(fn, *primals)
     except (TypeError, ValueError) as error:
         if any(words in str(error) for words in UNDIFFERENTIABLE):
             error.add_note(NO_DERIVATIVE)
         raise
 
+    axes = [axes_of(y) for y in out]
+
     def pull(cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
         may_run_programs()
-        every = pull_all(tuple(cotangents))
+        every = pull_all(tuple(cast(c, where) for c, where in zip(cotangents, axes, strict=True)))
         return tuple(every) if wrt is None else tuple(every[i] for i in wrt)
 
     return out, pull  # type: ignore[return-value]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dil._frameworks.reports import Listener, Reports, users_frame
+from dil._frameworks.reports import Listener, Reports, users_line
 from dil_backends.jax import foreign_call
 from dil_backends.jax.guard import current_number, report
 
@@ -29,8 +29,7 @@ def failures(listener: Listener, status: Any, value: Any) -> Any:
     if not isinstance(status, jax.core.Tracer):
         listener(np.asarray(status))
         return value
-    frame = users_frame("jax jaxlib")[1]
-    text, number = json.dumps([listener.text, frame.f_code.co_filename, frame.f_lineno]), current_number()
+    text, number = json.dumps([listener.text, *users_line("jax jaxlib")]), current_number()
 
     def tell(code: jax.Array, value: jax.Array) -> Any:
         zero = jax.lax.platform_dependent(

@@ -34,8 +34,8 @@ def owns(x: object, /) -> bool:
     return isinstance(x, Tensor)
 
 
-def adopt(x: object, /) -> Any:
-    """Return x: torch mixes its tensors with no other arrays."""
+def adopt(x: object, /, dtype: object = None) -> Any:
+    """Return x: torch mixes its tensors with no other arrays, and a layer not with other dtypes."""
     return x
 
 
