@@ -181,6 +181,9 @@ def test_an_init_without_the_dimensions_of_the_batch(eager):
 def test_arguments_of_two_dtypes(plain):
     layer = dil.argmin(lambda u, x, c: bowl(u, x), solved)
     text = r"argument 0 has dtype .*float64, but argument 1\['c'\] has .*float32; cast them to one dtype"
+    if plain.name == "jax":  # JAX promotes the parameters of a tree, and so does a layer
+        assert str(layer(plain.asarray(X), {"c": float32(plain, X)}).dtype) == "float64"
+        return
     with pytest.raises(dil.DTypeError, match=text):
         layer(plain.asarray(X), {"c": float32(plain, X)})
 
