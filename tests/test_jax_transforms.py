@@ -365,6 +365,24 @@ def test_no_tracer_leaks():
         value_and_grad(LAYER, jnp.asarray(A), jnp.asarray(B))
 
 
+def test_second_derivatives_under_vmap_with_a_captured_array():
+    """The solve is then traced in both directions, and meets every rule of its primitive."""
+
+    def total(b, scale):
+        captured = scale * jnp.asarray(A)
+        layer = dil.argmin(
+            lambda u, b: score(u, captured, b), lambda fun, init, b: closed(captured, b), linear_solver=CG
+        )
+        return jnp.sum(jnp.sin(layer(b)))
+
+    def expected(b, scale):
+        return jnp.sum(jnp.sin(closed(scale * jnp.asarray(A), b)))
+
+    b, scales = jnp.asarray(B), jnp.asarray([1.0, 2.0])
+    found = jax.jit(jax.vmap(jax.hessian(total), (None, 0)))(b, scales)
+    close(found, jax.vmap(jax.hessian(expected), (None, 0))(b, scales), 1e-8)
+
+
 # --- modules as arguments, and training ---
 
 

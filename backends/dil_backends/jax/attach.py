@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from dil_backends.jax.leading_axis import moved_to_front
 from dil_backends.jax.varying import axes_of, cast
 
 Arrays = tuple[jax.Array, ...]
@@ -57,13 +57,8 @@ def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, held: He
 
 
 def _batched(args: Sequence[Any], axes: Sequence[Any], *, held: Held, count: int) -> tuple[Any, Any]:
-    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True)]
-    for i, axis in enumerate(axes[:count]):
-        if axis is None:
-            moved[i] = jnp.broadcast_to(moved[i], (size, *moved[i].shape))
-    in_axes = tuple(None if axis is None else 0 for axis in axes[count:])
-    return _bind(*moved, held=Held(_mapped(held.push, in_axes)), count=count), [0] * count
+    moved, places = moved_to_front(args, axes, slice(count))
+    return _bind(*moved, held=Held(_mapped(held.push, tuple(places[count:]))), count=count), [0] * count
 
 
 def _mapped(push: Pushforward, in_axes: tuple[int | None, ...]) -> Pushforward:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Jaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 
+from dil_backends.jax.leading_axis import moved_to_front
 from dil_backends.jax.varying import steady
 
 RUN_IF = Primitive("dil_run_if")
@@ -58,13 +59,9 @@ def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], **params: A
 
 
 def _batched(args: Sequence[Any], axes: Sequence[Any], *, jaxpr: Jaxpr, count: int) -> tuple[Any, Any]:
-    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-    condition, *arrays = (x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True))
+    (condition, *arrays), places = moved_to_front(args, axes, slice(1 + count, None))
     consts, state = arrays[:count], arrays[count:]
-    for i, axis in enumerate(axes[1 + count :]):
-        if axis is None:
-            state[i] = jnp.broadcast_to(state[i], (size, *state[i].shape))
-    const_axes = [None if axis is None else 0 for axis in axes[1 : 1 + count]]
+    const_axes = places[1 : 1 + count]
     own = axes[0] is not None
 
     def each(condition: Any, consts: list[Any], state: list[Any]) -> list[Any]:

@@ -9,16 +9,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dil._base.operator import Operator
 from dil._frameworks.protocol import LinearSystem
 from dil._frameworks.reports import users_line, warnings_at
+from dil_backends.jax.leading_axis import Axis, moved_to_front
 from dil_backends.jax.varying import axes_of, cast, checked
 
-Axis = int | None
 Arrays = tuple[Any, ...]
 Operands = tuple[Arrays, Arrays, Arrays]
 """Arrays that were captured, parameters of A, and constants of the solve."""
@@ -81,9 +80,12 @@ class Traceable:
 
 
 class Traced:
-    """Maps that were traced in both directions, since no later trace can read the arrays that they capture."""
+    """Maps that were traced in both directions, since no later trace can read the arrays that they capture.
 
-    def __init__(self, programs: tuple[ClosedJaxpr, ...], transposed: bool = False) -> None:
+    They hold no array either: what the programs capture are operands.
+    """
+
+    def __init__(self, programs: tuple[Jaxpr, ...], transposed: bool = False) -> None:
         self.programs, self.transposed = programs, transposed
         """The solve and the product, then those of the transposed system."""
 
@@ -91,11 +93,6 @@ class Traced:
     def T(self) -> Traced:
         """The maps of the transposed system."""
         return Traced(self.programs, not self.transposed)
-
-    @property
-    def captured(self) -> Arrays:
-        """The arrays that the programs capture."""
-        return tuple(x for program in self.programs for x in program.consts)
 
     def solve(self, operands: Operands, b: Any, /) -> Any:
         """Return x with A x = b."""
@@ -107,9 +104,9 @@ class Traced:
 
     def _run(self, place: int, operands: Operands, b: Any) -> Any:
         (captured, params, constants), program = operands, self.programs[place]
-        first = sum(len(earlier.consts) for earlier in self.programs[:place])
-        consts = captured[first : first + len(program.consts)]
-        (x,) = jax.core.eval_jaxpr(program.jaxpr, consts, *params, *constants, b)
+        first = sum(len(earlier.constvars) for earlier in self.programs[:place])
+        consts = captured[first : first + len(program.constvars)]
+        (x,) = jax.core.eval_jaxpr(program, consts, *params, *constants, b)
         return x
 
 
@@ -144,8 +141,9 @@ def linear_solve(system: LinearSystem, b: Any, /) -> Any:
     if not any(isinstance(x, jax.core.Tracer) for x in program.consts):
         return _bind(program, maps, operands, b)
     rest = (jax.make_jaxpr(fn)(operands, b) for fn in (maps.product, maps.T.solve, maps.T.product))
-    traced = Traced((program, *rest))
-    operands = (traced.captured, *operands[1:])
+    programs = (program, *rest)
+    traced = Traced(tuple(p.jaxpr for p in programs))
+    operands = (tuple(x for p in programs for x in p.consts), *operands[1:])
     return _bind(jax.make_jaxpr(traced.solve)(operands, b), traced, operands, b)
 
 
@@ -211,11 +209,7 @@ def _transposed(cotangent: Any, *arrays: Any, jaxpr: Jaxpr, maps: Maps, counts: 
 def _batched(
     args: Sequence[Any], axes: Sequence[Axis], *, jaxpr: Jaxpr, maps: Maps, counts: tuple[int, ...]
 ) -> tuple[Any, Axis]:
-    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
-    moved = [x if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(args, axes, strict=True)]
-    if axes[-1] is None:
-        moved[-1] = jnp.broadcast_to(moved[-1], (size, *moved[-1].shape))
-    first = [*(None if axis is None else 0 for axis in axes[:-1]), 0]
+    moved, first = moved_to_front(args, axes, slice(-1, None))
     consts, operands, b = _split(moved, jaxpr, counts)
     _, places, _ = _split(first, jaxpr, counts)
     run: Callable[..., Any] = jax.vmap(lambda *arrays: _run(*arrays, jaxpr=jaxpr, maps=maps, counts=counts), first)

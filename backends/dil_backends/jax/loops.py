@@ -27,8 +27,7 @@ def scan(step: Step, carry: Arrays, xs: Arrays, /) -> tuple[Arrays, Arrays]:
         after, out = step(carry, x)
         return cast(after, axes), out
 
-    first = tuple(x[0, ...] for x in xs)
-    _, carry = steady(lambda carry: step(carry, first)[0], carry)
+    _, carry = steady(lambda carry: step(carry, tuple(x[0, ...] for x in xs))[0], carry)
     axes = axes_of(carry)
     return jax.lax.scan(with_row, carry, xs)
 
