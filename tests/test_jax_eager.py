@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
+import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,8 +47,14 @@ def compiles(caplog):
         dil.root(lambda u, t: u**3 + u - t, dil.solvers.Newton(), init=start),
         dil.fixed_point(lambda u, t: 0.5 * jnp.cos(u) + t, dil.solvers.Anderson(), init=start),
         dil.value(quartic, dil.solvers.Newton(), init=start),
+        functools.partial(
+            dil.control.plan(
+                lambda x, u, t: jnp.sum((u - t) ** 2, axis=-1), lambda x, u, t: x, 1, solver=dil.control.ILQR()
+            ),
+            jnp.zeros(1),
+        ),
     ],
-    ids=["LBFGS", "Newton", "root", "fixed point", "value"],
+    ids=["LBFGS", "Newton", "root", "fixed point", "value", "plan"],
 )
 def test_the_second_call_compiles_nothing(layer, compiles):
     gradient(layer)
@@ -84,6 +92,44 @@ def attribute():
     return model.layer, lambda: setattr(model, "weight", 2.0)
 
 
+def partial():
+    weight = [1.0]
+
+    def score(power, u, t):
+        return jnp.sum((u - weight[0] * t) ** power)
+
+    layer = dil.argmin(functools.partial(score, 2), dil.solvers.Newton(), init=start)
+    return layer, lambda: weight.__setitem__(0, 2.0)
+
+
+def held_by_an_object():
+    class Holder:
+        def __call__(self, u, t):
+            return self.score(u, t)
+
+    holder, weight = Holder(), [1.0]
+    holder.score = functools.partial(lambda u, t: jnp.sum((u - weight[0] * t) ** 2))
+    return dil.argmin(holder, dil.solvers.Newton(), init=start), lambda: weight.__setitem__(0, 2.0)
+
+
+def plan():
+    weight = [1.0]
+
+    def cost(x, u, theta):
+        return jnp.sum((u - weight[0] * theta) ** 2, axis=-1)
+
+    steer = dil.control.plan(cost, lambda x, u, theta: x, 1, controls=3)
+    return lambda t: steer(jnp.zeros(1), t, None)[0], lambda: weight.__setitem__(0, 2.0)
+
+
+def module_of_the_user():
+    settings = types.ModuleType("settings_of_the_user")
+    settings.weight = 1.0
+    scope = {"settings": settings, "jnp": jnp, "__name__": "settings_of_the_user"}
+    score = eval("lambda u, t: jnp.sum((u - settings.weight * t) ** 2)", scope)
+    return dil.argmin(score, dil.solvers.Newton(), init=start), lambda: setattr(settings, "weight", 2.0)
+
+
 WEIGHT = 1.0
 
 
@@ -102,7 +148,20 @@ def start_of_the_layer():
     return layer, lambda: at.__setitem__("u", -1.0)
 
 
-@pytest.mark.parametrize("make", [closure, written, attribute, module_global, start_of_the_layer])
+@pytest.mark.parametrize(
+    "make",
+    [
+        closure,
+        written,
+        attribute,
+        partial,
+        held_by_an_object,
+        plan,
+        module_of_the_user,
+        module_global,
+        start_of_the_layer,
+    ],
+)
 def test_what_the_score_captures_may_change(make):
     layer, change = make()
     before = layer(T)

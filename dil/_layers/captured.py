@@ -5,9 +5,11 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
@@ -29,8 +31,8 @@ class Key:
     """A key that is being built from the objects that a function captures."""
 
     is_traced: Callable[[Any], bool]
-    home: str
-    """The package of the user's function. The functions of other packages do not change."""
+    homes: frozenset[str]
+    """The packages of the layer's functions. Functions of other packages that are installed do not change."""
     held: list[Any] = field(default_factory=list)
     """The objects that the key knows by their identity. They must live as long as the key."""
     _seen: dict[int, int] = field(default_factory=dict)
@@ -67,8 +69,7 @@ class Key:
         if isinstance(x, set | frozenset):
             return type(x), frozenset(self.of(part) for part in x)
         if isinstance(x, types.FunctionType):
-            own = x.__module__ is None or x.__module__.partition(".")[0] == self.home
-            return self._of_function(x) if own else self._identity(x)
+            return self._of_function(x) if self._may_change(_package(x)) else self._identity(x)
         if isinstance(x, types.MethodType):
             return self.of(x.__func__), self.of(x.__self__)
         if isinstance(x, functools.partial):
@@ -81,6 +82,9 @@ class Key:
     def _identity(self, x: Any) -> Hashable:
         self.held.append(x)
         return "identity", id(x)
+
+    def _may_change(self, package: str) -> bool:
+        return package in self.homes or not _is_installed(package)
 
     def _of_array(self, x: Any) -> Hashable:
         if self.is_traced(x):
@@ -98,13 +102,21 @@ class Key:
                 cells.append(self.of(cell.cell_contents))
             except ValueError:  # a name that is not bound yet
                 raise UnknownStateError from None
+        names = _names_in(fn)
+        found = sorted((name, fn.__globals__[name]) for name in names & fn.__globals__.keys())
         return (
             fn.__code__,
             tuple(cells),
             self.of(fn.__defaults__),
             self.of(fn.__kwdefaults__),
-            tuple((name, self.of(x)) for name, x in _globals_of(fn)),
+            tuple((name, self._of_global(x, names)) for name, x in found),
         )
+
+    def _of_global(self, x: Any, names: set[str]) -> Hashable:
+        """Return the key of a global of a function that uses `names`. They may be names in a module of the user."""
+        if not isinstance(x, types.ModuleType) or not self._may_change(x.__name__.partition(".")[0]):
+            return self.of(x)
+        return self._identity(x), tuple((name, self.of(vars(x)[name])) for name in sorted(names & vars(x).keys()))
 
     def _of_attributes(self, x: Any) -> Hashable:
         kind = type(x)
@@ -121,16 +133,51 @@ class Key:
         return kind, methods, tuple((name, self.of(value)) for name, value in attributes)
 
 
+def homes_of(*functions: Any) -> frozenset[str]:
+    """Return the packages of functions, and of those that they bind or hold as objects, without dil's own."""
+    found: set[str] = set()
+    todo, seen = list(functions), set[int]()
+    while todo and len(seen) < MOST_PARTS:
+        x = todo.pop()
+        if id(x) in seen or isinstance(x, PLAIN) or owner(x) is not None:
+            continue
+        seen.add(id(x))
+        if isinstance(x, types.FunctionType):
+            found.add(_package(x))
+        elif isinstance(x, types.MethodType):
+            todo += [x.__func__, x.__self__]
+        elif isinstance(x, functools.partial):
+            todo += [x.func, *x.args, *x.keywords.values()]
+        else:
+            found.add(_package(type(x)))
+            todo += [value for value in getattr(x, "__dict__", {}).values() if callable(value)]
+    return frozenset(found) - {"dil", "builtins", ""}
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    """Whether a package is dil, part of Python, or in a folder of installed packages."""
+    if package in {"dil", "dil_backends"} or package in sys.stdlib_module_names or package in sys.builtin_module_names:
+        return True
+    module = sys.modules.get(package)
+    files = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any({"site-packages", "dist-packages"} & set(Path(file).parts) for file in files if file)
+
+
+def _package(x: Any) -> str:
+    return (x.__module__ or "").partition(".")[0]
+
+
 def _names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _globals_of(fn: types.FunctionType) -> list[tuple[str, Any]]:
-    """Return the globals that a function and the functions within it name, sorted."""
+def _names_in(fn: types.FunctionType) -> set[str]:
+    """Return the names of globals and attributes that a function and the functions within it use."""
     names: set[str] = set()
     codes = [fn.__code__]
     while codes:
         code = codes.pop()
         names |= set(code.co_names)
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return sorted((name, fn.__globals__[name]) for name in names & fn.__globals__.keys())
+    return names

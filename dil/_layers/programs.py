@@ -11,7 +11,7 @@ from typing import Any
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.record import recording
 from dil._layers.call import Call, SolvedCall, Solver
-from dil._layers.captured import Key, UnknownStateError
+from dil._layers.captured import Key, UnknownStateError, homes_of
 
 MOST_PROGRAMS = 32
 """The largest number of programs of one layer. The one that was used least recently goes first."""
@@ -53,7 +53,7 @@ class Programs:
         compiler = call.backend.compiler()
         if compiler is None or recording() or not (isinstance(call, SolvedCall) or _is_array_code(call.solver)):
             return None
-        built = Key(compiler.is_traced, _home(call))
+        built = Key(compiler.is_traced, homes_of(call.condition.fn, *call.start.statics, *call.arguments.statics))
         try:
             key = _key(call, arrays, built)
             with self._lock:
@@ -76,7 +76,3 @@ def _key(call: Call, arrays: list[Array], built: Key) -> Hashable:
     captured = tuple(built.of(part) for part in parts)
     captured += (call.has_start, call.space) if isinstance(call, SolvedCall) else (built.of(call.solver),)
     return call.arguments.structure, call.start.structure, call.arguments.arrays, call.start.arrays, shapes, captured
-
-
-def _home(call: Call) -> str:
-    return (getattr(call.condition.fn, "__module__", None) or "").partition(".")[0]

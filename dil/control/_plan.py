@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dil._base.arrays import array_namespace, full
@@ -139,6 +139,8 @@ class Plan:
     init: Array | Callable[..., Array] | None
     policy: Policy
     refine: int
+    _layers: dict[int, Layer] = field(default_factory=dict, init=False, repr=False)
+    """The layers by the number of batch dimensions. Each keeps what a framework has compiled for it."""
 
     @property
     def horizon(self) -> int:
@@ -175,11 +177,14 @@ class Plan:
 
     def layer(self, batch_ndim: int) -> Layer:
         """Return the argmin layer of the free controls v, for states with `batch_ndim` batch dimensions."""
-        condition = Score(self.score, batch_ndim)
-        solver = self.solver
-        if callable(solver) and not isinstance(solver, type):
-            solver = _WithDivergence(solver, self.score)
-        return Layer(condition, solver, self.linear_solver, None, self.policy, self.refine)
+        if batch_ndim not in self._layers:
+            condition = Score(self.score, batch_ndim)
+            solver = self.solver
+            if callable(solver) and not isinstance(solver, type):
+                solver = _WithDivergence(solver, self.score)
+            made = Layer(condition, solver, self.linear_solver, None, self.policy, self.refine)
+            self._layers.setdefault(batch_ndim, made)
+        return self._layers[batch_ndim]
 
     def start(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
         """Return the default initial controls of a call, (*batch, horizon, n_u)."""
@@ -215,6 +220,15 @@ class _WithDivergence:
     @property
     def __name__(self) -> str:  # the name of the solver in messages
         return getattr(self.solver, "__name__", type(self.solver).__name__)
+
+    @property
+    def _array_code(self) -> bool:  # whether a framework may compile it
+        return getattr(self.solver, "_array_code", False)
+
+    @property
+    def progress(self) -> bool:
+        """Whether the solver draws a progress bar."""
+        return getattr(self.solver, "progress", False)
 
     def __call__(self, fun: Any, init: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Solution:
         answer = self.solver(fun, init, x0, theta_c, theta_h)
