@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         DilError,
         DTypeError,
         OptionError,
+        SecondDerivativeError,
         ShapeError,
         UnsupportedFunctionError,
     )
@@ -44,6 +45,7 @@ _MODULES = {
         "DTypeError",
         "DilError",
         "OptionError",
+        "SecondDerivativeError",
         "ShapeError",
         "UnsupportedFunctionError",
     ),
@@ -98,6 +100,7 @@ __all__ = [
     "OptionError",
     "Record",
     "Report",
+    "SecondDerivativeError",
     "ShapeError",
     "Solution",
     "Status",

@@ -11,7 +11,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 import dil
-from dil_backends.torch.guards import autocasts, guard, without_autocast
+from dil_backends.torch.guards import guard
+from dil_backends.torch.isolation import autocasts, isolated
 from dil_backends.torch.named_tensors import cast_like, refuse_devices, refuse_dtypes, tensors_of_call
 from dil_backends.torch.stateless_score import StatelessScore
 
@@ -128,7 +129,7 @@ class ImplicitModule(torch.nn.Module):
         y = self._layer(score)(*args, init=init, **kwargs)
         if score.written:
             del kwargs["score_module"]
-            with torch.no_grad(), without_autocast():
+            with torch.no_grad(), isolated():
                 self.score(y, *args, **kwargs)
         return y
 

@@ -35,5 +35,9 @@ class UnsupportedFunctionError(DilError, TypeError):
     """A function has no derivative rule on this backend."""
 
 
+class SecondDerivativeError(UnsupportedFunctionError):
+    """A function has a first derivative only, and the derivative of a solution needs the second one of the score."""
+
+
 class OptionError(DilError, TypeError, ValueError):
     """An option is unknown, or its value is out of range."""

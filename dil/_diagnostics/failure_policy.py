@@ -52,8 +52,7 @@ class Policy:
 
     def listener(self, function: str, backend: Backend, *details: str) -> Listener:
         """Return the listener that calls `function(on_failure, layer, frameworks, *details, array)`."""
-        frameworks = f"{backend.NATIVE} {getattr(backend, '__name__', '').partition('.')[0]}"
-        return Listener(function, (self.on_failure, self.layer, frameworks, *details))
+        return Listener(function, (self.on_failure, self.layer, frameworks_of(backend), *details))
 
     def warn_or_raise(self, frameworks: str, message: str) -> None:
         """Raise or warn; a warning points to the user's line, the first outside dil and the framework."""
@@ -64,6 +63,11 @@ class Policy:
             warnings.warn(message, ConvergenceWarning, stacklevel=users_frame(frameworks)[0])
         else:
             warnings.warn_explicit(message, ConvergenceWarning, *place, registry=WARNED)
+
+
+def frameworks_of(backend: Backend) -> str:
+    """Return the packages whose lines a warning does not point to: the framework and its backend."""
+    return f"{backend.NATIVE} {getattr(backend, '__name__', '').partition('.')[0]}"
 
 
 def without_approximate(status: Array) -> Array:

@@ -8,6 +8,7 @@ from dil._base.arrays import array_namespace, device, eps, full, max_abs, size
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays
+from dil._frameworks.constants import as_constant
 from dil._frameworks.random_vectors import standard_normal
 from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls, is_readable
@@ -33,7 +34,7 @@ def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
     if not (several and is_readable(call.backend, y) and INDEPENDENT.are_new(problem, y)):
         return
     compiler, couples = call.backend.compiler(), partial(_couples, call)
-    (found,) = (couples if compiler is None else compiler.compiled(couples))(*map(call.backend.constant, (y, *arrays)))
+    (found,) = as_constant(call.backend, couples if compiler is None else compiler.compiled(couples), y, *arrays)
     if bool(found):
         message = (
             f"{call.policy.layer}: batch_ndim={call.condition.batch_ndim} says that its problems are independent, but "

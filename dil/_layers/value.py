@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from dil._base.arrays import array_namespace, eps, full
+from dil._base.errors import SecondDerivativeError
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.envelope import check_envelope
+from dil._diagnostics.failure_policy import frameworks_of
 from dil._diagnostics.record import add_entry, recording
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.forward_mode import jvp_from_vjp
@@ -189,9 +191,13 @@ class EnvelopeRule:
         if policy.on_failure == "ignore" and not recording():
             return u
         F, floats = problem.optimality(args)
-        check = check_envelope(F, self._values(F), u, floats)
+        try:
+            check = check_envelope(F, self._values(F), u, floats)
+            seen = self.theorem.smooth(check.status, F, check.H, check.Fu, check.here)
+        except SecondDerivativeError as error:
+            return self._unchecked(u, error)
         # at a kink the value has a derivative all the same, since u is still a minimiser
-        xp, seen = array_namespace(u), self.theorem.smooth(check.status, F, check.H, check.Fu, check.here)
+        xp = array_namespace(u)
         status = xp.where(seen == int(Status.KINK), check.status, seen)
         if is_readable(problem.backend, u):
             (v,), (again,) = (self._values(F)(u, *floats) for _ in range(2))
@@ -200,3 +206,15 @@ class EnvelopeRule:
         if recording():
             add_entry(problem.backend, policy, "backward", {"status": status, "stationarity": check.stationarity})
         return policy.apply(problem.backend, "derivative of the value", status, u)
+
+    def _unchecked(self, u: Array, error: SecondDerivativeError) -> Array:
+        """Say that u was not checked. The derivative of the value needs no second derivative of the score."""
+        policy, backend = self.theorem.policy, self.call.backend
+        if policy.on_failure in ("warn", "raise"):
+            message = (
+                f"{policy.layer}: derivative of the value: whether the solution is a minimum was not checked, since "
+                f"that needs a second derivative; the gradient is right if it is; on_failure='ignore' "
+                f"skips the check ({error})"
+            )
+            replace(policy, on_failure="warn").warn_or_raise(frameworks_of(backend), message)
+        return u

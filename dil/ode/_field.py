@@ -55,7 +55,9 @@ class Field:
         """
         backend = self.backend
         t, u, *constants = (backend.constant(x) for x in (t, u, *arrays))
-        value = self.at(t, array_namespace(u).asarray(u, copy=True), constants)
+        # inside a vjp, as in a step: a function may make a leaf of its own and differentiate in it
+        copy = array_namespace(u).asarray(u, copy=True)
+        (value,), _ = backend.vjp(lambda w: (self.at(t, w, constants),), copy)
         message = (
             f"odeint of {self.name!r}: the function uses an array that takes part in a differentiation but is not "
             f"among its arguments (captured by a closure, or a parameter of a module), so it would silently get no "

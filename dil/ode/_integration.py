@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dil._base.arrays import array_namespace, full, shared_namespace
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import Policy
+from dil._frameworks.constants import as_constant
 from dil._frameworks.protocol import Backend
 from dil.ode._adaptive import Mesh, find_mesh
 from dil.ode._adjoint import AdjointRule
@@ -19,7 +20,7 @@ from dil.ode._stage_layer import StageLayer, stage_layer
 from dil.ode._step_stages import Solve, VectorStages
 from dil.ode._sweep import SweepResult, grid_of, sweep
 from dil.ode._unroll import UnrolledStage
-from dil.ode._verdict import Verdict, as_constant, first_failure
+from dil.ode._verdict import Verdict, first_failure
 
 
 class Run(NamedTuple):

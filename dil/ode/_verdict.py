@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import OptionError
 from dil._base.typing import Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy, summary
+from dil._frameworks.constants import as_constant
 from dil._frameworks.protocol import Backend
 from dil._frameworks.reports import Listener
 
@@ -74,25 +73,6 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failur
     by = f" by h = {h:.3g}" if h else ""  # a missing step of an incomplete mesh has no length
     where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
     Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {summary(codes)}; {where}. {hint}")
-
-
-@dataclass(frozen=True)
-class ZeroRule:
-    """The rule of a function whose derivative is zero."""
-
-    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> list[Array | None]:
-        """Return None for every argument: the zero cotangent."""
-        return [None for _ in wrt]
-
-    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
-        """Return zeros."""
-        return tuple(full(x, 0.0) for x in y)
-
-
-def as_constant(backend: Backend, fn: Callable[..., Arrays], *arrays: Array) -> Arrays:
-    """Return fn of the arrays as a constant. fn gets plain arrays, whatever transforms are active."""
-    values = backend.implicit(fn, ZeroRule())(*(backend.constant(x) for x in arrays))
-    return tuple(backend.constant(x) for x in values)
 
 
 def report_if_nonzero(backend: Backend, listener: Listener, values: Array) -> Array:

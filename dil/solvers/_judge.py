@@ -11,6 +11,7 @@ from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.terms import change_with_arguments
 from dil.solvers._start import Start
+from dil.solvers._verify import if_differentiable
 
 PROBES = 8
 """The number of random vectors that estimate |J| |w| and |J^T| |F|, entry by entry."""
@@ -65,8 +66,8 @@ def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Judgement:
         return Judgement(far, (stopped | far) & moved & (beyond | _contradict(started, at)))
 
     none = solved & ~solved
-    found: Judgement = started.problem.backend.loops.run_if(xp.any(solved | stopped), judged, Judgement(none, none))
-    return found
+    unseen, run_if = Judgement(none, none), started.problem.backend.loops.run_if
+    return if_differentiable(lambda: run_if(xp.any(solved | stopped), judged, unseen), unseen)
 
 
 def _reach(started: Start, u: Array) -> Reach:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from dil._base.arrays import array_namespace, dot, eps, factor_dtype, full, max_abs, nonzero_max_abs, nonzero_or_one
+from dil._base.errors import SecondDerivativeError
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
 from dil._base.typing import Array
@@ -15,6 +17,8 @@ from dil._problem.terms import within_rounding_of_terms
 from dil.linear._cg import CG
 from dil.linear._direct import dense
 from dil.solvers._start import Start
+
+V = TypeVar("V")
 
 FEW = 64
 """The most unknowns for which a solution of a method without second derivatives is verified."""
@@ -44,8 +48,7 @@ def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array) -> 
         condition, floats = started.problem.optimality(started.arrays)
         return solved | (open_ & within_rounding_of_terms(condition, J, F, u, floats)[..., None])
 
-    found: Array = backend.loops.run_if(xp.any(open_), look, solved)
-    return found
+    return if_differentiable(lambda: backend.loops.run_if(xp.any(open_), look, solved), solved)
 
 
 def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float) -> Verdict:
@@ -56,7 +59,8 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
     of it (8 steps of conjugate gradients on H d = F, in units of u). One of three must hold. Each entry of d is within
     eps ** (1/3) |u|, or within eps ** (1/2) of the way from the start. The decrease that d promises, <F, d> / 2, is
     within 4 eps of the energy <u, H u>, and H is definite. F is within its rounding. A problem that is not solved
-    becomes so if F is within its rounding, or if the promise is within rtol ** 2 of the energy.
+    becomes so if F is within its rounding, or if the promise is within rtol ** 2 of the energy. A score without a
+    second derivative is not verified.
     """
     backend, xp = started.problem.backend, array_namespace(u)
     none = solved & ~solved
@@ -86,8 +90,16 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         now_solved = rounded | (definite & (promise <= 2 * rtol**2 * energy))
         return Verdict((now.solved & passed) | (ended & now_solved), now.solved & ~passed)
 
-    verdict: Verdict = backend.loops.run_if(xp.any(ended), look, Verdict(solved, none))
-    return verdict
+    unseen = Verdict(solved, none)
+    return if_differentiable(lambda: backend.loops.run_if(xp.any(ended), look, unseen), unseen)
+
+
+def if_differentiable(look: Callable[[], V], otherwise: V) -> V:
+    """Return look(), or `otherwise` if the score has no second derivative: the solver itself needs none."""
+    try:
+        return look()
+    except SecondDerivativeError:
+        return otherwise
 
 
 def _dense_step(H: Array, F: Array, backend: Backend) -> tuple[Array, Array]:

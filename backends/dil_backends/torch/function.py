@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._frameworks.protocol import Rule
-from dil_backends.torch.guards import refuse_no_numbers, refuse_old_vmap, without_autocast
+from dil_backends.torch.guards import refuse_no_numbers, refuse_old_vmap
+from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
 from dil_backends.torch.tracking import transforming
 from dil_backends.torch.vjp import autograd_on
 
@@ -35,7 +36,7 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
         """Solve. Autograd is on, because a user's solver may call backward()."""
-        with autograd_on():
+        with autograd_on(), without_hooks():
             refuse_no_numbers(args)
             plain = [x.clone() if x.is_inference() else x.detach() for x in args]
             versions = [x._version for x in plain]
@@ -48,6 +49,7 @@ class Implicit(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         """Keep the arguments and the solution."""
         ctx.rule, args = inputs[1], inputs[2:]
+        ctx.kernels = attention_kernels()
         ctx.count = len(args)
         ctx.set_materialize_grads(False)  # an output that nothing depends on, such as the solver's pairs, costs nothing
         ctx.save_for_backward(*args, *output)
@@ -59,20 +61,14 @@ class Implicit(torch.autograd.Function):
         refuse_old_vmap(cotangents)
         if all(ct is None for ct in cotangents):
             return (None, None, *(None for _ in range(ctx.count)))
-        saved = ctx.saved_tensors
-        args, y = saved[: ctx.count], saved[ctx.count :]
-        needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
-        wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
-        with without_autocast():
-            found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
-        return (None, None, *(found.get(i) for i in range(ctx.count)))
+        return outside_of_compilers(_pulled_back, ctx, cotangents)  # type: ignore[no-any-return]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
         """Return the tangents of the outputs."""
         refuse_old_vmap(tangents)
         saved = ctx.saved_tensors
-        with without_autocast(), _forward_mode_on():
+        with isolated(), allowing(ctx.kernels), _forward_mode_on():
             if transforming():
                 saved = tuple(forward_ad.unpack_dual(x).primal for x in saved)  # type: ignore[no-untyped-call]
             return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
@@ -86,6 +82,16 @@ class Implicit(torch.autograd.Function):
         ]
         stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
         return stacked, (0,) * len(stacked)
+
+
+def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    args, y = saved[: ctx.count], saved[ctx.count :]
+    needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
+    wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
+    with isolated(), allowing(ctx.kernels):
+        found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
+    return (None, None, *(found.get(i) for i in range(ctx.count)))
 
 
 def _forward_mode_on() -> AbstractContextManager[object]:
@@ -125,4 +131,6 @@ def _row(args: Tensors, in_dims: Sequence[int | None], i: int) -> Tensors:
 
 def _with_node(x: Tensor) -> Tensor:
     """Return an alias of a leaf. The engine answers `_will_run` for the node of the alias, not for a leaf."""
-    return x.view_as(x) if x.is_leaf and x.requires_grad and not transforming() else x
+    plain = x.is_leaf and x.requires_grad and x.layout == torch.strided and not transforming()
+    # not `view_as`, whose derivative refuses the sparse gradient of an embedding
+    return torch.ops.aten.alias.default(x) if plain else x

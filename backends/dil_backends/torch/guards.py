@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 
 from dil._base.errors import BackendError, UnsupportedFunctionError
+from dil_backends.torch.isolation import isolated
 from dil_backends.torch.tracking import transforms
 
 Tensor = torch.Tensor
@@ -17,7 +17,7 @@ Tensors = tuple[Tensor, ...]
 
 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
-    """Wrap fn so that torch.compile skips it. With `exact`, autocast is off inside fn.
+    """Wrap fn so that torch.compile skips it. With `exact`, autocast and caches of weights are off inside fn.
 
     A layer contains a data-dependent loop, so torch.compile breaks the graph at the layer. Autocast would lose digits
     that a solve needs.
@@ -30,7 +30,7 @@ def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> 
     if not exact:
         return fn(*args, **kwargs)
     refuse_tracers()
-    with without_autocast():
+    with isolated():
         return fn(*args, **kwargs)
 
 
@@ -71,28 +71,6 @@ def refuse_tracers() -> None:
     if found is not None:
         message = f"a dil layer cannot be recorded by {found[0]}: how it runs depends on the numbers; use {found[1]}"
         raise UnsupportedFunctionError(message)
-
-
-def without_autocast() -> AbstractContextManager[object]:
-    """Return a context in which operations keep the dtype of their tensors."""
-    found = autocasts()
-    if not found:
-        return nullcontext()
-    stack = ExitStack()
-    for kind in found:
-        stack.enter_context(torch.autocast(kind, enabled=False))
-    return stack
-
-
-def autocasts() -> list[str]:
-    """Return the kinds of devices for which autocast is on."""
-    return [kind for kind in _kinds() if torch.is_autocast_enabled(kind)]
-
-
-@cache
-def _kinds() -> tuple[str, ...]:
-    here = torch.accelerator.current_accelerator()
-    return ("cpu",) if here is None else ("cpu", here.type)
 
 
 def refuse_no_numbers(args: Tensors) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
 
 import torch
 
-from dil._base.errors import UnsupportedFunctionError
+from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
 from dil._frameworks.protocol import Pull
+from dil_backends.torch.isolation import without_hooks
 from dil_backends.torch.tracking import has_tangent, transforming
 
 Tensor = torch.Tensor
@@ -16,6 +18,13 @@ Tensors = tuple[Tensor, ...]
 
 _grad = getattr(torch.ops.aten, "grad", torch.autograd.grad)
 """The operator enters the engine directly. `torch.autograd.grad` spends 20 us on checks in Python first."""
+
+MISSING = (
+    ("derivative for", "is not implemented"),
+    ("once_differentiable",),
+    ("not currently support double backward",),
+)
+"""Parts of the messages in which torch says that a function cannot be differentiated twice."""
 
 
 def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
@@ -27,11 +36,12 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
     if transforming():
         return _functional_vjp(fn, *primals)
     recording = torch.is_grad_enabled()
-    with autograd_on():
+    kept = recording and any(x.requires_grad for x in primals)
+    with autograd_on(), nullcontext() if kept else without_hooks():
         primals = tuple([x.clone() if x.is_inference() else x for x in primals])
         inputs = [_input(x, recording) for x in primals]
         out = _evaluated(fn, inputs)
-    again = recording and (any(x.requires_grad for x in primals) or _captures(out, inputs))
+    again = kept or (recording and _captures(fn, inputs, out))
     again = again or any(has_tangent(y) for y in out)
 
     live = [i for i, y in enumerate(out) if y.requires_grad]
@@ -43,7 +53,13 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
             return tuple(torch.zeros_like(x) for x in wanted)
         record = torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents))
         given = [cotangents[i] for i in live]
-        found = _grad(roots, wanted, given, retain_graph=True, create_graph=record, allow_unused=True)
+        if record and not any(has_tangent(x) for x in (*given, *inputs)):
+            given = [Tied.apply(ct, *inputs) for ct in given]  # type: ignore[no-untyped-call]
+        try:
+            found = _grad(roots, wanted, given, retain_graph=True, create_graph=record, allow_unused=True)
+        except RuntimeError as error:
+            refuse_missing(error)
+            raise
         return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)])
 
     return (out if again else tuple(y.detach() for y in out)), pull  # type: ignore[return-value]
@@ -56,7 +72,11 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
     out, pull_all = torch.func.vjp(fn, *primals)[:2]  # a third, auxiliary part comes only if asked for
 
     def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
-        every = pull_all(tuple(cotangents))
+        try:
+            every = pull_all(tuple(cotangents))
+        except RuntimeError as error:
+            refuse_missing(error)
+            raise
         return every if wrt is None else tuple(every[i] for i in wrt)
 
     return out, pull  # type: ignore[return-value]
@@ -64,7 +84,8 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
 
 def autograd_on() -> AbstractContextManager[object]:
     """Return a context in which autograd records, even inside no_grad or inference mode."""
-    if not torch.is_inference_mode_enabled():
+    # the state itself: `is_inference_mode_enabled` is False within a transform of torch.func in inference mode
+    if torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.ADInplaceOrView):
         return torch.enable_grad()
     both = ExitStack()
     both.enter_context(torch.inference_mode(False))
@@ -98,17 +119,63 @@ def _input(x: Tensor, recording: bool) -> Tensor:
     return (x if kept else x.detach()).requires_grad_()
 
 
-def _captures(out: Tensors, inputs: Sequence[Tensor]) -> bool:
-    """Whether the graph of `out` has a leaf that is not an input: a tensor that fn captured and that requires grad."""
+class Tied(torch.autograd.Function):
+    """A cotangent that depends on the inputs of its function, with a derivative of zero.
+
+    A function without a second derivative (code of torch.compile, or one marked once_differentiable) returns a constant
+    for a constant cotangent, which would silently count as zero. For a tied one it raises.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cotangent: Tensor, *inputs: Tensor) -> Tensor:
+        """Return the cotangent."""
+        ctx.count = len(inputs)
+        return cotangent.view_as(cotangent)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient for the cotangent alone."""
+        return (gradient, *(None for _ in range(ctx.count)))
+
+
+def refuse_missing(error: RuntimeError) -> None:
+    """Raise a clearer error if torch's says that a function has no second derivative."""
+    text = str(error)
+    if any(all(part in text for part in parts) for parts in MISSING):
+        message = (
+            f"a function of a layer lacks a derivative that the layer needs; the derivative of a solution needs the "
+            f"second one of its score: keep torch.compile outside of the function, take operations that torch "
+            f"differentiates twice (for attention, sdpa_kernel(SDPBackend.MATH) inside the function), or pass "
+            f"derivatives=dil.Derivatives(...) (torch: {text})"
+        )
+        raise SecondDerivativeError(message) from error
+
+
+def _captures(fn: Callable[..., Tensors], inputs: Sequence[Tensor], out: Tensors) -> bool:
+    """Whether fn captured a tensor that requires grad: the graph of `out`, fn(*inputs), has another leaf.
+
+    A leaf that fn made itself, to differentiate in it, is another one each time that fn is called.
+    """
+    leaves = _leaves(out, inputs)
+    if not leaves:
+        return False
+    with autograd_on(), without_hooks():
+        again = _evaluated(fn, inputs)
+    return not leaves.keys().isdisjoint(_leaves(again, inputs))
+
+
+def _leaves(out: Tensors, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Return the leaves of the graph of `out` that are no inputs, by their identity."""
     ours = {id(x) for x in inputs}
+    found: dict[int, Tensor] = {}
     todo = [y.grad_fn for y in out if y.grad_fn is not None]
     seen = set(todo)
     while todo:
         node = todo.pop()
         leaf = getattr(node, "variable", None)
         if leaf is not None and id(leaf) not in ours:
-            return True
+            found[id(leaf)] = leaf
         fresh = {edge[0] for edge in node.next_functions if edge[0] is not None} - seen
         seen |= fresh
         todo.extend(fresh)
-    return False
+    return found
