@@ -21,13 +21,14 @@ from dil_backends._taped import (
     compiler,
     constant,
     dense_solves,
+    fixed,
     implicit,
     value_type,
     vjp,
 )
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["adopt", "assert_constant", "children", "compiler", "constant", "implicit", "vjp"]
+__all__ = ["adopt", "assert_constant", "children", "compiler", "constant", "fixed", "implicit", "vjp"]
 
 NATIVE = "numpy"
 PLAIN = (np.ndarray, np.generic)

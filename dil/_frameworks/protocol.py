@@ -161,6 +161,13 @@ class Backend(Autodiff, Protocol):
         """Return how to compile a call of a layer. Return None where operations run at once, or are traced already."""
         ...
 
+    def fixed(self, fn: Callable[..., Any], /) -> Callable[..., Any]:
+        """Return fn as it is at its first call, or earlier: a derivative is computed later than the value.
+
+        `identity` of the result is fn itself, unless the result is fn.
+        """
+        ...
+
     def guard(self, fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
         """Wrap fn so that the framework does not change it, for example by compiling it.
 

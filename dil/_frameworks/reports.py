@@ -59,9 +59,10 @@ WARN_AT: ContextVar[tuple[str, int] | None] = ContextVar("dil_warn_at", default=
 def users_frame(frameworks: str) -> tuple[int, FrameType]:
     """Return the stack level, as the caller counts it for `warnings.warn`, and the frame of the user's own line.
 
-    That is the first one outside dil and the frameworks, whose packages are named, with spaces between them.
+    That is the first one outside dil and the frameworks, whose packages are named, with spaces between them. Frameworks
+    call through Python's contextlib and functools.
     """
-    ours = {"dil", "dil_backends", *frameworks.split()}
+    ours = {"dil", "dil_backends", "contextlib", "functools", *frameworks.split()}
     level, frame = 0, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
         level, frame = level + 1, frame.f_back

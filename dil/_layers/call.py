@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, max_abs
@@ -55,11 +55,15 @@ class Call:
     space: Space | None = field(default=None)
     has_start: bool = field(default=True)
     """Whether the solver had a start. Without one, nothing but the score itself knows the shape of the unknown."""
+    fixed: Score | Equation | None = field(default=None)
+    """The condition as it was at the call. Derivatives are computed later, and what it captures may change."""
 
     def problem(self) -> Problem:
         """Return the problem that the solver solved."""
         assert self.space is not None
-        return Problem(self.condition, self.backend, self.space, self.arguments)
+        if self.fixed is None:
+            self.fixed = replace(self.condition, fn=self.backend.fixed(self.condition.fn))
+        return Problem(self.fixed, self.backend, self.space, self.arguments)
 
     def forward(self, *arrays: Array) -> Arrays:
         """Solve, refine, check and apply the policy. The start and the solver's pairs, if any, follow the solution."""

@@ -7,6 +7,7 @@ import functools
 import inspect
 import sys
 import types
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,15 @@ MOST_PARTS = 10_000
 """The largest number of parts of a key. Reading more would cost more than it saves."""
 MOST_BYTES = 2**24
 """The largest NumPy array whose numbers are read. It could be written into."""
+
+
+CONTAINERS = (tuple, list, dict, OrderedDict, defaultdict, types.MappingProxyType, set, frozenset)
+IMMUTABLE = frozenset({"jaxlib", "re"})
+"""Packages whose objects do not change."""
+READ = frozenset({"__call__", "__getattr__", "__getattribute__", "__getitem__", "__add__", "__mul__", "__matmul__"})
+"""Special methods of a class of the user that its layer's function may run."""
+POINTER = 8
+"""The bytes of a pointer."""
 
 
 class UnknownStateError(Exception):
@@ -50,8 +60,10 @@ class Key:
         if self._parts > MOST_PARTS:
             raise UnknownStateError
         if isinstance(x, PLAIN):
-            return type(x), x
-        if isinstance(x, type | types.ModuleType | types.BuiltinFunctionType) or type(x).__name__ == "ufunc":
+            return type(x), repr(x) if isinstance(x, float | complex) else x  # 0.0 == -0.0, and NaN equals nothing
+        if isinstance(x, types.ModuleType | types.BuiltinFunctionType) or type(x).__name__ in ("ufunc", "dtype"):
+            return self._identity(x)
+        if isinstance(x, type) and not self._may_change(_package(x)):
             return self._identity(x)
         if id(x) in self._seen:
             return "seen", self._seen[id(x)]
@@ -62,12 +74,14 @@ class Key:
     def _of_object(self, x: Any) -> Hashable:
         if owner(x) is not None:
             return self._of_array(x)
+        if isinstance(x, type):
+            return self._identity(x), self._of_class(x)
         if isinstance(x, tuple | list):
-            return type(x), tuple(self.of(part) for part in x)
+            return self._of_attributes(x), tuple(self.of(part) for part in x)
         if isinstance(x, dict | types.MappingProxyType):
-            return type(x), tuple((self.of(k), self.of(v)) for k, v in x.items())
+            return self._of_attributes(x), tuple((self.of(k), self.of(v)) for k, v in x.items())
         if isinstance(x, set | frozenset):
-            return type(x), frozenset(self.of(part) for part in x)
+            return self._of_attributes(x), frozenset(self.of(part) for part in x)
         if isinstance(x, types.FunctionType):
             return self._of_function(x) if self._may_change(_package(x)) else self._identity(x)
         if isinstance(x, types.MethodType):
@@ -96,41 +110,68 @@ class Key:
         return type(x), x.shape, x.dtype.str, crc32(x.tobytes())
 
     def _of_function(self, fn: types.FunctionType) -> Hashable:
-        cells = []
+        cells, names = [], _names_in(fn.__code__)
         for cell in fn.__closure__ or ():
             try:
-                cells.append(self.of(cell.cell_contents))
+                cells.append(self._of_global(cell.cell_contents, names))
             except ValueError:  # a name that is not bound yet
                 raise UnknownStateError from None
-        names = _names_in(fn)
-        found = sorted((name, fn.__globals__[name]) for name in names & fn.__globals__.keys())
+        # a module that the function imports itself is no global of it
+        found = {name: fn.__globals__.get(name, sys.modules.get(name)) for name in names}
         return (
             fn.__code__,
             tuple(cells),
             self.of(fn.__defaults__),
             self.of(fn.__kwdefaults__),
-            tuple((name, self._of_global(x, names)) for name, x in found),
+            self.of({name: value for name, value in vars(fn).items() if name != "__wrapped__"}),
+            tuple((name, self._of_global(found[name], names)) for name in sorted(names) if found[name] is not None),
         )
 
-    def _of_global(self, x: Any, names: set[str]) -> Hashable:
+    def _of_global(self, x: Any, names: frozenset[str]) -> Hashable:
         """Return the key of a global of a function that uses `names`. They may be names in a module of the user."""
         if not isinstance(x, types.ModuleType) or not self._may_change(x.__name__.partition(".")[0]):
             return self.of(x)
-        return self._identity(x), tuple((name, self.of(vars(x)[name])) for name in sorted(names & vars(x).keys()))
+        if id(x) in self._seen:
+            return "seen", self._seen[id(x)]
+        self._seen[id(x)] = len(self._seen)
+        found = tuple((name, self._of_global(vars(x)[name], names)) for name in sorted(names & vars(x).keys()))
+        return self._identity(x), found
+
+    def _of_class(self, kind: type) -> Hashable:
+        """Return the key of the members of a class of the user: its methods, and what its instances share."""
+        members = []
+        for base in kind.__mro__:
+            if self._may_change(_package(base)):
+                for name, value in vars(base).items():
+                    if not _is_special(name):
+                        members.append((name, self._of_member(value)))
+        return tuple(members)
+
+    def _of_member(self, x: Any) -> Hashable:
+        if isinstance(x, staticmethod | classmethod):
+            return type(x), self.of(x.__func__)
+        if isinstance(x, property):
+            return property, self.of(x.fget)
+        if type(x).__name__ in ("member_descriptor", "getset_descriptor", "_abc_data"):  # a slot
+            return self._identity(x)
+        return self.of(x)
 
     def _of_attributes(self, x: Any) -> Hashable:
-        kind = type(x)
+        kind: Any = type(x)
         module = kind.__module__.partition(".")[0]
-        if module in {"builtins", "numpy", "random", "_thread", "threading", "itertools", "_io", "io"}:
-            raise UnknownStateError
-        if kind.__dictoffset__ == 0 and not hasattr(kind, "__slots__"):
+        if kind in CONTAINERS:
+            return self._identity(kind)
+        if module in IMMUTABLE:
             return self._identity(x)  # an object of a compiled module, such as a jitted function or a device
+        if (kind.__dictoffset__ == 0 and not hasattr(kind, "__slots__")) or _is_opaque(kind):
+            raise UnknownStateError
         names: Mapping[str, Any] = getattr(x, "__dict__", {})
-        slots = [s for base in kind.__mro__ for s in _names(getattr(base, "__slots__", ()))]
-        attributes = [*names.items(), *((s, getattr(x, s)) for s in slots if hasattr(x, s) and s != "__weakref__")]
+        slots = [(base, s) for base in kind.__mro__ for s in _names(vars(base).get("__slots__", ()))]
+        found = [(s, getattr(x, _mangled(base, s))) for base, s in slots if hasattr(x, _mangled(base, s))]
+        attributes = [*names.items(), *((s, value) for s, value in found if s not in ("__weakref__", "__dict__"))]
         call = next((vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)), None)
         methods = self.of(call) if isinstance(call, types.FunctionType) else None
-        return kind, methods, tuple((name, self.of(value)) for name, value in attributes)
+        return self.of(kind), methods, tuple((name, self.of(value)) for name, value in attributes)
 
 
 def homes_of(*functions: Any) -> frozenset[str]:
@@ -172,12 +213,26 @@ def _names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _names_in(fn: types.FunctionType) -> set[str]:
+def _mangled(kind: type, name: str) -> str:
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{kind.__name__.lstrip('_')}{name}" if private else name
+
+
+def _is_special(name: str) -> bool:
+    """Whether a member of a class is one that Python or a decorator makes, and that a function does not read."""
+    return name.startswith("__") and name.endswith("__") and name not in READ
+
+
+@functools.cache
+def _is_opaque(kind: type) -> bool:
+    """Whether an instance may hold more than its attributes and items: a base of its class is compiled."""
+    known = max(base.__basicsize__ for base in (object, *CONTAINERS) if issubclass(kind, base))
+    slots = sum(len(_names(vars(base).get("__slots__", ()))) for base in kind.__mro__)
+    return kind.__basicsize__ > known + POINTER * (slots + 2)  # two more: its attributes and its weak references
+
+
+@functools.cache
+def _names_in(code: types.CodeType) -> frozenset[str]:
     """Return the names of globals and attributes that a function and the functions within it use."""
-    names: set[str] = set()
-    codes = [fn.__code__]
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return names
+    inner = [_names_in(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return frozenset(code.co_names).union(*inner)

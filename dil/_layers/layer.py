@@ -143,10 +143,13 @@ class Layer:
 
 
 def value_at_start(layer: Layer, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
-    """Return the start of a call, and the value of the layer's function there; None without a start."""
+    """Return the start of a call, and the value of the layer's function there; without a start, the solver's answer."""
     init = layer.init if init is None else init
     start = init(*args, **kwargs) if callable(init) else init
-    return None if start is None else (start, layer.condition(start, *args, **kwargs))
+    if start is None:
+        answer = layer.solver(layer.condition, None, *args, **kwargs)
+        return answer.value if isinstance(answer, Solution) else answer
+    return start, layer.condition(start, *args, **kwargs)
 
 
 def _solution_of(call: Call, rule: ImplicitRule, *arrays: Array) -> Arrays:

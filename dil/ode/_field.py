@@ -14,7 +14,7 @@ from dil._problem.space import Space
 
 @dataclass(frozen=True)
 class Field:
-    """The user's function with the structure of its state and of its arguments fixed."""
+    """The user's function as it is at the call, with the structure of its state and of its arguments fixed."""
 
     func: Callable[..., Tree]
     space: Space

@@ -252,7 +252,7 @@ def begin(
         if x.dtype != y.dtype:
             message = f"{arguments.name(i)} of args has dtype {x.dtype}, but y0 has {y.dtype}; cast one of them"
             raise DTypeError(message)
-    field = Field(func, space, arguments, backend)
+    field = Field(backend.fixed(func), space, arguments, backend)
     times = _times(adopted((t,), (y,))[0], y, field)
     field.refuse_captured(times[0], y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")

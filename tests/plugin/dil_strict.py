@@ -20,13 +20,25 @@ from dil_backends._taped import (
     compiler,
     constant,
     dense_solves,
+    fixed,
     implicit,
     value_type,
     vjp,
 )
 from dil_backends.numpy import guard, linear_solve, quiet
 
-__all__ = ["adopt", "assert_constant", "children", "compiler", "constant", "guard", "implicit", "linear_solve", "vjp"]
+__all__ = [
+    "adopt",
+    "assert_constant",
+    "children",
+    "compiler",
+    "constant",
+    "fixed",
+    "guard",
+    "implicit",
+    "linear_solve",
+    "vjp",
+]
 
 NATIVE = "array_api_strict"
 DEVICES = {name: xp.Device(name) for name in ("CPU_DEVICE", "device1", "device2")}

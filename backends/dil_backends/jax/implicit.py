@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._frameworks.protocol import ReverseRule, Rule
 from dil_backends.jax.attach import attach, is_zero
+from dil_backends.jax.fixed import Fixed
 from dil_backends.jax.varying import axes_of, cast
 
 Arrays = tuple[jax.Array, ...]
@@ -24,9 +25,11 @@ def implicit(solve: Callable[..., Arrays], rule: Rule, /) -> Callable[..., Array
     if isinstance(rule, ReverseRule):
         return _reversed(solve, rule)
 
+    traced = Fixed(solve)  # JAX calls `held` again, later, for a derivative of a program
+
     def held(*args: Any) -> Arrays:
         arrays = tuple(map(_as_array, args))
-        y = solve(*arrays)
+        y = (traced if any(isinstance(x, jax.core.Tracer) for x in arrays) else solve)(*arrays)
         return attach(cast(y, axes_of((y, arrays))), arrays, rule.pushforward)
 
     found = jax.custom_jvp(held)

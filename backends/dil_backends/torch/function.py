@@ -58,9 +58,6 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the arguments whose gradient is needed, None for the others."""
-        refuse_old_vmap(cotangents)
-        if all(ct is None for ct in cotangents):
-            return (None, None, *(None for _ in range(ctx.count)))
         return outside_of_compilers(_pulled_back, ctx, cotangents)  # type: ignore[no-any-return]
 
     @staticmethod
@@ -85,6 +82,9 @@ class Implicit(torch.autograd.Function):
 
 
 def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    refuse_old_vmap(cotangents)
+    if all(ct is None for ct in cotangents):
+        return (None, None, *(None for _ in range(ctx.count)))
     saved = ctx.saved_tensors
     args, y = saved[: ctx.count], saved[ctx.count :]
     needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from dil._base.errors import BackendError, CapturedError
 from dil._frameworks.differentiable_solve import differentiable_solve
+from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
@@ -21,7 +22,7 @@ from dil_backends.torch.guards import guard
 from dil_backends.torch.tracking import is_tracked, transforming
 from dil_backends.torch.vjp import vjp
 
-__all__ = ["dense", "guard", "implicit", "vjp"]
+__all__ = ["dense", "fixed", "guard", "implicit", "vjp"]
 
 Tensor = torch.Tensor
 

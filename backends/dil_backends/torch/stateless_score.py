@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
+from operator import is_
 
 import torch
 
@@ -17,6 +17,7 @@ from dil_backends.torch.named_tensors import (
     tensors_of_call,
     write_count,
 )
+from dil_backends.torch.stand_in import Template
 from dil_backends.torch.tracking import is_differentiated
 
 Tensor = torch.Tensor
@@ -32,8 +33,10 @@ class StatelessScore:
             if torch.nn.parameter.is_lazy(x):
                 message = f"parameter {name!r} of {self.__name__} has no shape yet; call the score once by itself"
                 raise dil.OptionError(message)
-        self.module, self.turn = stand_in(score), threading.RLock()
-        self.names = places_of_tensors(self.module)
+        self.module = Template(score).copy()
+        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        self.template = Template(self.module)
+        self._last: tuple[list[Tensor], torch.nn.Module] | None = None
         self.modes = tuple(part.training for part in self.module.modules())
         self.buffers = frozenset(name for name, _ in self.module.named_buffers())
         # functions of torch may refuse inputs that require a gradient, as BatchNorm does for its statistics
@@ -59,19 +62,18 @@ class StatelessScore:
     def __call__(self, u: Tree, *args: Tree, score_module: dict[str, Tensor], **kwargs: Tree) -> Tree:
         """Return the score at u, with the tensors `score_module` in place of the module's own."""
         first, copied = self.written is None, self.copied
-        state = {name: x.detach() if name in self.fixed else x for name, x in score_module.items()}
+        state = {name: x.detach() if x.requires_grad and name in self.fixed else x for name, x in score_module.items()}
         state |= {name: state[name].clone() for name in copied}
         handed = {**dict(named_tensors("the unknown", u)), **tensors_of_call(args, kwargs), **state}
         versions = {name: write_count(x) for name, x in handed.items()}
         chance = random_state(u) if first else None
-        with self.turn:
-            try:
-                placed = {place: state[name] for place, name in self.names.items()}
-                value = torch.func.functional_call(self.module, placed, (u, *args), kwargs, tie_weights=False)
-            except RuntimeError as error:
-                refuse_devices(self.__name__, handed, error)
-                refuse_shards(self.__name__, handed, error)
-                raise
+        module = self._with_tensors(state)
+        try:
+            value = module(u, *args, **kwargs)
+        except RuntimeError as error:
+            refuse_devices(self.__name__, handed, error)
+            refuse_shards(self.__name__, handed, error)
+            raise
         changed = {name for name, x in handed.items() if write_count(x) != versions[name]}
         if chance is not None and not torch.equal(chance, random_state(u)):
             message = (
@@ -87,6 +89,16 @@ class StatelessScore:
             self.known[self.modes] = frozenset(name for name in copied if name.rpartition(".")[0] in parts)
         return value
 
+    def _with_tensors(self, state: dict[str, Tensor]) -> torch.nn.Module:
+        """Return a copy of the module with these tensors. The evaluations of one solve share a copy."""
+        tensors = list(state.values())
+        if self._last is not None and all(map(is_, tensors, self._last[0])):
+            return self._last[1]
+        module = self.template.copy(state)
+        # tensors with a graph are not kept, and buffers that the score may write are new at each call
+        self._last = None if any(x.requires_grad for x in tensors) else (tensors, module)
+        return module
+
     def _refuse_changes(self, names: Sequence[str]) -> None:
         if names:
             message = (
@@ -94,29 +106,3 @@ class StatelessScore:
                 f"it is, so write u * 2 instead of u.mul_(2), or begin with u.clone()"
             )
             raise dil.UnsupportedFunctionError(message)
-
-
-def stand_in(module: torch.nn.Module) -> torch.nn.Module:
-    """Return a copy of the module with the same tensors. `functional_call` may replace the tensors of the copy."""
-    # this method also copies modules that keep their tensors in other attributes, such as an LSTM
-    copies = {part: part._replicate_for_data_parallel() for part in module.modules()}  # type: ignore[no-untyped-call]
-    for part, new in copies.items():
-        new._parameters = dict(part._parameters)
-        new._modules = {name: child if child is None else copies[child] for name, child in part._modules.items()}
-    return copies[module]  # type: ignore[no-any-return]
-
-
-def places_of_tensors(module: torch.nn.Module) -> dict[str, str]:
-    """Return the name of every tensor: place -> first place of the same tensor.
-
-    A part that has several names counts once. `functional_call` would replace its tensors twice, and restore the wrong
-    ones.
-    """
-    first: dict[int, str] = {}
-    return {
-        (place := f"{prefix}.{key}".lstrip(".")): first.setdefault(id(x), place)
-        for own in ("_parameters", "_buffers")
-        for prefix, part in module.named_modules()
-        for key, x in getattr(part, own).items()
-        if x is not None
-    }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
 from dil._frameworks.protocol import Pull
@@ -23,6 +25,7 @@ MISSING = (
     ("derivative for", "is not implemented"),
     ("once_differentiable",),
     ("not currently support double backward",),
+    ("cannot be differentiated twice",),
 )
 """Parts of the messages in which torch says that a function cannot be differentiated twice."""
 
@@ -53,8 +56,8 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
             return tuple(torch.zeros_like(x) for x in wanted)
         record = torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents))
         given = [cotangents[i] for i in live]
-        if record and not any(has_tangent(x) for x in (*given, *inputs)):
-            given = [Tied.apply(ct, *inputs) for ct in given]  # type: ignore[no-untyped-call]
+        if record and kept:
+            refuse_once(roots, wanted)
         try:
             found = _grad(roots, wanted, given, retain_graph=True, create_graph=record, allow_unused=True)
         except RuntimeError as error:
@@ -119,25 +122,6 @@ def _input(x: Tensor, recording: bool) -> Tensor:
     return (x if kept else x.detach()).requires_grad_()
 
 
-class Tied(torch.autograd.Function):
-    """A cotangent that depends on the inputs of its function, with a derivative of zero.
-
-    A function without a second derivative (code of torch.compile, or one marked once_differentiable) returns a constant
-    for a constant cotangent, which would silently count as zero. For a tied one it raises.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, cotangent: Tensor, *inputs: Tensor) -> Tensor:
-        """Return the cotangent."""
-        ctx.count = len(inputs)
-        return cotangent.view_as(cotangent)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient for the cotangent alone."""
-        return (gradient, *(None for _ in range(ctx.count)))
-
-
 def refuse_missing(error: RuntimeError) -> None:
     """Raise a clearer error if torch's says that a function has no second derivative."""
     text = str(error)
@@ -167,15 +151,40 @@ def _captures(fn: Callable[..., Tensors], inputs: Sequence[Tensor], out: Tensors
 def _leaves(out: Tensors, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
     """Return the leaves of the graph of `out` that are no inputs, by their identity."""
     ours = {id(x) for x in inputs}
-    found: dict[int, Tensor] = {}
-    todo = [y.grad_fn for y in out if y.grad_fn is not None]
+    leaves = [getattr(node, "variable", None) for node in _nodes([y.grad_fn for y in out])]
+    return {id(x): x for x in leaves if x is not None and id(x) not in ours}
+
+
+def _nodes(roots: Sequence[Any]) -> set[Any]:
+    """Return the nodes of a graph below its roots, with the roots. A root may be None."""
+    todo = [node for node in roots if node is not None]
     seen = set(todo)
     while todo:
-        node = todo.pop()
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in ours:
-            found[id(leaf)] = leaf
-        fresh = {edge[0] for edge in node.next_functions if edge[0] is not None} - seen
+        fresh = {node for node, _ in todo.pop().next_functions if node is not None and node not in seen}
         seen |= fresh
         todo.extend(fresh)
-    return found
+    return seen
+
+
+def refuse_once(roots: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """Raise if a function between the inputs and the roots has a first derivative only.
+
+    torch returns a constant as its derivative, which silently counts as zero: code of torch.compile, and functions that
+    are marked once_differentiable.
+    """
+    for node in _nodes([y.grad_fn for y in roots]):
+        if _is_once(type(node)):  # type: ignore[arg-type]
+            ends = {torch.autograd.graph.get_gradient_edge(x).node for x in inputs}
+            if not ends.isdisjoint(_nodes([node])):
+                refuse_missing(RuntimeError(f"{node.name()} cannot be differentiated twice"))
+
+
+@cache
+def _is_once(kind: Any) -> bool:
+    """Whether a node of a graph is compiled code, or a function that is marked once_differentiable."""
+    marked = getattr(getattr(getattr(kind, "_forward_cls", None), "backward", None), "__code__", None)
+    return kind.__name__ == "CompiledFunctionBackward" or marked is _MARK
+
+
+_MARK = once_differentiable(lambda ctx: None).__code__
+"""The code of every function that is marked."""

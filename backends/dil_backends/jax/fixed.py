@@ -1,0 +1,74 @@
+"""A user's function as it is at one moment: JAX traces it once, and derivatives run the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Tree = Any
+
+
+class Trace(NamedTuple):
+    """A function of arrays that was traced, and the structure of its result."""
+
+    program: Any
+    consts: list[Any]
+    structure: Any
+
+
+class Fixed:
+    """A function that is traced at its first call with arguments of a kind. Later calls see what it captured then.
+
+    JAX computes a derivative of a layer later than its value: after the whole program is traced, or even after it has
+    run. What the function captures may have changed in between, such as the variable of a loop.
+    """
+
+    def __init__(self, fn: Callable[..., Tree]) -> None:
+        self.fn, self.identity = fn, getattr(fn, "identity", fn)
+        self.__name__ = getattr(fn, "__name__", type(fn).__name__)
+        self._traces: dict[Hashable, Trace | None] = {}
+
+    def __call__(self, *args: Tree, **kwargs: Tree) -> Tree:
+        """Return fn(*args, **kwargs)."""
+        leaves, structure = jax.tree.flatten((args, kwargs))
+        places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+        others = {i: x for i, x in enumerate(leaves) if not isinstance(x, jax.Array)}
+        arrays = [leaves[i] for i in places]
+
+        def flat(*arrays: Any) -> Tree:
+            given = others | dict(zip(places, arrays, strict=True))
+            args, kwargs = jax.tree.unflatten(structure, [given[i] for i in range(len(leaves))])
+            return self.fn(*args, **kwargs)
+
+        try:
+            key = structure, tuple(map(jax.typeof, arrays)), tuple((i, type(x), x) for i, x in others.items())
+            trace = self._traces[key] if key in self._traces else _traced(flat, arrays)
+            # a tracer is of no use to a later trace
+            if trace is None or not any(isinstance(x, jax.core.Tracer) for x in trace.consts):
+                self._traces[key] = trace
+        except TypeError as error:  # an argument without a hash
+            if "unhashable" not in str(error):
+                raise
+            trace = None
+        if trace is None:
+            return flat(*arrays)
+        return jax.tree.unflatten(trace.structure, jax.core.eval_jaxpr(trace.program, trace.consts, *arrays))
+
+
+def _traced(flat: Callable[..., Tree], arrays: list[Any]) -> Trace | None:
+    """Return the trace, or None if the function returns what is not an array: a caller says so."""
+    structure, plain = None, True
+
+    def run(*arrays: Any) -> list[Any]:
+        nonlocal structure, plain
+        found, structure = jax.tree.flatten(flat(*arrays))
+        plain = all(isinstance(x, jax.Array) for x in found)
+        return found if plain else []
+
+    program = jax.make_jaxpr(run)(*arrays)
+    # a copy of each NumPy array, which may be written into
+    consts = [x.copy() if isinstance(x, np.ndarray) else x for x in program.consts]
+    return Trace(program.jaxpr, consts, structure) if plain else None
