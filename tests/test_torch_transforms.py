@@ -372,6 +372,28 @@ def test_autocast_and_a_plain_layer():
     close([g.double() for g in found], torch.autograd.grad(exact(*wide) @ V, wide), rtol=1e-5)
 
 
+@pytest.mark.transform("autocast")
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_widens_the_activations_of_a_plain_layer(half):
+    narrow = [x.float() for x in (A, B)]
+    narrow[1] = narrow[1].to(half)
+    args = [x.requires_grad_() for x in narrow]
+    with pytest.raises(dil.DTypeError):
+        LAYER(*args)
+    with torch.autocast("cpu", dtype=half):
+        y = LAYER(*args)
+        tree = dil.root(lambda u, p: p["A"] @ u - p["b"], dil.solvers.Newton(), init=lambda p: torch.zeros_like(p["b"]))
+        linear = tree({"A": args[0], "b": args[1]})
+        path = dil.ode.odeint(lambda t, y, A: -A @ y, args[1], [0.0, 0.1], (args[0],))
+    assert y.dtype == linear.dtype == path.dtype == torch.float32
+    found = torch.autograd.grad((y * V.float()).sum(), args)
+    assert [g.dtype for g in found] == [torch.float32, half]
+    wide = [x.detach().double().requires_grad_() for x in args]
+    expected = torch.autograd.grad(exact(*wide) @ V, wide)
+    close(found[0].double(), expected[0], rtol=1e-4)
+    close(found[1].double(), expected[1], rtol=2 * torch.finfo(half).eps)
+
+
 @pytest.mark.transform("GradScaler")
 def test_grad_scaler():
     model = Model(torch.float32, on_failure="nan")

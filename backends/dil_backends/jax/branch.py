@@ -24,6 +24,8 @@ def run_if(condition: Any, fn: Callable[[Any], Any], state: Any, /) -> Any:
     Under `jax.vmap`, `jax.lax.cond` runs both sides for every problem. This branch is taken only if a problem needs it.
     """
     fn, state = steady(fn, state)
+    if not isinstance(condition, jax.core.Tracer):  # nothing to compile
+        return fn(state) if condition else state
     leaves, structure = jax.tree.flatten(state)
     leaves = [jnp.asarray(x) for x in leaves]
 

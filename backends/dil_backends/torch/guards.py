@@ -7,9 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from dil._base.errors import BackendError, UnsupportedFunctionError
-from dil_backends.torch.isolation import isolated
+from dil_backends.torch.isolation import autocasts, isolated
 from dil_backends.torch.tracking import transforms
 
 Tensor = torch.Tensor
@@ -19,8 +20,8 @@ Tensors = tuple[Tensor, ...]
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
     """Wrap fn so that torch.compile skips it. With `exact`, autocast and caches of weights are off inside fn.
 
-    A layer contains a data-dependent loop, so torch.compile breaks the graph at the layer. Autocast would lose digits
-    that a solve needs.
+    The tensors of 16 bits that autocast has made become float32. A layer contains a data-dependent loop, so
+    torch.compile breaks the graph at the layer. Autocast would lose digits that a solve needs.
     """
     call = partial(_guarded, fn, exact)
     return partial(_uncompiled, call) if torch.compiler.is_compiling() else call
@@ -30,8 +31,17 @@ def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> 
     if not exact:
         return fn(*args, **kwargs)
     refuse_tracers()
+    kinds = autocasts()
+    if kinds:
+        args, kwargs = pytree.tree_map(partial(_widened, kinds), (args, kwargs))
     with isolated():
         return fn(*args, **kwargs)
+
+
+def _widened(kinds: Sequence[str], x: Any) -> Any:
+    """Return a tensor of 16 bits as float32, as torch.amp.custom_fwd(cast_inputs=torch.float32) does; else x."""
+    half = isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) and x.device.type in kinds
+    return x.float() if half else x
 
 
 def _uncompiled(call: Callable[..., Any], *args: Any) -> Any:
