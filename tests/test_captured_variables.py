@@ -34,6 +34,7 @@ def roots(x):
     return found
 
 
+@pytest.mark.transform("layers made in a loop, whose functions hold its variable")
 @pytest.mark.parametrize("make", [minima, roots])
 def test_the_variable_of_a_loop(engine, make):
     _, (found,) = engine.gradients(make, (X,), np.ones(2))

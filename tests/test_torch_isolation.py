@@ -52,6 +52,7 @@ def close(a, b, tolerance=1e-9):
 # --- saved-tensor hooks and activation checkpointing ---
 
 
+@pytest.mark.transform("saved-tensor hooks around a layer")
 @pytest.mark.parametrize("name", LAYERS)
 def test_hooks_see_what_the_layer_keeps_and_nothing_else(name):
     packed = []
@@ -79,6 +80,7 @@ def test_hooks_are_in_place_again_after_a_layer_and_after_an_error():
     assert len(packed) == before + 1
 
 
+@pytest.mark.transform("an activation checkpoint around a layer, of both kinds")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_checkpoint_around_a_layer_solves_once_more(reentrant):
     solves = 0
@@ -111,6 +113,7 @@ class Step(torch.nn.Module):
         return 0.5 * torch.tanh(self.inner(u) + x)
 
 
+@pytest.mark.transform("`parametrize.cached()`")
 @pytest.mark.parametrize("explicit", [False, True], ids=["ImplicitModule", "functional_call"])
 def test_a_cache_of_parametrised_weights(explicit):
     torch.manual_seed(0)
@@ -137,6 +140,7 @@ def test_a_cache_of_parametrised_weights(explicit):
         close(a, b)
 
 
+@pytest.mark.transform("compiled autograd")
 @IGNORED
 @pytest.mark.parametrize("name", ["Newton", "root", "fixed point"])
 def test_compiled_autograd(name):
@@ -149,6 +153,7 @@ def test_compiled_autograd(name):
     close(x.grad, expected, 1e-6)
 
 
+@pytest.mark.transform("`torch.func` within `inference_mode`")
 @pytest.mark.parametrize("name", LAYERS)
 def test_torch_func_inside_inference_mode(name):
     def loss(x):
@@ -186,6 +191,7 @@ FIRST_ONLY = {
 }
 
 
+@pytest.mark.transform("a compiled part of a score")
 @IGNORED
 @pytest.mark.parametrize("part", FIRST_ONLY)
 @pytest.mark.parametrize("solver", [dil.solvers.LBFGS(), dil.solvers.GradientDescent()], ids=["LBFGS", "descent"])
@@ -251,6 +257,7 @@ def test_a_leaf_within_an_ode():
     assert torch.autograd.grad(y[-1].sum(), k)[0] == pytest.approx(-0.1)
 
 
+@pytest.mark.transform("sparse arguments")
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_a_sparse_matrix_that_requires_grad(layout):
@@ -261,6 +268,7 @@ def test_a_sparse_matrix_that_requires_grad(layout):
     close(found.to_dense(), -torch.outer(torch.linalg.solve(dense.mT, torch.ones(3, dtype=F64)), layer(dense, X)))
 
 
+@pytest.mark.transform("`Embedding(sparse=True)` in a score")
 def test_an_embedding_with_a_sparse_gradient():
     def weight(sparse):
         torch.manual_seed(0)
@@ -351,6 +359,7 @@ MODULES = {
 }
 
 
+@pytest.mark.transform("compiled modules, and checkpoints within a score")
 @IGNORED
 @pytest.mark.parametrize("kind", ["fixed_point", "root", "argmin"])
 @pytest.mark.parametrize("name", MODULES)
