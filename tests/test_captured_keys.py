@@ -134,6 +134,19 @@ def global_module():
     return score, lambda: setattr(package.config, "scale", 2.0)
 
 
+def module_of_two_functions(name):
+    """Two functions read one module, each another name of it."""
+
+    def make():
+        package = types.ModuleType("package_of_the_user")
+        package.first = package.second = 1.0
+        scope = {"package": package, "__name__": "package_of_the_user"}
+        exec("def inner(u): return package.second * u\ndef outer(u): return inner(u) * package.first", scope)
+        return scope["outer"], lambda: setattr(package, name, 2.0)
+
+    return make
+
+
 def imported_within():
     sys.modules["config_of_the_user"] = config = types.ModuleType("config_of_the_user")
     config.scale = 1.0
@@ -178,6 +191,8 @@ CASES = {
     "an attribute of the function": of_itself,
     "a module in a module": module_in_a_module,
     "a module in a global module": global_module,
+    "a module of two functions, the first": module_of_two_functions("first"),
+    "a module of two functions, the second": module_of_two_functions("second"),
     "a module that the function imports": imported_within,
     "a private slot": slot,
     "a dictionary with attributes": lambda: with_attribute(Dict()),

@@ -46,6 +46,8 @@ class Key:
     held: list[Any] = field(default_factory=list)
     """The objects that the key knows by their identity. They must live as long as the key."""
     _seen: dict[int, int] = field(default_factory=dict)
+    _read: set[tuple[int, str]] = field(default_factory=set)
+    """The names of modules of the user that were read, each with the identity of the module."""
     _parts: int = 0
 
     def of(self, x: Any) -> Hashable:
@@ -131,11 +133,9 @@ class Key:
         """Return the key of a global of a function that uses `names`. They may be names in a module of the user."""
         if not isinstance(x, types.ModuleType) or not self._may_change(x.__name__.partition(".")[0]):
             return self.of(x)
-        if id(x) in self._seen:
-            return "seen", self._seen[id(x)]
-        self._seen[id(x)] = len(self._seen)
-        found = tuple((name, self._of_global(vars(x)[name], names)) for name in sorted(names & vars(x).keys()))
-        return self._identity(x), found
+        fresh = [name for name in sorted(names & vars(x).keys()) if (id(x), name) not in self._read]
+        self._read |= {(id(x), name) for name in fresh}
+        return self._identity(x), tuple((name, self._of_global(vars(x)[name], names)) for name in fresh)
 
     def _of_class(self, kind: type) -> Hashable:
         """Return the key of the members of a class of the user: its methods, and what its instances share."""
@@ -161,8 +161,8 @@ class Key:
         module = kind.__module__.partition(".")[0]
         if kind in CONTAINERS:
             return self._identity(kind)
-        if module in IMMUTABLE:
-            return self._identity(x)  # an object of a compiled module, such as a jitted function or a device
+        if module in IMMUTABLE or (module == "jax" and _is_opaque(kind)):
+            return self._identity(x)  # such as a jitted function, a device or a sharding
         if (kind.__dictoffset__ == 0 and not hasattr(kind, "__slots__")) or _is_opaque(kind):
             raise UnknownStateError
         names: Mapping[str, Any] = getattr(x, "__dict__", {})
