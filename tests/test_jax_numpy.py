@@ -235,3 +235,21 @@ def test_other_mixes_of_dtypes_stay_errors():
         of_tree(wide, X.astype(np.float32))
     with jax.numpy_dtype_promotion("strict"), pytest.raises(dil.DTypeError, match=r"0\['weight'\] has dtype float32"):
         of_tree(module, X)
+
+
+@pytest.mark.parametrize("kind", ["argmin", "root", "value"])
+def test_a_closed_form_without_a_start_takes_numpy_arrays_alone(kind):
+    def ridge(w, penalty, X, t):
+        return 0.5 * jnp.sum((X @ w - t) ** 2) + 0.5 * penalty * jnp.sum(w**2)
+
+    def solve(fun, init, penalty, X, t):
+        return jnp.linalg.solve(X.T @ X + penalty * jnp.eye(X.shape[1]), X.T @ t)
+
+    X, t = np.asarray([[1.0, 2.0], [0.5, -1.0], [2.0, 0.0]]), np.asarray([1.0, 2.0, -1.0])
+    layer = dil.root(jax.grad(ridge), solve) if kind == "root" else getattr(dil, kind)(ridge, solve)
+    y, slope = layer(5.0, X, t), jax.jacrev(layer)(5.0, X, t)
+    w = np.linalg.solve(X.T @ X + 5.0 * np.eye(2), X.T @ t)
+    dw = -np.linalg.solve(X.T @ X + 5.0 * np.eye(2), w)
+    expected = (ridge(w, 5.0, X, t), 0.5 * w @ w) if kind == "value" else (w, dw)
+    np.testing.assert_allclose(y, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(slope, expected[1], rtol=1e-5)
