@@ -298,7 +298,11 @@ def test_a_failure_of_a_solver_of_the_user_is_told_at_its_line():
 )
 def test_a_failure_in_a_derivative_is_told_at_the_line_of_the_layer(transform):
     layer = dil.root(lambda u, t: u**2 + jnp.abs(t) + 1.0, dil.solvers.Newton(), init=start)
-    with pytest.warns(dil.ConvergenceWarning) as record:
+
+    def run():
         jax.block_until_ready(transform(lambda t: jnp.sum(layer(t)))(T))
         jax.effects_barrier()
+
+    with pytest.warns(dil.ConvergenceWarning) as record:
+        run()
     assert {found.filename for found in record} == {__file__}
