@@ -105,6 +105,8 @@ class Compiler:
     """`compiled(fn)`: return fn, which is traced once for each structure of its arrays. It can be differentiated."""
     is_traced: Callable[[object], bool]
     """Whether an object belongs to a trace, so that it may not be kept."""
+    packages: frozenset[str] = frozenset()
+    """The packages of the framework. Their compiled objects, such as devices, do not change."""
 
 
 class Autodiff(Protocol):

@@ -24,8 +24,6 @@ MOST_BYTES = 2**24
 
 
 CONTAINERS = (tuple, list, dict, OrderedDict, defaultdict, types.MappingProxyType, set, frozenset)
-IMMUTABLE = frozenset({"jaxlib", "re"})
-"""Packages whose objects do not change."""
 READ = frozenset({"__call__", "__getattr__", "__getattribute__", "__getitem__", "__add__", "__mul__", "__matmul__"})
 """Special methods of a class of the user that its layer's function may run."""
 POINTER = 8
@@ -43,6 +41,8 @@ class Key:
     is_traced: Callable[[Any], bool]
     homes: frozenset[str]
     """The packages of the layer's functions. Functions of other packages that are installed do not change."""
+    immutable: frozenset[str] = frozenset()
+    """The packages of the framework, whose compiled objects do not change."""
     held: list[Any] = field(default_factory=list)
     """The objects that the key knows by their identity. They must live as long as the key."""
     _seen: dict[int, int] = field(default_factory=dict)
@@ -161,7 +161,7 @@ class Key:
         module = kind.__module__.partition(".")[0]
         if kind in CONTAINERS:
             return self._identity(kind)
-        if module in IMMUTABLE or (module == "jax" and _is_opaque(kind)):
+        if module == "re" or (module in self.immutable and (_is_opaque(kind) or kind.__dictoffset__ == 0)):
             return self._identity(x)  # such as a jitted function, a device or a sharding
         if (kind.__dictoffset__ == 0 and not hasattr(kind, "__slots__")) or _is_opaque(kind):
             raise UnknownStateError

@@ -53,7 +53,11 @@ class Programs:
         compiler = call.backend.compiler()
         if compiler is None or recording() or not (isinstance(call, SolvedCall) or _is_array_code(call.solver)):
             return None
-        built = Key(compiler.is_traced, homes_of(call.condition.fn, *call.start.statics, *call.arguments.statics))
+        built = Key(
+            compiler.is_traced,
+            homes_of(call.condition.fn, *call.start.statics, *call.arguments.statics),
+            compiler.packages,
+        )
         try:
             key = _key(call, arrays, built)
             with self._lock:

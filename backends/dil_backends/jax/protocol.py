@@ -67,7 +67,7 @@ def constant(x: Any, /) -> Any:
 def compiler() -> Compiler | None:
     """Return `jax.jit` for calls outside any program, and None while one is traced."""
     traced = isinstance(jnp.add(_ONE, _ONE), jax.core.Tracer)
-    return None if traced else Compiler(compiled, _is_traced)
+    return None if traced else Compiler(compiled, _is_traced, frozenset({"jax", "jaxlib"}))
 
 
 def _is_traced(x: object) -> bool:

@@ -25,7 +25,6 @@ MISSING = (
     ("derivative for", "is not implemented"),
     ("once_differentiable",),
     ("not currently support double backward",),
-    ("cannot be differentiated twice",),
 )
 """Parts of the messages in which torch says that a function cannot be differentiated twice."""
 
@@ -126,13 +125,16 @@ def refuse_missing(error: RuntimeError) -> None:
     """Raise a clearer error if torch's says that a function has no second derivative."""
     text = str(error)
     if any(all(part in text for part in parts) for parts in MISSING):
-        message = (
-            f"a function of a layer lacks a derivative that the layer needs; the derivative of a solution needs the "
-            f"second one of its score: keep torch.compile outside of the function, take operations that torch "
-            f"differentiates twice (for attention, sdpa_kernel(SDPBackend.MATH) inside the function), or pass "
-            f"derivatives=dil.Derivatives(...) (torch: {text})"
-        )
-        raise SecondDerivativeError(message) from error
+        raise _second_derivative_error(text) from error
+
+
+def _second_derivative_error(text: str) -> SecondDerivativeError:
+    return SecondDerivativeError(
+        f"a function of a layer lacks a derivative that the layer needs; the derivative of a solution needs the second "
+        f"one of its score: keep torch.compile outside of the function, take operations that torch differentiates "
+        f"twice (for attention, sdpa_kernel(SDPBackend.MATH) inside the function), or pass "
+        f"derivatives=dil.Derivatives(...) (torch: {text})"
+    )
 
 
 def _captures(fn: Callable[..., Tensors], inputs: Sequence[Tensor], out: Tensors) -> bool:
@@ -176,7 +178,8 @@ def refuse_once(roots: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         if _is_once(type(node)):  # type: ignore[arg-type]
             ends = {torch.autograd.graph.get_gradient_edge(x).node for x in inputs}
             if not ends.isdisjoint(_nodes([node])):
-                refuse_missing(RuntimeError(f"{node.name()} cannot be differentiated twice"))
+                text = f"{node.name()} cannot be differentiated twice"
+                raise _second_derivative_error(text)
 
 
 @cache
