@@ -47,6 +47,12 @@ def one_thread(backend: str) -> None:
         torch.set_num_threads(1)
 
 
+def one_core() -> None:
+    """Keep this process to one core, so that the pools of threads of a framework that are idle take no time."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 class Lap(NamedTuple):
     """The seconds of one call: by the clock on the wall, and of the processor, which other programs do not lengthen."""
 

@@ -37,8 +37,8 @@ def minimum(score: Callable[[Any, Any], Any], start: Any) -> dict[str, Callable[
     """Return a minimiser of the score as a function of its argument, by each library."""
     import dil
 
-    def by_dil(solver: Any) -> Callable[[Any], Any]:
-        return dil.argmin(score, solver, init=lambda _: jnp.zeros_like(start))
+    def by_dil(solver: Any, **options: Any) -> Callable[[Any], Any]:
+        return dil.argmin(score, solver, init=lambda _: jnp.zeros_like(start), **options)
 
     def by_jaxopt() -> Callable[[Any], Any]:
         import jaxopt
@@ -55,9 +55,17 @@ def minimum(score: Callable[[Any, Any], Any], start: Any) -> dict[str, Callable[
     return {
         "dil, LBFGS": lambda: by_dil(dil.solvers.LBFGS()),
         "dil, Newton": lambda: by_dil(dil.solvers.Newton()),
+        "dil, LBFGS, unchecked": lambda: by_dil(dil.solvers.LBFGS(), **unchecked()),
         "jaxopt, LBFGS": by_jaxopt,
         "optimistix, BFGS": by_optimistix,
     }
+
+
+def unchecked(linear_solver: Any = None) -> dict[str, Any]:
+    """Return the options of a layer without checks of its gradient, and with one linear solver."""
+    import dil
+
+    return {"on_failure": "ignore", "linear_solver": linear_solver or dil.linear.CG()}
 
 
 def root_of(residual: Callable[[Any, Any], Any], start: Any) -> dict[str, Callable[[], Callable[[Any], Any]]]:
@@ -78,6 +86,9 @@ def root_of(residual: Callable[[Any, Any], Any], start: Any) -> dict[str, Callab
 
     return {
         "dil, Newton": lambda: dil.root(residual, dil.solvers.Newton(), init=start),
+        "dil, Newton, unchecked": lambda: dil.root(
+            residual, dil.solvers.Newton(), init=start, **unchecked(dil.linear.BiCGSTAB())
+        ),
         "jaxopt, Broyden": by_jaxopt,
         "optimistix, Newton": by_optimistix,
     }
@@ -101,6 +112,9 @@ def fixed_point_of(step: Callable[[Any, Any], Any], start: Any) -> dict[str, Cal
 
     return {
         "dil, Anderson": lambda: dil.fixed_point(step, dil.solvers.Anderson(), init=start),
+        "dil, Anderson, unchecked": lambda: dil.fixed_point(
+            step, dil.solvers.Anderson(), init=start, **unchecked(dil.linear.BiCGSTAB())
+        ),
         "jaxopt, Anderson": by_jaxopt,
         "optimistix, iteration": by_optimistix,
     }

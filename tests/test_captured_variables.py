@@ -34,8 +34,26 @@ def roots(x):
     return found
 
 
+def minima_by_the_users_derivatives(x):
+    """Return the same sum from scores whose derivatives the user gives."""
+    found = 0.0 * x
+    for k in K:
+        given = dil.Derivatives(
+            gradient=lambda u, x: u - x / k,  # noqa: B023
+            hvp=lambda u, v, x: v,
+            mixed=lambda u, w, x: (-w / k,),  # noqa: B023
+        )
+        y = dil.argmin(
+            lambda u, x: array_namespace(u).sum(0.5 * u**2 - x * u / k),  # noqa: B023
+            lambda fun, u, x, k=k: x / k,
+            derivatives=given,
+        )(x)
+        found = found + y * y
+    return found
+
+
 @pytest.mark.transform("layers made in a loop, whose functions hold its variable")
-@pytest.mark.parametrize("make", [minima, roots])
+@pytest.mark.parametrize("make", [minima, roots, minima_by_the_users_derivatives])
 def test_the_variable_of_a_loop(engine, make):
     _, (found,) = engine.gradients(make, (X,), np.ones(2))
     np.testing.assert_allclose(found, 2.0 * X * sum(k**-2 for k in K), rtol=1e-5)

@@ -156,6 +156,13 @@ class Parameter:
         return self.value
 
 
+def test_the_tangent_decides_the_framework_too():
+    layer = dil.argmin(lambda u, t: ((u - t) ** 2).sum(), Newton(), init=lambda t: 0.0 * t)
+    value, tangent = dil.jvp(layer, (np.ones(3),), (jnp.arange(3.0),))
+    assert isinstance(value, jax.Array)
+    np.testing.assert_allclose(tangent, [0.0, 1.0, 2.0], atol=1e-12)
+
+
 def test_what_gives_itself_as_an_array_of_jax():
     is_right(LAYER(Parameter(jnp.asarray(THETA)), jnp.asarray(X)))
     gradient = jax.grad(lambda theta: jnp.sum(LAYER(Parameter(theta), X)))(jnp.asarray(THETA))

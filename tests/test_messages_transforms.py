@@ -73,6 +73,20 @@ def test_tangents_unlike_the_arguments(plain, kind):
         dil.jvp(lambda x: 2.0 * x, (plain.asarray(X),), make(plain))
 
 
+@pytest.mark.parametrize(("argument", "tangent"), [(2.0, 1.0), (2, 1), ("integers", "floats"), ("complex", "complex")])
+def test_a_tangent_of_what_has_no_derivative(eager, argument, tangent):
+    made = {
+        "integers": integers(eager, np.arange(2.0)),
+        "floats": eager.asarray(V),
+        "complex": eager.xp.asarray(X + 1j),
+    }
+    x = eager.asarray(X)
+    with pytest.raises(dil.DTypeError, match="has no derivative; pass a real floating array, or None as its tangent"):
+        dil.jvp(lambda a, x: x, (made.get(argument, argument), x), (made.get(tangent, tangent), x))
+    value, _ = dil.jvp(lambda a, x: x, (made.get(argument, argument), x), (None, x))
+    np.testing.assert_allclose(eager.to_numpy(value), X)
+
+
 def test_a_tangent_with_other_keys(eager):
     x = eager.asarray(X)
     with pytest.raises(dil.ShapeError, match=r"\['c'\].*expected .*\['a'\]"):

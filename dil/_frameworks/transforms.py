@@ -83,6 +83,8 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
         If the arguments hold no array, or arrays of two backends.
     OptionError, ShapeError
         If `args` or `tangents` is not a tuple or list, or a tangent is not like its argument.
+    DTypeError
+        If an argument without a derivative, such as a Python number or an integer array, gets a tangent.
 
     Examples
     --------
@@ -97,6 +99,8 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
 
 
 def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]) -> tuple[Tree, Tree]:
+    given, structure = leaves_of(tuple(args))
+    args = structure.unflatten(adopted(given, leaves_of(tuple(tangents))[0]))
     flat = Flat(fn, *split_arguments(tuple(args), {}))
     if len(tangents) != len(args):
         message = f"jvp got {len(args)} arguments and {len(tangents)} tangents; give one tangent (or None) for each"
@@ -233,6 +237,12 @@ class Flat:
                 raise ShapeError(message)
             for x, t in zip(adopted(leaves, self.floats), adopted(given, self.floats), strict=True):
                 if owner(x) is None or not is_float(array_namespace(x), x.dtype):
+                    if _is_direction(t):
+                        message = (
+                            f"a tangent is given for {_describe(x)}, which has no derivative; pass a real floating "
+                            f"array, or None as its tangent"
+                        )
+                        raise DTypeError(message)
                     continue
                 if t is not None and (getattr(t, "shape", None) != x.shape or t.dtype != x.dtype):
                     message = f"a tangent is {_describe(t)}; expected {_describe(x)}, like its argument"
@@ -265,6 +275,13 @@ def constant(tree: Tree) -> Tree:
 
 FLOAT_ARRAY = object()
 """Marks the place of a float array among the leaves of a result."""
+
+
+def _is_direction(tangent: Any) -> bool:
+    """Return whether a tangent asks for a derivative: a number that is not zero, or an array that can hold one."""
+    if owner(tangent) is None:
+        return isinstance(tangent, int | float | complex) and tangent != 0
+    return bool(array_namespace(tangent).isdtype(tangent.dtype, ("real floating", "complex floating")))
 
 
 def _describe(x: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, max_abs
@@ -62,7 +62,7 @@ class Call:
         """Return the problem that the solver solved."""
         assert self.space is not None
         if self.fixed is None:
-            self.fixed = replace(self.condition, fn=self.backend.fixed(self.condition.fn))
+            self.fixed = self.condition.fixed(self.backend.fixed)
         return Problem(self.fixed, self.backend, self.space, self.arguments)
 
     def forward(self, *arrays: Array) -> Arrays:

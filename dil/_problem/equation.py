@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dil._base.typing import Tree
@@ -26,6 +26,10 @@ class Equation:
     def name(self) -> str:
         """The name of the function in messages."""
         return getattr(self.fn, "__name__", type(self.fn).__name__)
+
+    def fixed(self, fix: Callable[..., Any]) -> Equation:
+        """Return the equation as it is now. `fix` is `Backend.fixed`."""
+        return replace(self, fn=fix(self.fn))
 
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Tree:
         return self.fn(u, *args, **kwargs)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.options import check_integer
 from dil._base.typing import Array, DType, Tree
+from dil._frameworks.fixed import with_variables_of_now
 from dil._frameworks.registry import owner
 
 
@@ -55,6 +56,11 @@ class Derivatives:
                 message = f"derivatives.{name}={value!r}; expected a callable{'' if name == 'gradient' else ' or None'}"
                 raise OptionError(message)
 
+    def fixed(self) -> Derivatives:
+        """Return the products with the variables that they capture now."""
+        given = {name: with_variables_of_now(fn) for name, fn in vars(self).items() if fn is not None}
+        return replace(self, **given)
+
 
 @dataclass(frozen=True)
 class Score:
@@ -74,6 +80,13 @@ class Score:
     def name(self) -> str:
         """The name of the score in messages."""
         return getattr(self.fn, "__name__", type(self.fn).__name__)
+
+    def fixed(self, fix: Callable[..., Any]) -> Score:
+        """Return the score as it is now. `fix` is `Backend.fixed`.
+
+        The user's derivatives keep only the variables of their closures: a backend may not be able to trace them.
+        """
+        return replace(self, fn=fix(self.fn), derivatives=self.derivatives and self.derivatives.fixed())
 
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Array:
         return self.fn(u, *args, **kwargs)  # type: ignore[no-any-return]
