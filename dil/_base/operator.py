@@ -29,6 +29,9 @@ class Operator:
     probes : tuple of arrays
         Further right-hand sides, (*batch, n). A solver with a factorisation, for which they cost next to nothing,
         returns their solutions as `extra["probes"]`. A layer checks its solution with them.
+    one : Operator, optional
+        Given if the first axis of the vectors, (k, *batch, n), holds k right-hand sides of one matrix. `one` is that
+        matrix, for vectors (*batch, n).
 
     Examples
     --------
@@ -45,6 +48,7 @@ class Operator:
     pairs: Pairs | None = field(default=None, repr=False)
     transposed: bool = False
     probes: Arrays = field(default=(), repr=False)
+    one: Operator | None = field(default=None, repr=False)
 
     def __call__(self, p: Array) -> Array:
         """Return A p.
@@ -76,14 +80,15 @@ class Operator:
             If A is not symmetric and has no `rmatvec`.
         """
         if self.symmetric:
-            return Operator(self.matvec, self.rmatvec, True, self.pairs, not self.transposed)
+            return Operator(self.matvec, self.rmatvec, True, self.pairs, not self.transposed, one=self.one)
         if self.rmatvec is None:
             message = (
                 "products with the transpose are needed, but only those with the matrix are known; pass "
                 "dil.linear.Operator(matvec, rmatvec), or Operator(matvec, symmetric=True) if it is symmetric"
             )
             raise OptionError(message)
-        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed)
+        one = None if self.one is None else self.one.T
+        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed, one=one)
 
 
 def as_operator(matvec: Matvec) -> Operator:

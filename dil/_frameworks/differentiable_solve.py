@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dil._base.typing import Array, Arrays
 from dil._frameworks.forward_mode import jvp_from_vjp
+from dil._frameworks.many import with_many
 from dil._frameworks.protocol import Autodiff, LinearSystem
 
 
@@ -15,12 +16,8 @@ def differentiable_solve(backend: Autodiff, system: LinearSystem, b: Array) -> A
 
     The rule calls `backend.linear_solve` and products with A only, so x has derivatives of every order.
     """
-    count = len(system.params)
-
-    def solve(b: Array, *arrays: Array) -> Arrays:
-        return (system.solve(system.operator(*arrays[:count]), b, *arrays[count:]),)
-
-    (x,) = backend.implicit(solve, LinearRule(backend, system))(b, *system.params, *system.constants)
+    rule = LinearRule(backend, system)
+    (x,) = backend.implicit(rule.solution, rule)(b, *system.params, *system.constants)
     return x
 
 
@@ -30,6 +27,18 @@ class LinearRule:
 
     backend: Autodiff
     system: LinearSystem
+
+    def solution(self, b: Array, *arrays: Array) -> Arrays:
+        """Return x. The parameters and the constants follow b."""
+        count = len(self.system.params)
+        return (self.system.solve(self.system.operator(*arrays[:count]), b, *arrays[count:]),)
+
+    def batched(self, axes: Sequence[bool]) -> tuple[Callable[..., Arrays], LinearRule] | None:
+        """Return the solve and the rule for many right-hand sides of one matrix."""
+        if not axes[0] or any(axes[1:]):
+            return None
+        rule = replace(self, system=with_many(self.system))
+        return rule.solution, rule
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return w = A^-T v for b, and the gradient of -<w, A(params) x> at fixed x for the parameters."""

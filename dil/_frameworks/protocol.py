@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.operator import Operator
@@ -35,6 +35,18 @@ class Rule(Protocol):
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return the tangents of y; None stands for the zero tangent."""
+        ...
+
+
+@runtime_checkable
+class BatchedRule(Rule, Protocol):
+    """A rule that knows how to do many calls at once. A framework whose `vmap` cannot trace a solve asks it."""
+
+    def batched(self, axes: Sequence[bool]) -> tuple[Callable[..., Arrays], Rule] | None:
+        """Return `solve` and the rule of many calls, or None if they have to be done one by one.
+
+        The arguments where `axes` is true, and all results, have a new first axis.
+        """
         ...
 
 
@@ -66,6 +78,11 @@ class LinearSystem:
     """`solve(A, b, *constants)` returns x. It is a black box, which no derivative passes through."""
     constants: Arrays = ()
     """Further arrays that `solve` needs. They are arguments, because a transform may have to see them."""
+    many: Callable[..., Array | None] | None = None
+    """`many(A, B, *constants)` returns the solutions for many right-hand sides, (k, *batch, n), or None.
+
+    `A.one` is the matrix of one. None says that they have to be solved one by one.
+    """
 
     @property
     def T(self) -> LinearSystem:

@@ -32,6 +32,7 @@ from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, p
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
 from dil._layers.first_calls import FirstCalls, is_readable
+from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, operator
 from dil._problem.problem import Optimality, Problem
 from dil.linear._solver import LinearSolver
@@ -105,9 +106,24 @@ class ImplicitRule:
                 add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
             return self.policy.apply(backend, "backward solve", status, solution.value)
 
+        def many(A: Operator, B: Array, Fu: Array, *rest: Array) -> Array | None:
+            (u, start, _), floats = _outputs(rest[:kept]), rest[kept:]
+            if recording() or B.shape[0] == 0 or not getattr(self.linear_solver, "takes_many", False):
+                return None
+            solve = solved_together(self.linear_solver, F, A, B, Fu, Point(u, u, floats, scale_of(u, start)))
+            return None if solve is None or self._bends(solve) else solve.here.g
+
         # arrays that are only checked take no part in the derivative
         constants = tuple(backend.constant(x) for x in (Fu, *y, *params[1:]))
-        return LinearSystem(build, params, A, solve, constants)
+        return LinearSystem(build, params, A, solve, constants, many)
+
+    def _bends(self, solve: DerivativeSolve) -> bool:
+        """Return whether the layer looks for kinks and finds one at a solution with many right-hand sides."""
+        F, here, J = solve.F, solve.here._replace(g=solve.here.g[0, ...]), solve.J.one
+        xp = array_namespace(here.u)
+        assert J is not None
+        status = self.smooth(full(here.u, 0, shape=here.u.shape[:-1], dtype=xp.int32), F, J, solve.Fu, here)
+        return not bool(xp.all(status == int(Status.CONVERGED)))
 
     def smooth(self, status: Array, F: Optimality, J: Operator, Fu: Array, here: Point) -> Array:
         """Return the statuses, with KINK, WRONG_DERIVATIVE or RANDOM, if the layer or a record looks for them."""

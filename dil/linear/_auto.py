@@ -70,6 +70,9 @@ class Auto:
     max_iter: int | None = None
     dense: int | None = None
 
+    takes_many = True
+    """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+
     def __post_init__(self) -> None:
         CG(damping=self.damping, rtol=self.rtol, max_iter=self.max_iter)
         if not (self.dense is None or is_integer(self.dense, 0)):
@@ -86,7 +89,8 @@ class Auto:
         direct = Direct(damping)
         crossover = backend.dense.crossover
         dense_limit = crossover.symmetric if A.symmetric else crossover.general
-        fits = size(b.shape) * n <= MAX_DENSE_NUMBERS
+        one = b if A.one is None else b[0, ...]
+        fits = size(one.shape) * n <= MAX_DENSE_NUMBERS
         has_fallback = fits and self.dense is None and max_iter is None
         dense_first = n <= self.dense if self.dense is not None else fits and n <= dense_limit
         dense_allowed = dense_first or (has_fallback and n <= crossover.general)
@@ -98,6 +102,8 @@ class Auto:
             first = cg.tried(A, b, loop=loop, x0=x0, trial=trial)
         else:
             first = BiCGSTAB(damping, rtol, max(n, 1) if has_fallback else max_iter)(A, b, loop=loop, x0=x0)
+        if A.one is not None:
+            return first  # a right-hand side that failed is solved again by itself
         if has_fallback and not dense_first:
             curvature_failures = (Status.INDEFINITE, Status.SINGULAR) if dense_allowed else ()
             first = _retry(first, (Status.MAX_ITER, Status.STAGNATED, *curvature_failures), direct, A, b, loop)

@@ -88,6 +88,11 @@ class CG:
         check_preconditioner(self.preconditioner)
 
     @property
+    def takes_many(self) -> bool:
+        """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+        return self.preconditioner is None
+
+    @property
     def uses_pairs(self) -> bool:
         """Whether the layer must keep the pairs of its forward solver for the preconditioner."""
         return getattr(self.preconditioner, "uses_pairs", False)

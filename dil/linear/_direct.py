@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, eye, full, nonzero_max_abs
+from dil._base.arrays import array_namespace, device, eps, eye, full, max_abs, nonzero_max_abs
 from dil._base.operator import Operator, as_operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
@@ -56,6 +57,9 @@ class Direct:
 
     damping: float = 0.0
 
+    takes_many = True
+    """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+
     def __post_init__(self) -> None:
         CG(damping=self.damping)
 
@@ -65,7 +69,7 @@ class Direct:
         """Solve A x = b for b: (*batch, n); status: batch. The start x0 is ignored."""
         backend = backend_of_system(b, "dil.linear.Direct", x0)
         A = as_operator(A)
-        matrix = dense(A, b, backend)
+        matrix = dense(A, b, backend) if A.one is None else dense(A.one, b[0, ...], backend)
         if self.damping:
             matrix = matrix + self.damping * eye(b.shape[-1], b)
         return solve_dense(matrix, b, backend, symmetric=A.symmetric, probes=A.probes)
@@ -92,53 +96,75 @@ def solve_dense(
 ) -> Solution:
     """Solve dense systems; matrix: (*batch, n, n), b: (*batch, n). See `Direct` for the status.
 
-    `extra["probes"]` holds the solutions for the right-hand sides `probes`.
+    `extra["probes"]` holds the solutions for the right-hand sides `probes`, (*batch, n). A matrix may have many
+    right-hand sides, b: (k, *batch, n). It is factorised once, and the status is that of each one, (k, *batch).
     """
-    xp, n = array_namespace(b), b.shape[-1]
+    if b.ndim < matrix.ndim:
+        found = _solve_rows(matrix, b[..., None, :], backend, symmetric, probes)
+        return _with_shapes(found, lambda x: x[..., 0, :], lambda x: x[..., 0])
+    xp = array_namespace(b)
+    found = _solve_rows(matrix, xp.moveaxis(b, 0, -2), backend, symmetric, probes)
+    return _with_shapes(found, lambda x: xp.moveaxis(x, -2, 0), lambda x: xp.moveaxis(x, -1, 0))
+
+
+def _with_shapes(found: Solution, vectors: Callable[[Array], Array], numbers: Callable[[Any], Array]) -> Solution:
+    """Return a solution for right-hand sides (*batch, k, n) in the shapes of the caller."""
+    extra = {name: x if name == "probes" else numbers(x) for name, x in (found.extra or {}).items()}
+    status, iterations, residual = map(numbers, (found.status, found.iterations, found.residual))
+    return Solution(vectors(found.value), status, iterations, residual, extra)
+
+
+def _solve_rows(matrix: Array, b: Array, backend: Backend, symmetric: bool, probes: Arrays) -> Solution:
+    """Solve dense systems; matrix: (*batch, n, n), b: (*batch, k, n), status: (*batch, k)."""
+    xp, (k, n) = array_namespace(b), b.shape[-2:]
     matrix, rows, columns, unit_A = equilibrate(matrix, symmetric=symmetric)
-    size = _max_abs(b, -1)
+    rows, columns, unit_A = rows[..., None, :], columns[..., None, :], unit_A[..., None]
+    size = max_abs(b)
     zero = size == 0
     unit = xp.where(zero, 1.0, size)[..., None]
     b = rows * (b / unit)
     scaled_size = nonzero_max_abs(b)
-    # a second right-hand side e gives a lower bound of the condition number, ||A|| ||A^-1 e|| / ||e||; e is random,
+    # a further right-hand side e gives a lower bound of the condition number, ||A|| ||A^-1 e|| / ||e||; e is random,
     # because an e with a pattern can be orthogonal to a null vector, such as the constants of a Laplacian
     probe = standard_normal(backend, full(b, 0.0, shape=(n,)), 1, 0)[0, ...]
-    probe = xp.broadcast_to(probe / nonzero_max_abs(probe), b.shape)
-    units = [nonzero_max_abs(p) for p in probes]
-    rhs = xp.stack(
-        [b / scaled_size, probe, *(rows * (p / unit) for p, unit in zip(probes, units, strict=True))], axis=-1
-    )
-    factor = _Factor(matrix, backend, symmetric)
-    x, not_positive = factor.solve(rhs)
-    norm_A, machine_eps = _max_abs(xp.sum(xp.abs(matrix), axis=-1), -1), eps(xp, b.dtype)
+    probe = xp.broadcast_to(probe / nonzero_max_abs(probe), (*b.shape[:-2], 1, n))
+    given = [p[..., None, :] for p in probes]
+    units = [nonzero_max_abs(p) for p in given]
+    scaled = [rows * (p / unit) for p, unit in zip(given, units, strict=True)]
+    rhs = xp.concat([b / scaled_size, probe, *scaled], axis=-2).mT
+    # the probes of a layer may hold NaN of their own
+    x, not_positive = _Factor(matrix, backend, symmetric).solve(rhs, k + 1)
+    norm_A, machine_eps = max_abs(xp.sum(xp.abs(matrix), axis=-1))[..., None], eps(xp, b.dtype)
     slack = 16 * machine_eps * math.sqrt(max(n, 1))
 
     def residual_of(x: Array) -> tuple[Array, Array]:
         r = rhs - matrix @ x
-        return r, _max_abs(r, -2)[..., 0]
+        return r, max_abs(r.mT)[..., :k]
 
     def rounding_bound(x: Array) -> Array:
-        return slack * (norm_A * _max_abs(x, -2)[..., 0] + 1.0)
+        return slack * (norm_A * max_abs(x.mT)[..., :k] + 1.0)
 
     def refine(s: Refined) -> Refined:
-        finer = xp.where(s.needs_step[..., None, None], s.x + backend.dense.lu_solve(matrix, s.r), s.x)
+        needed = xp.any(s.needs_step, axis=-1)[..., None, None]
+        finer = xp.where(needed, s.x + backend.dense.lu_solve(matrix, s.r), s.x)
         return Refined(s.needs_step, finer, *residual_of(finer))
 
-    start = Refined(not_positive, x, *residual_of(x))
+    start = Refined(zero, x, *residual_of(x))
     # False for NaN, which no step repairs
     start = start._replace(needs_step=~zero & (start.size > 0.25 * rounding_bound(x)))
     last = backend.loops.run_if(xp.any(start.needs_step), refine, start)
-    x, residual = last.x, last.size
-    condition = norm_A * _max_abs(_max_abs(x[..., :2], -2), -1)
-    accurate = residual <= rounding_bound(x)
+    x, residual = last.x.mT, last.size
+    length = max_abs(x)
+    condition = norm_A * xp.maximum(length[..., :k], length[..., k : k + 1])
+    accurate = residual <= rounding_bound(last.x)
     solved = zero | (accurate & (condition < max(5e-5 / machine_eps, machine_eps ** (-2 / 3))))
     count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
-    value, fits = _multiply(x[..., 0] * columns * scaled_size, unit, unit_A)
+    value, fits = _multiply(x[..., :k, :] * columns * scaled_size, unit, unit_A)
     finite = xp.isfinite(size) & xp.isfinite(norm_A) & (zero | ~solved | xp.all(fits, axis=-1))
-    extra = {"condition": condition, "indefinite": not_positive & solved & ~zero, "products": count}
+    extra = {"condition": condition, "indefinite": not_positive[..., None] & solved & ~zero, "products": count}
     if probes:
-        extra["probes"] = tuple(x[..., 2 + k] * columns * (unit / unit_A) for k, unit in enumerate(units))
+        solutions = [x[..., k + 1 + j, :] * columns[..., 0, :] for j in range(len(probes))]
+        extra["probes"] = tuple(x * (unit / unit_A)[..., 0, :] for x, unit in zip(solutions, units, strict=True))
     return Solution(
         xp.where(zero[..., None], full(value, 0.0), value),
         first_of([(solved & finite, Status.CONVERGED), (finite, Status.SINGULAR)], Status.NON_FINITE),
@@ -163,11 +189,12 @@ class Refined(NamedTuple):
     """The solutions and their residuals, before or after refinement."""
 
     needs_step: Array
-    """Whether the residual is larger than rounding explains."""
+    """Whether the residual is larger than rounding explains, (*batch, k)."""
     x: Array
+    """The solutions, (*batch, n, k and the probes)."""
     r: Array
     size: Array
-    """The largest entry of the residual of the first right-hand side."""
+    """The largest entry of each of the k residuals."""
 
 
 class _Factor(NamedTuple):
@@ -177,24 +204,19 @@ class _Factor(NamedTuple):
     backend: Backend
     symmetric: bool
 
-    def solve(self, rhs: Array) -> tuple[Array, Array]:
-        """Return the solution, by Cholesky or else by LU, and whether a symmetric matrix was not positive definite."""
+    def solve(self, rhs: Array, count: int) -> tuple[Array, Array]:
+        """Return the solution, by Cholesky or else by LU, and whether a symmetric matrix was not positive definite.
+
+        The first `count` right-hand sides decide.
+        """
         xp, backend = array_namespace(rhs), self.backend
         if not self.symmetric:
             x = backend.dense.lu_solve(self.matrix, rhs)
             return x, xp.zeros(x.shape[:-2], dtype=xp.bool, device=device(x))
         x = backend.dense.cholesky_solve(self.matrix, rhs)
-        # the probes of a layer may hold NaN of their own
-        failed = ~xp.all(xp.isfinite(x[..., :2]), axis=(-2, -1), keepdims=True)
+        failed = ~xp.all(xp.isfinite(x[..., :count]), axis=(-2, -1), keepdims=True)
 
         def by_lu(x: Array) -> Array:
             return xp.where(failed, backend.dense.lu_solve(self.matrix, rhs), x)  # type: ignore[no-any-return]
 
         return backend.loops.run_if(xp.any(failed), by_lu, x), failed[..., 0, 0]
-
-
-def _max_abs(x: Array, axis: int) -> Array:
-    xp = array_namespace(x)
-    if x.shape[axis] == 0:
-        return xp.sum(x, axis=axis)  # type: ignore[no-any-return]
-    return xp.max(xp.abs(x), axis=axis)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
-from dil._frameworks.protocol import Rule
+from dil._frameworks.protocol import BatchedRule, Rule
 from dil_backends.torch.guards import refuse_no_numbers, refuse_old_vmap
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
 from dil_backends.torch.tracking import transforming
@@ -72,9 +72,15 @@ class Implicit(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Any:
-        """Solve the problems one after the other. `batch_ndim` solves many problems faster than vmap."""
+        """Solve all problems at once if the rule knows how, and one after the other otherwise."""
+        dims = in_dims[2:]
+        many = rule.batched([dim is not None for dim in dims]) if isinstance(rule, BatchedRule) else None
+        if many is not None:
+            moved = [x if dim is None else x.movedim(dim, 0) for x, dim in zip(args, dims, strict=True)]
+            together = Implicit.apply(*many, *moved)  # type: ignore[no-untyped-call]
+            return together, (0,) * len(together)
         found = [
-            Implicit.apply(solve, rule, *_row(args, in_dims[2:], i))  # type: ignore[no-untyped-call]
+            Implicit.apply(solve, rule, *_row(args, dims, i))  # type: ignore[no-untyped-call]
             for i in range(info.batch_size)
         ]
         stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
