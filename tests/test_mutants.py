@@ -9,6 +9,7 @@ import pytest
 import dil
 from dil._layers import layer as _layer
 from dil._layers.theorem import ImplicitRule
+from dil._problem.jacobian import jacobian
 from problems import Case
 
 CASE = Case("quartic", (3,), 4)
@@ -32,9 +33,10 @@ class WrongSign(ImplicitRule):
 class StaleHessian(ImplicitRule):
     """The Hessian of where the solver started, not of where it ended."""
 
-    def system(self, F, Fu, A, build, params, y):
+    def system(self, F, Fu, A, params, y):
         stale = (0.0 * params[0], *params[1:])
-        return super().system(F, Fu, build(*stale), build, stale, y)
+        J = jacobian(F, *stale)
+        return super().system(F, Fu, J.T if A.transposed else J, stale, y)
 
 
 class MissingDamping(dil.linear.CG):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from dil._base.typing import Array, Arrays
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.many import with_many
-from dil._frameworks.protocol import Autodiff, LinearSystem
+from dil._frameworks.protocol import Autodiff, LinearSystem, Vectorise
+
+T = TypeVar("T")
 
 
 def differentiable_solve(backend: Autodiff, system: LinearSystem, b: Array) -> Array:
@@ -17,7 +20,7 @@ def differentiable_solve(backend: Autodiff, system: LinearSystem, b: Array) -> A
     The rule calls `backend.linear_solve` and products with A only, so x has derivatives of every order.
     """
     rule = LinearRule(backend, system)
-    (x,) = backend.implicit(rule.solution, rule)(b, *system.params, *system.constants)
+    (x,) = backend.implicit(rule.solution, rule)(b, *system.params, *system.fixed, *system.constants)
     return x
 
 
@@ -29,51 +32,66 @@ class LinearRule:
     system: LinearSystem
 
     def solution(self, b: Array, *arrays: Array) -> Arrays:
-        """Return x. The parameters and the constants follow b."""
-        count = len(self.system.params)
+        """Return x. The parameters, the fixed arrays and the constants follow b."""
+        count = len(self.system.params) + len(self.system.fixed)
         return (self.system.solve(self.system.operator(*arrays[:count]), b, *arrays[count:]),)
 
-    def batched(self, axes: Sequence[bool]) -> tuple[Callable[..., Arrays], LinearRule] | None:
-        """Return the solve and the rule for many right-hand sides of one matrix."""
-        if not axes[0] or any(axes[1:]):
+    def batched(
+        self, axes: Sequence[bool], size: int, vectorise: Vectorise
+    ) -> tuple[Callable[..., Arrays], LinearRule] | None:
+        """Return the solve and the rule for many right-hand sides of one matrix, or for many systems."""
+        if axes[0] and not any(axes[1:]):
+            rule = replace(self, system=with_many(self.system))
+            return rule.solution, rule
+        system = self.system
+        params, fixed, _ = self._split(axes)
+        if not axes[0] or system.batched is None:
             return None
-        rule = replace(self, system=with_many(self.system))
+        many = system.batched(system, params, fixed, size, vectorise)
+        if many is None:
+            return None
+        rule = replace(self, system=many)
         return rule.solution, rule
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return w = A^-T v for b, and the gradient of -<w, A(params) x> at fixed x for the parameters."""
-        (x,), (params, constants) = y, self._split(args)
-        w = self._solve(self.system.T, params, constants, cotangents[0])
+        (x,), (params, _, _) = y, self._split(args)
+        w = self._solve(self.system.T, args, cotangents[0])
         chosen = [i - 1 for i in wrt if i > 0]
         found: dict[int, Array] = {0: w}
         if chosen:
             _, pull = self.backend.vjp(
-                lambda *values: self._product(params, chosen, values, x), *(params[i] for i in chosen)
+                lambda *values: self._product(args, chosen, values, x), *(params[i] for i in chosen)
             )
             found.update(zip((i + 1 for i in chosen), pull((-w,)), strict=True))
         return tuple(found[i] for i in wrt)
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return A^-1 (db - dA x)."""
-        (x,), (params, constants), db = y, self._split(args), tangents[0]
+        (x,), (params, _, _), db = y, self._split(args), tangents[0]
         rhs, dparams = db, tangents[1 : 1 + len(params)]
         if any(tangent is not None for tangent in dparams):
             every = range(len(params))
             _, (dAx,) = jvp_from_vjp(
-                self.backend, lambda *values: self._product(params, every, values, x), params, dparams
+                self.backend, lambda *values: self._product(args, every, values, x), params, dparams
             )
             rhs = -dAx if db is None else db - dAx
         assert rhs is not None
-        return (self._solve(self.system, params, constants, rhs),)
+        return (self._solve(self.system, args, rhs),)
 
-    def _split(self, args: Arrays) -> tuple[Arrays, Arrays]:
-        count = len(self.system.params)
-        return args[1 : 1 + count], args[1 + count :]
+    def _split(self, args: Sequence[T]) -> tuple[tuple[T, ...], tuple[T, ...], tuple[T, ...]]:
+        """Return the parameters, the fixed arrays and the constants, which follow b."""
+        first = 1 + len(self.system.params)
+        second = first + len(self.system.fixed)
+        return tuple(args[1:first]), tuple(args[first:second]), tuple(args[second:])
 
-    def _product(self, params: Arrays, chosen: Sequence[int], values: Sequence[Array], x: Array) -> Arrays:
+    def _product(self, args: Arrays, chosen: Sequence[int], values: Sequence[Array], x: Array) -> Arrays:
+        params, fixed, _ = self._split(args)
         merged = dict(zip(chosen, values, strict=True))
-        return (self.system.operator(*(merged.get(i, p) for i, p in enumerate(params)))(x),)
+        return (self.system.operator(*(merged.get(i, p) for i, p in enumerate(params)), *fixed)(x),)
 
-    def _solve(self, system: LinearSystem, params: Arrays, constants: Arrays, b: Array) -> Array:
-        A = system.operator(*params)
-        return self.backend.linear_solve(replace(system, params=params, A=A, constants=constants), b)
+    def _solve(self, system: LinearSystem, args: Arrays, b: Array) -> Array:
+        params, fixed, constants = self._split(args)
+        A = system.operator(*params, *fixed)
+        known = replace(system, params=params, fixed=fixed, A=A, constants=constants)
+        return self.backend.linear_solve(known, b)

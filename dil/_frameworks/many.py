@@ -30,10 +30,11 @@ def with_many(system: LinearSystem) -> LinearSystem:
 
     return replace(
         system,
-        operator=lambda *params: stacked(system.operator(*params)),
+        operator=lambda *arrays: stacked(system.operator(*arrays)),
         A=stacked(system.A),
         solve=solve,
         many=None,
+        batched=None,
     )
 
 

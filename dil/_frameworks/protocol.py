@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.operator import Operator
@@ -16,6 +16,9 @@ from dil._base.typing import Array, Arrays, Device, DType, Tree
 from dil._frameworks.dense import Dense
 from dil._frameworks.loops import Loops
 from dil._frameworks.reports import Reports
+
+Vectorise: TypeAlias = Callable[[Callable[..., Arrays], Sequence[bool]], Callable[..., Arrays]]
+"""`vectorise(fn, axes)`: return fn mapped over the first axis of the arrays where `axes` is true, as `vmap` does."""
 
 
 class Pull(Protocol):
@@ -42,8 +45,10 @@ class Rule(Protocol):
 class BatchedRule(Rule, Protocol):
     """A rule that knows how to do many calls at once. A framework whose `vmap` cannot trace a solve asks it."""
 
-    def batched(self, axes: Sequence[bool]) -> tuple[Callable[..., Arrays], Rule] | None:
-        """Return `solve` and the rule of many calls, or None if they have to be done one by one.
+    def batched(
+        self, axes: Sequence[bool], size: int, vectorise: Vectorise
+    ) -> tuple[Callable[..., Arrays], Rule] | None:
+        """Return `solve` and the rule of `size` calls, or None if they have to be done one by one.
 
         The arguments where `axes` is true, and all results, have a new first axis.
         """
@@ -70,24 +75,32 @@ class LinearSystem:
     """The system A(params) x = b, with a solver and all that the derivative of the solution needs."""
 
     operator: Callable[..., Operator]
-    """`operator(*params)` builds A. The products of A are differentiable in the parameters."""
+    """`operator(*params, *fixed)` builds A. The products of A are differentiable in the parameters."""
     params: Arrays
     A: Operator
-    """`operator(*params)`, already built."""
+    """The matrix, already built. Only `linear_solve` of a backend reads it."""
     solve: Callable[..., Array]
     """`solve(A, b, *constants)` returns x. It is a black box, which no derivative passes through."""
     constants: Arrays = ()
     """Further arrays that `solve` needs. They are arguments, because a transform may have to see them."""
+    fixed: Arrays = ()
+    """Arrays without a derivative that `operator` takes after the parameters."""
     many: Callable[..., Array | None] | None = None
     """`many(A, B, *constants)` returns the solutions for many right-hand sides, (k, *batch, n), or None.
 
     `A.one` is the matrix of one. None says that they have to be solved one by one.
     """
+    batched: Callable[[LinearSystem, Sequence[bool], Sequence[bool], int, Vectorise], LinearSystem | None] | None = None
+    """`batched(system, params, fixed, size, vectorise)` returns `size` systems as one, or None if that cannot be done.
+
+    The parameters and the fixed arrays have a new first axis where the flags are true. All constants have it, or the
+    parameters that they are copies of.
+    """
 
     @property
     def T(self) -> LinearSystem:
         """The system with the transpose of A."""
-        return replace(self, operator=lambda *params: self.operator(*params).T, A=self.A.T)
+        return replace(self, operator=lambda *arrays: self.operator(*arrays).T, A=self.A.T)
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,13 @@ class Call:
     def problem(self) -> Problem:
         """Return the problem that the solver solved."""
         assert self.space is not None
+        return Problem(self.condition_now(), self.backend, self.space, self.arguments)
+
+    def condition_now(self) -> Score | Equation:
+        """Return the condition as it was when this was first asked for."""
         if self.fixed is None:
             self.fixed = self.condition.fixed(self.backend.fixed)
-        return Problem(self.fixed, self.backend, self.space, self.arguments)
+        return self.fixed
 
     def forward(self, *arrays: Array) -> Arrays:
         """Solve, refine, check and apply the policy. The start and the solver's pairs, if any, follow the solution."""
@@ -81,8 +85,7 @@ class Call:
         count = len(self.arguments.arrays)
         args, kwargs = self.arguments.call(arrays[:count])
         # a copy: a solver may write into its start, which may be an argument or belong to the layer
-        (init,), _ = self.start.call(arrays[count:])
-        init = _copy(adopted_tree(init(*args, **kwargs) if callable(init) else init, arrays))
+        init = _copy(adopted_tree(self.initial(args, kwargs, arrays[count:]), arrays))
         start, expected = self._start(init, arrays)
         self.has_start = expected is not None
         what = f"the result of the solver {_name(self.solver)!r}"
@@ -95,6 +98,11 @@ class Call:
         if self.refine:
             y, status = self._refined(y, arrays[:count], status, self._remembered(solution))
         return Run(y, solution._replace(status=status), start)
+
+    def initial(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], starts: Arrays) -> Tree:
+        """Return the start."""
+        (init,), _ = self.start.call(starts)
+        return init(*args, **kwargs) if callable(init) else init
 
     def _refined(self, y: Array, arrays: Arrays, status: Array, pairs: Pairs | None) -> tuple[Array, Array]:
         plain = tuple(self.backend.constant(x) for x in arrays)

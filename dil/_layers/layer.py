@@ -75,7 +75,7 @@ class Layer:
 
     def rule(self, call: Call) -> ImplicitRule:
         """Return the rule that differentiates the solution of one call with respect to its arrays."""
-        return ImplicitRule(call.problem, self.linear_solver, self.policy, self.check_smoothness, self.solver)
+        return ImplicitRule(call.problem, self.linear_solver, self.policy, self.check_smoothness, self.solver, call)
 
     def solve(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Solution:
         """Return the `dil.Solution` of the solver. It has no derivative, and `on_failure` does not apply."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, size
 from dil._base.errors import ShapeError
@@ -30,7 +30,9 @@ from dil._diagnostics.record import add_entry, recording
 from dil._diagnostics.smoothness import check_smoothness
 from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
-from dil._frameworks.protocol import LinearSystem
+from dil._frameworks.protocol import LinearSystem, Vectorise
+from dil._layers.batched_call import batched_call
+from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls, is_readable
 from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, operator
@@ -39,6 +41,8 @@ from dil.linear._solver import LinearSolver
 
 SMOOTH = FirstCalls()
 """The calls whose F was found to be smooth at a solution."""
+NOT_HELD: Any = object()
+"""Stands for an array that comes as an argument."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class ImplicitRule:
     check_smoothness: CheckSmoothness = "never"
     solver: object = None
     """The forward solver. The first call with another one is checked anew."""
+    call: Call | None = None
+    """The call itself, if it may be one of many that are made at once."""
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return -g^T F_args for the arguments in `wrt`, where J^T g = v."""
@@ -63,8 +69,7 @@ class ImplicitRule:
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
         J = operator(problem, lambda p: pull((p,), (0,))[0], u)
-        system = self.system(F, Fu, J.T, lambda *params: jacobian(F, *params).T, (u, *floats), y)
-        g = problem.backend.linear_solve(system, v)
+        g = problem.backend.linear_solve(self.system(F, Fu, J.T, (u, *floats), y), v)
         return pull((-g,), [1 + problem.arguments.floats.index(i) for i in wrt])
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
@@ -75,47 +80,56 @@ class ImplicitRule:
         if all(tangent is None for tangent in t):
             return (full(u, 0.0), *zeros)
         (Fu,), (Ft,) = jvp_from_vjp(problem.backend, F, (u, *floats), (None, *t))
-        system = self.system(F, Fu, jacobian(F, u, *floats), partial(jacobian, F), (u, *floats), y)
+        system = self.system(F, Fu, jacobian(F, u, *floats), (u, *floats), y)
         return (problem.backend.linear_solve(system, -Ft), *zeros)
 
-    def system(
-        self, F: Optimality, Fu: Array, A: Operator, build: Callable[..., Operator], params: Arrays, y: Arrays
-    ) -> LinearSystem:
-        """Return the system with A = build(*params). Its solve checks the answer and y, and applies the policy."""
-        backend, kept = F.problem.backend, len(y)
+    def batched(
+        self, axes: Sequence[bool], size: int, vectorise: Vectorise
+    ) -> tuple[Callable[..., Arrays], ImplicitRule] | None:
+        """Return the solve and the rule of `size` calls at once, or None if they are made one after the other."""
+        call = None if self.call is None else batched_call(self.call, axes, size, vectorise)
+        return None if call is None else (call.forward, replace(self, find=call.problem, call=call))
 
-        def solve(A: Operator, b: Array, Fu: Array, *rest: Array) -> Array:
-            (u, start, pairs), floats = _outputs(rest[:kept]), rest[kept:]
-            scale = scale_of(u, start)
-            A = replace(A, pairs=pairs, probes=probes_of(A, Fu, scale, backend))
-            solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
-            _check_solution(solution, b)
-            here = Point(u, solution.value, floats, scale)
-            status = check_stationarity(DerivativeSolve(F, A, b, Fu, here, solution, self.linear_solver))
-            status = check_curvature(status, A, b, solution, backend)
-            status = check_degenerate(status, A, b, backend)
-            status = self.smooth(status, F, A.T if A.transposed else A, Fu, here)
-            if recording():
-                found = error_bound(F, A, b, Fu, here)
-                holds = status < int(
-                    Status.KINK
-                )  # later statuses say that J is not the derivative of F, or none exists
-                bound = array_namespace(b).where(holds, found.bound, full(found.bound, float("inf")))
-                found = found._replace(bound=bound)
-                counts = {"iterations": solution.iterations, "residual": solution.residual}
-                add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
-            return self.policy.apply(backend, "backward solve", status, solution.value)
+    def system(self, F: Optimality, Fu: Array, A: Operator, params: Arrays, y: Arrays) -> LinearSystem:
+        """Return the system with the matrix A, which is J or J^T at params = (u, *floats).
 
-        def many(A: Operator, B: Array, Fu: Array, *rest: Array) -> Array | None:
-            (u, start, _), floats = _outputs(rest[:kept]), rest[kept:]
-            if recording() or B.shape[0] == 0 or not getattr(self.linear_solver, "takes_many", False):
-                return None
-            solve = solved_together(self.linear_solver, F, A, B, Fu, Point(u, u, floats, scale_of(u, start)))
-            return None if solve is None or self._bends(solve) else solve.here.g
-
+        Its solve checks the answer and y, and applies the policy.
+        """
+        backend = F.problem.backend
+        maps = DerivativeMaps(self, F.with_fixed([NOT_HELD] * len(F.fixed)), A.transposed, len(params), len(y))
         # arrays that are only checked take no part in the derivative
-        constants = tuple(backend.constant(x) for x in (Fu, *y, *params[1:]))
-        return LinearSystem(build, params, A, solve, constants, many)
+        constants = tuple(backend.constant(x) for x in (Fu, *y, *params[1:], *F.fixed))
+        return LinearSystem(
+            maps.build, params, A, maps.solve, constants, fixed=F.fixed, many=maps.many, batched=maps.batched
+        )
+
+    def solution(self, F: Optimality, A: Operator, b: Array, at: At) -> Array:
+        """Solve A g = b, check g and the point, and apply the policy."""
+        backend, Fu, scale = F.problem.backend, at.Fu, scale_of(at.u, at.start)
+        A = replace(A, pairs=at.pairs, probes=probes_of(A, Fu, scale, backend))
+        solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
+        _check_solution(solution, b)
+        here = Point(at.u, solution.value, at.floats, scale)
+        status = check_stationarity(DerivativeSolve(F, A, b, Fu, here, solution, self.linear_solver))
+        status = check_curvature(status, A, b, solution, backend)
+        status = check_degenerate(status, A, b, backend)
+        status = self.smooth(status, F, A.T if A.transposed else A, Fu, here)
+        if recording():
+            found = error_bound(F, A, b, Fu, here)
+            holds = status < int(Status.KINK)  # later statuses say that J is not the derivative of F, or none exists
+            bound = array_namespace(b).where(holds, found.bound, full(found.bound, float("inf")))
+            found = found._replace(bound=bound)
+            counts = {"iterations": solution.iterations, "residual": solution.residual}
+            add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
+        return self.policy.apply(backend, "backward solve", status, solution.value)
+
+    def solutions(self, F: Optimality, A: Operator, B: Array, at: At) -> Array | None:
+        """Solve A g = b for many b at once. Return None if one of them, or the point, needs a closer look."""
+        if recording() or B.shape[0] == 0 or not getattr(self.linear_solver, "takes_many", False):
+            return None
+        point = Point(at.u, at.u, at.floats, scale_of(at.u, at.start))
+        solve = solved_together(self.linear_solver, F, A, B, at.Fu, point)
+        return None if solve is None or self._bends(solve) else solve.here.g
 
     def _bends(self, solve: DerivativeSolve) -> bool:
         """Return whether the layer looks for kinks and finds one at a solution with many right-hand sides."""
@@ -140,7 +154,67 @@ class ImplicitRule:
         return status
 
 
-def _outputs(y: Arrays) -> tuple[Array, Array | None, Pairs | None]:
+class At(NamedTuple):
+    """The point of a derivative: F, the outputs of the call, and its float arguments."""
+
+    Fu: Array
+    u: Array
+    start: Array | None
+    pairs: Pairs | None
+    floats: Arrays
+
+
+@dataclass(frozen=True)
+class DerivativeMaps:
+    """The functions of the linear system of one derivative. All arrays come as arguments."""
+
+    rule: ImplicitRule
+    F: Optimality
+    transposed: bool
+    params: int
+    """The number of parameters: u and the float arguments."""
+    outputs: int
+    """The number of outputs of the call."""
+
+    def build(self, *arrays: Array) -> Operator:
+        """Return J or J^T; arrays: u, the float arguments, the other arguments."""
+        J = jacobian(self.F.with_fixed(arrays[self.params :]), *arrays[: self.params])
+        return J.T if self.transposed else J
+
+    def solve(self, A: Operator, b: Array, *constants: Array) -> Array:
+        """Return the checked solution."""
+        return self.rule.solution(*self._at(A, b, constants))
+
+    def many(self, A: Operator, B: Array, *constants: Array) -> Array | None:
+        """Return the solutions of many systems with the matrix A.one, or None."""
+        return self.rule.solutions(*self._at(A, B, constants))
+
+    def batched(
+        self, system: LinearSystem, params: Sequence[bool], fixed: Sequence[bool], size: int, vectorise: Vectorise
+    ) -> LinearSystem | None:
+        """Return many systems as one, or None."""
+        if self.rule.call is None or not params[0]:
+            return None
+        arguments = self.F.problem.arguments
+        rest = iter(fixed)
+        others = [x is not None and next(rest) for x in self.F.others]
+        axes = arguments.with_floats(others, params[1:])
+        call = batched_call(self.rule.call, axes, size, vectorise)
+        if call is None:
+            return None
+        call.space = self.F.problem.space.many(size)
+        rule = replace(self.rule, find=call.problem, call=call)
+        maps = replace(self, rule=rule, F=replace(self.F, problem=call.problem()))
+        return replace(system, operator=maps.build, solve=maps.solve, many=maps.many, batched=maps.batched)
+
+    def _at(self, A: Operator, b: Array, constants: Arrays) -> tuple[Optimality, Operator, Array, At]:
+        Fu, *rest = constants
+        (u, start, pairs), rest = _outputs(rest[: self.outputs]), rest[self.outputs :]
+        count = self.params - 1
+        return self.F.with_fixed(rest[count:]), A, b, At(Fu, u, start, pairs, tuple(rest[:count]))
+
+
+def _outputs(y: Sequence[Array]) -> tuple[Array, Array | None, Pairs | None]:
     """Return the solution, the start and the pairs of the outputs of a call. Only the solution is always there."""
     u, *rest = y
     count = len(Pairs._fields)

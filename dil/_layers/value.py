@@ -17,8 +17,10 @@ from dil._diagnostics.failure_policy import frameworks_of
 from dil._diagnostics.record import add_entry, recording
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.forward_mode import jvp_from_vjp
+from dil._frameworks.protocol import Vectorise
 from dil._frameworks.registry import guarded
 from dil._layers.argmin import argmin
+from dil._layers.batched_call import batched_call
 from dil._layers.call import Call, Solver, solved
 from dil._layers.first_calls import is_readable
 from dil._layers.independence import check_independence
@@ -122,12 +124,7 @@ class Value:
 
 def _least_of(call: Call, rule: EnvelopeRule, *arrays: Array) -> Arrays:
     """Return the value of one call and its minimiser as a vector, the value differentiable in the arrays."""
-
-    def solve(*arrays: Array) -> Arrays:
-        y, *remembered = call.forward(*arrays)
-        return (call.problem().value(y, *arrays[: len(call.arguments.arrays)]), y, *remembered)
-
-    v, y, *_ = call.backend.implicit(solve, rule)(*arrays)
+    v, y, *_ = call.backend.implicit(rule.solve, rule)(*arrays)
     call.refuse_captured(y, list(arrays))
     return (v, call.backend.constant(y))
 
@@ -142,6 +139,21 @@ class EnvelopeRule:
     call: Call
     theorem: ImplicitRule
     """The derivative of y."""
+
+    def solve(self, *arrays: Array) -> Arrays:
+        """Return the value, and what the call returns."""
+        y, *remembered = self.call.forward(*arrays)
+        return (self.call.problem().value(y, *arrays[: len(self.call.arguments.arrays)]), y, *remembered)
+
+    def batched(
+        self, axes: Sequence[bool], size: int, vectorise: Vectorise
+    ) -> tuple[Callable[..., Arrays], EnvelopeRule] | None:
+        """Return the solve and the rule of `size` calls at once, or None if they are made one after the other."""
+        call = batched_call(self.call, axes, size, vectorise)
+        if call is None:
+            return None
+        rule = EnvelopeRule(call, replace(self.theorem, find=call.problem, call=call))
+        return rule.solve, rule
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return v df/dargs for the arguments in `wrt`."""
@@ -175,17 +187,11 @@ class EnvelopeRule:
 
     def _minimiser(self, args: Arrays, y: Arrays) -> Array:
         """Return the minimiser, checked, with its derivative in the arguments."""
-        backend = self.call.backend
-        known = tuple(backend.constant(x) for x in y[1:])
-
-        def found(*arrays: Array) -> Arrays:
-            u, *remembered = arrays[len(args) :]
-            return (self._checked(arrays[: len(args)], u), *remembered)
-
-        u, *_ = backend.implicit(found, self.theorem)(*args, *known)
+        backend, rule = self.call.backend, MinimiserRule(self)
+        u, *_ = backend.implicit(rule.solve, rule)(*args, *(backend.constant(x) for x in y[1:]))
         return u
 
-    def _checked(self, args: Arrays, u: Array) -> Array:
+    def checked(self, args: Arrays, u: Array) -> Array:
         """Apply the policy where u is not a minimum, so that the envelope theorem does not hold."""
         policy, problem = self.theorem.policy, self.call.problem()
         if policy.on_failure == "ignore" and not recording():
@@ -218,3 +224,39 @@ class EnvelopeRule:
             )
             replace(policy, on_failure="warn").warn_or_raise(frameworks_of(backend), message)
         return u
+
+
+@dataclass(frozen=True)
+class MinimiserRule:
+    """The derivative of a minimiser that is known: after the arrays of the call come its outputs."""
+
+    envelope: EnvelopeRule
+
+    @property
+    def _count(self) -> int:
+        return len(self.envelope.call.arguments.arrays) + len(self.envelope.call.start.arrays)
+
+    def solve(self, *arrays: Array) -> Arrays:
+        """Return the outputs, the minimiser checked."""
+        u, *remembered = arrays[self._count :]
+        return (self.envelope.checked(arrays[: self._count], u), *remembered)
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return the cotangents of the theorem."""
+        return self.envelope.theorem.pullback(args, y, cotangents, wrt)
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return the tangents of the theorem."""
+        return self.envelope.theorem.pushforward(args, y, tangents)
+
+    def batched(
+        self, axes: Sequence[bool], size: int, vectorise: Vectorise
+    ) -> tuple[Callable[..., Arrays], MinimiserRule] | None:
+        """Return the check and the rule of `size` calls at once, or None if they are made one after the other."""
+        many = self.envelope.batched(axes[: self._count], size, vectorise) if all(axes[self._count :]) else None
+        if many is None:
+            return None
+        call = many[1].call
+        call.space, call.has_start = self.envelope.call.problem().space.many(size), self.envelope.call.has_start
+        rule = MinimiserRule(many[1])
+        return rule.solve, rule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dil._base.arrays import array_namespace
 from dil._base.typing import Array, Arrays
@@ -94,6 +94,16 @@ class Optimality:
     problem: Problem
     others: tuple[Array | None, ...]
     """The arrays of the call, with None in the place of each float. A framework keeps F longer than its arrays."""
+
+    @property
+    def fixed(self) -> Arrays:
+        """The arrays of the call that have no derivative."""
+        return tuple(x for x in self.others if x is not None)
+
+    def with_fixed(self, arrays: Sequence[Array]) -> Optimality:
+        """Return F with other arrays that have no derivative."""
+        rest = iter(arrays)
+        return replace(self, others=tuple(x if x is None else next(rest) for x in self.others))
 
     def __call__(self, u: Array, *floats: Array) -> Arrays:
         return (self.problem.residual(u, *self.problem.arguments.with_floats(self.others, floats)),)

@@ -28,6 +28,15 @@ class Space:
         """The number of unknowns of one problem, n."""
         return sum(size(shape[len(self.batch) :]) for shape in self.shapes)
 
+    def row(self) -> Space:
+        """Return the space of one problem, without the first dimension of the batch."""
+        return Space(self.structure, tuple(shape[1:] for shape in self.shapes), self.dtype, self.batch[1:])
+
+    def many(self, count: int) -> Space:
+        """Return the space of `count` problems, or batches of them, as one batch."""
+        shapes = tuple((count, *shape) for shape in self.shapes)
+        return Space(self.structure, shapes, self.dtype, (count, *self.batch))
+
     def describe(self) -> str:
         """Return the shapes and the dtype in words, for messages."""
         leaves = zip(self.structure.paths, self.shapes, strict=True)

@@ -54,29 +54,33 @@ class Traceable:
         build: Callable[..., Operator],
         solver: Callable[..., Any],
         line: tuple[str, int],
+        fixed: int,
         transposed: bool = False,
     ) -> None:
         self.build, self.solver, self.line, self.transposed = build, solver, line, transposed
+        self.fixed = fixed
+        """How many of the constants A takes."""
 
     @property
     def T(self) -> Traceable:
         """The maps of the transposed system."""
-        return Traceable(self.build, self.solver, self.line, not self.transposed)
+        return Traceable(self.build, self.solver, self.line, self.fixed, not self.transposed)
 
-    def operator(self, params: Arrays) -> Operator:
+    def operator(self, operands: Operands) -> Operator:
         """Return A."""
-        A = self.build(*params)
+        _, params, constants = operands
+        A = self.build(*params, *constants[: self.fixed])
         return A.T if self.transposed else A
 
     def solve(self, operands: Operands, b: Any, /) -> Any:
         """Return x with A x = b."""
-        _, params, constants = operands
+        constants = operands[2][self.fixed :]
         with warnings_at(self.line):
-            return cast(self.solver(self.operator(params), b, *constants), axes_of(b))
+            return cast(self.solver(self.operator(operands), b, *constants), axes_of(b))
 
     def product(self, operands: Operands, x: Any, /) -> Any:
         """Return A x."""
-        return self.operator(operands[1])(x)
+        return self.operator(operands)(x)
 
 
 class Traced:
@@ -133,10 +137,10 @@ class Batched:
 def linear_solve(system: LinearSystem, b: Any, /) -> Any:
     """Solve a linear system. The solution is differentiable to any order and can be transposed."""
     if checked():
-        everything = (b, system.params, system.constants, jax.eval_shape(system.A.matvec, b))
+        everything = (b, system.params, system.fixed, system.constants, jax.eval_shape(system.A.matvec, b))
         b = cast(b, axes_of(everything))
-    maps = Traceable(system.operator, system.solve, users_line("jax jaxlib"))
-    operands: Operands = ((), tuple(system.params), tuple(system.constants))
+    maps = Traceable(system.operator, system.solve, users_line("jax jaxlib"), len(system.fixed))
+    operands: Operands = ((), tuple(system.params), (*system.fixed, *system.constants))
     program = jax.make_jaxpr(maps.solve)(operands, b)
     if not any(isinstance(x, jax.core.Tracer) for x in program.consts):
         return _bind(program, maps, operands, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from dil._base.errors import CapturedError, UnsupportedFunctionError
+from dil._base.errors import CapturedError, DilError, UnsupportedFunctionError
 from dil._frameworks.protocol import BatchedRule, Rule
+from dil._frameworks.reports import users_line
 from dil_backends.torch.guards import refuse_no_numbers, refuse_old_vmap
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
 from dil_backends.torch.tracking import transforming
@@ -74,10 +76,8 @@ class Implicit(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Any:
         """Solve all problems at once if the rule knows how, and one after the other otherwise."""
         dims = in_dims[2:]
-        many = rule.batched([dim is not None for dim in dims]) if isinstance(rule, BatchedRule) else None
-        if many is not None:
-            moved = [x if dim is None else x.movedim(dim, 0) for x, dim in zip(args, dims, strict=True)]
-            together = Implicit.apply(*many, *moved)  # type: ignore[no-untyped-call]
+        together = _together(info, dims, rule, args)
+        if together is not None:
             return together, (0,) * len(together)
         found = [
             Implicit.apply(solve, rule, *_row(args, dims, i))  # type: ignore[no-untyped-call]
@@ -85,6 +85,33 @@ class Implicit(torch.autograd.Function):
         ]
         stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
         return stacked, (0,) * len(stacked)
+
+
+def _together(info: Any, dims: Sequence[int | None], rule: Rule, args: Tensors) -> Tensors | None:
+    """Return the results of all rows at once, or None if the rule or torch.vmap cannot. The second is told."""
+    if not isinstance(rule, BatchedRule):
+        return None
+
+    def vectorise(fn: Callable[..., Any], axes: Sequence[bool]) -> Callable[..., Any]:
+        return torch.vmap(fn, tuple(0 if axis else None for axis in axes), randomness=info.randomness)
+
+    many = rule.batched([dim is not None for dim in dims], info.batch_size, vectorise)
+    if many is None:
+        return None
+    moved = [x if dim is None else x.movedim(dim, 0) for x, dim in zip(args, dims, strict=True)]
+    try:
+        return Implicit.apply(*many, *moved)  # type: ignore[no-untyped-call, no-any-return]
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, DilError):
+            raise
+        reason = str(error).split("\n", 1)[0]
+    message = (
+        f"torch.vmap cannot map the function of a layer, so its problems are solved one after the other, which is "
+        f"slow; write it for a batch, with batch_ndim=1, or keep Python branches and .item() out of it ({reason})"
+    )
+    file, line = users_line("torch")
+    warnings.warn_explicit(message, UserWarning, file, line)
+    return None
 
 
 def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

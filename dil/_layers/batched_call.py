@@ -1,0 +1,61 @@
+"""Many calls of a layer at once, for a framework whose `vmap` cannot trace a solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from dil._base.typing import Arrays, Tree
+from dil._diagnostics.record import recording
+from dil._frameworks.mapped import mapped
+from dil._frameworks.protocol import Vectorise
+from dil._layers.call import Call
+from dil._problem.score import Score
+
+
+@dataclass
+class BatchedCall(Call):
+    """Many calls as one, whose unknown has one batch dimension more. The arrays have the new axis where `axes` is."""
+
+    row: Call | None = None
+    """One of the calls. It learns the shape of its unknown from the solve of all."""
+    axes: Sequence[bool] = ()
+    size: int = 0
+    vectorise: Vectorise | None = None
+
+    def forward(self, *arrays: Any) -> Arrays:
+        """Solve all problems, and tell the single calls the shape of their unknown."""
+        found = super().forward(*arrays)
+        call: Call | None = self
+        while isinstance(call, BatchedCall) and call.row is not None and call.space is not None:
+            call.row.space, call.row.has_start = call.space.row(), call.has_start
+            call = call.row
+        return found
+
+    def initial(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], starts: Arrays) -> Tree:
+        """Return the starts of all problems."""
+        assert self.row is not None
+        assert self.vectorise is not None
+        many = mapped(self.row.initial, self.axes, self.size, self.vectorise)
+        return many(args, kwargs, tuple(starts))
+
+
+def batched_call(call: Call, axes: Sequence[bool], size: int, vectorise: Vectorise) -> BatchedCall | None:
+    """Return `size` calls as one, or None if they have to be made one after the other.
+
+    A user's own solver, and derivatives of a score that the user gives, need not know of a batch. A record has one
+    entry for each call.
+    """
+    given = isinstance(call.condition, Score) and call.condition.derivatives is not None
+    alone = getattr(call.linear_solver, "uses_pairs", False) or not getattr(call.linear_solver, "takes_many", False)
+    if given or alone or recording() or not getattr(call.solver, "_array_code", False):
+        return None
+    condition = call.condition_now()
+    count = len(call.arguments.arrays)
+    many = replace(
+        condition, fn=mapped(condition.fn, axes[:count], size, vectorise), batch_ndim=condition.batch_ndim + 1
+    )
+    parts = {part.name: getattr(call, part.name) for part in fields(Call)}
+    parts |= {"condition": many, "fixed": many, "space": None}
+    return BatchedCall(**parts, row=call, axes=tuple(axes), size=size, vectorise=vectorise)
