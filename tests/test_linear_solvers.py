@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import dil
 from dil import Status
+from dil._frameworks.many import stacked
 from dil.linear import (
     CG,
     GMRES,
@@ -544,6 +545,37 @@ def test_matrix_that_is_not_symmetric_does_not_fool_minres():
     found = MINRES()(operator(np, matrix("shifted", 20, 1.0, 5)), np.ones(20))
     assert found.status != Status.CONVERGED
     assert found.residual > 1e-3
+
+
+@pytest.mark.parametrize("solver", [Direct, Auto, BiCGSTAB, GMRES, NormalCG])
+def test_many_right_hand_sides_of_one_matrix(eager, solver):
+    """They have the solutions and the statuses that each has by itself, those of a batch of matrices too."""
+    A = np.stack([matrix("shifted", 5, 1.0, seed) for seed in range(3)])
+    A[2] = 0.0
+    B = np.random.default_rng(0).standard_normal((4, 3, 5))
+    B[1, 0] = 0.0
+    one = operator(eager.xp, eager.asarray(A))
+    found = solver()(stacked(one), eager.asarray(B))
+    assert solver().takes_many
+    for k in range(4):
+        alone = solver()(one, eager.asarray(B[k]))
+        np.testing.assert_array_equal(eager.to_numpy(found.status)[k, :2], eager.to_numpy(alone.status)[:2])
+        np.testing.assert_allclose(
+            eager.to_numpy(found.value)[k, :2], eager.to_numpy(alone.value)[:2], rtol=1e-6, atol=1e-9
+        )
+    assert (eager.to_numpy(found.status)[:, 2] != int(Status.CONVERGED)).all()
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_many_right_hand_sides_of_a_symmetric_matrix(eager, k):
+    A = matrix("definite", 6, 10.0, 0)
+    A[5, 5] -= 20.0  # one negative eigenvalue
+    B = np.random.default_rng(0).standard_normal((k, 6))
+    found = Direct()(
+        stacked(Operator(lambda p: eager.xp.matmul(eager.asarray(A), p), symmetric=True)), eager.asarray(B)
+    )
+    np.testing.assert_allclose(eager.to_numpy(found.value), np.linalg.solve(A, B.T).T, rtol=1e-9)
+    assert eager.to_numpy(found.extra["indefinite"]).tolist() == [True] * k
 
 
 def test_transposes():

@@ -105,12 +105,17 @@ def _together(info: Any, dims: Sequence[int | None], rule: Rule, args: Tensors) 
         if isinstance(error, DilError):
             raise
         reason = str(error).split("\n", 1)[0]
+        if reason.startswith("vmap: "):
+            message = (
+                f"torch.vmap cannot map the function of a layer; keep Python branches, .item() and in-place changes "
+                f"out of it, write it for a batch and set batch_ndim=1, or call the layer in a loop (torch: {reason})"
+            )
+            raise UnsupportedFunctionError(message) from error
     message = (
-        f"torch.vmap cannot map the function of a layer, so its problems are solved one after the other, which is "
-        f"slow; write it for a batch, with batch_ndim=1, or keep Python branches and .item() out of it ({reason})"
+        f"the problems of a layer under torch.vmap are solved one after the other, which is slow, because solving them "
+        f"together failed; batch_ndim=1 with a function of a batch is fast ({reason})"
     )
-    file, line = users_line("torch")
-    warnings.warn_explicit(message, UserWarning, file, line)
+    warnings.warn_explicit(message, UserWarning, *users_line("torch"))
     return None
 
 

@@ -1,0 +1,181 @@
+"""torch.func.vmap of a layer is one batched solve, and many right-hand sides of one matrix are one factorisation."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch import func  # noqa: E402
+
+import dil  # noqa: E402
+from dil.solvers import LBFGS, Anderson, Newton  # noqa: E402
+
+F64 = torch.float64
+DRAW = torch.Generator().manual_seed(0)
+M = 0.5 * torch.randn(4, 4, dtype=F64, generator=DRAW)
+ROWS = torch.randn(5, 4, dtype=F64, generator=DRAW)
+SIZES = 0.5 + torch.rand(5, dtype=F64, generator=DRAW)
+PLACES = torch.tensor([0, 1, 2, 3, 1])
+
+
+class Counted:
+    """A score that counts its evaluations. It takes an integer, as a label would be."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, u, t, s, k):
+        self.calls += 1
+        return ((M @ u - t) ** 2).sum() + 0.1 * s * (u**4).sum() + 0.5 * (u**2).sum() + (u**2 * (PLACES[:4] == k)).sum()
+
+
+def residual(u, t, s, k):
+    return u + 0.3 * torch.tanh(M @ u) * s - t
+
+
+def start(t, s, k):
+    return 0.0 * t
+
+
+LAYERS = {
+    "argmin, Newton": lambda: dil.argmin(Counted(), Newton(), init=start),
+    "argmin, LBFGS and CG, one start": lambda: dil.argmin(
+        Counted(), LBFGS(), init=torch.zeros(4, dtype=F64), linear_solver=dil.linear.CG()
+    ),
+    "root, GMRES": lambda: dil.root(residual, Newton(), init=start, linear_solver=dil.linear.GMRES()),
+    "fixed point": lambda: dil.fixed_point(lambda u, t, s, k: t - residual(u, t, s, k) + u, Anderson(), init=start),
+    "value": lambda: dil.value(Counted(), Newton(), init=start),
+}
+TRANSFORMS = {
+    "vmap": lambda f: func.vmap(f)(ROWS, SIZES, PLACES),
+    "vmap, in_dims mixed": lambda f: func.vmap(f, in_dims=(1, None, None))(ROWS.T, SIZES[0], PLACES[0]),
+    "vmap of grad": lambda f: func.vmap(func.grad(lambda *x: (f(*x) ** 2).sum(), (0, 1)))(ROWS, SIZES, PLACES),
+    "vmap of grad, shared": lambda f: func.vmap(func.grad(lambda *x: (f(*x) ** 2).sum(), 1), (0, None, None))(
+        ROWS, SIZES[0], PLACES[0]
+    ),
+    "grad of vmap": lambda f: func.grad(lambda t: (func.vmap(f)(t, SIZES, PLACES) ** 2).sum())(ROWS),
+    "vmap of jacrev": lambda f: func.vmap(func.jacrev(f))(ROWS, SIZES, PLACES),
+    "vmap of jacfwd": lambda f: func.vmap(func.jacfwd(f))(ROWS, SIZES, PLACES),
+    "jacrev of vmap": lambda f: func.jacrev(lambda t: func.vmap(f)(t, SIZES, PLACES))(ROWS),
+    "hessian": lambda f: func.hessian(lambda t: (f(t, SIZES[0], PLACES[0]) ** 2).sum())(ROWS[0]),
+    "vmap of hessian": lambda f: func.vmap(func.hessian(lambda *x: (f(*x) ** 2).sum()))(ROWS, SIZES, PLACES),
+    "nested": lambda f: func.vmap(func.vmap(f, (None, 0, 0)), (0, None, None))(ROWS, SIZES, PLACES),
+}
+
+
+def one_by_one(layer):
+    """Return the layer with solvers that are not known to take a batch."""
+    is_value = hasattr(layer, "layer")
+    core = layer.layer if is_value else layer
+    kind = getattr(core.condition, "kind", "score")
+    make = dil.value if is_value else {"score": dil.argmin, "residual": dil.root, "step": dil.fixed_point}[kind]
+
+    def solver(*args):
+        return core.solver(*args)
+
+    def linear(*args, **options):
+        return core.linear_solver(*args, **options)
+
+    return make(core.condition.fn, solver, init=core.init, linear_solver=linear)
+
+
+@pytest.mark.transform("torch.func.vmap, as one batched solve")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_rows_together_are_the_rows_one_by_one(layer, transform):
+    made = LAYERS[layer]()
+    found, expected = (TRANSFORMS[transform](f) for f in (made, one_by_one(made)))
+    for a, b in zip(*(torch.utils._pytree.tree_leaves(x) for x in (found, expected)), strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= 1e-7 * b.abs().max()
+
+
+@pytest.mark.transform("torch.func.vmap, as one batched solve")
+def test_the_score_is_evaluated_as_often_as_for_one_row():
+    layer = LAYERS["argmin, Newton"]()
+    counts = []
+    for call in (lambda: layer(ROWS[0], SIZES[0], PLACES[0]), lambda: func.vmap(layer)(ROWS, SIZES, PLACES)):
+        before = layer.condition.fn.calls
+        call()
+        counts.append(layer.condition.fn.calls - before)
+    assert counts[1] <= 2 * counts[0]
+
+
+@pytest.mark.transform("torch.func.jacrev of a vector")
+@pytest.mark.parametrize("jacobian", [func.jacrev, func.jacfwd])
+def test_a_jacobian_builds_its_matrix_once(jacobian):
+    """A hundred rows cost no more evaluations of the residual than four."""
+    calls = 0
+
+    def counted(u, t):
+        nonlocal calls
+        calls += 1
+        return u + 0.3 * torch.tanh(u) - t
+
+    counts = []
+    for n in (4, 100):
+        layer = dil.root(counted, Newton(), init=torch.zeros_like)
+        t = torch.linspace(-1.0, 1.0, n, dtype=F64)
+        jacobian(layer)(t)  # the first call checks the function
+        calls = 0
+        J = jacobian(layer)(t)
+        counts.append(calls)
+    assert counts[1] <= counts[0] + 2
+    y = layer(t)
+    torch.testing.assert_close(J, torch.diag(1 / (1 + 0.3 / torch.cosh(y) ** 2)))
+
+
+def test_a_row_that_fails_is_told_alone():
+    layer = dil.root(lambda u, t: u**2 - t, Newton(), init=lambda t: 1.0 + 0.0 * t, on_failure="nan")
+    t = torch.tensor([[4.0], [-1.0], [9.0]], dtype=F64)
+    y = func.vmap(layer)(t)
+    torch.testing.assert_close(y[[0, 2]], torch.tensor([[2.0], [3.0]], dtype=F64))
+    assert torch.isnan(y[1]).all()
+    loud = dil.root(lambda u, t: u**2 - t, Newton(), init=lambda t: 1.0 + 0.0 * t, on_failure="raise")
+    with pytest.raises(dil.ConvergenceError, match="1 of 3"):
+        func.vmap(loud)(t)
+
+
+@pytest.mark.parametrize("jacobian", [func.jacrev, func.jacfwd])
+def test_what_needs_a_closer_look_is_judged_row_by_row(jacobian):
+    """A point that is no solution, a singular matrix (which a cotangent shows, and no tangent), and a kink."""
+    far = dil.argmin(lambda u, t: ((u - t) ** 2).sum() + (u**4).sum(), lambda f, u, t: t, init=torch.zeros_like)
+    with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
+        jacobian(far)(ROWS[0])
+    flat = dil.argmin(lambda u, t: (u - t).sum() ** 2, lambda f, u, t: t, init=torch.zeros_like)
+    if jacobian is func.jacrev:
+        with pytest.warns(dil.ConvergenceWarning, match="SINGULAR"):
+            jacobian(flat)(ROWS[0])
+    bent = dil.argmin(lambda u, t: (u - t).abs().sum() + 0.5 * (u - t) @ (u - t), lambda f, u, t: t)
+    with pytest.warns(dil.ConvergenceWarning, match="KINK"):
+        jacobian(bent)(ROWS[0])
+
+
+def test_a_score_that_torch_cannot_map_is_named():
+    def score(u, t):
+        return ((u - t) ** 2).sum() * (2.0 if t.sum() > 0 else 1.0)
+
+    layer = dil.argmin(score, Newton(), init=torch.zeros_like)
+    with pytest.raises(dil.UnsupportedFunctionError, match="cannot map the function of a layer; keep Python branches"):
+        func.vmap(layer)(ROWS)
+
+
+def test_a_solver_of_the_user_sees_one_problem_at_a_time():
+    shapes = []
+
+    def solver(fun, u, t):
+        shapes.append(tuple(t.shape))
+        return t
+
+    layer = dil.argmin(lambda u, t: ((u - t) ** 2).sum(), solver, init=torch.zeros_like)
+    torch.testing.assert_close(func.vmap(layer)(ROWS), ROWS)
+    assert shapes == [(4,)] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_dtypes(dtype):
+    layer = dil.argmin(lambda u, t: ((u - t) ** 2).sum(), Newton(), init=torch.zeros_like)
+    found = func.vmap(func.grad(lambda t: (layer(t) ** 2).sum()))(ROWS.to(dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, 2 * ROWS.to(dtype), rtol=2e-2, atol=2e-2)
