@@ -26,6 +26,7 @@ def set_gain(value):
 @pytest.fixture(autouse=True)
 def restored():
     yield
+    sys.modules.pop("profile", None)
     set_gain(1.0)
     Model.shared = 1.0
     Model.inner = inner
@@ -179,7 +180,82 @@ def number_of_c():
     return lambda u: held.value * u, lambda: setattr(held, "value", 2.0)
 
 
+class Wrapped:
+    """A callable object that looks like the function that it wraps."""
+
+    def __init__(self, fn):
+        self.fn, self.scale = fn, 1.0
+        functools.update_wrapper(self, fn)
+
+    def __call__(self, u):
+        return self.scale * self.fn(u)
+
+
+def wrapper():
+    held = Wrapped(lambda u: u)
+    return held, lambda: setattr(held, "scale", 2.0)
+
+
+class Quantity(float):
+    """A number with a unit."""
+
+
+def number_with_attribute():
+    held = Quantity(1.0)
+    held.unit = 1.0
+    return lambda u: held.unit * u, lambda: setattr(held, "unit", 2.0)
+
+
+class Operators:
+    """An object whose special methods read a global."""
+
+    def __neg__(self):
+        return GAIN
+
+    def __float__(self):
+        return GAIN
+
+    def __len__(self):
+        return int(GAIN)
+
+
+def special(read):
+    held = Operators()
+    return lambda u: read(held) * u, lambda: set_gain(2.0)
+
+
+def module_as_a_default():
+    settings = types.ModuleType("settings_of_the_user")
+    settings.scale = 1.0
+
+    def score(u, module=settings):
+        return module.scale * u
+
+    return score, lambda: setattr(settings, "scale", 2.0)
+
+
+def module_in_a_dictionary():
+    held = {"m": types.ModuleType("settings_of_the_user")}
+    held["m"].scale = 1.0
+    return lambda u: held["m"].scale * u, lambda: setattr(held["m"], "scale", 2.0)
+
+
+def module_named_as_one_of_python():
+    profile = types.ModuleType("profile")
+    profile.__file__, profile.scale = __file__, 1.0
+    sys.modules["profile"] = profile
+    return lambda u: profile.scale * u, lambda: setattr(profile, "scale", 2.0)
+
+
 CASES = {
+    "an object that wraps a function": wrapper,
+    "a number with an attribute": number_with_attribute,
+    "a global of a unary operator": lambda: special(lambda held: -held),
+    "a global of a conversion": lambda: special(float),
+    "a global of a length": lambda: special(len),
+    "a module as a default": module_as_a_default,
+    "a module in a dictionary": module_in_a_dictionary,
+    "a module named as one of Python's": module_named_as_one_of_python,
     "a global of a method": lambda: (Model().by_method, lambda: set_gain(2.0)),
     "a global of a method of an object": lambda: (functools.partial(Model.by_method, Model()), lambda: set_gain(2.0)),
     "a global of the base class": lambda: (Child().by_super, lambda: set_gain(2.0)),
@@ -208,7 +284,14 @@ CASES = {
     "a variable of a context": variable_of_a_context,
     "a number of C": number_of_c,
 }
-UNKNOWN = {"a deque", "a deque of the user", "an array of Python", "a variable of a context", "a number of C"}
+UNKNOWN = {
+    "a module in a dictionary",
+    "a deque",
+    "a deque of the user",
+    "an array of Python",
+    "a variable of a context",
+    "a number of C",
+}
 
 
 def key_of(fn):

@@ -8,6 +8,7 @@ import logging
 import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -306,3 +307,46 @@ def test_a_failure_in_a_derivative_is_told_at_the_line_of_the_layer(transform):
     with pytest.warns(dil.ConvergenceWarning) as record:
         run()
     assert {found.filename for found in record} == {__file__}
+
+
+@pytest.mark.parametrize("run", ["call", "grad", "jit", "jit of grad"])
+def test_a_layer_takes_what_it_captures_with_it(run):
+    """JAX keeps the parameters of the last equations, but none of a layer that nothing else holds."""
+    size = 100_003
+
+    def use():
+        held = jnp.ones(size)
+
+        def score(u, t):
+            return 0.5 * u**2 - u * t * jnp.mean(held)
+
+        layer = dil.argmin(score, dil.solvers.Newton(), init=lambda t: 0.0 * t)
+        t = jnp.asarray(2.0)
+        if run == "call":
+            return layer(t)
+        fn = layer if run == "jit" else jax.grad(layer)
+        return fn(t) if run == "grad" else jax.jit(fn)(t)
+
+    use()
+    gc.collect()
+    assert not [x for x in jax.live_arrays() if x.shape == (size,)]
+
+
+def test_an_argument_without_a_hash_does_not_make_a_gradient_late():
+    @dataclass
+    class Settings:
+        shift: float = 0.0
+
+    def total(t):
+        found = 0.0
+        for c in (1.0, 2.0, 4.0):
+
+            def score(u, t, settings):
+                return 0.5 * c * u**2 - t * u + settings.shift  # noqa: B023
+
+            found = found + dil.argmin(score, dil.solvers.Newton(), init=lambda t, settings: 0.0 * t)(t, Settings())
+        return found
+
+    t = jnp.asarray(2.0)
+    for gradient in (jax.grad(total), jax.grad(jax.jit(total)), jax.jit(jax.grad(total))):
+        np.testing.assert_allclose(gradient(t), 1.75, rtol=1e-5)

@@ -161,6 +161,13 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
             message = f"argnums={argnums!r} names an argument twice"
             raise OptionError(message)
 
+        for i in places:
+            leaves = leaves_of(args[i])[0]
+            if not any(owner(x) is not None and is_float(array_namespace(x), x.dtype) for x in leaves):
+                held = f" but {_describe(leaves[0])}" if leaves else ""
+                message = f"argument {i} holds no real floating array{held}, so it has no gradient; cast it"
+                raise DTypeError(message)
+
         def fn_of_chosen(*values: Tree) -> Tree:
             merged = list(args)
             for i, value in zip(places, values, strict=True):
@@ -178,10 +185,6 @@ def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0)
             message = f"grad needs a real floating result; this function returned {_describe(value)}"
             raise DTypeError(message)
         gradients = pull(array_namespace(value).ones_like(value))
-        for i, gradient in zip(places, gradients, strict=True):
-            if all(leaf is None for leaf in leaves_of(gradient)[0]):
-                message = f"argument {i} holds no real floating array, so it has no gradient; cast it"
-                raise DTypeError(message)
         return value, gradients[0] if isinstance(argnums, int) else gradients
 
     return lambda *args, **kwargs: guarded(evaluate, args, kwargs, exact=False)

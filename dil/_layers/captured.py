@@ -6,6 +6,7 @@ import enum
 import functools
 import inspect
 import sys
+import sysconfig
 import types
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Mapping
@@ -24,10 +25,18 @@ MOST_BYTES = 2**24
 
 
 CONTAINERS = (tuple, list, dict, OrderedDict, defaultdict, types.MappingProxyType, set, frozenset)
-READ = frozenset({"__call__", "__getattr__", "__getattribute__", "__getitem__", "__add__", "__mul__", "__matmul__"})
-"""Special methods of a class of the user that its layer's function may run."""
+NOT_READ = frozenset(
+    {"__new__", "__init__", "__post_init__", "__init_subclass__", "__class_getitem__", "__del__", "__repr__", "__str__"}
+    | {"__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__", "__copy__", "__deepcopy__"}
+    | {"__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__getnewargs__", "__sizeof__", "__dir__"}
+)
+"""Special methods of a class of the user that make, print, compare or copy an object, and that no score runs."""
 POINTER = 8
 """The bytes of a pointer."""
+
+
+STANDARD = Path(sysconfig.get_path("stdlib"))
+"""The folder of Python's own modules."""
 
 
 class UnknownStateError(Exception):
@@ -62,7 +71,11 @@ class Key:
         if self._parts > MOST_PARTS:
             raise UnknownStateError
         if isinstance(x, PLAIN):
-            return type(x), repr(x) if isinstance(x, float | complex) else x  # 0.0 == -0.0, and NaN equals nothing
+            plain = repr(x) if isinstance(x, float | complex) else x  # 0.0 == -0.0, and NaN equals nothing
+            more = () if type(x) in PLAIN or isinstance(x, enum.Enum) else vars(x) if hasattr(x, "__dict__") else ()
+            return type(x), plain, self.of(dict(more)) if more else ()
+        if isinstance(x, types.ModuleType) and self._may_change(x.__name__.partition(".")[0]):
+            raise UnknownStateError  # which names of it are read is not known
         if isinstance(x, types.ModuleType | types.BuiltinFunctionType) or type(x).__name__ in ("ufunc", "dtype"):
             return self._identity(x)
         if isinstance(x, type) and not self._may_change(_package(x)):
@@ -91,7 +104,8 @@ class Key:
         if isinstance(x, functools.partial):
             return self.of(x.func), self.of(x.args), self.of(x.keywords)
         wrapped = inspect.getattr_static(x, "__wrapped__", None)
-        if wrapped is not None:
+        kind: Any = type(x)
+        if wrapped is not None and (_is_opaque(kind) or not self._may_change(_package(kind))):
             return self._identity(x), self.of(wrapped)
         return self._of_attributes(x)
 
@@ -123,8 +137,8 @@ class Key:
         return (
             fn.__code__,
             tuple(cells),
-            self.of(fn.__defaults__),
-            self.of(fn.__kwdefaults__),
+            tuple(self._of_global(x, names) for x in fn.__defaults__ or ()),
+            tuple((name, self._of_global(x, names)) for name, x in (fn.__kwdefaults__ or {}).items()),
             self.of({name: value for name, value in vars(fn).items() if name != "__wrapped__"}),
             tuple((name, self._of_global(found[name], names)) for name in sorted(names) if found[name] is not None),
         )
@@ -143,7 +157,7 @@ class Key:
         for base in kind.__mro__:
             if self._may_change(_package(base)):
                 for name, value in vars(base).items():
-                    if not _is_special(name):
+                    if not _is_special(name, value):
                         members.append((name, self._of_member(value)))
         return tuple(members)
 
@@ -198,11 +212,13 @@ def homes_of(*functions: Any) -> frozenset[str]:
 @functools.cache
 def _is_installed(package: str) -> bool:
     """Whether a package is dil, part of Python, or in a folder of installed packages."""
-    if package in {"dil", "dil_backends"} or package in sys.stdlib_module_names or package in sys.builtin_module_names:
+    if package in {"dil", "dil_backends"} or package in sys.builtin_module_names:
         return True
     module = sys.modules.get(package)
-    files = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
-    return any({"site-packages", "dist-packages"} & set(Path(file).parts) for file in files if file)
+    files = [Path(file) for file in (getattr(module, "__file__", None), *getattr(module, "__path__", ())) if file]
+    if not files:
+        return package in sys.stdlib_module_names
+    return any({"site-packages", "dist-packages"} & set(file.parts) or STANDARD in file.parents for file in files)
 
 
 def _package(x: Any) -> str:
@@ -218,9 +234,10 @@ def _mangled(kind: type, name: str) -> str:
     return f"_{kind.__name__.lstrip('_')}{name}" if private else name
 
 
-def _is_special(name: str) -> bool:
-    """Whether a member of a class is one that Python or a decorator makes, and that a function does not read."""
-    return name.startswith("__") and name.endswith("__") and name not in READ
+def _is_special(name: str, value: Any) -> bool:
+    """Whether a member of a class is one that Python or a decorator makes, or that no score runs."""
+    special = name.startswith("__") and name.endswith("__")
+    return special and (name in NOT_READ or not isinstance(value, types.FunctionType | property))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Primitive
+from jax.extend.core import Jaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dil_backends.jax.leading_axis import moved_to_front
@@ -24,6 +24,8 @@ Pushforward = Callable[[Any, Any, Sequence[Any]], Any]
 ATTACH = Primitive("dil_attach")
 """Takes (*y, *args) and returns y, its first `count` arrays. The derivative with respect to args is given by `held`."""
 ATTACH.multiple_results = True
+
+EMPTY: Jaxpr = jax.make_jaxpr(lambda: ())().jaxpr
 
 
 class Held:
@@ -47,16 +49,21 @@ def is_zero(tangent: Any) -> bool:
 
 
 def _bind(*arrays: Any, held: Held, count: int) -> list[Any]:
-    return ATTACH.bind(*arrays, held=held, count=count)  # type: ignore[no-any-return, no-untyped-call]
+    # JAX keeps the parameters of 2048 equations. It forgets those of an equation whose programs have died, so that a
+    # layer dies with the last program that holds it.
+    life = EMPTY.replace()  # type: ignore[no-untyped-call]
+    return ATTACH.bind(*arrays, held=held, count=count, life=life)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, held: Held, count: int) -> tuple[Any, Any]:
+def _differentiated(
+    primals: Sequence[Any], tangents: Sequence[Any], *, held: Held, count: int, life: Jaxpr
+) -> tuple[Any, Any]:
     y = _bind(*primals, held=held, count=count)
     given = [None if is_zero(t) else t for t in tangents[count:]]
     return y, list(cast(held.push(tuple(primals[count:]), tuple(y), given), axes_of(y)))
 
 
-def _batched(args: Sequence[Any], axes: Sequence[Any], *, held: Held, count: int) -> tuple[Any, Any]:
+def _batched(args: Sequence[Any], axes: Sequence[Any], *, held: Held, count: int, life: Jaxpr) -> tuple[Any, Any]:
     moved, places = moved_to_front(args, axes, slice(count))
     return _bind(*moved, held=Held(_mapped(held.push, tuple(places[count:]))), count=count), [0] * count
 
@@ -77,7 +84,7 @@ def _mapped(push: Pushforward, in_axes: tuple[int | None, ...]) -> Pushforward:
     return push_all
 
 
-def _kept(*args: Any, held: Held, count: int) -> list[Any]:
+def _kept(*args: Any, held: Held, count: int, life: Jaxpr) -> list[Any]:
     return list(args[:count])
 
 
@@ -85,4 +92,4 @@ ATTACH.def_impl(_kept)  # type: ignore[no-untyped-call]
 ATTACH.def_abstract_eval(_kept)  # type: ignore[no-untyped-call]
 ad.primitive_jvps[ATTACH] = _differentiated
 batching.primitive_batchers[ATTACH] = _batched
-mlir.register_lowering(ATTACH, lambda context, *args, held, count: args[:count])
+mlir.register_lowering(ATTACH, lambda context, *args, held, count, life: args[:count])

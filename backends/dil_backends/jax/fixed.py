@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from dil._frameworks.registry import leaves_of
+
 Tree = Any
 
 
@@ -30,32 +32,37 @@ class Fixed:
         self.fn, self.identity = fn, getattr(fn, "identity", fn)
         self.__name__ = getattr(fn, "__name__", type(fn).__name__)
         self._traces: dict[Hashable, Trace | None] = {}
+        self._held: dict[int, Any] = {}
 
     def __call__(self, *args: Tree, **kwargs: Tree) -> Tree:
         """Return fn(*args, **kwargs)."""
-        leaves, structure = jax.tree.flatten((args, kwargs))
+        leaves, structure = leaves_of((args, kwargs))
         places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
         others = {i: x for i, x in enumerate(leaves) if not isinstance(x, jax.Array)}
         arrays = [leaves[i] for i in places]
 
         def flat(*arrays: Any) -> Tree:
             given = others | dict(zip(places, arrays, strict=True))
-            args, kwargs = jax.tree.unflatten(structure, [given[i] for i in range(len(leaves))])
+            args, kwargs = structure.unflatten([given[i] for i in range(len(leaves))])
             return self.fn(*args, **kwargs)
 
-        try:
-            key = structure, tuple(map(jax.typeof, arrays)), tuple((i, type(x), x) for i, x in others.items())
-            trace = self._traces[key] if key in self._traces else _traced(flat, arrays)
-            # a tracer is of no use to a later trace
-            if trace is None or not any(isinstance(x, jax.core.Tracer) for x in trace.consts):
-                self._traces[key] = trace
-        except TypeError as error:  # an argument without a hash
-            if "unhashable" not in str(error):
-                raise
-            trace = None
+        key = structure, tuple(map(jax.typeof, arrays)), tuple((i, self._key(x)) for i, x in others.items())
+        trace = self._traces[key] if key in self._traces else _traced(flat, arrays)
+        # a tracer is of no use to a later trace
+        if trace is None or not any(isinstance(x, jax.core.Tracer) for x in trace.consts):
+            self._traces[key] = trace
         if trace is None:
             return flat(*arrays)
-        return jax.tree.unflatten(trace.structure, jax.core.eval_jaxpr(trace.program, trace.consts, *arrays))
+        return trace.structure.unflatten(jax.core.eval_jaxpr(trace.program, trace.consts, *arrays))
+
+    def _key(self, x: Any) -> Hashable:
+        """Return the key of an argument that is no array: an object without a hash is known by its identity."""
+        try:
+            hash(x)
+        except TypeError:
+            self._held[id(x)] = x
+            return type(x), id(x)
+        return type(x), x
 
 
 def _traced(flat: Callable[..., Tree], arrays: list[Any]) -> Trace | None:
@@ -64,7 +71,7 @@ def _traced(flat: Callable[..., Tree], arrays: list[Any]) -> Trace | None:
 
     def run(*arrays: Any) -> list[Any]:
         nonlocal structure, plain
-        found, structure = jax.tree.flatten(flat(*arrays))
+        found, structure = leaves_of(flat(*arrays))
         plain = all(isinstance(x, jax.Array) for x in found)
         return found if plain else []
 
