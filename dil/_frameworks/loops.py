@@ -36,6 +36,13 @@ class Loops:
     map_rows: Callable[[Callable[[Array], Array], Array], Array]
     """`map_rows(fn, rows)`: return fn of each row of `rows`, (k, ...), stacked. All rows may run at once."""
 
+    set_row: Callable[[Array, Any, Array], Array]
+    """`set_row(memory, i, row)`: return memory, (..., m, n), with the row i replaced by `row`, (..., n).
+
+    The memory itself may be written into, so nothing else may hold it. i is a Python int, or an array of shape () where
+    the framework traces.
+    """
+
     on_host: Callable[..., Arrays]
     """`on_host(fn, like, *arrays)`: call fn with concrete arrays, outside any trace. The arrays must be constants.
 
@@ -85,6 +92,12 @@ def python_map(fn: Callable[[Array], Array], rows: Array, /) -> Array:
     return xp.stack([fn(rows[i, ...]) for i in range(rows.shape[0])])  # type: ignore[no-any-return]
 
 
+def write_row(memory: Array, i: int, row: Array) -> Array:
+    """Write a row into a memory."""
+    memory[..., i, :] = row  # type: ignore[index]
+    return memory
+
+
 def call_now(fn: Callable[..., Arrays], like: Arrays, *arrays: Array) -> Arrays:
     """Call fn now. Eager arrays are always concrete."""
     return fn(*arrays)
@@ -95,6 +108,7 @@ EAGER = Loops(
     run_if=python_if,
     scan=python_scan,
     map_rows=python_map,
+    set_row=write_row,
     on_host=call_now,
     number=lambda x: x,
     steps_per_read=lambda x: 8,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, dot, eps, eye, factor_dtype, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.scale import is_short
 from dil._base.solution import Solution
-from dil._base.typing import Array, Tree
-from dil._frameworks.iteration import frozen
+from dil._base.typing import Array, DType, Tree
+from dil._frameworks.loops import Loops
+from dil._frameworks.protocol import Backend
 from dil.solvers._finish import finish
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import check_positive, start_equation, tolerance, zeros_like_count
@@ -91,82 +92,113 @@ class Anderson:
         """Iterate fun from init; the value has the structure of init."""
         started = start_equation(self, fun, init, args, kwargs, "step")
         problem, start, arrays = started
-        u = start
-        backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 0.75)
+        backend, xp, rtol = problem.backend, array_namespace(start), tolerance(start, self.rtol, 0.75)
+        loops, dtype, slack = backend.loops, factor_dtype(start), 2 * (rtol + 4 * eps(xp, start.dtype))
 
         def move(u: Array) -> Array:
-            return backend.constant(problem.image(u, *arrays)) - u
+            image: Array = backend.constant(problem.image(u, *arrays))
+            return image - u
 
-        def near(u: Array, f: Array) -> Array:
-            return is_short(f, u, start, rtol)
+        def in_units(x: Array) -> Array:
+            return as_dtype(x, dtype) / unit
+
+        # squares of tiny or huge residuals would under- or overflow
+        first_move = move(start)
+        unit = nonzero_or_one(norm(as_dtype(first_move, dtype)))
+        reach = norm(in_units(start))
 
         def step(s: Iterate) -> Iterate:
-            new = self._mix(s, backend.dense.cholesky_solve)
-            f = move(new)
-            size, before = norm(f), norm(s.f)
-            finite = xp.all(xp.isfinite(f), axis=-1, keepdims=True)
-            worse = (size > EXPLODED * s.least) | ((norm(new - s.u) > FAR * before) & (size > 0.5 * before))
-            taken = finite & ~(s.mixed & worse)
-            restart = ~taken & s.mixed  # clear the memory, and take a plain step next
-            solved = taken & near(new, f)
-            moved = xp.any(new != s.u, axis=-1, keepdims=True)
+            u = s.u + as_dtype(unit * self._mixed(s, backend), start.dtype)
+            moved = move(u)
+            f, du = in_units(moved), in_units(u - s.u)
+            size, way = length(f), length(du)
+            worse = (size > EXPLODED * s.least) | ((way > FAR * s.size) & (size > 0.5 * s.size))
+            taken = s.going & xp.isfinite(size) & ~(s.mixed & worse)
+            restart = s.going & ~taken & s.mixed  # clear the memory, and take a plain step next
+            every = loops.number(xp.all(taken)) is True
+
+            def kept(new: Array, old: Array | float) -> Array:
+                return new if every else xp.where(taken, new, old)
+
+            path = kept(s.path + way, s.path)
+            # no entry of f can be short unless f is: |u| is at most the start and the way
+            close = taken & (size <= slack * (reach + path))
+            solved = loops.run_if(xp.any(close), lambda close: close & is_short(moved, u, start, rtol), close)
+            df = f - s.f
+            if not every:  # what is not finite must not stay
+                du, df = (xp.where(taken, x, full(x, 0.0)) for x in (du, df))
+            steps = s.steps + xp.astype(s.going, s.steps.dtype)
             return Iterate(
-                xp.where(taken, new, s.u),
-                xp.where(taken, f, s.f),
-                push(s.du, new - s.u, taken, restart),
-                push(s.df, f - s.f, taken, restart),
-                xp.where(taken & (size < s.least), size, s.least),
+                kept(u, s.u),
+                kept(f, s.f),
+                remembered(s.memory, du, df, None if every else restart, loops),
+                kept(size, s.size),
+                kept(xp.where(size < s.least, size, s.least), s.least),
+                path,
                 taken,
-                s.steps + 1,
-                ((taken & moved) | restart) & ~solved & (s.steps + 1 < self.max_iter),
-                solved,
-                ~taken & ~s.mixed,
+                steps,
+                ((taken & (way > 0)) | restart) & ~solved & (steps < self.max_iter),
+                s.solved | solved,
+                s.broken | (s.going & ~taken & ~s.mixed),
             )
 
-        f, zero = move(u), zeros_like_count(u)
-        none = full(u, 0.0, shape=(*u.shape[:-1], self.memory, u.shape[-1]))
-        finite = xp.isfinite(norm(f))
-        solved = finite & near(u, f)
-        first = Iterate(u, f, none, none, norm(f), zero > 0, zero, finite & ~solved, solved, ~finite)
-        scale = nonzero_or_one(norm(f))
-
-        def residual(s: Iterate) -> Array:
-            return norm(s.f) / scale
-
+        f, zero = in_units(first_move), zeros_like_count(start)
+        size = length(f)
+        finite = xp.isfinite(size) & xp.isfinite(norm(first_move))
+        solved = finite & is_short(first_move, start, start, rtol)
+        memory = nothing(f, self.memory)
+        first = Iterate(start, f, memory, size, size, 0.0 * size, zero > 0, zero, finite & ~solved, solved, ~finite)
         last, extra = iterate_watched(
-            self, backend, frozen(step, u.ndim - 1), first, max_iter=self.max_iter, residual=residual
+            self, backend, step, first, max_iter=self.max_iter, residual=lambda s: as_dtype(s.size, start.dtype)
         )
         return finish(
             problem.space,
             last.u,
             last.steps,
-            residual(last),
+            as_dtype(last.size, start.dtype),
             max_iter=self.max_iter,
             solved=solved_or_rounded(started, last.u, last.solved, ~last.broken),
             broken=last.broken,
             extra=extra,
         )
 
-    def _mix(self, s: Iterate, solve: Callable[[Array, Array], Array]) -> Array:
-        """Return u + mixing f - (dU + mixing dF) gamma, where gamma solves dF gamma = f in the least-squares sense."""
-        xp = array_namespace(s.u)
-        gamma = least_squares(s.df, s.f, self.regularisation, solve)
-        change = xp.sum((s.du + self.mixing * s.df) * gamma, axis=-2)
-        return s.u + self.mixing * s.f - change  # type: ignore[no-any-return]
+    def _mixed(self, s: Iterate, backend: Backend) -> Array:
+        """Return mixing f - (dU + mixing dF) gamma, where gamma solves dF gamma = f in the least-squares sense."""
+        xp, (dU, dF, gram, *_) = array_namespace(s.f), s.memory
+        right = xp.matmul(dF, s.f[..., None])[..., 0]
+        gamma = least_squares(gram, right, self.regularisation, backend.dense.cholesky_solve)[..., None, :]
+        f = s.f - xp.matmul(gamma, dF)[..., 0, :]
+        return self.mixing * f - xp.matmul(gamma, dU)[..., 0, :]  # type: ignore[no-any-return]
+
+
+class Memory(NamedTuple):
+    """The last differences, in units of the first residual."""
+
+    dU: Array
+    """Differences of successive iterates, (*batch, m, n)."""
+    dF: Array
+    """Differences of successive f."""
+    gram: Array
+    """The inner products of the rows of dF, (*batch, m, m). They are zero where a row counts no more, or not yet."""
+    place: Any
+    """The row that is the oldest one."""
+    places: Array
+    """Row i is true at the place i, (m, m)."""
 
 
 class Iterate(NamedTuple):
-    """One step; u and f: (*batch, n), the memory: (*batch, m, n), the rest: (*batch, 1)."""
+    """One step; u and f: (*batch, n), the rest but the memory: (*batch, 1)."""
 
     u: Array
     f: Array
-    """f = step(u) - u."""
-    du: Array
-    """Differences of successive iterates, oldest first; zero where none is stored yet."""
-    df: Array
-    """Differences of successive f."""
+    """f = step(u) - u, in units of the first one, as all that follows."""
+    memory: Memory
+    size: Array
+    """The norm of f."""
     least: Array
-    """The least residual so far."""
+    """The least norm so far."""
+    path: Array
+    """The sum of the lengths of the steps."""
     mixed: Array
     """Whether the next step mixes. A plain step is always kept."""
     steps: Array
@@ -175,32 +207,52 @@ class Iterate(NamedTuple):
     broken: Array
 
 
-def push(memory: Array, new: Array, kept: Array, forgotten: Array) -> Array:
-    """Add a difference to a memory and drop the oldest, or clear the memory."""
-    xp = array_namespace(new)
-    pushed = xp.concat([memory[..., 1:, :], new[..., None, :]], axis=-2)
-    pushed = xp.where(kept[..., None], pushed, memory)
-    return xp.where(forgotten[..., None], full(memory, 0.0), pushed)  # type: ignore[no-any-return]
+def as_dtype(x: Array, dtype: DType) -> Array:
+    """Return x in a dtype, itself if it has it."""
+    return x if x.dtype == dtype else array_namespace(x).astype(x, dtype)
 
 
-def least_squares(rows: Array, right: Array, regularisation: float, solve: Callable[[Array, Array], Array]) -> Array:
-    """Return gamma, (*batch, m, 1), that minimises ||sum_i gamma_i rows_i - right|| for each problem.
+def length(x: Array) -> Array:
+    """Return the norm of each problem, (*batch, 1), of a vector whose squares neither underflow nor overflow."""
+    return array_namespace(x).sqrt(dot(x, x))  # type: ignore[no-any-return]
+
+
+def nothing(f: Array, count: int) -> Memory:
+    """Return an empty memory for `count` differences of vectors like f."""
+    batch, n = f.shape[:-1], f.shape[-1]
+    dU, dF = (full(f, 0.0, shape=(*batch, count, n)) for _ in range(2))
+    return Memory(dU, dF, full(f, 0.0, shape=(*batch, count, count)), 0, eye(count, f) == 1)
+
+
+def remembered(memory: Memory, du: Array, df: Array, forget: Array | None, loops: Loops) -> Memory:
+    """Replace the oldest difference by a new one. The problems in `forget`, (*batch, 1), lose all of theirs."""
+    xp, count = array_namespace(df), memory.gram.shape[-1]
+    dU, dF = (loops.set_row(rows, memory.place, row) for rows, row in zip(memory[:2], (du, df), strict=True))
+    gram, known = memory.gram, xp.linalg.diagonal(memory.gram) > 0
+    if forget is not None:
+        known = known & ~forget
+        gram = xp.where(known[..., None, :], gram, full(gram, 0.0))
+    here = memory.places[memory.place, :]
+    products = xp.matmul(dF, df[..., None])
+    products = xp.where((known | here)[..., None], products, full(products, 0.0))
+    gram = xp.where(here, products, xp.where(here[:, None], products.mT, gram))
+    return Memory(dU, dF, gram, (memory.place + 1) % count, memory.places)
+
+
+def least_squares(gram: Array, right: Array, regularisation: float, solve: Callable[[Array, Array], Array]) -> Array:
+    """Return gamma, (*batch, m), that minimises ||sum_i gamma_i row_i - f||; gram: <row_i, row_j>, right: <row_i, f>.
 
     The rows are scaled to norm one first, so that no row is lost by its size. The trace of the normal matrix is then
     m, and the regularisation is relative to one. Rows of zeros, which store nothing yet, get gamma = 0. `solve` takes
     positive definite matrices.
     """
-    xp, count = array_namespace(rows), rows.shape[-2]
-    sizes = nonzero_or_one(norm(rows))
-    units = rows / sizes
-    normal = xp.matmul(units, xp.matrix_transpose(units))
-    scale = nonzero_or_one(norm(right))
-    rhs = xp.matmul(units, (right / scale)[..., None])
-    finite = xp.all(xp.isfinite(normal), axis=(-2, -1), keepdims=True)
+    xp, count = array_namespace(gram), gram.shape[-1]
+    squares = xp.linalg.diagonal(gram)
+    absent = xp.astype(squares == 0, gram.dtype)
+    scale = (1.0 - absent) / xp.sqrt(squares + absent)
     # a value below the rounding of the matrix could let the solve meet a pivot of zero
-    ridge = max(regularisation, 4 * count * eps(xp, rows.dtype))
-    identity = eye(count, rows)
-    absent = xp.astype(xp.sum(units * units, axis=-1, keepdims=True) == 0, rows.dtype)
-    matrix = xp.where(finite, normal, 0.0 * identity) + (ridge + absent) * identity
-    gamma = solve(xp.where(finite, matrix, identity), rhs)
-    return gamma * scale[..., None] / sizes
+    ridge = max(regularisation, 4 * count * eps(xp, gram.dtype))
+    shift = (absent + ridge)[..., None] * eye(count, gram)
+    matrix = gram * scale[..., :, None] * scale[..., None, :] + shift
+    gamma: Array = solve(matrix, (right * scale)[..., None])[..., 0] * scale
+    return gamma

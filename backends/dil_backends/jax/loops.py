@@ -40,6 +40,11 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
         return jax.lax.map(fn, rows)
 
 
+def set_row(memory: Any, i: Any, row: Any, /) -> Any:
+    """Return the memory with another row. XLA writes it in place inside a loop."""
+    return memory.at[..., i, :].set(row)
+
+
 def on_host(fn: Callable[..., Any], like: Any, *arrays: Any) -> Any:
     """Call fn on the host by `pure_callback`. If the arrays are concrete, call it directly."""
     if not any(isinstance(x, jax.core.Tracer) for x in arrays):
@@ -55,6 +60,7 @@ LOOPS = Loops(
     run_if=run_if,
     scan=scan,
     map_rows=map_rows,
+    set_row=set_row,
     on_host=on_host,
     number=lambda x: x,
     steps_per_read=lambda x: 1,  # the loop runs on the device
