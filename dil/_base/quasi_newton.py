@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dil._base.arrays import array_namespace, eye, factor_dtype, full, inner, norm
 from dil._base.typing import Array, Matvec
@@ -70,13 +70,13 @@ def inverse_scale(pairs: Pairs) -> Array:
     return 1.0 / (xp.where(used, newest, one) * size) / size  # type: ignore[no-any-return]  # size * size may overflow
 
 
-def inverse_product(pairs: Pairs, solve: TriangularSolve, inverse: Array | None = None) -> Matvec:
+def inverse_product(pairs: Pairs, solve: TriangularSolve, inverse: Any = None) -> Matvec:
     """Return the product with the L-BFGS approximation of A^-1 as a function of r, (*batch, n).
 
     The approximation is symmetric positive definite (Nocedal and Wright 2006, Algorithm 7.4). It starts from a positive
-    diagonal `inverse`, (*batch, n). The default is `inverse_scale` times the identity: r itself without pairs. The two
-    loops over the pairs are two solves with the triangle R of <s_i, y_j>, i <= j (Byrd, Nocedal and Schnabel 1994).
-    `solve` is that of the backend.
+    diagonal `inverse`, (*batch, n) or (*batch, 1), or a number. The default is `inverse_scale` times the identity: r
+    itself without pairs. The two loops over the pairs are two solves with the triangle R of <s_i, y_j>, i <= j (Byrd,
+    Nocedal and Schnabel 1994). `solve` is that of the backend.
     """
     xp, dtype = array_namespace(pairs.s), factor_dtype(pairs.s)
     s, y = (xp.astype(xp.moveaxis(x, 0, -2), dtype) for x in pairs[:2])
@@ -87,7 +87,8 @@ def inverse_product(pairs: Pairs, solve: TriangularSolve, inverse: Array | None 
     products = s @ y.mT
     R = xp.where(both, xp.triu(products, k=1), full(products, 0.0)) + sy * eye(rho.shape[-1], rho)
     held = held[..., None]
-    diagonal = (inverse_scale(pairs)[..., None] if inverse is None else inverse)[..., None]
+    diagonal = inverse_scale(pairs)[..., None] if inverse is None else inverse
+    diagonal = diagonal if isinstance(diagonal, float) else diagonal[..., None]
 
     def product(r: Array) -> Array:
         column = xp.astype(r, dtype)[..., None]

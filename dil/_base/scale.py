@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import array_namespace, eps, nonzero_max_abs
+import math
+
+from dil._base.arrays import array_namespace, eps, full, nonzero_max_abs
 from dil._base.typing import Array
 
 
@@ -16,6 +18,17 @@ def scale_of(u: Array, start: Array | None) -> Array:
 def nonzero_scale(scale: Array) -> Array:
     """Return the scale, with the largest one where it is zero, as for an entry that did not move, or one."""
     return array_namespace(scale).where(scale == 0, nonzero_max_abs(scale), scale)  # type: ignore[no-any-return]
+
+
+def longest_short(direction: Array, u: Array, start: Array, rtol: float) -> Array:
+    """Return the largest t for which t times the direction is short in the sense of `is_short`, shape batch."""
+    xp = array_namespace(u)
+    if u.shape[-1] == 0:
+        return xp.sum(u, axis=-1) + math.inf  # type: ignore[no-any-return]
+    limit = xp.maximum(rtol * xp.abs(u), 4 * eps(xp, u.dtype) * xp.abs(u - start))
+    size = xp.abs(direction)
+    most: Array = xp.min(xp.where(size > 0, limit / size, full(u, math.inf)), axis=-1)
+    return most
 
 
 def is_short(step: Array, u: Array, start: Array, rtol: float) -> Array:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full, inner, nonzero_or_one, norm
+from dil._base.arrays import (
+    array_namespace,
+    dot,
+    eps,
+    full,
+    inner,
+    logical_not,
+    max_abs,
+    nonzero_or_one,
+    norm,
+    select,
+)
 from dil._base.quasi_newton import Pairs, forget, inverse_product, no_pairs, remember
+from dil._base.scalars import Scalar, as_column, reader
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
@@ -16,7 +30,7 @@ from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
-from dil.solvers._wolfe import wolfe_search
+from dil.solvers._wolfe import either, wolfe_search
 
 
 @dataclass(frozen=True)
@@ -83,40 +97,40 @@ class LBFGS:
         started = start(self, fun, init, args, kwargs)
         problem, u, arrays = started
         backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 2 / 3)
-
-        def evaluate(u: Array) -> tuple[Array, Array]:
-            value, gradient = problem.value_and_gradient(u, *arrays)
-            return backend.constant(value)[..., None] / unit, backend.constant(gradient) / unit
+        value, gradient = (backend.constant(x) for x in problem.value_and_gradient(u, *arrays))
+        gradient_unit = nonzero_or_one(norm(gradient))
+        single = u.ndim == 1 and not (self.history or self.progress)
+        single = single and isinstance(backend.loops.number(gradient_unit[..., 0]), float)
+        read = reader(backend.loops.number, single)
+        unit = read(gradient_unit[..., 0])
 
         # in units of the first gradient: squares of tiny or huge gradients would under- or overflow
-        unit = full(norm(u), 1.0)
-        value, gradient = evaluate(u)
-        unit = nonzero_or_one(norm(gradient))
-        value, gradient = value / unit, gradient / unit
+        def evaluate(u: Array) -> tuple[Scalar, Array]:
+            value, gradient = problem.value_and_gradient(u, *arrays)
+            return read(backend.constant(value)) / unit, backend.constant(gradient) / unit
 
         def descend(s: Iterate) -> Iterate:
-            learned = (s.pairs.rho[-1, ...] > 0)[..., None]
-            length = xp.where(learned, full(s.value, 1.0), at_most_one(1.0 / nonzero_or_one(norm(s.gradient))))
-            line = wolfe_search(
-                evaluate, s.u, u, s.value, s.gradient, s.direction, length, s.going, backend.loops.while_loop
-            )
+            length = either(s.learned, lambda: one, lambda: first_length(s.gradient, read))
+            line = wolfe_search(evaluate, s.u, u, s.value, s.gradient, s.direction, length, s.going, backend.loops)
             moved = s.going & (line.low > 0)
-            new_u = xp.where(moved, s.u + line.low * s.direction, s.u)
-            gradient = xp.where(moved, line.low_gradient, s.gradient)
-            pairs = learn(forget(s.pairs, (s.going & ~moved)[..., 0]), new_u - s.u, gradient - s.gradient)
-            direction, pairs = downhill(pairs, gradient, backend)
-            steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            close = near(pairs, gradient, new_u, u, rtol)
+            new_u = either(moved, lambda: s.u + line.low * s.direction, lambda: s.u)
+            gradient = select(moved, line.low_gradient, s.gradient)
+            known = forgotten(s.memory, s.going & logical_not(moved))
+            memory = learn(known, new_u - s.u, gradient - s.gradient, read)
+            direction, memory = downhill(memory, gradient, backend, read)
+            steps = select(s.going, s.steps + 1, s.steps)
+            close = near(memory, gradient, new_u, u, rtol, read)
             # one search more shows the curvature along a gradient that only seemed small
-            solved = s.solved | (s.near & ((moved & close) | (s.going & ~moved)))
-            lost = xp.all(xp.abs(direction) <= eps(xp, u.dtype) * xp.abs(new_u), axis=-1, keepdims=True)
-            going = s.going & (moved | learned) & ~(solved | lost) & (steps < self.max_iter)
+            solved = s.solved | (s.near & ((moved & close) | (s.going & logical_not(moved))))
+            lost = read(xp.all(xp.abs(direction) <= eps(xp, u.dtype) * xp.abs(new_u), axis=-1))
+            going = s.going & (moved | s.learned) & logical_not(solved | lost) & (steps < self.max_iter)
             return Iterate(
                 new_u,
-                xp.where(moved, line.low_value, s.value),
+                select(moved, line.low_value, s.value),
                 gradient,
                 direction,
-                pairs,
+                memory,
+                memory.learned,
                 steps,
                 s.evaluations + line.probes,
                 going,
@@ -124,84 +138,156 @@ class LBFGS:
                 solved,
             )
 
-        finite = xp.isfinite(norm(gradient)) & xp.isfinite(value)
+        value, gradient = read(value) / unit, gradient / unit
+        one, count = (1.0, 0) if single else (full(value, 1.0), zeros_like_count(u))
+        finite = (read(norm(gradient)[..., 0]) < math.inf) & (abs(value) < math.inf)
         # a probe along the gradient, whose curvature gives the length of the first step
         probe = -(eps(xp, u.dtype) ** 0.5) * nonzero_or_one(norm(u)) * gradient
-        pairs = learn(no_pairs(u, self.memory), probe, evaluate(u + probe)[1] - gradient)
-        direction, pairs = downhill(pairs, gradient, backend)
-        solved = finite & (norm(gradient) == 0)
-        none = zeros_like_count(u)
-        close = near(pairs, gradient, u, u, rtol)
-        first = Iterate(u, value, gradient, direction, pairs, none, none + 3, finite & ~solved, close, solved)
+        memory = learn(nothing(u, self.memory, value), probe, evaluate(u + probe)[1] - gradient, read)
+        direction, memory = downhill(memory, gradient, backend, read)
+        solved = finite & (read(norm(gradient)[..., 0]) == 0)
+        close = near(memory, gradient, u, u, rtol, read)
+        going = finite & logical_not(solved)
+        first = Iterate(u, value, gradient, direction, memory, memory.learned, count, count + 3, going, close, solved)
 
         def residual(s: Iterate) -> Array:
             return norm(s.gradient)
 
         last, extra = iterate_watched(self, backend, descend, first, max_iter=self.max_iter, residual=residual)
-        rho, most = last.pairs.rho, float(xp.finfo(u.dtype).max)
-        held = rho <= most * at_most_one(unit[..., 0])  # drop a pair whose rho would overflow
-        rho = xp.where(held, rho, full(rho, 0.0)) / unit[..., 0]
-        verdict = verified(started, last.u, last.solved, finite, rtol)
+        steps, evaluations, ended, cut, finite = (
+            as_column(x, u) for x in (last.steps, last.evaluations, last.solved, solved, finite)
+        )
+        verdict = verified(started, last.u, ended, finite, rtol)
         return finish(
             problem.space,
             last.u,
-            last.steps,
+            steps,
             residual(last),
             max_iter=self.max_iter,
             solved=verdict.solved,
             broken=~finite,
             far=verdict.far,
-            cut=is_cut(started, solved),
+            cut=is_cut(started, cut),
             diverged=is_unbounded(started, last.u, finite & (residual(last) > 0.25)),
             extra={
-                "pairs": Pairs(last.pairs.s, last.pairs.y * unit[None, ...], rho),
-                "evaluations": last.evaluations[..., 0],
+                "pairs": in_own_units(last.memory.pairs, gradient_unit),
+                "evaluations": evaluations[..., 0],
                 **extra,
             },
         )
 
 
+class Memory(NamedTuple):
+    """What the last steps say of the Hessian. Scalars are (*batch, 1), or Python numbers."""
+
+    pairs: Pairs
+    learned: Scalar
+    """Whether there is a pair."""
+    scale: Scalar
+    """<s, y> / <y, y> of the newest pair, or one: the size of H^-1. Nocedal and Wright 2006, eq. 7.20."""
+    flattest: tuple[float, ...]
+    """<s, y> / <s, s> of the pairs of a single problem whose scalars are Python numbers."""
+
+
 class Iterate(NamedTuple):
-    """One step; vectors (*batch, n), the rest but the pairs (*batch, 1)."""
+    """One step; vectors (*batch, n), scalars (*batch, 1) or Python numbers."""
 
     u: Array
-    value: Array
+    value: Scalar
     gradient: Array
     direction: Array
     """The direction of search: minus the approximation of H^-1, times the gradient."""
-    pairs: Pairs
-    steps: Array
-    evaluations: Array
-    going: Array
-    near: Array
+    memory: Memory
+    learned: Scalar
+    steps: Scalar
+    evaluations: Scalar
+    going: Scalar
+    near: Scalar
     """Whether the step that is left is short."""
-    solved: Array
+    solved: Scalar
 
 
-def downhill(pairs: Pairs, gradient: Array, backend: Backend) -> tuple[Array, Pairs]:
+def nothing(u: Array, count: int, value: Scalar) -> Memory:
+    """Return an empty memory; the scalars are like `value`."""
+    single = isinstance(value, float)
+    return Memory(no_pairs(u, count), False if single else value != value, 1.0 if single else full(value, 1.0), ())
+
+
+def forgotten(memory: Memory, which: Scalar) -> Memory:
+    """Return a memory without the pairs of the problems in `which`."""
+    if which is False:
+        return memory
+    if which is True:
+        return Memory(memory.pairs._replace(rho=0.0 * memory.pairs.rho), False, 1.0, ())
+    scale = select(which, 1.0, memory.scale)
+    return Memory(forget(memory.pairs, which[..., 0]), memory.learned & ~which, scale, ())
+
+
+def downhill(
+    memory: Memory, gradient: Array, backend: Backend, read: Callable[[Array], Scalar]
+) -> tuple[Array, Memory]:
     """Return a direction of descent, and its pairs. Pairs that lead uphill because of rounding are cleared."""
-    xp = array_namespace(gradient)
-    direction = -inverse_product(pairs, backend.dense.triangular_solve)(gradient)
-    good = dot(direction, gradient) <= 0
-    return xp.where(good, direction, -gradient), forget(pairs, ~good[..., 0])
+    product = inverse_product(memory.pairs, backend.dense.triangular_solve, memory.scale)
+    direction = -product(gradient)
+    good = read(inner(direction, gradient)) <= 0
+    return either(good, lambda: direction, lambda: -gradient), forgotten(memory, logical_not(good))
 
 
-def learn(pairs: Pairs, step: Array, change: Array) -> Pairs:
+def learn(memory: Memory, step: Array, change: Array, read: Callable[[Array], Scalar]) -> Memory:
     """Store the pairs whose curvature is positive beyond rounding, as it is for condition numbers below 1 / eps."""
-    widest = eps(array_namespace(step), step.dtype) ** 0.5
-    return remember(pairs, step, change, (dot(step, change) > widest * norm(step) * norm(change))[..., 0])
+    xp, pairs = array_namespace(step), memory.pairs
+    widest = eps(xp, step.dtype) ** 0.5
+    sy, ss, yy = (read(inner(a, b)) for a, b in ((step, change), (step, step), (change, change)))
+    safe = float(xp.finfo(step.dtype).smallest_normal) / eps(xp, step.dtype)
+    if isinstance(sy, float) and all(safe < abs(x) < 1 / safe for x in (sy, ss, yy)):
+        if not sy > widest * (ss * yy) ** 0.5:
+            return memory
+        newest = (step, change, full(step, 1.0 / sy, shape=()))
+        pairs = Pairs(
+            *(xp.concat([old[1:, ...], new[None, ...]], axis=0) for old, new in zip(pairs, newest, strict=True))
+        )
+        return Memory(pairs, True, sy / yy, (*memory.flattest, sy / ss)[-pairs.rho.shape[0] :])
+    length, bend = norm(step), norm(change)
+    keep = dot(step, change) > widest * length * bend
+    pairs = remember(pairs, step, change, keep[..., 0])
+    scale = dot(step, change) / nonzero_or_one(bend) / nonzero_or_one(bend)
+    flat = dot(step, change) / nonzero_or_one(length) / nonzero_or_one(length)
+    if not isinstance(sy, float):
+        return Memory(pairs, memory.learned | keep, select(keep, scale, memory.scale), ())
+    if not bool(keep):
+        return memory
+    return Memory(pairs, True, float(scale), (*memory.flattest, float(flat))[-pairs.rho.shape[0] :])
 
 
-def near(pairs: Pairs, gradient: Array, u: Array, start: Array, rtol: float) -> Array:
+def near(
+    memory: Memory, gradient: Array, u: Array, start: Array, rtol: float, read: Callable[[Array], Scalar]
+) -> Scalar:
     """Whether u is within the tolerance of the solution, estimated by the least curvature in memory, <s, y> / <s, s>.
 
     The length of the next step is a worse estimate: while the memory is short, so is the step.
     """
-    xp, slope = array_namespace(u), norm(gradient)
-    flattest = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None]
-    return (slope == 0) | ((flattest > 0) & is_short(flattest * gradient, u, start, rtol))  # type: ignore[no-any-return]
+    xp, pairs = array_namespace(u), memory.pairs
+    flat = read(max_abs(gradient)) == 0
+    if isinstance(memory.scale, float):
+        if flat or not memory.flattest:
+            return flat
+        longest = 1.0 / min(memory.flattest)
+        return bool(is_short(longest * gradient, u, start, rtol))
+    longest = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None]
+    return flat | ((longest > 0) & is_short(longest * gradient, u, start, rtol))
 
 
-def at_most_one(length: Array) -> Array:
-    """Return the smaller of a length and one."""
-    return array_namespace(length).where(length < 1, length, full(length, 1.0))  # type: ignore[no-any-return]
+def first_length(gradient: Array, read: Callable[[Array], Scalar]) -> Scalar:
+    """Return the length of a step of norm one along the negative gradient, or one if that is less."""
+    length = 1.0 / read(nonzero_or_one(norm(gradient))[..., 0])
+    return select(length < 1, length, 1.0)
+
+
+def in_own_units(pairs: Pairs, unit: Array) -> Pairs:
+    """Return the pairs, whose gradients are in a unit, (*batch, 1), in the units of the score."""
+    xp = array_namespace(unit)
+    most = float(xp.finfo(unit.dtype).max)
+    # drop a pair whose rho would overflow
+    held = pairs.rho <= most * xp.where(unit < 1, unit, full(unit, 1.0))[..., 0]
+    rho = xp.where(held, pairs.rho, full(pairs.rho, 0.0)) / unit[..., 0]
+    return Pairs(pairs.s, pairs.y * unit[None, ...], rho)

@@ -66,9 +66,9 @@ def iterate_watched(
     The history, (max_iter, *batch), holds `residual(state)`, (*batch, 1): row k is that after step k + 1, NaN for a
     problem that took no such step.
     """
-    xp = array_namespace(first.steps)
     if not solver.history and not solver.progress:
         return repeat(step, lambda s: s.going, first, loops=backend.loops), {}
+    xp = array_namespace(first.steps)
     rows, batch = max_iter if solver.history else 0, first.steps.shape[:-1]
     numbers = xp.arange(1, rows + 1, dtype=first.steps.dtype, device=device(first.steps))
     numbers = xp.reshape(numbers, (rows, *(1 for _ in batch)))

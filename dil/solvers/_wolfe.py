@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full
-from dil._base.scale import is_short
-from dil._base.typing import Array, Loop
+from dil._base.arrays import array_namespace, eps, inner, logical_not, select
+from dil._base.scalars import Scalar, divided, reader, sign
+from dil._base.scale import longest_short
+from dil._base.typing import Array
+from dil._frameworks.loops import Loops
 
 DECREASE, CURVATURE = 1e-4, 0.9
 """The constants c1 and c2 of the conditions, as Nocedal and Wright recommend for quasi-Newton steps."""
@@ -17,106 +19,128 @@ PROBES = 30
 
 
 class Bracket(NamedTuple):
-    """The state of the search on the line u + length * direction; (*batch, 1), gradients: (*batch, n)."""
+    """The state of the search on the line u + length * direction. Gradients have shape (*batch, n)."""
 
-    low: Array
+    low: Scalar
     """The best length so far: zero, or one that lowers the score enough. The slope there points into the bracket."""
-    low_value: Array
-    low_slope: Array
+    low_value: Scalar
+    low_slope: Scalar
     low_gradient: Array
-    high: Array
+    high: Scalar
     """The other end of the bracket; infinite until one is found."""
-    high_value: Array
-    high_slope: Array
-    length: Array
+    high_value: Scalar
+    high_slope: Scalar
+    length: Scalar
     """The length to try next."""
-    probes: Array
-    going: Array
+    probes: Scalar
+    going: Scalar
 
 
 def wolfe_search(
-    evaluate: Callable[[Array], tuple[Array, Array]],
+    evaluate: Callable[[Array], tuple[Scalar, Array]],
     u: Array,
     start: Array,
-    value: Array,
+    value: Scalar,
     gradient: Array,
     direction: Array,
-    length: Array,
-    going: Array,
-    loop: Loop,
+    length: Scalar,
+    going: Scalar,
+    loops: Loops,
 ) -> Bracket:
     """Search along a direction of descent, from `length`, for the problems that are going; the solver began at `start`.
 
-    `low` of the result is the step length, zero if none was found. `low_value` and `low_gradient` belong to it.
+    `low` of the result is the step length, zero if none was found. `low_value` and `low_gradient` belong to it. The
+    scalars of a single problem are Python numbers, if `value` is one.
 
     Source: Nocedal and Wright 2006, Algorithms 3.5 and 3.6, in one loop: the first extends an interval that has no
     upper end, the second shrinks one that has. Where the change of the score is below its rounding, the slope alone
     decides (after Hager and Zhang 2005, section 4.3).
     """
-    xp = array_namespace(u)
-    machine = eps(xp, u.dtype)
-    slope = dot(gradient, direction)
+    xp, read = array_namespace(u), reader(loops.number, isinstance(value, float))
+    machine, single = eps(xp, u.dtype), isinstance(value, float)
+    slope = read(inner(gradient, direction))
+    dull_length = read(longest_short(direction, u, start, 16 * machine**0.5))
+    least_width = math.nan if single else read(longest_short(direction, u, start, machine))
+
+    def is_narrow(width: Scalar) -> Scalar:
+        # few searches of a single problem come here
+        least = read(longest_short(direction, u, start, machine)) if single else least_width
+        return abs(width) <= least
 
     def probe(s: Bracket) -> Bracket:
         value_, gradient_ = evaluate(u + s.length * direction)
-        slope_ = dot(gradient_, direction)
-        noise = 8 * machine * (xp.abs(value) + xp.abs(value_))
-        dull = (xp.abs(value_ - value) <= noise) & (-DECREASE * s.length * slope <= noise)
-        dull = dull | is_short(s.length * direction, u, start, 16 * machine**0.5)
-        finite = xp.isfinite(value_) & xp.all(xp.isfinite(gradient_), axis=-1, keepdims=True)
+        slope_ = read(inner(gradient_, direction))
+        noise = 8 * machine * (abs(value) + abs(value_))
+        dull = (abs(value_ - value) <= noise) & (-DECREASE * s.length * slope <= noise)
+        dull = dull | (s.length <= dull_length)
+        finite = (abs(value_) < math.inf) & (abs(slope_) < math.inf)  # False for NaN, in the gradient too
         rough = (value_ > value + DECREASE * s.length * slope) | (value_ >= s.low_value)
-        beyond = ~finite | xp.where(dull, slope_ > 0, rough)
-        flat = finite & (dull | ~rough) & (xp.abs(slope_) <= -CURVATURE * slope)
-        turned = ~beyond & (slope_ * xp.sign(s.high - s.low) >= 0)
+        beyond = logical_not(finite) | select(dull, slope_ > 0, rough)
+        flat = finite & (dull | logical_not(rough)) & (abs(slope_) <= -CURVATURE * slope)
+        turned = logical_not(beyond) & (slope_ * sign(s.high - s.low) >= 0)
 
-        lower = flat | ~beyond
+        lower = flat | logical_not(beyond)
         new = s._replace(
-            low=xp.where(lower, s.length, s.low),
-            low_value=xp.where(lower, value_, s.low_value),
-            low_slope=xp.where(lower, slope_, s.low_slope),
-            low_gradient=xp.where(lower, gradient_, s.low_gradient),
-            high=xp.where(lower, xp.where(turned, s.low, s.high), s.length),
-            high_value=xp.where(lower, xp.where(turned, s.low_value, s.high_value), value_),
-            high_slope=xp.where(lower, xp.where(turned, s.low_slope, s.high_slope), slope_),
+            low=select(lower, s.length, s.low),
+            low_value=select(lower, value_, s.low_value),
+            low_slope=select(lower, slope_, s.low_slope),
+            low_gradient=select(lower, gradient_, s.low_gradient),
+            high=select(lower, select(turned, s.low, s.high), s.length),
+            high_value=select(lower, select(turned, s.low_value, s.high_value), value_),
+            high_slope=select(lower, select(turned, s.low_slope, s.high_slope), slope_),
+            probes=s.probes + 1,
         )
-        width = xp.where(new.high == math.inf, full(new.high, 1.0), new.high - new.low)
-        spent = (new.high != math.inf) & is_short(width * direction, u, start, machine)
-        probes = s.probes + xp.astype(s.going, s.probes.dtype)
+        closed = new.high < math.inf
+        open_ = closed is False or flat is True
+        spent = False if open_ else closed & is_narrow(new.high - new.low)
         new = new._replace(
-            length=xp.where(new.high == math.inf, stretch(s, new), interpolate(s, new, dull)),
-            going=s.going & ~flat & ~spent & (probes < PROBES),
+            length=either(closed, lambda: interpolate(s, new, dull), lambda: stretch(s, new)),
+            going=s.going & logical_not(flat | spent) & (new.probes < PROBES),
         )
-        return Bracket(*(xp.where(s.going, a, b) for a, b in zip(new, s, strict=True)))._replace(probes=probes)
+        return new if single else Bracket(*(select(s.going, a, b) for a, b in zip(new, s, strict=True)))
 
-    infinite = full(value, math.inf)
-    none = full(value, 0, dtype=xp.int32)
-    first = Bracket(0.0 * length, value, slope, gradient, infinite, value, slope, length, none, going)
-    return loop(lambda s: xp.any(s.going), probe, first)  # type: ignore[no-any-return]
+    none, infinite, zero = (0, math.inf, 0.0) if single else _like(value)
+    first = Bracket(zero, value, slope, gradient, infinite, value, slope, length, none, going)
+    found: Bracket = loops.while_loop(lambda s: s.going if single else xp.any(s.going), probe, first)
+    return found
 
 
-def stretch(old: Bracket, new: Bracket) -> Array:
+def _like(value: Any) -> tuple[Array, Array, Array]:
+    """Return a count of zero, infinity and zero for each problem."""
+    xp = array_namespace(value)
+    zero = xp.zeros_like(value)
+    return xp.zeros_like(value, dtype=xp.int32), zero + math.inf, zero
+
+
+def either(condition: Scalar, a: Callable[[], Scalar], b: Callable[[], Scalar]) -> Scalar:
+    """Return a() where the condition holds, else b(). A Python bool calls one of them only."""
+    if isinstance(condition, bool):
+        return a() if condition else b()
+    return select(condition, a(), b())
+
+
+def stretch(old: Bracket, new: Bracket) -> Scalar:
     """Return a longer length, from twice to ten times as long: the zero of the line through the last two slopes."""
-    xp = array_namespace(old.length)
     bend = new.low_slope - old.low_slope
-    guess = new.low - new.low_slope * (new.low - old.low) / xp.where(bend > 0, bend, full(bend, 1.0))
-    guess = xp.where(guess > 2.0 * new.low, guess, 2.0 * new.low)
-    return xp.where((bend > 0) & (guess < 10.0 * new.low), guess, 10.0 * new.low)  # type: ignore[no-any-return]
+    guess = new.low - divided(new.low_slope * (new.low - old.low), select(bend > 0, bend, 1.0))
+    guess = select(guess > 2.0 * new.low, guess, 2.0 * new.low)
+    return select((bend > 0) & (guess < 10.0 * new.low), guess, 10.0 * new.low)
 
 
-def interpolate(old: Bracket, new: Bracket, dull: Array) -> Array:
+def interpolate(old: Bracket, new: Bracket, dull: Scalar) -> Scalar:
     """Return a length inside the bracket: the minimum of a cubic (Nocedal and Wright 2006, eq. 3.59), or the middle.
 
     The middle is taken if the cubic has no minimum, or if the last probe left more than two thirds of the bracket.
     Where rounding hides the change of the score (`dull`), the cubic uses the slopes alone.
     """
-    xp = array_namespace(new.low)
     width = new.high - new.low
-    rise = xp.where(dull, 0.5 * width * (new.low_slope + new.high_slope), new.high_value - new.low_value)
-    theta = new.low_slope + new.high_slope - 3.0 * rise / width
-    square = theta**2 - new.low_slope * new.high_slope
-    gamma = xp.sign(width) * xp.sqrt(xp.where(square > 0, square, 0.0 * square))
-    share = 1.0 - (new.high_slope + gamma - theta) / (new.high_slope - new.low_slope + 2.0 * gamma)
-    slow = xp.abs(width) > 0.67 * xp.abs(old.high - old.low)
-    share = xp.where(xp.isfinite(share) & (square > 0) & ~slow, share, full(share, 0.5))
-    share = xp.where(share < 0.1, full(share, 0.1), xp.where(share > 0.9, full(share, 0.9), share))
-    return new.low + share * width  # type: ignore[no-any-return]
+    rise = select(dull, 0.5 * width * (new.low_slope + new.high_slope), new.high_value - new.low_value)
+    theta = new.low_slope + new.high_slope - 3.0 * divided(rise, width)
+    square = theta * theta - new.low_slope * new.high_slope
+    gamma = sign(width) * select(square > 0, square, 0.0) ** 0.5
+    share = 1.0 - divided(new.high_slope + gamma - theta, new.high_slope - new.low_slope + 2.0 * gamma)
+    slow = abs(width) > 0.67 * abs(old.high - old.low)
+    usable = (abs(share) < math.inf) & (square > 0) & logical_not(slow)
+    share = select(usable, share, 0.5)
+    share = select(share < 0.1, 0.1, select(share > 0.9, 0.9, share))
+    return new.low + share * width

@@ -1,0 +1,44 @@
+"""Scalars of the problems of a batch: arrays (*batch, 1), or Python numbers where a single problem can be read.
+
+An operation on an array of one number costs as much as one on a short vector.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from dil._base.arrays import array_namespace, full
+from dil._base.typing import Array
+
+Scalar: TypeAlias = Any
+"""An array of shape (*batch, 1), or a Python number."""
+
+
+def divided(a: Scalar, b: Scalar) -> Scalar:
+    """Return a / b, and NaN or infinity where b is zero, as for arrays."""
+    if isinstance(b, float) and b == 0.0:
+        return math.nan if a == 0 or a != a else math.copysign(math.inf, a) * math.copysign(1.0, b)
+    return a / b
+
+
+def sign(x: Scalar) -> Scalar:
+    """Return the sign of x, and zero for zero."""
+    if isinstance(x, int | float):
+        return float((x > 0) - (x < 0))
+    return array_namespace(x).sign(x)
+
+
+def reader(number: Callable[[Array], Any], single: bool) -> Callable[[Array], Scalar]:
+    """Return a function that turns a number for each problem, shape batch, into a scalar."""
+    return number if single else lambda x: x[..., None]
+
+
+def as_column(x: Scalar, like: Array) -> Array:
+    """Return a scalar as an array (*batch, 1) beside vectors (*batch, n): Python numbers belong to a single problem."""
+    if not isinstance(x, bool | int | float):
+        return x  # type: ignore[no-any-return]
+    xp = array_namespace(like)
+    dtype = {bool: xp.bool, int: xp.int32, float: like.dtype}[type(x)]
+    return full(like, x, shape=(1,), dtype=dtype)
