@@ -16,6 +16,8 @@ import dil
 from dil import Status
 from dil._base.operator import Operator
 from dil._base.quasi_newton import inverse_product
+from dil._base.scalars import divided, sign
+from dil._base.scale import is_short, longest_short
 from dil._frameworks.registry import owner
 from dil._problem.equation import Equation
 from dil.solvers import (
@@ -734,3 +736,46 @@ def test_scipy_on_a_batch_takes_a_hessian_of_blocks(eager):
     start = eager.asarray(1.0 + 0.2 * np.cos(np.arange(6.0)).reshape(2, 3))
     sol = SciPy("trust-exact", tol=1e-9)(rosenbrock, start)
     np.testing.assert_allclose(eager.to_numpy(sol.value), np.ones((2, 3)), rtol=1e-6)
+
+
+def rosenbrocks(u):
+    xp = array_namespace(u)
+    head, tail = u[..., :-1], u[..., 1:]
+    return xp.sum(100.0 * (tail - head**2) ** 2 + (1.0 - head) ** 2, axis=-1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])
+def test_one_problem_is_solved_as_a_batch_of_one(plain, scale):
+    """The scalars of a single problem may be Python numbers; those of a batch are arrays."""
+
+    def score(u):
+        return scale * rosenbrocks(u / scale)
+
+    start = scale * np.asarray([-1.2, 1.0, 0.7, -0.4])
+    single = LBFGS()(score, plain.asarray(start))
+    batch = LBFGS()(score, plain.asarray(start[None, :]))
+    assert names(plain, single.status) == names(plain, batch.status) == ["CONVERGED"]
+    assert abs(int(single.extra["evaluations"]) - int(batch.extra["evaluations"][0])) <= 2
+    np.testing.assert_allclose(plain.to_numpy(single.value), plain.to_numpy(batch.value)[0], rtol=1e-8)
+    assert single.residual.shape == single.iterations.shape == ()
+
+
+def test_the_longest_short_step(plain):
+    u, start = plain.asarray([1.0, -2.0, 0.0]), plain.asarray([1.0, 5.0, 3.0])
+    for direction in ([1.0, 1.0, 1.0], [0.0, -3.0, 1e-9], [0.0, 0.0, 0.0]):
+        d = plain.asarray(direction)
+        most = float(longest_short(d, u, start, 1e-3))
+        if most == np.inf:
+            assert bool(is_short(1e300 * d, u, start, 1e-3)[0])
+        else:
+            assert bool(is_short(0.999 * most * d, u, start, 1e-3)[0])
+            assert not bool(is_short(1.001 * most * d, u, start, 1e-3)[0])
+
+
+def test_quotients_and_signs_of_python_numbers_are_those_of_arrays():
+    numbers = [0.0, -0.0, 1.5, -2.0, float("inf"), float("nan")]
+    with np.errstate(all="ignore"):
+        for a in numbers:
+            np.testing.assert_equal(sign(a), np.sign(a))
+            for b in numbers:
+                np.testing.assert_equal(divided(a, b), np.asarray(a) / np.asarray(b))

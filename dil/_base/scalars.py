@@ -24,9 +24,9 @@ def divided(a: Scalar, b: Scalar) -> Scalar:
 
 
 def sign(x: Scalar) -> Scalar:
-    """Return the sign of x, and zero for zero."""
+    """Return the sign of x: zero for zero, NaN for NaN."""
     if isinstance(x, int | float):
-        return float((x > 0) - (x < 0))
+        return x if x != x else float((x > 0) - (x < 0))
     return array_namespace(x).sign(x)
 
 

@@ -27,7 +27,8 @@ def longest_short(direction: Array, u: Array, start: Array, rtol: float) -> Arra
         return xp.sum(u, axis=-1) + math.inf  # type: ignore[no-any-return]
     limit = xp.maximum(rtol * xp.abs(u), 4 * eps(xp, u.dtype) * xp.abs(u - start))
     size = xp.abs(direction)
-    most: Array = xp.min(xp.where(size > 0, limit / size, full(u, math.inf)), axis=-1)
+    infinite = full(u, math.inf)
+    most: Array = xp.min(xp.where(size > 0, limit / xp.where(size > 0, size, infinite), infinite), axis=-1)
     return most
 
 

@@ -1,0 +1,318 @@
+"""Layers on torch beside the same work written by hand: vmap, Jacobians, L-BFGS, Anderson.
+
+    python benchmarks/torch_calls.py --out docs/results
+
+The two run in turn, on one core, and the ratio of processor times is taken for each round.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from _common import ONE_THREAD, Fresh, described, in_turn, machine, markdown, one_core, one_thread, word
+from _results import write_results
+
+CASES = (
+    "vmap of grad, Newton",
+    "vmap of grad, LBFGS",
+    "jacrev",
+    "jacfwd",
+    "functional.jacobian",
+    "hessian",
+    "LBFGS, Rosenbrock",
+    "LBFGS, logistic",
+    "Anderson, 64 problems",
+    "Anderson, one problem",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case beside its reference."""
+
+    case: str
+    beside: str
+    milliseconds: float
+    ratio: float
+    """The median of rounds."""
+    quartiles: tuple[float, float]
+    limit: float | None
+    note: str
+
+
+# --- this runs in a worker -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What is measured, and the reference."""
+
+    call: Callable[[], Any]
+    reference: Callable[[], Any]
+    beside: str
+    limit: float | None = None
+    note: Callable[[], str] = lambda: ""
+    share: Callable[[], float] = lambda: 1.0
+    """What the ratio is multiplied by, such as a ratio of steps."""
+
+
+def measured(case: str, seconds: float) -> dict[str, Any]:
+    """Time one case and its reference in turn."""
+    one_core()
+    one_thread("torch")
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    pair = made(case)
+    pair.call()
+    pair.reference()
+    rounds = in_turn([pair.call, pair.reference], seconds, 7)
+    ratios = [pair.share() * a.cpu / b.cpu for a, b in rounds]
+    low, ratio, high = statistics.quantiles(ratios, n=4)
+    return {
+        "beside": pair.beside,
+        "milliseconds": 1e3 * statistics.median(a.cpu for a, _ in rounds),
+        "ratio": ratio,
+        "quartiles": (low, high),
+        "limit": pair.limit,
+        "note": pair.note(),
+    }
+
+
+def made(case: str) -> Pair:
+    """Return what a case measures."""
+    kind, _, which = case.partition(", ")
+    if kind == "vmap of grad":
+        return vmap_of_grad(which)
+    if kind == "LBFGS":
+        return minimised(which)
+    if kind == "Anderson":
+        return fixed_point(64, 128) if which == "64 problems" else fixed_point(1, 64)
+    return jacobian(case)
+
+
+def vmap_of_grad(solver: str) -> Pair:
+    """Return the gradients of 100 problems of 50 unknowns, by vmap and by `batch_ndim`."""
+    import torch
+
+    import dil
+
+    A, rows = torch.randn(50, 50) / 7, torch.randn(100, 50)
+
+    def one(u: Any, t: Any) -> Any:
+        return ((A @ u - t) ** 2).sum() + 0.1 * (u**4).sum()
+
+    def many(u: Any, t: Any) -> Any:
+        return ((u @ A.T - t) ** 2).sum(-1) + 0.1 * (u**4).sum(-1)
+
+    make = getattr(dil.solvers, solver)
+    layer = dil.argmin(one, make(), init=torch.zeros_like)
+    batch = dil.argmin(many, make(), init=torch.zeros_like, batch_ndim=1)
+
+    def together() -> Any:
+        t = rows.clone().requires_grad_()
+        return torch.autograd.grad(batch(t).square().sum(), t)
+
+    gradient = torch.func.vmap(torch.func.grad(lambda t: layer(t).square().sum()))
+    return Pair(lambda: gradient(rows), together, "`batch_ndim=1`", 1.3)
+
+
+def jacobian(case: str) -> Pair:
+    """Return the Jacobian of a solution of 50 unknowns, or the Hessian of a loss, by torch and by hand."""
+    import torch
+
+    import dil
+
+    A, t = torch.randn(50, 50) / 7, torch.randn(50)
+
+    def score(u: Any, t: Any) -> Any:
+        return ((A @ u - t) ** 2).sum() + 0.1 * (u**4).sum()
+
+    layer = dil.argmin(score, dil.solvers.Newton(), init=torch.zeros_like)
+
+    def by_hand() -> Any:
+        y = layer(t)
+        H = torch.func.hessian(score)(y, t)
+        return torch.linalg.solve(H, -torch.func.jacrev(torch.func.grad(score), 1)(y, t))
+
+    if case == "hessian":
+        hessian = torch.func.hessian(lambda t: layer(t).square().sum())
+        return Pair(lambda: hessian(t), lambda: torch.func.jacrev(layer)(t), "`jacrev` of the layer", 3.0)
+    if case == "functional.jacobian":
+        rows = torch.autograd.functional.jacobian
+        return Pair(lambda: rows(layer, t), by_hand, "dense matrices and one solve", None, lambda: "row by row")
+    transform = getattr(torch.func, case)(layer)
+    return Pair(lambda: transform(t), by_hand, "dense matrices and one solve", 1.3)
+
+
+def minimised(which: str) -> Pair:
+    """Return a minimisation by L-BFGS, from the same start to a gradient that is at most as long."""
+    import torch
+
+    import dil
+
+    if which == "Rosenbrock":
+        start = torch.full((100,), -1.0)
+
+        def score(u: Any) -> Any:
+            return (100 * (u[1:] - u[:-1] ** 2) ** 2 + (1 - u[:-1]) ** 2).sum()
+
+    else:
+        X, start = torch.randn(569, 31), torch.zeros(31)
+        Z = torch.sign(X @ torch.randn(31) + 0.5 * torch.randn(569))[:, None] * X
+
+        def score(u: Any) -> Any:
+            return torch.nn.functional.softplus(-Z @ u).mean() + 0.025 * (u**2).sum()
+
+    solution = dil.solvers.LBFGS()(score, start)
+    tolerance = float(torch.func.grad(score)(solution.value).abs().max())
+    evaluations = [0]
+
+    def by_optim() -> Any:
+        u = start.clone().requires_grad_()
+        optimiser = torch.optim.LBFGS(
+            [u],
+            max_iter=5000,
+            max_eval=10_000,
+            tolerance_grad=tolerance,
+            tolerance_change=0.0,
+            history_size=10,
+            line_search_fn="strong_wolfe",
+        )
+        evaluations[0] = 0
+
+        def closure() -> Any:
+            evaluations[0] += 1
+            optimiser.zero_grad()
+            value = score(u)
+            value.backward()
+            return value
+
+        optimiser.step(closure)
+        return u.detach()
+
+    def note() -> str:
+        assert solution.extra is not None
+        left = float(torch.func.grad(score)(by_optim()).abs().max())
+        return (
+            f"{int(solution.extra['evaluations'])} and {evaluations[0]} evaluations, greatest entry of the gradient "
+            f"{tolerance:.0e} and {left:.0e}"
+        )
+
+    return Pair(lambda: dil.solvers.LBFGS()(score, start), by_optim, "`torch.optim.LBFGS`", 1.2, note)
+
+
+def fixed_point(batch: int, unknowns: int) -> Pair:
+    """Return Anderson acceleration, and the shortest code for it; the ratio is that of one step."""
+    import torch
+
+    import dil
+
+    W = 0.97 * torch.linalg.qr(torch.randn(unknowns, unknowns))[0]
+    x = 0.1 * torch.randn(batch, unknowns)
+
+    def step(u: Any, x: Any) -> Any:
+        return torch.tanh(u @ W.T) + x
+
+    layer = dil.fixed_point(step, dil.solvers.Anderson(rtol=1e-8), init=torch.zeros_like, batch_ndim=1)
+    counts: dict[str, int] = {}
+
+    def solve() -> Any:
+        solution = layer.solve(x)
+        counts["dil"] = int(solution.iterations.max())
+        return solution
+
+    def by_hand(memory: int = 5, most: int = 300) -> Any:
+        images, residuals = x.new_zeros(memory, *x.shape), x.new_zeros(memory, *x.shape)
+        u = torch.zeros_like(x)
+        for k in range(most):
+            image = step(u, x)
+            residual = image - u
+            images[k % memory], residuals[k % memory] = image, residual
+            if residual.norm() <= 1e-8 * image.norm():
+                break
+            held = min(k + 1, memory)
+            R = residuals[:held].movedim(0, 1)
+            gram = R @ R.mT
+            gram = gram / gram.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None] + 1e-10 * torch.eye(held)
+            weights = torch.linalg.solve(gram, x.new_ones(len(x), held, 1))
+            weights = weights / weights.sum(1, keepdim=True)
+            u = (weights.mT @ images[:held].movedim(0, 1))[:, 0]
+        counts["hand"] = k + 1
+        return u
+
+    return Pair(
+        solve,
+        by_hand,
+        "the shortest code, one step",
+        None,
+        lambda: f"{counts['dil']} and {counts['hand']} steps",
+        lambda: counts["hand"] / counts["dil"],
+    )
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+HEADS = ("case", "beside", "time, ms", "ratio", "at most", "reached", "note")
+
+
+def cells(rows: list[Row]) -> list[list[str]]:
+    """Return the cells of the table."""
+    return [
+        [
+            row.case,
+            row.beside,
+            f"{row.milliseconds:.1f}",
+            f"{row.ratio:.2f} ({row.quartiles[0]:.2f} to {row.quartiles[1]:.2f})",
+            "-" if row.limit is None else f"{row.limit:g}",
+            word(None if row.limit is None else row.ratio <= row.limit),
+            row.note,
+        ]
+        for row in rows
+    ]
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    out: Annotated[Path | None, typer.Option(help="Folder for torch_calls.md and torch_calls.json.")] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds for each case.")] = 8.0,
+    only: Annotated[str, typer.Option(help="Part of the names of the cases to measure.")] = "",
+) -> None:
+    """Measure layers on torch beside the same work written by hand."""
+    os.environ.update(ONE_THREAD)
+    rows = []
+    with Fresh(every_time=True) as fresh:
+        for case in CASES:
+            if only in case:
+                rows.append(Row(case, **fresh(measured, case, seconds)))
+                Console().print(markdown(HEADS, cells(rows[-1:])))
+    command, host = shlex.join(["python", *sys.argv]), machine()
+    parts = [
+        "# Layers on torch beside code written by hand",
+        f"Written by `{command}`. {described(host)}. One thread, one core.",
+        "Float64. 'vmap of grad': 100 problems of 50 unknowns. 'jacrev', 'jacfwd', 'functional.jacobian', 'hessian': "
+        "50 unknowns, the solve included on both sides. 'LBFGS': the same start, to a gradient at most as long; "
+        "logistic regression has 569 rows and 31 unknowns. 'Anderson': memory 5, tolerance 1e-8. The ratio is the median over "
+        "rounds, and its quartiles.",
+        markdown(HEADS, cells(rows)),
+    ]
+    if out is not None:
+        write_results(out, "torch_calls", parts, {"host": host, "command": command, "rows": [asdict(r) for r in rows]})
+
+
+if __name__ == "__main__":
+    app()
