@@ -306,8 +306,8 @@ def main(
         f"Written by `{command}`. {described(host)}. One thread, one core.",
         "Float64. 'vmap of grad': 100 problems of 50 unknowns. 'jacrev', 'jacfwd', 'functional.jacobian', 'hessian': "
         "50 unknowns, the solve included on both sides. 'LBFGS': the same start, to a gradient at most as long; "
-        "logistic regression has 569 rows and 31 unknowns. 'Anderson': memory 5, tolerance 1e-8. The ratio is the median over "
-        "rounds, and its quartiles.",
+        "logistic regression has 569 rows and 31 unknowns. 'Anderson': memory 5, tolerance 1e-8. The ratio is "
+        "the median over rounds, and its quartiles.",
         markdown(HEADS, cells(rows)),
     ]
     if out is not None:

@@ -350,3 +350,16 @@ def test_an_argument_without_a_hash_does_not_make_a_gradient_late():
     t = jnp.asarray(2.0)
     for gradient in (jax.grad(total), jax.grad(jax.jit(total)), jax.jit(jax.grad(total))):
         np.testing.assert_allclose(gradient(t), 1.75, rtol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [dil.solvers.Newton(), dil.solvers.LBFGS(history=True, max_iter=50)])
+def test_the_solver_alone_is_compiled_once(compiles, solver):
+    layer = dil.argmin(quartic, solver, init=start)
+    first, other = layer.solve(T), T + 1.0
+    before = len(compiles())
+    again = layer.solve(other)
+    assert len(compiles()) == before
+    np.testing.assert_allclose(layer(T), first.value, rtol=1e-5)
+    np.testing.assert_allclose(layer(other), again.value, rtol=1e-5)
+    assert (first.extra or {}).keys() == (again.extra or {}).keys()
+    assert int(again.status) == 0

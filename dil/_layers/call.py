@@ -58,6 +58,9 @@ class Call:
     fixed: Score | Equation | None = field(default=None)
     """The condition as it was at the call. Derivatives are computed later, and what it captures may change."""
 
+    answer: Arguments | None = field(default=None)
+    """The solver's answer without its arrays, once it has run by itself."""
+
     def problem(self) -> Problem:
         """Return the problem that the solver solved."""
         assert self.space is not None

@@ -40,6 +40,8 @@ class Layer:
     refine: int = 0
     check_smoothness: CheckSmoothness = "first"
     programs: Programs = field(default_factory=Programs, init=False, repr=False)
+    solves: Programs = field(default_factory=Programs, init=False, repr=False)
+    """The compiled runs of the solver alone."""
 
     def __post_init__(self) -> None:
         loaded()  # `guarded` must know the framework of a compiler that meets the layer before any array
@@ -83,8 +85,12 @@ class Layer:
 
     def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
         call, arrays = self.begin(args, kwargs, init)
-        y, solution, _ = call.run(tuple(call.backend.constant(x) for x in arrays))
-        return solution._replace(value=call.problem().space.unravel(call.backend.constant(y)))
+        program = self.solves.find(call, arrays, lambda call: partial(_run_of, call))
+        found = _run_of(call, *arrays) if program is None else program.run(*arrays)
+        call = call if program is None else program.call
+        assert call.answer is not None
+        ((solution,), _) = call.answer.call([call.backend.constant(x) for x in found])
+        return solution._replace(value=call.problem().space.unravel(solution.value))  # type: ignore[no-any-return]
 
     def report(self, *args: Tree, init: Tree | None = None, cotangent: Tree | None = None, **kwargs: Tree) -> Report:
         """Solve, pull a cotangent back, and report on both: statuses, stationarity, curvature, and an error bound.
@@ -150,6 +156,13 @@ def value_at_start(layer: Layer, args: tuple[Tree, ...], kwargs: dict[str, Tree]
         answer = layer.solver(layer.condition, None, *args, **kwargs)
         return answer.value if isinstance(answer, Solution) else answer
     return start, layer.condition(start, *args, **kwargs)
+
+
+def _run_of(call: Call, *arrays: Array) -> Arrays:
+    """Return the arrays of the solver's answer, whose value is a vector; `call.answer` rebuilds it."""
+    y, solution, _ = call.run(tuple(call.backend.constant(x) for x in arrays))
+    found, call.answer = split_arguments((solution._replace(value=y),), {})
+    return tuple(found)
 
 
 def _solution_of(call: Call, rule: ImplicitRule, *arrays: Array) -> Arrays:
