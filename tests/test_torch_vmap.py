@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import func  # noqa: E402
+from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import dil  # noqa: E402
 from dil.solvers import LBFGS, Anderson, Newton  # noqa: E402
@@ -179,3 +180,63 @@ def test_narrow_dtypes(dtype):
     found = func.vmap(func.grad(lambda t: (layer(t) ** 2).sum()))(ROWS.to(dtype))
     assert found.dtype == dtype
     torch.testing.assert_close(found, 2 * ROWS.to(dtype), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("make", [dil.argmin, dil.value, dil.root])
+def test_a_captured_parameter_is_refused_under_vmap_too(make):
+    def layer(w):
+        if make is dil.root:
+            return dil.root(lambda u, t: u - t * w, Newton(), init=torch.zeros_like)
+        return make(lambda u, t: ((u - t * w) ** 2).sum(), Newton(), init=torch.zeros_like)
+
+    w = torch.ones(4, dtype=F64, requires_grad=True)
+    with pytest.raises(dil.CapturedError):
+        func.vmap(layer(w))(ROWS)
+    for outer in (func.grad, func.jacrev, func.jacfwd):
+        with pytest.raises(dil.CapturedError):
+            outer(lambda w: func.vmap(layer(w))(ROWS).sum())(torch.ones(4, dtype=F64))
+
+
+class Shifted(Newton):
+    """A solver of the user, for one problem, that uses one of the library."""
+
+    def __call__(self, fun, init, /, *args, **kwargs):
+        assert init.ndim == 1
+        return super().__call__(fun, init, *args, **kwargs)
+
+
+class OneRightHandSide(dil.linear.Direct):
+    def __call__(self, A, b, /, *, loop=None, x0=None):
+        assert b.ndim == 1
+        return super().__call__(A, b, loop=loop)
+
+
+def test_a_subclass_with_a_call_of_its_own_sees_one_problem_at_a_time():
+    def score(u, t):
+        return ((u - t) ** 2).sum() + 0.1 * (u**4).sum()
+
+    plain = dil.argmin(score, Newton(), init=torch.zeros_like)
+    mine = dil.argmin(score, Shifted(), init=torch.zeros_like, linear_solver=OneRightHandSide())
+    torch.testing.assert_close(func.vmap(mine)(ROWS), func.vmap(plain)(ROWS))
+    torch.testing.assert_close(func.jacrev(mine)(ROWS[0]), func.jacrev(plain)(ROWS[0]))
+
+
+@pytest.mark.transform("saved-tensor hooks around a layer")
+def test_hooks_and_a_checkpoint_around_vmap():
+    layer = dil.argmin(lambda u, t: ((u - t) ** 2).sum() + 0.1 * (u**4).sum(), Newton(), init=torch.zeros_like)
+    expected = func.grad(lambda t: func.vmap(layer)(t).square().sum())(ROWS)
+    for reentrant in (True, False):
+        t = ROWS.clone().requires_grad_()
+        checkpoint(func.vmap(layer), t, use_reentrant=reentrant).square().sum().backward()
+        torch.testing.assert_close(t.grad, expected)
+    packed, t = [], ROWS.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x) or x, lambda x: x):
+        func.vmap(layer)(t).square().sum().backward()
+    torch.testing.assert_close(t.grad, expected)
+    assert len(packed) < 10
+
+
+def test_no_rows_and_no_unknowns():
+    layer = dil.argmin(lambda u, t: ((u - t) ** 2).sum(), Newton(), init=torch.zeros_like)
+    assert func.vmap(layer)(ROWS[:0]).shape == (0, 4)
+    assert func.jacrev(layer)(torch.zeros(0, dtype=F64)).shape == (0, 0)

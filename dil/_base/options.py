@@ -18,6 +18,12 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool) and float(value) < float("inf")
 
 
+def declares(solver: object, flag: str) -> bool:
+    """Return whether a solver sets a flag, in the class that defines its call: a subclass may have another call."""
+    owner = next((kind for kind in type(solver).__mro__ if "__call__" in vars(kind)), None)
+    return owner is not None and flag in vars(owner) and bool(getattr(solver, flag))
+
+
 def check_integer(name: str, value: object, least: int) -> None:
     """Check that a value is an integer >= `least`.
 

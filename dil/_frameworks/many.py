@@ -23,6 +23,8 @@ def with_many(system: LinearSystem) -> LinearSystem:
         if one.one is not None:  # each of the right-hand sides is a stack of them
             flat = xp.reshape(B, (B.shape[0] * B.shape[1], *B.shape[2:]))
             return xp.reshape(system.solve(one, flat, *constants), B.shape)  # type: ignore[no-any-return]
+        if B.shape[0] == 0:
+            return B
         found = system.many(A, B, *constants) if system.many is not None else None
         if found is None:
             found = xp.stack([system.solve(one, B[i, ...], *constants) for i in range(B.shape[0])])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from dil._base.options import declares
 from dil._base.typing import Arrays, Tree
 from dil._diagnostics.record import recording
 from dil._frameworks.mapped import mapped
@@ -44,12 +45,13 @@ class BatchedCall(Call):
 def batched_call(call: Call, axes: Sequence[bool], size: int, vectorise: Vectorise) -> BatchedCall | None:
     """Return `size` calls as one, or None if they have to be made one after the other.
 
-    A user's own solver, and derivatives of a score that the user gives, need not know of a batch. A record has one
-    entry for each call.
+    A user's own solver, and derivatives of a score that the user gives, need not know of a batch. Solvers that draw
+    random numbers, or that read more of a score than its value, are not asked either. A record has one entry for each
+    call.
     """
     given = isinstance(call.condition, Score) and call.condition.derivatives is not None
-    alone = getattr(call.linear_solver, "uses_pairs", False) or not getattr(call.linear_solver, "takes_many", False)
-    if given or alone or recording() or not getattr(call.solver, "_array_code", False):
+    known = declares(call.solver, "_takes_batch") and declares(call.linear_solver, "takes_many")
+    if given or recording() or not known:
         return None
     condition = call.condition_now()
     count = len(call.arguments.arrays)

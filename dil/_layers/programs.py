@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from dil._base.options import declares
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.record import recording
 from dil._layers.call import Call, SolvedCall, Solver
@@ -71,7 +72,7 @@ class Programs:
 
 
 def _is_array_code(solver: Solver) -> bool:
-    return getattr(solver, "_array_code", False) and not getattr(solver, "progress", False)
+    return declares(solver, "_array_code") and not getattr(solver, "progress", False)
 
 
 def _key(call: Call, arrays: list[Array], built: Key) -> Hashable:

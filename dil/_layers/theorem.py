@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from dil._base.arrays import array_namespace, full, size
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator
+from dil._base.options import declares
 from dil._base.quasi_newton import Pairs
 from dil._base.scale import scale_of
 from dil._base.solution import Solution
@@ -125,7 +126,7 @@ class ImplicitRule:
 
     def solutions(self, F: Optimality, A: Operator, B: Array, at: At) -> Array | None:
         """Solve A g = b for many b at once. Return None if one of them, or the point, needs a closer look."""
-        if recording() or B.shape[0] == 0 or not getattr(self.linear_solver, "takes_many", False):
+        if recording() or B.shape[0] == 0 or not declares(self.linear_solver, "takes_many"):
             return None
         point = Point(at.u, at.u, at.floats, scale_of(at.u, at.start))
         solve = solved_together(self.linear_solver, F, A, B, at.Fu, point)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import OptionError, ShapeError
-from dil._base.options import check_integer, is_number
+from dil._base.options import check_integer, declares, is_number
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, OnFailure, Tree
@@ -223,7 +223,7 @@ class _WithDivergence:
 
     @property
     def _array_code(self) -> bool:  # whether a framework may compile it
-        return getattr(self.solver, "_array_code", False)
+        return declares(self.solver, "_array_code")
 
     @property
     def progress(self) -> bool:

@@ -85,6 +85,8 @@ class LBFGS:
     history: bool = False
     progress: bool = False
 
+    _takes_batch = True
+    """Whether it solves a batch by calls of the score alone."""
     _array_code = True
     """Whether the solver is array code alone, which a framework may compile."""
 

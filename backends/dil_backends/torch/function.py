@@ -105,6 +105,8 @@ def _together(info: Any, dims: Sequence[int | None], rule: Rule, args: Tensors) 
         if isinstance(error, DilError):
             raise
         reason = str(error).split("\n", 1)[0]
+        if "INTERNAL ASSERT" in reason:  # a captured tensor of an outer transform, which is refused by name later
+            return None
         if reason.startswith("vmap: "):
             message = (
                 f"torch.vmap cannot map the function of a layer; keep Python branches, .item() and in-place changes "

@@ -31,8 +31,12 @@ def has_tangent(x: Tensor) -> bool:
 
 
 def is_tracked(x: Tensor) -> bool:
-    """Whether a derivative with respect to x is being recorded here."""
-    return (torch.is_grad_enabled() and x.requires_grad) or has_tangent(x)
+    """Whether a derivative with respect to x is being recorded here, or around the vmap that x belongs to."""
+    while not ((torch.is_grad_enabled() and x.requires_grad) or has_tangent(x)):
+        if not torch._C._functorch.is_functorch_wrapped_tensor(x):
+            return False
+        x = torch._C._functorch.get_unwrapped(x)
+    return True
 
 
 def is_differentiated(x: Tensor) -> bool:

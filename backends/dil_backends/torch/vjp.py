@@ -36,7 +36,8 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
     that `torch.func` refuses.
     """
     if transforming():
-        return _functional_vjp(fn, *primals)
+        with without_hooks():  # which torch.func does not allow
+            return _functional_vjp(fn, *primals)
     recording = torch.is_grad_enabled()
     kept = recording and any(x.requires_grad for x in primals)
     with autograd_on(), nullcontext() if kept else without_hooks():
