@@ -779,3 +779,16 @@ def test_quotients_and_signs_of_python_numbers_are_those_of_arrays():
             np.testing.assert_equal(sign(a), np.sign(a))
             for b in numbers:
                 np.testing.assert_equal(divided(a, b), np.asarray(a) / np.asarray(b))
+
+
+@pytest.mark.parametrize("unit", [1e-150, 1e-15, 1.0, 1e15, 1e150])
+@pytest.mark.parametrize("shape", [(2,), (1, 2)])
+def test_lbfgs_starts_from_zero_in_any_unit(plain, unit, shape):
+    """The way along which the score falls to zero is the scale of the first step, where the start has none."""
+
+    def score(u):
+        return array_namespace(u).sum(array_namespace(u).cosh(u / unit - 2.0), axis=-1)
+
+    sol = LBFGS()(score, plain.asarray(np.zeros(shape)))
+    assert names(plain, sol.status) == ["CONVERGED"]
+    np.testing.assert_allclose(plain.to_numpy(sol.value), 2.0 * unit, rtol=1e-7)

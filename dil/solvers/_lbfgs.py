@@ -144,7 +144,7 @@ class LBFGS:
         one, count = (1.0, 0) if single else (full(value, 1.0), zeros_like_count(u))
         finite = (read(norm(gradient)[..., 0]) < math.inf) & (abs(value) < math.inf)
         # a probe along the gradient, whose curvature gives the length of the first step
-        probe = -(eps(xp, u.dtype) ** 0.5) * nonzero_or_one(norm(u)) * gradient
+        probe = -(eps(xp, u.dtype) ** 0.5) * reach(read(norm(u)[..., 0]), abs(value)) * gradient
         memory = learn(nothing(u, self.memory, value), probe, evaluate(u + probe)[1] - gradient, read)
         direction, memory = downhill(memory, gradient, backend, read)
         solved = finite & (read(norm(gradient)[..., 0]) == 0)
@@ -242,7 +242,7 @@ def learn(memory: Memory, step: Array, change: Array, read: Callable[[Array], Sc
     sy, ss, yy = (read(inner(a, b)) for a, b in ((step, change), (step, step), (change, change)))
     safe = float(xp.finfo(step.dtype).smallest_normal) / eps(xp, step.dtype)
     if isinstance(sy, float) and all(safe < abs(x) < 1 / safe for x in (sy, ss, yy)):
-        if not sy > widest * (ss * yy) ** 0.5:
+        if not sy > widest * ss**0.5 * yy**0.5:
             return memory
         newest = (step, change, full(step, 1.0 / sy, shape=()))
         pairs = Pairs(
@@ -256,9 +256,10 @@ def learn(memory: Memory, step: Array, change: Array, read: Callable[[Array], Sc
     flat = dot(step, change) / nonzero_or_one(length) / nonzero_or_one(length)
     if not isinstance(sy, float):
         return Memory(pairs, memory.learned | keep, select(keep, scale, memory.scale), ())
-    if not bool(keep):
+    if not read(keep[..., 0]):
         return memory
-    return Memory(pairs, True, float(scale), (*memory.flattest, float(flat))[-pairs.rho.shape[0] :])
+    scale, flat = read(scale[..., 0]), read(flat[..., 0])
+    return Memory(pairs, True, scale, (*memory.flattest, flat)[-pairs.rho.shape[0] :])
 
 
 def near(
@@ -277,6 +278,12 @@ def near(
         return bool(is_short(longest * gradient, u, start, rtol))
     longest = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None]
     return flat | ((longest > 0) & is_short(longest * gradient, u, start, rtol))
+
+
+def reach(size: Scalar, way: Scalar) -> Scalar:
+    """Return a length in the unit of the unknown: its size, or for zeros the way on which the score falls to zero."""
+    usable = (way > 0) & (way < math.inf)
+    return select(size > 0, size, select(usable, way, 1.0))
 
 
 def first_length(gradient: Array, read: Callable[[Array], Scalar]) -> Scalar:
