@@ -556,7 +556,7 @@ def test_many_right_hand_sides_of_one_matrix(eager, solver):
     B[1, 0] = 0.0
     one = operator(eager.xp, eager.asarray(A))
     found = solver()(stacked(one), eager.asarray(B))
-    assert solver().takes_many
+    assert solver()._takes_many
     for k in range(4):
         alone = solver()(one, eager.asarray(B[k]))
         np.testing.assert_array_equal(eager.to_numpy(found.status)[k, :2], eager.to_numpy(alone.status)[:2])

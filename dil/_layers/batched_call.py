@@ -50,7 +50,7 @@ def batched_call(call: Call, axes: Sequence[bool], size: int, vectorise: Vectori
     call.
     """
     given = isinstance(call.condition, Score) and call.condition.derivatives is not None
-    known = declares(call.solver, "_takes_batch") and declares(call.linear_solver, "takes_many")
+    known = declares(call.solver, "_takes_batch") and declares(call.linear_solver, "_takes_many")
     if given or recording() or not known:
         return None
     condition = call.condition_now()

@@ -126,7 +126,7 @@ class ImplicitRule:
 
     def solutions(self, F: Optimality, A: Operator, B: Array, at: At) -> Array | None:
         """Solve A g = b for many b at once. Return None if one of them, or the point, needs a closer look."""
-        if recording() or B.shape[0] == 0 or not declares(self.linear_solver, "takes_many"):
+        if recording() or B.shape[0] == 0 or not declares(self.linear_solver, "_takes_many"):
             return None
         point = Point(at.u, at.u, at.floats, scale_of(at.u, at.start))
         solve = solved_together(self.linear_solver, F, A, B, at.Fu, point)

@@ -56,11 +56,6 @@ class Derivatives:
                 message = f"derivatives.{name}={value!r}; expected a callable{'' if name == 'gradient' else ' or None'}"
                 raise OptionError(message)
 
-    def fixed(self) -> Derivatives:
-        """Return the products with the variables that they capture now."""
-        given = {name: with_variables_of_now(fn) for name, fn in vars(self).items() if fn is not None}
-        return replace(self, **given)
-
 
 @dataclass(frozen=True)
 class Score:
@@ -86,7 +81,7 @@ class Score:
 
         The user's derivatives keep only the variables of their closures: a backend may not be able to trace them.
         """
-        return replace(self, fn=fix(self.fn), derivatives=self.derivatives and self.derivatives.fixed())
+        return replace(self, fn=fix(self.fn), derivatives=self.derivatives and _fixed(self.derivatives))
 
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Array:
         return self.fn(u, *args, **kwargs)  # type: ignore[no-any-return]
@@ -119,6 +114,12 @@ class Score:
                 f"compute it without casts, or cast the arguments to one dtype before the call"
             )
             raise DTypeError(message)
+
+
+def _fixed(derivatives: Derivatives) -> Derivatives:
+    """Return the products with the variables that they capture now."""
+    given = {name: with_variables_of_now(fn) for name, fn in vars(derivatives).items() if fn is not None}
+    return replace(derivatives, **given)
 
 
 def check_condition(kind: str, fn: object, batch_ndim: object) -> None:

@@ -70,7 +70,7 @@ class Auto:
     max_iter: int | None = None
     dense: int | None = None
 
-    takes_many = True
+    _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
 
     def __post_init__(self) -> None:

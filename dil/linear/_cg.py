@@ -88,7 +88,7 @@ class CG:
         check_preconditioner(self.preconditioner)
 
     @property
-    def takes_many(self) -> bool:
+    def _takes_many(self) -> bool:
         """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
         return self.preconditioner is None
 

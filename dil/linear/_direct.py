@@ -57,7 +57,7 @@ class Direct:
 
     damping: float = 0.0
 
-    takes_many = True
+    _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
 
     def __post_init__(self) -> None:

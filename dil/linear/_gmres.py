@@ -63,7 +63,7 @@ class GMRES:
     rtol: float | None = None
     max_iter: int | None = None
 
-    takes_many = True
+    _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
 
     def __post_init__(self) -> None:

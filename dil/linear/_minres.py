@@ -55,7 +55,7 @@ class MINRES:
     rtol: float | None = None
     max_iter: int | None = None
 
-    takes_many = True
+    _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
 
     def __post_init__(self) -> None:

@@ -110,10 +110,10 @@ class Anderson:
         reach = norm(in_units(start))
 
         def step(s: Iterate) -> Iterate:
-            u = s.u + as_dtype(unit * self._mixed(s, backend), start.dtype)
+            u = s.u + as_dtype(self._mixed(s, backend), start.dtype)
             moved = move(u)
-            f, du = in_units(moved), in_units(u - s.u)
-            size, way = length(f), length(du)
+            f = in_units(moved)
+            size, way = length(f), length(in_units(u - s.u))
             worse = (size > EXPLODED * s.least) | ((way > FAR * s.size) & (size > 0.5 * s.size))
             taken = s.going & xp.isfinite(size) & ~(s.mixed & worse)
             restart = s.going & ~taken & s.mixed  # clear the memory, and take a plain step next
@@ -126,14 +126,15 @@ class Anderson:
             # no entry of f can be short unless f is: |u| is at most the start and the way
             close = taken & (size <= slack * (reach + path))
             solved = loops.run_if(xp.any(close), lambda close: close & is_short(moved, u, start, rtol), close)
-            df = f - s.f
+            dg, df = as_dtype(u - s.u + self.mixing * (moved - s.moved), dtype), f - s.f
             if not every:  # what is not finite must not stay
-                du, df = (xp.where(taken, x, full(x, 0.0)) for x in (du, df))
+                dg, df = (xp.where(taken, x, full(x, 0.0)) for x in (dg, df))
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             return Iterate(
                 kept(u, s.u),
+                kept(moved, s.moved),
                 kept(f, s.f),
-                remembered(s.memory, du, df, None if every else restart, loops),
+                remembered(s.memory, dg, df, None if every else restart, loops),
                 kept(size, s.size),
                 kept(xp.where(size < s.least, size, s.least), s.least),
                 path,
@@ -149,7 +150,9 @@ class Anderson:
         finite = xp.isfinite(size) & xp.isfinite(norm(first_move))
         solved = finite & is_short(first_move, start, start, rtol)
         memory = nothing(f, self.memory)
-        first = Iterate(start, f, memory, size, size, 0.0 * size, zero > 0, zero, finite & ~solved, solved, ~finite)
+        first = Iterate(
+            start, first_move, f, memory, size, size, 0.0 * size, zero > 0, zero, finite & ~solved, solved, ~finite
+        )
         last, extra = iterate_watched(
             self, backend, step, first, max_iter=self.max_iter, residual=lambda s: as_dtype(s.size, start.dtype)
         )
@@ -165,19 +168,18 @@ class Anderson:
         )
 
     def _mixed(self, s: Iterate, backend: Backend) -> Array:
-        """Return mixing f - (dU + mixing dF) gamma, where gamma solves dF gamma = f in the least-squares sense."""
-        xp, (dU, dF, gram, *_) = array_namespace(s.f), s.memory
+        """Return mixing (step(u) - u) - dG gamma, where gamma solves dF gamma = f in the least-squares sense."""
+        xp, (dG, dF, gram, *_) = array_namespace(s.f), s.memory
         right = xp.matmul(dF, s.f[..., None])[..., 0]
         gamma = least_squares(gram, right, self.regularisation, backend.dense.cholesky_solve)[..., None, :]
-        f = s.f - xp.matmul(gamma, dF)[..., 0, :]
-        return self.mixing * f - xp.matmul(gamma, dU)[..., 0, :]  # type: ignore[no-any-return]
+        return self.mixing * s.moved - xp.matmul(gamma, dG)[..., 0, :]  # type: ignore[no-any-return]
 
 
 class Memory(NamedTuple):
-    """The last differences, in units of the first residual."""
+    """The last differences."""
 
-    dU: Array
-    """Differences of successive iterates, (*batch, m, n)."""
+    dG: Array
+    """Differences of successive u + mixing (step(u) - u), (*batch, m, n): zero where a step is constant."""
     dF: Array
     """Differences of successive f."""
     gram: Array
@@ -189,11 +191,13 @@ class Memory(NamedTuple):
 
 
 class Iterate(NamedTuple):
-    """One step; u and f: (*batch, n), the rest but the memory: (*batch, 1)."""
+    """One step; u, moved and f: (*batch, n), the rest but the memory: (*batch, 1)."""
 
     u: Array
+    moved: Array
+    """step(u) - u."""
     f: Array
-    """f = step(u) - u, in units of the first one, as all that follows."""
+    """step(u) - u in units of the first one, as the lengths that follow."""
     memory: Memory
     size: Array
     """The norm of f."""
@@ -222,14 +226,14 @@ def length(x: Array) -> Array:
 def nothing(f: Array, count: int) -> Memory:
     """Return an empty memory for `count` differences of vectors like f."""
     batch, n = f.shape[:-1], f.shape[-1]
-    dU, dF = (full(f, 0.0, shape=(*batch, count, n)) for _ in range(2))
-    return Memory(dU, dF, full(f, 0.0, shape=(*batch, count, count)), 0, eye(count, f) == 1)
+    dG, dF = (full(f, 0.0, shape=(*batch, count, n)) for _ in range(2))
+    return Memory(dG, dF, full(f, 0.0, shape=(*batch, count, count)), 0, eye(count, f) == 1)
 
 
-def remembered(memory: Memory, du: Array, df: Array, forget: Array | None, loops: Loops) -> Memory:
+def remembered(memory: Memory, dg: Array, df: Array, forget: Array | None, loops: Loops) -> Memory:
     """Replace the oldest difference by a new one. The problems in `forget`, (*batch, 1), lose all of theirs."""
     xp, count = array_namespace(df), memory.gram.shape[-1]
-    dU, dF = (loops.set_row(rows, memory.place, row) for rows, row in zip(memory[:2], (du, df), strict=True))
+    dG, dF = (loops.set_row(rows, memory.place, row) for rows, row in zip(memory[:2], (dg, df), strict=True))
     gram, known = memory.gram, xp.linalg.diagonal(memory.gram) > 0
     if forget is not None:
         known = known & ~forget
@@ -238,7 +242,7 @@ def remembered(memory: Memory, du: Array, df: Array, forget: Array | None, loops
     products = xp.matmul(dF, df[..., None])
     products = xp.where((known | here)[..., None], products, full(products, 0.0))
     gram = xp.where(here, products, xp.where(here[:, None], products.mT, gram))
-    return Memory(dU, dF, gram, (memory.place + 1) % count, memory.places)
+    return Memory(dG, dF, gram, (memory.place + 1) % count, memory.places)
 
 
 def least_squares(gram: Array, right: Array, regularisation: float, solve: Callable[[Array, Array], Array]) -> Array:
