@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from dil._base.arrays import array_namespace, full
+from dil._base.arrays import array_namespace, full, select
 from dil._base.typing import Array
 
 Scalar: TypeAlias = Any
@@ -33,6 +33,13 @@ def sign(x: Scalar) -> Scalar:
 def reader(number: Callable[[Array], Any], single: bool) -> Callable[[Array], Scalar]:
     """Return a function that turns a number for each problem, shape batch, into a scalar."""
     return number if single else lambda x: x[..., None]
+
+
+def either(condition: Scalar, a: Callable[[], Scalar], b: Callable[[], Scalar]) -> Scalar:
+    """Return a() where the condition holds, else b(). A Python bool calls one of them only."""
+    if isinstance(condition, bool):
+        return a() if condition else b()
+    return select(condition, a(), b())
 
 
 def as_column(x: Scalar, like: Array) -> Array:

@@ -20,7 +20,7 @@ from dil._base.arrays import (
     select,
 )
 from dil._base.quasi_newton import Pairs, forget, inverse_product, no_pairs, remember
-from dil._base.scalars import Scalar, as_column, reader
+from dil._base.scalars import Scalar, as_column, either, reader
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
@@ -30,7 +30,7 @@ from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
-from dil.solvers._wolfe import either, wolfe_search
+from dil.solvers._wolfe import wolfe_search
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class LBFGS:
             return read(backend.constant(value)) / unit, backend.constant(gradient) / unit
 
         def descend(s: Iterate) -> Iterate:
-            length = either(s.learned, lambda: one, lambda: first_length(s.gradient, read))
+            length = either(s.memory.learned, lambda: one, lambda: first_length(s.gradient, read))
             line = wolfe_search(evaluate, s.u, u, s.value, s.gradient, s.direction, length, s.going, backend.loops)
             moved = s.going & (line.low > 0)
             new_u = either(moved, lambda: s.u + line.low * s.direction, lambda: s.u)
@@ -125,14 +125,13 @@ class LBFGS:
             # one search more shows the curvature along a gradient that only seemed small
             solved = s.solved | (s.near & ((moved & close) | (s.going & logical_not(moved))))
             lost = read(xp.all(xp.abs(direction) <= eps(xp, u.dtype) * xp.abs(new_u), axis=-1))
-            going = s.going & (moved | s.learned) & logical_not(solved | lost) & (steps < self.max_iter)
+            going = s.going & (moved | s.memory.learned) & logical_not(solved | lost) & (steps < self.max_iter)
             return Iterate(
                 new_u,
                 select(moved, line.low_value, s.value),
                 gradient,
                 direction,
                 memory,
-                memory.learned,
                 steps,
                 s.evaluations + line.probes,
                 going,
@@ -150,7 +149,7 @@ class LBFGS:
         solved = finite & (read(norm(gradient)[..., 0]) == 0)
         close = near(memory, gradient, u, u, rtol, read)
         going = finite & logical_not(solved)
-        first = Iterate(u, value, gradient, direction, memory, memory.learned, count, count + 3, going, close, solved)
+        first = Iterate(u, value, gradient, direction, memory, count, count + 3, going, close, solved)
 
         def residual(s: Iterate) -> Array:
             return norm(s.gradient)
@@ -200,7 +199,6 @@ class Iterate(NamedTuple):
     direction: Array
     """The direction of search: minus the approximation of H^-1, times the gradient."""
     memory: Memory
-    learned: Scalar
     steps: Scalar
     evaluations: Scalar
     going: Scalar

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, inner, logical_not, select
-from dil._base.scalars import Scalar, divided, reader, sign
+from dil._base.scalars import Scalar, divided, either, reader, sign
 from dil._base.scale import longest_short
 from dil._base.typing import Array
 from dil._frameworks.loops import Loops
@@ -110,13 +110,6 @@ def _like(value: Any) -> tuple[Array, Array, Array]:
     xp = array_namespace(value)
     zero = xp.zeros_like(value)
     return xp.zeros_like(value, dtype=xp.int32), zero + math.inf, zero
-
-
-def either(condition: Scalar, a: Callable[[], Scalar], b: Callable[[], Scalar]) -> Scalar:
-    """Return a() where the condition holds, else b(). A Python bool calls one of them only."""
-    if isinstance(condition, bool):
-        return a() if condition else b()
-    return select(condition, a(), b())
 
 
 def stretch(old: Bracket, new: Bracket) -> Scalar:
