@@ -84,8 +84,9 @@ def factor_dtype(x: Array) -> DType:
 
 def dot(a: Array, b: Array) -> Array:
     """Return the inner product of each problem: (*batch, n), (*batch, n) -> (*batch, 1)."""
-    xp = array_namespace(a)
-    total: Array = xp.sum(a * b, axis=-1, keepdims=True)
+    if a.shape[-1] == b.shape[-1] == 1:
+        return a * b
+    total: Array = array_namespace(a).sum(a * b, axis=-1, keepdims=True)
     return total
 
 
@@ -99,8 +100,10 @@ def inner(a: Array, b: Array) -> Array:
 
 def max_abs(a: Array) -> Array:
     """Return the largest |entry| of each problem, (*batch, n) -> batch; zero for an empty problem."""
-    xp = array_namespace(a)
-    largest: Array = xp.sum(a, axis=-1) if a.shape[-1] == 0 else xp.max(xp.abs(a), axis=-1)
+    xp, n = array_namespace(a), a.shape[-1]
+    if n == 1:
+        return xp.abs(a[..., 0])  # type: ignore[no-any-return]
+    largest: Array = xp.sum(a, axis=-1) if n == 0 else xp.max(xp.abs(a), axis=-1)
     return largest
 
 
@@ -115,6 +118,8 @@ def norm(a: Array) -> Array:
 
     The entries are first divided by the largest one, so that their squares neither underflow nor overflow.
     """
+    if a.shape[-1] == 1:
+        return array_namespace(a).abs(a)  # type: ignore[no-any-return]
     largest = nonzero_max_abs(a)
     return largest * array_namespace(a).sqrt(dot(a / largest, a / largest))  # type: ignore[no-any-return]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from dil._base.arrays import eye
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.quasi_newton import shifted as shifted_pairs
@@ -32,6 +33,8 @@ class Operator:
     one : Operator, optional
         Given if the first axis of the vectors, (k, *batch, n), holds k right-hand sides of one matrix. `one` is that
         matrix, for vectors (*batch, n).
+    matrix : array, optional
+        A itself, (*batch, n, n), where it is known. A solver with a factorisation then needs no products.
 
     Examples
     --------
@@ -49,6 +52,7 @@ class Operator:
     transposed: bool = False
     probes: Arrays = field(default=(), repr=False)
     one: Operator | None = field(default=None, repr=False)
+    matrix: Array | None = field(default=None, repr=False)
 
     def __call__(self, p: Array) -> Array:
         """Return A p.
@@ -80,7 +84,7 @@ class Operator:
             If A is not symmetric and has no `rmatvec`.
         """
         if self.symmetric:
-            return Operator(self.matvec, self.rmatvec, True, self.pairs, not self.transposed, one=self.one)
+            return replace(self, transposed=not self.transposed, probes=())
         if self.rmatvec is None:
             message = (
                 "products with the transpose are needed, but only those with the matrix are known; pass "
@@ -88,7 +92,18 @@ class Operator:
             )
             raise OptionError(message)
         one = None if self.one is None else self.one.T
-        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed, one=one)
+        matrix = None if self.matrix is None else self.matrix.mT
+        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed, one=one, matrix=matrix)
+
+
+def matrix_operator(matrix: Array, *, symmetric: bool = False) -> Operator:
+    """Return the operator of a dense matrix, (*batch, n, n)."""
+
+    def product(A: Array, p: Array) -> Array:
+        # a product of many matrices of one number is slow in most libraries
+        return A[..., 0] * p if A.shape[-1] == 1 else (A @ p[..., None])[..., 0]
+
+    return Operator(lambda p: product(matrix, p), lambda p: product(matrix.mT, p), symmetric, matrix=matrix)
 
 
 def as_operator(matvec: Matvec) -> Operator:
@@ -101,10 +116,11 @@ def shifted(matvec: Matvec, shift: float) -> Operator:
     A = as_operator(matvec)
     if shift == 0:
         return A
-    rproduct, pairs = A.rmatvec, A.pairs
+    rproduct, pairs, matrix = A.rmatvec, A.pairs, A.matrix
     return replace(
         A,
         matvec=lambda p: A(p) + shift * p,
         rmatvec=None if rproduct is None else lambda p: rproduct(p) + shift * p,
         pairs=None if pairs is None else shifted_pairs(pairs, shift),
+        matrix=None if matrix is None else matrix + shift * eye(matrix.shape[-1], matrix),
     )

@@ -43,6 +43,9 @@ class Loops:
     the framework traces.
     """
 
+    places: Callable[[Array], Array | None]
+    """`places(mask)`: return the places of the true entries of a mask (n,), or None if a program cannot know them."""
+
     on_host: Callable[..., Arrays]
     """`on_host(fn, like, *arrays)`: call fn with concrete arrays, outside any trace. The arrays must be constants.
 
@@ -98,6 +101,13 @@ def write_row(memory: Array, i: int, row: Array) -> Array:
     return memory
 
 
+def places_now(mask: Array) -> Array:
+    """Return the places of the true entries of a mask. Eager arrays are always known."""
+    xp = array_namespace(mask)
+    order: Array = xp.argsort(xp.astype(~mask, xp.int8), stable=True)
+    return order[: int(xp.count_nonzero(mask))]  # `nonzero` is optional in the array API standard
+
+
 def call_now(fn: Callable[..., Arrays], like: Arrays, *arrays: Array) -> Arrays:
     """Call fn now. Eager arrays are always concrete."""
     return fn(*arrays)
@@ -109,6 +119,7 @@ EAGER = Loops(
     scan=python_scan,
     map_rows=python_map,
     set_row=write_row,
+    places=places_now,
     on_host=call_now,
     number=lambda x: x,
     steps_per_read=lambda x: 8,

@@ -32,6 +32,12 @@ class Space:
         """Return the space of one problem, without the first dimension of the batch."""
         return Space(self.structure, tuple(shape[1:] for shape in self.shapes), self.dtype, self.batch[1:])
 
+    def rows(self, count: int) -> Space:
+        """Return the space of `count` problems of the batch, whose shape becomes (count, 1, ..., 1)."""
+        batch = (count, *(1,) * (len(self.batch) - 1))
+        shapes = tuple((*batch, *shape[len(batch) :]) for shape in self.shapes)
+        return Space(self.structure, shapes, self.dtype, batch)
+
     def many(self, count: int) -> Space:
         """Return the space of `count` problems, or batches of them, as one batch."""
         shapes = tuple((count, *shape) for shape in self.shapes)

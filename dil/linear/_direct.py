@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, eye, full, max_abs, nonzero_max_abs
+from dil._base.arrays import array_namespace, device, eps, eye, full, max_abs, nonzero_max_abs, nonzero_or_one
 from dil._base.operator import Operator, as_operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
@@ -77,6 +77,8 @@ class Direct:
 
 def dense(A: Operator, b: Array, backend: Backend) -> Array:
     """Return the matrix of each problem, (*batch, n, n), from products with the columns of the identity."""
+    if A.matrix is not None:
+        return A.matrix
     xp, n = array_namespace(b), b.shape[-1]
     if n == 0:
         return full(b, 0.0, shape=(*b.shape, n))
@@ -116,6 +118,8 @@ def _with_shapes(found: Solution, vectors: Callable[[Array], Array], numbers: Ca
 
 def _solve_rows(matrix: Array, b: Array, backend: Backend, symmetric: bool, probes: Arrays) -> Solution:
     """Solve dense systems; matrix: (*batch, n, n), b: (*batch, k, n), status: (*batch, k)."""
+    if b.shape[-1] == 1:
+        return _divide(matrix[..., 0], b[..., 0], symmetric, probes)
     xp, (k, n) = array_namespace(b), b.shape[-2:]
     matrix, rows, columns, unit_A = equilibrate(matrix, symmetric=symmetric)
     rows, columns, unit_A = rows[..., None, :], columns[..., None, :], unit_A[..., None]
@@ -172,6 +176,26 @@ def _solve_rows(matrix: Array, b: Array, backend: Backend, symmetric: bool, prob
         xp.where(zero, 0.0, xp.where(xp.isfinite(residual), residual, 1.0)),
         extra,
     )
+
+
+def _divide(a: Array, b: Array, symmetric: bool, probes: Arrays) -> Solution:
+    """Solve systems of one unknown, with the statuses of `Direct`; a: (*batch, 1), b: (*batch, k)."""
+    xp = array_namespace(b)
+    zero, regular, finite = b == 0, a != 0, xp.isfinite(a) & xp.isfinite(b)
+    divisor = nonzero_or_one(a)
+    x = b / divisor
+    solved = finite & (zero | (regular & xp.isfinite(x)))
+    value = xp.where(solved, x, full(x, 0.0))
+    extra = {
+        "condition": xp.where(regular | zero, full(x, 1.0), full(x, math.inf)),
+        "indefinite": solved & ~zero & (a < 0) if symmetric else solved & ~solved,
+        "products": xp.astype(~zero, xp.int32),
+    }
+    if probes:
+        extra["probes"] = tuple(p / divisor for p in probes)
+    status = first_of([(solved, Status.CONVERGED), (finite & ~regular, Status.SINGULAR)], Status.NON_FINITE)
+    residual = xp.where(solved, full(x, 0.0), full(x, 1.0))
+    return Solution(value[..., None], status, extra["products"], residual, extra)
 
 
 def _multiply(x: Array, unit: Array, unit_A: Array) -> tuple[Array, Array]:

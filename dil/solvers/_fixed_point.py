@@ -12,8 +12,9 @@ from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
-from dil.solvers._progress import check_watched, iterate_watched
-from dil.solvers._start import check_positive, start_equation, tolerance, zeros_like_count
+from dil.solvers._leaving import iterate_problems
+from dil.solvers._progress import check_watched
+from dil.solvers._start import Start, check_positive, start_equation, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
 
 
@@ -78,40 +79,33 @@ class FixedPoint:
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Iterate fun from init; the value has the structure of init."""
         started = start_equation(self, fun, init, args, kwargs, "step")
-        problem, start, arrays = started
-        u = start
-        backend, xp, rtol = problem.backend, array_namespace(u), tolerance(u, self.rtol, 0.75)
+        problem, u, _ = started
+        xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.75)
 
-        def move(u: Array) -> Array:
-            return backend.constant(problem.image(u, *arrays)) - u
-
-        def near(u: Array, f: Array) -> Array:
-            return is_short(f, u, start, rtol)
-
-        def advance(s: Iterate) -> Iterate:
+        def advance(started: Start, s: Iterate) -> Iterate:
             new = s.u + self.damping * s.f
-            f = move(new)
+            f = move(started, new)
             usable = s.going & xp.all(xp.isfinite(f), axis=-1, keepdims=True)
             moved = xp.any(new != s.u, axis=-1, keepdims=True)
-            solved = s.solved | (usable & near(new, f))
+            solved = s.solved | (usable & is_short(f, new, started.u, rtol))
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            diverged = s.diverged | (usable & (norm(f) > far))
+            diverged = s.diverged | (usable & (norm(f) > s.far))
             going = usable & moved & ~solved & ~diverged & (steps < self.max_iter)
             broken = s.broken | (s.going & ~usable)
             u, f = xp.where(usable, new, s.u), xp.where(usable, f, s.f)
-            return Iterate(u, f, steps, going, solved, broken, diverged)
+            return Iterate(u, f, steps, going, solved, broken, diverged, s.far)
 
-        f = move(u)
+        f = move(started, u)
         finite = xp.isfinite(norm(f))
-        solved = finite & near(u, f)
-        first = Iterate(u, f, zeros_like_count(u), finite & ~solved, solved, ~finite, finite & ~finite)
+        solved = finite & is_short(f, u, u, rtol)
         far = (norm(u) + norm(f)) / eps(xp, u.dtype)
+        first = Iterate(u, f, zeros_like_count(u), finite & ~solved, solved, ~finite, finite & ~finite, far)
         scale = nonzero_or_one(norm(f))
 
         def residual(s: Iterate) -> Array:
             return norm(s.f) / scale
 
-        last, extra = iterate_watched(self, backend, advance, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_problems(self, started, advance, first, max_iter=self.max_iter, residual=residual)
         return finish(
             problem.space,
             last.u,
@@ -136,4 +130,13 @@ class Iterate(NamedTuple):
     solved: Array
     broken: Array
     diverged: Array
-    """Whether f exceeds the size of the start by 1 / eps."""
+    """Whether f exceeds `far`."""
+    far: Array
+    """The size of the start over eps."""
+
+
+def move(started: Start, u: Array) -> Array:
+    """Return step(u) - u."""
+    problem, _, arrays = started
+    image: Array = problem.backend.constant(problem.image(u, *arrays))
+    return image - u

@@ -10,9 +10,10 @@ from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
+from dil.solvers._leaving import iterate_problems
 from dil.solvers._no_minimum import is_cut, is_unbounded
-from dil.solvers._progress import check_watched, iterate_watched
-from dil.solvers._start import check_positive, start, tolerance, zeros_like_count
+from dil.solvers._progress import check_watched
+from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
 
 FORGETTING = 0.95
@@ -72,20 +73,16 @@ class GradientDescent:
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun from init; the value has the structure of init."""
         started = start(self, fun, init, args, kwargs)
-        problem, u, arrays = started
+        problem, u, _ = started
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 2 / 3)
         rounding = 8 * eps(xp, u.dtype)
 
-        def evaluate(u: Array) -> tuple[Array, Array]:
-            value, gradient = problem.value_and_gradient(u, *arrays)
-            return value[..., None], gradient
-
-        def descend(s: Descent) -> Descent:
+        def descend(started: Start, s: Descent) -> Descent:
             trial = s.u - xp.where(s.going, s.step, 0.0 * s.step) * s.gradient
-            value, gradient = evaluate(trial)
+            value, gradient = evaluate(started, trial)
             lower = value <= s.value - 1e-4 * s.step * dot(s.gradient, s.gradient) + rounding * xp.abs(s.value)
             # rounding hides the change of the score over a step this short; the gradient still resolves it
-            short = is_short(s.step * s.gradient, s.u, u, 16 * eps(xp, u.dtype) ** 0.5)
+            short = is_short(s.step * s.gradient, s.u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
             lower = lower | (short & (norm(gradient) <= 2.0 * norm(s.gradient)))
             accepted = s.going & lower & xp.all(xp.isfinite(gradient), axis=-1, keepdims=True)
             moved, bent = trial - s.u, gradient - s.gradient
@@ -98,7 +95,7 @@ class GradientDescent:
             # the longest of the last steps belongs to the least curvature that they met
             flattest = xp.maximum(xp.where(curved > 0, longer, 0.0 * longer), FORGETTING * s.flattest)
             flattest = xp.where(accepted, flattest, s.flattest)
-            solved = s.solved | (accepted & (curved > 0) & is_short(flattest * new_gradient, new_u, u, rtol))
+            solved = s.solved | (accepted & (curved > 0) & is_short(flattest * new_gradient, new_u, started.u, rtol))
             stuck = s.going & ~accepted & is_short(step * new_gradient, new_u, new_u, rounding)
             going = s.going & ~solved & ~stuck & (steps < self.max_iter)
             return Descent(
@@ -112,7 +109,7 @@ class GradientDescent:
                 solved,
             )
 
-        value, gradient = evaluate(u)
+        value, gradient = evaluate(started, u)
         slope = norm(gradient)
         finite = xp.isfinite(slope) & xp.isfinite(value)
         first = Descent(
@@ -129,7 +126,7 @@ class GradientDescent:
         def residual(s: Descent) -> Array:
             return norm(s.gradient) / nonzero_or_one(slope)
 
-        last, extra = iterate_watched(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_problems(self, started, descend, first, max_iter=self.max_iter, residual=residual)
         verdict = verified(started, last.u, last.solved, finite, rtol)
         return finish(
             problem.space,
@@ -144,6 +141,13 @@ class GradientDescent:
             diverged=is_unbounded(started, last.u, finite & (residual(last) > 0.25)),
             extra=extra,
         )
+
+
+def evaluate(started: Start, u: Array) -> tuple[Array, Array]:
+    """Return the score, (*batch, 1), and its gradient."""
+    problem, _, arrays = started
+    value, gradient = problem.value_and_gradient(u, *arrays)
+    return value[..., None], gradient
 
 
 class Descent(NamedTuple):

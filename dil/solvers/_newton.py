@@ -7,25 +7,31 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.errors import OptionError
-from dil._base.operator import Operator
+from dil._base.operator import Operator, matrix_operator
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Matvec, Tree
 from dil._problem.jacobian import operator
+from dil._problem.terms import within_rounding_of_terms
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
-from dil.linear._direct import Direct
+from dil.linear._direct import Direct, dense
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._judge import judge
+from dil.solvers._leaving import iterate_problems
 from dil.solvers._no_minimum import is_cut, is_unbounded
-from dil.solvers._progress import check_watched, iterate_watched
+from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
 
 Equations = Literal["hessian", "normal", "truncated"]
 GOLDEN = (1 + 5**0.5) / 2
+CRAMPED = 2.0**-4
+"""A step that is cut to less than this makes the solver look whether F is within its rounding."""
+FEW = 8
+"""The most unknowns for which the matrix is always made, once a step."""
 
 
 @dataclass(frozen=True)
@@ -101,30 +107,32 @@ class Newton:
             raise OptionError(message)
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.5)
 
-        def descend(s: Iterate) -> Iterate:
-            at = self._step(started, s)
-            usable = s.going & xp.all(xp.isfinite(at.step), axis=-1, keepdims=True) & xp.isfinite(at.value)
+        def descend(started: Start, s: Iterate) -> Iterate:
+            J, at = self._step(started, s)
+            done = is_rounded(started, s, J, at.F)
+            usable = s.going & ~done & xp.all(xp.isfinite(at.step), axis=-1, keepdims=True) & xp.isfinite(at.value)
             at = at._replace(step=xp.where(usable, at.step, full(at.step, 0.0)))
             flat = usable & at.flat
             length = backtrack(started, s.u, at, usable & ~flat)
             new = s.u - length * at.step
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            near = usable & (length > 0) & ~at.rough & is_short(at.step, new, u, rtol)
+            near = usable & (length > 0) & ~at.rough & is_short(at.step, new, started.u, rtol)
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & (length > 0) & ~solved & (steps < self.max_iter)
-            broken = s.broken | (s.going & ~usable)
+            broken = s.broken | (s.going & ~done & ~usable)
             slope = xp.where(s.going, norm(at.F), s.slope)
-            return Iterate(new, slope, steps, going, near, solved, s.singular | flat, broken)
+            return Iterate(new, slope, steps, going, near, solved | done, s.singular | flat, broken, length < CRAMPED)
 
         slope = norm(problem.residual(u, *arrays))
         finite = xp.isfinite(slope)
         there = finite & (slope == 0)
-        first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, ~finite & finite, ~finite)
+        none = ~finite & finite
+        first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, none, ~finite, none)
 
         def residual(s: Iterate) -> Array:
             return s.slope / nonzero_or_one(slope)
 
-        last, extra = iterate_watched(self, problem.backend, descend, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_problems(self, started, descend, first, max_iter=self.max_iter, residual=residual)
         ended = ~last.broken
         solved = solved_or_rounded(started, last.u, last.solved, ended)
         # a linear solve in one norm can miss an entry whose unit is small
@@ -146,16 +154,20 @@ class Newton:
             rootless=verdict.rootless,
         )
 
-    def _step(self, started: Start, s: Iterate) -> Step:
-        """Return the Newton step, or the best one found, in a direction of descent."""
+    def _step(self, started: Start, s: Iterate) -> tuple[Operator, Step]:
+        """Return J, and the Newton step, or the best one found, in a direction of descent."""
         problem, _, arrays = started
         (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
         J = operator(problem, lambda p: pull((p,))[0], s.u)
+        if s.u.shape[-1] <= FEW:
+            # the rows come from pullbacks, and products with the matrix need no graph
+            matrix = dense(J.T, s.u, problem.backend).mT
+            J = matrix_operator(matrix, symmetric=problem.symmetric)
         found = self._solve(started, J, F, s)
         if not problem.symmetric:
-            return towards_root(J, F, found.value)
+            return J, towards_root(J, F, found.value)
         assert found.status is not None
-        return downhill(started, s.u, J, F, found.value, (found.status != int(Status.CONVERGED))[..., None])
+        return J, downhill(started, s.u, J, F, found.value, (found.status != int(Status.CONVERGED))[..., None])
 
     def _solve(self, started: Start, J: Operator, F: Array, s: Iterate) -> Solution:
         """Solve the linear system."""
@@ -291,6 +303,23 @@ class Iterate(NamedTuple):
     solved: Array
     singular: Array
     broken: Array
+    cramped: Array
+    """Whether the line search cut the last step to less than `CRAMPED` of it."""
+
+
+def is_rounded(started: Start, s: Iterate, J: Operator, F: Array) -> Array:
+    """Return whether F is as small as the rounding of its terms, (*batch, 1), where the last step was cut short.
+
+    There no step lowers F but by chance, although it need not be short: J may be tiny.
+    """
+    xp = array_namespace(F)
+
+    def look(cramped: Array) -> Array:
+        condition, floats = started.problem.optimality(started.arrays)
+        return cramped & within_rounding_of_terms(condition, J, F, s.u, floats)[..., None]
+
+    cramped = s.going & s.cramped
+    return started.problem.backend.loops.run_if(xp.any(cramped), look, cramped)  # type: ignore[no-any-return]
 
 
 class Trial(NamedTuple):

@@ -61,6 +61,7 @@ LOOPS = Loops(
     scan=scan,
     map_rows=map_rows,
     set_row=set_row,
+    places=lambda mask: None,  # the shapes of a program do not depend on values
     on_host=on_host,
     number=lambda x: x,
     steps_per_read=lambda x: 1,  # the loop runs on the device

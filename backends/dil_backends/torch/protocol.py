@@ -116,5 +116,10 @@ def _steps_per_read(x: Any, /) -> int:
     return 1 if x.is_cpu or transforming() else EAGER.steps_per_read(x)
 
 
-loops = replace(EAGER, map_rows=_map_rows, number=_number, steps_per_read=_steps_per_read)
+def _places(mask: Any, /) -> Any:
+    """Return the places of the true entries of a mask, which no transform can read."""
+    return None if transforming() else torch.nonzero(mask)[:, 0]
+
+
+loops = replace(EAGER, map_rows=_map_rows, number=_number, places=_places, steps_per_read=_steps_per_read)
 reports = eager_reports(to_numpy)

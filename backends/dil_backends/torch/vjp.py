@@ -44,6 +44,8 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         primals = tuple([x.clone() if x.is_inference() else x for x in primals])
         inputs = [_input(x, recording) for x in primals]
         out = _evaluated(fn, inputs)
+    for x in inputs:
+        x._dil_evaluated = True  # type: ignore[attr-defined]
     again = kept or (recording and _captures(fn, inputs, out))
     again = again or any(has_tangent(y) for y in out)
 
@@ -152,10 +154,14 @@ def _captures(fn: Callable[..., Tensors], inputs: Sequence[Tensor], out: Tensors
 
 
 def _leaves(out: Tensors, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Return the leaves of the graph of `out` that are no inputs, by their identity."""
+    """Return the leaves of the graph of `out` that are no inputs, by their identity.
+
+    The input of another `vjp` whose function has returned is none: only the pullback of that `vjp` differentiates in
+    it, so it would make the graphs of the steps of a solver one.
+    """
     ours = {id(x) for x in inputs}
     leaves = [getattr(node, "variable", None) for node in _nodes([y.grad_fn for y in out])]
-    return {id(x): x for x in leaves if x is not None and id(x) not in ours}
+    return {id(x): x for x in leaves if x is not None and id(x) not in ours and not hasattr(x, "_dil_evaluated")}
 
 
 def _nodes(roots: Sequence[Any]) -> set[Any]:

@@ -1,0 +1,127 @@
+"""The loop of a solver whose problems leave the batch when they have ended, so that none waits for the slowest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from dil._base.arrays import array_namespace, eps, max_abs, size
+from dil._base.typing import Array
+from dil._frameworks.iteration import repeat
+from dil.solvers._progress import State, Watched, iterate_watched
+from dil.solvers._start import Start
+
+MANY = 2**10
+"""The fewest unknowns of a batch whose problems leave. An operation on fewer costs about as much as one on a single."""
+NO_PART = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
+"""What a function raises that needs the batch as it is: its code, or an array that it captures, names the size."""
+
+
+S = TypeVar("S", bound=State)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some problems of a batch. Arrays whose shape begins with that of the batch have one part for each problem."""
+
+    batch: tuple[int, ...]
+    chosen: Array
+    """Whether a problem is one of them, (size of the batch,)."""
+    numbers: Array
+    """Their numbers in the batch, (k,)."""
+
+    @property
+    def count(self) -> int:
+        """The number of problems, k."""
+        return self.numbers.shape[0]
+
+    def take(self, x: Any) -> Any:
+        """Return the parts of these problems, of shape (k, 1, ..., 1) in the place of that of the batch."""
+        if not self._has_parts(x):
+            return x
+        xp, rest = array_namespace(x), tuple(x.shape[len(self.batch) :])
+        some = xp.take(xp.reshape(x, (size(self.batch), *rest)), self.numbers, axis=0)
+        return xp.reshape(some, (self.count, *(1,) * (len(self.batch) - 1), *rest))
+
+    def put(self, old: Any, new: Any) -> Any:
+        """Return an array of the batch with the parts of these problems replaced; `new` if it is no such array."""
+        if not self._has_parts(old):
+            return new
+        xp, rest = array_namespace(old), tuple(old.shape[len(self.batch) :])
+        place = xp.cumulative_sum(xp.astype(self.chosen, self.numbers.dtype)) - 1
+        spread = xp.take(xp.reshape(new, (self.count, *rest)), xp.where(place < 0, 0, place), axis=0)
+        return xp.where(xp.reshape(self.chosen, (*self.batch, *(1 for _ in rest))), xp.reshape(spread, old.shape), old)
+
+    def _has_parts(self, x: Any) -> bool:
+        return tuple(getattr(x, "shape", ())[: len(self.batch)]) == self.batch
+
+
+def iterate_problems(
+    solver: Watched,
+    started: Start,
+    step: Callable[[Start, S], S],
+    first: S,
+    *,
+    max_iter: int,
+    residual: Callable[[S], Array],
+) -> tuple[S, dict[str, Array]]:
+    """Run `state = step(started, state)` while a problem is going. The step must not change the others.
+
+    Returns the last state, and entries for the `extra` of the solution, as `iterate_watched` does. Problems leave the
+    batch only if nobody watches them.
+    """
+    if solver.history or solver.progress:
+        some, backend = partial(step, started), started.problem.backend
+        return iterate_watched(solver, backend, some, first, max_iter=max_iter, residual=residual)
+    return iterate_leaving(started, step, first), {}
+
+
+def iterate_leaving(started: Start, step: Callable[[Start, S], S], first: S) -> S:
+    """Run the loop of `iterate_problems`.
+
+    As soon as less than half of a large batch is going, the loop continues with these problems alone, if a program can
+    know which these are while it runs.
+    """
+    loops, xp = started.problem.backend.loops, array_namespace(started.u)
+    batch, some = started.problem.space.batch, partial(step, started)
+    large = size(batch) > 1 and size(started.u.shape) >= MANY
+    if not large or loops.places(xp.reshape(first.going, (-1,))) is None:
+        return repeat(some, lambda s: s.going, first, loops=loops)
+    half = repeat(some, lambda s: 2 * xp.count_nonzero(s.going) >= size(batch), first, loops=loops)
+    chosen = xp.reshape(half.going, (-1,))
+    numbers = loops.places(chosen)
+    if numbers is None or numbers.shape[0] == 0:
+        return half
+    rows = Rows(batch, chosen, numbers)
+    alone = part(started, rows)
+    if alone is None:
+        return repeat(some, lambda s: s.going, half, loops=loops)
+    return entrywise(rows.put, half, iterate_leaving(alone, step, entrywise(rows.take, half)))
+
+
+def part(started: Start, rows: Rows) -> Start | None:
+    """Return some problems of a batch, or None if F is another function there, or cannot be evaluated.
+
+    F at the start tells which it is: its entries have there the size of their terms.
+    """
+    problem, u, arrays = started
+    xp, constant = array_namespace(u), problem.backend.constant
+    space = problem.space.rows(rows.count)
+    alone = Start(replace(problem, space=space), rows.take(u), tuple(rows.take(x) for x in arrays))
+    expected = rows.take(constant(problem.residual(u, *arrays)))
+    try:
+        found = constant(alone.problem.residual(alone.u, *alone.arrays))
+    except NO_PART:
+        return None
+    machine, largest = eps(xp, u.dtype), max_abs(expected)[..., None]
+    same = xp.abs(found - expected) <= machine**0.5 * xp.abs(expected) + 64 * machine * largest
+    return alone if bool(xp.all(same | ~xp.isfinite(expected))) else None
+
+
+def entrywise(fn: Callable[..., Any], state: S, *others: S) -> S:
+    """Return the state of fn(array, ...) of each array of a state and of others with the same structure."""
+    if isinstance(state, tuple):
+        return type(state)(*(entrywise(fn, *entries) for entries in zip(state, *others, strict=True)))
+    return fn(state, *others)  # type: ignore[no-any-return]

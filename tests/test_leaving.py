@@ -1,0 +1,197 @@
+"""Problems that have ended leave the batch: fewer rows are computed, and every answer stays what it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+import dil
+from dil.solvers import FixedPoint, GradientDescent, Newton
+
+COUNT = 4096
+HARD = 8
+"""Each so many-th problem is hard."""
+
+
+def eager(plain):
+    if plain.backend == "jax":
+        pytest.skip("the shapes of a compiled program do not depend on values")
+    return plain
+
+
+def starts(*args):
+    return array_namespace(args[0]).ones_like(args[0])
+
+
+def growth(u):
+    """Newton's method comes down by one a step: the root of exp(u) = exp(x) from u = 1 takes |x| steps for x < 0."""
+    return array_namespace(u).exp(u)
+
+
+def by_kind(x, hard, easy):
+    xp = array_namespace(x)
+    return xp.where(x < 0, xp.full_like(x, hard), xp.full_like(x, easy))
+
+
+class Counted:
+    """A function that counts the rows that it was evaluated for."""
+
+    def __init__(self, fn):
+        self.fn, self.rows = fn, []
+
+    def __call__(self, u, *args):
+        self.rows.append(u.shape[0])
+        return self.fn(u, *args)
+
+
+def bowl(u, x):
+    return array_namespace(u).sum(0.5 * by_kind(x, 1e-3, 1.0) * (u - x) ** 2 + 0.25 * (u - x) ** 4, axis=-1)
+
+
+CASES = {
+    "root": (dil.root, Newton(), lambda u, x: growth(u) - growth(x)),
+    "score": (dil.argmin, Newton(), lambda u, x: array_namespace(u).sum(growth(u) - u * growth(x), axis=-1)),
+    "descent": (dil.argmin, GradientDescent(step=0.1), bowl),
+    "step": (dil.fixed_point, FixedPoint(), lambda u, x: x + by_kind(x, 0.9, 0.1) * (u - x)),
+}
+
+
+def problems(n=1):
+    """Return the answers; a few are far away."""
+    x = np.random.default_rng(0).uniform(0.5, 0.9, (COUNT, n))
+    x[::HARD] -= 16.0
+    return x
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_few_hard_problems_do_not_make_all_pay(plain, case):
+    make, solver, fn = CASES[case]
+    x, counted = eager(plain).asarray(problems()), Counted(fn)
+    layer = make(counted, solver, init=starts, batch_ndim=1)
+    found = layer.solve(x)
+    values, iterations = plain.to_numpy(found.value), plain.to_numpy(found.iterations)
+    assert np.all(plain.to_numpy(found.status) == int(dil.Status.CONVERGED))
+    np.testing.assert_allclose(values, problems(), rtol=1e-6)
+    easy = np.delete(iterations, np.s_[::HARD])
+    assert iterations[::HARD].min() > easy.max(), "the case has no hard problems"
+    assert min(counted.rows) <= COUNT // HARD + 1, "no problem has left the batch"
+    # the rows are those that a loop over each problem would need, and some for what ends with all of them
+    watched = Counted(fn)
+    make(watched, _watched(solver), init=starts, batch_ndim=1).solve(x)
+    assert sum(counted.rows) < 0.8 * sum(watched.rows)
+
+
+def _watched(solver):
+    from dataclasses import replace
+
+    return replace(solver, history=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_answers_are_those_of_the_whole_batch(plain, case):
+    make, solver, fn = CASES[case]
+    x = eager(plain).asarray(problems())
+    one, other = (make(fn, s, init=starts, batch_ndim=1).solve(x) for s in (solver, _watched(solver)))
+    np.testing.assert_allclose(plain.to_numpy(one.value), plain.to_numpy(other.value), rtol=1e-12)
+    assert np.array_equal(plain.to_numpy(one.iterations), plain.to_numpy(other.iterations))
+    assert np.array_equal(plain.to_numpy(one.status), plain.to_numpy(other.status))
+
+
+def test_a_batch_of_two_dimensions(plain):
+    x = eager(plain).asarray(problems().reshape(64, 64, 1))
+    scale = plain.asarray(np.linspace(1.0, 2.0, 64)[:, None])  # one for each problem of the second dimension
+    counted = Counted(lambda u, x, c: c * (growth(u) - growth(x)))
+    found = dil.root(counted, Newton(), init=starts, batch_ndim=2).solve(x, scale)
+    np.testing.assert_allclose(plain.to_numpy(found.value), plain.to_numpy(x), rtol=1e-9)
+    # the scale does not begin with the shape of the batch, so a part of the problems would get the wrong ones
+    assert min(counted.rows) == 64
+    whole = plain.asarray(np.broadcast_to(plain.to_numpy(scale), (64, 64, 1)).copy())
+    counted.rows.clear()
+    found = dil.root(counted, Newton(), init=starts, batch_ndim=2).solve(x, whole)
+    np.testing.assert_allclose(plain.to_numpy(found.value), plain.to_numpy(x), rtol=1e-9)
+    assert max(counted.rows) > 64, "no problem has left the batch"
+
+
+def test_a_matrix_for_all_that_has_as_many_rows_as_the_batch(plain):
+    """Its shape begins with that of the batch. F tells that it has no parts."""
+    n = 64
+    M = np.eye(n) + 0.1 * np.random.default_rng(0).standard_normal((n, n)) / n
+    x = problems()[: n * n].reshape(n, n)[:, :1] + np.zeros((1, n))
+    b, matrix = (eager(plain).asarray(a) for a in (np.exp(x) @ M, M))
+    counted = Counted(lambda u, b, M: array_namespace(u).matmul(growth(u), M) - b)
+    found = dil.root(counted, Newton(), init=starts, batch_ndim=1).solve(b, matrix)
+    np.testing.assert_allclose(plain.to_numpy(found.value), x, rtol=1e-6)
+    assert np.all(plain.to_numpy(found.status) == int(dil.Status.CONVERGED))
+    assert n in counted.rows[-10:]
+
+
+@pytest.mark.parametrize("kind", ["captured", "asserted", "reshaped", "mixed"])
+def test_a_function_that_needs_the_whole_batch_gets_it(plain, kind):
+    x = eager(plain).asarray(problems())
+
+    def captured(u, z):
+        return growth(u) - growth(x)
+
+    def asserted(u, z):
+        assert u.shape[0] == COUNT
+        return growth(u) - growth(z)
+
+    def reshaped(u, z):
+        xp = array_namespace(u)
+        return xp.reshape(xp.reshape(growth(u) - growth(z), (COUNT // 2, 2)), (COUNT, 1))
+
+    def mixed(u, z):  # each problem is told how many there are
+        return growth(u) - growth(z) * (u.shape[0] / COUNT)
+
+    layer = dil.root(locals()[kind], Newton(), init=starts, batch_ndim=1)
+    found = layer.solve(x)
+    np.testing.assert_allclose(plain.to_numpy(found.value), problems(), rtol=1e-9)
+    assert np.all(plain.to_numpy(found.status) == int(dil.Status.CONVERGED))
+
+
+def test_problems_that_fail_stay_alone(plain):
+    """A row of NaN ends NON_FINITE, one without a root NO_ROOT or SINGULAR, and the others are solved."""
+    x = problems()
+    x[1], shift = np.nan, np.zeros((COUNT, 1))
+    shift[8] = 1.0
+    fn = lambda u, x, s: (1 - s) * (growth(u) - growth(x)) + s * (u**2 + 1.0)  # noqa: E731
+    found = dil.root(fn, Newton(), init=starts, batch_ndim=1, on_failure="ignore").solve(
+        *(eager(plain).asarray(a) for a in (x, shift))
+    )
+    status, values = plain.to_numpy(found.status), plain.to_numpy(found.value)
+    assert status[1] == int(dil.Status.NON_FINITE)
+    assert status[8] in (int(dil.Status.NO_ROOT), int(dil.Status.SINGULAR), int(dil.Status.STAGNATED))
+    others = np.delete(np.arange(COUNT), [1, 8])
+    assert np.all(status[others] == int(dil.Status.CONVERGED))
+    np.testing.assert_allclose(values[others], x[others], rtol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [1e-60, 1e60])
+def test_no_unit_matters(plain, unit):
+    x = eager(plain).asarray(problems() * unit)
+    counted = Counted(lambda u, x: growth(u / unit) - growth(x / unit))
+    found = dil.root(counted, Newton(), init=lambda x: unit * starts(x), batch_ndim=1).solve(x)
+    np.testing.assert_allclose(plain.to_numpy(found.value), problems() * unit, rtol=1e-9)
+    assert min(counted.rows) <= COUNT // HARD + 1
+
+
+def test_a_root_whose_slope_is_tiny_ends_when_F_is_rounding(plain):
+    """F is 0 to the last digit over a long way; Newton's steps are long there and lower F by chance alone."""
+    x = np.full((COUNT, 1), 0.5)
+    slope = np.full((COUNT, 1), 1.0)
+    slope[::HARD] = 1e-14
+    counted = Counted(lambda u, x, a: (1.0 + a * (u - x)) ** 3 - 1.0)
+    found = dil.root(counted, Newton(), init=lambda x, a: 0.7 * starts(x), batch_ndim=1).solve(
+        *(eager(plain).asarray(a) for a in (x, slope))
+    )
+    assert np.all(plain.to_numpy(found.status) == int(dil.Status.CONVERGED))
+    assert plain.to_numpy(found.iterations).max() <= 20
+
+
+def test_gradients_through_a_batch_whose_problems_left(plain):
+    """y = x, so dy/dx is one."""
+    x = eager(plain).asarray(problems())
+    _, pull = dil.vjp(dil.root(lambda u, x: growth(u) - growth(x), Newton(), init=starts, batch_ndim=1), x)
+    (g,) = pull(array_namespace(x).ones_like(x))
+    np.testing.assert_allclose(plain.to_numpy(g), np.ones((COUNT, 1)), rtol=1e-9)
