@@ -42,17 +42,18 @@ def owns(x: object, /) -> bool:
 def quiet(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return fn with NumPy's warnings off. A value that is not finite already gives a status."""
     # not np.errstate as a decorator: warnings of dil point to the first frame outside dil, which would be NumPy's
-    return partial(_quiet, fn)
+    return partial(quietly, fn)
 
 
-def _quiet(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def quietly(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return fn(*args, **kwargs), with NumPy's warnings off."""
     with np.errstate(all="ignore"):
         return fn(*args, **kwargs)
 
 
 def linear_solve(system: LinearSystem, b: Array, /) -> Array:
     """Solve a linear system. The solution is differentiable if the tape is recording."""
-    return _quiet(_linear_solve, system, b)  # type: ignore[no-any-return]
+    return quietly(_linear_solve, system, b)  # type: ignore[no-any-return]
 
 
 def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from dil._base.quasi_newton import TriangularSolve
 from dil._base.typing import Array
+
+
+class Host(NamedTuple):
+    """A framework whose operations on few numbers cost less."""
+
+    backend: Any
+    """Its `Backend`."""
+    give: Callable[[Array], Array]
+    """Return an array as one of this framework. They may share memory."""
+    take: Callable[[Array], Array]
+    """Return an array of this framework as it was."""
+    run: Callable[..., Any]
+    """`run(fn, *args)`: return fn(*args) without warnings of the framework."""
+
+
+def no_host(*arrays: Array) -> None:
+    """Return None: the arrays stay where they are."""
 
 
 @dataclass(frozen=True)
@@ -32,3 +50,5 @@ class Dense:
     triangular_solve: TriangularSolve
     """`triangular_solve(T, b, upper=)`: solve systems whose T is triangular, with no zero on its diagonal."""
     crossover: Crossover
+    host: Callable[..., Host | None] = no_host
+    """`host(*arrays)`: return where a few numbers are solved for faster, or None if they cannot go there."""

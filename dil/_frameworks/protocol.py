@@ -55,6 +55,19 @@ class BatchedRule(Rule, Protocol):
         ...
 
 
+RepeatedPull: TypeAlias = Callable[[Array, Sequence[int]], "Arrays | None"]
+"""`pull(v, wrt)`: return the cotangents of `args[i]` for i in `wrt`, or None if v needs the rule itself."""
+
+
+@runtime_checkable
+class RepeatedRule(Rule, Protocol):
+    """A rule that knows how to do many pullbacks at one point for less than the first one costs."""
+
+    def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
+        """Return the pullback of cotangents of `y[0]`, without a derivative of its own, or None if there is none."""
+        ...
+
+
 class ReverseRule:
     """A rule with a pullback only. It has no pushforward."""
 

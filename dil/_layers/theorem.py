@@ -31,10 +31,11 @@ from dil._diagnostics.record import add_entry, recording
 from dil._diagnostics.smoothness import check_smoothness
 from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
-from dil._frameworks.protocol import LinearSystem, Vectorise
+from dil._frameworks.protocol import LinearSystem, RepeatedPull, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls, is_readable
+from dil._layers.repeated import has_inverse, repeated_pull
 from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, operator
 from dil._problem.problem import Optimality, Problem
@@ -72,6 +73,21 @@ class ImplicitRule:
         J = operator(problem, lambda p: pull((p,), (0,))[0], u)
         g = problem.backend.linear_solve(self.system(F, Fu, J.T, (u, *floats), y), v)
         return pull((-g,), [1 + problem.arguments.floats.index(i) for i in wrt])
+
+    def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
+        """Return the pullback for further cotangents of the solution, with J^-1 at hand, or None."""
+        problem, u = self.find(), y[0]
+        if recording() or not has_inverse(self.linear_solver, u, problem.backend):
+            return None
+        F, floats = problem.optimality(args)
+        (Fu,), pull = problem.backend.vjp(F, u, *floats)
+        J = operator(problem, lambda p: pull((p,), (0,))[0], u)
+        places = {i: 1 + k for k, i in enumerate(problem.arguments.floats)}
+
+        def pulled(g: Array, wrt: Sequence[int]) -> Arrays:
+            return pull((g,), [places[i] for i in wrt])
+
+        return repeated_pull(self.system(F, Fu, J.T, (u, *floats), y), u, pulled, problem.backend)
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return -J^-1 (F_args t)."""

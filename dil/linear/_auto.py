@@ -137,6 +137,9 @@ def _retry(
     selected = first.status != first.status
     for failure in failures:
         selected = selected | (first.status == int(failure))
+    some = xp.any(selected)
+    if backend.loops.number(some) is False:
+        return first
 
     def solve_selected(s: Retry) -> Retry:
         # the other problems get a right-hand side of zero, which costs no iteration
@@ -153,7 +156,7 @@ def _retry(
 
     indefinite = (first.extra or {}).get("indefinite", selected & ~selected) | (first.status == int(Status.INDEFINITE))
     start = Retry(selected, first.value, first.status, first.iterations, first.residual, indefinite)
-    last: Retry = backend.loops.run_if(xp.any(selected), solve_selected, start)
+    last: Retry = backend.loops.run_if(some, solve_selected, start)
     return Solution(
         last.x, last.status, last.steps, last.residual, {**(first.extra or {}), "indefinite": last.indefinite}
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, eye, full, max_abs, nonzero_max_abs, nonzero_or_one
+from dil._base.arrays import array_namespace, device, eps, eye, full, max_abs, nonzero_max_abs, nonzero_or_one, size
 from dil._base.operator import Operator, as_operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
@@ -17,6 +18,9 @@ from dil._frameworks.random_vectors import standard_normal
 from dil.linear._cg import CG
 from dil.linear._equilibration import equilibrate
 from dil.linear._right_hand_side import backend_of_system
+
+FEW_NUMBERS = 2**10
+"""The most numbers of matrices that are solved with on the host."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,23 @@ def solve_dense(
     `extra["probes"]` holds the solutions for the right-hand sides `probes`, (*batch, n). A matrix may have many
     right-hand sides, b: (k, *batch, n). It is factorised once, and the status is that of each one, (k, *batch).
     """
+    host = backend.dense.host(matrix, b, *probes) if b.shape[-1] > 1 and size(matrix.shape) <= FEW_NUMBERS else None
+    if host is not None:
+        there = [host.give(x) for x in (matrix, b, *probes)]
+        run = partial(solve_dense, backend=host.backend, symmetric=symmetric, probes=tuple(there[2:]))
+        return _from_host(host.run(run, *there[:2]), host.take)
     if b.ndim < matrix.ndim:
         found = _solve_rows(matrix, b[..., None, :], backend, symmetric, probes)
         return _with_shapes(found, lambda x: x[..., 0, :], lambda x: x[..., 0])
     xp = array_namespace(b)
     found = _solve_rows(matrix, xp.moveaxis(b, 0, -2), backend, symmetric, probes)
     return _with_shapes(found, lambda x: xp.moveaxis(x, -2, 0), lambda x: xp.moveaxis(x, -1, 0))
+
+
+def _from_host(found: Solution, take: Callable[[Any], Array]) -> Solution:
+    """Return a solution whose arrays are taken back from a host."""
+    extra = {name: tuple(map(take, x)) if name == "probes" else take(x) for name, x in (found.extra or {}).items()}
+    return Solution(take(found.value), take(found.status), take(found.iterations), take(found.residual), extra)
 
 
 def _with_shapes(found: Solution, vectors: Callable[[Array], Array], numbers: Callable[[Any], Array]) -> Solution:
@@ -123,9 +138,9 @@ def _solve_rows(matrix: Array, b: Array, backend: Backend, symmetric: bool, prob
     xp, (k, n) = array_namespace(b), b.shape[-2:]
     matrix, rows, columns, unit_A = equilibrate(matrix, symmetric=symmetric)
     rows, columns, unit_A = rows[..., None, :], columns[..., None, :], unit_A[..., None]
-    size = max_abs(b)
-    zero = size == 0
-    unit = xp.where(zero, 1.0, size)[..., None]
+    largest = max_abs(b)
+    zero = largest == 0
+    unit = xp.where(zero, 1.0, largest)[..., None]
     b = rows * (b / unit)
     scaled_size = nonzero_max_abs(b)
     # a further right-hand side e gives a lower bound of the condition number, ||A|| ||A^-1 e|| / ||e||; e is random,
@@ -162,9 +177,9 @@ def _solve_rows(matrix: Array, b: Array, backend: Backend, symmetric: bool, prob
     condition = norm_A * xp.maximum(length[..., :k], length[..., k : k + 1])
     accurate = residual <= rounding_bound(last.x)
     solved = zero | (accurate & (condition < max(5e-5 / machine_eps, machine_eps ** (-2 / 3))))
-    count = xp.where(zero, 0, full(size, n, dtype=xp.int32))
+    count = xp.where(zero, 0, full(largest, n, dtype=xp.int32))
     value, fits = _multiply(x[..., :k, :] * columns * scaled_size, unit, unit_A)
-    finite = xp.isfinite(size) & xp.isfinite(norm_A) & (zero | ~solved | xp.all(fits, axis=-1))
+    finite = xp.isfinite(largest) & xp.isfinite(norm_A) & (zero | ~solved | xp.all(fits, axis=-1))
     extra = {"condition": condition, "indefinite": not_positive[..., None] & solved & ~zero, "products": count}
     if probes:
         solutions = [x[..., k + 1 + j, :] * columns[..., 0, :] for j in range(len(probes))]
@@ -182,10 +197,10 @@ def _divide(a: Array, b: Array, symmetric: bool, probes: Arrays) -> Solution:
     """Solve systems of one unknown, with the statuses of `Direct`; a: (*batch, 1), b: (*batch, k)."""
     xp = array_namespace(b)
     zero, regular, finite = b == 0, a != 0, xp.isfinite(a) & xp.isfinite(b)
-    divisor = nonzero_or_one(a)
-    x = b / divisor
-    solved = finite & (zero | (regular & xp.isfinite(x)))
-    value = xp.where(solved, x, full(x, 0.0))
+    divisor, most = nonzero_or_one(a), float(xp.finfo(b.dtype).max)
+    fits = xp.abs(b) <= xp.where(xp.abs(divisor) < 1, most * xp.abs(divisor), full(divisor, most))
+    solved = finite & (zero | (regular & fits))
+    x = xp.where(solved, b, full(b, 0.0)) / divisor
     extra = {
         "condition": xp.where(regular | zero, full(x, 1.0), full(x, math.inf)),
         "indefinite": solved & ~zero & (a < 0) if symmetric else solved & ~solved,
@@ -195,7 +210,7 @@ def _divide(a: Array, b: Array, symmetric: bool, probes: Arrays) -> Solution:
         extra["probes"] = tuple(p / divisor for p in probes)
     status = first_of([(solved, Status.CONVERGED), (finite & ~regular, Status.SINGULAR)], Status.NON_FINITE)
     residual = xp.where(solved, full(x, 0.0), full(x, 1.0))
-    return Solution(value[..., None], status, extra["products"], residual, extra)
+    return Solution(x[..., None], status, extra["products"], residual, extra)
 
 
 def _multiply(x: Array, unit: Array, unit_A: Array) -> tuple[Array, Array]:

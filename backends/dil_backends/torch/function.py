@@ -11,16 +11,18 @@ import torch
 from torch.autograd import forward_ad
 
 from dil._base.errors import CapturedError, DilError, UnsupportedFunctionError
-from dil._frameworks.protocol import BatchedRule, Rule
+from dil._frameworks.protocol import BatchedRule, RepeatedRule, Rule
 from dil._frameworks.reports import users_line
 from dil_backends.torch.guards import refuse_no_numbers, refuse_old_vmap
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
-from dil_backends.torch.tracking import transforming
+from dil_backends.torch.tracking import has_tangent, transforming
 from dil_backends.torch.vjp import autograd_on
 
 Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
 
+MOST_REPEATED = 2**14
+"""The most numbers of a solution whose cotangents share work."""
 CHANGED = (
     "the function or the solver of a layer changed one of the layer's arguments in place; both must leave what they "
     "are given as it is, so write t * 2 instead of t.mul_(2), or begin with t.clone()"
@@ -52,7 +54,7 @@ class Implicit(torch.autograd.Function):
         """Keep the arguments and the solution."""
         ctx.rule, args = inputs[1], inputs[2:]
         ctx.kernels = attention_kernels()
-        ctx.count = len(args)
+        ctx.count, ctx.first, ctx.again = len(args), None, None
         ctx.set_materialize_grads(False)  # an output that nothing depends on, such as the solver's pairs, costs nothing
         ctx.save_for_backward(*args, *output)
         ctx.save_for_forward(*args, *output)
@@ -130,8 +132,32 @@ def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor 
     needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
     wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
     with isolated(), allowing(ctx.kernels):
-        found = dict(zip(wrt, ctx.rule.pullback(args, y, cotangents, wrt), strict=True))
+        again = _repeated(ctx, args, y, cotangents)
+        pulled = None if again is None else again(cotangents[0], wrt)
+        if pulled is None:
+            pulled = ctx.rule.pullback(args, y, cotangents, wrt)
+    found = dict(zip(wrt, pulled, strict=True))
     return (None, None, *(found.get(i) for i in range(ctx.count)))
+
+
+def _repeated(ctx: Any, args: Any, y: Any, cotangents: Sequence[Tensor | None]) -> Any:
+    """Return the `RepeatedPull` of a node that has run before, if nothing records this pass.
+
+    A graph that is walked once keeps only its tensors. The cotangent of the first pass never takes this way: it gets
+    the same digits each time, as `torch.autograd.gradcheck` wants.
+    """
+    v = cotangents[0]
+    if torch.is_grad_enabled() or transforming() or v is None or any(has_tangent(x) for x in (v, *args)):
+        return None
+    if ctx.first is None:
+        ctx.first = v.clone() if v.numel() <= MOST_REPEATED else False
+        return None
+    if ctx.first is False or torch.equal(ctx.first, v):
+        return None
+    if ctx.again is None:
+        ctx.again = ctx.rule.repeated(args, y) if isinstance(ctx.rule, RepeatedRule) else None
+        ctx.again = ctx.again or False
+    return ctx.again or None
 
 
 def _forward_mode_on() -> AbstractContextManager[object]:

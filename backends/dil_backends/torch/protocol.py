@@ -27,6 +27,8 @@ __all__ = ["dense", "fixed", "guard", "implicit", "vjp"]
 Tensor = torch.Tensor
 
 NATIVE = "torch"
+FEW_ROWS = 4
+"""The most rows for which a loop costs less than a call of `torch.vmap`."""
 THIS = cast(Backend, sys.modules[__name__])
 
 
@@ -100,6 +102,8 @@ def _map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
     `torch.vmap` raises RuntimeError for some graphs: an `autograd.Function` that reads its tensors or leaves torch, or
     nested layers. If fn itself raises, the loop raises the same error again.
     """
+    if rows.shape[0] <= FEW_ROWS and not transforming():
+        return torch.stack([fn(row) for row in rows.unbind()])
     try:
         return torch.vmap(fn)(rows)
     except RuntimeError:
