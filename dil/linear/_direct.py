@@ -198,7 +198,8 @@ def _divide(a: Array, b: Array, symmetric: bool, probes: Arrays) -> Solution:
     xp = array_namespace(b)
     zero, regular, finite = b == 0, a != 0, xp.isfinite(a) & xp.isfinite(b)
     divisor, most = nonzero_or_one(a), float(xp.finfo(b.dtype).max)
-    fits = xp.abs(b) <= xp.where(xp.abs(divisor) < 1, most * xp.abs(divisor), full(divisor, most))
+    size_a = xp.abs(divisor)
+    fits = xp.abs(b) <= most * xp.where(size_a < 1, size_a, full(size_a, 1.0))
     solved = finite & (zero | (regular & fits))
     x = xp.where(solved, b, full(b, 0.0)) / divisor
     extra = {
