@@ -7,7 +7,7 @@ import pytest
 from array_api_compat import array_namespace
 
 import dil
-from dil.solvers import FixedPoint, GradientDescent, Newton
+from dil.solvers import LBFGS, FixedPoint, GradientDescent, Newton
 
 COUNT = 4096
 HARD = 8
@@ -52,6 +52,7 @@ def bowl(u, x):
 CASES = {
     "root": (dil.root, Newton(), lambda u, x: growth(u) - growth(x)),
     "score": (dil.argmin, Newton(), lambda u, x: array_namespace(u).sum(growth(u) - u * growth(x), axis=-1)),
+    "quasi-Newton": (dil.argmin, LBFGS(), bowl),
     "descent": (dil.argmin, GradientDescent(step=0.1), bowl),
     "step": (dil.fixed_point, FixedPoint(), lambda u, x: x + by_kind(x, 0.9, 0.1) * (u - x)),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from dil._base.arrays import (
@@ -26,9 +27,10 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil._frameworks.protocol import Backend
 from dil.solvers._finish import finish
+from dil.solvers._leaving import iterate_problems
 from dil.solvers._no_minimum import is_cut, is_unbounded
-from dil.solvers._progress import check_watched, iterate_watched
-from dil.solvers._start import check_positive, start, tolerance, zeros_like_count
+from dil.solvers._progress import check_watched
+from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
 from dil.solvers._wolfe import wolfe_search
 
@@ -106,14 +108,10 @@ class LBFGS:
         read = reader(backend.loops.number, single)
         unit = read(gradient_unit[..., 0])
 
-        # in units of the first gradient: squares of tiny or huge gradients would under- or overflow
-        def evaluate(u: Array) -> tuple[Scalar, Array]:
-            value, gradient = problem.value_and_gradient(u, *arrays)
-            return read(backend.constant(value)) / unit, backend.constant(gradient) / unit
-
-        def descend(s: Iterate) -> Iterate:
-            length = either(s.memory.learned, lambda: one, lambda: first_length(s.gradient, read))
-            line = wolfe_search(evaluate, s.u, u, s.value, s.gradient, s.direction, length, s.going, backend.loops)
+        def descend(started: Start, s: Iterate) -> Iterate:
+            length = either(s.memory.learned, lambda: like_one(s.value), lambda: first_length(s.gradient, read))
+            at = partial(evaluate, started, s.unit, read)
+            line = wolfe_search(at, s.u, started.u, s.value, s.gradient, s.direction, length, s.going, backend.loops)
             moved = s.going & (line.low > 0)
             new_u = either(moved, lambda: s.u + line.low * s.direction, lambda: s.u)
             gradient = select(moved, line.low_gradient, s.gradient)
@@ -121,7 +119,7 @@ class LBFGS:
             memory = learn(known, new_u - s.u, gradient - s.gradient, read)
             direction, memory = downhill(memory, gradient, backend, read)
             steps = select(s.going, s.steps + 1, s.steps)
-            close = near(memory, gradient, new_u, u, rtol, read)
+            close = near(memory, gradient, new_u, started.u, rtol, read)
             # one search more shows the curvature along a gradient that only seemed small
             solved = s.solved | (s.near & ((moved & close) | (s.going & logical_not(moved))))
             lost = read(xp.all(xp.abs(direction) <= eps(xp, u.dtype) * xp.abs(new_u), axis=-1))
@@ -137,24 +135,27 @@ class LBFGS:
                 going,
                 close,
                 solved,
+                s.unit,
             )
 
         value, gradient = read(value) / unit, gradient / unit
-        one, count = (1.0, 0) if single else (full(value, 1.0), zeros_like_count(u))
+        count = 0 if single else zeros_like_count(u)
         finite = (read(norm(gradient)[..., 0]) < math.inf) & (abs(value) < math.inf)
         # a probe along the gradient, whose curvature gives the length of the first step
         probe = -(eps(xp, u.dtype) ** 0.5) * reach(read(norm(u)[..., 0]), abs(value)) * gradient
-        memory = learn(nothing(u, self.memory, value), probe, evaluate(u + probe)[1] - gradient, read)
+        memory = learn(
+            nothing(u, self.memory, value), probe, evaluate(started, unit, read, u + probe)[1] - gradient, read
+        )
         direction, memory = downhill(memory, gradient, backend, read)
         solved = finite & (read(norm(gradient)[..., 0]) == 0)
         close = near(memory, gradient, u, u, rtol, read)
         going = finite & logical_not(solved)
-        first = Iterate(u, value, gradient, direction, memory, count, count + 3, going, close, solved)
+        first = Iterate(u, value, gradient, direction, memory, count, count + 3, going, close, solved, unit)
 
         def residual(s: Iterate) -> Array:
             return norm(s.gradient)
 
-        last, extra = iterate_watched(self, backend, descend, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_problems(self, started, descend, first, max_iter=self.max_iter, residual=residual)
         steps, evaluations, ended, cut, finite = (
             as_column(x, u) for x in (last.steps, last.evaluations, last.solved, solved, finite)
         )
@@ -205,6 +206,21 @@ class Iterate(NamedTuple):
     near: Scalar
     """Whether the step that is left is short."""
     solved: Scalar
+    unit: Scalar
+    """The norm of the first gradient: squares of tiny or huge gradients would under- or overflow."""
+
+
+def evaluate(started: Start, unit: Scalar, read: Callable[[Array], Scalar], u: Array) -> tuple[Scalar, Array]:
+    """Return the score and its gradient in units of the first gradient."""
+    problem, _, arrays = started
+    value, gradient = problem.value_and_gradient(u, *arrays)
+    constant = problem.backend.constant
+    return read(constant(value)) / unit, constant(gradient) / unit
+
+
+def like_one(value: Scalar) -> Scalar:
+    """Return one, as an array like the value or as a Python number."""
+    return 1.0 if isinstance(value, float) else full(value, 1.0)
 
 
 def nothing(u: Array, count: int, value: Scalar) -> Memory:

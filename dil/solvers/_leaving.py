@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from dil._base.arrays import array_namespace, eps, max_abs, size
+from dil._base.quasi_newton import Pairs
 from dil._base.typing import Array
 from dil._frameworks.iteration import repeat
 from dil.solvers._progress import State, Watched, iterate_watched
@@ -98,7 +99,8 @@ def iterate_leaving(started: Start, step: Callable[[Start, S], S], first: S) -> 
     alone = part(started, rows)
     if alone is None:
         return repeat(some, lambda s: s.going, half, loops=loops)
-    return entrywise(rows.put, half, iterate_leaving(alone, step, entrywise(rows.take, half)))
+    taken = entrywise(rows.take, len(batch), half)
+    return entrywise(rows.put, len(batch), half, iterate_leaving(alone, step, taken))
 
 
 def part(started: Start, rows: Rows) -> Start | None:
@@ -120,8 +122,17 @@ def part(started: Start, rows: Rows) -> Start | None:
     return alone if bool(xp.all(same | ~xp.isfinite(expected))) else None
 
 
-def entrywise(fn: Callable[..., Any], state: S, *others: S) -> S:
-    """Return the state of fn(array, ...) of each array of a state and of others with the same structure."""
+def entrywise(fn: Callable[..., Any], batch_ndim: int, state: S, *others: S) -> S:
+    """Return the state of fn(array, ...) of each array of a state and of others with the same structure.
+
+    In the pairs of a quasi-Newton method, (m, *batch, n), the axis of the pairs comes after the batch for fn.
+    """
+    if isinstance(state, Pairs):
+        parts = [[array_namespace(x).moveaxis(x, 0, batch_ndim) for x in pairs] for pairs in (state, *others)]
+        found = (fn(*entries) for entries in zip(*parts, strict=True))
+        return Pairs(*(array_namespace(x).moveaxis(x, batch_ndim, 0) for x in found))
     if isinstance(state, tuple):
-        return type(state)(*(entrywise(fn, *entries) for entries in zip(state, *others, strict=True)))
+        kind: Any = type(state)
+        entries = [entrywise(fn, batch_ndim, *entry) for entry in zip(state, *others, strict=True)]
+        return kind(*entries) if hasattr(kind, "_fields") else kind(entries)
     return fn(state, *others)  # type: ignore[no-any-return]
