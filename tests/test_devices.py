@@ -64,6 +64,15 @@ def test_fsdp(gloo):
 
 
 @pytest.mark.slow
+def test_dtensor(gloo):
+    text = printed("dtensor.py")
+    differences = re.findall(rf"differs by ({NUMBER}), agrees", text)
+    assert len(differences) == 6
+    assert small(differences)
+    assert text.count("256 of 512 numbers here") == 4  # y and the gradient in x
+
+
+@pytest.mark.slow
 def test_sharding():
     pytest.importorskip("jax", reason="jax is not installed")
     text = printed("sharding.py")

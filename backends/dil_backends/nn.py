@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 import dil
 from dil_backends.torch.guards import guard
 from dil_backends.torch.isolation import autocasts, isolated
-from dil_backends.torch.named_tensors import cast_like, refuse_devices, refuse_dtypes, tensors_of_call
+from dil_backends.torch.named_tensors import cast_like, refuse_devices, refuse_dtypes, refuse_shards, tensors_of_call
 from dil_backends.torch.stateless_score import StatelessScore
 
 if TYPE_CHECKING:
@@ -189,6 +189,7 @@ class ImplicitModule(torch.nn.Module):
             handed = tensors_of_call(args, kwargs)
             refuse_dtypes(score.__name__, state, handed)
             refuse_devices(score.__name__, {**state, **handed})
+            refuse_shards(score.__name__, {**state, **handed})
         return args, {**kwargs, "score_module": state}
 
 

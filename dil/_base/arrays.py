@@ -137,14 +137,10 @@ def eye(n: int, like: Array) -> Array:
 
 def full(like: Array, value: Any, *, shape: tuple[int, ...] | None = None, dtype: DType | None = None) -> Array:
     """Return an array filled with one value, on the device of `like`. Shape and dtype default to those of `like`."""
-    xp = array_namespace(like)
-    filled: Array = xp.full(
-        like.shape if shape is None else shape,
-        value,
-        dtype=like.dtype if dtype is None else dtype,
-        device=device(like),
-    )
-    return filled
+    xp, dtype = array_namespace(like), like.dtype if dtype is None else dtype
+    if shape is None:  # which is shared out among devices as `like` is
+        return xp.full_like(like, value, dtype=dtype)  # type: ignore[no-any-return]
+    return xp.full(shape, value, dtype=dtype, device=device(like))  # type: ignore[no-any-return]
 
 
 def size(shape: tuple[int, ...]) -> int:

@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
 
 def no_pairs(u: Array, count: int) -> Pairs:
     """Return an empty memory for `count` pairs of vectors like u, (*batch, n)."""
-    zeros = full(u, 0.0, shape=(count, *u.shape))
+    zeros = array_namespace(u).stack([full(u, 0.0)] * count)
     return Pairs(zeros, zeros, full(u, 0.0, shape=(count, *u.shape[:-1])))
 
 

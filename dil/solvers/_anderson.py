@@ -225,8 +225,8 @@ def length(x: Array) -> Array:
 
 def nothing(f: Array, count: int) -> Memory:
     """Return an empty memory for `count` differences of vectors like f."""
-    batch, n = f.shape[:-1], f.shape[-1]
-    dG, dF = (full(f, 0.0, shape=(*batch, count, n)) for _ in range(2))
+    batch = f.shape[:-1]
+    dG, dF = (array_namespace(f).stack([full(f, 0.0)] * count, axis=-2) for _ in range(2))
     return Memory(dG, dF, full(f, 0.0, shape=(*batch, count, count)), 0, eye(count, f) == 1)
 
 

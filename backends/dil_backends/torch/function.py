@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from dil._base.errors import CapturedError, DilError, UnsupportedFunctionError
 from dil._frameworks.protocol import BatchedRule, RepeatedRule, Rule
 from dil._frameworks.reports import users_line
+from dil_backends.torch.dtensors import added_up, is_dtensor, placed_like, replication_allowed, still_together, together
 from dil_backends.torch.guards import refuse_no_numbers, refuse_old_vmap
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
 from dil_backends.torch.tracking import has_tangent, transforming
@@ -40,11 +41,11 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
         """Solve. Autograd is on, because a user's solver may call backward()."""
-        with autograd_on(), without_hooks():
+        with autograd_on(), without_hooks(), together(args):
             refuse_no_numbers(args)
             plain = [x.clone() if x.is_inference() else x.detach() for x in args]
             versions = [x._version for x in plain]
-            found = tuple(y.detach() for y in _solved(solve, plain))
+            found = tuple(added_up(y.detach()) for y in _solved(solve, plain))
             if versions != [x._version for x in plain]:
                 raise UnsupportedFunctionError(CHANGED)
             return found
@@ -54,6 +55,7 @@ class Implicit(torch.autograd.Function):
         """Keep the arguments and the solution."""
         ctx.rule, args = inputs[1], inputs[2:]
         ctx.kernels = attention_kernels()
+        ctx.replicating = replication_allowed()
         ctx.count, ctx.first, ctx.again = len(args), None, None
         ctx.set_materialize_grads(False)  # an output that nothing depends on, such as the solver's pairs, costs nothing
         ctx.save_for_backward(*args, *output)
@@ -69,7 +71,7 @@ class Implicit(torch.autograd.Function):
         """Return the tangents of the outputs."""
         refuse_old_vmap(tangents)
         saved = ctx.saved_tensors
-        with isolated(), allowing(ctx.kernels), _forward_mode_on():
+        with isolated(), still_together(saved, ctx.replicating), allowing(ctx.kernels), _forward_mode_on():
             if transforming():
                 saved = tuple(forward_ad.unpack_dual(x).primal for x in saved)  # type: ignore[no-untyped-call]
             return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
@@ -131,12 +133,13 @@ def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor 
     args, y = saved[: ctx.count], saved[ctx.count :]
     needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
     wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
-    with isolated(), allowing(ctx.kernels):
+    with isolated(), still_together(saved, ctx.replicating), allowing(ctx.kernels):
+        cotangents = [ct if ct is None else placed_like(ct, out) for ct, out in zip(cotangents, y, strict=True)]
         again = _repeated(ctx, args, y, cotangents)
         pulled = None if again is None else again(cotangents[0], wrt)
         if pulled is None:
             pulled = ctx.rule.pullback(args, y, cotangents, wrt)
-    found = dict(zip(wrt, pulled, strict=True))
+        found = {i: x if x is None else placed_like(x, args[i]) for i, x in zip(wrt, pulled, strict=True)}
     return (None, None, *(found.get(i) for i in range(ctx.count)))
 
 
@@ -148,6 +151,8 @@ def _repeated(ctx: Any, args: Any, y: Any, cotangents: Sequence[Tensor | None]) 
     """
     v = cotangents[0]
     if torch.is_grad_enabled() or transforming() or v is None or any(has_tangent(x) for x in (v, *args)):
+        return None
+    if is_dtensor(v):
         return None
     if ctx.first is None:
         ctx.first = v.clone() if v.numel() <= MOST_REPEATED else False

@@ -10,6 +10,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from dil._base.errors import BackendError, UnsupportedFunctionError
+from dil._frameworks.registry import leaves_of
+from dil_backends.torch.dtensors import distributed, together
 from dil_backends.torch.isolation import autocasts, isolated
 from dil_backends.torch.tracking import transforms
 
@@ -34,7 +36,7 @@ def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> 
     kinds = autocasts()
     if kinds:
         args, kwargs = pytree.tree_map(partial(_widened, kinds), (args, kwargs))
-    with isolated():
+    with isolated(), together(leaves_of((args, kwargs))[0] if distributed() else ()):
         return fn(*args, **kwargs)
 
 

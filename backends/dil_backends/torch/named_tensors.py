@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 import dil
 from dil._base.typing import Tree
+from dil_backends.torch.dtensors import is_dtensor, replication_allowed
 
 Tensor = torch.Tensor
 
@@ -57,16 +58,16 @@ def refuse_devices(name: str, tensors: dict[str, Tensor], error: RuntimeError | 
         raise dil.BackendError(message) from error
 
 
-def refuse_shards(name: str, tensors: dict[str, Tensor], error: RuntimeError) -> None:
-    """Raise an error with the names of the tensors if torch failed with both shards and whole tensors."""
-    # compare the name of the type, because torch.distributed is large and most programs do not import it
-    shards = [key for key, x in tensors.items() if type(x).__name__ == "DTensor"]
-    if shards and len(shards) < len(tensors):
+def refuse_shards(name: str, tensors: dict[str, Tensor]) -> None:
+    """Raise an error with the names of the tensors if some are shards and some are whole."""
+    shards = [key for key, x in tensors.items() if is_dtensor(x)]
+    if 0 < len(shards) < len(tensors) and not replication_allowed():
         message = (
             f"the score {name!r} cannot be computed: {', '.join(shards)} came as shards (DTensor), the rest as whole "
-            f"tensors; call fully_shard on the ImplicitModule or the model around it, not on the score or a part of it"
+            f"tensors; call fully_shard on the ImplicitModule or the model around it, not on the score or a part of "
+            f"it; without fully_shard, make all of them DTensors"
         )
-        raise dil.BackendError(message) from error
+        raise dil.BackendError(message)
 
 
 def cast_like(like: Tensor, x: Tree) -> Tree:

@@ -17,6 +17,7 @@ from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
 from dil_backends.torch.dense import DENSE as dense
+from dil_backends.torch.dtensors import added_up, is_dtensor, still_together, whole
 from dil_backends.torch.function import implicit
 from dil_backends.torch.guards import guard
 from dil_backends.torch.tracking import is_tracked, transforming
@@ -83,7 +84,7 @@ def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Tensor:
 
 def to_numpy(x: Any, /) -> Any:
     """Copy a tensor to the host. NumPy has no bfloat16, so such a tensor becomes float32."""
-    x = x.detach().cpu()
+    x = whole(x.detach()).cpu()
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
@@ -112,7 +113,7 @@ def _map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
 
 def _number(x: Any, /) -> Any:
     """Return a 0-D CPU tensor as a Python number. Other tensors are returned as they are: reading them would wait."""
-    return x.item() if x.ndim == 0 and x.is_cpu and not transforming() else x
+    return whole(x).item() if x.ndim == 0 and x.is_cpu and not transforming() else added_up(x)
 
 
 def _steps_per_read(x: Any, /) -> int:
@@ -121,9 +122,44 @@ def _steps_per_read(x: Any, /) -> int:
 
 
 def _places(mask: Any, /) -> Any:
-    """Return the places of the true entries of a mask, which no transform can read."""
-    return None if transforming() else torch.nonzero(mask)[:, 0]
+    """Return the places of the true entries of a mask, which no transform can read. Rows of DTensors stay in place."""
+    return None if transforming() or is_dtensor(mask) else torch.nonzero(mask)[:, 0]
 
 
-loops = replace(EAGER, map_rows=_map_rows, number=_number, places=_places, steps_per_read=_steps_per_read)
+def _while_loop(cond: Callable[[Any], Any], body: Callable[[Any], Any], state: Any, /) -> Any:
+    """Run a while loop in Python. A solver of DTensors that is called outside of a layer meets them here first."""
+    with still_together(state):
+        return EAGER.while_loop(cond, body, state)
+
+
+def _set_row(memory: Any, i: int, row: Any, /) -> Any:
+    """Write a row into a memory; into a copy of one that is shared out, whose rows need not be placed as `row` is."""
+    if not is_dtensor(row):
+        return EAGER.set_row(memory, i, row)
+    here = torch.arange(memory.shape[-2], device=memory.device)[:, None] == i
+    return torch.where(here, row[..., None, :], memory)
+
+
+def _on_host(fn: Callable[..., Any], like: Any, /, *arrays: Any) -> Any:
+    """Call fn. Refuse DTensors, whose numbers no process has together."""
+    if any(map(is_dtensor, arrays)):
+        message = (
+            "this solver computes in NumPy on the host, with all numbers in one process, and it got a DTensor, whose "
+            "numbers are shared out; take LBFGS, Newton, GradientDescent, FixedPoint or Anderson of dil.solvers, or "
+            "pass x.full_tensor()"
+        )
+        raise BackendError(message)
+    return EAGER.on_host(fn, like, *arrays)
+
+
+loops = replace(
+    EAGER,
+    while_loop=_while_loop,
+    map_rows=_map_rows,
+    set_row=_set_row,
+    on_host=_on_host,
+    number=_number,
+    places=_places,
+    steps_per_read=_steps_per_read,
+)
 reports = eager_reports(to_numpy)

@@ -13,7 +13,6 @@ from dil_backends.torch.named_tensors import (
     named_tensors,
     random_state,
     refuse_devices,
-    refuse_shards,
     tensors_of_call,
     write_count,
 )
@@ -72,7 +71,6 @@ class StatelessScore:
             value = module(u, *args, **kwargs)
         except RuntimeError as error:
             refuse_devices(self.__name__, handed, error)
-            refuse_shards(self.__name__, handed, error)
             raise
         changed = {name for name, x in handed.items() if write_count(x) != versions[name]}
         if chance is not None and not torch.equal(chance, random_state(u)):

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
 from dil._frameworks.protocol import Pull
+from dil_backends.torch.dtensors import added_up, placed_like, users_own
 from dil_backends.torch.isolation import without_hooks
 from dil_backends.torch.tracking import has_tangent, transforming
 
@@ -43,7 +44,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
     with autograd_on(), nullcontext() if kept else without_hooks():
         primals = tuple([x.clone() if x.is_inference() else x for x in primals])
         inputs = [_input(x, recording) for x in primals]
-        out = _evaluated(fn, inputs)
+        out = tuple(added_up(y) for y in _evaluated(users_own(fn), inputs))
     for x in inputs:
         x._dil_evaluated = True  # type: ignore[attr-defined]
     again = kept or (recording and _captures(fn, inputs, out))
@@ -57,7 +58,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         if not roots or not wanted:
             return tuple(torch.zeros_like(x) for x in wanted)
         record = torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents))
-        given = [cotangents[i] for i in live]
+        given = [placed_like(cotangents[i], out[i]) for i in live]
         if record and kept:
             refuse_once(roots, wanted)
         try:
@@ -65,7 +66,9 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         except RuntimeError as error:
             refuse_missing(error)
             raise
-        return tuple([torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)])
+        return tuple(
+            [torch.zeros_like(x) if g is None else placed_like(g, x) for g, x in zip(found, wanted, strict=True)]
+        )
 
     return (out if again else tuple(y.detach() for y in out)), pull  # type: ignore[return-value]
 
@@ -149,7 +152,7 @@ def _captures(fn: Callable[..., Tensors], inputs: Sequence[Tensor], out: Tensors
     if not leaves:
         return False
     with autograd_on(), without_hooks():
-        again = _evaluated(fn, inputs)
+        again = _evaluated(users_own(fn), inputs)
     return not leaves.keys().isdisjoint(_leaves(again, inputs))
 
 
