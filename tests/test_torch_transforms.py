@@ -306,20 +306,51 @@ def test_compile_beside_a_program_of_jax_that_reports():
     close(found, 2 * expected_gradients()[1])
 
 
+OF_FUNC = {
+    "vmap": lambda f, b: func.vmap(f)(torch.stack([b, 2 * b])),
+    "jvp": lambda f, b: func.jvp(f, (b,), (V,))[1],
+    "grad": lambda f, b: 2 * func.grad(f)(1.0 * b) + 1,
+    "hessian": lambda f, b: func.hessian(f)(b),
+}
+
+
 @ofcompiler
 @pytest.mark.transform("torch.compile of torch.func")
-def test_compile_of_vmap_and_of_what_it_cannot():
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "aot_eager") for name in OF_FUNC), ("jvp", "eager"), ("grad", "eager")]
+)
+def test_compile_of_torch_func(name, backend):
+    """The code around the transform may be compiled, and never the solver within it."""
     torch.compiler.reset()
-    rows = torch.stack([B, V])
-    close(
-        torch.compile(func.vmap(lambda b: loss(A, b)), backend="eager")(rows), torch.stack([loss(A, b) for b in rows])
-    )
-    with pytest.raises(
-        dil.UnsupportedFunctionError, match=r"derivative of torch\.func inside torch\.compile.*autograd\.grad"
-    ):
-        torch.compile(func.grad(lambda b: loss(A, b)), backend="eager")(B)
+    torch._dynamo.utils.counters.clear()
+
+    def program(b, layer=LAYER):
+        return 2 * OF_FUNC[name](lambda b: loss(A, b, layer=layer), b)
+
+    def call():
+        return torch.compile(program, backend=backend)(B)
+
+    if (name, backend) == ("grad", "eager"):
+        with pytest.raises(dil.UnsupportedFunctionError, match=r"backend='eager'.*take another.*autograd\.grad"):
+            call()
+    else:
+        close(call(), program(B, layer=exact), rtol=1e-8)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+@ofcompiler
+@pytest.mark.transform("torch.compile of torch.func")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_torch_func_of_what_is_compiled(backend):
+    torch.compiler.reset()
+    compiled = torch.compile(lambda b: loss(A, b), backend=backend)
+    if backend == "eager":
+        with pytest.raises(dil.UnsupportedFunctionError, match="backend='eager'"):
+            func.grad(compiled)(B)
+    else:
+        close(func.grad(compiled)(B), expected_gradients()[1])
     outside = torch.compiler.disable(func.grad(lambda b: loss(A, b)))
-    close(torch.compile(lambda b: 2 * outside(b), backend="eager")(B), 2 * expected_gradients()[1])
+    close(torch.compile(lambda b: 2 * outside(b), backend=backend)(B), 2 * expected_gradients()[1])
 
 
 # --- precision ---

@@ -26,7 +26,18 @@ def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
     torch.compile breaks the graph at the layer. Autocast would lose digits that a solve needs.
     """
     call = partial(_guarded, fn, exact)
-    return partial(_uncompiled, call) if torch.compiler.is_compiling() else call
+    if torch.compiler.is_compiling():
+        return partial(_uncompiled, call)
+    return torch.compiler.disable(call) if _compiles_frames() else call  # type: ignore[no-untyped-call]
+
+
+def _compiles_frames() -> bool:
+    """Whether torch.compile looks at every function that is called from here on.
+
+    `is_compiling` is False where it has given up a graph, as it does around a break within a transform of torch.func.
+    It would then compile the solver function by function, and lose the graph that the transform differentiates.
+    """
+    return callable(torch._C._dynamo.eval_frame.get_eval_frame_callback())
 
 
 def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> Any:
@@ -59,11 +70,15 @@ _uncompiled._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
 
 
 def _not_under_grad(call: Callable[..., Any], *args: Any) -> Any:
-    """Call `call`. Raise inside a derivative of torch.func, where torch cannot compile the code after the call."""
-    if transforms() & {"Grad", "Jvp"}:
+    """Call `call`. Raise inside a reverse derivative of torch.func, whose code after the call torch fails to compile.
+
+    Other backends than "eager" compile nothing inside a transform of torch.func, and do not come here.
+    """
+    if "Grad" in transforms():
         message = (
-            "a dil layer in a derivative of torch.func inside torch.compile: torch cannot take up a graph there; put "
-            "torch.compiler.disable on the function that takes the derivative, or take it by torch.autograd.grad"
+            "a dil layer in a reverse derivative of torch.func inside torch.compile(backend='eager'): torch cannot "
+            "take up a graph there; take another backend, such as 'aot_eager', put torch.compiler.disable on the "
+            "function that takes the derivative, or take it by torch.autograd.grad"
         )
         raise UnsupportedFunctionError(message)
     return call(*args)
