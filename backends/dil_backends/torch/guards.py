@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from dil._base.errors import BackendError, UnsupportedFunctionError
 from dil._frameworks.registry import leaves_of
 from dil_backends.torch.dtensors import distributed, together
-from dil_backends.torch.isolation import autocasts, isolated
+from dil_backends.torch.isolation import above_autograd, autocasts, isolated
 from dil_backends.torch.tracking import transforms
 
 Tensor = torch.Tensor
@@ -42,7 +42,8 @@ def _compiles_frames() -> bool:
 
 def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> Any:
     if not exact:
-        return fn(*args, **kwargs)
+        with above_autograd():
+            return fn(*args, **kwargs)
     refuse_tracers()
     kinds = autocasts()
     if kinds:
@@ -65,7 +66,8 @@ def _uncompiled(call: Callable[..., Any], *args: Any) -> Any:
 # torch.compiler.disable sets the same attributes, but it imports the compiler, which few programs need
 _uncompiled._torchdynamo_disable = True  # type: ignore[attr-defined]
 _uncompiled._torchdynamo_disable_msg = (  # type: ignore[attr-defined]
-    "a dil layer is a loop in Python outside of compiled graphs; use torch.compile without fullgraph=True"
+    "a dil layer is a loop in Python outside of compiled graphs; use torch.compile without fullgraph=True, or put the "
+    "layer into a torch.library.custom_op"
 )
 
 

@@ -12,7 +12,7 @@ import torch
 
 
 def isolated() -> AbstractContextManager[object]:
-    """Return a context in which operations keep their dtype and weights are computed anew.
+    """Return a context in which operations keep their dtype, weights are computed anew, and solves record graphs.
 
     Compiled autograd is off, since it would record the gradients within a solve and compute them later.
     """
@@ -21,8 +21,9 @@ def isolated() -> AbstractContextManager[object]:
     engine = sys.modules.get("torch._dynamo.compiled_autograd")
     compiling = engine is not None and (engine.compiled_autograd_enabled or engine.in_compiled_autograd_region)
     if not kinds and not caching and not compiling:
-        return nullcontext()
+        return above_autograd()
     stack = ExitStack()
+    stack.enter_context(above_autograd())
     for kind in kinds:
         stack.enter_context(torch.autocast(kind, enabled=False))
     if compiling:
@@ -90,6 +91,29 @@ def _without_cache(parametrize: object) -> Iterator[None]:
         yield
     finally:
         parametrize._cache_enabled = depth  # type: ignore[attr-defined]
+
+
+BELOW = torch._C.DispatchKey.AutogradFunctionality
+
+
+def is_below_autograd() -> bool:
+    """Whether operations record no graph, whatever enable_grad says: so it is in the kernel of a custom operator."""
+    return torch._C._dispatch_tls_is_dispatch_key_excluded(BELOW)
+
+
+def above_autograd() -> AbstractContextManager[object]:
+    """Return a context in which a solve can record graphs of its own, in the kernel of a custom operator too."""
+    return _above_autograd() if is_below_autograd() else nullcontext()
+
+
+@contextmanager
+def _above_autograd() -> Iterator[None]:
+    torch._C._dispatch_tls_set_dispatch_key_excluded(BELOW, False)
+    try:
+        with torch.no_grad():  # as the operator itself, the result has no graph
+            yield
+    finally:
+        torch._C._dispatch_tls_set_dispatch_key_excluded(BELOW, True)
 
 
 def without_hooks() -> AbstractContextManager[object]:
