@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -103,7 +103,7 @@ class ImplicitModule(torch.nn.Module):
         self.linear_solver, self.batch_ndim = linear_solver, batch_ndim
         self.on_failure, self.refine, self.check_smoothness = on_failure, refine, check_smoothness
         self.init = init
-        self._written: dict[tuple[bool, ...], frozenset[str]] = {}
+        self._written: dict[Hashable, frozenset[str]] = {}
         self._layer(score)  # report an option out of range here
 
     def forward(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:

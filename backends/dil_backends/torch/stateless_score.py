@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from operator import is_
 
 import torch
@@ -25,7 +25,7 @@ Tensor = torch.Tensor
 class StatelessScore:
     """The score of one call as a function of the unknown, the arguments and the module's tensors."""
 
-    def __init__(self, score: torch.nn.Module, written: dict[tuple[bool, ...], frozenset[str]]) -> None:
+    def __init__(self, score: torch.nn.Module, written: dict[Hashable, frozenset[str]]) -> None:
         self.__name__, self.identity = type(score).__name__, score
         tensors = {**dict(score.named_parameters()), **dict(score.named_buffers())}
         for name, x in tensors.items():
@@ -36,16 +36,17 @@ class StatelessScore:
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         self.template = Template(self.module)
         self._last: tuple[list[Tensor], torch.nn.Module] | None = None
-        self.modes = tuple(part.training for part in self.module.modules())
+        # its parts too: a user may put a module in the place of another, such as an adapter around a linear map
+        self.modes = tuple((name, type(part), part.training) for name, part in self.module.named_modules())
         self.buffers = frozenset(name for name, _ in self.module.named_buffers())
         # functions of torch may refuse inputs that require a gradient, as BatchNorm does for its statistics
         self.fixed = frozenset(name for name, x in tensors.items() if not is_differentiated(x))
         self.known = written
-        """Cache: modes of the module's parts -> names of the buffers that the score writes. The first call fills it."""
+        """Cache: parts of the module and their modes -> names of the buffers written. The first call fills it."""
 
     @property
     def written(self) -> frozenset[str] | None:
-        """The buffers that the score writes; None until the score has been called in these modes."""
+        """The buffers that the score writes; None until a score of these parts has been called in these modes."""
         return self.known.get(self.modes)
 
     @property
