@@ -202,6 +202,55 @@ def test_a_score_without_a_second_derivative_is_refused(part, solver):
         gradient(layer, X.clone().requires_grad_())
 
 
+class Functional(Once):
+    """The same for torch.func, which wraps it in functions of its own, at each level and for vmap."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(u):
+        return torch.nn.functional.softplus(u)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+
+INSIDE = {
+    "grad": lambda f: torch.func.grad(lambda x: f(x).pow(2).sum())(X),
+    "jvp": lambda f: torch.func.jvp(f, (X,), (X,))[1],
+    "vmap of grad": lambda f: torch.func.vmap(torch.func.grad(lambda x: f(x).pow(2).sum()))(torch.stack([X, 2 * X])),
+    "jacrev": lambda f: torch.func.jacrev(f)(X),
+}
+
+
+@pytest.mark.transform("a part of a score without a second derivative, within torch.func")
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_missing_second_derivative_is_refused_within_torch_func(inside):
+    def layer(part):
+        return dil.argmin(lambda u, x: 8.0 * (u**2).sum() + part(u - x), dil.solvers.LBFGS(), init=start)
+
+    for part in (lambda v: Functional.apply(v).sum(), lambda v: FIRST_ONLY["cdist"](v, torch.zeros_like(v))):
+        with pytest.raises(dil.SecondDerivativeError, match="derivatives="):
+            INSIDE[inside](layer(part))
+    value = dil.value(lambda u, x: 8.0 * (u**2).sum() + Functional.apply(u - x).sum(), dil.solvers.LBFGS(), init=start)
+    with pytest.warns(dil.ConvergenceWarning, match="was not checked"):
+        torch.func.grad(value)(X)  # its first derivative is enough
+
+
+@IGNORED
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_compiled_part_runs_uncompiled_within_torch_func(inside):
+    def part(u, x):
+        return torch.nn.functional.softplus(u - x).sum()
+
+    compiled, plain = (
+        dil.argmin(lambda u, x, s=s: 8.0 * (u**2).sum() + s(u, x), dil.solvers.LBFGS(), init=start)
+        for s in (torch.compile(part, backend="aot_eager"), part)
+    )
+    close(INSIDE[inside](compiled), INSIDE[inside](plain))
+
+
 def test_a_mixed_derivative_that_is_missing_is_refused():
     once = dil.argmin(lambda u, x: (u**2).sum() + (u * Once.apply(x)).sum(), dil.solvers.Newton(), init=start)
     expected = 0.5 * torch.nn.functional.softplus(X) * torch.sigmoid(X)

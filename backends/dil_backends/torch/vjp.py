@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
 from dil._frameworks.protocol import Pull
 from dil_backends.torch.dtensors import added_up, placed_like, users_own
 from dil_backends.torch.isolation import without_hooks
-from dil_backends.torch.tracking import has_tangent, transforming
+from dil_backends.torch.tracking import has_tangent, is_tracked, transforming, transforms
 
 Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
@@ -77,9 +76,22 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
     """Return the same inside a transform of `torch.func`, where plain autograd may not start a graph."""
     # an alias drops the wrapper of a finished transform, which remains if a pull is called after the transform ends
     primals = tuple(x.view_as(x) for x in primals)
-    out, pull_all = torch.func.vjp(fn, *primals)[:2]  # a third, auxiliary part comes only if asked for
+    once: list[SecondDerivativeError] = []
+
+    def watched(*inputs: Tensor) -> Tensors:
+        out = fn(*inputs)
+        try:
+            _refuse_mapped_once(out)
+        except SecondDerivativeError as error:
+            once.append(error)
+        return out
+
+    twice = any(is_tracked(x) for x in primals)
+    out, pull_all = torch.func.vjp(watched if twice else fn, *primals)[:2]  # a third part comes only if asked for
 
     def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
+        if once:
+            raise once[0]
         try:
             every = pull_all(tuple(cotangents))
         except RuntimeError as error:
@@ -185,18 +197,48 @@ def refuse_once(roots: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
     are marked once_differentiable.
     """
     for node in _nodes([y.grad_fn for y in roots]):
-        if _is_once(type(node)):  # type: ignore[arg-type]
+        if _is_once(type(node)):
             ends = {torch.autograd.graph.get_gradient_edge(x).node for x in inputs}
             if not ends.isdisjoint(_nodes([node])):
                 text = f"{node.name()} cannot be differentiated twice"
                 raise _second_derivative_error(text)
 
 
-@cache
 def _is_once(kind: Any) -> bool:
     """Whether a node of a graph is compiled code, or a function that is marked once_differentiable."""
-    marked = getattr(getattr(getattr(kind, "_forward_cls", None), "backward", None), "__code__", None)
-    return kind.__name__ == "CompiledFunctionBackward" or marked is _MARK
+    function = getattr(kind, "_forward_cls", None)
+    return kind.__name__ == "CompiledFunctionBackward" or (function is not None and _is_marked(function))
+
+
+def _is_marked(function: Any) -> bool:
+    backward = getattr(function.backward, "__func__", function.backward)
+    return getattr(backward, "__code__", None) is _MARK
+
+
+def _refuse_mapped_once(roots: Sequence[Tensor]) -> None:
+    """Raise for a function that is marked once_differentiable and that torch maps by itself, inside torch.vmap.
+
+    torch loses the mark there, and the second derivative is zero. For the others it raises where one is needed.
+    """
+    if "Vmap" not in transforms():
+        return
+    for node in _nodes([y.grad_fn for y in roots]):
+        function = getattr(type(node), "_forward_cls", None)
+        while function is not None:
+            if _is_marked(function) and function.generate_vmap_rule:
+                text = f"{function.__name__} cannot be differentiated twice"
+                raise _second_derivative_error(text)
+            function = _made_of(function)
+
+
+def _made_of(function: Any) -> Any:
+    """Return the function of which torch.func made this one, for one of its levels or for vmap; None for others."""
+    backward = function.backward
+    if backward.__module__ != torch._functorch.autograd_function.__name__:
+        return None
+    held = [cell.cell_contents for cell in backward.__closure__ or ()]
+    functions = [x for x in held if isinstance(x, type) and issubclass(x, torch.autograd.Function)]
+    return next((x for x in functions if x is not function), None)
 
 
 _MARK = once_differentiable(lambda ctx: None).__code__
