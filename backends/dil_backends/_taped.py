@@ -10,7 +10,7 @@ from typing import Any, cast
 from dil._base.arrays import array_namespace, factor_dtype
 from dil._base.errors import CapturedError
 from dil._base.typing import Array
-from dil._frameworks.dense import Crossover, Dense
+from dil._frameworks.dense import Crossover, Dense, Overheads
 from dil._frameworks.differentiable_solve import differentiable_solve
 from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.protocol import Autodiff, LinearSystem
@@ -18,6 +18,7 @@ from dil_backends._tape import constant, implicit, is_box, value_type, vjp
 
 __all__ = [
     "CROSSOVER",
+    "OVERHEADS",
     "adopt",
     "assert_constant",
     "children",
@@ -32,7 +33,8 @@ __all__ = [
     "vjp",
 ]
 
-CROSSOVER = Crossover(symmetric=32, general=128, trial=1 / 8)
+CROSSOVER = Crossover(symmetric=32, general=128)
+OVERHEADS = Overheads(symmetric_step=5e4, general_step=1.6e5, dense=2e5, row=4e4, read_by_row=1 / 2)
 
 
 def adopt(x: object, /, dtype: object = None) -> Any:
@@ -70,7 +72,7 @@ def dense_solves(failure: type[Exception], crossover: Crossover = CROSSOVER) -> 
     """Return the dense solves of the array API. `failure` is the exception that the library raises if a solve fails."""
     cholesky_solve = partial(_solve_each, _by_cholesky, failure)
     lu_solve = partial(_solve_each, _by_lu, failure)
-    return Dense(cholesky_solve, lu_solve, lambda T, b, /, *, upper: lu_solve(T, b), crossover)
+    return Dense(cholesky_solve, lu_solve, lambda T, b, /, *, upper: lu_solve(T, b), crossover, OVERHEADS)
 
 
 def _solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception], A: Array, b: Array) -> Array:

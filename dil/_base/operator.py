@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from dil._base.arrays import eye
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.quasi_newton import shifted as shifted_pairs
 from dil._base.typing import Array, Arrays, Matvec
+
+
+class Work(NamedTuple):
+    """How much work one product with a matrix is, at least."""
+
+    made: int
+    """The intermediate numbers that a product makes."""
+    read: int
+    """The numbers of the arrays that a product reads, its vector apart."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,9 @@ class Operator:
         matrix, for vectors (*batch, n).
     matrix : array, optional
         A itself, (*batch, n, n), where it is known. A solver with a factorisation then needs no products.
+    work : callable, optional
+        `work()` returns the work of one product, `Work(made, read)`. Solvers compare it with that of a factorisation,
+        and bound by it the memory for products that run at once. Without it, they know the size of the vectors alone.
 
     Examples
     --------
@@ -53,6 +67,7 @@ class Operator:
     probes: Arrays = field(default=(), repr=False)
     one: Operator | None = field(default=None, repr=False)
     matrix: Array | None = field(default=None, repr=False)
+    work: Callable[[], Work] | None = field(default=None, repr=False)
 
     def __call__(self, p: Array) -> Array:
         """Return A p.
@@ -93,7 +108,7 @@ class Operator:
             raise OptionError(message)
         one = None if self.one is None else self.one.T
         matrix = None if self.matrix is None else self.matrix.mT
-        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed, one=one, matrix=matrix)
+        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed, one=one, matrix=matrix, work=self.work)
 
 
 def matrix_operator(matrix: Array, *, symmetric: bool = False) -> Operator:

@@ -45,7 +45,7 @@ def check_envelope(F: Optimality, score: Callable[..., Arrays], u: Array, floats
     """
     backend, xp = F.problem.backend, array_namespace(u)
     (Fu,), pull = backend.vjp(lambda w: F(w, *floats), u)
-    H = operator(F.problem, lambda p: pull((p,))[0], u)
+    H = operator(F.problem, pull, u, floats)
     scale = nonzero_scale(scale_of(u, None))
     scaled = Operator(lambda p: scale * H(scale * p), symmetric=True)
     found, small = curvature(scaled, u, backend), least_step(u)

@@ -56,7 +56,7 @@ def derivative_holds(
     step = linear_solver(J, Fu, loop=loop).value
     u = here.u - step
     (Fu1,), pull = backend.vjp(F, u, *here.floats)
-    J1 = operator(F.problem, lambda p: pull((p,), (0,))[0], u)
+    J1 = operator(F.problem, pull, u, here.floats)
     if not A.transposed:
         b = standard_normal(backend, b, 1, 0)[0, ...] / scale
         here = here._replace(g=linear_solver(J.T, b, loop=loop).value)

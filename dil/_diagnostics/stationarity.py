@@ -23,6 +23,7 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
 from dil._problem.terms import rounding, terms_of
+from dil.linear._dense_cost import krylov_budget
 from dil.linear._direct import dense
 from dil.linear._solver import LinearSolver
 
@@ -171,10 +172,11 @@ def solved_probes(solve: DerivativeSolve) -> Any:
 
 
 def measuring_solver(solve: DerivativeSolve) -> LinearSolver:
-    """Return LU for few unknowns, and the layer's own solver for many."""
+    """Return LU where it is cheap, and the layer's own solver elsewhere."""
     backend, n = solve.F.problem.backend, solve.b.shape[-1]
 
     def by_lu(A: Operator, b: Array, /, *, loop: Loop | None = None) -> Solution:
         return Solution(backend.dense.lu_solve(dense(A, b, backend), b[..., None])[..., 0])
 
-    return by_lu if n <= backend.dense.crossover.general else solve.linear_solver
+    cheap = n <= backend.dense.crossover.general and krylov_budget(solve.A, solve.b, backend) == 0
+    return by_lu if cheap else solve.linear_solver

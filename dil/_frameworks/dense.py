@@ -1,4 +1,4 @@
-"""Dense linear solves of a framework, and the sizes up to which they are faster than iterative solvers."""
+"""Dense linear solves of a framework, and what they cost beside the steps of iterative solvers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,34 @@ def no_host(*arrays: Array) -> None:
 
 @dataclass(frozen=True)
 class Crossover:
-    """The sizes above which an iterative solver is faster than a dense solve. Measured by benchmarks/linear.py."""
+    """The sizes above which an iterative solver is faster than a dense solve, if products are cheap.
+
+    Measured by benchmarks/linear.py.
+    """
 
     symmetric: int
     """Largest number of unknowns for which a dense solve is faster, if the matrix is symmetric positive definite."""
     general: int
     """The same number for other matrices, whose iterative solvers cost more per step."""
-    trial: float
-    """Number of CG steps per unknown after which a dense solve is faster."""
+
+
+@dataclass(frozen=True)
+class Overheads:
+    """What solves cost besides their work on numbers, in nanoseconds. Measured by benchmarks/linear.py.
+
+    Only their ratios decide, and they decide alike on every machine.
+    """
+
+    symmetric_step: float
+    """One step of CG."""
+    general_step: float
+    """One step of BiCGSTAB."""
+    dense: float
+    """One dense solve, its rows apart."""
+    row: float
+    """One row of a dense matrix."""
+    read_by_row: float
+    """One number of the arrays that a product reads, for each row. Rows that run at once read it together."""
 
 
 @dataclass(frozen=True)
@@ -50,5 +70,6 @@ class Dense:
     triangular_solve: TriangularSolve
     """`triangular_solve(T, b, upper=)`: solve systems whose T is triangular, with no zero on its diagonal."""
     crossover: Crossover
+    overheads: Overheads
     host: Callable[..., Host | None] = no_host
     """`host(*arrays)`: return where a few numbers are solved for faster, or None if they cannot go there."""

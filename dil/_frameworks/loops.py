@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from dil._base.arrays import array_namespace
 from dil._base.typing import Array, Arrays, Loop, Step
+
+
+class MapRows(Protocol):
+    """A map over the rows of an array."""
+
+    def __call__(self, fn: Callable[[Array], Array], rows: Array, at_once: int | None = None, /) -> Array:
+        """Return fn of each row, stacked."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,11 @@ class Loops:
     steps, in forward and reverse mode.
     """
 
-    map_rows: Callable[[Callable[[Array], Array], Array], Array]
-    """`map_rows(fn, rows)`: return fn of each row of `rows`, (k, ...), stacked. All rows may run at once."""
+    map_rows: MapRows
+    """`map_rows(fn, rows, at_once)`: return fn of each row of `rows`, (k, ...), stacked.
+
+    `at_once` bounds the number of rows that may run at once. By default all may.
+    """
 
     set_row: Callable[[Array, Any, Array], Array]
     """`set_row(memory, i, row)`: return memory, (..., m, n), with the row i replaced by `row`, (..., n).
@@ -89,7 +100,7 @@ def python_scan(step: Step, carry: Arrays, xs: Arrays, /) -> tuple[Arrays, Array
     return carry, tuple(array_namespace(*every).stack(list(every)) for every in zip(*outs, strict=True))
 
 
-def python_map(fn: Callable[[Array], Array], rows: Array, /) -> Array:
+def python_map(fn: Callable[[Array], Array], rows: Array, at_once: int | None = None, /) -> Array:
     """Apply fn to one row after the other."""
     xp = array_namespace(rows)
     return xp.stack([fn(rows[i, ...]) for i in range(rows.shape[0])])  # type: ignore[no-any-return]

@@ -28,6 +28,22 @@ class Pull(Protocol):
         """Return one cotangent for each primal in `wrt` (all primals if None), and compute no others."""
         ...
 
+    def work(self) -> int:
+        """Return how many intermediate numbers a pull to the first primal makes, at least."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PullWithWork:
+    """A pullback that is given by a function, with its work."""
+
+    pull: Callable[[Any, Sequence[int] | None], Any]
+    work: Callable[[], int]
+
+    def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
+        """Return the cotangents of the primals."""
+        return self.pull(cotangents, wrt)  # type: ignore[no-any-return]
+
 
 class Rule(Protocol):
     """The derivative of y = solve(*args) in both modes, written in differentiable array code."""

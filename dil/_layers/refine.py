@@ -43,7 +43,7 @@ def _step(
 ) -> tuple[Array, Array]:
     xp, loops = array_namespace(u), problem.backend.loops
     (Fu,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
-    J = replace(operator(problem, lambda p: pull((p,))[0], u), pairs=pairs)
+    J = replace(operator(problem, pull, u, arrays), pairs=pairs)
     found = linear_solver(J, Fu, loop=loops.while_loop)
     step = xp.where(xp.isfinite(found.value), found.value, full(u, 0.0))
     trial = u - step

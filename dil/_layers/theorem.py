@@ -70,7 +70,7 @@ class ImplicitRule:
         problem, u, v = self.find(), y[0], cotangents[0]
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        J = operator(problem, lambda p: pull((p,), (0,))[0], u)
+        J = operator(problem, pull, u, floats)
         g = problem.backend.linear_solve(self.system(F, Fu, J.T, (u, *floats), y), v)
         return pull((-g,), [1 + problem.arguments.floats.index(i) for i in wrt])
 

@@ -15,6 +15,7 @@ from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
+from dil.linear._dense_cost import krylov_budget
 from dil.linear._direct import Direct
 from dil.linear._gmres import GMRES
 from dil.linear._least_norm import LeastNorm
@@ -30,10 +31,12 @@ MAX_DENSE_NUMBERS = 2**22
 class Auto:
     """Solve (A + damping I) x = b by a method that fits the size and the symmetry of A.
 
-    1. Problems with few unknowns are solved by `Direct`.
-    2. Larger problems are solved by `CG` if A is known to be symmetric, and by `BiCGSTAB` otherwise, in at most n
-       steps. CG stops after n / 8 or n / 32 steps (the backend decides) if the relative residual is then above
-       rtol ** (2/7). Problems that are not solved go to `Direct`.
+    1. Problems with up to 32 unknowns are solved by `Direct`, and so are those for which a dense solve costs fewer than
+       32 steps of the iteration. The sizes of the problem, and overheads of the framework that were measured once, say
+       how many steps it costs.
+    2. Other problems are solved by `CG` if A is known to be symmetric, and by `BiCGSTAB` otherwise. After a quarter of
+       the steps that a dense solve costs, the iteration stops if the relative residual is above rtol ** (2/7). It also
+       stops once it has cost 3/2 of a dense solve. Problems that are not solved go to `Direct`.
     3. The matrices of `Direct` may hold 2^22 numbers for the batch. If they would hold more, the iteration continues to
        max_iter.
     4. At moderate sizes, every problem in which the iteration fails goes to `Direct`. If the dense matrix is singular,
@@ -50,7 +53,7 @@ class Auto:
         As in `CG`. A dense solve uses only damping. If max_iter is given, no problem goes from step 2 to `Direct`.
     dense : int, optional
         If given, problems with at most this many unknowns are solved by `Direct`, and larger problems never are. By
-        default the backend gives the limit of step 1, measured by `benchmarks/linear.py`.
+        default the cost decides.
 
     Raises
     ------
@@ -87,26 +90,23 @@ class Auto:
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         damping, rtol, max_iter = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)
-        crossover = backend.dense.crossover
-        dense_limit = crossover.symmetric if A.symmetric else crossover.general
         one = b if A.one is None else b[0, ...]
         fits = size(one.shape) * n <= MAX_DENSE_NUMBERS
         has_fallback = fits and self.dense is None and max_iter is None
-        dense_first = n <= self.dense if self.dense is not None else fits and n <= dense_limit
-        dense_allowed = dense_first or (has_fallback and n <= crossover.general)
+        budget = krylov_budget(A, b, backend) if fits and self.dense is None else 0
+        dense_first = n <= self.dense if self.dense is not None else fits and budget == 0
+        dense_allowed = dense_first or (has_fallback and n <= backend.dense.crossover.general)
         if dense_first:
             first = direct(A, b, loop=loop)
-        elif A.symmetric:
-            cg = CG(damping, rtol, max(n, 1) if has_fallback else max_iter)
-            trial = max(8, int(n * crossover.trial)) if has_fallback else None
-            first = cg.tried(A, b, loop=loop, x0=x0, trial=trial)
         else:
-            first = BiCGSTAB(damping, rtol, max(n, 1) if has_fallback else max_iter)(A, b, loop=loop, x0=x0)
-        if A.one is not None:
-            return first  # a right-hand side that failed is solved again by itself
+            trial, most = (budget // 4, budget * 3 // 2) if has_fallback else (None, max_iter)
+            solver = (CG if A.symmetric else BiCGSTAB)(damping, rtol, most)
+            first = solver.tried(A, b, loop=loop, x0=x0, trial=trial)
         if has_fallback and not dense_first:
             curvature_failures = (Status.INDEFINITE, Status.SINGULAR) if dense_allowed else ()
             first = _retry(first, (Status.MAX_ITER, Status.STAGNATED, *curvature_failures), direct, A, b, loop)
+        if A.one is not None:
+            return first  # a right-hand side that failed is solved again by itself
         if dense_allowed:
             return _retry(first, (Status.SINGULAR,), LeastNorm(damping, rtol), A, b, loop)
         if A.symmetric:

@@ -10,7 +10,7 @@ from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
-from dil.linear._restarts import Pass, Progress, Task, restarted
+from dil.linear._restarts import TRIAL_SHARE, Pass, Progress, Task, restarted
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,23 @@ class BiCGSTAB:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch."""
-        return restarted(bicgstab, self, shifted(A, self.damping), b, loop=loop, x0=x0, patience=3)
+        return self.tried(A, b, loop=loop, x0=x0)
+
+    def tried(
+        self,
+        A: Operator | Matvec,
+        b: Array,
+        /,
+        *,
+        loop: Loop | None = None,
+        x0: Array | None = None,
+        trial: int | None = None,
+    ) -> Solution:
+        """Solve like a call, but give up a problem that is slow after `trial` steps.
+
+        A problem is slow if its relative residual after `trial` steps is above rtol ** (2 / 7). It ends STAGNATED.
+        """
+        return restarted(bicgstab, self, shifted(A, self.damping), b, loop=loop, x0=x0, patience=3, trial=trial)
 
 
 class Iterate(NamedTuple):
@@ -102,11 +118,12 @@ def bicgstab(task: Task, s: Progress) -> Pass:
     # of norm one, because the squares of a small residual would underflow
     r = s.r / xp.where(size > 0, size, full(size, 1.0))
     goal = target_rr / xp.where(size > 0, size, full(size, 1.0)) ** 2
+    on_track = (task.rtol**TRIAL_SHARE / xp.where(size > 0, size, full(size, 1.0))) ** 2
     shadow = r * _weights(r, s.passes)
 
     def active(i: Iterate) -> Array:
         iterating: Array = s.active & i.finite & ~i.broken & (i.rr > goal) & (i.steps < task.max_iter)
-        return iterating
+        return iterating if task.trial is None else iterating & ((i.steps != task.trial) | (i.least <= on_track))
 
     def step(i: Iterate) -> Iterate:
         return _step(task, i, shadow, i.steps == s.steps, goal)

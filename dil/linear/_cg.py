@@ -15,12 +15,9 @@ from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import repeat
 from dil._frameworks.loops import Loops, with_loop
 from dil.linear._flexible_cg import flexible_cg
+from dil.linear._restarts import TRIAL_SHARE
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
-
-TRIAL_SHARE = 2 / 7
-"""The share of the digits that a trial must reach. On the systems of benchmarks/linear.py, trials that reached less
-took more products than a dense solve."""
 
 Scalar: TypeAlias = Any
 """An array of shape batch, or a Python number."""

@@ -16,6 +16,7 @@ from dil._base.typing import Array, Arrays, Loop, Matvec
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil.linear._cg import CG
+from dil.linear._dense_cost import rows_at_once
 from dil.linear._equilibration import equilibrate
 from dil.linear._right_hand_side import backend_of_system
 
@@ -34,9 +35,9 @@ class Direct:
 
     Notes
     -----
-    The matrix costs n products with A, taken together where the framework can batch them. A symmetric matrix is
-    factored by Cholesky. Other matrices, and symmetric ones that are not positive definite, are factored by LU. One
-    step of refinement follows where a problem of the batch needs it (Higham 2002, Algorithm 12.1).
+    The matrix costs n products with A. As many as memory allows are taken together, where the framework can batch them.
+    A symmetric matrix is factored by Cholesky. Other matrices, and symmetric ones that are not positive definite, are
+    factored by LU. One step of refinement follows where a problem of the batch needs it (Higham 2002, Algorithm 12.1).
 
     The rows and columns of A are scaled first, so that the units of the unknowns and of the equations have no effect.
     What follows holds for the scaled system. A problem counts as solved under two conditions. Its residual is at the
@@ -87,7 +88,7 @@ def dense(A: Operator, b: Array, backend: Backend) -> Array:
     if n == 0:
         return full(b, 0.0, shape=(*b.shape, n))
     rows = xp.reshape(eye(b.shape[-1], b), (n, *(1,) * (b.ndim - 1), n))
-    columns = backend.loops.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)))
+    columns = backend.loops.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)), rows_at_once(A, b))
     matrix: Array = xp.moveaxis(columns, 0, -1)
     return matrix
 

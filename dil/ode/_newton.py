@@ -135,7 +135,7 @@ def newton_step(started: Start, u: Array, linear_solver: LinearSolver | None) ->
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
     if linear_solver is None and u.shape[-1] <= backend.dense.crossover.general:
         return F, dense_solve(backend, lambda p: pull((p,))[0], F), zeros_like_count(u)
-    J = operator(problem, lambda p: pull((p,))[0], u)
+    J = operator(problem, pull, u, arrays)
     solution = (Auto() if linear_solver is None else linear_solver)(J, F, loop=backend.loops.while_loop)
     return F, solution.value, xp.astype(solution.iterations, xp.int32)[..., None]
 

@@ -74,7 +74,7 @@ def _reach(started: Start, u: Array) -> Reach:
     problem, start, arrays = started
     backend, xp = problem.backend, array_namespace(u)
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
-    J = operator(problem, lambda p: pull((p,))[0], u)
+    J = operator(problem, pull, u, arrays)
     drawn = standard_normal(backend, u, PROBES, 0)
     way = xp.maximum(xp.abs(u), xp.abs(u - start))
     reach = xp.max(xp.abs(backend.loops.map_rows(lambda p: J(way * p), drawn)), axis=0)

@@ -158,7 +158,7 @@ class Newton:
         """Return J, and the Newton step, or the best one found, in a direction of descent."""
         problem, _, arrays = started
         (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
-        J = operator(problem, lambda p: pull((p,))[0], s.u)
+        J = operator(problem, pull, s.u, arrays)
         if s.u.shape[-1] <= FEW:
             # the rows come from pullbacks, and products with the matrix need no graph
             matrix = dense(J.T, s.u, problem.backend).mT

@@ -142,4 +142,4 @@ def _step_by_eigenvalues(H: Array, F: Array) -> tuple[Array, Array]:
 def _linearised(started: Start, u: Array) -> tuple[Array, Operator]:
     problem, _, arrays = started
     (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
-    return F, operator(problem, lambda p: pull((p,))[0], u)
+    return F, operator(problem, pull, u, arrays)

@@ -91,5 +91,5 @@ def _steps_per_read(x, /):
 
 
 loops = replace(EAGER, while_loop=quiet(EAGER.while_loop), run_if=quiet(EAGER.run_if), steps_per_read=_steps_per_read)
-dense = dense_solves(np.linalg.LinAlgError, Crossover(symmetric=8, general=32, trial=1 / 8))
+dense = dense_solves(np.linalg.LinAlgError, Crossover(symmetric=8, general=32))
 reports = eager_reports(to_numpy)

@@ -68,9 +68,7 @@ class Pull:
     def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None) -> Arrays:
         """Return the cotangents of the primals in `wrt` (all primals if None), and compute no others."""
         wanted = tuple(range(len(self._primals)) if wrt is None else wrt)
-        program = self._programs.get(wanted)
-        if program is None:
-            program = self._programs[wanted] = self._compile(wanted)
+        program = self._program(wanted)
         slots: list[Any] = [None] * program.slots
         self._seed_slots(slots, program.seeds, cotangents)
         for node, slot, several, positions, targets in program.steps:
@@ -84,6 +82,17 @@ class Pull:
         return tuple(
             self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)
         )
+
+    def work(self) -> int:
+        """Return how many numbers the values between the outputs and the first primal have."""
+        nodes = [node for node, *_ in self._program((0,)).steps]
+        return sum(y.size for node in nodes for y in (node.y if isinstance(node.y, tuple) else (node.y,)))
+
+    def _program(self, wanted: tuple[int, ...]) -> Program:
+        """Return the program for the primals `wanted`, which is compiled once."""
+        if wanted not in self._programs:
+            self._programs[wanted] = self._compile(wanted)
+        return self._programs[wanted]
 
     def _seed_slots(self, slots: list[Any], seeds: list[int | None], cotangents: Arrays) -> None:
         if len(cotangents) != len(self._outputs):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dil._base.arrays import factor_dtype
-from dil._frameworks.dense import Crossover, Dense
+from dil._frameworks.dense import Crossover, Dense, Overheads
 
 
 def cholesky_solve(A: Any, b: Any) -> Any:
@@ -30,4 +30,10 @@ def triangular_solve(T: Any, b: Any, /, *, upper: bool) -> Any:
     return jax.lax.linalg.triangular_solve(T, b, left_side=True, lower=not upper)
 
 
-DENSE = Dense(cholesky_solve, lu_solve, triangular_solve, Crossover(symmetric=64, general=128, trial=1 / 8))
+DENSE = Dense(
+    cholesky_solve,
+    lu_solve,
+    triangular_solve,
+    Crossover(symmetric=64, general=128),
+    Overheads(symmetric_step=2.5e3, general_step=5e3, dense=2e4, row=1e3, read_by_row=1 / 32),
+)

@@ -32,10 +32,12 @@ def scan(step: Step, carry: Arrays, xs: Arrays, /) -> tuple[Arrays, Arrays]:
     return jax.lax.scan(with_row, carry, xs)
 
 
-def map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
-    """Apply fn to all rows at once by vmap. If fn has no batching rule, apply it to one row after the other."""
+def map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /) -> Any:
+    """Apply fn to many rows at once by vmap. If fn has no batching rule, apply it to one row after the other."""
     try:
-        return jax.vmap(fn)(rows)
+        if at_once is None or at_once >= rows.shape[0]:
+            return jax.vmap(fn)(rows)
+        return jax.lax.map(fn, rows, batch_size=at_once)
     except NotImplementedError:  # such as a pure_callback without a vmap_method
         return jax.lax.map(fn, rows)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dil._frameworks.dense import Crossover, Dense, Host
+from dil._frameworks.dense import Crossover, Dense, Host, Overheads
 from dil_backends.torch.tracking import is_tracked, transforming
 
 Tensor = torch.Tensor
@@ -55,5 +55,11 @@ def _as_tensor(x: Any) -> Any:
 
 SHARED = (torch.float32, torch.float64)
 """The dtypes that NumPy can factorise."""
-crossover = Crossover(symmetric=256, general=1024, trial=1 / 32)
-DENSE = Dense(cholesky_solve, lu_solve, triangular_solve, crossover, host)
+DENSE = Dense(
+    cholesky_solve,
+    lu_solve,
+    triangular_solve,
+    Crossover(symmetric=256, general=1024),
+    Overheads(symmetric_step=6e4, general_step=4e5, dense=8e5, row=0.0, read_by_row=1 / 32),
+    host,
+)

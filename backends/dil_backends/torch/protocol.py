@@ -97,8 +97,8 @@ def info() -> BackendInfo:
     return BackendInfo(NATIVE, torch.__version__, tuple(found), None)
 
 
-def _map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
-    """Apply fn to all rows at once by vmap. If torch cannot, apply fn to one row after the other.
+def _map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /) -> Any:
+    """Apply fn to many rows at once by vmap. If torch cannot, apply fn to one row after the other.
 
     `torch.vmap` raises RuntimeError for some graphs: an `autograd.Function` that reads its tensors or leaves torch, or
     nested layers. If fn itself raises, the loop raises the same error again.
@@ -106,7 +106,7 @@ def _map_rows(fn: Callable[[Any], Any], rows: Any, /) -> Any:
     if rows.shape[0] <= FEW_ROWS and not transforming():
         return torch.stack([fn(row) for row in rows.unbind()])
     try:
-        return torch.vmap(fn)(rows)
+        return torch.vmap(fn, chunk_size=at_once)(rows)
     except RuntimeError:
         return torch.stack([fn(row) for row in rows])
 

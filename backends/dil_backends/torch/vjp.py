@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
-from dil._frameworks.protocol import Pull
+from dil._frameworks.protocol import Pull, PullWithWork
 from dil_backends.torch.dtensors import added_up, placed_like, users_own
 from dil_backends.torch.isolation import without_hooks
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming, transforms
@@ -69,7 +70,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
             [torch.zeros_like(x) if g is None else placed_like(g, x) for g, x in zip(found, wanted, strict=True)]
         )
 
-    return (out if again else tuple(y.detach() for y in out)), pull  # type: ignore[return-value]
+    return (out if again else tuple(y.detach() for y in out)), PullWithWork(pull, lambda: _work(roots, inputs))
 
 
 def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
@@ -99,7 +100,7 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
             raise
         return every if wrt is None else tuple(every[i] for i in wrt)
 
-    return out, pull  # type: ignore[return-value]
+    return out, PullWithWork(pull, lambda: primals[0].numel())  # the graph is that of the transform
 
 
 def autograd_on() -> AbstractContextManager[object]:
@@ -153,6 +154,28 @@ def _second_derivative_error(text: str) -> SecondDerivativeError:
         f"twice (for attention, sdpa_kernel(SDPBackend.MATH) inside the function), or pass "
         f"derivatives=dil.Derivatives(...) (torch: {text})"
     )
+
+
+def _work(roots: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
+    """Return how many numbers the results of the operations from the first input to the roots have."""
+    start, *others = [torch.autograd.graph.get_gradient_edge(x).node for x in inputs]
+    through = {start: True, **dict.fromkeys(others, False)}
+    """Whether the first input is below a node."""
+    todo = [root.grad_fn for root in roots if root.grad_fn is not None]
+    total = 0
+    while todo:
+        node = todo[-1]
+        below = [n for n, _ in node.next_functions if n is not None]
+        new = [] if node in through else [n for n in below if n not in through]
+        if new:
+            todo += new
+            continue
+        todo.pop()
+        if node not in through:
+            through[node] = any(through[n] for n in below)
+            if through[node]:
+                total += sum([math.prod(m.shape) for m in node._input_metadata])
+    return total
 
 
 def _captures(fn: Callable[..., Tensors], inputs: Sequence[Tensor], out: Tensors) -> bool:
