@@ -47,8 +47,9 @@ class Operator:
     matrix : array, optional
         A itself, (*batch, n, n), where it is known. A solver with a factorisation then needs no products.
     work : callable, optional
-        `work()` returns the work of one product, `Work(made, read)`. Solvers compare it with that of a factorisation,
-        and bound by it the memory for products that run at once. Without it, they know the size of the vectors alone.
+        `work()` returns how many numbers a product makes and reads, (made, read). Solvers compare it with the work of
+        a factorisation, and bound by it the memory for products that run at once. Without it, they know the size of
+        the vectors alone.
 
     Examples
     --------
@@ -67,7 +68,7 @@ class Operator:
     probes: Arrays = field(default=(), repr=False)
     one: Operator | None = field(default=None, repr=False)
     matrix: Array | None = field(default=None, repr=False)
-    work: Callable[[], Work] | None = field(default=None, repr=False)
+    work: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
 
     def __call__(self, p: Array) -> Array:
         """Return A p.

@@ -26,8 +26,8 @@ FEW_ROWS = 16
 
 def work_of(A: Operator, one: Array) -> Work:
     """Return the work of a product with vectors like `one`, (*batch, n)."""
-    work = Work(0, 0) if A.work is None else A.work()
-    return Work(work.made + size(one.shape), work.read)
+    made, read = (0, 0) if A.work is None else A.work()
+    return Work(made + size(one.shape), read)
 
 
 def krylov_budget(A: Operator, b: Array, backend: Backend) -> int:
