@@ -165,7 +165,7 @@ def test_a_layer_on_many_rows_of_data_is_solved_by_products(engine, captured):
 
 
 def test_the_work_of_a_pullback_counts_what_is_between_the_unknown_and_the_value(engine):
-    handle, (u, W) = arrays(engine, np.ones(3), np.ones((500, 3)))
+    _, (u, W) = arrays(engine, np.ones(3), np.ones((500, 3)))
     backend = common_owner([u], ["u"], "the test")
     functions = lambda u, W: (2.0 * u,), lambda u, W: (array_namespace(u).sum(W @ u),)
     pulls = [backend.vjp(fn, u, W)[1] for fn in functions]
