@@ -109,7 +109,9 @@ class Operator:
             raise OptionError(message)
         one = None if self.one is None else self.one.T
         matrix = None if self.matrix is None else self.matrix.mT
-        return Operator(self.rmatvec, self.matvec, transposed=not self.transposed, one=one, matrix=matrix, work=self.work)
+        return Operator(
+            self.rmatvec, self.matvec, transposed=not self.transposed, one=one, matrix=matrix, work=self.work
+        )
 
 
 def matrix_operator(matrix: Array, *, symmetric: bool = False) -> Operator:

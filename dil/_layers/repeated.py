@@ -11,18 +11,21 @@ from dil._diagnostics.record import recording
 from dil._frameworks.many import stacked
 from dil._frameworks.protocol import Backend, LinearSystem, RepeatedPull
 from dil.linear._auto import Auto
+from dil.linear._dense_cost import krylov_budget
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
 
+MOST_UNKNOWNS = 256
+"""The most unknowns of a system whose inverse is made."""
 MOST_NUMBERS = 2**20
 """The most numbers of the inverse matrices that are kept: 8 MiB in float64."""
 
 
-def has_inverse(linear_solver: LinearSolver, u: Array, backend: Backend) -> bool:
+def has_inverse(linear_solver: LinearSolver, J: Operator, u: Array, backend: Backend) -> bool:
     """Return whether the systems at u, (*batch, n), are solved by a factorisation, so that an inverse costs little."""
-    n, known = u.shape[-1], type(linear_solver)
-    few = n <= backend.dense.crossover.symmetric and size(u.shape) * n <= MOST_NUMBERS
-    return few and u.shape != (0,) and (known is Direct or (known is Auto and linear_solver == Auto()))
+    if size(u.shape) * u.shape[-1] > MOST_NUMBERS or size(u.shape) == 0:
+        return False
+    return linear_solver == Direct() or (linear_solver == Auto() and krylov_budget(J, u, backend) == 0)
 
 
 def repeated_pull(system: LinearSystem, u: Array, pull: RepeatedPull, backend: Backend) -> RepeatedPull | None:

@@ -35,7 +35,7 @@ from dil._frameworks.protocol import LinearSystem, RepeatedPull, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls, is_readable
-from dil._layers.repeated import has_inverse, repeated_pull
+from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
 from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, operator
 from dil._problem.problem import Optimality, Problem
@@ -77,11 +77,13 @@ class ImplicitRule:
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
         """Return the pullback for further cotangents of the solution, with J^-1 at hand, or None."""
         problem, u = self.find(), y[0]
-        if recording() or not has_inverse(self.linear_solver, u, problem.backend):
+        if recording() or u.shape[-1] > MOST_UNKNOWNS:
             return None
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        J = operator(problem, lambda p: pull((p,), (0,))[0], u)
+        J = operator(problem, pull, u, floats)
+        if not has_inverse(self.linear_solver, J, u, problem.backend):
+            return None
         places = {i: 1 + k for k, i in enumerate(problem.arguments.floats)}
 
         def pulled(g: Array, wrt: Sequence[int]) -> Arrays:
