@@ -83,11 +83,16 @@ def _number(x: Any) -> Any:
     return x.item() if isinstance(x, PLAIN) and x.ndim == 0 else x
 
 
+def _numbers(x: Any) -> Any:
+    return x.tolist() if isinstance(x, PLAIN) else x
+
+
 loops = replace(
     EAGER,
     while_loop=quiet(EAGER.while_loop),
     run_if=quiet(EAGER.run_if),
     number=_number,
+    numbers=_numbers,
     steps_per_read=lambda x: 1,
 )
 dense = dense_solves(np.linalg.LinAlgError)

@@ -7,13 +7,89 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dil._base.arrays import array_namespace, full, select
-from dil._base.typing import Array
+from dil._base.arrays import array_namespace, dot, eps, full, inner, max_abs, select
+from dil._base.typing import Array, DType
 
 Scalar: TypeAlias = Any
-"""An array of shape (*batch, 1), or a Python number."""
+"""An array of shape (*batch, 1), or a Python number. The linear solvers also have arrays of shape ()."""
+
+
+@dataclass(frozen=True)
+class Scalars:
+    """How the scalars of some problems are made from their vectors, (*batch, n).
+
+    Those of a batch are arrays (*batch, 1). Those of a single problem are Python numbers where `number` can read them
+    at no cost, and arrays of shape () elsewhere, such as on a device, in a trace, or where they have a gradient.
+    """
+
+    number: Callable[[Array], Any]
+    """`Loops.number`."""
+    numbers: Callable[[Array], Any]
+    """`Loops.numbers`."""
+    single: bool
+    """Whether there is one problem, without a batch dimension."""
+
+    def read(self, x: Array) -> Scalar:
+        """Return a number for each problem, shape batch, as a scalar."""
+        return self.number(x) if self.single else x[..., None]
+
+    def dot(self, a: Array, b: Array) -> Scalar:
+        """Return <a, b>."""
+        return self.number(inner(a, b)) if self.single else dot(a, b)
+
+    def largest(self, a: Array) -> Scalar:
+        """Return the largest |entry| of a, or one if all entries are zero: a unit in which squares are safe."""
+        largest = self.read(max_abs(a))
+        return select(largest == 0, 1.0, largest)
+
+    def norm(self, a: Array) -> Scalar:
+        """Return the Euclidean norm of a. The squares of its entries may underflow or overflow."""
+        unit = self.largest(a)
+        machine_eps = eps(array_namespace(a), a.dtype)
+        if isinstance(unit, float) and machine_eps < unit < 1 / machine_eps:
+            return sqrt(self.dot(a, a))
+        a = a / unit
+        return unit * sqrt(self.dot(a, a))
+
+    def array(self, x: Scalar, like: Array, dtype: DType) -> Array:
+        """Return a scalar as an array of shape batch, beside vectors (*batch, n)."""
+        if isinstance(x, bool | int | float):
+            return full(like, x, shape=(), dtype=dtype)
+        x = x if self.single else x[..., 0]
+        return x if x.dtype == dtype else array_namespace(x).astype(x, dtype)  # type: ignore[no-any-return]
+
+
+def is_finite(x: Scalar) -> Scalar:
+    """Return whether x is neither infinite nor NaN."""
+    if isinstance(x, int | float):
+        return math.isfinite(x)
+    return array_namespace(x).isfinite(x)
+
+
+def sqrt(x: Scalar) -> Scalar:
+    """Return the square root of x >= 0."""
+    return x**0.5 if isinstance(x, float) else array_namespace(x).sqrt(x)
+
+
+def count(condition: Scalar) -> Scalar:
+    """Return one where the condition holds, else zero."""
+    if isinstance(condition, bool):
+        return int(condition)
+    xp = array_namespace(condition)
+    return xp.astype(condition, xp.int32)
+
+
+def count_from_zero(like: Scalar) -> Scalar:
+    """Return a count of zero for each problem."""
+    return 0 if isinstance(like, bool | int | float) else full(like, 0, dtype=array_namespace(like).int32)
+
+
+def greater(a: Scalar, b: Scalar) -> Scalar:
+    """Return the greater one of a and b, and b where one of them is NaN."""
+    return select(a > b, a, b)
 
 
 def divided(a: Scalar, b: Scalar) -> Scalar:

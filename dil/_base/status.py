@@ -150,10 +150,10 @@ def first_of(reasons: Sequence[tuple[Array | bool, Status]], otherwise: Status) 
 
     The conditions are masks of one shape, which give an array of codes, or Python bools, which give an int.
     """
-    holds, _ = reasons[0]
+    masks = [holds for holds, _ in reasons if not isinstance(holds, bool)]
     code: Any = int(otherwise)
-    if not isinstance(holds, bool):
-        code = full(holds, code, dtype=array_namespace(holds).int32)
+    if masks:
+        code = full(masks[0], code, dtype=array_namespace(masks[0]).int32)
     for holds, status in reversed(reasons):
         code = select(holds, int(status), code)
     return code

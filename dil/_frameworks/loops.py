@@ -66,6 +66,9 @@ class Loops:
     number: Callable[[Array], Any]
     """`number(x)`: return a 0-D array as a Python number if that costs nothing, else x itself."""
 
+    numbers: Callable[[Array], Any]
+    """`numbers(x)`: return a 1-D array as a list of Python numbers if that costs nothing, else x itself."""
+
     steps_per_read: Callable[[Array], int]
     """`steps_per_read(x)`: return how many steps a loop over arrays like x takes for each read of its condition.
 
@@ -133,6 +136,7 @@ EAGER = Loops(
     places=places_now,
     on_host=call_now,
     number=lambda x: x,
+    numbers=lambda x: x,
     steps_per_read=lambda x: 8,
 )
 """The loops of eager arrays on a device. A framework replaces some of them by `dataclasses.replace`."""

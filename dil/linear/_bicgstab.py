@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, dot, full, nonzero_max_abs, norm
+from dil._base.arrays import array_namespace, device, logical_not, select
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options
+from dil._base.scalars import Scalar, divided, either, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import TRIAL_SHARE, Pass, Progress, Task, restarted
@@ -88,116 +89,114 @@ class BiCGSTAB:
 
 
 class Iterate(NamedTuple):
-    """The state, in units in which A is of order one. Vectors: (*batch, n); scalars: (*batch, 1)."""
+    """The state, in units in which A is of order one. Vectors: (*batch, n)."""
 
     dx: Array
     """x minus its start, times the unit of A."""
     r: Array
     p: Array
-    rho: Array
+    rho: Scalar
     """<shadow, r>"""
-    rr: Array
+    rr: Scalar
     best_dx: Array
     """The dx of least <r, r> so far."""
-    least: Array
+    least: Scalar
     """<r, r> at best_dx."""
-    unit: Array
-    scale: Array
+    unit: Scalar
+    scale: Scalar
     """The largest ||A p|| / ||p|| so far: a lower bound of the norm of A."""
-    finite: Array
-    broken: Array
-    singular: Array
-    steps: Array
+    finite: Scalar
+    broken: Scalar
+    singular: Scalar
+    steps: Scalar
 
 
 def bicgstab(task: Task, s: Progress) -> Pass:
     """Run BiCGSTAB from x and its residual, with a shadow residual that differs from pass to pass."""
-    xp = array_namespace(s.x)
-    target_rr = (0.5 * task.rtol) ** 2
-    size = norm(s.r)
-    # of norm one, because the squares of a small residual would underflow
-    r = s.r / xp.where(size > 0, size, full(size, 1.0))
-    goal = target_rr / xp.where(size > 0, size, full(size, 1.0)) ** 2
-    on_track = (task.rtol**TRIAL_SHARE / xp.where(size > 0, size, full(size, 1.0))) ** 2
+    dot, size = task.scalars.dot, task.scalars.norm(s.r)
+    nonzero = select(size > 0, size, 1.0)
+    r = s.r / nonzero  # of norm one, because the squares of a small residual would underflow
+    goal = (0.5 * task.rtol) ** 2 / nonzero / nonzero
+    on_track = task.rtol**TRIAL_SHARE / nonzero
     shadow = r * _weights(r, s.passes)
+    weight = dot(shadow, shadow)
 
-    def active(i: Iterate) -> Array:
-        iterating: Array = s.active & i.finite & ~i.broken & (i.rr > goal) & (i.steps < task.max_iter)
-        return iterating if task.trial is None else iterating & ((i.steps != task.trial) | (i.least <= on_track))
+    def active(i: Iterate) -> Scalar:
+        going = s.active & i.finite & logical_not(i.broken) & (i.rr > goal) & (i.steps < task.max_iter)
+        return going if task.trial is None else going & ((i.steps != task.trial) | (i.least <= on_track * on_track))
 
     def step(i: Iterate) -> Iterate:
-        return _step(task, i, shadow, i.steps == s.steps, goal)
+        return _step(task, i, shadow, weight, i.steps == s.steps, goal)
 
-    rr, null, no = dot(r, r), xp.zeros_like(r), xp.zeros_like(s.active)
-    one = full(rr, 1.0)
-    first = Iterate(null, r, r, dot(shadow, r), rr, null, rr, one, 0.0 * rr, ~no, no, no, s.steps)
+    rr, null = dot(r, r), array_namespace(r).zeros_like(r)
+    zero, no = 0.0 * rr, s.active & False
+    first = Iterate(null, r, r, dot(shadow, r), rr, null, rr, zero + 1.0, zero, s.active, no, no, s.steps)
     last = task.iterate(step, active, first)
     x = s.x + last.best_dx * (size / last.unit)
-    return Pass(
-        x, last.steps, s.products + 2 * (last.steps - s.steps), last.singular, last.finite, last.unit * last.scale
-    )
+    products = s.products + 2 * (last.steps - s.steps)
+    return Pass(x, last.steps, products, last.singular, last.finite, last.unit * last.scale)
 
 
-def _weights(r: Array, passes: Array) -> Array:
+def _weights(r: Array, passes: Scalar) -> Array | float:
     """Return the weights from a residual to its shadow: ones in the first pass, later irregular positive numbers."""
+    if isinstance(passes, int) and passes == 0:
+        return 1.0
     xp = array_namespace(r)
     index = xp.arange(r.shape[-1], dtype=r.dtype, device=device(r))
-    pass_number = xp.astype(passes, r.dtype)
-    return 1.0 + 0.75 * xp.where(passes > 0, xp.sin((1.0 + pass_number) * (index + 1.0) ** 2), 0.0 * pass_number)  # type: ignore[no-any-return]
+    pass_number = passes if isinstance(passes, int) else xp.astype(passes, r.dtype)
+    irregular = xp.sin((1.0 + pass_number) * (index + 1.0) ** 2)
+    return 1.0 + 0.75 * select(passes > 0, irregular, 0.0)  # type: ignore[no-any-return]
 
 
-def _step(task: Task, i: Iterate, shadow: Array, is_first: Array, goal: Array) -> Iterate:
-    """Take a step along p, then a stabilising step along s, which reduces the residual."""
-    xp, eps = array_namespace(i.r), task.eps
+def _step(task: Task, i: Iterate, shadow: Array, weight: Scalar, is_first: Scalar, goal: Scalar) -> Iterate:
+    """Take a step along p, then a stabilising step along s, which reduces the residual. `weight`: <shadow, shadow>."""
+    dot, eps = task.scalars.dot, task.eps
     Ap = task.A(i.p)
-    unit = xp.where(is_first, nonzero_max_abs(Ap), i.unit)
+    unit = either(is_first, lambda: task.scalars.largest(Ap), lambda: i.unit)
     v = Ap / unit
-    one = full(i.rr, 1.0)
-    pp, vv, hh, sv = dot(i.p, i.p), dot(v, v), dot(shadow, shadow), dot(shadow, v)
-    scale = xp.where(vv > i.scale**2 * pp, (vv / pp) ** 0.5, i.scale)
-    p_is_null = vv <= (4 * eps * scale) ** 2 * pp
-    blocked = p_is_null | (sv * sv <= (4 * eps) ** 2 * hh * vv)
-    alpha = i.rho / xp.where(blocked, one, sv)
+    pp, vv, sv = dot(i.p, i.p), dot(v, v), dot(shadow, v)
+    scale = either(vv > i.scale * i.scale * pp, lambda: sqrt(divided(vv, pp)), lambda: i.scale)
+    tiny = (4 * eps * scale) ** 2
+    p_is_null = vv <= tiny * pp
+    blocked = p_is_null | (sv * sv <= (4 * eps) ** 2 * weight * vv)
+    alpha = divided(i.rho, select(blocked, 1.0, sv))
     s = i.r - alpha * v
-    dx_half = i.dx + alpha * i.p
     t = task.A(s) / unit
     ss, tt, ts = dot(s, s), dot(t, t), dot(t, s)
-    s_is_null = tt <= (4 * eps * scale) ** 2 * ss
+    s_is_null = tt <= tiny * ss
     solved = ss <= goal
     omega = _stabilising_length(ts, ss, tt, s_is_null | solved)
-    dx, r = dx_half + omega * s, s - omega * t
+    dx, r = i.dx + alpha * i.p + omega * s, s - omega * t
     rr, rho = dot(r, r), dot(shadow, r)
-    beta = (rho / i.rho) * (alpha / xp.where(omega == 0, one, omega))
+    beta = divided(rho, i.rho) * (alpha / select(omega == 0, 1.0, omega))
     p = r + beta * (i.p - omega * v)
     # a residual that has grown this much leaves rounding errors that no later step removes
     rr_too_large = rr * eps > i.least
-    rho_vanished = rho * rho <= (4 * eps) ** 2 * hh * rr
+    rho_vanished = rho * rho <= (4 * eps) ** 2 * weight * rr
     broken = blocked | s_is_null | rr_too_large | rho_vanished
-    finite = xp.isfinite(rr) & xp.isfinite(rho)
-    improved = finite & ~blocked & (rr < i.least)
+    finite = is_finite(rr) & is_finite(rho)
+    improved = finite & logical_not(blocked) & (rr < i.least)
     return Iterate(
         dx,
-        xp.where(blocked, i.r, r),
+        select(blocked, i.r, r),
         p,
         rho,
-        xp.where(blocked, i.rr, rr),
-        xp.where(improved, dx, i.best_dx),
-        xp.where(improved, rr, i.least),
+        select(blocked, i.rr, rr),
+        select(improved, dx, i.best_dx),
+        select(improved, rr, i.least),
         unit,
         scale,
         finite,
         broken,
-        p_is_null | (s_is_null & ~solved),
+        p_is_null | (s_is_null & logical_not(solved)),
         i.steps + 1,
     )
 
 
-def _stabilising_length(ts: Array, ss: Array, tt: Array, skipped: Array) -> Array:
+def _stabilising_length(ts: Scalar, ss: Scalar, tt: Scalar, skipped: Scalar) -> Scalar:
     """Return the length of the stabilising step, or zero where the step is skipped."""
-    xp = array_namespace(ts)
-    zero, one = 0.0 * ts, full(ts, 1.0)
-    safe = xp.where(skipped, one, tt)
-    least = 0.7 * (ss / safe) ** 0.5
-    omega = ts / safe
-    lengthened = xp.where(omega < 0, -least, least)
-    return xp.where(skipped, zero, xp.where(xp.abs(omega) < least, lengthened, omega))  # type: ignore[no-any-return]
+    safe = select(skipped, 1.0, tt)
+    least = 0.7 * sqrt(divided(ss, safe))
+    omega = divided(ts, safe)
+    lengthened = select(omega < 0, -least, least)
+    return select(skipped, 0.0, select(abs(omega) < least, lengthened, omega))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, inner, logical_not, max_abs, select
+from dil._base.arrays import array_namespace, eps, logical_not, select
 from dil._base.operator import shifted
 from dil._base.options import check_linear_options
+from dil._base.scalars import Scalar, Scalars, count_from_zero, sqrt
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop, Matvec
@@ -19,8 +20,6 @@ from dil.linear._restarts import TRIAL_SHARE
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
 
-Scalar: TypeAlias = Any
-"""An array of shape batch, or a Python number."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class CG:
 
 
 class State(NamedTuple):
-    """The state of the iteration. Vectors: (*batch, n); scalars: batch, or Python numbers where `number` made them."""
+    """The state of the iteration. Vectors: (*batch, n)."""
 
     x: Array
     r: Array
@@ -155,24 +154,14 @@ def cg(
 ) -> Solution:
     """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial.
 
-    The scalars of a single problem are Python numbers where `number` can read them at no cost. Their arithmetic is the
-    same, but an operation on an array of one number costs as much as one on a short vector. The check of the true
-    residual and the recurrence share one loop with one product, because each loop takes time to compile.
+    The check of the true residual and the recurrence share one loop with one product, because each loop takes time to
+    compile.
     """
-    xp, single, number = array_namespace(b), b.ndim == 1, loops.number
-
-    def dot(a: Array, c: Array) -> Scalar:
-        return number(inner(a, c))
-
-    def column(scalar: Scalar) -> Scalar:
-        return scalar if single else scalar[..., None]
-
-    machine_eps = eps(xp, b.dtype)
-    scale = number(max_abs(b))
+    xp, scalars = array_namespace(b), Scalars(loops.number, loops.numbers, b.ndim == 1)
+    dot, machine_eps, scale = scalars.dot, eps(xp, b.dtype), scalars.largest(b)
     in_range = isinstance(scale, float) and machine_eps < scale < 1 / machine_eps
     if not in_range:  # squares of tiny and huge entries would underflow or overflow
-        scale = select(scale == 0, 1.0, scale)
-        b = b / column(scale)
+        b = b / scale
     bb = dot(b, b)
     # the target of the recurrence is below the tolerance, so that the true residual rarely misses the tolerance
     target_rr, accepted_rr = bb * (0.5 * rtol) ** 2, bb * rtol**2
@@ -189,10 +178,10 @@ def cg(
         curvature_sum = s.curvature_sum + select(moving, abs(curvature), 0.0)
         positive = curvature > machine_eps * curvature_sum  # False for NaN, negative curvature and null directions
         alpha = s.rr / select(moving & positive, vHv, math.inf)
-        path_length = s.path_length + alpha * s.vv**0.5
+        path_length = s.path_length + alpha * sqrt(s.vv)
         steps = select(moving, s.steps + 1, s.steps)
-        x = s.x + column(alpha) * s.v
-        r = select(column(s.checking), b, s.r) - column(select(s.checking, 1.0, alpha)) * Hv
+        x = s.x + alpha * s.v
+        r = select(s.checking, b, s.r) - select(s.checking, 1.0, alpha) * Hv
         rr = dot(r, r)
         may_continue = positive & (steps < max_iter)
         proceed = may_continue & (rr > target_rr)
@@ -204,8 +193,7 @@ def cg(
         restarts = may_continue & (rr > accepted_rr) & (4 * rr < s.true_rr)
         iterating = s.active & select(s.checking, restarts, proceed)
         beta = select(s.checking, 0.0, rr / s.rr)
-        p = r + column(beta) * s.v
-        v = select(column(iterating), p, select(column(checking), x, s.v))
+        v = select(iterating, r + beta * s.v, select(checking, x, s.v))
         vv = select(iterating, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
         true_rr = select(s.checking, rr, s.true_rr)
         rr = select(s.active & logical_not(checking), rr, s.rr)
@@ -214,25 +202,14 @@ def cg(
         )
 
     nonzero = bb > 0  # False for NaN
-    no_steps = 0 if isinstance(nonzero, bool) else xp.zeros_like(nonzero, dtype=xp.int32)
-    zero = 0 * bb
-    first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, nonzero & False, no_steps)
+    zero, no = 0.0 * bb, nonzero & False
+    first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, no, count_from_zero(bb))
     last = repeat(step, lambda s: s.active, first, loops=loops, steps_per_read=loops.steps_per_read(b))
     failed = logical_not(last.rr <= accepted_rr)
-    status = _status(last, failed, max_iter, machine_eps)
-    residual = (last.rr / select(bb == 0, 1.0, bb)) ** 0.5
-    x = last.x if in_range else last.x * column(scale)
-    if isinstance(failed, bool):
-        layout = {"shape": (), "device": device(b)}
-        status, steps = (xp.full(fill_value=k, dtype=xp.int32, **layout) for k in (status, last.steps))
-        return Solution(
-            x,
-            status,
-            steps,
-            xp.full(fill_value=residual, dtype=b.dtype, **layout),
-            {"indefinite": status == int(Status.INDEFINITE)},
-        )
-    return Solution(x, status, last.steps, residual, {"indefinite": status == int(Status.INDEFINITE)})
+    x = last.x if in_range else last.x * scale
+    status, steps = (scalars.array(k, b, xp.int32) for k in (_status(last, failed, max_iter, machine_eps), last.steps))
+    residual = scalars.array(sqrt(last.rr / select(bb == 0, 1.0, bb)), b, b.dtype)
+    return Solution(x, status, steps, residual, {"indefinite": status == int(Status.INDEFINITE)})
 
 
 def _status(last: State, failed: Scalar, max_iter: int, machine_eps: float) -> Scalar:

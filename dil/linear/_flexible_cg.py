@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs
+from dil._base.arrays import array_namespace, eps, full, logical_not, select
 from dil._base.operator import Operator
+from dil._base.scalars import Scalar, Scalars, count_from_zero, divided, either, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Matvec
-from dil._frameworks.iteration import iterate
+from dil._frameworks.iteration import iterate, repeat
 from dil._frameworks.loops import Loops
 from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
 
 
 class Iterate(NamedTuple):
-    """The state of the recurrence. Vectors: (*batch, n); scalars: (*batch, 1)."""
+    """The state of the recurrence. Vectors: (*batch, n)."""
 
     x: Array
     """The iterate. A refused step does not change it."""
     r: Array
     p: Array
-    rr: Array
-    rz: Array
+    rr: Scalar
+    rz: Scalar
     """<r, M r>."""
-    curvature: Array
+    curvature: Scalar
     """<p, A p> / <p, p> of the last direction p, also if its step was refused."""
-    curvature_sum: Array
+    curvature_sum: Scalar
     """The sum of |<p, A p>| / <p, p> so far."""
-    positive: Array
-    steps: Array
+    positive: Scalar
+    steps: Scalar
 
 
 class Pass(NamedTuple):
-    """The state between two passes of the recurrence. Vectors: (*batch, n); scalars: (*batch, 1)."""
+    """The state between two passes of the recurrence. Vectors: (*batch, n)."""
 
     x: Array
     r: Array
     """The true residual."""
-    rr: Array
-    rz: Array
-    curvature: Array
-    curvature_sum: Array
-    positive: Array
-    active: Array
-    steps: Array
-    checks: Array
+    rr: Scalar
+    rz: Scalar
+    curvature: Scalar
+    curvature_sum: Scalar
+    positive: Scalar
+    active: Scalar
+    steps: Scalar
+    checks: Scalar
     """Products spent on true residuals."""
 
 
@@ -77,22 +79,24 @@ def flexible_cg(
     DTypeError
         If the preconditioner returns another dtype than that of b.
     """
-    xp, unit = array_namespace(b), nonzero_max_abs(b)
-    finite = xp.isfinite(unit)
-    unit = xp.where(finite, unit, full(unit, 1.0))
-    scaled = xp.where(finite, b, full(b, 0.0)) / unit  # squares of tiny and huge entries would underflow or overflow
+    xp, scalars = array_namespace(b), Scalars(loops.number, loops.numbers, b.ndim == 1)
+    unit = scalars.largest(b)
+    finite = is_finite(unit)
+    unit = select(finite, unit, 1.0)
+    # squares of tiny and huge entries would underflow or overflow
+    scaled = either(finite, lambda: b, lambda: full(b, 0.0)) / unit
     M = prepared(preconditioner, A, scaled, loops.while_loop)
-    bb = dot(scaled, scaled)
-    system = System(A, M, scaled, bb * (0.5 * rtol) ** 2, bb * rtol**2, max_iter, loops)
+    bb = scalars.dot(scaled, scaled)
+    system = System(A, M, scaled, bb, bb * (0.5 * rtol) ** 2, bb * rtol**2, max_iter, loops, scalars)
     first = system.start() if x0 is None else system.start_from(x0 / unit)
     last = iterate(system.advance, lambda s: s.active, first, batch_ndim=b.ndim - 1, loops=loops)
-    status = _status(last, system, finite)
-    residual = xp.sqrt(last.rr / xp.where(bb == 0, full(bb, 1.0), bb))
-    residual = xp.where(finite, residual, full(residual, float("nan")))
+    residual = select(finite, sqrt(last.rr / select(bb == 0, 1.0, bb)), math.nan)
     products = last.steps + last.checks + M.products
-    status = status[..., 0]
-    extra = {"products": products[..., 0], "indefinite": status == int(Status.INDEFINITE)}
-    return Solution(last.x * unit, status, last.steps[..., 0], residual[..., 0], extra)
+    status, steps, products = (
+        scalars.array(k, b, xp.int32) for k in (_status(last, system, finite), last.steps, products)
+    )
+    extra = {"products": products, "indefinite": status == int(Status.INDEFINITE)}
+    return Solution(last.x * unit, status, steps, scalars.array(residual, b, b.dtype), extra)
 
 
 @dataclass(frozen=True)
@@ -102,50 +106,51 @@ class System:
     A: Matvec
     M: Matvec
     b: Array
-    target_rr: Array
+    bb: Scalar
+    """<b, b>."""
+    target_rr: Scalar
     """<r, r> at which the recurrence stops. It is below the tolerance, so that the true residual rarely misses that."""
-    accepted_rr: Array
-    """<r, r> of the true residual that is accepted, (*batch, 1)."""
+    accepted_rr: Scalar
+    """<r, r> of the true residual that is accepted."""
     max_iter: int
     loops: Loops
+    scalars: Scalars
 
     def start(self) -> Pass:
         """Return the state at x = 0."""
-        xp, b, bb = array_namespace(self.b), self.b, dot(self.b, self.b)
-        zero, nonzero = full(bb, 0.0), bb > 0
-        no_steps = full(bb, 0, dtype=xp.int32)
-        return Pass(full(b, 0.0), b, bb, full(bb, 1.0), zero, zero, xp.ones_like(nonzero), nonzero, no_steps, no_steps)
+        b, bb, no_steps = self.b, self.bb, count_from_zero(self.bb)
+        zero, nonzero = 0.0 * bb, bb > 0
+        return Pass(full(b, 0.0), b, bb, bb, zero, zero, nonzero, nonzero, no_steps, no_steps)
 
     def start_from(self, x0: Array) -> Pass:
         """Return the state at x0, or at zero where the residual at zero is smaller."""
-        xp, zero = array_namespace(self.b), self.start()
+        zero = self.start()
 
         def at_guess(s: Pass) -> Pass:
             r = self.b - self.A(x0)
-            rr = dot(r, r)
+            rr = self.scalars.dot(r, r)
             use_guess = s.active & (rr <= s.rr)  # False for NaN
             return s._replace(
-                x=xp.where(use_guess, x0, s.x),
-                r=xp.where(use_guess, r, s.r),
-                rr=xp.where(use_guess, rr, s.rr),
-                active=s.active & ~(use_guess & (rr <= self.accepted_rr)),
+                x=select(use_guess, x0, s.x),
+                r=select(use_guess, r, s.r),
+                rr=select(use_guess, rr, s.rr),
+                active=s.active & logical_not(use_guess & (rr <= self.accepted_rr)),
                 checks=s.checks + 1,
             )
 
         # a loop that runs once, because overflow inside a loop causes no warning
-        return self.loops.while_loop(lambda s: xp.all(s.checks < 1), at_guess, zero)  # type: ignore[no-any-return]
+        return repeat(at_guess, lambda s: s.checks < 1, zero, loops=self.loops)
 
     def advance(self, s: Pass) -> Pass:
         """Run the recurrence from the true residuals. A problem restarts if its residual halves but misses rtol."""
-        xp = array_namespace(self.b)
-        z = self.M(s.r)
+        dot, z = self.scalars.dot, self.M(s.r)
         # M is scaled by one factor for the whole pass: this leaves x unchanged, and <p, p> cannot underflow or overflow
-        size = nonzero_max_abs(z)
-        size = xp.where(xp.isfinite(size), size, full(size, 1.0))
+        size = self.scalars.largest(z)
+        size = select(is_finite(size), size, 1.0)
         z = z / size
         first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), s.curvature, s.curvature_sum, s.positive, s.steps)
 
-        def active(i: Iterate) -> Array:
+        def active(i: Iterate) -> Scalar:
             return s.active & i.positive & (i.rz > 0) & (i.rr > self.target_rr) & (i.steps < self.max_iter)
 
         def step(i: Iterate) -> Iterate:
@@ -171,34 +176,33 @@ class System:
             s.checks + 1,
         )
 
-    def _step(self, s: Iterate, size: Array) -> Iterate:
-        xp = array_namespace(self.b)
+    def _step(self, s: Iterate, size: Scalar) -> Iterate:
+        dot = self.scalars.dot
         Ap = self.A(s.p)
         pAp = dot(s.p, Ap)
-        curvature = pAp / dot(s.p, s.p)
+        curvature = divided(pAp, dot(s.p, s.p))
         # False for NaN, negative curvature and null directions
-        positive = curvature > eps(xp, self.b.dtype) * s.curvature_sum
-        alpha = xp.where(positive, s.rz / pAp, full(pAp, 0.0))
+        positive = curvature > eps(array_namespace(self.b), self.b.dtype) * s.curvature_sum
+        alpha = either(positive, lambda: divided(s.rz, pAp), lambda: 0.0 * pAp)
         r = s.r - alpha * Ap
         z = self.M(r) / size
         rr, rz = dot(r, r), dot(r, z)
-        p = z + (rz - dot(s.r, z)) / s.rz * s.p
-        rz = xp.where(rr == 0, full(rz, 1.0), rz)  # solved exactly: <r, z> = 0 is then no failure of M
-        x = xp.where(positive, s.x + alpha * s.p, s.x)
-        return Iterate(x, r, p, rr, rz, curvature, s.curvature_sum + xp.abs(curvature), positive, s.steps + 1)
+        p = z + divided(rz - dot(s.r, z), s.rz) * s.p
+        rz = select(rr == 0, 1.0, rz)  # solved exactly: <r, z> = 0 is then no failure of M
+        x = either(positive, lambda: s.x + alpha * s.p, lambda: s.x)
+        return Iterate(x, r, p, rr, rz, curvature, s.curvature_sum + abs(curvature), positive, s.steps + 1)
 
 
-def _status(last: Pass, system: System, finite: Array) -> Array:
-    """Return the status of each problem, (*batch, 1). The first condition that holds decides."""
-    xp = array_namespace(last.x)
-    machine_eps = eps(xp, last.x.dtype)
-    computable = xp.isfinite(last.curvature) & xp.isfinite(last.rr) & xp.isfinite(last.rz) & finite
+def _status(last: Pass, system: System, finite: Scalar) -> Scalar:
+    """Return the status of each problem. The first condition that holds decides."""
+    machine_eps = eps(array_namespace(last.x), last.x.dtype)
+    computable = is_finite(last.curvature) & is_finite(last.rr) & is_finite(last.rz) & finite
     reasons = [
         (finite & (last.rr <= system.accepted_rr), Status.CONVERGED),
-        (~computable, Status.NON_FINITE),
+        (logical_not(computable), Status.NON_FINITE),
         (last.curvature < -machine_eps * last.curvature_sum, Status.INDEFINITE),
-        (~last.positive, Status.SINGULAR),
+        (logical_not(last.positive), Status.SINGULAR),
         (last.rz <= 0, Status.PRECONDITIONER),
         (last.steps >= system.max_iter, Status.MAX_ITER),
     ]
-    return first_of(reasons, Status.STAGNATED)  # type: ignore[no-any-return]
+    return first_of(reasons, Status.STAGNATED)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from dil._base.arrays import array_namespace, device, dot, eye, factor_dtype, full, nonzero_max_abs, norm
+from dil._base.arrays import array_namespace, logical_not, select
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options, is_integer
+from dil._base.scalars import Scalar, either, greater, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
+from dil._frameworks.iteration import repeat
 from dil.linear._restarts import Pass, Progress, Task, restarted
+from dil.linear._rotations import ArrayRotations, NumberRotations, array_rotations, number_rotations, rows_like
 
 
 @dataclass(frozen=True)
@@ -80,132 +83,102 @@ class GMRES:
         return restarted(recurrence, self, shifted(A, self.damping), b, loop=loop, x0=x0, gain=0.999)
 
 
+Rotations: TypeAlias = NumberRotations | ArrayRotations
+
+
 class Iterate(NamedTuple):
-    """The state, in units in which A is of order one; m = min(restart, n), scalars: (*batch, 1)."""
+    """The state; m = min(restart, n)."""
 
     V: Array
     """The orthonormal basis as rows, (*batch, m + 1, n). Rows that are not computed yet are zero."""
-    R: Array
-    """The triangular factor, (*batch, m, m). Columns that are not computed yet are those of the identity."""
-    Q: Array
-    """The product of the rotations, (*batch, m + 1, m + 1)."""
+    rotations: Rotations
+    """The least-squares problem, in units in which A is of order one."""
     v: Array
     """The newest row of the basis, (*batch, n)."""
-    residual: Array
+    residual: Scalar
     """The norm of the residual, relative to that at the start of the cycle."""
-    unit: Array
-    scale: Array
-    """The largest ||A v|| so far: a lower bound of the norm of A."""
-    finite: Array
-    stuck: Array
+    unit: Scalar
+    """The unit of A."""
+    norm_A: Scalar
+    """The largest ||A v|| so far, over all cycles: a lower bound of the norm of A."""
+    finite: Scalar
+    stuck: Scalar
     """Whether the least-squares problem is singular."""
-    j: Array
-    """The index of the step, the same for all problems: shape ()."""
-    steps: Array
+    going: Scalar
+    j: Any
+    """The index of the step, the same for all problems: an int, or an array of shape () in a trace."""
+    steps: Scalar
 
 
 def gmres(task: Task, s: Progress, *, restart: int) -> Pass:
     """Run one cycle of GMRES from x and its residual."""
-    xp, n = array_namespace(s.x), s.x.shape[-1]
-    m = min(restart, n, task.max_iter)
-    norm_r = norm(s.r)
-    goal = 0.5 * task.rtol / xp.where(norm_r > 0, norm_r, full(norm_r, 1.0))
+    m = min(restart, s.x.shape[-1], task.max_iter)
+    norm_r = task.scalars.norm(s.r)
+    nonzero = select(norm_r > 0, norm_r, 1.0)
+    goal = 0.5 * task.rtol / nonzero
 
-    def active(i: Iterate) -> Array:
-        iterating: Array = s.active & i.finite & ~i.stuck & (i.residual > goal) & (i.steps < task.max_iter) & (i.j < m)
-        return iterating
+    def step(i: Iterate) -> Iterate:
+        new = _step(task, i)
+        return new._replace(going=new.going & (new.residual > goal) & (new.steps < task.max_iter) & (new.j < m))
 
-    last = task.iterate(partial(_step, task), active, _first(s, norm_r, m))
-    # g = Q e_1 ||r||; for the unused columns, R is the identity and g is zero
-    # the step in which a problem became stuck added no column
-    count = last.steps - s.steps - xp.astype(last.stuck, xp.int32)
-    used = xp.reshape(_indices(norm_r, m), (1,) * (s.x.ndim - 1) + (m,)) < count
-    usable = last.finite & s.active
-    g = xp.where(used & usable, last.Q[..., :m, 0], xp.zeros_like(used, dtype=s.x.dtype))
-    R = xp.where((used & usable)[..., None, :], last.R, eye(m, s.x))
-    dtype = factor_dtype(g)
-    y = xp.astype(xp.linalg.solve(xp.astype(R, dtype), xp.astype(g[..., None], dtype)), g.dtype)
-    dx = xp.matmul(last.V[..., :m, :].mT, y)[..., 0] * (norm_r / last.unit)
-    return Pass(
-        s.x + dx, last.steps, s.products + last.steps - s.steps, last.stuck, last.finite, last.unit * last.scale
-    )
+    steps_per_read = task.loops.steps_per_read(s.x)
+    # the last read may come some steps too late
+    first = _first(task, s, s.r / nonzero, norm_r, m + steps_per_read - 1)
+    first = first._replace(going=s.active & (first.residual > goal) & (s.steps < task.max_iter))
+    last = repeat(step, lambda i: i.going, first, loops=task.loops, steps_per_read=steps_per_read)
+    x = s.x + last.rotations.combined(last.V) * (norm_r / last.unit)
+    return Pass(x, last.steps, s.products + last.steps - s.steps, last.stuck, last.finite, last.norm_A)
 
 
-def _indices(like: Array, count: int) -> Array:
-    """Return 0, 1, ..., count - 1 on the device of another array."""
-    xp = array_namespace(like)
-    indices: Array = xp.arange(count, dtype=xp.int32, device=device(like))
-    return indices
-
-
-def _first(s: Progress, norm_r: Array, m: int) -> Iterate:
-    """Return the state before the first step of a cycle."""
-    xp, batch = array_namespace(s.x), s.x.shape[:-1]
-    one = full(norm_r, 1.0)
-    v = s.r / xp.where(norm_r > 0, norm_r, one)
-    is_first_row = xp.reshape(_indices(norm_r, m + 1) == 0, (m + 1, 1))
-    V = xp.where(is_first_row, v[..., None, :], xp.zeros_like(v)[..., None, :])
-    Q = xp.broadcast_to(eye(m + 1, s.x), (*batch, m + 1, m + 1))
-    R = xp.broadcast_to(eye(m, s.x), (*batch, m, m))
-    no = xp.zeros_like(s.active)
-    return Iterate(V, R, Q, v, one, one, 0.0 * norm_r, ~no, no, _indices(norm_r, 1)[0], s.steps)
+def _first(task: Task, s: Progress, v: Array, norm_r: Scalar, rows: int) -> Iterate:
+    """Return the state before the first step of a cycle, which starts at v = r / ||r||."""
+    one, no = 0.0 * norm_r + 1.0, s.active & False
+    V = task.loops.set_row(rows_like(v, rows + 1, v.shape[-1]), 0, v)
+    rotations = number_rotations() if isinstance(norm_r, float) else array_rotations(v, rows)
+    return Iterate(V, rotations, v, one, one, s.norm_A, s.active, no, s.active, 0, s.steps)
 
 
 def _step(task: Task, i: Iterate) -> Iterate:
-    """Take an Arnoldi step, and rotate the new column of the Hessenberg matrix into R."""
-    xp = array_namespace(i.v)
+    """Take an Arnoldi step, and rotate the new column of the Hessenberg matrix."""
+    scalars, set_row, j = task.scalars, task.loops.set_row, i.j
     Av = task.A(i.v)
-    unit = xp.where(i.j == 0, nonzero_max_abs(Av), i.unit)
+    unit = either(j == 0, lambda: scalars.largest(Av), lambda: i.unit)
     w = Av / unit
-    length = dot(w, w) ** 0.5
-    scale = xp.where(length > i.scale, length, i.scale)
-    tiny = 16 * task.eps * scale
-    h, w = _orthogonalise(i.V, w)
-    correction, w = _orthogonalise(i.V, w)
-    h = h + correction  # (*batch, m + 1)
-    beta = dot(w, w) ** 0.5
-    one = full(beta, 1.0)
-    v = w / xp.where(beta > tiny, beta, one)
-    v = xp.where(beta > tiny, v, xp.zeros_like(v))
-
-    index = _indices(beta, i.Q.shape[-1])
-    row_j, row_next = (xp.astype(index == i.j + k, beta.dtype) for k in (0, 1))  # rows j and j + 1
-    column = xp.matmul(i.Q, h[..., None])[..., 0]
-    a = xp.sum(column * row_j, axis=-1, keepdims=True)
-    r = (a * a + beta * beta) ** 0.5
-    finite = xp.isfinite(r)
+    norm_A = greater(unit * sqrt(scalars.dot(w, w)), i.norm_A)
+    tiny = 16 * task.eps * norm_A / unit
+    # where j is known, the rows that are still zero cost nothing
+    V = i.V[..., : j + 1, :] if isinstance(j, int) else i.V
+    h, w = _orthogonalise(V, w)
+    correction, w = _orthogonalise(V, w)
+    column, a = i.rotations.rotated(h + correction, scalars)
+    beta = sqrt(scalars.dot(w, w))
+    r = sqrt(a * a + beta * beta)
+    finite = is_finite(r)
     stuck = finite & (r <= tiny)
-    pivot = xp.where(finite & ~stuck, r, one)
+    accepted = i.going & finite & logical_not(stuck)
+    pivot = select(accepted, r, 1.0)
     c, sn = a / pivot, beta / pivot
-    column = column + row_j * (pivot - a)
-    R = xp.where(_per_column(index[:-1] == i.j), column[..., :-1, None], i.R)
-    Q_j, Q_next = (xp.sum(i.Q * part[:, None], axis=-2) for part in (row_j, row_next))
-    rotated_row = row_j[:, None] * ((c - 1) * Q_j + sn * Q_next)[..., None, :]
-    Q = i.Q + rotated_row + row_next[:, None] * ((c - 1) * Q_next - sn * Q_j)[..., None, :]
-    residual = xp.abs(xp.sum(Q[..., 0] * row_next, axis=-1, keepdims=True))
-    V = xp.where((index == i.j + 1)[:, None], v[..., None, :], i.V)
+    v = either(accepted & (beta > tiny), lambda: w / select(beta > tiny, beta, 1.0), lambda: 0.0 * w)
     return Iterate(
-        V,
-        R,
-        Q,
+        set_row(i.V, j + 1, v),
+        i.rotations.extended(column, beta, c, sn, accepted, j, set_row),
         v,
-        residual,
-        unit,
-        scale,
-        finite,
-        stuck,
-        i.j + 1,
-        i.steps + 1,
+        select(i.going, sn * i.residual, i.residual),
+        select(i.going, unit, i.unit),
+        select(i.going, norm_A, i.norm_A),
+        select(i.going, finite, i.finite),
+        select(i.going, stuck, i.stuck),
+        accepted,
+        j + 1,
+        select(i.going, i.steps + 1, i.steps),
     )
-
-
-def _per_column(columns: Array) -> Array:
-    """Return a mask of columns with a row axis, so that it broadcasts over matrices."""
-    return columns[None, :]
 
 
 def _orthogonalise(V: Array, w: Array) -> tuple[Array, Array]:
     """Return the components of w along the rows of V, and the remainder of w."""
+    if w.ndim == 1:
+        h = V @ w
+        return h, w - h @ V
     xp = array_namespace(w)
     h = xp.matmul(V, w[..., None])
     return h[..., 0], w - xp.matmul(V.mT, h)[..., 0]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, full, nonzero_max_abs, norm
+from dil._base.arrays import array_namespace, logical_not, select
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options
+from dil._base.scalars import Scalar, either, greater, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import Pass, Progress, Task, restarted
@@ -69,7 +70,7 @@ class MINRES:
 
 
 class Iterate(NamedTuple):
-    """The state, in units in which A is of order one. Vectors: (*batch, n); scalars: (*batch, 1)."""
+    """The state, in units in which A is of order one. Vectors: (*batch, n)."""
 
     dx: Array
     """x minus its start, times the unit of A."""
@@ -77,89 +78,89 @@ class Iterate(NamedTuple):
     v_old: Array
     w: Array
     w_old: Array
-    beta: Array
-    c: Array
-    s: Array
-    c_old: Array
-    s_old: Array
-    phi: Array
+    beta: Scalar
+    c: Scalar
+    s: Scalar
+    c_old: Scalar
+    s_old: Scalar
+    phi: Scalar
     """The norm of the residual, with a sign."""
-    unit: Array
-    scale: Array
+    unit: Scalar
+    scale: Scalar
     """The largest ||A v|| so far: a lower bound of the norm of A."""
     best_dx: Array
     """The dx of least ||A r|| / ||r|| so far."""
-    Ar_ratio: Array
+    Ar_ratio: Scalar
     """||A r|| / ||r|| at best_dx."""
-    best_phi: Array
+    best_phi: Scalar
     """|phi| at best_dx."""
-    finite: Array
-    stuck: Array
+    finite: Scalar
+    stuck: Scalar
     """Whether A r is zero but r is not, or rounding exceeds r."""
-    steps: Array
+    steps: Scalar
 
 
 def minres(task: Task, s: Progress) -> Pass:
     """Run MINRES from x and its residual."""
-    xp = array_namespace(s.x)
+    dot, norm = task.scalars.dot, task.scalars.norm
 
-    def active(i: Iterate) -> Array:
+    def active(i: Iterate) -> Scalar:
         # stop below the tolerance, so that the true residual rarely misses the tolerance
-        unsolved = xp.abs(i.phi) > 0.5 * task.rtol
-        iterating: Array = s.active & i.finite & ~i.stuck & unsolved & (i.steps < task.max_iter)
-        return iterating
+        unsolved = abs(i.phi) > 0.5 * task.rtol
+        return s.active & i.finite & logical_not(i.stuck) & unsolved & (i.steps < task.max_iter)
 
     def step(i: Iterate) -> Iterate:
         return _step(task, i, i.steps == s.steps)
 
-    phi = norm(s.r)
-    zero, one, null = 0.0 * phi, full(phi, 1.0), xp.zeros_like(s.x)
-    no = xp.zeros_like(s.active)
-    v = s.r / xp.where(phi > 0, phi, one)
+    phi, null = norm(s.r), array_namespace(s.x).zeros_like(s.x)
+    zero = 0.0 * phi
+    one, no = zero + 1.0, s.active & False
+    v = s.r / select(phi > 0, phi, 1.0)
     first = Iterate(
-        null, v, null, null, null, zero, one, zero, one, zero, phi, one, zero, null, one, phi, ~no, no, s.steps
+        null, v, null, null, null, zero, one, zero, one, zero, phi, one, zero, null, one, phi, s.active, no, s.steps
     )
     last = task.iterate(step, active, first)
     # a system without a solution ends with a huge x along the null space and almost the same residual
-    drift = 4 * task.eps * last.scale * dot(last.dx, last.dx) ** 0.5
-    return_to_best = last.stuck & (xp.abs(last.phi) + drift > 0.5 * last.best_phi)
-    x = s.x + xp.where(return_to_best, last.best_dx, last.dx) / last.unit
+    drift = 4 * task.eps * last.scale * sqrt(dot(last.dx, last.dx))
+    return_to_best = last.stuck & (abs(last.phi) + drift > 0.5 * last.best_phi)
+    x = s.x + select(return_to_best, last.best_dx, last.dx) / last.unit
     singular = last.stuck & (last.Ar_ratio <= 8 * task.eps**0.5 * last.scale)
     return Pass(x, last.steps, s.products + last.steps - s.steps, singular, last.finite, last.unit * last.scale)
 
 
-def _step(task: Task, i: Iterate, is_first: Array) -> Iterate:
+def _step(task: Task, i: Iterate, is_first: Scalar) -> Iterate:
     """Take a Lanczos step, rotate the new column of the tridiagonal matrix into R, and move along the new direction."""
-    xp = array_namespace(i.v)
+    dot = task.scalars.dot
     Av = task.A(i.v)
-    unit = xp.where(is_first, nonzero_max_abs(Av), i.unit)
+    unit = either(is_first, lambda: task.scalars.largest(Av), lambda: i.unit)
     u = Av / unit - i.beta * i.v_old
     alpha = dot(i.v, u)
     u = u - alpha * i.v
-    beta = dot(u, u) ** 0.5
-    one = full(beta, 1.0)
-    scale = (alpha * alpha + beta * beta + i.beta * i.beta) ** 0.5
-    scale = xp.where(scale > i.scale, scale, i.scale)
+    uu = dot(u, u)
+    beta = sqrt(uu)
+    scale = greater(sqrt(alpha * alpha + uu + i.beta * i.beta), i.scale)
     rotated_beta = i.c_old * i.beta
     r1, r2 = i.s_old * i.beta, i.c * rotated_beta + i.s * alpha
     g = i.c * alpha - i.s * rotated_beta
-    r3 = (g * g + beta * beta) ** 0.5
-    Ar_ratio = (g * g + (i.c * beta) ** 2) ** 0.5  # ||A r|| / ||r|| before this step
+    gg, cb = g * g, i.c * beta
+    r3 = sqrt(gg + uu)
+    Ar_ratio = sqrt(gg + cb * cb)  # ||A r|| / ||r|| before this step
     improved = is_first | (Ar_ratio < i.Ar_ratio)
-    best_dx, Ar_ratio = xp.where(improved, i.dx, i.best_dx), xp.where(improved, Ar_ratio, i.Ar_ratio)
-    best_phi = xp.where(improved, xp.abs(i.phi), i.best_phi)
-    finite = xp.isfinite(r3)
+    best_dx, best_phi = select(improved, i.dx, i.best_dx), select(improved, abs(i.phi), i.best_phi)
+    Ar_ratio = select(improved, Ar_ratio, i.Ar_ratio)
+    finite = is_finite(r3)
     tiny = 4 * task.eps * scale
     accepted = finite & (Ar_ratio > tiny) & (r3 > tiny)
-    pivot = xp.where(accepted, r3, one)
+    pivot = select(accepted, r3, 1.0)
     c, sn = g / pivot, beta / pivot
     w = (i.v - r1 * i.w_old - r2 * i.w) / pivot
-    dx = xp.where(accepted, i.dx + (c * i.phi) * w, i.dx)
-    v = u / xp.where(beta > 0, beta, one)
-    phi = xp.where(accepted, -sn * i.phi, i.phi)
+    dx = either(accepted, lambda: i.dx + (c * i.phi) * w, lambda: i.dx)
+    v = u / select(beta > 0, beta, 1.0)
+    phi = select(accepted, -sn * i.phi, i.phi)
     # rounding separates the true residual from the recurrence by about eps ||A|| ||dx||: at most phi / 4 is accepted
-    rounding_dominates = dot(dx, dx) ** 0.5 * tiny > xp.abs(phi)
-    stuck = finite & (~accepted | (rounding_dominates & (xp.abs(phi) > 0.5 * task.rtol)))
+    size = abs(phi)
+    rounding_dominates = sqrt(dot(dx, dx)) * tiny > size
+    stuck = finite & (logical_not(accepted) | (rounding_dominates & (size > 0.5 * task.rtol)))
     return Iterate(
         dx,
         v,

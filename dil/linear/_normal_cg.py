@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, dot, full, norm
+from dil._base.arrays import array_namespace, logical_not, select
 from dil._base.operator import Operator, as_operator
 from dil._base.options import check_linear_options
+from dil._base.scalars import Scalar, count, divided, either, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import Measure, Pass, Progress, Task, restarted
@@ -78,70 +79,69 @@ class NormalCG:
 
 
 class Iterate(NamedTuple):
-    """The state, in units in which A is of order one. Vectors: (*batch, n); scalars: (*batch, 1)."""
+    """The state, in units in which A is of order one. Vectors: (*batch, n)."""
 
     dx: Array
     """x minus its start, times the unit of A."""
     r: Array
     p: Array
-    zz: Array
+    zz: Scalar
     """<z, z> with z = A^T r - damping x."""
-    rr: Array
-    stretch: Array
+    rr: Scalar
+    stretch: Scalar
     """The largest <A p, A p> / <p, p> so far: a lower bound of the squared norm of A."""
-    finite: Array
-    stuck: Array
+    finite: Scalar
+    stuck: Scalar
     """Whether A^T r is zero but r is not."""
-    steps: Array
+    steps: Scalar
 
 
 def normal_cg(task: Task, s: Progress) -> Pass:
     """Run CGLS from x and its residual."""
-    xp = array_namespace(s.x)
+    dot = task.scalars.dot
     z = task.A.T(s.r) - task.damping * s.x
     # <A z, A z> is of fourth order in A, so A is divided by about its norm
-    unit = norm(z)
-    floor = task.damping**0.5
-    unit = xp.where(unit > floor, unit, full(unit, floor if floor > 0 else 1.0))
+    unit, floor = task.scalars.norm(z), task.damping**0.5
+    unit = select(unit > floor, unit, floor if floor > 0 else 1.0)
     damping = (task.damping**0.5 / unit) ** 2
     z = z / unit
     zz = dot(z, z)
     # the target of the recurrence is below the tolerance, so that the true residual rarely misses the tolerance
     target_rr = (0.5 * task.rtol) ** 2
-    target_zz = zz * target_rr / s.error**2
+    target_zz = zz * target_rr / s.error / s.error if task.damping > 0 else zz
 
-    def active(i: Iterate) -> Array:
+    def active(i: Iterate) -> Scalar:
         unsolved = i.zz > target_zz if task.damping > 0 else i.rr > target_rr
-        return s.active & i.finite & ~i.stuck & unsolved & (i.steps < task.max_iter)
+        return s.active & i.finite & logical_not(i.stuck) & unsolved & (i.steps < task.max_iter)
 
     def step(i: Iterate) -> Iterate:
         pp = dot(i.p, i.p)
         w = task.A(i.p) / unit
         ww = dot(w, w)
-        stretch = xp.where(ww > i.stretch * pp, ww / pp, i.stretch)
+        stretch = either(ww > i.stretch * pp, lambda: divided(ww, pp), lambda: i.stretch)
         curvature = ww + damping * pp
-        finite = xp.isfinite(curvature)
+        finite = is_finite(curvature)
         is_null = finite & (curvature <= (task.eps**2) * stretch * pp)
-        accepted = finite & ~is_null
-        alpha = xp.where(accepted, i.zz, 0.0 * i.zz) / xp.where(accepted, curvature, full(curvature, 1.0))
+        accepted = finite & logical_not(is_null)
+        alpha = select(accepted, i.zz, 0.0) / select(accepted, curvature, 1.0)
         dx, r = i.dx + alpha * i.p, i.r - alpha * w
-        z = task.A.T(r) / unit - damping * (unit * s.x + dx)
+        z = task.A.T(r) / unit
+        z = z if task.damping == 0 else z - damping * (unit * s.x + dx)
         zz, rr = dot(z, z), dot(r, r)
-        p = z + (zz / i.zz) * i.p
+        p = z + divided(zz, i.zz) * i.p
         stuck = is_null | (zz <= (4 * task.eps) ** 2 * stretch * rr) if task.damping == 0 else is_null
-        finite = finite & xp.isfinite(zz)
-        return Iterate(dx, r, p, zz, rr, stretch, finite, stuck, i.steps + 1)
+        return Iterate(dx, r, p, zz, rr, stretch, finite & is_finite(zz), stuck, i.steps + 1)
 
-    zero = 0.0 * zz
-    finite = xp.isfinite(zz)
-    first = Iterate(xp.zeros_like(s.x), s.r, z, zz, dot(s.r, s.r), zero, finite, finite & (zz == 0), s.steps)
+    finite, null = is_finite(zz), array_namespace(s.x).zeros_like(s.x)
+    first = Iterate(null, s.r, z, zz, dot(s.r, s.r), 0.0 * zz, finite, finite & (zz == 0), s.steps)
     last = task.iterate(step, active, first)
-    products = s.products + 2 * (last.steps - s.steps) + xp.astype(s.active, xp.int32)
-    return Pass(s.x + last.dx / unit, last.steps, products, last.stuck, last.finite, unit * last.stretch**0.5)
+    products = s.products + 2 * (last.steps - s.steps) + count(s.active)
+    return Pass(s.x + last.dx / unit, last.steps, products, last.stuck, last.finite, unit * sqrt(last.stretch))
 
 
 def normal_error(task: Task) -> Measure:
     """Return the measure of the error for damping > 0, in which case b - A x does not become zero."""
+    norm = task.scalars.norm
     size = norm(task.A.T(task.b))
-    nonzero_size = array_namespace(size).where(size > 0, size, full(size, 1.0))
+    nonzero_size = select(size > 0, size, 1.0)
     return lambda x, r: norm(task.A.T(r) - task.damping * x) / nonzero_size

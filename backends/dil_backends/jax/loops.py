@@ -66,5 +66,6 @@ LOOPS = Loops(
     places=lambda mask: None,  # the shapes of a program do not depend on values
     on_host=on_host,
     number=lambda x: x,
+    numbers=lambda x: x,
     steps_per_read=lambda x: 1,  # the loop runs on the device
 )

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from dil._base.errors import BackendError, CapturedError
 from dil._frameworks.differentiable_solve import differentiable_solve
 from dil._frameworks.fixed import with_variables_of_now as fixed
-from dil._frameworks.loops import EAGER
+from dil._frameworks.loops import EAGER, write_row
 from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
 from dil_backends.torch.dense import DENSE as dense
@@ -112,8 +112,18 @@ def _map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /
 
 
 def _number(x: Any, /) -> Any:
-    """Return a 0-D CPU tensor as a Python number. Other tensors are returned as they are: reading them would wait."""
-    return whole(x).item() if x.ndim == 0 and x.is_cpu and not transforming() else added_up(x)
+    """Return a 0-D CPU tensor as a Python number.
+
+    Other tensors are returned as they are: reading them would wait, or lose their gradient.
+    """
+    readable = x.ndim == 0 and x.is_cpu and not x.requires_grad and not transforming()
+    return whole(x).item() if readable else added_up(x)
+
+
+def _numbers(x: Any, /) -> Any:
+    """Return a CPU tensor as a list of Python numbers, under the conditions of `_number`."""
+    readable = x.is_cpu and not x.requires_grad and not transforming()
+    return whole(x).tolist() if readable else added_up(x)
 
 
 def _steps_per_read(x: Any, /) -> int:
@@ -132,10 +142,14 @@ def _while_loop(cond: Callable[[Any], Any], body: Callable[[Any], Any], state: A
         return EAGER.while_loop(cond, body, state)
 
 
-def _set_row(memory: Any, i: int, row: Any, /) -> Any:
-    """Write a row into a memory; into a copy of one that is shared out, whose rows need not be placed as `row` is."""
+def _set_row(memory: Any, i: Any, row: Any, /) -> Any:
+    """Write a row into a memory.
+
+    It is written into a copy where autograd needs the old memory, and where the memory is shared out: its rows need not
+    be placed as `row` is.
+    """
     if not is_dtensor(row):
-        return EAGER.set_row(memory, i, row)
+        return write_row(memory.clone() if memory.requires_grad or row.requires_grad else memory, i, row)
     here = torch.arange(memory.shape[-2], device=memory.device)[:, None] == i
     return torch.where(here, row[..., None, :], memory)
 
@@ -159,6 +173,7 @@ loops = replace(
     set_row=_set_row,
     on_host=_on_host,
     number=_number,
+    numbers=_numbers,
     places=_places,
     steps_per_read=_steps_per_read,
 )
