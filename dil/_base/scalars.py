@@ -45,13 +45,15 @@ class Scalars:
         largest = self.read(max_abs(a))
         return select(largest == 0, 1.0, largest)
 
+    def unit(self, a: Array) -> Scalar:
+        """Return a unit in which squares are safe: `largest`, or the number 1.0 where they are safe as they are."""
+        largest, machine_eps = self.largest(a), eps(array_namespace(a), a.dtype)
+        return 1.0 if isinstance(largest, float) and machine_eps < largest < 1 / machine_eps else largest
+
     def norm(self, a: Array) -> Scalar:
         """Return the Euclidean norm of a. The squares of its entries may underflow or overflow."""
-        unit = self.largest(a)
-        machine_eps = eps(array_namespace(a), a.dtype)
-        if isinstance(unit, float) and machine_eps < unit < 1 / machine_eps:
-            return sqrt(self.dot(a, a))
-        a = a / unit
+        unit = self.unit(a)
+        a = in_unit(a, unit)
         return unit * sqrt(self.dot(a, a))
 
     def array(self, x: Scalar, like: Array, dtype: DType) -> Array:
@@ -60,6 +62,11 @@ class Scalars:
             return full(like, x, shape=(), dtype=dtype)
         x = x if self.single else x[..., 0]
         return x if x.dtype == dtype else array_namespace(x).astype(x, dtype)  # type: ignore[no-any-return]
+
+
+def in_unit(a: Array, unit: Scalar) -> Array:
+    """Return a / unit. The number 1.0 costs no operation."""
+    return a if isinstance(unit, float) and unit == 1.0 else a / unit
 
 
 def is_finite(x: Scalar) -> Scalar:

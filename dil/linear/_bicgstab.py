@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dil._base.arrays import array_namespace, device, logical_not, select
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options
-from dil._base.scalars import Scalar, divided, either, is_finite, sqrt
+from dil._base.scalars import Scalar, divided, either, in_unit, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import TRIAL_SHARE, Pass, Progress, Task, restarted
@@ -152,8 +152,8 @@ def _step(task: Task, i: Iterate, shadow: Array, weight: Scalar, is_first: Scala
     """Take a step along p, then a stabilising step along s, which reduces the residual. `weight`: <shadow, shadow>."""
     dot, eps = task.scalars.dot, task.eps
     Ap = task.A(i.p)
-    unit = either(is_first, lambda: task.scalars.largest(Ap), lambda: i.unit)
-    v = Ap / unit
+    unit = either(is_first, lambda: task.scalars.unit(Ap), lambda: i.unit)
+    v = in_unit(Ap, unit)
     pp, vv, sv = dot(i.p, i.p), dot(v, v), dot(shadow, v)
     scale = either(vv > i.scale * i.scale * pp, lambda: sqrt(divided(vv, pp)), lambda: i.scale)
     tiny = (4 * eps * scale) ** 2
@@ -161,7 +161,7 @@ def _step(task: Task, i: Iterate, shadow: Array, weight: Scalar, is_first: Scala
     blocked = p_is_null | (sv * sv <= (4 * eps) ** 2 * weight * vv)
     alpha = divided(i.rho, select(blocked, 1.0, sv))
     s = i.r - alpha * v
-    t = task.A(s) / unit
+    t = in_unit(task.A(s), unit)
     ss, tt, ts = dot(s, s), dot(t, t), dot(t, s)
     s_is_null = tt <= tiny * ss
     solved = ss <= goal

@@ -10,7 +10,7 @@ from dil._base.arrays import array_namespace, logical_not, select
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options, is_integer
-from dil._base.scalars import Scalar, either, greater, is_finite, sqrt
+from dil._base.scalars import Scalar, either, greater, in_unit, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import repeat
@@ -142,8 +142,8 @@ def _step(task: Task, i: Iterate) -> Iterate:
     """Take an Arnoldi step, and rotate the new column of the Hessenberg matrix."""
     scalars, set_row, j = task.scalars, task.loops.set_row, i.j
     Av = task.A(i.v)
-    unit = either(j == 0, lambda: scalars.largest(Av), lambda: i.unit)
-    w = Av / unit
+    unit = either(j == 0, lambda: scalars.unit(Av), lambda: i.unit)
+    w = in_unit(Av, unit)
     norm_A = greater(unit * sqrt(scalars.dot(w, w)), i.norm_A)
     tiny = 16 * task.eps * norm_A / unit
     # where j is known, the rows that are still zero cost nothing

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dil._base.arrays import array_namespace, logical_not, select
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options
-from dil._base.scalars import Scalar, either, greater, is_finite, sqrt
+from dil._base.scalars import Scalar, either, greater, in_unit, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import Pass, Progress, Task, restarted
@@ -132,8 +132,8 @@ def _step(task: Task, i: Iterate, is_first: Scalar) -> Iterate:
     """Take a Lanczos step, rotate the new column of the tridiagonal matrix into R, and move along the new direction."""
     dot = task.scalars.dot
     Av = task.A(i.v)
-    unit = either(is_first, lambda: task.scalars.largest(Av), lambda: i.unit)
-    u = Av / unit - i.beta * i.v_old
+    unit = either(is_first, lambda: task.scalars.unit(Av), lambda: i.unit)
+    u = in_unit(Av, unit) - i.beta * i.v_old
     alpha = dot(i.v, u)
     u = u - alpha * i.v
     uu = dot(u, u)
