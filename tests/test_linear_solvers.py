@@ -665,3 +665,17 @@ def test_a_problem_of_a_batch_is_solved_as_it_is_alone(plain, seed):
     # A[0] projects onto Q, so what is left at best is the part of b outside of it
     best = np.linalg.norm(b[0] - Q @ (Q.T @ b[0]))
     assert np.linalg.norm(b[0] - A[0] @ together[0][0]) <= (1 + 1e-10) * best
+
+
+@pytest.mark.parametrize("solver", [CG, MINRES, BiCGSTAB, GMRES, NormalCG])
+@pytest.mark.parametrize("carrier", ["matrix", "right-hand side"])
+def test_a_gradient_of_torch_through_the_steps_is_not_lost(solver, carrier):
+    """Numbers that carry a gradient are not read. The eigenvalues are close, so no step is the last of its space."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    scales, b = torch.linspace(1.0, 1.3, 8, dtype=torch.float64), torch.arange(1.0, 9.0, dtype=torch.float64)
+    theta = torch.ones(8, dtype=torch.float64, requires_grad=True)
+    matrix, right = (scales * theta, b) if carrier == "matrix" else (scales, b * theta)
+    A = dil.linear.Operator(lambda p: matrix * p, symmetric=True)
+    (gradient,) = torch.autograd.grad(solver(rtol=1e-7)(A, right).value.sum(), theta)
+    expected = -b / scales if carrier == "matrix" else b / scales
+    assert torch.max(torch.abs(gradient - expected)) <= 1e-4 * torch.max(torch.abs(expected))
