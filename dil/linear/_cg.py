@@ -21,7 +21,6 @@ from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
 
 
-
 @dataclass(frozen=True)
 class CG:
     """Conjugate gradients: the `VJP_CG` of Look et al. 2020 (Algorithm 1), made safe for batches and for rounding.

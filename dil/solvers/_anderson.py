@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, dot, eps, eye, factor_dtype, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, eye, factor_dtype, full, logical_not, nonzero_or_one, norm, select
 from dil._base.errors import OptionError
+from dil._base.scalars import Scalar, as_column, reader
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, DType, Tree
 from dil._frameworks.loops import Loops
-from dil._frameworks.protocol import Backend
 from dil.solvers._finish import finish
 from dil.solvers._progress import check_watched, iterate_watched
 from dil.solvers._start import check_positive, start_equation, tolerance, zeros_like_count
@@ -97,82 +98,78 @@ class Anderson:
         backend, xp, rtol = problem.backend, array_namespace(start), tolerance(start, self.rtol, 0.75)
         loops, dtype, slack = backend.loops, factor_dtype(start), 2 * (rtol + 4 * eps(xp, start.dtype))
 
-        def move(u: Array) -> Array:
+        def evaluate(u: Array) -> tuple[Array, Array]:
             image: Array = backend.constant(problem.image(u, *arrays))
-            return image - u
+            return (image if self.mixing == 1 else u + self.mixing * (image - u)), image - u
+
+        g, first_move = evaluate(start)
+        unit = nonzero_or_one(norm(as_dtype(first_move, dtype)))
+        # squares of tiny or huge residuals would under- or overflow
+        scaled = all_hold((unit > eps(xp, dtype)) & (unit < 1 / eps(xp, dtype)), loops) is not True
+        single = start.ndim == 1 and not (self.history or self.progress)
+        single = single and isinstance(loops.number(unit[..., 0]), float)
+        read = reader(loops.number, single)
 
         def in_units(x: Array) -> Array:
-            return as_dtype(x, dtype) / unit
+            return as_dtype(x, dtype) / unit if scaled else as_dtype(x, dtype)
 
-        # squares of tiny or huge residuals would under- or overflow
-        first_move = move(start)
-        unit = nonzero_or_one(norm(as_dtype(first_move, dtype)))
-        reach = norm(in_units(start))
+        def length(x: Array) -> Scalar:
+            size = xp.linalg.vector_norm(in_units(x), axis=-1, keepdims=not single)
+            return loops.number(size) if single else size
 
         def step(s: Iterate) -> Iterate:
-            u = s.u + as_dtype(self._mixed(s, backend), start.dtype)
-            moved = move(u)
-            f = in_units(moved)
-            size, way = length(f), length(in_units(u - s.u))
-            worse = (size > EXPLODED * s.least) | ((way > FAR * s.size) & (size > 0.5 * s.size))
-            taken = s.going & xp.isfinite(size) & ~(s.mixed & worse)
-            restart = s.going & ~taken & s.mixed  # clear the memory, and take a plain step next
-            every = loops.number(xp.all(taken)) is True
+            u = s.g - as_dtype(correction(s.memory, backend.dense.cholesky_solve), start.dtype)
+            if all_hold(s.going, loops) is False:  # a problem that has ended must stay where it is
+                u = xp.where(s.going, u, s.u)
+            g, moved = evaluate(u)
+            f, size, way = in_units(moved), length(moved), length(u - s.u)
+            # no entry of a step can be short unless its length is
+            close = size <= slack * length(u) + reach
+            normal = (size <= EXPLODED * s.least) & (way <= FAR * s.size)
+            if all_hold(normal & (way > 0) & logical_not(close), loops) is True:
+                taken, going, forget, solved, broken, steps = s.going, s.going, None, s.solved, s.broken, s.steps + 1
+            else:
+                normal = (size <= EXPLODED * s.least) & ((way <= FAR * s.size) | (size <= 0.5 * s.size))
+                taken = s.going & (normal | (logical_not(s.mixed) & (size < math.inf)))  # a NaN is never taken
+                forget = s.going & s.mixed & logical_not(taken)  # clear the memory, and take a plain step next
+                if all_hold(normal, loops) is not True:
+                    u, g, f, size = (select(taken, *pair) for pair in ((u, s.u), (g, s.g), (f, s.f), (size, s.size)))
+                found = loops.run_if(
+                    some_hold(taken & close),
+                    lambda close: close & read(is_short(moved, u, start, rtol)[..., 0]),
+                    taken & close,
+                )
+                solved, broken = s.solved | found, s.broken | (s.going & logical_not(taken | s.mixed))
+                going, steps = (taken & (way > 0) & logical_not(found)) | forget, select(s.going, s.steps + 1, s.steps)
+            memory = remembered(forgotten(s.memory, forget), as_dtype(g - s.g, dtype), f - s.f, f, loops)
+            going = select(s.count + 1 < self.max_iter, going, going & False)
+            least = lesser(size, s.least)
+            return Iterate(u, g, f, memory, size, least, taken, steps, s.count + 1, going, solved, broken)
 
-            def kept(new: Array, old: Array | float) -> Array:
-                return new if every else xp.where(taken, new, old)
+        f, size, reach = in_units(first_move), length(first_move), slack * length(start)
+        finite = (size < math.inf) & read(unit[..., 0] < math.inf)
+        solved = finite & read(is_short(first_move, start, start, rtol)[..., 0])
+        g, f = (select(finite, x, full(x, 0.0)) for x in (g, f))  # what is not finite must not stay
+        no, none = solved & logical_not(solved), 0 if isinstance(solved, bool) else zeros_like_count(start)
+        going, memory = finite & logical_not(solved), nothing(f, self.memory, self.regularisation)
+        first = Iterate(start, g, f, memory, size, size, no, none, 0, going, solved, logical_not(finite))
 
-            path = kept(s.path + way, s.path)
-            # no entry of f can be short unless f is: |u| is at most the start and the way
-            close = taken & (size <= slack * (reach + path))
-            solved = loops.run_if(xp.any(close), lambda close: close & is_short(moved, u, start, rtol), close)
-            dg, df = as_dtype(u - s.u + self.mixing * (moved - s.moved), dtype), f - s.f
-            if not every:  # what is not finite must not stay
-                dg, df = (xp.where(taken, x, full(x, 0.0)) for x in (dg, df))
-            steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            return Iterate(
-                kept(u, s.u),
-                kept(moved, s.moved),
-                kept(f, s.f),
-                remembered(s.memory, dg, df, None if every else restart, loops),
-                kept(size, s.size),
-                kept(xp.where(size < s.least, size, s.least), s.least),
-                path,
-                taken,
-                steps,
-                ((taken & (way > 0)) | restart) & ~solved & (steps < self.max_iter),
-                s.solved | solved,
-                s.broken | (s.going & ~taken & ~s.mixed),
-            )
+        def residual(s: Iterate) -> Array:
+            size = as_column(s.size, f)
+            return as_dtype(size if scaled else size / unit, start.dtype)
 
-        f, zero = in_units(first_move), zeros_like_count(start)
-        size = length(f)
-        finite = xp.isfinite(size) & xp.isfinite(norm(first_move))
-        solved = finite & is_short(first_move, start, start, rtol)
-        memory = nothing(f, self.memory)
-        first = Iterate(
-            start, first_move, f, memory, size, size, 0.0 * size, zero > 0, zero, finite & ~solved, solved, ~finite
-        )
-        last, extra = iterate_watched(
-            self, backend, step, first, max_iter=self.max_iter, residual=lambda s: as_dtype(s.size, start.dtype)
-        )
+        last, extra = iterate_watched(self, backend, step, first, max_iter=self.max_iter, residual=residual)
+        steps, solved, broken = (as_column(x, start) for x in (last.steps, last.solved, last.broken))
         return finish(
             problem.space,
             last.u,
-            last.steps,
-            as_dtype(last.size, start.dtype),
+            steps,
+            residual(last),
             max_iter=self.max_iter,
-            solved=solved_or_rounded(started, last.u, last.solved, ~last.broken),
-            broken=last.broken,
+            solved=solved_or_rounded(started, last.u, solved, ~broken),
+            broken=broken,
             extra=extra,
         )
-
-    def _mixed(self, s: Iterate, backend: Backend) -> Array:
-        """Return mixing (step(u) - u) - dG gamma, where gamma solves dF gamma = f in the least-squares sense."""
-        xp, (dG, dF, gram, *_) = array_namespace(s.f), s.memory
-        right = xp.matmul(dF, s.f[..., None])[..., 0]
-        gamma = least_squares(gram, right, self.regularisation, backend.dense.cholesky_solve)[..., None, :]
-        return self.mixing * s.moved - xp.matmul(gamma, dG)[..., 0, :]  # type: ignore[no-any-return]
 
 
 class Memory(NamedTuple):
@@ -182,35 +179,39 @@ class Memory(NamedTuple):
     """Differences of successive u + mixing (step(u) - u), (*batch, m, n): zero where a step is constant."""
     dF: Array
     """Differences of successive f."""
+    scale: Array
+    """The inverse norm of each row of dF, (*batch, m, 1): zero for a row that counts no more, or not yet."""
     gram: Array
-    """The inner products of the rows of dF, (*batch, m, m). They are zero where a row counts no more, or not yet."""
+    """The inner products of the rows of dF at norm one, (*batch, m, m), with the regularisation on the diagonal."""
+    right: Array
+    """The inner products of the rows at norm one with the last f, (*batch, m)."""
     place: Any
     """The row that is the oldest one."""
-    places: Array
-    """Row i is true at the place i, (m, m)."""
+    ridge: Array
+    """The regularisation, a multiple of the identity, (m, m)."""
 
 
 class Iterate(NamedTuple):
-    """One step; u, moved and f: (*batch, n), the rest but the memory: (*batch, 1)."""
+    """One step; u, g and f: (*batch, n), the rest but the memory: (*batch, 1), or Python numbers."""
 
     u: Array
-    moved: Array
-    """step(u) - u."""
+    g: Array
+    """u + mixing (step(u) - u)."""
     f: Array
-    """step(u) - u in units of the first one, as the lengths that follow."""
+    """step(u) - u in the units of the lengths that follow: those of the first one if that is tiny or huge."""
     memory: Memory
-    size: Array
+    size: Scalar
     """The norm of f."""
-    least: Array
+    least: Scalar
     """The least norm so far."""
-    path: Array
-    """The sum of the lengths of the steps."""
-    mixed: Array
+    mixed: Scalar
     """Whether the next step mixes. A plain step is always kept."""
-    steps: Array
-    going: Array
-    solved: Array
-    broken: Array
+    steps: Scalar
+    count: Any
+    """The steps of the problems that are going."""
+    going: Scalar
+    solved: Scalar
+    broken: Scalar
 
 
 def as_dtype(x: Array, dtype: DType) -> Array:
@@ -218,47 +219,58 @@ def as_dtype(x: Array, dtype: DType) -> Array:
     return x if x.dtype == dtype else array_namespace(x).astype(x, dtype)
 
 
-def length(x: Array) -> Array:
-    """Return the norm of each problem, (*batch, 1), of a vector whose squares neither underflow nor overflow."""
-    return array_namespace(x).sqrt(dot(x, x))  # type: ignore[no-any-return]
+def all_hold(mask: Scalar, loops: Loops) -> Any:
+    """Return whether a mask holds for all problems: a bool where that can be read at no cost."""
+    return mask if isinstance(mask, bool) else loops.number(array_namespace(mask).all(mask))
 
 
-def nothing(f: Array, count: int) -> Memory:
+def lesser(a: Scalar, b: Scalar) -> Scalar:
+    """Return the smaller of two numbers."""
+    return min(a, b) if isinstance(a, float) else array_namespace(a).minimum(a, b)
+
+
+def some_hold(mask: Scalar) -> Any:
+    """Return whether a mask holds for a problem."""
+    return mask if isinstance(mask, bool) else array_namespace(mask).any(mask)
+
+
+def nothing(f: Array, count: int, regularisation: float) -> Memory:
     """Return an empty memory for `count` differences of vectors like f."""
-    batch = f.shape[:-1]
-    dG, dF = (array_namespace(f).stack([full(f, 0.0)] * count, axis=-2) for _ in range(2))
-    return Memory(dG, dF, full(f, 0.0, shape=(*batch, count, count)), 0, eye(count, f) == 1)
-
-
-def remembered(memory: Memory, dg: Array, df: Array, forget: Array | None, loops: Loops) -> Memory:
-    """Replace the oldest difference by a new one. The problems in `forget`, (*batch, 1), lose all of theirs."""
-    xp, count = array_namespace(df), memory.gram.shape[-1]
-    dG, dF = (loops.set_row(rows, memory.place, row) for rows, row in zip(memory[:2], (dg, df), strict=True))
-    gram, known = memory.gram, xp.linalg.diagonal(memory.gram) > 0
-    if forget is not None:
-        known = known & ~forget
-        gram = xp.where(known[..., None, :], gram, full(gram, 0.0))
-    here = memory.places[memory.place, :]
-    products = xp.matmul(dF, df[..., None])
-    products = xp.where((known | here)[..., None], products, full(products, 0.0))
-    gram = xp.where(here, products, xp.where(here[:, None], products.mT, gram))
-    return Memory(dG, dF, gram, (memory.place + 1) % count, memory.places)
-
-
-def least_squares(gram: Array, right: Array, regularisation: float, solve: Callable[[Array, Array], Array]) -> Array:
-    """Return gamma, (*batch, m), that minimises ||sum_i gamma_i row_i - f||; gram: <row_i, row_j>, right: <row_i, f>.
-
-    The rows are scaled to norm one first, so that no row is lost by its size. The trace of the normal matrix is then
-    m, and the regularisation is relative to one. Rows of zeros, which store nothing yet, get gamma = 0. `solve` takes
-    positive definite matrices.
-    """
-    xp, count = array_namespace(gram), gram.shape[-1]
-    squares = xp.linalg.diagonal(gram)
-    absent = xp.astype(squares == 0, gram.dtype)
-    scale = (1.0 - absent) / xp.sqrt(squares + absent)
+    xp, batch = array_namespace(f), f.shape[:-1]
+    dG, dF = (xp.stack([full(f, 0.0)] * count, axis=-2) for _ in range(2))
+    scale, right = full(f, 0.0, shape=(*batch, count, 1)), full(f, 0.0, shape=(*batch, count))
     # a value below the rounding of the matrix could let the solve meet a pivot of zero
-    ridge = max(regularisation, 4 * count * eps(xp, gram.dtype))
-    shift = (absent + ridge)[..., None] * eye(count, gram)
-    matrix = gram * scale[..., :, None] * scale[..., None, :] + shift
-    gamma: Array = solve(matrix, (right * scale)[..., None])[..., 0] * scale
-    return gamma
+    ridge = max(regularisation, 4 * count * eps(xp, f.dtype)) * eye(count, f)
+    return Memory(dG, dF, scale, full(f, 0.0, shape=(*batch, count, count)) + ridge, right, 0, ridge)
+
+
+def correction(memory: Memory, solve: Callable[[Array, Array], Array]) -> Array:
+    """Return dG gamma, where gamma solves dF gamma = f in the least-squares sense. Rows that do not count get zero.
+
+    The rows of dF have norm one in the normal equations, so that no row is lost by its size. `solve` takes positive
+    definite matrices.
+    """
+    gamma = solve(memory.gram, memory.right[..., None]) * memory.scale
+    return (gamma.mT @ memory.dG)[..., 0, :]
+
+
+def forgotten(memory: Memory, forget: Scalar) -> Memory:
+    """Return the memory without the rows of the problems in `forget`, (*batch, 1)."""
+    if forget is None or forget is False:
+        return memory
+    which = forget if isinstance(forget, bool) else forget[..., None]
+    scale = select(which, full(memory.scale, 0.0), memory.scale)
+    return memory._replace(scale=scale, gram=select(which, full(memory.gram, 0.0) + memory.ridge, memory.gram))
+
+
+def remembered(memory: Memory, dg: Array, df: Array, f: Array, loops: Loops) -> Memory:
+    """Replace the oldest difference by a new one. A difference of zero has inner products of zero."""
+    xp, place, set_row = array_namespace(df), memory.place, loops.set_row
+    dG, dF = set_row(memory.dG, place, dg), set_row(memory.dF, place, df)
+    tiny = float(xp.finfo(df.dtype).smallest_normal)
+    inverse = 1.0 / (xp.linalg.vector_norm(df, axis=-1, keepdims=True) + tiny)
+    scale = set_row(memory.scale, place, inverse)
+    products = (xp.stack([df, f], axis=-2) @ dF.mT) * scale.mT
+    row = products[..., 0, :] * inverse + memory.ridge[place, :]
+    gram = set_row(set_row(memory.gram, place, row).mT, place, row).mT
+    return Memory(dG, dF, scale, gram, products[..., 1, :], (place + 1) % memory.ridge.shape[-1], memory.ridge)

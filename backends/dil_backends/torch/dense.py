@@ -15,13 +15,13 @@ Tensor = torch.Tensor
 def cholesky_solve(A: Any, b: Any, /) -> Any:
     """Solve by Cholesky. The result is NaN where A is not positive definite."""
     L, info = torch.linalg.cholesky_ex(_factorable(A))
-    return torch.where((info == 0)[..., None, None], torch.cholesky_solve(_factorable(b), L), torch.nan).to(b.dtype)
+    return torch.cholesky_solve(_factorable(b), L).masked_fill((info != 0)[..., None, None], torch.nan).to(b.dtype)
 
 
 def lu_solve(A: Any, b: Any, /) -> Any:
     """Solve by LU. The result is NaN where A is singular."""
     x, info = torch.linalg.solve_ex(_factorable(A), _factorable(b))
-    return torch.where((info == 0)[..., None, None], x, torch.nan).to(b.dtype)
+    return x.masked_fill((info != 0)[..., None, None], torch.nan).to(b.dtype)
 
 
 def triangular_solve(T: Any, b: Any, /, *, upper: bool) -> Any:
