@@ -7,9 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, factor_dtype, full, logical_not, nonzero_or_one, norm, select
+from dil._base.arrays import (
+    array_namespace,
+    eps,
+    eye,
+    factor_dtype,
+    full,
+    logical_not,
+    nonzero_or_one,
+    norm,
+    select,
+)
 from dil._base.errors import OptionError
-from dil._base.scalars import Scalar, as_column, reader
+from dil._base.scalars import Scalar, as_column
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, DType, Tree
@@ -82,6 +92,8 @@ class Anderson:
     """Whether it solves a batch by calls of the score alone."""
     _array_code = True
     """Whether the solver is array code alone, which a framework may compile."""
+    _leaves_rtol = True
+    """Whether the solver stops as soon as the residual is about rtol |u|."""
 
     def __post_init__(self) -> None:
         optional = {"rtol": self.rtol, "regularisation": self.regularisation or None}
@@ -106,60 +118,50 @@ class Anderson:
         unit = nonzero_or_one(norm(as_dtype(first_move, dtype)))
         # squares of tiny or huge residuals would under- or overflow
         scaled = all_hold((unit > eps(xp, dtype)) & (unit < 1 / eps(xp, dtype)), loops) is not True
-        single = start.ndim == 1 and not (self.history or self.progress)
-        single = single and isinstance(loops.number(unit[..., 0]), float)
-        read = reader(loops.number, single)
+        single = math.prod(start.shape[:-1]) == 1 and not (self.history or self.progress)
+        single = single and isinstance(loops.number(xp.sum(unit)), float)
+
+        def holds(mask: Array) -> Scalar:
+            return bool(mask) if single else mask
 
         def in_units(x: Array) -> Array:
             return as_dtype(x, dtype) / unit if scaled else as_dtype(x, dtype)
 
         def length(x: Array) -> Scalar:
-            size = xp.linalg.vector_norm(in_units(x), axis=-1, keepdims=not single)
-            return loops.number(size) if single else size
+            if single:
+                return loops.number(xp.linalg.vector_norm(in_units(x)))
+            norms: Array = xp.linalg.vector_norm(in_units(x), axis=-1, keepdims=True)
+            return norms
 
         def step(s: Iterate) -> Iterate:
             u = s.g - as_dtype(correction(s.memory, backend.dense.cholesky_solve), start.dtype)
             if all_hold(s.going, loops) is False:  # a problem that has ended must stay where it is
                 u = xp.where(s.going, u, s.u)
             g, moved = evaluate(u)
-            f, size, way = in_units(moved), length(moved), length(u - s.u)
+            size = length(moved)
             # no entry of a step can be short unless its length is
-            close = size <= slack * length(u) + reach
-            normal = (size <= EXPLODED * s.least) & (way <= FAR * s.size)
-            if all_hold(normal & (way > 0) & logical_not(close), loops) is True:
-                taken, going, forget, solved, broken, steps = s.going, s.going, None, s.solved, s.broken, s.steps + 1
-            else:
-                normal = (size <= EXPLODED * s.least) & ((way <= FAR * s.size) | (size <= 0.5 * s.size))
-                taken = s.going & (normal | (logical_not(s.mixed) & (size < math.inf)))  # a NaN is never taken
-                forget = s.going & s.mixed & logical_not(taken)  # clear the memory, and take a plain step next
-                if all_hold(normal, loops) is not True:
-                    u, g, f, size = (select(taken, *pair) for pair in ((u, s.u), (g, s.g), (f, s.f), (size, s.size)))
-                found = loops.run_if(
-                    some_hold(taken & close),
-                    lambda close: close & read(is_short(moved, u, start, rtol)[..., 0]),
-                    taken & close,
-                )
-                solved, broken = s.solved | found, s.broken | (s.going & logical_not(taken | s.mixed))
-                going, steps = (taken & (way > 0) & logical_not(found)) | forget, select(s.going, s.steps + 1, s.steps)
-            memory = remembered(forgotten(s.memory, forget), as_dtype(g - s.g, dtype), f - s.f, f, loops)
-            going = select(s.count + 1 < self.max_iter, going, going & False)
-            least = lesser(size, s.least)
-            return Iterate(u, g, f, memory, size, least, taken, steps, s.count + 1, going, solved, broken)
+            trial = Trial(u, g, in_units(moved), size, length(u - s.u), size <= slack * length(u) + reach)
+            return after(s, trial, lambda close: close & holds(is_short(moved, u, start, rtol)), self.max_iter, loops)
 
         f, size, reach = in_units(first_move), length(first_move), slack * length(start)
-        finite = (size < math.inf) & read(unit[..., 0] < math.inf)
-        solved = finite & read(is_short(first_move, start, start, rtol)[..., 0])
+        finite = (size < math.inf) & holds(unit < math.inf)
+        solved = finite & holds(is_short(first_move, start, start, rtol))
         g, f = (select(finite, x, full(x, 0.0)) for x in (g, f))  # what is not finite must not stay
         no, none = solved & logical_not(solved), 0 if isinstance(solved, bool) else zeros_like_count(start)
         going, memory = finite & logical_not(solved), nothing(f, self.memory, self.regularisation)
         first = Iterate(start, g, f, memory, size, size, no, none, 0, going, solved, logical_not(finite))
 
+        def column(x: Scalar) -> Array:
+            found: Array = xp.reshape(as_column(x, f), (*start.shape[:-1], 1)) if single else x
+            return found
+
         def residual(s: Iterate) -> Array:
-            size = as_column(s.size, f)
-            return as_dtype(size if scaled else size / unit, start.dtype)
+            size = column(s.size)
+            relative: Array = as_dtype(size if scaled else size / unit, start.dtype)
+            return relative
 
         last, extra = iterate_watched(self, backend, step, first, max_iter=self.max_iter, residual=residual)
-        steps, solved, broken = (as_column(x, start) for x in (last.steps, last.solved, last.broken))
+        steps, solved, broken = (column(x) for x in (last.steps, last.solved, last.broken))
         return finish(
             problem.space,
             last.u,
@@ -212,6 +214,55 @@ class Iterate(NamedTuple):
     going: Scalar
     solved: Scalar
     broken: Scalar
+
+
+class Trial(NamedTuple):
+    """A new iterate; u, g and f as those of `Iterate`."""
+
+    u: Array
+    g: Array
+    f: Array
+    size: Scalar
+    """The norm of f."""
+    way: Scalar
+    """The length of the step that led here."""
+    close: Scalar
+    """Whether each entry of f may be short."""
+
+
+def after(s: Iterate, t: Trial, is_solution: Callable[[Scalar], Scalar], max_iter: int, loops: Loops) -> Iterate:
+    """Return the iterate after a trial: the trial itself, or the old one, where the trial is worse.
+
+    `is_solution` returns the mask of the problems in a mask whose trial is a solution.
+    """
+    usual = (t.size <= EXPLODED * s.least) & (t.way <= FAR * s.size) & (t.way > 0) & logical_not(t.close)
+    if all_hold(usual, loops) is True:  # the host knows that nothing ends and nothing is refused
+        return accepted(s, t, s.going, s._replace(steps=s.steps + 1), max_iter, loops)
+    better = (t.size <= EXPLODED * s.least) & ((t.way <= FAR * s.size) | (t.size <= 0.5 * s.size))
+    taken = s.going & (better | (logical_not(s.mixed) & (t.size < math.inf)))  # a NaN is never taken
+    found = loops.run_if(some_hold(taken & t.close), is_solution, taken & t.close)
+    going, memory = taken & (t.way > 0) & logical_not(found), s.memory
+    if all_hold(better, loops) is not True:
+        forget = s.going & s.mixed & logical_not(taken)  # the memory; a plain step follows
+        going, memory = going | forget, forgotten(s.memory, forget)
+        u, g, f, size = (select(taken, new, old) for new, old in zip(t[:4], (s.u, s.g, s.f, s.size), strict=True))
+        t = t._replace(u=u, g=g, f=f, size=size)
+    judged = s._replace(
+        memory=memory,
+        steps=select(s.going, s.steps + 1, s.steps),
+        going=going,
+        solved=s.solved | found,
+        broken=s.broken | (s.going & logical_not(taken | s.mixed)),
+    )
+    return accepted(s, t, taken, judged, max_iter, loops)
+
+
+def accepted(old: Iterate, t: Trial, taken: Scalar, s: Iterate, max_iter: int, loops: Loops) -> Iterate:
+    """Return the iterate s with the vectors of a trial, and with their differences from the old ones in its memory."""
+    memory = remembered(s.memory, as_dtype(t.g - old.g, t.f.dtype), t.f - old.f, t.f, loops)
+    count, least = s.count + 1, lesser(t.size, s.least)
+    going = select(count < max_iter, s.going, s.going & False)
+    return Iterate(t.u, t.g, t.f, memory, t.size, least, taken, s.steps, count, going, s.solved, s.broken)
 
 
 def as_dtype(x: Array, dtype: DType) -> Array:

@@ -68,6 +68,8 @@ class FixedPoint:
     """Whether it solves a batch by calls of the score alone."""
     _array_code = True
     """Whether the solver is array code alone, which a framework may compile."""
+    _leaves_rtol = True
+    """Whether the solver stops as soon as the residual is about rtol |u|."""
 
     def __post_init__(self) -> None:
         check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter, damping=self.damping)

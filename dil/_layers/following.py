@@ -1,0 +1,48 @@
+"""The default linear solver of a fixed-point layer whose solver stops early on purpose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dil._base.arrays import array_namespace, eps
+from dil._base.operator import Operator
+from dil._base.options import declares
+from dil._base.solution import Solution
+from dil._base.typing import Array, Loop
+from dil.linear._auto import Auto
+from dil.linear._solver import LinearSolver
+
+SHARE = 0.1
+"""The tolerance of the linear solve beside that of the forward solver: its error adds a tenth."""
+LOOSEST = 1e-3
+"""The loosest tolerance of the linear solve, whatever that of the forward solver: a layer tells of errors of 1 %."""
+
+
+@dataclass(frozen=True)
+class FollowingAuto:
+    """`Auto` with the tolerance `rtol`, or with its own one if that of the dtype is looser."""
+
+    rtol: float
+
+    _takes_many = True
+    """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+
+    def __call__(self, A: Operator, b: Array, /, *, loop: Loop, x0: Array | None = None) -> Solution:
+        """Solve A x = b for b: (*batch, n); status: batch."""
+        loose = self.rtol > eps(array_namespace(b), b.dtype) ** 0.75
+        return Auto(rtol=self.rtol if loose else None)(A, b, loop=loop, x0=x0)
+
+
+def following(solver: object, refine: int) -> LinearSolver:
+    """Return the default linear solver of a layer whose forward solver is `solver`.
+
+    A forward solver that leaves ||F|| = rtol ||u|| leaves an error of up to ||J^-1|| rtol ||u|| in u. A linear solve
+    that leaves a residual rtol' ||v|| leaves an error of up to ||J^-1|| rtol' ||v|| in g. So a solve much tighter than
+    the forward one does not make the gradient better, and rtol' = rtol / 10 adds a tenth to its error. Newton steps
+    after the solver (`refine`) remove the first error, and then the solve is tight.
+    """
+    solver = getattr(solver, "identity", solver)
+    rtol = getattr(solver, "rtol", None)
+    if rtol is None or refine or not declares(solver, "_leaves_rtol"):
+        return Auto()
+    return FollowingAuto(min(SHARE * rtol, LOOSEST))
