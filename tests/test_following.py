@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
@@ -22,15 +24,26 @@ def step(u, t, slopes):
     return xp.concat([u[1:], u[:1]]) * slopes * 0.8 + 0.1 * xp.sin(u) + t
 
 
+class Spy:
+    """A linear solver that keeps what the inner one returned."""
+
+    def __init__(self, inner):
+        self.inner, self.found = inner, []
+
+    def __call__(self, A, b, /, *, loop, x0=None):
+        self.found.append(self.inner(A, b, loop=loop, x0=x0))
+        return self.found[-1]
+
+
 def backward(eager, solver, **options):
-    """Return the record of the backward solve and the gradient."""
-    layer = dil.fixed_point(step, solver, init=lambda t, slopes: 0.0 * t, **options)
+    """Return the linear solve of the backward pass, and the gradient."""
+    layer = dil.fixed_point(step, solver, init=lambda t, slopes: 0.0 * t, on_failure="raise", **options)
+    spy = Spy(layer.linear_solver)
+    layer = replace(layer, linear_solver=spy, check_smoothness="never")
     t, slopes = eager.asarray(SHIFT), eager.asarray(SLOPES)
-    with dil.record() as rec:
-        _, pull = dil.vjp(lambda t: layer(t, slopes), t)
-        (gradient,) = pull(eager.asarray(np.cos(np.arange(N))))
-    (found,) = rec.backward
-    return found, eager.to_numpy(gradient)
+    _, pull = dil.vjp(lambda t: layer(t, slopes), t)
+    (gradient,) = pull(eager.asarray(np.cos(np.arange(N))))
+    return spy.found[0], eager.to_numpy(gradient)
 
 
 @pytest.mark.parametrize("solver", [Anderson(rtol=1e-4), FixedPoint(rtol=1e-4)], ids=lambda s: type(s).__name__)
@@ -38,10 +51,9 @@ def test_a_loose_solver_gets_a_loose_linear_solve(eager, solver):
     _, exact = backward(eager, type(solver)())
     tight, _ = backward(eager, solver, linear_solver=Auto())
     loose, gradient = backward(eager, solver)
-    assert int(np.max(loose.iterations)) < 0.6 * int(np.max(tight.iterations))
-    assert 1e-9 < float(np.max(loose.residual)) <= 1e-5
+    assert int(loose.iterations) < 0.6 * int(tight.iterations)
+    assert 1e-9 < float(loose.residual) <= 1e-5
     assert np.linalg.norm(gradient - exact) <= 1e-4 * np.linalg.norm(exact)
-    assert int(np.max(loose.status)) == 0
 
 
 def test_a_tight_solver_is_left_alone(eager):
