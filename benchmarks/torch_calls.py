@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,10 @@ CASES = (
     "product, MINRES",
     "product, GMRES",
     "product, BiCGSTAB",
+    "DEQ, forward 1e-3",
+    "DEQ, backward 1e-3",
+    "DEQ, forward 1e-5",
+    "DEQ, backward 1e-5",
 )
 
 
@@ -104,6 +109,9 @@ def made(case: str) -> Pair:
         return fixed_point(64, 128) if which == "64 problems" else fixed_point(1, 64)
     if kind == "product":
         return beside_cg(which)
+    if kind == "DEQ":
+        pass_, _, rtol = which.partition(" ")
+        return equilibrium(pass_, float(rtol))
     return jacobian(case)
 
 
@@ -300,6 +308,59 @@ def beside_cg(solver: str) -> Pair:
     )
 
 
+def equilibrium(which: str, rtol: float) -> Pair:
+    """Return a pass of a deep equilibrium block of two convolutions, by dil and by torchdeq at an equal residual."""
+    import torch
+    from torchdeq import get_deq
+
+    import dil
+    from dil_backends.nn import ImplicitModule
+
+    class Block(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = (torch.nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+
+        def forward(self, u: Any, x: Any) -> Any:
+            return torch.tanh(self.second(torch.relu(self.first(u))) + x)
+
+    block, x = Block().float(), torch.randn(16, 16, 16, 16, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.mul_(1.5)
+    solver = dil.solvers.Anderson(rtol=rtol)
+    layer = ImplicitModule(block, solver, kind="fixed_point", init=torch.zeros_like, batch_ndim=1)
+
+    def residual(u: Any) -> float:
+        with torch.no_grad():
+            image = block(u, x)
+            return float(((image - u).flatten(1).norm(dim=1) / image.flatten(1).norm(dim=1)).max())
+
+    solution = layer.solve(x)
+    reached = residual(solution.value)
+    modes = {"f_stop_mode": "rel", "b_stop_mode": "rel", "ift": True, "f_max_iter": 200, "b_max_iter": 200}
+    deq = get_deq(f_solver="anderson", b_solver="anderson", f_tol=reached, b_tol=0.1 * rtol, **modes)
+
+    def by_dil() -> Any:
+        return layer(x)
+
+    def by_torchdeq() -> Any:
+        return deq(lambda u: block(u, x), torch.zeros_like(x))[0][-1]
+
+    def note() -> str:
+        return f"{int(solution.iterations.max())} steps, residuals {reached:.0e} and {residual(by_torchdeq()):.0e}"
+
+    if which == "forward":
+        return Pair(by_dil, by_torchdeq, "torchdeq's Anderson", 0.8, note)
+    y, z, weights = by_dil(), by_torchdeq(), tuple(block.parameters())
+    cotangent = torch.randn_like(x)
+
+    def back(u: Any) -> Any:
+        return torch.autograd.grad(u, weights, cotangent, retain_graph=True)
+
+    return Pair(lambda: back(y), lambda: back(z), "torchdeq's Anderson", 0.8, note)
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 HEADS = ("case", "beside", "time, ms", "ratio", "at most", "reached", "note")
@@ -335,7 +396,9 @@ def main(
     rows = []
     with Fresh(every_time=True) as fresh:
         for case in CASES:
-            if only in case:
+            if case.startswith("DEQ") and find_spec("torchdeq") is None:
+                Console().print(f"{case}: skipped, because torchdeq is not installed (pip install torchdeq)")
+            elif only in case:
                 rows.append(Row(case, **fresh(measured, case, seconds)))
                 Console().print(markdown(HEADS, cells(rows[-1:])))
     command, host = shlex.join(["python", *sys.argv]), machine()
@@ -345,7 +408,9 @@ def main(
         "Float64. 'vmap of grad': 100 problems of 50 unknowns. 'jacrev', 'jacfwd', 'functional.jacobian', 'hessian': "
         "50 unknowns, the solve included on both sides. 'LBFGS': the same start, to a gradient at most as long; "
         "logistic regression has 569 rows and 31 unknowns. 'Anderson': memory 5, tolerance 1e-8. 'product': a dense "
-        "symmetric positive definite matrix of 1,000 unknowns with condition number 32, to 1e-10. The ratio is "
+        "symmetric positive definite matrix of 1,000 unknowns with condition number 32, to 1e-10. "
+        "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, beside torchdeq to the residual that dil "
+        "reached; its rows are left out where torchdeq is not installed. The ratio is "
         "the median over rounds, and its quartiles.",
         markdown(HEADS, cells(rows)),
     ]
