@@ -409,8 +409,8 @@ def main(
         "50 unknowns, the solve included on both sides. 'LBFGS': the same start, to a gradient at most as long; "
         "logistic regression has 569 rows and 31 unknowns. 'Anderson': memory 5, tolerance 1e-8. 'product': a dense "
         "symmetric positive definite matrix of 1,000 unknowns with condition number 32, to 1e-10. "
-        "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, beside torchdeq to the residual that dil "
-        "reached; its rows are left out where torchdeq is not installed. The ratio is "
+        "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, beside torchdeq to the residual of dil; "
+        "its rows are left out where torchdeq is not installed. The ratio is "
         "the median over rounds, and its quartiles.",
         markdown(HEADS, cells(rows)),
     ]

@@ -7,7 +7,7 @@ import pytest
 from array_api_compat import array_namespace
 
 import dil
-from dil.solvers import LBFGS, FixedPoint, GradientDescent, Newton
+from dil.solvers import LBFGS, Anderson, FixedPoint, GradientDescent, Newton
 
 COUNT = 4096
 HARD = 8
@@ -49,11 +49,17 @@ def bowl(u, x):
     return array_namespace(u).sum(0.5 * by_kind(x, 1e-3, 1.0) * (u - x) ** 2 + 0.25 * (u - x) ** 4, axis=-1)
 
 
+def flat_far_away(u, x):
+    xp = array_namespace(u)
+    return xp.where(x < 0, u - 0.3 * xp.tanh(u - x), x + 0.1 * (u - x))
+
+
 CASES = {
     "root": (dil.root, Newton(), lambda u, x: growth(u) - growth(x)),
     "score": (dil.argmin, Newton(), lambda u, x: array_namespace(u).sum(growth(u) - u * growth(x), axis=-1)),
     "quasi-Newton": (dil.argmin, LBFGS(), bowl),
     "descent": (dil.argmin, GradientDescent(step=0.1), bowl),
+    "Anderson": (dil.fixed_point, Anderson(memory=2), flat_far_away),
     "step": (dil.fixed_point, FixedPoint(), lambda u, x: x + by_kind(x, 0.9, 0.1) * (u - x)),
 }
 

@@ -25,8 +25,9 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, DType, Tree
 from dil._frameworks.loops import Loops
 from dil.solvers._finish import finish
-from dil.solvers._progress import check_watched, iterate_watched
-from dil.solvers._start import check_positive, start_equation, tolerance, zeros_like_count
+from dil.solvers._leaving import iterate_problems
+from dil.solvers._progress import check_watched
+from dil.solvers._start import Start, check_positive, start_equation, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
 
 EXPLODED = 10.0
@@ -106,15 +107,11 @@ class Anderson:
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Iterate fun from init; the value has the structure of init."""
         started = start_equation(self, fun, init, args, kwargs, "step")
-        problem, start, arrays = started
+        problem, start, _ = started
         backend, xp, rtol = problem.backend, array_namespace(start), tolerance(start, self.rtol, 0.75)
         loops, dtype, slack = backend.loops, factor_dtype(start), 2 * (rtol + 4 * eps(xp, start.dtype))
 
-        def evaluate(u: Array) -> tuple[Array, Array]:
-            image: Array = backend.constant(problem.image(u, *arrays))
-            return (image if self.mixing == 1 else u + self.mixing * (image - u)), image - u
-
-        g, first_move = evaluate(start)
+        g, first_move = self._evaluated(started, start)
         unit = nonzero_or_one(norm(as_dtype(first_move, dtype)))
         # squares of tiny or huge residuals would under- or overflow
         scaled = all_hold((unit > eps(xp, dtype)) & (unit < 1 / eps(xp, dtype)), loops) is not True
@@ -124,32 +121,37 @@ class Anderson:
         def holds(mask: Array) -> Scalar:
             return bool(mask) if single else mask
 
-        def in_units(x: Array) -> Array:
+        def in_units(x: Array, unit: Array) -> Array:
             return as_dtype(x, dtype) / unit if scaled else as_dtype(x, dtype)
 
-        def length(x: Array) -> Scalar:
+        def length(x: Array, unit: Array) -> Scalar:
             if single:
-                return loops.number(xp.linalg.vector_norm(in_units(x)))
-            norms: Array = xp.linalg.vector_norm(in_units(x), axis=-1, keepdims=True)
+                return loops.number(xp.linalg.vector_norm(in_units(x, unit)))
+            norms: Array = xp.linalg.vector_norm(in_units(x, unit), axis=-1, keepdims=True)
             return norms
 
-        def step(s: Iterate) -> Iterate:
+        def step(started: Start, s: Iterate) -> Iterate:
             u = s.g - as_dtype(correction(s.memory, backend.dense.cholesky_solve), start.dtype)
             if all_hold(s.going, loops) is False:  # a problem that has ended must stay where it is
                 u = xp.where(s.going, u, s.u)
-            g, moved = evaluate(u)
-            size = length(moved)
+            g, moved = self._evaluated(started, u)
+            size = length(moved, s.unit)
             # no entry of a step can be short unless its length is
-            trial = Trial(u, g, in_units(moved), size, length(u - s.u), size <= slack * length(u) + reach)
-            return after(s, trial, lambda close: close & holds(is_short(moved, u, start, rtol)), self.max_iter, loops)
+            close = size <= slack * length(u, s.unit) + s.reach
+            trial = Trial(u, g, in_units(moved, s.unit), size, length(u - s.u, s.unit), close)
 
-        f, size, reach = in_units(first_move), length(first_move), slack * length(start)
+            def is_solution(close: Scalar) -> Scalar:
+                return close & holds(is_short(moved, u, started.u, rtol))
+
+            return after(s, trial, is_solution, self.max_iter, loops)
+
+        f, size, reach = in_units(first_move, unit), length(first_move, unit), slack * length(start, unit)
         finite = (size < math.inf) & holds(unit < math.inf)
         solved = finite & holds(is_short(first_move, start, start, rtol))
         g, f = (select(finite, x, full(x, 0.0)) for x in (g, f))  # what is not finite must not stay
         no, none = solved & logical_not(solved), 0 if isinstance(solved, bool) else zeros_like_count(start)
         going, memory = finite & logical_not(solved), nothing(f, self.memory, self.regularisation)
-        first = Iterate(start, g, f, memory, size, size, no, none, 0, going, solved, logical_not(finite))
+        first = Iterate(start, g, f, memory, size, size, no, none, 0, going, solved, logical_not(finite), reach, unit)
 
         def column(x: Scalar) -> Array:
             found: Array = xp.reshape(as_column(x, f), (*start.shape[:-1], 1)) if single else x
@@ -160,7 +162,7 @@ class Anderson:
             relative: Array = as_dtype(size if scaled else size / unit, start.dtype)
             return relative
 
-        last, extra = iterate_watched(self, backend, step, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_problems(self, started, step, first, max_iter=self.max_iter, residual=residual)
         steps, solved, broken = (column(x) for x in (last.steps, last.solved, last.broken))
         return finish(
             problem.space,
@@ -172,6 +174,12 @@ class Anderson:
             broken=broken,
             extra=extra,
         )
+
+    def _evaluated(self, started: Start, u: Array) -> tuple[Array, Array]:
+        """Return u + mixing (step(u) - u), and step(u) - u."""
+        problem, _, arrays = started
+        image: Array = problem.backend.constant(problem.image(u, *arrays))
+        return (image if self.mixing == 1 else u + self.mixing * (image - u)), image - u
 
 
 class Memory(NamedTuple):
@@ -190,7 +198,7 @@ class Memory(NamedTuple):
     place: Any
     """The row that is the oldest one."""
     ridge: Array
-    """The regularisation, a multiple of the identity, (m, m)."""
+    """The regularisation, a multiple of the identity, (*batch, m, m)."""
 
 
 class Iterate(NamedTuple):
@@ -214,6 +222,10 @@ class Iterate(NamedTuple):
     going: Scalar
     solved: Scalar
     broken: Scalar
+    reach: Scalar
+    """How long f may be at a solution beside what ||u|| allows."""
+    unit: Array
+    """The norm of the first step(u) - u, (*batch, 1)."""
 
 
 class Trial(NamedTuple):
@@ -262,7 +274,9 @@ def accepted(old: Iterate, t: Trial, taken: Scalar, s: Iterate, max_iter: int, l
     memory = remembered(s.memory, as_dtype(t.g - old.g, t.f.dtype), t.f - old.f, t.f, loops)
     count, least = s.count + 1, lesser(t.size, s.least)
     going = select(count < max_iter, s.going, s.going & False)
-    return Iterate(t.u, t.g, t.f, memory, t.size, least, taken, s.steps, count, going, s.solved, s.broken)
+    return s._replace(
+        u=t.u, g=t.g, f=t.f, memory=memory, size=t.size, least=least, mixed=taken, count=count, going=going
+    )
 
 
 def as_dtype(x: Array, dtype: DType) -> Array:
@@ -292,6 +306,7 @@ def nothing(f: Array, count: int, regularisation: float) -> Memory:
     scale, right = full(f, 0.0, shape=(*batch, count, 1)), full(f, 0.0, shape=(*batch, count))
     # a value below the rounding of the matrix could let the solve meet a pivot of zero
     ridge = max(regularisation, 4 * count * eps(xp, f.dtype)) * eye(count, f)
+    ridge = xp.broadcast_to(ridge, (*batch, count, count))
     return Memory(dG, dF, scale, full(f, 0.0, shape=(*batch, count, count)) + ridge, right, 0, ridge)
 
 
@@ -322,6 +337,6 @@ def remembered(memory: Memory, dg: Array, df: Array, f: Array, loops: Loops) -> 
     inverse = 1.0 / (xp.linalg.vector_norm(df, axis=-1, keepdims=True) + tiny)
     scale = set_row(memory.scale, place, inverse)
     products = (xp.stack([df, f], axis=-2) @ dF.mT) * scale.mT
-    row = products[..., 0, :] * inverse + memory.ridge[place, :]
+    row = products[..., 0, :] * inverse + memory.ridge[..., place, :]
     gram = set_row(set_row(memory.gram, place, row).mT, place, row).mT
     return Memory(dG, dF, scale, gram, products[..., 1, :], (place + 1) % memory.ridge.shape[-1], memory.ridge)
