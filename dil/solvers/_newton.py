@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, matrix_operator
+from dil._base.scalars import reader
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.status import Status
@@ -201,7 +202,7 @@ class Newton:
         return cg(
             lambda p: hessian(p) + self.damping * p,
             gradient,
-            rtol=backend.loops.number(forced[..., 0]),
+            rtol=reader(backend.loops.number, gradient.ndim == 1)(forced[..., 0]),
             max_iter=max(100, 10 * gradient.shape[-1]),
             loops=backend.loops,
         )
