@@ -57,6 +57,8 @@ TARGETS = {
     "dil/linear/_least_norm.py": "test_linear_solvers.py test_messages_solves.py",
     "dil/solvers/_newton.py": "test_forward_solvers.py test_solvers.py test_units.py",
     "dil/solvers/_lbfgs.py": "test_forward_solvers.py test_solvers.py test_units.py",
+    "dil/solvers/_quasi_newton_memory.py": "test_forward_solvers.py test_solvers.py test_units.py",
+    "dil/solvers/_leaving.py": "test_leaving.py",
     "dil/solvers/_gradient_descent.py": "test_forward_solvers.py test_solvers.py test_units.py",
     "dil/solvers/_verify.py": "test_forward_solvers.py test_solvers.py test_units.py",
     "dil/solvers/_no_minimum.py": "test_silent_errors.py test_forward_solvers.py",
@@ -99,7 +101,11 @@ class Mutant:
 
 
 NAMED = (
-    Mutant("dil/solvers/_lbfgs.py", "is_short(flattest * gradient, u, start, rtol)", "(flattest * slope <= rtol)"),
+    Mutant(
+        "dil/solvers/_quasi_newton_memory.py",
+        "bool(is_short(longest * gradient, u, start, rtol))",
+        "longest * size <= rtol",
+    ),
     Mutant("dil/_diagnostics/stationarity.py", "small * scale, axis=-1)", "small, axis=-1)"),
     Mutant("dil/ode/_newton.py", "is_short(step, u, started.u, rtol)", "(norm(step) <= rtol)"),
     Mutant("dil/linear/_least_norm.py", "(dropped <= rounding)", "(dropped <= 2.0)"),

@@ -32,6 +32,14 @@ def longest_short(direction: Array, u: Array, start: Array, rtol: float) -> Arra
     return most
 
 
+def shortest_long(size: float, extent: float, rtol: float) -> float:
+    """Return a t such that no longer multiple of a direction of norm `size` is short in the sense of `is_short`.
+
+    `extent` is at least ||u|| + ||u - start||. rtol is at least 4 eps. A number that tells nothing gives infinity.
+    """
+    return rtol * extent / size if 0 < size < math.inf else math.inf
+
+
 def is_short(step: Array, u: Array, start: Array, rtol: float) -> Array:
     """Return whether each entry of a step is within rtol |u|, or within the rounding of the way from the start.
 

@@ -8,28 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from dil._base.arrays import (
-    array_namespace,
-    dot,
-    eps,
-    full,
-    inner,
-    logical_not,
-    max_abs,
-    nonzero_or_one,
-    norm,
-    select,
-)
-from dil._base.quasi_newton import Pairs, forget, inverse_product, no_pairs, remember
+from dil._base.arrays import array_namespace, eps, full, inner, logical_not, nonzero_or_one, norm, select
+from dil._base.quasi_newton import Pairs
 from dil._base.scalars import Scalar, as_column, either, reader
-from dil._base.scale import is_short
+from dil._base.scale import shortest_long
 from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
-from dil._frameworks.protocol import Backend
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched
+from dil.solvers._quasi_newton_memory import Memory, nothing
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
 from dil.solvers._wolfe import wolfe_search
@@ -106,23 +95,30 @@ class LBFGS:
         single = u.ndim == 1 and not (self.history or self.progress)
         single = single and isinstance(backend.loops.number(gradient_unit[..., 0]), float)
         read = reader(backend.loops.number, single)
-        unit = read(gradient_unit[..., 0])
+        unit, machine = read(gradient_unit[..., 0]), eps(xp, u.dtype)
 
         def descend(started: Start, s: Iterate) -> Iterate:
             length = either(s.memory.learned, lambda: like_one(s.value), lambda: first_length(s.gradient, read))
             at = partial(evaluate, started, s.unit, read)
-            line = wolfe_search(at, s.u, started.u, s.value, s.gradient, s.direction, length, s.going, backend.loops)
+            longest = shortest_long(s.size, s.extent, 16 * machine**0.5) if single else math.inf
+            line = wolfe_search(
+                at, s.u, started.u, s.value, s.gradient, s.direction, length, s.going, backend.loops, longest
+            )
             moved = s.going & (line.low > 0)
             new_u = either(moved, lambda: s.u + line.low * s.direction, lambda: s.u)
             gradient = select(moved, line.low_gradient, s.gradient)
-            known = forgotten(s.memory, s.going & logical_not(moved))
-            memory = learn(known, new_u - s.u, gradient - s.gradient, read)
-            direction, memory = downhill(memory, gradient, backend, read)
+            known = s.memory.without(s.going & logical_not(moved))
+            direction, memory = known.learn(new_u - s.u, gradient - s.gradient).downhill(gradient, backend.dense)
             steps = select(s.going, s.steps + 1, s.steps)
-            close = near(memory, gradient, new_u, started.u, rtol, read)
+            extent, size = s.extent, s.size
+            if single:
+                extent, size = s.extent + 2 * line.low * s.size, read(inner(direction, direction)) ** 0.5
+            close = memory.is_near(gradient, new_u, started.u, rtol, extent)
             # one search more shows the curvature along a gradient that only seemed small
             solved = s.solved | (s.near & ((moved & close) | (s.going & logical_not(moved))))
-            lost = read(xp.all(xp.abs(direction) <= eps(xp, u.dtype) * xp.abs(new_u), axis=-1))
+            lost = False
+            if not single or shortest_long(size, extent, machine) >= 1:
+                lost = read(xp.all(xp.abs(direction) <= machine * xp.abs(new_u), axis=-1))
             going = s.going & (moved | s.memory.learned) & logical_not(solved | lost) & (steps < self.max_iter)
             return Iterate(
                 new_u,
@@ -136,6 +132,8 @@ class LBFGS:
                 close,
                 solved,
                 s.unit,
+                extent,
+                size,
             )
 
         value, gradient = read(value) / unit, gradient / unit
@@ -143,14 +141,15 @@ class LBFGS:
         finite = (read(norm(gradient)[..., 0]) < math.inf) & (abs(value) < math.inf)
         # a probe along the gradient, whose curvature gives the length of the first step
         probe = -(eps(xp, u.dtype) ** 0.5) * reach(read(norm(u)[..., 0]), abs(value)) * gradient
-        memory = learn(
-            nothing(u, self.memory, value), probe, evaluate(started, unit, read, u + probe)[1] - gradient, read
-        )
-        direction, memory = downhill(memory, gradient, backend, read)
+        memory = nothing(u, self.memory, value, backend.loops)
+        change = evaluate(started, unit, read, u + probe)[1] - gradient
+        direction, memory = memory.learn(probe, change).downhill(gradient, backend.dense)
         solved = finite & (read(norm(gradient)[..., 0]) == 0)
-        close = near(memory, gradient, u, u, rtol, read)
+        extent, size = (read(norm(x)[..., 0]) if single else None for x in (u, direction))
+        close = memory.is_near(gradient, u, u, rtol, extent)
         going = finite & logical_not(solved)
-        first = Iterate(u, value, gradient, direction, memory, count, count + 3, going, close, solved, unit)
+        scalars = count, count + 3, going, close, solved, unit, extent, size
+        first = Iterate(u, value, gradient, direction, memory, *scalars)
 
         def residual(s: Iterate) -> Array:
             return norm(s.gradient)
@@ -172,23 +171,11 @@ class LBFGS:
             cut=is_cut(started, cut),
             diverged=is_unbounded(started, last.u, finite & (residual(last) > 0.25)),
             extra={
-                "pairs": in_own_units(last.memory.pairs, gradient_unit),
+                "pairs": in_own_units(last.memory.as_pairs(), gradient_unit),
                 "evaluations": evaluations[..., 0],
                 **extra,
             },
         )
-
-
-class Memory(NamedTuple):
-    """What the last steps say of the Hessian. Scalars are (*batch, 1), or Python numbers."""
-
-    pairs: Pairs
-    learned: Scalar
-    """Whether there is a pair."""
-    scale: Scalar
-    """<s, y> / <y, y> of the newest pair, or one: the size of H^-1. Nocedal and Wright 2006, eq. 7.20."""
-    flattest: tuple[float, ...]
-    """<s, y> / <s, s> of the pairs of a single problem whose scalars are Python numbers."""
 
 
 class Iterate(NamedTuple):
@@ -208,6 +195,10 @@ class Iterate(NamedTuple):
     solved: Scalar
     unit: Scalar
     """The norm of the first gradient: squares of tiny or huge gradients would under- or overflow."""
+    extent: Any
+    """A bound on ||u|| + ||u - start|| of a single problem in numbers, with which most tests of short steps end."""
+    size: Any
+    """The norm of the direction of such a problem."""
 
 
 def evaluate(started: Start, unit: Scalar, read: Callable[[Array], Scalar], u: Array) -> tuple[Scalar, Array]:
@@ -221,77 +212,6 @@ def evaluate(started: Start, unit: Scalar, read: Callable[[Array], Scalar], u: A
 def like_one(value: Scalar) -> Scalar:
     """Return one, as an array like the value or as a Python number."""
     return 1.0 if isinstance(value, float) else full(value, 1.0)
-
-
-def nothing(u: Array, count: int, value: Scalar) -> Memory:
-    """Return an empty memory; the scalars are like `value`."""
-    single = isinstance(value, float)
-    return Memory(no_pairs(u, count), False if single else value != value, 1.0 if single else full(value, 1.0), ())
-
-
-def forgotten(memory: Memory, which: Scalar) -> Memory:
-    """Return a memory without the pairs of the problems in `which`."""
-    if which is False:
-        return memory
-    if which is True:
-        return Memory(memory.pairs._replace(rho=0.0 * memory.pairs.rho), False, 1.0, ())
-    scale = select(which, 1.0, memory.scale)
-    return Memory(forget(memory.pairs, which[..., 0]), memory.learned & ~which, scale, ())
-
-
-def downhill(
-    memory: Memory, gradient: Array, backend: Backend, read: Callable[[Array], Scalar]
-) -> tuple[Array, Memory]:
-    """Return a direction of descent, and its pairs. Pairs that lead uphill because of rounding are cleared."""
-    product = inverse_product(memory.pairs, backend.dense.triangular_solve, memory.scale)
-    direction = -product(gradient)
-    good = read(inner(direction, gradient)) <= 0
-    return either(good, lambda: direction, lambda: -gradient), forgotten(memory, logical_not(good))
-
-
-def learn(memory: Memory, step: Array, change: Array, read: Callable[[Array], Scalar]) -> Memory:
-    """Store the pairs whose curvature is positive beyond rounding, as it is for condition numbers below 1 / eps."""
-    xp, pairs = array_namespace(step), memory.pairs
-    widest = eps(xp, step.dtype) ** 0.5
-    sy, ss, yy = (read(inner(a, b)) for a, b in ((step, change), (step, step), (change, change)))
-    safe = float(xp.finfo(step.dtype).smallest_normal) / eps(xp, step.dtype)
-    if isinstance(sy, float) and all(safe < abs(x) < 1 / safe for x in (sy, ss, yy)):
-        if not sy > widest * ss**0.5 * yy**0.5:
-            return memory
-        newest = (step, change, full(step, 1.0 / sy, shape=()))
-        pairs = Pairs(
-            *(xp.concat([old[1:, ...], new[None, ...]], axis=0) for old, new in zip(pairs, newest, strict=True))
-        )
-        return Memory(pairs, True, sy / yy, (*memory.flattest, sy / ss)[-pairs.rho.shape[0] :])
-    length, bend = norm(step), norm(change)
-    keep = dot(step, change) > widest * length * bend
-    pairs = remember(pairs, step, change, keep[..., 0])
-    scale = dot(step, change) / nonzero_or_one(bend) / nonzero_or_one(bend)
-    flat = dot(step, change) / nonzero_or_one(length) / nonzero_or_one(length)
-    if not isinstance(sy, float):
-        return Memory(pairs, memory.learned | keep, select(keep, scale, memory.scale), ())
-    if not read(keep[..., 0]):
-        return memory
-    scale, flat = read(scale[..., 0]), read(flat[..., 0])
-    return Memory(pairs, True, scale, (*memory.flattest, flat)[-pairs.rho.shape[0] :])
-
-
-def near(
-    memory: Memory, gradient: Array, u: Array, start: Array, rtol: float, read: Callable[[Array], Scalar]
-) -> Scalar:
-    """Whether u is within the tolerance of the solution, estimated by the least curvature in memory, <s, y> / <s, s>.
-
-    The length of the next step is a worse estimate: while the memory is short, so is the step.
-    """
-    xp, pairs = array_namespace(u), memory.pairs
-    flat = read(max_abs(gradient)) == 0
-    if isinstance(memory.scale, float):
-        if flat or not memory.flattest:
-            return flat
-        longest = 1.0 / min(memory.flattest)
-        return bool(is_short(longest * gradient, u, start, rtol))
-    longest = xp.max(inner(pairs.s, pairs.s) * pairs.rho, axis=0)[..., None]
-    return flat | ((longest > 0) & is_short(longest * gradient, u, start, rtol))
 
 
 def reach(size: Scalar, way: Scalar) -> Scalar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, inner, logical_not, select
@@ -46,11 +47,13 @@ def wolfe_search(
     length: Scalar,
     going: Scalar,
     loops: Loops,
+    surely_long: float = math.inf,
 ) -> Bracket:
     """Search along a direction of descent, from `length`, for the problems that are going; the solver began at `start`.
 
     `low` of the result is the step length, zero if none was found. `low_value` and `low_gradient` belong to it. The
-    scalars of a single problem are Python numbers, if `value` is one.
+    scalars of a single problem are Python numbers, if `value` is one. No step longer than `surely_long` is within
+    16 eps ** (1/2) of u.
 
     Source: Nocedal and Wright 2006, Algorithms 3.5 and 3.6, in one loop: the first extends an interval that has no
     upper end, the second shrinks one that has. Where the change of the score is below its rounding, the slope alone
@@ -59,7 +62,13 @@ def wolfe_search(
     xp, read = array_namespace(u), reader(loops.number, isinstance(value, float))
     machine, single = eps(xp, u.dtype), isinstance(value, float)
     slope = read(inner(gradient, direction))
-    dull_length = read(longest_short(direction, u, start, 16 * machine**0.5))
+
+    @cache
+    def dull_length() -> Scalar:
+        return read(longest_short(direction, u, start, 16 * machine**0.5))
+
+    if not single:
+        dull_length()  # outside of the loop, which may be a traced one
     least_width = math.nan if single else read(longest_short(direction, u, start, machine))
 
     def is_narrow(width: Scalar) -> Scalar:
@@ -72,7 +81,7 @@ def wolfe_search(
         slope_ = read(inner(gradient_, direction))
         noise = 8 * machine * (abs(value) + abs(value_))
         dull = (abs(value_ - value) <= noise) & (-DECREASE * s.length * slope <= noise)
-        dull = dull | (s.length <= dull_length)
+        dull = dull | (False if single and s.length > surely_long else s.length <= dull_length())
         finite = (abs(value_) < math.inf) & (abs(slope_) < math.inf)  # False for NaN, in the gradient too
         rough = (value_ > value + DECREASE * s.length * slope) | (value_ >= s.low_value)
         beyond = logical_not(finite) | select(dull, slope_ > 0, rough)
