@@ -46,7 +46,7 @@ def as_operator(handle, A, *, symmetric, work=LIGHT):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_few_unknowns_with_heavy_products_take_few_products(engine, symmetric):
-    n = 80
+    n = 40 if symmetric else 70
     handle, (A, b) = arrays(engine, near_identity(n, 0.1, symmetric=symmetric), np.arange(1.0, n + 1))
     iterations = {}
     for name, work in (("light", LIGHT), ("heavy", HEAVY)):
@@ -69,6 +69,22 @@ def test_the_budget_grows_with_the_work_up_to_the_number_of_rows(engine, symmetr
     budgets = [krylov_budget(as_operator(handle, A, symmetric=symmetric, work=w), b, backend) for w in works]
     assert budgets == sorted(budgets)
     assert budgets[-1] == pytest.approx(n if symmetric else n / 2, abs=2)  # BiCGSTAB takes two products a step
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_with_cheap_products_a_dense_solve_comes_first_up_to_about_the_measured_sizes(engine, symmetric):
+    if engine.backend == "array_api_strict":
+        pytest.skip("its sizes are no measured ones, but small ones for tests")
+    handle, (one,) = arrays(engine, np.ones(1))
+    backend = common_owner([one], ["b"], "the test")
+    size = backend.dense.crossover.symmetric if symmetric else backend.dense.crossover.general
+
+    def budget(n):
+        A = Operator(abs, abs, symmetric=symmetric, work=lambda: (n, n**2))
+        return krylov_budget(A, handle.asarray(np.ones(n)), backend)
+
+    assert budget(size // 2) == 0
+    assert budget(3 * size) > 0
 
 
 def test_many_right_hand_sides_share_a_dense_matrix(engine):

@@ -69,6 +69,8 @@ class Operator:
     one: Operator | None = field(default=None, repr=False)
     matrix: Array | None = field(default=None, repr=False)
     work: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
+    _pull: Callable[..., Arrays] | None = field(default=None, repr=False)
+    """The pullback of F(u, *floats) whose dF/du is A or its transpose, if it is at hand."""
 
     def __call__(self, p: Array) -> Array:
         """Return A p.
@@ -110,7 +112,13 @@ class Operator:
         one = None if self.one is None else self.one.T
         matrix = None if self.matrix is None else self.matrix.mT
         return Operator(
-            self.rmatvec, self.matvec, transposed=not self.transposed, one=one, matrix=matrix, work=self.work
+            self.rmatvec,
+            self.matvec,
+            transposed=not self.transposed,
+            one=one,
+            matrix=matrix,
+            work=self.work,
+            _pull=self._pull,
         )
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, TypeAlias
 
 from dil._base.arrays import array_namespace, eps, full, inner, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.operator import Operator
+from dil._base.options import declares
 from dil._base.scale import nonzero_scale
+from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays
-from dil._frameworks.protocol import Pull
+from dil._frameworks.loops import runs_later
+from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality, Problem
@@ -27,6 +31,8 @@ ACCEPTED_STEP = 1e-2
 
 Function = Callable[..., Arrays]
 """F(u, *floats), an array in a tuple."""
+Gradients: TypeAlias = Callable[..., Arrays] | None
+"""A pullback of F, if it is at hand."""
 
 
 class Point(NamedTuple):
@@ -37,6 +43,13 @@ class Point(NamedTuple):
     floats: Arrays
     scale: Array
     """The size of each entry of u; see `scale_of`."""
+    wrt: tuple[int, ...] | None = None
+    """The places in (u, *floats) of the arguments whose gradient is wanted; None: of all."""
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """The places of the arguments whose gradient is compared."""
+        return tuple(range(1, 1 + len(self.floats))) if self.wrt is None else self.wrt
 
 
 def derivative_holds(
@@ -56,12 +69,12 @@ def derivative_holds(
     step = linear_solver(J, Fu, loop=loop).value
     u = here.u - step
     (Fu1,), pull = backend.vjp(F, u, *here.floats)
-    J1 = operator(F.problem, pull, u, here.floats)
+    J1 = replace(operator(F.problem, pull, u, here.floats), pairs=A.pairs)
     if not A.transposed:
         b = standard_normal(backend, b, 1, 0)[0, ...] / scale
         here = here._replace(g=linear_solver(J.T, b, loop=loop).value)
-    there = here._replace(u=u, g=linear_solver(J1.T, b, loop=loop).value)
-    change = relative_change(F, F.problem, here, there, pull)
+    there = here._replace(u=u, g=_solved_from(here.g, linear_solver, J1.T, b, F.problem.backend))
+    change = relative_change(F, F.problem, here, there, A._pull, pull)
     # in the energy of the step the unknowns of a score need no common unit
     weight = step if F.problem.symmetric else Fu
     weight = weight / nonzero_max_abs(weight)
@@ -74,10 +87,22 @@ def derivative_holds(
     return short & small  # type: ignore[no-any-return]
 
 
-def relative_change(F: Function, problem: Problem, here: Point, there: Point, pull: Pull | None = None) -> Array:
+def _solved_from(g: Array, linear_solver: LinearSolver, A: Operator, b: Array, backend: Backend) -> Array:
+    """Return the solution of A x = b. An iteration starts from g, which nearly solves it.
+
+    A compiled program is not given this second kind of iteration.
+    """
+    solver: Callable[..., Solution] = linear_solver
+    starts = declares(linear_solver, "_takes_start") and not runs_later(backend.loops, b)
+    return solver(A, b, loop=backend.loops.while_loop, **({"x0": g} if starts else {})).value  # type: ignore[no-any-return]
+
+
+def relative_change(
+    F: Function, problem: Problem, here: Point, there: Point, pull_here: Gradients = None, pull: Gradients = None
+) -> Array:
     """Return the change of g^T F_args between two points, relative to that `there`, shape batch.
 
-    `pull` is the pullback of F there, if it is known.
+    The pullbacks of F at the two points are made if they are not given.
 
     A gradient that is zero up to a share eps ** (1/2) of its terms, as by a symmetry, has the size of that share.
     """
@@ -86,7 +111,8 @@ def relative_change(F: Function, problem: Problem, here: Point, there: Point, pu
     share = float(eps(array_namespace(there.g), there.g.dtype) ** 0.5)
     units = [unit_of(x, share * norm(flat(term))[0, ...]) for x, term in zip(leaves, terms, strict=True)]
     if there.g.ndim == 1:
-        before = gradients(problem.backend.vjp(F, here.u, *here.floats)[1], here)
+        pull_here = problem.backend.vjp(F, here.u, *here.floats)[1] if pull_here is None else pull_here
+        before = gradients(pull_here, here)
         changes = [norm(flat(x - y) / unit) for x, y, unit in zip(leaves, before, units, strict=True)]
         return sum(changes[1:], start=changes[0])[0, ...]
     right = sensitivities(F, problem, there, units)
@@ -102,20 +128,20 @@ def sensitivities(F: Function, problem: Problem, at: Point, units: Sequence[Arra
 
     # u is differentiated too, as in the pullback, so that all arrays of the function share one namespace
     _, pull = backend.vjp(F, at.u, *at.floats)
-    wrt = range(1, 1 + len(at.floats))
+    wrt = at.wanted
     if at.g.ndim == 1:
         return xp.concat([flat(x) for x in pull((at.g,), wrt)])  # type: ignore[no-any-return]
     _, push = backend.vjp(lambda w: pull((w,), wrt), xp.zeros_like(at.g))
-    probes = [standard_normal(backend, x, PROBES, seed) for seed, x in enumerate(at.floats)]
+    probes = [standard_normal(backend, at.floats[i - 1], PROBES, i - 1) for i in wrt]
     if units is not None:
         probes = [x / unit for x, unit in zip(probes, units, strict=True)]
     along = [push(tuple(t[k, ...] for t in probes))[0] for k in range(PROBES)]
     return xp.stack([inner(at.g, Ft) for Ft in along])  # type: ignore[no-any-return]
 
 
-def gradients(pull: Pull, at: Point) -> Arrays:
-    """Return g^T F_args for each argument. Problems of a batch are summed where they share an argument."""
-    return pull((at.g,), range(1, 1 + len(at.floats)))
+def gradients(pull: Callable[..., Arrays], at: Point) -> Arrays:
+    """Return g^T F_args for each wanted argument. Problems of a batch are summed where they share an argument."""
+    return pull((at.g,), at.wanted)
 
 
 def _with_random_signs(problem: Problem, at: Point) -> Point:

@@ -47,8 +47,8 @@ def check_smoothness(status: Array, F: Optimality, J: Operator, Fu: Array, here:
     step = h * nonzero_scale(here.scale) * standard_normal(F.problem.backend, u, 1, 0)[0, ...]
     linear = J(step)
     (again,) = F(u, *here.floats)
-    right, left = (_change(F, again, p, Jp, here) for p, Jp in ((step, linear), (-step, -linear)))
     size = max_abs(linear)[..., None]
+    right, left = _changes(F, again, step, linear, here, min(JUMP, BEND / 4, MISMATCH) * size)
     kink = _jumps(right, size) | _jumps(left, size)
     converged = without_approximate(status) == int(Status.CONVERGED)
     bent = converged & _bends(right, left, size)
@@ -64,9 +64,26 @@ def check_smoothness(status: Array, F: Optimality, J: Operator, Fu: Array, here:
     return xp.where(random, full(status, int(Status.RANDOM)), status)  # type: ignore[no-any-return]
 
 
-def _change(F: Optimality, Fu: Array, step: Array, linear: Array, here: Point) -> Change:
-    (far,), (close,) = F(here.u + step, *here.floats), F(here.u + step / CLOSER, *here.floats)
-    return Change(far - Fu - linear, close - Fu - linear / CLOSER)
+def _changes(F: Optimality, Fu: Array, step: Array, linear: Array, here: Point, least: Array) -> tuple[Change, Change]:
+    """Return the changes to the right and to the left of u.
+
+    Nothing is found where all changes at the far distance are below `least`. Those at the close one are then zeros, and
+    F is not evaluated for them.
+    """
+    xp = array_namespace(Fu)
+
+    def change(share: float) -> Array:
+        (there,) = F(here.u + share * step, *here.floats)
+        return there - Fu - share * linear
+
+    far = change(1.0), change(-1.0)
+
+    def closer(_: tuple[Array, Array]) -> tuple[Array, Array]:
+        return change(1 / CLOSER), change(-1 / CLOSER)
+
+    doubted = xp.any((xp.abs(far[0]) > least) | (xp.abs(far[1]) > least))
+    close = F.problem.backend.loops.run_if(doubted, closer, (xp.zeros_like(Fu), xp.zeros_like(Fu)))
+    return Change(far[0], close[0]), Change(far[1], close[1])
 
 
 def _jumps(change: Change, size: Array) -> Array:

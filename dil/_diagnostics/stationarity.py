@@ -19,6 +19,7 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Loop
 from dil._diagnostics.failure_policy import without_approximate
 from dil._diagnostics.newton_comparison import ACCEPTED_STEP, Point, derivative_holds
+from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
@@ -58,6 +59,9 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
        point passes if the derivative and u change by at most 1 percent. This costs a few times as much as the
        derivative. It is a question of the derivative, not of u alone: a small error of u is a large one of u - t.
 
+    A point passes by any stage, so their order is a matter of cost: where the predicted step is so long that rounding
+    hardly explains it, eager arrays go through stage 3 before stage 2.
+
     An entry of u that is zero and never moved has no size. Then each entry of F must be small beside its terms, too.
 
     What it cannot see: with an iterative linear solver, an error along a direction of small curvature, if an error of
@@ -74,42 +78,72 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
 
     def doubted(status: Array) -> Array:
         finite = xp.all(xp.isfinite(solve.Fu) & xp.isfinite(solve.here.g), axis=-1)
-        terms = terms_of(solve.F, solve.J, solve.Fu, solve.here.u, solve.here.floats)
-        size = xp.abs(solve.Fu)
-        far = suspect & finite & ~xp.all(size <= rounding(b) * terms, axis=-1)
-        sized = ~sizeless | xp.all(size <= ACCEPTED_STEP * terms, axis=-1)
-
-        def measured(status: Array) -> Array:
-            holds = derivative_holds(solve.F, solve.A, b, solve.Fu, solve.here, measuring_solver(solve))
-            return xp.where(far & ~(holds & sized), full(status, int(Status.NOT_STATIONARY)), status)  # type: ignore[no-any-return]
-
         status = xp.where(suspect & ~finite, full(status, int(Status.NON_FINITE)), status)
-        return backend.loops.run_if(xp.any(far), measured, status)  # type: ignore[no-any-return]
+        return _measured(solve, status, suspect & finite, sizeless)
 
     checked: Array = backend.loops.run_if(xp.any(suspect), doubted, status)
     return checked
 
 
-def is_near(solve: DerivativeSolve) -> Array:
+def _measured(solve: DerivativeSolve, status: Array, suspect: Array, sizeless: Array) -> Array:
+    """Return the statuses after stages 2 and 3, with NOT_STATIONARY for the suspects that pass neither."""
+    xp, run_if = array_namespace(solve.b), solve.F.problem.backend.loops.run_if
+    failure, size = full(status, int(Status.NOT_STATIONARY)), xp.abs(solve.Fu)
+
+    def terms() -> Array:
+        return terms_of(solve.F, solve.J, solve.Fu, solve.here.u, solve.here.floats)
+
+    def rounded(terms: Array) -> Array:
+        return xp.all(size <= rounding(solve.b) * terms, axis=-1)  # type: ignore[no-any-return]
+
+    def holds() -> Array:
+        return derivative_holds(solve.F, solve.A, solve.b, solve.Fu, solve.here, measuring_solver(solve))
+
+    if _steps_are_long(solve, suspect, sizeless):
+        moved = suspect & ~holds()
+        return run_if(xp.any(moved), lambda s: xp.where(moved & ~rounded(terms()), failure, s), status)  # type: ignore[no-any-return]
+    found = terms()
+    far, sized = suspect & ~rounded(found), ~sizeless | xp.all(size <= ACCEPTED_STEP * found, axis=-1)
+    return run_if(xp.any(far), lambda s: xp.where(far & ~(holds() & sized), failure, s), status)  # type: ignore[no-any-return]
+
+
+def _steps_are_long(solve: DerivativeSolve, suspect: Array, sizeless: Array) -> bool:
+    """Return whether all predicted steps are known to be longer than eps ** (1/2) of u, and no u is without size."""
+    backend, xp = solve.F.problem.backend, array_namespace(solve.b)
+    if runs_later(backend.loops, solve.b):
+        return False  # a compiled program holds both stages in one order
+    short = is_near(solve, Near(float(eps(xp, solve.b.dtype)) ** 0.5, float("inf")))
+    return backend.loops.number(xp.any(sizeless | (suspect & short))) is False
+
+
+class Near(NamedTuple):
+    """What is near: the longest step, relative to u, and the largest error of the loss, relative to its terms."""
+
+    step: float
+    loss: float
+
+
+def is_near(solve: DerivativeSolve, most: Near | None = None) -> Array:
     """Return whether each point is surely near its solution, shape batch.
 
     Each entry of the Newton step J^-1 F must be within min(eps ** (3/4), 1e-3) of the scale of u. A dense solver gives
     the step or, if its matrix is J^T, two random combinations of the entries. Other solvers give the curvature along g.
     The step that this curvature predicts must be within eps ** (3/4), relative to u, and the error of the loss that F
-    predicts within eps ** (1/2).
+    predicts within eps ** (1/2). `most` replaces these bounds.
     """
     b, probes = solve.b, solved_probes(solve)
-    if probes is None:
-        return is_near_along(solve)
     xp, scale = array_namespace(b), nonzero_scale(solve.here.scale)
-    small = least_step(b)
+    most = Near(least_step(b), float(eps(xp, b.dtype)) ** 0.5) if most is None else most
+    if probes is None:
+        return is_near_along(solve, most)
+    small = most.step
     if gives_step(solve.A):
         near: Array = xp.all(xp.abs(probes[0]) <= small * scale, axis=-1)
         return near
     return (abs(inner(probes[0], solve.Fu)) <= small) & (abs(inner(probes[1], solve.Fu)) <= small)
 
 
-def is_near_along(solve: DerivativeSolve) -> Array:
+def is_near_along(solve: DerivativeSolve, most: Near) -> Array:
     """Return whether the step that the curvature along g predicts is short, and the error of the loss small.
 
     Neither changes if g, b, u and F get other units. So the vectors are scaled where their sums could underflow or
@@ -124,9 +158,9 @@ def is_near_along(solve: DerivativeSolve) -> Array:
         top_g, top_b, top_u = nonzero_max_abs(g), nonzero_max_abs(b), nonzero_max_abs(u)
         sums = _sums(F * (top_g / top_b) / top_u, g / top_g, b / top_b, u / top_u)
     FF, gg, uu, gb, gF, bu = sums
-    near = FF**0.5 * gg <= abs(gb) * (least_step(b) * uu**0.5)
+    near = FF**0.5 * gg <= abs(gb) * (most.step * uu**0.5)
     if solve.A.symmetric or solve.A.transposed:  # otherwise g is no cotangent, and F predicts no error of a loss
-        near = near & (gF <= eps(xp, b.dtype) ** 0.5 * bu)
+        near = near & (gF <= most.loss * bu)
     return xp.asarray(near, device=device(b))  # type: ignore[no-any-return]
 
 
@@ -172,11 +206,15 @@ def solved_probes(solve: DerivativeSolve) -> Any:
 
 
 def measuring_solver(solve: DerivativeSolve) -> LinearSolver:
-    """Return LU where it is cheap, and the layer's own solver elsewhere."""
+    """Return LU where it is cheap, and the layer's own solver elsewhere.
+
+    A program that compiles takes LU for all moderate sizes: each iteration that it holds takes long to compile.
+    """
     backend, n = solve.F.problem.backend, solve.b.shape[-1]
 
     def by_lu(A: Operator, b: Array, /, *, loop: Loop | None = None) -> Solution:
         return Solution(backend.dense.lu_solve(dense(A, b, backend), b[..., None])[..., 0])
 
-    cheap = n <= backend.dense.crossover.general and krylov_budget(solve.A, solve.b, backend) == 0
+    moderate = n <= backend.dense.crossover.general
+    cheap = moderate and (runs_later(backend.loops, solve.b) or krylov_budget(solve.A, solve.b, backend) == 0)
     return by_lu if cheap else solve.linear_solver

@@ -42,9 +42,10 @@ class Crossover:
 
 @dataclass(frozen=True)
 class Overheads:
-    """What solves cost besides their work on numbers, in nanoseconds. Measured by benchmarks/linear.py.
+    """What solves cost besides their work on numbers, in nanoseconds.
 
-    Only their ratios decide, and they decide alike on every machine.
+    They are estimates, not measurements. Only their ratios matter. They are chosen so that with cheap products a dense
+    solve comes first up to about the sizes of `Crossover`, which benchmarks/linear.py measured.
     """
 
     symmetric_step: float

@@ -127,6 +127,12 @@ def call_now(fn: Callable[..., Arrays], like: Arrays, *arrays: Array) -> Arrays:
     return fn(*arrays)
 
 
+def runs_later(loops: Loops, x: Array) -> bool:
+    """Return whether operations on x, (*batch, n), are recorded for a program that is compiled."""
+    entry = x[(0,) * x.ndim]
+    return not isinstance(loops.number(entry), int | float) and loops.steps_per_read(entry) == 1
+
+
 EAGER = Loops(
     while_loop=python_while,
     run_if=python_if,

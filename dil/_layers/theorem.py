@@ -70,9 +70,10 @@ class ImplicitRule:
         problem, u, v = self.find(), y[0], cotangents[0]
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        J = operator(problem, pull, u, floats)
-        g = problem.backend.linear_solve(self.system(F, Fu, J.T, (u, *floats), y), v)
-        return pull((-g,), [1 + problem.arguments.floats.index(i) for i in wrt])
+        J = replace(operator(problem, pull, u, floats), _pull=pull)
+        places = tuple([1 + problem.arguments.floats.index(i) for i in wrt])
+        g = problem.backend.linear_solve(self.system(F, Fu, J.T, (u, *floats), y, places), v)
+        return pull((-g,), places)
 
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
         """Return the pullback for further cotangents of the solution, with J^-1 at hand, or None."""
@@ -109,13 +110,22 @@ class ImplicitRule:
         call = None if self.call is None else batched_call(self.call, axes, size, vectorise)
         return None if call is None else (call.forward, replace(self, find=call.problem, call=call))
 
-    def system(self, F: Optimality, Fu: Array, A: Operator, params: Arrays, y: Arrays) -> LinearSystem:
+    def system(
+        self,
+        F: Optimality,
+        Fu: Array,
+        A: Operator,
+        params: Arrays,
+        y: Arrays,
+        wrt: tuple[int, ...] | None = None,
+    ) -> LinearSystem:
         """Return the system with the matrix A, which is J or J^T at params = (u, *floats).
 
-        Its solve checks the answer and y, and applies the policy.
+        Its solve checks the answer and y, and applies the policy. `wrt` are the places in `params` of the arguments
+        whose gradient is wanted; None: of all.
         """
         backend = F.problem.backend
-        maps = DerivativeMaps(self, F.with_fixed([NOT_HELD] * len(F.fixed)), A.transposed, len(params), len(y))
+        maps = DerivativeMaps(self, F.with_fixed([NOT_HELD] * len(F.fixed)), A.transposed, len(params), len(y), wrt)
         # arrays that are only checked take no part in the derivative
         constants = tuple(backend.constant(x) for x in (Fu, *y, *params[1:], *F.fixed))
         return LinearSystem(
@@ -128,13 +138,13 @@ class ImplicitRule:
         A = replace(A, pairs=at.pairs, probes=probes_of(A, Fu, scale, backend))
         solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
         _check_solution(solution, b)
-        here = Point(at.u, solution.value, at.floats, scale)
+        here = Point(at.u, solution.value, at.floats, scale, at.wrt)
         status = check_stationarity(DerivativeSolve(F, A, b, Fu, here, solution, self.linear_solver))
         status = check_curvature(status, A, b, solution, backend)
         status = check_degenerate(status, A, b, backend)
         status = self.smooth(status, F, A.T if A.transposed else A, Fu, here)
         if recording():
-            found = error_bound(F, A, b, Fu, here)
+            found = error_bound(F, A, b, Fu, here._replace(wrt=None))
             holds = status < int(Status.KINK)  # later statuses say that J is not the derivative of F, or none exists
             bound = array_namespace(b).where(holds, found.bound, full(found.bound, float("inf")))
             found = found._replace(bound=bound)
@@ -181,6 +191,7 @@ class At(NamedTuple):
     start: Array | None
     pairs: Pairs | None
     floats: Arrays
+    wrt: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -194,6 +205,8 @@ class DerivativeMaps:
     """The number of parameters: u and the float arguments."""
     outputs: int
     """The number of outputs of the call."""
+    wrt: tuple[int, ...] | None = None
+    """The places in the parameters of the arguments whose gradient is wanted; None: of all."""
 
     def build(self, *arrays: Array) -> Operator:
         """Return J or J^T; arrays: u, the float arguments, the other arguments."""
@@ -230,7 +243,7 @@ class DerivativeMaps:
         Fu, *rest = constants
         (u, start, pairs), rest = _outputs(rest[: self.outputs]), rest[self.outputs :]
         count = self.params - 1
-        return self.F.with_fixed(rest[count:]), A, b, At(Fu, u, start, pairs, tuple(rest[:count]))
+        return self.F.with_fixed(rest[count:]), A, b, At(Fu, u, start, pairs, tuple(rest[:count]), self.wrt)
 
 
 def _outputs(y: Sequence[Array]) -> tuple[Array, Array | None, Pairs | None]:

@@ -32,8 +32,8 @@ class Auto:
     """Solve (A + damping I) x = b by a method that fits the size and the symmetry of A.
 
     1. Problems with up to 32 unknowns are solved by `Direct`, and so are those for which a dense solve costs fewer than
-       32 steps of the iteration. The sizes of the problem, and overheads of the framework that were measured once, say
-       how many steps it costs.
+       32 steps of the iteration. The sizes of the problem, and constant overheads of the framework, say how many
+       steps it costs.
     2. Other problems are solved by `CG` if A is known to be symmetric, and by `BiCGSTAB` otherwise. After a quarter of
        the steps that a dense solve costs, the iteration stops if the relative residual is above rtol ** (2/7). It also
        stops once it has cost 3/2 of a dense solve. Problems that are not solved go to `Direct`.
@@ -75,6 +75,8 @@ class Auto:
 
     _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+    _takes_start = True
+    """Whether a start x0 saves steps."""
 
     def __post_init__(self) -> None:
         CG(damping=self.damping, rtol=self.rtol, max_iter=self.max_iter)

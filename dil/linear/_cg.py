@@ -87,6 +87,9 @@ class CG:
         """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
         return self.preconditioner is None
 
+    _takes_start = True
+    """Whether a start x0 saves steps."""
+
     @property
     def uses_pairs(self) -> bool:
         """Whether the layer must keep the pairs of its forward solver for the preconditioner."""

@@ -10,7 +10,7 @@ from dil._frameworks.protocol import Backend
 READ, FLOP = 1 / 2, 1 / 40
 """Nanoseconds to read a number in a product, and for a floating-point operation of a factorisation.
 
-A number that a product makes counts one nanosecond. A processor of any speed has about the same ratios.
+A number that a product makes counts one nanosecond. These are estimates; only their ratios matter.
 """
 MATRIX_NUMBERS = 16
 """The arrays like the dense matrix that a dense solve makes."""

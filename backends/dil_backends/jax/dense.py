@@ -35,5 +35,5 @@ DENSE = Dense(
     lu_solve,
     triangular_solve,
     Crossover(symmetric=64, general=128),
-    Overheads(symmetric_step=2.5e3, general_step=5e3, dense=2e4, row=1e3, read_by_row=1 / 32),
+    Overheads(symmetric_step=5e3, general_step=1.3e4, dense=2e4, row=1e3, read_by_row=1 / 32),
 )
