@@ -97,8 +97,12 @@ BELOW = torch._C.DispatchKey.AutogradFunctionality
 
 
 def is_below_autograd() -> bool:
-    """Whether operations record no graph, whatever enable_grad says: so it is in the kernel of a custom operator."""
-    return torch._C._dispatch_tls_is_dispatch_key_excluded(BELOW)
+    """Whether operations record no graph, whatever enable_grad says: so it is in the kernel of a custom operator.
+
+    So it is in inference mode, too, which `autograd_on` leaves in its own way.
+    """
+    keys, inplace = torch._C, torch._C.DispatchKey.ADInplaceOrView
+    return keys._dispatch_tls_is_dispatch_key_excluded(BELOW) and keys._dispatch_tls_is_dispatch_key_included(inplace)
 
 
 def above_autograd() -> AbstractContextManager[object]:
