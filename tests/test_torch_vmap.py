@@ -153,12 +153,111 @@ def test_what_needs_a_closer_look_is_judged_row_by_row(jacobian):
         jacobian(bent)(ROWS[0])
 
 
-def test_a_score_that_torch_cannot_map_is_named():
-    def score(u, t):
-        return ((u - t) ** 2).sum() * (2.0 if t.sum() > 0 else 1.0)
+def square(u, t):
+    return ((u - t) ** 2).sum()
 
-    layer = dil.argmin(score, Newton(), init=torch.zeros_like)
-    with pytest.raises(dil.UnsupportedFunctionError, match="cannot map the function of a layer; keep Python branches"):
+
+def branch(u, t):
+    return square(u, t) * (2.0 if t.sum() > 0 else 1.0)
+
+
+def item(u, t):
+    return square(u, t) * t[0].detach().item() ** 2
+
+
+def numpy_inside(u, t):
+    return square(u, t) * float(t.detach().numpy()[0]) ** 2
+
+
+def dynamic_shape(u, t):
+    return square(u, t) + t[t > 0].sum()
+
+
+def written_into(u, t):
+    v = torch.zeros(4, dtype=F64)
+    v += u
+    return square(v, t)
+
+
+def random(u, t):
+    return square(u, t) + 0.0 * torch.rand((), dtype=F64)
+
+
+def statistics():
+    norm = torch.nn.BatchNorm1d(4, affine=False, dtype=F64)
+    return lambda u, t: square(u, t) + norm(torch.stack([u, 2 * u])).square().sum()
+
+
+def counter():
+    count = torch.zeros((), dtype=F64)
+
+    def score(u, t):
+        count.add_(t.detach().sum())
+        return square(u, t)
+
+    return score
+
+
+CANNOT_BE_MAPPED = {
+    "branch": branch,
+    "item": item,
+    "numpy": numpy_inside,
+    "dynamic shape": dynamic_shape,
+    "in place": written_into,
+    "random": random,
+    "BatchNorm": statistics(),
+    "buffer": counter(),
+}
+MAPS = {
+    "forward": lambda f: func.vmap(f)(ROWS),
+    "vmap of grad": lambda f: func.vmap(func.grad(lambda t: f(t).sum()))(ROWS),
+    "vmap of jacrev": lambda f: func.vmap(func.jacrev(f))(ROWS),
+    "nested": lambda f: func.vmap(func.vmap(f))(ROWS[None]),
+}
+
+
+def users_own_newton(fun, u, t):
+    return Newton()(fun, u, t)
+
+
+@pytest.mark.parametrize("solver", [Newton(), users_own_newton], ids=["of dil", "of the user"])
+@pytest.mark.parametrize("transform", MAPS)
+@pytest.mark.parametrize("score", CANNOT_BE_MAPPED)
+def test_a_score_that_torch_cannot_map_is_named(score, transform, solver):
+    fn = CANNOT_BE_MAPPED[score]
+    fn(ROWS[0], ROWS[0])  # right for one row
+    layer = dil.argmin(fn, solver, init=torch.zeros_like)
+    with pytest.raises(dil.UnsupportedFunctionError, match=r"torch.vmap cannot map the function of a layer; keep"):
+        MAPS[transform](layer)
+
+
+@pytest.mark.parametrize("make", [statistics, counter])
+@pytest.mark.parametrize("jacobian", [func.grad, func.jacrev])
+def test_a_score_that_torch_func_cannot_differentiate_is_named(make, jacobian):
+    layer = dil.argmin(make(), Newton(), init=torch.zeros_like)
+    with pytest.raises(dil.UnsupportedFunctionError, match=r"(?s)torch.func cannot.*BatchNorm.*or call backward\(\)"):
+        jacobian(lambda t: layer(t).sum())(ROWS[0])
+    t = ROWS[0].clone().requires_grad_()
+    layer(t).sum().backward()  # what the message names
+    assert t.grad is not None
+
+
+@pytest.mark.parametrize("text", ["vmap: INTERNAL ASSERT", "vmap: mine", "torch says no"])
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, ZeroDivisionError])
+@pytest.mark.parametrize("solver", [Newton(), users_own_newton], ids=["of dil", "of the user"])
+def test_the_users_own_error_stays_what_it_is(kind, text, solver):
+    def score(u, t):
+        raise kind(text)
+
+    layer = dil.argmin(score, solver, init=torch.zeros_like)
+    for transform in MAPS.values():
+        with pytest.raises(kind, match=text):
+            transform(layer)
+
+
+def test_an_error_of_one_row_has_the_shapes_of_one_row():
+    layer = dil.argmin(lambda u, t: square(u, torch.ones(3, dtype=F64)), Newton(), init=torch.zeros_like)
+    with pytest.raises(RuntimeError, match=r"size of tensor a \(4\) must match the size of tensor b \(3\)"):
         func.vmap(layer)(ROWS)
 
 
@@ -237,6 +336,60 @@ def test_hooks_and_a_checkpoint_around_vmap():
 
 
 def test_no_rows_and_no_unknowns():
-    layer = dil.argmin(lambda u, t: ((u - t) ** 2).sum(), Newton(), init=torch.zeros_like)
+    layer = dil.argmin(square, Newton(), init=torch.zeros_like)
     assert func.vmap(layer)(ROWS[:0]).shape == (0, 4)
     assert func.jacrev(layer)(torch.zeros(0, dtype=F64)).shape == (0, 0)
+
+
+EMPTY_LAYERS = {
+    "argmin": lambda index: dil.argmin(
+        lambda u, t: square(u, t) + (u[0] ** 2 if index else 0.1 * u.sum()), Newton(), init=torch.zeros_like
+    ),
+    "value": lambda index: dil.value(
+        lambda u, t: square(u, t) + (u[0] ** 2 if index else 0.1 * u.sum()), Newton(), init=torch.zeros_like
+    ),
+    "root": lambda index: dil.root(lambda u, t: u - t + (u[0] if index else 0.0), Newton(), init=torch.zeros_like),
+    "fixed point": lambda index: dil.fixed_point(
+        lambda u, t: 0.3 * u + t + (0.1 * u[0] if index else 0.0), Anderson(), init=torch.zeros_like
+    ),
+}
+EMPTY = {
+    "vmap": lambda f, rows: func.vmap(f)(rows),
+    "vmap of grad": lambda f, rows: func.vmap(func.grad(lambda t: f(t).sum()))(rows),
+    "vmap of jacrev": lambda f, rows: func.vmap(func.jacrev(f))(rows),
+    "vmap of jacfwd": lambda f, rows: func.vmap(func.jacfwd(f))(rows),
+    "vmap of hessian": lambda f, rows: func.vmap(func.hessian(lambda t: f(t).sum()))(rows),
+    "grad of vmap": lambda f, rows: func.grad(lambda t: func.vmap(f)(t).sum())(rows),
+    "nested, none of some": lambda f, rows: func.vmap(func.vmap(f))(rows[None]),
+    "nested, some of none": lambda f, rows: func.vmap(func.vmap(f))(rows[:, None]),
+}
+
+
+@pytest.mark.parametrize("transform", EMPTY)
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("layer", EMPTY_LAYERS)
+def test_no_rows_are_an_empty_result_or_a_clear_word(layer, index, transform):
+    """torch.vmap has no rule for some operations over no rows, such as a sum times a number."""
+    made = EMPTY_LAYERS[layer](index)
+    shape = EMPTY[transform](made, ROWS[:1]).shape
+    found = empty_or_told(lambda: EMPTY[transform](made, ROWS[:0]))
+    if isinstance(found, str):
+        assert "over no rows; do not call the layer for an empty batch" in found
+        assert index or layer in ("argmin", "value")
+    else:
+        assert found.numel() == 0
+        assert found.ndim == len(shape)
+        assert set(found.shape) <= {0, *shape}
+
+
+def empty_or_told(call):
+    try:
+        return call()
+    except dil.UnsupportedFunctionError as error:
+        return str(error)
+
+
+def test_no_rows_of_a_solver_of_the_user_have_no_shape():
+    layer = dil.argmin(square, users_own_newton, init=torch.zeros_like)
+    with pytest.raises(dil.ShapeError, match="over no rows: its solver takes one problem after the other"):
+        func.vmap(layer)(ROWS[:0])

@@ -9,6 +9,7 @@ from typing import TypeVar
 from dil._base.typing import Array, Arrays
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.many import with_many
+from dil._frameworks.no_systems import NoSystems
 from dil._frameworks.protocol import Autodiff, LinearSystem, Vectorise
 
 T = TypeVar("T")
@@ -38,8 +39,11 @@ class LinearRule:
 
     def batched(
         self, axes: Sequence[bool], size: int, vectorise: Vectorise
-    ) -> tuple[Callable[..., Arrays], LinearRule] | None:
+    ) -> tuple[Callable[..., Arrays], LinearRule | NoSystems] | None:
         """Return the solve and the rule for many right-hand sides of one matrix, or for many systems."""
+        if size == 0:
+            none = NoSystems(axes[0])
+            return none.solution, none
         if axes[0] and not any(axes[1:]):
             rule = replace(self, system=with_many(self.system))
             return rule.solution, rule

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from dil._base.arrays import size
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 from dil._problem.problem import Problem
@@ -38,10 +39,12 @@ class FirstCalls:
 
 
 def is_readable(backend: Backend, x: Array) -> bool:
-    """Return whether the numbers of an array can be read now. Those of a traced array cannot."""
+    """Return whether an array has numbers, and they can be read now. Those of a traced array cannot."""
     compiler = backend.compiler()
     if compiler is not None:
         return not compiler.is_traced(backend.constant(x))
+    if size(x.shape) == 0:
+        return False
     loops, entry = backend.loops, backend.constant(x)[(0,) * x.ndim]
     return isinstance(loops.number(entry), int | float) or loops.steps_per_read(entry) != 1
 

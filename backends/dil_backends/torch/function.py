@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-from dil._base.errors import CapturedError, DilError, UnsupportedFunctionError
+from dil._base.errors import CapturedError, DilError, ShapeError, UnsupportedFunctionError
 from dil._frameworks.protocol import BatchedRule, RepeatedRule, Rule
 from dil._frameworks.reports import users_line
 from dil_backends.torch.dtensors import added_up, is_dtensor, placed_like, replication_allowed, still_together, together
 from dil_backends.torch.guards import refuse_no_numbers, refuse_old_vmap
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
 from dil_backends.torch.tracking import has_tangent, transforming
+from dil_backends.torch.user_function import VmapOfFunction
 from dil_backends.torch.vjp import autograd_on
 
 Tensor = torch.Tensor
@@ -24,6 +25,10 @@ Tensors = tuple[Tensor, ...]
 
 MOST_REPEATED = 2**14
 """The most numbers of a solution whose cotangents share work."""
+NO_ROWS = (
+    "torch.vmap of a layer over no rows: its solver takes one problem after the other, so nothing says what shape the "
+    "solution has; do not call the layer for an empty batch, or use a solver of dil.solvers"
+)
 CHANGED = (
     "the function or the solver of a layer changed one of the layer's arguments in place; both must leave what they "
     "are given as it is, so write t * 2 instead of t.mul_(2), or begin with t.clone()"
@@ -83,6 +88,8 @@ class Implicit(torch.autograd.Function):
         together = _together(info, dims, rule, args)
         if together is not None:
             return together, (0,) * len(together)
+        if info.batch_size == 0:
+            raise ShapeError(NO_ROWS)
         found = [
             Implicit.apply(solve, rule, *_row(args, dims, i))  # type: ignore[no-untyped-call]
             for i in range(info.batch_size)
@@ -96,9 +103,7 @@ def _together(info: Any, dims: Sequence[int | None], rule: Rule, args: Tensors) 
     if not isinstance(rule, BatchedRule):
         return None
 
-    def vectorise(fn: Callable[..., Any], axes: Sequence[bool]) -> Callable[..., Any]:
-        return torch.vmap(fn, tuple(0 if axis else None for axis in axes), randomness=info.randomness)
-
+    vectorise = VmapOfFunction(info.batch_size, info.randomness)
     many = rule.batched([dim is not None for dim in dims], info.batch_size, vectorise)
     if many is None:
         return None
@@ -106,17 +111,11 @@ def _together(info: Any, dims: Sequence[int | None], rule: Rule, args: Tensors) 
     try:
         return Implicit.apply(*many, *moved)  # type: ignore[no-untyped-call, no-any-return]
     except (RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, DilError):
+        if isinstance(error, DilError) or vectorise.of_the_user is not None:
             raise
-        reason = str(error).split("\n", 1)[0]
-        if "INTERNAL ASSERT" in reason:  # a captured tensor of an outer transform, which is refused by name later
+        if vectorise.captures:  # which is refused by name, with the layer's, where one row is solved
             return None
-        if reason.startswith("vmap: "):
-            message = (
-                f"torch.vmap cannot map the function of a layer; keep Python branches, .item() and in-place changes "
-                f"out of it, write it for a batch and set batch_ndim=1, or call the layer in a loop (torch: {reason})"
-            )
-            raise UnsupportedFunctionError(message) from error
+        reason = str(error).split("\n", 1)[0]
     message = (
         f"the problems of a layer under torch.vmap are solved one after the other, which is slow, because solving them "
         f"together failed; batch_ndim=1 with a function of a batch is fast ({reason})"

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch.utils import _pytree as pytree
 
-from dil._base.errors import BackendError, CapturedError
+from dil._base.errors import BackendError, CapturedError, UnsupportedFunctionError
 from dil._frameworks.differentiable_solve import differentiable_solve
 from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.loops import EAGER, write_row
@@ -107,7 +107,7 @@ def _map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /
         return torch.stack([fn(row) for row in rows.unbind()])
     try:
         return torch.vmap(fn, chunk_size=at_once)(rows)
-    except RuntimeError:
+    except (RuntimeError, UnsupportedFunctionError):
         return torch.stack([fn(row) for row in rows])
 
 

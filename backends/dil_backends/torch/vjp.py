@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
+from dil._base.errors import DilError, SecondDerivativeError, UnsupportedFunctionError
 from dil._frameworks.protocol import Pull, PullWithWork
 from dil_backends.torch.dtensors import added_up, placed_like, users_own
 from dil_backends.torch.isolation import without_hooks
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming, transforms
+from dil_backends.torch.user_function import refuse_no_rows, refuse_transformed
 
 Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
@@ -88,14 +89,22 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
         return out
 
     twice = any(is_tracked(x) for x in primals)
-    out, pull_all = torch.func.vjp(watched if twice else fn, *primals)[:2]  # a third part comes only if asked for
+    try:
+        out, pull_all = torch.func.vjp(watched if twice else fn, *primals)[:2]  # a third part comes only if asked for
+    except DilError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        refuse_no_rows(error)
+        refuse_transformed(fn, primals, error)
+        raise
 
     def pull(cotangents: Tensors, wrt: Sequence[int] | None = None, /) -> Tensors:
         if once:
             raise once[0]
         try:
             every = pull_all(tuple(cotangents))
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
+            refuse_no_rows(error)
             refuse_missing(error)
             raise
         return every if wrt is None else tuple(every[i] for i in wrt)
@@ -140,7 +149,7 @@ def _input(x: Tensor, recording: bool) -> Tensor:
     return (x if kept else x.detach()).requires_grad_()
 
 
-def refuse_missing(error: RuntimeError) -> None:
+def refuse_missing(error: Exception) -> None:
     """Raise a clearer error if torch's says that a function has no second derivative."""
     text = str(error)
     if any(all(part in text for part in parts) for parts in MISSING):
