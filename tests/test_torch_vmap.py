@@ -10,7 +10,7 @@ from torch import func  # noqa: E402
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 import dil  # noqa: E402
-from dil.solvers import LBFGS, Anderson, Newton  # noqa: E402
+from dil.solvers import LBFGS, Anderson, GradientDescent, Newton  # noqa: E402
 
 F64 = torch.float64
 DRAW = torch.Generator().manual_seed(0)
@@ -261,6 +261,66 @@ def test_an_error_of_one_row_has_the_shapes_of_one_row():
         func.vmap(layer)(ROWS)
 
 
+SOLVERS = {
+    "Newton": Newton(history=True, max_iter=20),
+    "LBFGS": LBFGS(history=True, memory=5, max_iter=30),  # as many pairs as rows
+    "gradient descent": GradientDescent(),
+    "of the user": users_own_newton,
+    "of the user, without numbers": lambda fun, u, t: dil.Solution(t, extra={"twice": 2 * t}),
+}
+
+
+def arrays_of(solution):
+    return [x for x in torch.utils._pytree.tree_leaves(tuple(solution)) if isinstance(x, torch.Tensor)]
+
+
+@pytest.mark.transform("layer.solve under torch.func.vmap")
+@pytest.mark.parametrize("make", [dil.argmin, dil.value])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_answers_of_the_rows_together_are_those_one_by_one(solver, make):
+    layer = make(lambda u, t: square(u, t) + 0.1 * (u**4).sum(), SOLVERS[solver], init=torch.zeros_like)
+    expected = [torch.stack(x) for x in zip(*(arrays_of(layer.solve(t)) for t in ROWS), strict=True)]
+
+    def arrays(t):
+        solution = layer.solve(t)
+        assert solution.value.shape == (4,)
+        return tuple(arrays_of(solution))
+
+    assert len(expected) >= 3 or solver.endswith("numbers")
+    nested = func.vmap(func.vmap(arrays), in_dims=1)(torch.stack([ROWS, -ROWS]))
+    found = {
+        "vmap": func.vmap(arrays)(ROWS),
+        "in_dims": func.vmap(arrays, in_dims=1)(ROWS.T),
+        "nested": [x[:, 0] for x in nested],
+        "out_dims": [x.movedim(-1, 0) for x in func.vmap(arrays, out_dims=-1)(ROWS)],
+    }
+    for way in found.values():
+        for a, b in zip(way, expected, strict=True):
+            assert a.shape == b.shape
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.transform("layer.solve under torch.func.vmap")
+def test_the_answer_has_no_derivative_and_counts_each_row():
+    layer = dil.root(lambda u, t: u**2 - t, Newton(), init=lambda t: 1.0 + 0.0 * t)
+    t = torch.tensor([[1.1], [-1.0], [9e4]], dtype=F64)
+    value, status, iterations, residual, _ = func.vmap(lambda t: (*layer.solve(t)[:4], t))(t)
+    assert [dil.Status(int(s)).name == "CONVERGED" for s in status] == [True, False, True]
+    assert iterations[0] < iterations[2]
+    assert residual[0] < 1e-8 < residual[1]
+    torch.testing.assert_close(value[[0, 2]], t[[0, 2]].sqrt())
+    slope = func.vmap(func.grad(lambda t: layer.solve(t).value.sum() + 3 * t.sum()))(t)
+    torch.testing.assert_close(slope, torch.full_like(t, 3.0))
+
+
+def test_an_answer_that_differs_among_the_rows_is_refused():
+    counts = iter(range(9))
+    layer = dil.argmin(square, lambda fun, u, t: dil.Solution(t, iterations=next(counts)), init=torch.zeros_like)
+    with pytest.raises(dil.ShapeError, match=r"return arrays in the dil.Solution, or call layer.solve in a loop"):
+        func.vmap(lambda t: layer.solve(t).value)(ROWS)
+
+
 def test_a_solver_of_the_user_sees_one_problem_at_a_time():
     shapes = []
 
@@ -338,6 +398,7 @@ def test_hooks_and_a_checkpoint_around_vmap():
 def test_no_rows_and_no_unknowns():
     layer = dil.argmin(square, Newton(), init=torch.zeros_like)
     assert func.vmap(layer)(ROWS[:0]).shape == (0, 4)
+    assert func.vmap(lambda t: layer.solve(t).status)(ROWS[:0]).shape == (0,)
     assert func.jacrev(layer)(torch.zeros(0, dtype=F64)).shape == (0, 0)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from dil._base.options import declares
 from dil._base.typing import Arrays, Tree
 from dil._diagnostics.record import recording
 from dil._frameworks.mapped import mapped
 from dil._frameworks.protocol import Vectorise
-from dil._layers.call import Call
+from dil._layers.call import Call, Run
 from dil._problem.score import Score
 
 
@@ -25,14 +24,22 @@ class BatchedCall(Call):
     size: int = 0
     vectorise: Vectorise | None = None
 
-    def forward(self, *arrays: Any) -> Arrays:
+    def run(self, arrays: Arrays) -> Run:
         """Solve all problems, and tell the single calls the shape of their unknown."""
-        found = super().forward(*arrays)
-        call: Call | None = self
-        while isinstance(call, BatchedCall) and call.row is not None and call.space is not None:
-            call.row.space, call.row.has_start = call.space.row(), call.has_start
-            call = call.row
+        found = super().run(arrays)
+        space = self.space
+        for row in self.rows():
+            assert space is not None
+            space = space.row()
+            row.space, row.has_start = space, self.has_start
         return found
+
+    def rows(self) -> Iterator[Call]:
+        """Return one of the calls, and one of those that this one stands for, and so on."""
+        call: Call | None = self.row
+        while call is not None:
+            yield call
+            call = call.row if isinstance(call, BatchedCall) else None
 
     def initial(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], starts: Arrays) -> Tree:
         """Return the starts of all problems."""

@@ -16,6 +16,7 @@ from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import NO_START, Arguments, split_arguments, with_promoted_trees
 from dil._frameworks.registry import common_owner, guarded, leaves_of, loaded
+from dil._layers.answer import AnswerRule, answer_of, rebuilt
 from dil._layers.call import Call, Solver, solved
 from dil._layers.independence import check_independence
 from dil._layers.programs import Programs
@@ -85,12 +86,14 @@ class Layer:
 
     def _solution(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Solution:
         call, arrays = self.begin(args, kwargs, init)
-        program = self.solves.find(call, arrays, lambda call: partial(_run_of, call))
-        found = _run_of(call, *arrays) if program is None else program.run(*arrays)
-        call = call if program is None else program.call
-        assert call.answer is not None
-        ((solution,), _) = call.answer.call([call.backend.constant(x) for x in found])
-        return solution._replace(value=call.problem().space.unravel(solution.value))  # type: ignore[no-any-return]
+        program = self.solves.find(call, arrays, lambda call: partial(answer_of, call))
+        if program is not None:
+            return rebuilt(program.call, program.run(*arrays))
+        if call.backend.compiler() is not None:
+            return rebuilt(call, answer_of(call, *arrays))
+        # vmap asks the rule for one solve of many calls where operations run at once
+        rule = AnswerRule(call)
+        return rebuilt(call, call.backend.implicit(rule.solve, rule)(*map(call.backend.constant, arrays)))
 
     def report(self, *args: Tree, init: Tree | None = None, cotangent: Tree | None = None, **kwargs: Tree) -> Report:
         """Solve, pull a cotangent back, and report on both: statuses, stationarity, curvature, and an error bound.
@@ -156,13 +159,6 @@ def value_at_start(layer: Layer, args: tuple[Tree, ...], kwargs: dict[str, Tree]
         answer = layer.solver(layer.condition, None, *args, **kwargs)
         return answer.value if isinstance(answer, Solution) else answer
     return start, layer.condition(start, *args, **kwargs)
-
-
-def _run_of(call: Call, *arrays: Array) -> Arrays:
-    """Return the arrays of the solver's answer, whose value is a vector; `call.answer` rebuilds it."""
-    y, solution, _ = call.run(tuple(call.backend.constant(x) for x in arrays))
-    found, call.answer = split_arguments((solution._replace(value=y),), {})
-    return tuple(found)
 
 
 def _solution_of(call: Call, rule: ImplicitRule, *arrays: Array) -> Arrays:
