@@ -21,6 +21,10 @@ WHAT_TO_DO = (
 )
 
 
+CLEAR = (DilError, MemoryError, torch.OutOfMemoryError)
+"""The errors that one row alone does not explain."""
+
+
 class VmapOfFunction:
     """`torch.vmap` of functions of the user, with one row alone to tell their own errors from those of torch."""
 
@@ -40,7 +44,7 @@ class VmapOfFunction:
         def run(*tensors: Tensor) -> Any:
             try:
                 return vectorised(*tensors)
-            except DilError:
+            except CLEAR:
                 raise
             except Exception as error:  # the user's function may raise anything
                 if self.size == 0:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from dil._base.errors import DilError, SecondDerivativeError, UnsupportedFunctionError
+from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
 from dil._frameworks.protocol import Pull, PullWithWork
 from dil_backends.torch.dtensors import added_up, placed_like, users_own
 from dil_backends.torch.isolation import without_hooks
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming, transforms
-from dil_backends.torch.user_function import refuse_no_rows, refuse_transformed
+from dil_backends.torch.user_function import CLEAR, refuse_no_rows, refuse_transformed
 
 Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
@@ -91,7 +91,7 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
     twice = any(is_tracked(x) for x in primals)
     try:
         out, pull_all = torch.func.vjp(watched if twice else fn, *primals)[:2]  # a third part comes only if asked for
-    except DilError:
+    except CLEAR:
         raise
     except Exception as error:  # the user's function may raise anything
         refuse_no_rows(error)
