@@ -47,7 +47,10 @@ class LBFGS:
     -----
     For up to 64 unknowns a solution is verified by a Newton step, which finds directions of small curvature that the
     memory has missed. This takes one product with the Hessian for each unknown, or 8 where dense solves are slow. A
-    problem ends NOT_STATIONARY if a Newton step would still move it.
+    problem ends NOT_STATIONARY if a Newton step would still move it by more than eps ** (1/3) |u| = 6e-6 |u|. Below
+    that, the memory alone judges, and it can miss a part of the error: on 96 random convex problems of 2 to 30
+    unknowns and condition numbers up to 1e6, errors were up to 22 rtol with memory=10, 510 rtol with memory=2 and 8,500
+    rtol with memory=1, where rtol is 3.7e-11. `refine=1` in the layer, one Newton step, removes them.
 
     `extra["pairs"]` holds the pairs at the solution, for a preconditioner of the backward pass. `extra["evaluations"]`
     counts evaluations of the score and its gradient. A pair is kept if its curvature is positive beyond rounding. If
