@@ -44,8 +44,14 @@ def system(n):
 
 @pytest.mark.parametrize(
     "solver",
-    [dil.linear.CG(), dil.linear.MINRES(), dil.linear.NormalCG(), dil.linear.CG(preconditioner=lambda r: r)],
-    ids=["CG", "MINRES", "NormalCG", "flexible CG"],
+    [
+        dil.linear.CG(),
+        dil.linear.MINRES(),
+        dil.linear.NormalCG(),
+        dil.linear.CG(preconditioner=lambda r: r),
+        dil.linear.CG(one_reduction=True),
+    ],
+    ids=["CG", "MINRES", "NormalCG", "flexible CG", "CG with one reduction"],
 )
 def test_a_solve_reads_its_condition_every_eighth_step(reads, solver):
     b, A, v = system(100)

@@ -70,6 +70,11 @@ CASES = {
     "argmin by LBFGS, columns of A": (dil.argmin(well, S.LBFGS()), numbers, (ROWS, Shard(1), ALL)),
     "argmin by gradient descent": (dil.argmin(well, S.GradientDescent(rtol=1e-14)), numbers, ONE),
     "backward by CG": (dil.argmin(well, S.Newton(), linear_solver=L.CG()), numbers, ONE),
+    "backward by CG with one reduction": (
+        dil.argmin(well, S.Newton(), linear_solver=L.CG(one_reduction=True)),
+        numbers,
+        ONE,
+    ),
     "backward by MINRES": (dil.argmin(well, S.Newton(), linear_solver=L.MINRES()), numbers, ONE),
     "backward by a dense solve": (dil.argmin(well, S.Newton(), linear_solver=L.Direct()), numbers, ONE),
     "root": (dil.root(residual, S.Newton()), numbers, ONE),

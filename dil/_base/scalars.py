@@ -6,7 +6,7 @@ An operation on an array of one number costs as much as one on a short vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -39,6 +39,15 @@ class Scalars:
     def dot(self, a: Array, b: Array) -> Scalar:
         """Return <a, b>."""
         return self.number(inner(a, b)) if self.single else dot(a, b)
+
+    def dots(self, a: Array, others: Sequence[Array]) -> list[Scalar]:
+        """Return <a, b> for each of the others, by one reduction: arrays on many devices send one message."""
+        xp = array_namespace(a)
+        found = xp.sum(xp.stack([a * b for b in others], axis=-2), axis=-1)
+        if not self.single:
+            return [found[..., i, None] for i in range(len(others))]
+        numbers = self.numbers(found)
+        return [numbers[i] for i in range(len(others))]
 
     def largest(self, a: Array) -> Scalar:
         """Return the largest |entry| of a, or one if all entries are zero: a unit in which squares are safe."""

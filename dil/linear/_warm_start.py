@@ -55,7 +55,7 @@ class WarmStart:
             hint = f"; did you mean {self.solver.__name__}()?" if isinstance(self.solver, type) else ""
             message = f"solver={self.solver!r}; expected a linear solver that takes x0, such as CG(){hint}"
             raise OptionError(message)
-        if "x0" not in signature(self.solver).parameters:
+        if "x0" not in signature(self.solver).parameters or not getattr(self.solver, "_takes_start", True):
             message = f"solver={self.solver!r} takes no start x0=; expected a linear solver that takes x0, such as CG()"
             raise OptionError(message)
 
