@@ -65,6 +65,7 @@ def test_right_or_says_so(plain):
         dtype=st.sampled_from(["float32", "float64"]),
     )
     def check(n, condition, power, seed, dtype):
+        power = min(power, 13) if dtype == "float32" else power  # x itself must not overflow
         A = matrix("definite", n, condition, seed)[0].astype(dtype)
         b = (np.random.default_rng(seed).standard_normal(n) * 10.0**power).astype(dtype)
         x, status, steps, residual, products = run(plain, A, b, dtype=dtype)
