@@ -109,12 +109,9 @@ class CG:
         """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
         return self.preconditioner is None
 
-    _takes_start = True
-    """Whether a start x0 saves steps."""
-
     @property
     def _takes_start(self) -> bool:
-        """Whether its call takes a start x0, which `WarmStart` asks."""
+        """Whether its call takes a start x0, which saves steps."""
         return not self.one_reduction
 
     @property
