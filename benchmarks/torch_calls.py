@@ -34,6 +34,11 @@ CASES = (
     "LBFGS, logistic",
     "Anderson, 64 problems",
     "Anderson, one problem",
+    "roots, near the money",
+    "roots, far from the money",
+    "backward, 1 unknown",
+    "backward, 2 unknowns",
+    "backward, 5 unknowns",
     "product, MINRES",
     "product, GMRES",
     "product, BiCGSTAB",
@@ -107,6 +112,10 @@ def made(case: str) -> Pair:
         return minimised(which)
     if kind == "Anderson":
         return fixed_point(64, 128) if which == "64 problems" else fixed_point(1, 64)
+    if kind == "roots":
+        return volatilities(0.03 if which.startswith("near") else 0.15)
+    if kind == "backward":
+        return few_unknowns(int(which.split()[0]))
     if kind == "product":
         return beside_cg(which)
     if kind == "DEQ":
@@ -275,6 +284,82 @@ def fixed_point(batch: int, unknowns: int) -> Pair:
     )
 
 
+def volatilities(spread: float, count: int = 100_000) -> Pair:
+    """Return implied volatilities of options, and six steps of Newton's method on all of them.
+
+    Near the money all roots take a few steps, and the ratio is that of one step. Far from it a few take many steps.
+    """
+    import torch
+
+    import dil
+
+    k, t, s = torch.exp(spread * torch.randn(count)), 0.1 + 1.9 * torch.rand(count), 0.1 + 0.5 * torch.rand(count)
+
+    def price(s: Any, k: Any, t: Any) -> Any:
+        v = s * torch.sqrt(t)
+        d = 0.5 * v - torch.log(k) / v
+        return torch.special.ndtr(d) - k * torch.special.ndtr(d - v)
+
+    def residual(s: Any, p: Any, k: Any, t: Any) -> Any:
+        return price(s, k, t) - p
+
+    p, steps, most = price(s, k, t), [0.0, 0.0], 6
+    layer = dil.root(residual, dil.solvers.Newton(), init=lambda p, k, t: torch.full_like(p, 0.4), batch_ndim=1)
+
+    def solve() -> Any:
+        solution = layer.solve(p, k, t)
+        steps[:] = float(solution.iterations.double().mean()), float(solution.iterations.max())
+        return solution
+
+    def by_hand() -> Any:
+        u = torch.full_like(p, 0.4)
+        for _ in range(most):
+            u.requires_grad_()
+            F = residual(u, p, k, t)
+            (slope,) = torch.autograd.grad(F.sum(), u)
+            u = (u - F / slope).detach()
+        return u
+
+    near = spread < 0.1
+    return Pair(
+        solve,
+        by_hand,
+        f"Newton's method by autograd, {'one step' if near else 'six steps'}",
+        3.0 if near else None,
+        lambda: f"{steps[0]:.1f} steps on average, {steps[1]:.0f} at most",
+        lambda: most / steps[1] if near else 1.0,
+    )
+
+
+def few_unknowns(n: int) -> Pair:
+    """Return the backward pass of a root of few unknowns, and one by hand from the same point."""
+    import torch
+
+    import dil
+
+    W = 0.3 * torch.randn(n, n)
+    x, v = torch.randn(n, requires_grad=True), torch.randn(n)
+
+    def residual(u: Any, x: Any) -> Any:
+        return u + torch.tanh(W @ u) - x
+
+    y = dil.root(residual, dil.solvers.Newton(), init=torch.zeros_like)(x)
+    point = y.detach().requires_grad_()
+
+    def backward() -> Any:
+        return [torch.autograd.grad(y, x, v, retain_graph=True) for _ in range(20)]
+
+    def by_hand() -> Any:
+        found = []
+        for _ in range(20):
+            F = residual(point, x)
+            rows = [torch.autograd.grad(F, point, e, retain_graph=True)[0] for e in torch.eye(n)]
+            found.append(torch.autograd.grad(F, x, -torch.linalg.solve(torch.stack(rows).T, v)))
+        return found
+
+    return Pair(backward, by_hand, "by hand, without a check", 2.0, lambda: "20 passes")
+
+
 def beside_cg(solver: str) -> Pair:
     """Return a linear solve, and one by CG, of 1,000 unknowns; the ratio is that of one product with the matrix."""
     import torch
@@ -409,6 +494,7 @@ def main(
         "50 unknowns, the solve included on both sides. 'LBFGS': the same start, to a gradient at most as long; "
         "logistic regression has 569 rows and 31 unknowns. 'Anderson': memory 5, tolerance 1e-8. 'product': a dense "
         "symmetric positive definite matrix of 1,000 unknowns with condition number 32, to 1e-10. "
+        "'roots': 100,000 implied volatilities as one batch of scalars. 'backward': the backward pass of a root. "
         "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, beside torchdeq to the residual of dil; "
         "its rows are left out where torchdeq is not installed. The ratio is "
         "the median over rounds, and its quartiles.",

@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, max_abs
-from dil._base.operator import Operator
+from dil._base.operator import Operator, matrix_operator
 from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.terms import change_with_arguments
+from dil.linear._direct import dense
 from dil.solvers._start import Start
 from dil.solvers._verify import if_differentiable
 
 PROBES = 8
 """The number of random vectors that estimate |J| |w| and |J^T| |F|, entry by entry."""
+FEW = 8
+"""The most unknowns for which the matrix is made, and |J| |w| is exact."""
 MARGIN = 4.0
 """An equation is out of reach if it exceeds the estimate of its reach so many times. The estimate is at least half."""
 BALANCE = 1e-2
@@ -75,16 +79,23 @@ def _reach(started: Start, u: Array) -> Reach:
     backend, xp = problem.backend, array_namespace(u)
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
     J = operator(problem, pull, u, arrays)
-    drawn = standard_normal(backend, u, PROBES, 0)
+    if u.shape[-1] <= FEW:
+        J = matrix_operator(dense(J.T, u, backend).mT, symmetric=J.symmetric)
     way = xp.maximum(xp.abs(u), xp.abs(u - start))
-    reach = xp.max(xp.abs(backend.loops.map_rows(lambda p: J(way * p), drawn)), axis=0)
-    return Reach(F, J, way, reach)
+    return Reach(F, J, way, spread(J, way, backend))
+
+
+def spread(A: Operator, size: Array, backend: Backend) -> Array:
+    """Return |A| size, entry by entry: estimated by random vectors if the matrix is not known."""
+    xp = array_namespace(size)
+    if A.matrix is not None:
+        return xp.sum(xp.abs(A.matrix) * size[..., None, :], axis=-1)  # type: ignore[no-any-return]
+    drawn = standard_normal(backend, size, PROBES, 0)
+    return xp.max(xp.abs(backend.loops.map_rows(lambda p: A(size * p), drawn)), axis=0)  # type: ignore[no-any-return]
 
 
 def _contradict(started: Start, at: Reach) -> Array:
     """Return whether J^T F is zero beside its terms, each entry times the way of its unknown; (*batch, 1)."""
-    backend, xp = started.problem.backend, array_namespace(at.F)
-    drawn = standard_normal(backend, at.F, PROBES, 0)
-    terms = xp.max(xp.abs(backend.loops.map_rows(lambda p: at.J.T(at.F * p), drawn)), axis=0)
+    terms = spread(at.J.T, array_namespace(at.F).abs(at.F), started.problem.backend)
     found: Array = max_abs(at.J.T(at.F) * at.way)[..., None] <= BALANCE * max_abs(terms * at.way)[..., None]
     return found
