@@ -134,6 +134,46 @@ def test_a_matrix_for_all_that_has_as_many_rows_as_the_batch(plain):
     assert n in counted.rows[-10:]
 
 
+SOLVERS = {
+    "root": (dil.root, Newton()),
+    "score": (dil.argmin, Newton()),
+    "quasi-Newton": (dil.argmin, LBFGS()),
+    "descent": (dil.argmin, GradientDescent()),
+    "Anderson": (dil.fixed_point, Anderson()),
+    "step": (dil.fixed_point, FixedPoint()),
+}
+
+
+def of_kind(make, F):
+    """Return the function of a layer for F(u, x, ...) = s u + x."""
+    if make is dil.fixed_point:
+        return lambda u, *args: u - 0.5 * F(u, *args)
+    if make is dil.root:
+        return F
+    return lambda u, x, *s: array_namespace(u).sum(0.5 * u * (F(u, x, *s) + x), axis=-1)
+
+
+@pytest.mark.parametrize("case", SOLVERS)
+@pytest.mark.parametrize("kind", ["shared", "place"])
+def test_no_problem_gets_the_numbers_of_another(plain, case, kind):
+    """At the start, zero, F does not show them: a shared scale as long as the batch, and one that counts the rows."""
+    make, solver = SOLVERS[case]
+    n = 40
+    scale = np.linspace(1.0, 1.9, n)
+    x = np.zeros((n, n))
+    hard = slice(8, 9) if kind == "shared" else slice(None, None, HARD)  # the parts for one problem broadcast
+    x[hard] = np.random.default_rng(0).uniform(1.0, 2.0, x[hard].shape)  # the others end at the start
+    if kind == "shared":
+        y, expected, args = lambda u, x, s: s * u + x, -x / scale, (x, scale)
+    else:
+        held = eager(plain).asarray(scale[:, None])
+        y, expected, args = lambda u, x: held[: u.shape[0], ...] * u + x, -x / scale[:, None], (x,)
+    layer = make(of_kind(make, y), solver, init=lambda x, *_: 0.0 * x, batch_ndim=1, on_failure="ignore")
+    found = layer.solve(*(eager(plain).asarray(a) for a in args))
+    assert np.all(plain.to_numpy(found.status) == int(dil.Status.CONVERGED))
+    np.testing.assert_allclose(plain.to_numpy(found.value), expected, rtol=1e-8, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["captured", "asserted", "reshaped", "mixed"])
 def test_a_function_that_needs_the_whole_batch_gets_it(plain, kind):
     x = eager(plain).asarray(problems())

@@ -33,10 +33,10 @@ class WrongSign(ImplicitRule):
 class StaleHessian(ImplicitRule):
     """The Hessian of where the solver started, not of where it ended."""
 
-    def system(self, F, Fu, A, params, y):
+    def system(self, F, Fu, A, params, y, *places):
         stale = (0.0 * params[0], *params[1:])
         J = jacobian(F, *stale)
-        return super().system(F, Fu, J.T if A.transposed else J, stale, y)
+        return super().system(F, Fu, J.T if A.transposed else J, stale, y, *places)
 
 
 class MissingDamping(dil.linear.CG):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dil._base.arrays import array_namespace, eps, max_abs, size
 from dil._base.quasi_newton import Pairs
@@ -16,16 +16,25 @@ from dil.solvers._start import Start
 
 MANY = 2**10
 """The fewest unknowns of a batch whose problems leave. An operation on fewer costs about as much as one on a single."""
+SAME = 256
+"""The difference of F in units of the rounding of its terms that a sum in another order may make."""
 NO_PART = (RuntimeError, ValueError, TypeError, LookupError, AssertionError)
 """What a function raises that needs the batch as it is: its code, or an array that it captures, names the size."""
 
 
-S = TypeVar("S", bound=State)
+class Iterate(State, Protocol):
+    """A state with the iterate u, (*batch, n)."""
+
+    @property
+    def u(self) -> Array: ...
+
+
+S = TypeVar("S", bound=Iterate)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some problems of a batch. Arrays whose shape begins with that of the batch have one part for each problem."""
+    """Some problems of a batch. Arrays whose shape begins with that of the batch count as having a part for each."""
 
     batch: tuple[int, ...]
     chosen: Array
@@ -96,30 +105,43 @@ def iterate_leaving(started: Start, step: Callable[[Start, S], S], first: S) -> 
     if numbers is None or numbers.shape[0] == 0:
         return half
     rows = Rows(batch, chosen, numbers)
-    alone = part(started, rows)
-    if alone is None:
-        return repeat(some, lambda s: s.going, half, loops=loops)
-    taken = entrywise(rows.take, len(batch), half)
-    return entrywise(rows.put, len(batch), half, iterate_leaving(alone, step, taken))
+    alone = problems_alone(started, rows, half.u)
+    if alone is not None:
+        last = iterate_leaving(alone, step, entrywise(rows.take, len(batch), half))
+        if is_same_function(started, alone, rows, rows.put(half.u, last.u)):
+            return entrywise(rows.put, len(batch), half, last)
+    return repeat(some, lambda s: s.going, half, loops=loops)
 
 
-def part(started: Start, rows: Rows) -> Start | None:
-    """Return some problems of a batch, or None if F is another function there, or cannot be evaluated.
-
-    F at the start tells which it is: its entries have there the size of their terms.
-    """
-    problem, u, arrays = started
-    xp, constant = array_namespace(u), problem.backend.constant
-    space = problem.space.rows(rows.count)
-    alone = Start(replace(problem, space=space), rows.take(u), tuple(rows.take(x) for x in arrays))
-    expected = rows.take(constant(problem.residual(u, *arrays)))
+def problems_alone(started: Start, rows: Rows, u: Array) -> Start | None:
+    """Return some problems of a batch, or None if F at u is another function there, or cannot be evaluated."""
+    problem = started.problem
+    arrays = tuple(rows.take(x) for x in started.arrays)
+    alone = Start(replace(problem, space=problem.space.rows(rows.count)), rows.take(started.u), arrays)
     try:
-        found = constant(alone.problem.residual(alone.u, *alone.arrays))
+        return alone if is_same_function(started, alone, rows, u) else None
     except NO_PART:
         return None
-    machine, largest = eps(xp, u.dtype), max_abs(expected)[..., None]
-    same = xp.abs(found - expected) <= machine**0.5 * xp.abs(expected) + 64 * machine * largest
-    return alone if bool(xp.all(same | ~xp.isfinite(expected))) else None
+
+
+def is_same_function(started: Start, alone: Start, rows: Rows, u: Array) -> bool:
+    """Return whether F of some problems is the same in the batch as alone, at the start and at u.
+
+    Only the shape of an argument says whether it has a part for each problem, and a shared one may have this shape by
+    chance. A function may also count the problems. So F is compared where the problems leave the batch, and again where
+    they end: an end that is none in the batch is thrown away. An entry of F has the size of its terms at the start.
+    """
+    xp, constant = array_namespace(u), started.problem.backend.constant
+    scale = xp.zeros_like(alone.u)
+    for point in (started.u, u):
+        whole = rows.take(constant(started.problem.residual(point, *started.arrays)))
+        found = constant(alone.problem.residual(rows.take(point), *alone.arrays))
+        size = xp.where(xp.isfinite(whole), xp.abs(whole), 0.0 * alone.u)
+        scale = xp.maximum(scale, xp.maximum(size, eps(xp, u.dtype) ** 0.25 * max_abs(size)[..., None]))
+        same = xp.abs(found - whole) <= SAME * eps(xp, u.dtype) * scale
+        if not bool(xp.all(same | (~xp.isfinite(whole) & ~xp.isfinite(found)))):
+            return False
+    return True
 
 
 def entrywise(fn: Callable[..., Any], batch_ndim: int, state: S, *others: S) -> S:
