@@ -89,11 +89,16 @@ class NumberMemory(NamedTuple):
         s, y = (xp.concat([old[1:, ...], new[None, ...]]) for old, new in ((self.s, step), (self.y, change)))
         count = min(len(self.columns) + 1, s.shape[0])
         dropped = len(self.columns) + 1 - count
-        column = tuple(self.loops.numbers(s @ change)[-count:])
+        column = tuple(self._products(s, change)[-count:])
         columns = (*(c[dropped:] for c in self.columns[dropped:]), column)
         return NumberMemory(
             s, y, columns, (*self.flattest, sy / length / length)[-count:], sy / bend / bend, self.loops
         )
+
+    def _products(self, rows: Array, x: Array) -> list[float]:
+        """Return the inner products of some rows, (k, n), with x."""
+        found: list[float] = self.loops.numbers((rows @ x[:, None])[:, 0])
+        return found
 
     def _norm(self, x: Array) -> float:
         """Return the norm of x, by `norm` where its square is not safe."""
@@ -115,19 +120,20 @@ class NumberMemory(NamedTuple):
         xp, R, count = array_namespace(gradient), self.columns, len(self.columns)
         s, y = self.s[-count:, ...], self.y[-count:, ...]
 
-        def vector(numbers: list[float]) -> Array:
-            return xp.asarray(numbers, dtype=gradient.dtype, device=device(gradient))  # type: ignore[no-any-return]
+        def combined(numbers: list[float], rows: Array) -> Array:
+            weights = xp.asarray([numbers], dtype=gradient.dtype, device=device(gradient))
+            return (weights @ rows)[0, :]  # type: ignore[no-any-return]
 
-        a = self.loops.numbers(s @ gradient)
+        a = self._products(s, gradient)
         for j in reversed(range(count)):  # R a = S g
             a[j] /= R[j][j]
             for i in range(j):
                 a[i] -= R[j][i] * a[j]
-        z = self.scale * (vector(a) @ y - gradient)
-        c = self.loops.numbers(y @ z)
-        for j in range(count):  # R^T c = diag(R) a + Y z, where z is minus the one of the textbook
+        z = self.scale * (combined(a, y) - gradient)
+        c = self._products(y, z)
+        for j in range(count):  # R^T c = diag(R) a + Y z with z = -scale (g - Y^T a); H^-1 g = S^T c - z
             c[j] = (R[j][j] * a[j] + c[j] - sum(R[j][i] * c[i] for i in range(j))) / R[j][j]
-        return z - vector(c) @ s
+        return z - combined(c, s)
 
     def is_near(self, gradient: Array, u: Array, start: Array, rtol: float, extent: Any) -> bool:
         """Whether u is within the tolerance of the solution, as for a batch. See `shortest_long` for the extent."""

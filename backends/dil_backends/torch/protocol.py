@@ -59,8 +59,11 @@ def linear_solve(system: LinearSystem, b: Any, /) -> Any:
 
 
 def constant(x: Tensor, /) -> Tensor:
-    """Return x detached from the graph."""
-    return x.detach()
+    """Return x detached from the graph, as a tensor that a graph may hold: one of inference mode is copied."""
+    if not x.is_inference():
+        return x.detach()
+    with torch.inference_mode(False):
+        return x.clone()
 
 
 def compiler() -> None:
