@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ class Overheads:
     """One row of a dense matrix."""
     read_by_row: float
     """One number of the arrays that a product reads, for each row. Rows that run at once read it together."""
+    alone: float = math.inf
+    """Rows of a batch whose products make and read more numbers run one by one: a map may copy its matrices."""
 
 
 @dataclass(frozen=True)

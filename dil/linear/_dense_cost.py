@@ -50,8 +50,13 @@ def krylov_budget(A: Operator, b: Array, backend: Backend) -> int:
     return 0 if steps < FEW else int(steps)
 
 
-def rows_at_once(A: Operator, one: Array) -> int | None:
+def rows_at_once(A: Operator, one: Array, backend: Backend) -> int | None:
     """Return how many products with A may run at once, so that their memory is bounded; None: all n of them."""
     n = one.shape[-1]
-    fit = n if n <= FEW_ROWS else NUMBERS_AT_ONCE // max(work_of(A, one).made, 1)
+    if n <= FEW_ROWS:
+        return None
+    made, read = work_of(A, one)
+    if size(one.shape) > n and made + read > backend.dense.overheads.alone:
+        return 1
+    fit = NUMBERS_AT_ONCE // max(made, 1)
     return None if fit >= n else max(fit, 1)

@@ -88,7 +88,7 @@ def dense(A: Operator, b: Array, backend: Backend) -> Array:
     if n == 0:
         return full(b, 0.0, shape=(*b.shape, n))
     rows = xp.reshape(eye(b.shape[-1], b), (n, *(1,) * (b.ndim - 1), n))
-    columns = backend.loops.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)), rows_at_once(A, b))
+    columns = backend.loops.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)), rows_at_once(A, b, backend))
     matrix: Array = xp.moveaxis(columns, 0, -1)
     return matrix
 

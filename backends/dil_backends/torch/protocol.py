@@ -106,7 +106,7 @@ def _map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /
     `torch.vmap` raises RuntimeError for some graphs: an `autograd.Function` that reads its tensors or leaves torch, or
     nested layers. If fn itself raises, the loop raises the same error again.
     """
-    if rows.shape[0] <= FEW_ROWS and not transforming():
+    if (at_once == 1 or rows.shape[0] <= FEW_ROWS) and not transforming():
         return torch.stack([fn(row) for row in rows.unbind()])
     try:
         return torch.vmap(fn, chunk_size=at_once)(rows)
