@@ -526,11 +526,6 @@ def test_copies(name, kind):
 # --- what cannot be had ---
 
 
-def batched_grads():
-    b = B.clone().requires_grad_()
-    torch.autograd.grad(LAYER(A, b), b, torch.eye(3, dtype=F64), is_grads_batched=True)
-
-
 REFUSED = {
     "torch.jit.trace": (
         lambda: torch.jit.trace(lambda a, b: LAYER(a, b), (A, B)),
@@ -543,17 +538,9 @@ REFUSED = {
     ),
     "torch.func.linearize": (lambda: func.linearize(LAYER, A, B), "torch.func.linearize.*torch.func.jvp"),
     "torch.func.functionalize": (lambda: func.functionalize(LAYER)(A, B), "functionalize.*use the function itself"),
-    "is_grads_batched": (
-        batched_grads,
-        r"is_grads_batched=True.*use torch\.func\.jacrev",
-    ),
-    "jacobian(vectorize=True)": (
-        lambda: torch.autograd.functional.jacobian(lambda b: LAYER(A, b), B, vectorize=True),
-        r"vectorize=True.*use torch\.func\.jacrev",
-    ),
     "jacobian(vectorize=True, strategy='forward-mode')": (
         lambda: torch.autograd.functional.jacobian(lambda b: LAYER(A, b), B, vectorize=True, strategy="forward-mode"),
-        r"vectorize=True.*use torch\.func\.jacrev",
+        r"vectorize=True.*use torch\.func\.jacfwd",
     ),
 }
 

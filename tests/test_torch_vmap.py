@@ -454,3 +454,83 @@ def test_no_rows_of_a_solver_of_the_user_have_no_shape():
     layer = dil.argmin(square, users_own_newton, init=torch.zeros_like)
     with pytest.raises(dil.ShapeError, match="over no rows: its solver takes one problem after the other"):
         func.vmap(layer)(ROWS[:0])
+
+
+# --- the legacy vmap of torch.autograd ---
+
+
+def rows_of(y, inputs, V):
+    """Return the gradients for each row of V, by one backward pass for each."""
+    found = [torch.autograd.grad(y, inputs, v, retain_graph=True, allow_unused=True) for v in V]
+    return [torch.stack(parts) for parts in zip(*found, strict=True)]
+
+
+def equation(u, x, W):
+    return u + torch.tanh(u @ W.T) - x
+
+
+@pytest.mark.transform("torch.autograd.grad(is_grads_batched=True)")
+@pytest.mark.parametrize("linear_solver", [None, dil.linear.BiCGSTAB(rtol=1e-13)], ids=["Auto", "BiCGSTAB"])
+def test_batched_cotangents(linear_solver):
+    g = torch.Generator().manual_seed(0)
+    W = (0.2 * torch.randn(6, 6, dtype=torch.float64, generator=g)).requires_grad_()
+    x = torch.randn(6, dtype=torch.float64, generator=g).requires_grad_()
+    V = torch.randn(5, 6, dtype=torch.float64, generator=g)
+    calls = []
+
+    def counted(u, x, W):
+        calls.append(u)
+        return equation(u, x, W)
+
+    layer = dil.root(counted, dil.solvers.Newton(), init=lambda x, W: 0.0 * x, linear_solver=linear_solver)
+    y = layer(x, W)
+    calls.clear()
+    found = torch.autograd.grad(y, (x, W), V, is_grads_batched=True, retain_graph=True)
+    assert len(calls) <= 6, "the function is evaluated for each row"
+    for a, b in zip(found, rows_of(y, (x, W), V), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    # and for one of the arguments alone
+    (alone,) = torch.autograd.grad(y, W, V, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(alone, found[1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.transform("torch.autograd.functional.jacobian(vectorize=True)")
+@pytest.mark.parametrize("batch_ndim", [0, 1])
+def test_vectorised_jacobian_and_hessian(batch_ndim):
+    def score(u, t):
+        return (torch.exp(u) - t * u + 0.1 * u**4).sum(-1)
+
+    layer = dil.argmin(score, dil.solvers.Newton(), init=torch.zeros_like, batch_ndim=batch_ndim)
+    t = 1.0 + torch.rand(*(2,) * batch_ndim, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    J = torch.autograd.functional.jacobian(layer, t, vectorize=True)
+    torch.testing.assert_close(J, torch.autograd.functional.jacobian(layer, t), rtol=1e-12, atol=1e-14)
+
+    def loss(t):
+        return layer(t).pow(3).sum()
+
+    H = torch.autograd.functional.hessian(loss, t, vectorize=True)
+    torch.testing.assert_close(H, torch.func.hessian(loss)(t), rtol=1e-10, atol=1e-12)
+
+
+def test_batched_cotangents_of_several_layers_and_values():
+    """A network around two layers, and the value of a third."""
+    g = torch.Generator().manual_seed(0)
+    W = 0.2 * torch.randn(4, 4, dtype=torch.float64, generator=g)
+    root = dil.root(equation, dil.solvers.Newton(), init=lambda x, W: 0.0 * x)
+    value = dil.value(lambda u, t: ((u - t) ** 2 + u**4).sum(), dil.solvers.Newton(), init=torch.zeros_like)
+
+    def net(x):
+        h = torch.sin(root(torch.cos(x), W))
+        return torch.cat([root(h, W), value(h)[None]])
+
+    x = torch.randn(4, dtype=torch.float64, generator=g)
+    J = torch.autograd.functional.jacobian(net, x, vectorize=True)
+    torch.testing.assert_close(J, torch.autograd.functional.jacobian(net, x), rtol=1e-10, atol=1e-12)
+
+
+def test_batched_cotangents_warn_of_a_bad_point():
+    t = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    layer = dil.argmin(lambda u, t: ((u - t) ** 4 + u**2).sum(), lambda f, u, t: 0.0 * t + 0.3, init=torch.zeros_like)
+    y = layer(t)
+    with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
+        torch.autograd.grad(y, t, torch.eye(3, dtype=torch.float64), is_grads_batched=True)

@@ -14,7 +14,7 @@ from dil._base.errors import CapturedError, DilError, ShapeError, UnsupportedFun
 from dil._frameworks.protocol import BatchedRule, RepeatedRule, Rule
 from dil._frameworks.reports import users_line
 from dil_backends.torch.dtensors import added_up, is_dtensor, placed_like, replication_allowed, still_together, together
-from dil_backends.torch.guards import refuse_no_numbers, refuse_old_vmap
+from dil_backends.torch.guards import old_vmap_level, refuse_no_numbers, refuse_old_vmap, taken_apart
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
 from dil_backends.torch.tracking import has_tangent, transforming
 from dil_backends.torch.user_function import VmapOfFunction
@@ -69,7 +69,8 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the arguments whose gradient is needed, None for the others."""
-        return outside_of_compilers(_pulled_back, ctx, cotangents)  # type: ignore[no-any-return]
+        pull = _pulled_back if old_vmap_level(cotangents) is None else _pulled_back_together
+        return outside_of_compilers(pull, ctx, cotangents)  # type: ignore[no-any-return]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -124,8 +125,32 @@ def _together(info: Any, dims: Sequence[int | None], rule: Rule, args: Tensors) 
     return None
 
 
+def _pulled_back_together(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Return the cotangents for the many of `is_grads_batched` or `vectorize`, which share one factorisation.
+
+    The legacy vmap behind them lacks rules that a solve needs, so the new one does the work.
+    """
+    level: Any = old_vmap_level(cotangents)
+    given = [i for i, ct in enumerate(cotangents) if ct is not None]
+    kept: list[int] = []
+
+    def pull(*values: Tensor) -> tuple[Tensor, ...]:
+        one = list(cotangents)
+        for i, value in zip(given, values, strict=True):
+            one[i] = value
+        found = _pulled_back(ctx, one)
+        kept[:] = [i for i, x in enumerate(found) if x is not None]
+        return tuple(found[i] for i in kept)  # type: ignore[misc]
+
+    size = next(x.shape[0] for x in (taken_apart(cotangents[i], level, 1) for i in given) if x is not None)
+    found = torch.vmap(pull)(*(taken_apart(cotangents[i], level, size) for i in given))
+    every: list[Tensor | None] = [None] * (2 + ctx.count)
+    for i, x in zip(kept, found, strict=True):
+        every[i] = torch._add_batch_dim(x, 0, level)
+    return tuple(every)
+
+
 def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    refuse_old_vmap(cotangents)
     if all(ct is None for ct in cotangents):
         return (None, None, *(None for _ in range(ctx.count)))
     saved = ctx.saved_tensors

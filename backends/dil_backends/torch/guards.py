@@ -109,11 +109,29 @@ def refuse_no_numbers(args: Tensors) -> None:
         raise BackendError(message)
 
 
+def old_vmap_level(given: Sequence[Any]) -> int | None:
+    """Return the level of torch's legacy vmap if some of the tensors belong to it."""
+    if not any(_is_old_batch(x) for x in given):
+        return None
+    level: int = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
+def taken_apart(x: Any, level: Any, size: int) -> Any:
+    """Return the rows of a tensor of the legacy vmap, first axis; `size` copies of another tensor."""
+    return torch._remove_batch_dim(x, level, size, 0)
+
+
+def _is_old_batch(x: Any) -> bool:
+    return isinstance(x, Tensor) and torch._C._functorch.is_legacy_batchedtensor(x)
+
+
 def refuse_old_vmap(given: Sequence[Any]) -> None:
     """Raise for the batched tensors of torch's legacy vmap, which has rules for few operations."""
-    if any(isinstance(x, Tensor) and torch._C._functorch.is_legacy_batchedtensor(x) for x in given):
+    if any(_is_old_batch(x) for x in given):
         message = (
-            "a dil layer under is_grads_batched=True or vectorize=True of torch.autograd, whose vmap lacks what it "
-            "needs; use torch.func.jacrev, jacfwd or hessian, or torch.func.vmap of the pullback of torch.func.vjp"
+            "a dil layer under vectorize=True of torch.autograd in forward mode, whose vmap lacks what it needs; use "
+            "torch.func.jacfwd, jacrev or hessian"
         )
         raise UnsupportedFunctionError(message)
