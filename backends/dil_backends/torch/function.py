@@ -69,8 +69,7 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the arguments whose gradient is needed, None for the others."""
-        pull = _pulled_back if old_vmap_level(cotangents) is None else _pulled_back_together
-        return outside_of_compilers(pull, ctx, cotangents)  # type: ignore[no-any-return]
+        return outside_of_compilers(_pulled, ctx, cotangents)  # type: ignore[no-any-return]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -123,6 +122,12 @@ def _together(info: Any, dims: Sequence[int | None], rule: Rule, args: Tensors) 
     )
     warnings.warn_explicit(message, UserWarning, *users_line("torch"))
     return None
+
+
+def _pulled(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Return the cotangents of the arguments, for one cotangent of the solution or for many."""
+    pull = _pulled_back if old_vmap_level(cotangents) is None else _pulled_back_together
+    return pull(ctx, cotangents)
 
 
 def _pulled_back_together(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
