@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from dil._base.arrays import array_namespace, eps, max_abs, size
 from dil._base.quasi_newton import Pairs
@@ -107,41 +107,48 @@ def iterate_leaving(started: Start, step: Callable[[Start, S], S], first: S) -> 
     rows = Rows(batch, chosen, numbers)
     alone = problems_alone(started, rows, half.u)
     if alone is not None:
-        last = iterate_leaving(alone, step, entrywise(rows.take, len(batch), half))
-        if is_same_function(started, alone, rows, rows.put(half.u, last.u)):
+        last = iterate_leaving(alone.started, step, entrywise(rows.take, len(batch), half))
+        if terms_if_same(started, alone.started, rows, rows.put(half.u, last.u), alone.terms) is not None:
             return entrywise(rows.put, len(batch), half, last)
     return repeat(some, lambda s: s.going, half, loops=loops)
 
 
-def problems_alone(started: Start, rows: Rows, u: Array) -> Start | None:
-    """Return some problems of a batch, or None if F at u is another function there, or cannot be evaluated."""
+class Alone(NamedTuple):
+    """Some problems of a batch, without the others."""
+
+    started: Start
+    terms: Array
+    """The size of the terms of F, (k, 1, ..., 1, n), as F shows it at the start and where the problems leave."""
+
+
+def problems_alone(started: Start, rows: Rows, u: Array) -> Alone | None:
+    """Return some problems of a batch, or None if F is another function for them alone, or cannot be evaluated.
+
+    Only the shape of an argument says whether it has a part for each problem, and a shared one may have this shape by
+    chance. A function may also count the problems. So F is compared at the start, where the problems leave the batch,
+    which is u, and again where they end: an end that is none in the batch is thrown away.
+    """
     problem = started.problem
     arrays = tuple(rows.take(x) for x in started.arrays)
     alone = Start(replace(problem, space=problem.space.rows(rows.count)), rows.take(started.u), arrays)
+    terms: Array | None = array_namespace(u).zeros_like(alone.u)
     try:
-        return alone if is_same_function(started, alone, rows, u) else None
+        for point in (started.u, u):
+            terms = None if terms is None else terms_if_same(started, alone, rows, point, terms)
     except NO_PART:
         return None
+    return None if terms is None else Alone(alone, terms)
 
 
-def is_same_function(started: Start, alone: Start, rows: Rows, u: Array) -> bool:
-    """Return whether F of some problems is the same in the batch as alone, at the start and at u.
-
-    Only the shape of an argument says whether it has a part for each problem, and a shared one may have this shape by
-    chance. A function may also count the problems. So F is compared where the problems leave the batch, and again where
-    they end: an end that is none in the batch is thrown away. An entry of F has the size of its terms at the start.
-    """
+def terms_if_same(started: Start, alone: Start, rows: Rows, u: Array, terms: Array) -> Array | None:
+    """Return the size of the terms of F, at least `terms`, or None if F of some problems at u is not the same alone."""
     xp, constant = array_namespace(u), started.problem.backend.constant
-    scale = xp.zeros_like(alone.u)
-    for point in (started.u, u):
-        whole = rows.take(constant(started.problem.residual(point, *started.arrays)))
-        found = constant(alone.problem.residual(rows.take(point), *alone.arrays))
-        size = xp.where(xp.isfinite(whole), xp.abs(whole), 0.0 * alone.u)
-        scale = xp.maximum(scale, xp.maximum(size, eps(xp, u.dtype) ** 0.25 * max_abs(size)[..., None]))
-        same = xp.abs(found - whole) <= SAME * eps(xp, u.dtype) * scale
-        if not bool(xp.all(same | (~xp.isfinite(whole) & ~xp.isfinite(found)))):
-            return False
-    return True
+    whole = rows.take(constant(started.problem.residual(u, *started.arrays)))
+    found = constant(alone.problem.residual(rows.take(u), *alone.arrays))
+    here = xp.where(xp.isfinite(whole), xp.abs(whole), 0.0 * terms)
+    terms = xp.maximum(terms, xp.maximum(here, eps(xp, u.dtype) ** 0.25 * max_abs(here)[..., None]))
+    same = xp.abs(found - whole) <= SAME * eps(xp, u.dtype) * terms
+    return terms if bool(xp.all(same | (~xp.isfinite(whole) & ~xp.isfinite(found)))) else None
 
 
 def entrywise(fn: Callable[..., Any], batch_ndim: int, state: S, *others: S) -> S:
