@@ -18,6 +18,8 @@ TARGET = "dil_report"
 """The name of the foreign function. `jax.export` asks for it: see docs/pages/jax.md."""
 METADATA, INTERNAL = 1, 13
 """The extension that asks for the version, and the code of an error."""
+FIRST = (0, 1)
+"""The version, major and minor, of those XLA that ask without telling their own (JAX before 0.8.2)."""
 
 
 def struct(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
@@ -133,7 +135,8 @@ def _asks_for_version(frame: Any) -> bool:
     question = ctypes.cast(frame.extension, ctypes.POINTER(Question)).contents
     if question.base.kind != METADATA:
         return False
-    metadata, version = question.metadata.contents, frame.interface.contents.version
+    metadata = question.metadata.contents
+    version = frame.interface.contents.version if frame.interface else Version(0, None, *FIRST)
     metadata.version.major, metadata.version.minor, metadata.traits = version.major, version.minor, 0
     return True
 

@@ -79,7 +79,7 @@ def autocasts() -> list[str]:
 
 @cache
 def _kinds() -> tuple[str, ...]:
-    here = torch.accelerator.current_accelerator()
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return ("cpu",) if here is None else ("cpu", here.type)
 
 
