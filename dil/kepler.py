@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from dil._base.arrays import array_namespace, eps, full
 from dil._base.solution import Solution
 from dil._base.status import Status
-from dil._base.typing import Array
+from dil._base.typing import AnyArray, Array
 from dil._frameworks.registry import common_owner
 from dil._layers.argmin import argmin
 
@@ -24,7 +24,7 @@ __all__ = ["dE_dM", "dE_de", "eccentric_anomaly", "residual", "score", "solver"]
 MAX_ITER = 100
 
 
-def residual(E: Array, M: Array | float, e: Array | float) -> Array:
+def residual(E: AnyArray, M: AnyArray | float, e: AnyArray | float) -> AnyArray:
     """Return E - e sin E - M in radians, which is zero at the eccentric anomaly. The shapes broadcast.
 
     Examples
@@ -38,7 +38,7 @@ def residual(E: Array, M: Array | float, e: Array | float) -> Array:
     return r
 
 
-def score(E: Array, M: Array | float, e: Array | float) -> Array:
+def score(E: AnyArray, M: AnyArray | float, e: AnyArray | float) -> AnyArray:
     """Return 1/2 (E - e sin E - M)^2, one number for each entry of E.
 
     Parameters
@@ -64,7 +64,7 @@ def score(E: Array, M: Array | float, e: Array | float) -> Array:
     return 0.5 * r * r
 
 
-def eccentric_anomaly(M: Array | float, e: Array | float) -> Array:
+def eccentric_anomaly(M: AnyArray | float, e: AnyArray | float) -> AnyArray:
     """Return the eccentric anomaly E of E - e sin E = M, differentiable in M and e.
 
     Parameters
@@ -98,10 +98,10 @@ def eccentric_anomaly(M: Array | float, e: Array | float) -> Array:
     1.2880913132 1.0480083050 1.0913293012
     """
     batch_ndim = max(getattr(M, "ndim", 0), getattr(e, "ndim", 0))
-    return argmin(score, solver, batch_ndim=batch_ndim)(M, e)  # type: ignore[no-any-return]
+    return argmin(score, solver, batch_ndim=batch_ndim)(M, e)
 
 
-def solver(fun: Any, init: Any, M: Array | float, e: Array | float) -> Solution:
+def solver(fun: Any, init: Any, M: AnyArray | float, e: AnyArray | float) -> Solution:
     """Solve Kepler's equation for each entry by Newton's method on the residual. `fun` and `init` are not used.
 
     Notes
@@ -155,7 +155,7 @@ class Iterate(NamedTuple):
     steps: Array
 
 
-def dE_de(E: Array, e: Array | float) -> Array:
+def dE_de(E: AnyArray, e: AnyArray | float) -> AnyArray:
     """Return the closed form dE/de = sin E / (1 - e cos E), in radians, at fixed M. The shapes broadcast.
 
     Examples
@@ -170,7 +170,7 @@ def dE_de(E: Array, e: Array | float) -> Array:
     return slope
 
 
-def dE_dM(E: Array, e: Array | float) -> Array:
+def dE_dM(E: AnyArray, e: AnyArray | float) -> AnyArray:
     """Return the closed form dE/dM = 1 / (1 - e cos E), at fixed e. The shapes broadcast.
 
     Examples

@@ -52,6 +52,9 @@ class Array(Protocol):
     def __int__(self) -> int: ...
 
 
+AnyArray: TypeAlias = Any
+"""An array in a signature that users call: the types of NumPy, torch and JAX do not match a protocol's operators."""
+
 Arrays: TypeAlias = tuple[Array, ...]
 """A flat tuple of arrays. Backends take and return these, never trees."""
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, DTypeError
-from dil._base.typing import Array, Device, DType, Namespace, Tree
+from dil._base.typing import AnyArray, Device, DType, Namespace, Tree
 from dil._frameworks.protocol import Backend, BackendInfo
 
 GROUP = "dil.backends"
@@ -203,11 +203,11 @@ class BackendHandle:
     dtype: DType | None
     module: Backend
 
-    def asarray(self, x: object) -> Array:
+    def asarray(self, x: object) -> AnyArray:
         """Make an array of x with the dtype and on the device of this handle."""
         return self.module.asarray(x, dtype=self.dtype, device=self.device)
 
-    def to_numpy(self, x: Array) -> Any:
+    def to_numpy(self, x: AnyArray) -> Any:
         """Copy an array to NumPy, for printing, saving and plotting."""
         return self.module.to_numpy(self.module.constant(x))
 

@@ -8,7 +8,7 @@ from typing import Any
 from dil._base.arrays import array_namespace, is_float
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.tree import Structure
-from dil._base.typing import Array, Arrays, Tree
+from dil._base.typing import AnyArray, Array, Arrays, Tree
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import Arguments, split_arguments
 from dil._frameworks.forward_mode import jvp_from_vjp
@@ -109,7 +109,7 @@ def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]
     return flat.join(leaves), flat.join(out_tangents, is_tangent=True)
 
 
-def grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0) -> Callable[..., Tree]:
+def grad(fn: Callable[..., AnyArray], argnums: int | tuple[int, ...] = 0) -> Callable[..., Tree]:
     """Return a function of the same arguments that computes the gradient of a scalar function.
 
     Parameters
@@ -136,7 +136,9 @@ def grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0) -> Callab
     return lambda *args, **kwargs: evaluate(*args, **kwargs)[1]
 
 
-def value_and_grad(fn: Callable[..., Array], argnums: int | tuple[int, ...] = 0) -> Callable[..., tuple[Array, Tree]]:
+def value_and_grad(
+    fn: Callable[..., AnyArray], argnums: int | tuple[int, ...] = 0
+) -> Callable[..., tuple[AnyArray, Tree]]:
     """Return a function that computes the value and the gradient of a scalar function.
 
     The arguments and the errors are those of `grad`.

@@ -10,7 +10,7 @@ from dil._base.arrays import array_namespace, device, eye, full, is_float, share
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.solution import Solution
 from dil._base.status import Status
-from dil._base.typing import Array, Arrays, OnFailure
+from dil._base.typing import AnyArray, Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import adopted, common_owner, guarded
@@ -26,15 +26,15 @@ STRICT, LOOSE = 1e-10, 1e-4
 
 
 def dare(
-    A: Array,
-    B: Array,
-    Q: Array,
-    R: Array,
+    A: AnyArray,
+    B: AnyArray,
+    Q: AnyArray,
+    R: AnyArray,
     *,
     gradient: Gradient = "implicit",
     linear_solver: LinearSolver | None = None,
     on_failure: OnFailure = "raise",
-) -> Array:
+) -> AnyArray:
     """Return S with A^T S A - S - A^T S B (R + B^T S B)^-1 B^T S A + Q = 0, the optimal cost to go.
 
     Parameters
@@ -99,9 +99,9 @@ def dare(
     batch = check_shapes(A, B, Q, R)
     policy = Policy(on_failure, "dare")
     if gradient == "analytic":
-        return guarded(_analytic, policy, batch, A, B, Q, R)  # type: ignore[no-any-return]
+        return guarded(_analytic, policy, batch, A, B, Q, R)
     layer = Layer(Equation(residual, len(batch), "residual"), _by_scipy, linear_solver or Auto(), None, policy)
-    return layer(A, B, Q, R)  # type: ignore[no-any-return]
+    return layer(A, B, Q, R)
 
 
 def residual(S: Array, A: Array, B: Array, Q: Array, R: Array) -> Array:

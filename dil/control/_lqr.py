@@ -6,7 +6,7 @@ from dil._base.arrays import array_namespace, device, eps, eye, full
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.options import check_integer
 from dil._base.status import Status
-from dil._base.typing import Array, Arrays, OnFailure
+from dil._base.typing import AnyArray, Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.registry import adopted, common_owner, owner
 from dil.control._dare import Gradient, broadcasts_to, check_shapes, dare
@@ -15,17 +15,17 @@ from dil.linear._solver import LinearSolver
 
 
 def lqr_gain(
-    A: Array,
-    B: Array,
-    Q: Array,
-    R: Array,
+    A: AnyArray,
+    B: AnyArray,
+    Q: AnyArray,
+    R: AnyArray,
     *,
     horizon: int | None = None,
-    final: Array | None = None,
+    final: AnyArray | None = None,
     gradient: Gradient = "implicit",
     linear_solver: LinearSolver | None = None,
     on_failure: OnFailure = "raise",
-) -> Array:
+) -> AnyArray:
     """Return K, where u = -K x minimises sum_t x_t^T Q x_t + u_t^T R u_t with x_{t+1} = A x_t + B u_t.
 
     Parameters

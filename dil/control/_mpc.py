@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from dil._base.arrays import array_namespace, device
 from dil._base.errors import OptionError, ShapeError
 from dil._base.options import check_integer
-from dil._base.typing import Array, Arrays, Tree
+from dil._base.typing import AnyArray, Array, Arrays, Tree
 from dil._frameworks.registry import common_owner, owner
 from dil.control._plan import Plan
 from dil.control._score import check_dtype, describe, name_of
@@ -27,12 +27,12 @@ class Rollout(NamedTuple):
         The status of the plan for each control, codes of `dil.Status`.
     """
 
-    states: Array
-    controls: Array
-    status: Array
+    states: AnyArray
+    controls: AnyArray
+    status: AnyArray
 
 
-def shift(u: Array) -> Array:
+def shift(u: AnyArray) -> AnyArray:
     """Return a plan shifted by one step, (*batch, horizon, n_u). It drops the first control and repeats the last one.
 
     Examples
@@ -41,13 +41,13 @@ def shift(u: Array) -> Array:
     >>> dil.control.shift(np.asarray([[1.0], [2.0], [3.0]])).tolist()
     [[2.0], [3.0], [3.0]]
     """
-    return array_namespace(u).concat([u[..., 1:, :], u[..., -1:, :]], axis=-2)  # type: ignore[no-any-return]
+    return array_namespace(u).concat([u[..., 1:, :], u[..., -1:, :]], axis=-2)
 
 
 def mpc_rollout(
     plan: Plan,
-    environment: Callable[[Array, Array], Array],
-    x0: Array,
+    environment: Callable[[AnyArray, AnyArray], AnyArray],
+    x0: AnyArray,
     steps: int,
     theta_c: Tree = None,
     theta_h: Tree = None,

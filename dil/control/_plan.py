@@ -11,7 +11,7 @@ from dil._base.errors import OptionError, ShapeError
 from dil._base.options import check_integer, declares, is_number
 from dil._base.solution import Solution
 from dil._base.status import Status
-from dil._base.typing import Array, OnFailure, Tree
+from dil._base.typing import AnyArray, Array, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.registry import common_owner
 from dil._layers.call import Solver
@@ -40,7 +40,7 @@ def plan(
     solver: Solver | None = None,
     bounds: tuple[Limit, Limit] | None = None,
     barrier: float = 0.0,
-    init: Array | Callable[..., Array] | None = None,
+    init: AnyArray | Callable[..., AnyArray] | None = None,
     linear_solver: LinearSolver | None = None,
     on_failure: OnFailure = "warn",
     refine: int = 0,
@@ -136,7 +136,7 @@ class Plan:
     controls: int
     solver: Solver
     linear_solver: LinearSolver
-    init: Array | Callable[..., Array] | None
+    init: AnyArray | Callable[..., AnyArray] | None
     policy: Policy
     refine: int
     _layers: dict[int, Layer] = field(default_factory=dict, init=False, repr=False)
@@ -147,12 +147,16 @@ class Plan:
         """The number of controls."""
         return self.score.horizon
 
-    def __call__(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None, *, init: Array | None = None) -> Array:
+    def __call__(
+        self, x0: AnyArray, theta_c: Tree = None, theta_h: Tree = None, *, init: AnyArray | None = None
+    ) -> AnyArray:
         """Return the optimal controls, (*batch, horizon, n_u), for the states x0, (*batch, n_x)."""
         layer, v = self._begin(x0, theta_c, theta_h, init)
         return self.score.controls(layer(x0, theta_c, theta_h, init=v))
 
-    def solve(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None, *, init: Array | None = None) -> Solution:
+    def solve(
+        self, x0: AnyArray, theta_c: Tree = None, theta_h: Tree = None, *, init: AnyArray | None = None
+    ) -> Solution:
         """Return the `dil.Solution` of the solver, with the controls as its value. It has no derivative."""
         layer, v = self._begin(x0, theta_c, theta_h, init)
         solution = layer.solve(x0, theta_c, theta_h, init=v)
@@ -160,18 +164,18 @@ class Plan:
 
     def report(
         self,
-        x0: Array,
+        x0: AnyArray,
         theta_c: Tree = None,
         theta_h: Tree = None,
         *,
-        init: Array | None = None,
-        cotangent: Array | None = None,
+        init: AnyArray | None = None,
+        cotangent: AnyArray | None = None,
     ) -> Report:
         """Report on the forward and the backward solve, like `dil.Layer.report`. The cotangent is dL/dv."""
         layer, v = self._begin(x0, theta_c, theta_h, init)
         return layer.report(x0, theta_c, theta_h, init=v, cotangent=cotangent)
 
-    def states(self, u: Array, x0: Array, theta_h: Tree = None) -> Array:
+    def states(self, u: AnyArray, x0: AnyArray, theta_h: Tree = None) -> AnyArray:
         """Return the states x_0 to x_H under the controls u, (*batch, horizon + 1, n_x), by the plan's dynamics."""
         return PlanScore(self.score.cost, self.score.dynamics, None, self.horizon, None, 0.0).states(u, x0, theta_h)
 
@@ -186,7 +190,7 @@ class Plan:
             self._layers.setdefault(batch_ndim, made)
         return self._layers[batch_ndim]
 
-    def start(self, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
+    def start(self, x0: AnyArray, theta_c: Tree = None, theta_h: Tree = None) -> AnyArray:
         """Return the default initial controls of a call, (*batch, horizon, n_u)."""
         shape = (*x0.shape[:-1], self.horizon, self.controls)
         if self.init is None:

@@ -9,7 +9,7 @@ from dil._base.arrays import array_namespace, device, eps, full, nonzero_max_abs
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.options import check_integer
-from dil._base.typing import Array, Loop
+from dil._base.typing import AnyArray, Array, Loop
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Prepared, columns
 
@@ -53,7 +53,7 @@ class Jacobi:
     1
     """
 
-    diagonal: Array | Callable[[], Array] | None = None
+    diagonal: AnyArray | Callable[[], AnyArray] | None = None
     probes: int = 8
     seed: int = 0
 
