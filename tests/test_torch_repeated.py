@@ -199,3 +199,89 @@ def test_krylov_solvers_solve_each_pass():
     for k in range(3):
         torch.autograd.grad(y[k], x, retain_graph=True)
     assert len(calls) == 3
+
+
+def of_a_product(W):
+    return W, lambda u, x: u + torch.tanh(W @ u) - x
+
+
+def of_a_function_of_it(W):
+    return W, lambda u, x: u + torch.tanh(W.exp() @ u) - x
+
+
+def of_a_view(W):
+    row = W[0]
+    return W, lambda u, x: u + torch.tanh(row.exp() * u) - x
+
+
+def of_a_module(W):
+    inner = torch.nn.Linear(N, N, dtype=torch.float64).requires_grad_(False)
+    return inner.weight, lambda u, x: u + torch.tanh(inner(u)) - x
+
+
+@pytest.mark.parametrize("make", [of_a_product, of_a_function_of_it, of_a_view, of_a_module])
+@pytest.mark.parametrize(
+    ("kind", "part"), [("root", lambda W: W), ("argmin", lambda W: W[:, : N // 2])], ids=["root", "argmin-view"]
+)
+def test_a_captured_tensor_that_changes_in_place_ends_the_sharing(make, part, kind):
+    """Each pass sees it as it is, as a first pass does, and tells that y is no solution of it."""
+    W, x = problem()
+    x.requires_grad_()
+    captured, F = make(W)
+    f = F if kind == "root" else lambda u, x: 0.5 * (F(u, x) ** 2).sum()
+    layer = getattr(dil, kind)(f, dil.solvers.Newton(), init=torch.zeros_like)
+    v = torch.arange(1.0, 1.0 + N, dtype=torch.float64)
+    y, fresh = layer(x), layer(x)
+    for k in range(3):
+        torch.autograd.grad(y, x, k + v, retain_graph=True)
+    part(captured).add_(0.5)
+    with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
+        (expected,) = torch.autograd.grad(fresh, x, v**2)
+    for _ in range(2):
+        with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
+            (found,) = torch.autograd.grad(y, x, v**2, retain_graph=True)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_captured_tensor_that_is_changed_back_is_shared_again():
+    W, x = problem()
+    x.requires_grad_()
+    counted = Counted(lambda u, x: u + torch.tanh(W @ u) - x)
+    y = dil.root(counted, dil.solvers.Newton(), init=torch.zeros_like)(x)
+    v = torch.arange(1.0, 1.0 + N, dtype=torch.float64)
+    for k in range(3):
+        torch.autograd.grad(y, x, k + v, retain_graph=True)
+    W.mul_(2.0)
+    W.mul_(0.5)
+    for k in range(3):  # one pass by itself, one that makes an inverse
+        torch.autograd.grad(y, x, k + v, retain_graph=True)
+    counted.calls = 0
+    torch.autograd.grad(y, x, 5 * v, retain_graph=True)
+    assert counted.calls == 0
+
+
+def test_a_captured_tensor_of_inference_mode_is_read_in_each_pass():
+    """torch does not count its changes."""
+    W, x = problem()
+    x.requires_grad_()
+    with torch.inference_mode():
+        captured = W[0].clone()
+    y = dil.root(lambda u, x: u + torch.tanh(captured + u) - x, dil.solvers.Newton(), init=torch.zeros_like)(x)
+    v = torch.arange(1.0, 1.0 + N, dtype=torch.float64)
+    for k in range(3):
+        torch.autograd.grad(y, x, k + v, retain_graph=True)
+    with torch.inference_mode():
+        captured.mul_(1.5)
+    with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
+        torch.autograd.grad(y, x, v**2, retain_graph=True)
+
+
+def test_what_was_read_is_not_kept_alive():
+    x = problem()[1].requires_grad_()
+    holder = [torch.ones(N, dtype=torch.float64)]
+    y = dil.root(lambda u, x: u + torch.tanh(holder[0] + u) - x, dil.solvers.Newton(), init=torch.zeros_like)(x)
+    for k in range(3):
+        torch.autograd.grad(y[k], x, retain_graph=True)
+    seen = weakref.ref(holder.pop())
+    assert seen() is None
+    torch.autograd.grad(y[3], x, retain_graph=True)

@@ -11,11 +11,12 @@ import torch
 from torch.autograd import forward_ad
 
 from dil._base.errors import CapturedError, DilError, ShapeError, UnsupportedFunctionError
-from dil._frameworks.protocol import BatchedRule, RepeatedRule, Rule
+from dil._frameworks.protocol import BatchedRule, RepeatedPull, Rule
 from dil._frameworks.reports import users_line
 from dil_backends.torch.dtensors import added_up, is_dtensor, placed_like, replication_allowed, still_together, together
 from dil_backends.torch.guards import old_vmap_level, refuse_no_numbers, refuse_old_vmap, taken_apart
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
+from dil_backends.torch.passes import Passes
 from dil_backends.torch.tracking import has_tangent, transforming
 from dil_backends.torch.user_function import VmapOfFunction
 from dil_backends.torch.vjp import autograd_on
@@ -23,8 +24,6 @@ from dil_backends.torch.vjp import autograd_on
 Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
 
-MOST_REPEATED = 2**14
-"""The most numbers of a solution whose cotangents share work."""
 NO_ROWS = (
     "torch.vmap of a layer over no rows: its solver takes one problem after the other, so nothing says what shape the "
     "solution has; do not call the layer for an empty batch, or use a solver of dil.solvers"
@@ -61,7 +60,7 @@ class Implicit(torch.autograd.Function):
         ctx.rule, args = inputs[1], inputs[2:]
         ctx.kernels = attention_kernels()
         ctx.replicating = replication_allowed()
-        ctx.count, ctx.first, ctx.again = len(args), None, None
+        ctx.count, ctx.passes = len(args), Passes()
         ctx.set_materialize_grads(False)  # an output that nothing depends on, such as the solver's pairs, costs nothing
         ctx.save_for_backward(*args, *output)
         ctx.save_for_forward(*args, *output)
@@ -164,34 +163,19 @@ def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor 
     wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
     with isolated(), still_together(saved, ctx.replicating), allowing(ctx.kernels):
         cotangents = [ct if ct is None else placed_like(ct, out) for ct, out in zip(cotangents, y, strict=True)]
-        again = _repeated(ctx, args, y, cotangents)
-        pulled = None if again is None else again(cotangents[0], wrt)
+        shared = _shared_pull(ctx, args, y, cotangents[0])
+        pulled: Any = None if shared is None else shared(cotangents[0], wrt)  # type: ignore[arg-type]
         if pulled is None:
             pulled = ctx.rule.pullback(args, y, cotangents, wrt)
         found = {i: x if x is None else placed_like(x, args[i]) for i, x in zip(wrt, pulled, strict=True)}
     return (None, None, *(found.get(i) for i in range(ctx.count)))
 
 
-def _repeated(ctx: Any, args: Any, y: Any, cotangents: Sequence[Tensor | None]) -> Any:
-    """Return the `RepeatedPull` of a node that has run before, if nothing records this pass.
-
-    A graph that is walked once keeps only its tensors. The cotangent of the first pass never takes this way: it gets
-    the same digits each time, as `torch.autograd.gradcheck` wants.
-    """
-    v = cotangents[0]
+def _shared_pull(ctx: Any, args: Any, y: Any, v: Any) -> RepeatedPull | None:
+    """Return the pullback that passes of this node share, or None if this one solves by itself or is recorded."""
     if torch.is_grad_enabled() or transforming() or v is None or any(has_tangent(x) for x in (v, *args)):
         return None
-    if is_dtensor(v):
-        return None
-    if ctx.first is None:
-        ctx.first = v.clone() if v.numel() <= MOST_REPEATED else False
-        return None
-    if ctx.first is False or torch.equal(ctx.first, v):
-        return None
-    if ctx.again is None:
-        ctx.again = ctx.rule.repeated(args, y) if isinstance(ctx.rule, RepeatedRule) else None
-        ctx.again = ctx.again or False
-    return ctx.again or None
+    return None if is_dtensor(v) else ctx.passes.shared_pull(ctx.rule, args, y, v)
 
 
 def _forward_mode_on() -> AbstractContextManager[object]:
