@@ -31,7 +31,8 @@ CASES = (
     "functional.jacobian",
     "hessian",
     "LBFGS, Rosenbrock",
-    "LBFGS, logistic",
+    "LBFGS, logistic 1e-5",
+    "LBFGS, logistic 1e-8",
     "Anderson, 64 problems",
     "Anderson, one problem",
     "roots, near the money",
@@ -179,12 +180,17 @@ def jacobian(case: str) -> Pair:
 
 
 def minimised(which: str) -> Pair:
-    """Return a minimisation by L-BFGS, from the same start to a gradient that is at most as long."""
+    """Return a minimisation by L-BFGS from one start until the gradient is short enough, relative to the first one.
+
+    The default tolerance of dil asks for more than `torch.optim.LBFGS` reaches on the logistic regression, whose line
+    search compares values of the score. So dil gets the loosest tolerance, among powers of ten, that suffices.
+    """
     import torch
 
     import dil
 
-    if which == "Rosenbrock":
+    kind, _, level = which.partition(" ")
+    if kind == "Rosenbrock":
         start = torch.full((100,), -1.0)
 
         def score(u: Any) -> Any:
@@ -197,8 +203,17 @@ def minimised(which: str) -> Pair:
         def score(u: Any) -> Any:
             return torch.nn.functional.softplus(-Z @ u).mean() + 0.025 * (u**2).sum()
 
-    solution = dil.solvers.LBFGS()(score, start)
-    tolerance = float(torch.func.grad(score)(solution.value).abs().max())
+    def gradient(u: Any) -> float:
+        return float(torch.func.grad(score)(u).abs().max())
+
+    solver = dil.solvers.LBFGS()
+    if level:
+        tolerance = float(level) * gradient(start)
+        loosest_first = (dil.solvers.LBFGS(rtol=10.0**-k) for k in range(1, 12))
+        solver = next(s for s in loosest_first if gradient(s(score, start).value) <= tolerance)
+    solution = solver(score, start)
+    reached = gradient(solution.value)
+    tolerance = tolerance if level else reached
     evaluations = [0]
 
     def by_optim() -> Any:
@@ -226,13 +241,13 @@ def minimised(which: str) -> Pair:
 
     def note() -> str:
         assert solution.extra is not None
-        left = float(torch.func.grad(score)(by_optim()).abs().max())
+        left = gradient(by_optim())
         return (
             f"{int(solution.extra['evaluations'])} and {evaluations[0]} evaluations, greatest entry of the gradient "
-            f"{tolerance:.0e} and {left:.0e}"
+            f"{reached:.0e} and {left:.0e}, asked for {tolerance:.0e}"
         )
 
-    return Pair(lambda: dil.solvers.LBFGS()(score, start), by_optim, "`torch.optim.LBFGS`", 1.2, note)
+    return Pair(lambda: solver(score, start), by_optim, "`torch.optim.LBFGS`", 1.2, note)
 
 
 def fixed_point(batch: int, unknowns: int) -> Pair:
@@ -491,9 +506,10 @@ def main(
         "# Layers on torch beside code written by hand",
         f"Written by `{command}`. {described(host)}. One thread, one core.",
         "Float64. 'vmap of grad': 100 problems of 50 unknowns. 'jacrev', 'jacfwd', 'functional.jacobian', 'hessian': "
-        "50 unknowns, the solve included on both sides. 'LBFGS': the same start, to a gradient at most as long; "
-        "logistic regression has 569 rows and 31 unknowns. 'Anderson': memory 5, tolerance 1e-8. 'product': a dense "
-        "symmetric positive definite matrix of 1,000 unknowns with condition number 32, to 1e-10. "
+        "50 unknowns, the solve included on both sides. 'LBFGS': the same start, to the same bound on the gradient; "
+        "logistic regression has 569 rows and 31 unknowns, and its bound is relative to the first gradient; dil also "
+        "verifies the solution by a Newton step. 'Anderson': memory 5, tolerance 1e-8. 'product': a dense symmetric "
+        "positive definite matrix of 1,000 unknowns with condition number 32, to 1e-10. "
         "'roots': 100,000 implied volatilities as one batch of scalars. 'backward': the backward pass of a root. "
         "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, beside torchdeq to the residual of dil; "
         "its rows are left out where torchdeq is not installed. The ratio is "

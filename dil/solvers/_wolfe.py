@@ -80,8 +80,9 @@ def wolfe_search(
         value_, gradient_ = evaluate(u + s.length * direction)
         slope_ = read(inner(gradient_, direction))
         noise = 8 * machine * (abs(value) + abs(value_))
-        dull = (abs(value_ - value) <= noise) & (-DECREASE * s.length * slope <= noise)
-        dull = dull | (False if single and s.length > surely_long else s.length <= dull_length())
+        hidden = (abs(value_ - value) <= noise) & (-DECREASE * s.length * slope <= noise)
+        decided = single and (hidden or s.length > surely_long)
+        dull = hidden if decided else hidden | (s.length <= dull_length())
         finite = (abs(value_) < math.inf) & (abs(slope_) < math.inf)  # False for NaN, in the gradient too
         rough = (value_ > value + DECREASE * s.length * slope) | (value_ >= s.low_value)
         beyond = logical_not(finite) | select(dull, slope_ > 0, rough)

@@ -27,12 +27,17 @@ _here = threading.local()
 
 
 def distributed() -> bool:
-    """Whether there may be DTensors. torch.distributed is large, and a program that has not imported it has none."""
-    return "torch.distributed.tensor" in sys.modules
+    """Whether there may be DTensors, which need a process group.
+
+    torch.distributed is large, and is not imported to ask. torch.optim and torch.vmap import it in every program.
+    """
+    return "torch.distributed.tensor" in sys.modules and torch.distributed.is_initialized()
 
 
 def is_dtensor(x: object) -> bool:
     """Whether x is a DTensor."""
+    if type(x) is Tensor:  # almost all are
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
 
