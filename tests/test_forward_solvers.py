@@ -89,6 +89,28 @@ def arrays(engine, dtype, *values):
     return [handle.asarray(v) for v in values]
 
 
+def at_a_maximum(u):
+    return array_namespace(u).sum(u**4 - u**2, axis=-1)
+
+
+def at_a_saddle(u):
+    return u[..., 0] ** 2 - u[..., 1] ** 2 + u[..., 1] ** 4
+
+
+@pytest.mark.parametrize("score", [at_a_maximum, at_a_saddle])
+@pytest.mark.parametrize("solver", [*MINIMISERS, SciPy()], ids=name)
+def test_a_start_that_is_stationary_converges_and_the_layer_tells_what_it_is(eager, score, solver):
+    """A gradient of exactly zero points nowhere: no solver sees a maximum, nor does SciPy."""
+    layer = dil.argmin(lambda u, t: score(u - t), solver, init=lambda t: t)
+    t = eager.asarray(np.asarray([1.0, 0.5]))
+    solution = layer.solve(t)
+    assert int(solution.status) == Status.CONVERGED
+    np.testing.assert_array_equal(eager.to_numpy(solution.value), [1.0, 0.5])
+    _, pull = dil.vjp(layer, t)
+    with pytest.warns(dil.ConvergenceWarning, match="NOT_MINIMUM"):
+        pull(t)
+
+
 @pytest.mark.parametrize("solver", [LBFGS(), Newton(), Newton("truncated")], ids=name)
 @pytest.mark.parametrize("n", [2, 10])
 def test_rosenbrock(eager, solver, n):

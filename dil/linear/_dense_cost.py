@@ -16,7 +16,7 @@ MATRIX_NUMBERS = 16
 """The arrays like the dense matrix that a dense solve makes."""
 STEP_NUMBERS = 8
 """The vectors that a step of CG makes besides its product."""
-FEW = 32
+FEWEST_TRIED = 32
 """Where a dense solve costs fewer steps than this, it comes first: few systems are solved by a quarter of them."""
 NUMBERS_AT_ONCE = 2**23
 """The most intermediate numbers that products may make at once: 64 MiB in float64."""
@@ -37,7 +37,7 @@ def krylov_budget(A: Operator, b: Array, backend: Backend) -> int:
     same on each run, and a program that is traced once can ask.
     """
     n = b.shape[-1]
-    if n <= FEW:
+    if n <= FEWEST_TRIED:
         return 0
     one, cost = b if A.one is None else b[0, ...], backend.dense.overheads
     problems, systems = size(one.shape) // n, size(b.shape) // max(size(one.shape), 1)
@@ -47,7 +47,7 @@ def krylov_budget(A: Operator, b: Array, backend: Backend) -> int:
     rows = n * (cost.row + made + cost.read_by_row * read)
     flops = problems * n**3 * (1 / 3 if A.symmetric else 2 / 3)
     steps = (cost.dense + rows + MATRIX_NUMBERS * problems * n**2 + FLOP * flops) / step
-    return 0 if steps < FEW else int(steps)
+    return 0 if steps < FEWEST_TRIED else int(steps)
 
 
 def rows_at_once(A: Operator, one: Array, backend: Backend) -> int | None:

@@ -44,6 +44,9 @@ class GradientDescent:
     For up to 64 unknowns a solution is verified as that of `LBFGS` is. A problem ends NOT_STATIONARY if a Newton step
     would still move it.
 
+    CONVERGED says that the gradient vanishes, not that u is a minimum: a start with a gradient of exactly zero ends
+    CONVERGED, as in SciPy, also at a maximum or a saddle point. The derivative of a layer then tells NOT_MINIMUM.
+
     The step length is s^T s / s^T y of the last step s and change of gradient y (Barzilai and Borwein 1988, eq. 5); a
     step that does not lower the score enough (Armijo 1966, up to rounding) is quartered.
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, max_abs
-from dil._base.operator import Operator, matrix_operator
+from dil._base.operator import Operator
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.terms import change_with_arguments
-from dil.linear._direct import dense
+from dil.solvers._small_matrix import with_small_matrix
 from dil.solvers._start import Start
 from dil.solvers._verify import if_differentiable
 
 PROBES = 8
 """The number of random vectors that estimate |J| |w| and |J^T| |F|, entry by entry."""
-FEW = 8
-"""The most unknowns for which the matrix is made, and |J| |w| is exact."""
 MARGIN = 4.0
 """An equation is out of reach if it exceeds the estimate of its reach so many times. The estimate is at least half."""
 BALANCE = 1e-2
@@ -79,8 +77,7 @@ def _reach(started: Start, u: Array) -> Reach:
     backend, xp = problem.backend, array_namespace(u)
     (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
     J = operator(problem, pull, u, arrays)
-    if u.shape[-1] <= FEW:
-        J = matrix_operator(dense(J.T, u, backend).mT, symmetric=J.symmetric)
+    J = with_small_matrix(J, u, backend)
     way = xp.maximum(xp.abs(u), xp.abs(u - start))
     return Reach(F, J, way, spread(J, way, backend))
 

@@ -56,6 +56,9 @@ class LBFGS:
     counts evaluations of the score and its gradient. A pair is kept if its curvature is positive beyond rounding. If
     no step length is found, the memory is cleared and the next direction is the negative gradient.
 
+    CONVERGED says that the gradient vanishes, not that u is a minimum: a start with a gradient of exactly zero ends
+    CONVERGED, as in SciPy, also at a maximum or a saddle point. The derivative of a layer then tells NOT_MINIMUM.
+
     Sources: Nocedal and Wright 2006, Algorithms 7.4 and 7.5, line search of Algorithms 3.5 and 3.6.
 
     Raises

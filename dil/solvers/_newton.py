@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.errors import OptionError
-from dil._base.operator import Operator, matrix_operator
+from dil._base.operator import Operator
 from dil._base.scalars import reader
 from dil._base.scale import is_short
 from dil._base.solution import Solution
@@ -17,13 +17,14 @@ from dil._problem.jacobian import operator
 from dil._problem.terms import within_rounding_of_terms
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
-from dil.linear._direct import Direct, dense
+from dil.linear._direct import Direct
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched
+from dil.solvers._small_matrix import with_small_matrix
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
 
@@ -31,8 +32,6 @@ Equations = Literal["hessian", "normal", "truncated"]
 GOLDEN = (1 + 5**0.5) / 2
 CRAMPED = 2.0**-4
 """A step that is cut to less than this makes the solver look whether F is within its rounding."""
-FEW = 8
-"""The most unknowns for which the matrix is always made, once a step."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,9 @@ class Newton:
     Minima: CG stops at negative curvature (Nocedal and Wright 2006, Algorithm 7.1). The Newton step is then the last
     iterate of CG, or along the gradient if CG has no iterate. A step that points uphill is reversed. Backtracking
     (Armijo 1966) sets the length.
+
+    CONVERGED says that the gradient vanishes, not that u is a minimum: a start with a gradient of exactly zero ends
+    CONVERGED, as in SciPy, also at a maximum or a saddle point. The derivative of a layer then tells NOT_MINIMUM.
 
     Truncated steps use the second forcing term of Eisenstat and Walker 1996, for each problem of a batch separately.
 
@@ -160,10 +162,7 @@ class Newton:
         problem, _, arrays = started
         (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
         J = operator(problem, pull, s.u, arrays)
-        if s.u.shape[-1] <= FEW:
-            # the rows come from pullbacks, and products with the matrix need no graph
-            matrix = dense(J.T, s.u, problem.backend).mT
-            J = matrix_operator(matrix, symmetric=problem.symmetric)
+        J = with_small_matrix(J, s.u, problem.backend)
         found = self._solve(started, J, F, s)
         if not problem.symmetric:
             return J, towards_root(J, F, found.value)

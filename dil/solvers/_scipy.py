@@ -17,7 +17,7 @@ from dil._problem.space import space_of
 from dil.solvers._host_call import Found, Host, check_scipy, import_optimize, solve_on_host
 from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._start import Start, start
-from dil.solvers._verify import FEW, SHORT, verified
+from dil.solvers._verify import MOST_VERIFIED, SHORT, verified
 
 WITHOUT_GRADIENT = frozenset({"nelder-mead", "powell", "cobyla", "cobyqa"})
 WITH_PRODUCTS = frozenset({"newton-cg", "trust-ncg", "trust-krylov", "trust-constr"})
@@ -141,7 +141,7 @@ def _verified(started: Start, found: Solution) -> Solution:
     u, _ = space_of(found.value, started.problem.condition.batch_ndim, "the solution")
     ended = (status == int(Status.CONVERGED)) | (status == int(Status.STAGNATED))
     precise = found.residual[..., None] <= eps(xp, u.dtype) ** 0.5
-    solved = (status == int(Status.CONVERGED)) | (ended & (precise if u.shape[-1] > FEW else ended))
+    solved = (status == int(Status.CONVERGED)) | (ended & (precise if u.shape[-1] > MOST_VERIFIED else ended))
     verdict = verified(started, u, solved, ended, min(eps(xp, u.dtype) ** 0.5, SHORT / 2))
     status = xp.where(verdict.solved, full(status, int(Status.CONVERGED)), status)
     status = xp.where(verdict.far, full(status, int(Status.NOT_STATIONARY)), status)

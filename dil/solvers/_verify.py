@@ -20,7 +20,7 @@ from dil.solvers._start import Start
 
 V = TypeVar("V")
 
-FEW = 64
+MOST_VERIFIED = 64
 """The most unknowns for which a solution of a method without second derivatives is verified."""
 SHORT = 1e-2
 """The longest Newton step that is left at a solution, relative to u, in 16 bits."""
@@ -64,7 +64,7 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
     """
     backend, xp = started.problem.backend, array_namespace(u)
     none = solved & ~solved
-    if u.shape[-1] > FEW:
+    if u.shape[-1] > MOST_VERIFIED:
         return Verdict(solved_or_rounded(started, u, solved, ended), none)
 
     def look(now: Verdict) -> Verdict:
