@@ -8,7 +8,7 @@ import os
 import pytest
 from hypothesis import Phase, settings
 
-import environment  # noqa: F401, for what it sets
+import environment
 from engines import Engine, engines
 from skipped_summary import write_skipped
 from transforms_table import Table
@@ -27,6 +27,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("numprocesses", None):
+        environment.set_threads()
     if config.getoption("--transforms-table"):
         config.pluginmanager.register(Table(config.getoption("--transforms-table")))
 
