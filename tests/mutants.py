@@ -48,6 +48,12 @@ TARGETS = {
     "dil/_layers/value.py": "test_silent_errors.py test_roots.py test_units.py",
     "dil/_diagnostics/smoothness.py": "test_silent_errors.py test_report.py",
     "dil/_diagnostics/error_bound.py": "test_report.py",
+    "dil/_layers/repeated.py": "test_torch_repeated.py",
+    "dil/_layers/answer.py": "test_torch_vmap.py",
+    "dil/linear/_dense_cost.py": "test_dense_cost.py",
+    "dil/linear/_one_reduction_cg.py": "test_one_reduction_cg.py",
+    "backends/dil_backends/torch/user_function.py": "test_torch_vmap.py",
+    "backends/dil_backends/torch/dtensors.py": "test_torch_dtensor.py",
     "dil/linear/_cg.py": "test_cg.py test_linear_solvers.py",
     "dil/linear/_minres.py": "test_linear_solvers.py",
     "dil/linear/_gmres.py": "test_linear_solvers.py",
@@ -83,6 +89,8 @@ class Mutant:
     new: str
     line: int = 0
     column: int = 0
+    test: str = ""
+    """The one test that kills it; without it the tests nearest to the file run."""
 
     def __str__(self) -> str:
         old, new = ((ROOT / self.path).read_text().splitlines(), self.applied().splitlines())
@@ -113,7 +121,7 @@ NAMED = (
     Mutant("dil/_layers/refine.py", "open_ & (short | ", "open_ & (moved | "),
     Mutant("dil/_layers/refine.py", "u, Fu = xp.where(better, trial, u), ", "u, Fu = trial, "),
     Mutant("dil/_layers/call.py", "~(max_abs(y) < math.inf)", "(max_abs(y) != max_abs(y))"),
-    Mutant("dil/_diagnostics/newton_comparison.py", "return short & (", "return short | ("),
+    Mutant("dil/_diagnostics/newton_comparison.py", "return short & small", "return short | small"),
     Mutant("dil/linear/_cg.py", "logical_not(proceed | (positive & (drift * drift < accepted_rr)))", "False"),
     Mutant("dil/linear/_cg.py", "bb * rtol**2", "bb * rtol"),
     Mutant(
@@ -130,9 +138,58 @@ NAMED = (
     Mutant("dil/ode/_methods.py", "e / (1.0 / 6.0 - 2.0 * e)", "e / (1.0 / 6.0 - e)"),
     Mutant("dil/ode/_methods.py", "E2 = -G2 * E1", "E2 = G2 * E1"),
     Mutant("dil/ode/_methods.py", "B2 * C3**3 + G3 - 0.25", "B2 * C3**3 + G3 - 0.2"),
+    Mutant(
+        "dil/_layers/repeated.py",
+        "if recording():",
+        "if False:",
+        test="test_torch_repeated.py::test_a_record_sees_every_pass",
+    ),
+    Mutant(
+        "dil/_layers/repeated.py",
+        "if backend.loops.number(xp.sum(0.0 * g)) == 0.0 else None",
+        "if True else None",
+        test="test_torch_repeated.py::test_a_cotangent_that_is_not_finite_is_told",
+    ),
+    Mutant(
+        "dil/_layers/repeated.py",
+        "xp.moveaxis(found, 0, -2)",
+        "xp.moveaxis(found, 0, -1)",
+        test="test_torch_repeated.py::test_all_arguments_and_those_that_a_pass_asks_for",
+    ),
+    Mutant("dil/_layers/repeated.py", "pull(-g, wrt)", "pull(g, wrt)", test="test_torch_repeated.py::test_batches"),
+    Mutant(
+        "dil/linear/_one_reduction_cg.py",
+        "rw - beta * beta * s.pHp",
+        "rw + beta * beta * s.pHp",
+        test="test_one_reduction_cg.py::test_status_and_accuracy_are_those_of_cg",
+    ),
+    Mutant(
+        "dil/linear/_one_reduction_cg.py",
+        "curvature = select(positive, last.curvature, divided(pHp, pp))",
+        "curvature = last.curvature",
+        test="test_one_reduction_cg.py::test_a_semidefinite_matrix_is_never_called_indefinite",
+    ),
+    Mutant(
+        "dil/linear/_one_reduction_cg.py",
+        "self.rtol ** (2 * TRIAL_SHARE)",
+        "self.rtol ** 2",
+        test="test_one_reduction_cg.py::test_a_slow_problem_is_given_up_after_its_trial",
+    ),
+    Mutant(
+        "backends/dil_backends/torch/guards.py",
+        '"Functionalize" in transforms()',
+        "False",
+        test="test_torch_transforms.py::test_a_transform_that_cannot_be_had_is_named_with_its_alternative[torch.func.functionalize]",
+    ),
+    Mutant(
+        "backends/dil_backends/torch/guards.py",
+        "_TorchDispatchModeKey.FAKE) is not None",
+        "_TorchDispatchModeKey.FAKE) is False",
+        test="test_torch_transforms.py::test_a_transform_that_cannot_be_had_is_named_with_its_alternative[torch.export]",
+    ),
 )
 """Mutants by hand: absolute tolerances, a dropped component, a policy without gradients, a check that says yes, a check
-that is gone, a wrong sign."""
+that is gone, a wrong sign, a transposed inverse."""
 
 EQUIVALENT: dict[str, str] = {
     "dil/_diagnostics/envelope.py: step = eps(xp, u.dtype) ** 0.5 * scale / "
@@ -206,17 +263,18 @@ def survives(mutant: Mutant, copy: Path, seconds: float) -> bool:
     source = path.read_text()
     path.write_text(mutant.applied())
     try:
-        return passes(mutant.path, copy, seconds)
+        return passes(mutant.path, copy, seconds, mutant.test)
     except subprocess.TimeoutExpired:
         return False  # a loop without end is noticed
     finally:
         path.write_text(source)
 
 
-def passes(path: str, copy: Path, seconds: float) -> bool:
-    """Run the tests nearest to a file in the copy of the tree."""
-    tests = TARGETS.get(path, "test_policy.py test_ode_failures.py").split()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-k", SELECTION, *(f"tests/{t}" for t in tests)]
+def passes(path: str, copy: Path, seconds: float, test: str = "") -> bool:
+    """Run one test, or those nearest to a file, in the copy of the tree."""
+    tests = [test] if test else TARGETS.get(path, "test_policy.py test_ode_failures.py").split()
+    chosen = [] if "[" in test else ["-k", SELECTION]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", *chosen, *(f"tests/{t}" for t in tests)]
     environment = {**os.environ, "CI": "true", "PYTHONPATH": f"{copy}{os.pathsep}{copy / 'backends'}"}
     ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=seconds, check=False)
     return ended.returncode == 0
@@ -241,16 +299,19 @@ def main() -> int:
         for number in range(options.jobs):
             copies.put(_copy_of_the_tree(Path(folder) / str(number)))
 
-        def judged(path: str) -> list[tuple[Mutant, bool]]:
+        def judged(group: tuple[str, str]) -> list[tuple[Mutant, bool]]:
+            path, test = group
             copy = copies.get()
             begin = time.monotonic()
-            assert passes(path, copy, BASELINE_SECONDS), f"the tests of {path} fail without a mutant"
+            assert passes(path, copy, BASELINE_SECONDS, test), f"the tests of {path} fail without a mutant"
             limit = PATIENCE * (time.monotonic() - begin)
-            found = [(mutant, survives(mutant, copy, limit)) for mutant in chosen if mutant.path == path]
+            found = [
+                (mutant, survives(mutant, copy, limit)) for mutant in chosen if (mutant.path, mutant.test) == group
+            ]
             copies.put(copy)
             return found
 
-        for verdicts in jobs.map(judged, sorted({m.path for m in chosen})):
+        for verdicts in jobs.map(judged, sorted({(m.path, m.test) for m in chosen})):
             for mutant, alive in verdicts:
                 reason = EQUIVALENT.get(str(mutant))
                 print(f"{'survives' if alive else 'killed'}: {mutant}", flush=True)
