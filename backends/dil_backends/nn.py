@@ -11,6 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import dil
+from dil._base.one_line import one_line
 from dil_backends.torch.guards import guard
 from dil_backends.torch.isolation import autocasts, isolated
 from dil_backends.torch.named_tensors import cast_like, refuse_devices, refuse_dtypes, refuse_shards, tensors_of_call
@@ -146,6 +147,10 @@ class ImplicitModule(torch.nn.Module):
         score = self._score()
         args, kwargs = self._ready(score, args, kwargs)
         return self._layer(score).report(*args, init=init, cotangent=cotangent, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Return the options in one line; torch shows the score below it."""
+        return f"{one_line(self.solver)}, kind={self.kind!r}, batch_ndim={self.batch_ndim}"
 
     def _score(self) -> StatelessScore:
         return StatelessScore(self.score, self._written)

@@ -141,6 +141,16 @@ class Status(IntEnum):
         return self is Status.CONVERGED
 
 
+def name_of(code: int) -> str:
+    """Return the name of a code, or the code itself if it is not a `Status`."""
+    return Status(code).name if code in Status._value2member_map_ else str(code)
+
+
+def sentence_of(code: int) -> str:
+    """Return the sentence of a code."""
+    return Status(code).sentence if code in Status._value2member_map_ else "a code that is not a dil.Status"
+
+
 EXPLAINS_NON_FINITE = Status.DIVERGED
 """Codes >= this one say why a solution is not finite. They are kept, because NON_FINITE would say less."""
 

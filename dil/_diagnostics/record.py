@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dil._base.errors import DilError
-from dil._base.status import Status
+from dil._base.html import Cell, table
+from dil._base.outcome import counts, outcome, reasons
+from dil._base.spread import in_words, legend
+from dil._base.status import name_of, sentence_of
 from dil._base.typing import Array
 from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.plots import plot_record
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import loaded
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Stage = Literal["forward", "backward"]
 RECORDERS: list[Record] = []
@@ -74,9 +81,16 @@ class Entry:
         codes = self.status.reshape(-1).tolist()
         for code in sorted(set(codes)):
             share = "" if len(codes) == 1 else f" ({codes.count(code)} of {len(codes)} problems)"
-            lines.append(f"  {'status':<12} {_name(code)}: {_sentence(code)}{share}")
+            lines.append(f"  {'status':<12} {name_of(code)}: {sentence_of(code)}{share}")
         lines += [f"  {name:<12} {_range(values)}" for name, values in self.numbers()]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[Cell, ...]] = [
+            ("status", outcome(self.status)),
+            *((name, in_words(x)) for name, x in self.numbers()),
+        ]
+        return table(f"{self.stage} solve of the {self.layer}", (), rows, reasons(self.status) + legend(rows))
 
 
 NUMBERS = ("iterations", "residual", "stationarity", "lowest", "highest", "condition", "asymmetry", "bound")
@@ -129,10 +143,59 @@ class Record:
 
     def __str__(self) -> str:
         """Summarise each layer's solves: how many, how they ended, and the range of every number."""
+        return "\n".join(_summary(*key, entries) for key, entries in self._groups()) or "no solve was recorded"
+
+    def _repr_html_(self) -> str:
+        names = [name for name in NUMBERS if any(getattr(entry, name) is not None for entry in self.entries)]
+        rows: list[tuple[Cell, ...]] = [
+            (layer, stage, str(len(entries)), outcome(_statuses(entries)), *(_numbers(name, entries) for name in names))
+            for (layer, stage), entries in self._groups()
+        ]
+        header = ("layer", "stage", "solves", "problems", *names) if rows else ()
+        notes = reasons(_statuses(self.entries)) if rows else ["no solve was recorded"]
+        return table("dil.Record", header, rows, notes + legend(rows))
+
+    def _groups(self) -> ItemsView[tuple[str, str], list[Entry]]:
+        """Return the entries by layer and stage."""
         groups: dict[tuple[str, str], list[Entry]] = {}
         for entry in self.entries:
             groups.setdefault((entry.layer, entry.stage), []).append(entry)
-        return "\n".join(_summary(*key, entries) for key, entries in groups.items()) or "no solve was recorded"
+        return groups.items()
+
+    def plot(self, number: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw one number of every solve, in the order of the solves. It needs matplotlib.
+
+        Each layer and stage is a line; of a batch, the largest number counts. A cross is a solve that did not converge.
+
+        Parameters
+        ----------
+        number : str, optional
+            "iterations", "residual", "stationarity", "lowest", "highest", "condition", "asymmetry" or "bound". By
+            default the first of "bound", "residual" and "iterations" that was recorded.
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        Axes
+
+        Raises
+        ------
+        OptionError
+            If the number is unknown, or no solve recorded it.
+        ImportError
+            If matplotlib is missing.
+
+        Examples
+        --------
+        >>> import numpy as np, dil
+        >>> layer = dil.argmin(lambda u, t: np.sum((u - t) ** 2), dil.solvers.Newton(), init=lambda t: 0.0 * t)
+        >>> with dil.record() as rec:
+        ...     _ = dil.vjp(layer, np.ones(3))[1](np.ones(3))
+        >>> rec.plot("iterations").get_xlabel()
+        'solve'
+        """
+        return plot_record(self._groups(), NUMBERS, number, ax)
 
 
 def record() -> Record:
@@ -183,35 +246,31 @@ def _listen(policy: Policy, stage: Stage, names: tuple[str, ...], *values: Any) 
         recorder.entries.append(entry)
 
 
-def _name(code: int) -> str:
-    return Status(code).name if code in Status._value2member_map_ else str(code)
-
-
-def _sentence(code: int) -> str:
-    return Status(code).sentence if code in Status._value2member_map_ else "a code that is not a dil.Status"
-
-
 def _range(values: Any) -> str:
     """Format one number, or the least, the median and the largest of several."""
-    import numpy as np
-
-    flat = np.asarray(values, dtype=float).reshape(-1)
-    if flat.size == 1:
-        return f"{flat[0]:.3g}"
-    finite = flat[~np.isnan(flat)]
-    if not finite.size:
-        return "nan"
-    return f"{finite.min():.3g} .. {np.median(finite):.3g} .. {finite.max():.3g}  (least, median, largest)"
+    text = in_words(values)
+    return f"{text}  (least, median, largest)" if " .. " in text else text
 
 
 def _summary(layer: str, stage: str, entries: list[Entry]) -> str:
-    import numpy as np
-
-    codes = [code for entry in entries for code in entry.status.reshape(-1).tolist()]
-    ends = ", ".join(f"{codes.count(code)} {_name(code)}" for code in sorted(set(codes)))
+    ends = ", ".join(f"{number} {name_of(code)}" for code, number in counts(_statuses(entries)).items())
     lines = [f"{layer}, {stage}: {len(entries)} solves, problems: {ends}"]
     for name in NUMBERS:
-        met = [np.asarray(getattr(e, name)).reshape(-1) for e in entries if getattr(e, name) is not None]
-        if met:
-            lines.append(f"  {name:<12} {_range(np.concatenate(met))}")
+        if any(getattr(entry, name) is not None for entry in entries):
+            lines.append(f"  {name:<12} {_range(_of_all(name, entries))}")
     return "\n".join(lines)
+
+
+def _statuses(entries: Sequence[Entry]) -> Any:
+    return _of_all("status", entries)
+
+
+def _numbers(name: str, entries: Sequence[Entry]) -> str:
+    return in_words(_of_all(name, entries)) if any(getattr(entry, name) is not None for entry in entries) else ""
+
+
+def _of_all(name: str, entries: Sequence[Entry]) -> Any:
+    """Return one number of all problems of some solves, (n,)."""
+    import numpy as np
+
+    return np.concatenate([np.ravel(x) for entry in entries if (x := getattr(entry, name)) is not None])

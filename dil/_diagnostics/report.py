@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dil._base.arrays import array_namespace
 from dil._base.errors import OptionError
+from dil._base.html import Cell, table
+from dil._base.outcome import outcome, reasons
+from dil._base.spread import in_words, legend
 from dil._base.typing import Tree
 from dil._diagnostics.failure_policy import Policy
-from dil._diagnostics.record import Entry, Record
+from dil._diagnostics.plots import plot_report
+from dil._diagnostics.record import NUMBERS, Entry, Record
 from dil._frameworks.registry import leaves_of, owner
 from dil._frameworks.transforms import vjp
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +37,47 @@ class Report:
 
     def __str__(self) -> str:
         return f"{self.forward}\n{self.backward}"
+
+    def _repr_html_(self) -> str:
+        solves = (self.forward, self.backward)
+        known = [dict(entry.numbers()) for entry in solves]
+        rows: list[tuple[Cell, ...]] = [("status", *(outcome(entry.status) for entry in solves))]
+        for name in NUMBERS:
+            if any(name in numbers for numbers in known):
+                rows.append((name, *(in_words(numbers[name]) if name in numbers else "" for numbers in known)))
+        notes = [f"{entry.stage} solve: {text}" for entry in solves for text in reasons(entry.status)]
+        if (self.backward.bound >= 1).any():
+            notes.append("bound: where it is 1 or more, nothing is known of the gradient.")
+        return table(f"dil.Report of the {self.forward.layer}", ("", "forward", "backward"), rows, notes + legend(rows))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the relative errors that were found, one row each and one dot for each problem. It needs matplotlib.
+
+        The rows are the residuals of both solves, the stationarity, the asymmetry, and the bound on the error of the
+        gradient. Problems that failed are crosses. What is zero stands at the left edge.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing.
+
+        Examples
+        --------
+        >>> import numpy as np, dil
+        >>> layer = dil.argmin(lambda u, t: np.sum((u - t) ** 2), dil.solvers.Newton(), init=lambda t: 0.0 * t)
+        >>> layer.report(np.ones(3)).plot().get_xscale()
+        'log'
+        """
+        return plot_report(self.forward, self.backward, ax)
 
 
 def report(

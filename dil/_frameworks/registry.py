@@ -19,6 +19,7 @@ from typing import Any, cast
 from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, DTypeError
 from dil._base.typing import AnyArray, Device, DType, Namespace, Tree
+from dil._base.html import Mark, table
 from dil._frameworks.protocol import Backend, BackendInfo
 
 GROUP = "dil.backends"
@@ -266,12 +267,25 @@ def backend(
     return handle
 
 
-def backends() -> tuple[BackendInfo, ...]:
+class Backends(tuple[BackendInfo, ...]):
+    """A tuple of the backends, which a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (info.name, info.version or "-", ", ".join(info.devices) or "-", Mark(info.usable, info.reason or "yes"))
+            for info in self
+        ]
+        return table("dil.backends()", ("backend", "version", "devices", "usable"), rows)
+
+
+def backends() -> Backends:
     """Return one entry for each backend, with its version and devices, or the reason why it cannot be used.
 
-    This imports all frameworks that are installed.
+    This imports all frameworks that are installed. A notebook shows a table.
     """
-    return tuple(_describe(name) for name in _targets())
+    return Backends(_describe(name) for name in _targets())
 
 
 def _describe(name: str) -> BackendInfo:

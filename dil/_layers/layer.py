@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from dil._base.arrays import array_namespace, is_complex
 from dil._base.errors import DTypeError, OptionError
+from dil._base.one_line import made_by
 from dil._base.options import is_integer
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
@@ -27,6 +28,9 @@ from dil.linear._solver import LinearSolver
 
 if TYPE_CHECKING:
     from dil._diagnostics.report import Report
+
+KINDS = {"residual": "root", "step": "fixed_point"}
+"""The function that makes a layer of an equation."""
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, since a start or a score may have no comparison and no hash
@@ -58,6 +62,18 @@ class Layer:
             expected = ", ".join(get_args(CheckSmoothness))
             message = f"check_smoothness={self.check_smoothness!r} is unknown; expected one of {expected}"
             raise OptionError(message)
+
+    def __repr__(self) -> str:
+        kind = "argmin" if isinstance(self.condition, Score) else KINDS[self.condition.kind]
+        return made_by(
+            f"dil.{kind}",
+            self.condition.fn,
+            self.solver,
+            linear_solver=self.linear_solver,
+            batch_ndim=self.condition.batch_ndim or None,
+            init=self.init,
+            refine=self.refine or None,
+        )
 
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Tree:
         """Return y, differentiable in every float array of the arguments, but not in `init`."""

@@ -96,6 +96,9 @@ class Value:
     """The layer whose solution the value belongs to."""
     programs: Programs = field(default_factory=Programs, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        return repr(self.layer).replace("dil.argmin", "dil.value", 1)
+
     def __call__(self, *args: Tree, init: Tree | None = None, **kwargs: Tree) -> Array:
         """Return v, one number per problem, differentiable in every float array of the arguments."""
         return guarded(run_in_its_framework, self._least, partial(value_at_start, self.layer), args, kwargs, init)  # type: ignore[no-any-return]

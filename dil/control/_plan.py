@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import OptionError, ShapeError
+from dil._base.one_line import made_by
 from dil._base.options import check_integer, declares, is_number
 from dil._base.solution import Solution
 from dil._base.status import Status
@@ -141,6 +142,21 @@ class Plan:
     refine: int
     _layers: dict[int, Layer] = field(default_factory=dict, init=False, repr=False)
     """The layers by the number of batch dimensions. Each keeps what a framework has compiled for it."""
+
+    def __repr__(self) -> str:
+        score = self.score
+        return made_by(
+            "dil.control.plan",
+            score.cost,
+            score.dynamics,
+            score.horizon,
+            controls=self.controls,
+            final=score.final,
+            solver=self.solver,
+            bounds=score.bounds and (score.bounds.low, score.bounds.high),
+            barrier=score.barrier or None,
+            init=self.init,
+        )
 
     @property
     def horizon(self) -> int:
