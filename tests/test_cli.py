@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import dil
@@ -18,6 +19,8 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 from typer.testing import CliRunner
 
+from dil._cli import bench
+from dil._cli.bench import Data
 from dil._cli.commands import app
 
 ROOT = Path(dil.__file__).parents[1]
@@ -158,7 +161,17 @@ def test_version():
 
 
 @pytest.mark.parametrize(
-    "args", [("--help",), ("check", "--help"), ("demo", "kepler", "--help"), ("backends", "--help")]
+    "args",
+    [
+        ("--help",),
+        ("check", "--help"),
+        ("demo",),
+        ("demo", "kepler", "--help"),
+        ("demo", "stiff", "--help"),
+        ("demo", "swing", "--help"),
+        ("backends", "--help"),
+        ("bench", "--help"),
+    ],
 )
 def test_help(args):
     result = run(*args)
@@ -301,3 +314,78 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert "cannot write" in result.stderr
+
+
+# --- the other demos ---
+
+
+def test_the_list_of_demos_names_each_command():
+    result = run("demo", "--list")
+    assert result.exit_code == 0
+    for name in ("kepler", "stiff", "swing"):
+        assert sum(line.startswith(name + " ") for line in result.output.splitlines()) == 1
+
+
+def test_demo_stiff(tmp_path):
+    result = run("demo", "stiff", "--backend", "numpy", "--steps", "4", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "0.04000000" in result.output
+    assert (tmp_path / "stiff.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_stiff_that_does_not_arrive_fails_and_still_draws(tmp_path):
+    result = run("demo", "stiff", "--backend", "numpy", "--steps", "1", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "after 1 steps; raise --steps" in result.stderr
+    assert (tmp_path / "stiff.png").exists()
+
+
+def test_demo_swing_that_is_too_short_fails_and_still_draws(tmp_path):
+    result = run("demo", "swing", "--backend", "numpy", "--steps", "2", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "does not stand upright after 2 plans" in result.stderr
+    assert (tmp_path / "swing.gif").read_bytes().startswith(b"GIF")
+
+
+@pytest.mark.slow
+def test_demo_swing(tmp_path):
+    result = run("demo", "swing", "--backend", "numpy", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "swing.gif").stat().st_size < 2e6
+
+
+@pytest.mark.parametrize("name", ["stiff", "swing"])
+def test_bad_usage_of_the_other_demos(tmp_path, name):
+    result = run("demo", name, "--backend", "fortran", "--out", tmp_path / "out")
+    assert_one_line(result, f"dil demo {name}: ", "there is no backend 'fortran'")
+    assert not (tmp_path / "out").exists()
+
+
+# --- dil bench ---
+
+
+@pytest.mark.parametrize("name", [m.name for m in bench.METHODS if "jax" not in m.needs])
+def test_every_method_of_the_benchmark_finds_the_slope(name):
+    method = next(m for m in bench.METHODS if m.name == name)
+    for package in method.needs:
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    small = bench.data(30, 3)
+    tolerance = 1e-3 if "difference" in name or "unrolled" in name else 1e-5
+    assert method.make(small)() == pytest.approx(bench.by_hand(small)(), rel=tolerance)
+
+
+def test_the_closed_form_of_the_benchmark_is_the_slope():
+    small = bench.data(30, 3)
+    assert bench.by_hand(small)() == pytest.approx(bench.by_differences(small)(), rel=1e-3)
+
+
+def test_bench_prints_a_row_for_each_method(monkeypatch):
+    monkeypatch.setattr(bench, "data", lambda: Data(*(np.ones((4, 2)) * [[1], [2], [-1], [3]] for _ in range(2))))
+    missing = bench.Method("by a package that is not there", ("no_such_package_at_all",), bench.by_hand)
+    monkeypatch.setattr(bench, "METHODS", (*bench.METHODS[:2], missing))
+    result = run("bench", "--seconds", "0")
+    assert result.exit_code == 0, result.output
+    assert "by hand" in result.output
+    assert "dil on NumPy, Newton" in result.output
+    assert "by a package" not in result.output
+    assert "not compared: no_such_package_at_all" in result.output

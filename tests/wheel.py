@@ -37,6 +37,11 @@ def main(wheel: str, out: str) -> None:
     demo = [sys.executable, "-m", "dil", "demo", "kepler", "--backend", "numpy", "--out", "kepler"]
     subprocess.run(demo, check=True)
     assert Path("kepler/kepler.png").stat().st_size > 10_000
+    program = [sys.executable, "-m", "dil"]
+    listed = subprocess.run([*program, "demo", "--list"], check=True, capture_output=True, text=True).stdout
+    assert all(name in listed for name in ("kepler", "stiff", "swing")), listed
+    subprocess.run([*program, "demo", "stiff", "--backend", "numpy", "--out", "stiff"], check=True)
+    subprocess.run([*program, "bench", "--seconds", "1"], check=True)
     print("the wheel holds what the checkout holds, and works: 1 passed")
 
 

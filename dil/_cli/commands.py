@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-demo = typer.Typer(help="Run a demonstration.", no_args_is_help=True, rich_markup_mode=None)
+demo = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 app.add_typer(demo, name="demo")
 
 SHOWN = 6
@@ -93,6 +94,109 @@ def check(
     _print_report(report)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("bench")
+def run_bench(
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="For all methods together; each makes two calls at least.")
+    ] = 120,
+) -> None:
+    """Compare a gradient through an optimum by dil with the same by what is installed here.
+
+    The optimum is a logistic regression of 300 rows and 30 features. Times are those of this machine.
+    """
+    from dil._cli import bench  # imported here because only this command needs NumPy
+
+    _allow_float64_of_jax()
+    console = Console()
+    table = _table("method", "ms a gradient", "first call, ms", "calls", "rel. error")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the packages that are compared
+        with console.status("measuring ...") as status:
+            for row in bench.compare(seconds, bench.data()):
+                status.update(f"measured: {row.name}")
+                times = (f"{1e3 * row.seconds:.2f}", f"{1e3 * row.first:.0f}")
+                table.add_row(row.name, *times, str(row.calls), f"{row.error:.1e}")
+    console.print(table)
+    if absent := bench.missing():
+        console.print(f"\nnot installed, so not compared: {', '.join(absent)}", highlight=False)
+
+
+@demo.callback()
+def demos(
+    context: typer.Context,
+    wanted: Annotated[bool, typer.Option("--list", help="List the demonstrations.")] = False,
+) -> None:
+    """Run a demonstration."""
+    if wanted:
+        table = _table("demo", "what it shows")
+        for command in demo.registered_commands:
+            table.add_row(command.name, (getattr(command.callback, "__doc__", None) or "").splitlines()[0])
+        Console().print(table)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@demo.command("stiff")
+def demo_stiff(
+    backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="By default $DIL_BACKEND, then numpy.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where stiff.png goes.")] = Path("stiff"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the learning.")] = 8,
+) -> None:
+    """Learn a rate of a stiff reaction through implicit steps, where explicit ones overflow.
+
+    Exits with status 1 if the rate is not found.
+    """
+    from dil._cli.demos import stiff
+
+    _allow_float64_of_jax()
+    console = Console()
+    with _one_line("demo stiff"):
+        learned = stiff.learn(dil.backend(backend, dtype="float64"), steps=steps)
+        out.mkdir(parents=True, exist_ok=True)
+        stiff.save(learned, out / "stiff.png")
+    table = _table("step", "k1", "rel. error")
+    for i, k1 in enumerate(learned.path):
+        table.add_row(str(i), f"{k1:.12f}", f"{abs(k1 / stiff.RATES[0] - 1):.1e}")
+    console.print(table)
+    _print_wrote(console, out / "stiff.png")
+    if learned.error > stiff.FOUND:
+        _fail("demo stiff", f"k1 is off by {learned.error:.1e} after {steps} steps; raise --steps", 1)
+
+
+@demo.command("swing")
+def demo_swing(
+    backend: Annotated[
+        str | None, typer.Option(metavar="NAME", help="By default $DIL_BACKEND, then numpy.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where swing.gif goes.")] = Path("swing"),
+    steps: Annotated[int, typer.Option(min=1, help="Plans, one each 0.05 s of the motion.")] = 70,
+) -> None:
+    """Swing a pendulum up with a weak motor by model predictive control, as an animation.
+
+    Exits with status 1 if it does not stand upright at the end.
+    """
+    from dil._cli.demos import swing
+
+    _allow_float64_of_jax()
+    console = Console()
+    with _one_line("demo swing"):
+        handle = dil.backend(backend, dtype="float64")
+        with console.status("planning ..."):
+            found = swing.swing_up(handle, steps=steps)
+        out.mkdir(parents=True, exist_ok=True)
+        swing.save(found, out / "swing.gif")
+    angle, speed = found.states[-1]
+    console.print(f"After {swing.STEP * steps:.2f} s: angle {angle:.4f} rad, speed {speed:.4f} rad/s", highlight=False)
+    _print_wrote(console, out / "swing.gif")
+    if found.away > swing.UPRIGHT:
+        _fail("demo swing", f"the pendulum does not stand upright after {steps} plans; raise --steps", 1)
 
 
 @demo.command("kepler")
@@ -210,6 +314,10 @@ def _print_report(report: dil.GradientReport) -> None:
     for finding in report.findings:
         console.print()
         console.print(str(finding), markup=False, highlight=False)
+
+
+def _print_wrote(console: Console, path: Path) -> None:
+    console.print(f"Wrote {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
 def _table(*headers: str, gap: int = 1) -> Table:
