@@ -64,6 +64,20 @@ _MODULES = {
     "_problem.score": ("Derivatives",),
 }
 """The modules and their public names. A module is imported at the first use of a name, to keep `import dil` fast."""
+_ELSEWHERE = {
+    "ImplicitModule": "dil_backends.nn.ImplicitModule",
+    "jax": "dil.backend('jax'); layers take the arrays of JAX as they are",
+    "mpc": "dil.control.mpc_rollout",
+    "nn": "dil_backends.nn",
+    "numpy": "dil.backend('numpy'); layers take the arrays of NumPy as they are",
+    "odeint": "dil.ode.odeint",
+    "optax": "dil_backends.optax",
+    "optim": "dil_backends.optim",
+    "optimistix": "dil_backends.optimistix",
+    "plan": "dil.control.plan",
+    "torch": "dil.backend('torch'); layers take the tensors of torch as they are, and modules are dil_backends.nn",
+}
+"""Where names are that are looked for here."""
 _PACKAGES = ("control", "linear", "ode", "solvers")
 
 
@@ -76,7 +90,8 @@ def __getattr__(name: str) -> Any:
         if name in names:
             found = globals()[name] = getattr(import_module(f"dil.{module}"), name)
             return found
-    message = f"module 'dil' has no attribute {name!r}"
+    place = _ELSEWHERE.get(name)
+    message = f"module 'dil' has no attribute {name!r}" + (f"; it is {place}" if place else "")
     raise AttributeError(message)
 
 

@@ -242,3 +242,25 @@ def test_a_random_key_of_jax_is_carried_along():
     jax = jax_()
     layer = dil.argmin(lambda u, x, key: bowl(u, x), solved)
     np.testing.assert_array_equal(layer(jax.numpy.asarray(X), jax.random.key(0)), X)
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_a_solver_may_return_an_optimize_result(success):
+    optimize = pytest.importorskip("scipy.optimize", reason="SciPy is not installed")
+    answer = optimize.OptimizeResult(x=np.asarray([1.0, 2.0]), success=success, message="as it went")
+    layer = dil.argmin(lambda u, x: np.sum((u - x) ** 2), lambda f, u, x: answer, on_failure="raise")
+    if success:
+        np.testing.assert_array_equal(layer(np.asarray([1.0, 2.0])), [1.0, 2.0])
+    else:
+        with pytest.raises(dil.ConvergenceError, match=r"FAILED.*as it went"):
+            layer(np.asarray([1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("nn", "dil_backends.nn"), ("plan", "dil.control.plan"), ("torch", "torch")]
+)
+def test_a_name_that_is_elsewhere_says_where(name, place):
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; it is .*{place}"):
+        getattr(dil, name)
+    with pytest.raises(AttributeError, match=r"'mpc'; it is dil.control.mpc_rollout"):
+        _ = dil.control.mpc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ class Call:
         self.has_start = expected is not None
         what = f"the result of the solver {_name(self.solver)!r}"
         result = self.solver(self.condition, init, *args, **kwargs)
-        solution = result if isinstance(result, Solution) else Solution(result)
+        solution = _as_solution(result)
         y, self.space = space_of(solution.value, self.condition.batch_ndim, what)
         self._check_solution(y, arrays, expected, what)
         y = array_namespace(y).asarray(self.backend.constant(y), copy=True)  # a solver may return one of its arguments
@@ -210,6 +210,16 @@ def solved(call: Call, arrays: list[Array]) -> tuple[SolvedCall, list[Array]]:
     found = call.forward(*(call.backend.constant(x) for x in arrays))
     parts = {part.name: getattr(call, part.name) for part in fields(call)}
     return SolvedCall(**parts, outputs=len(found)), [*arrays, *found]
+
+
+def _as_solution(result: Any) -> Solution:
+    """Return the answer of a solver as a Solution; SciPy's OptimizeResult is known by its fields."""
+    if isinstance(result, Solution):
+        return result
+    if isinstance(result, Mapping) and {"x", "success", "message"} <= result.keys():
+        status = Status.CONVERGED if result["success"] else Status.FAILED
+        return Solution(result["x"], int(status), extra={"message": str(result["message"])})  # type: ignore[arg-type]
+    return Solution(result)
 
 
 def _copy(tree: Tree) -> Tree:
