@@ -18,8 +18,8 @@ from typing import Any, cast
 
 from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, DTypeError
-from dil._base.typing import AnyArray, Device, DType, Namespace, Tree
 from dil._base.html import Mark, table
+from dil._base.typing import AnyArray, Device, DType, Namespace, Tree
 from dil._frameworks.protocol import Backend, BackendInfo
 
 GROUP = "dil.backends"
