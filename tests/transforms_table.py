@@ -26,6 +26,20 @@ The tests write the table:
 
     python -m pytest -m transform --transforms-table=docs/pages/transforms.md
 
+Transforms nest. This is the third derivative of a layer, in reverse mode over itself:
+
+```python
+import dil
+import numpy as np
+
+layer = dil.root(lambda y, t: y**2 - t, dil.solvers.Newton(), init=np.asarray(1.0))
+print(round(float(dil.grad(dil.grad(dil.grad(layer)))(np.asarray(4.0))), 6), 3 / 8 * 4.0**-2.5)
+```
+
+```text
+0.011719 0.01171875
+```
+
 """
 
 

@@ -1,0 +1,151 @@
+"""The pictures of the pages of results, drawn from what the benchmarks wrote.
+
+python docs/figures/results.py --out docs/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+RESULTS = Path(__file__).parent.parent / "results"
+Row = dict[str, Any]
+
+
+def ratios(axes: Axes, names: Sequence[str], numbers: Sequence[Sequence[float]], label: str) -> None:
+    """Draw a median and its quartiles for each name, best first; (least, median, largest) in each row of numbers."""
+    low, middle, high = np.asarray(sorted(numbers, key=lambda row: row[1])).T
+    names = [names[k] for k in np.argsort([row[1] for row in numbers], kind="stable")]
+    axes.errorbar(middle, range(len(names)), xerr=[middle - low, high - middle], fmt="o", color="#3f51b5", capsize=3)
+    axes.axvline(1.0, color="#e64a19", linewidth=1)
+    axes.set(xscale="log", xlabel=label)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def backward(axes: Axes, found: Row) -> None:
+    """Draw the ratio to the same iterations by hand against the time by hand."""
+    for name in sorted({row["backend"] for row in found["times"]}):
+        rows = [row for row in found["times"] if row["backend"] == name]
+        axes.plot([r["hand_ms"] for r in rows], [r["layer_ms"] / r["hand_ms"] for r in rows], "o", label=name)
+    axes.axhline(1.0, color="#e64a19", linewidth=1)
+    axes.set(xscale="log", xlabel="by hand, ms", ylabel="layer / by hand")
+    axes.legend()
+
+
+def batched(axes: Axes, found: Row) -> None:
+    """Draw how many times as long the other way takes."""
+    rows = found["times"]
+    names = [f"{r['backend']}, {r['score']}, {r['against']}" for r in rows]
+    ratios(axes, names, [r["ratio"] for r in rows], "other / layer with batch_ndim=1")
+
+
+def torch_calls(axes: Axes, found: Row) -> None:
+    """Draw the ratio to code by hand, or to the peer."""
+    rows = found["rows"]
+    numbers = [[r["quartiles"][0], r["ratio"], r["quartiles"][1]] for r in rows]
+    ratios(axes, [r["case"] for r in rows], numbers, "time of the layer / time of what stands beside it")
+
+
+def jax_peers(axes: Axes, found: Row) -> None:
+    """Draw the seconds of tracing and compiling."""
+    rows = found["rows"]
+    traced, compiled = (np.asarray([r[key] for r in rows]) for key in ("trace_s", "compile_s"))
+    axes.barh(range(len(rows)), traced, color="#9fa8da", label="trace")
+    axes.barh(range(len(rows)), compiled, left=traced, color="#3f51b5", label="compile")
+    axes.set_yticks(range(len(rows)), [f"{r['problem']}: {r['library']}" for r in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="s")
+    axes.legend()
+
+
+def plan(axes: Axes, found: Row) -> None:
+    """Draw the time of a backward pass against the steps of the solver."""
+    rows = found["rows"]
+    for key, color in (("unrolled", "#e64a19"), ("layer", "#3f51b5")):
+        axes.plot([r["steps"] for r in rows], [1e3 * r[key] for r in rows], "o-", color=color, label=key)
+    axes.set(xlabel="steps of the solver", ylabel="backward pass, ms", ylim=(0, None))
+    axes.legend()
+
+
+def linear(axes: Axes, found: Row) -> None:
+    """Draw the time of `Auto` against that of the best single solver."""
+    problems: dict[tuple[Any, ...], Row] = {}
+    for row in (r for r in found["solvers"] if r["status"] == "CONVERGED"):
+        problems.setdefault((row["problem"], row["backend"], row["n"]), {})[row["solver"]] = row["ms"]
+    for name in sorted({key[1] for key in problems}):
+        pairs = [
+            (min(ms for solver, ms in times.items() if solver != "Auto"), times["Auto"])
+            for (_, backend, _), times in problems.items()
+            if backend == name and "Auto" in times
+        ]
+        axes.loglog(*zip(*pairs, strict=True), "o", label=name, alpha=0.7)
+    axes.axline((1, 1), (10, 10), color="#e64a19", linewidth=1)
+    axes.set(xlabel="best single solver, ms", ylabel="Auto, ms")
+    axes.legend()
+
+
+def silent(axes: Axes, found: Row) -> None:
+    """Draw the error of each gradient against that of its argmin, by what the status says."""
+    for told, color, name in ((False, "#3f51b5", "CONVERGED"), (True, "#e64a19", "a warning")):
+        rows = [r for r in found["rows"] if (r["status"] != "CONVERGED") == told]
+        points = [[max(r[key], 1e-17) for r in rows] for key in ("argmin_error", "error")]
+        axes.loglog(*points, ".", color=color, label=name, alpha=0.5, markersize=4)
+    axes.axhline(0.1, color="black", linewidth=1)
+    axes.set(xlabel="relative error of y", ylabel="relative error of the gradient")
+    axes.legend()
+
+
+def trust(axes: Axes, found: Row) -> None:
+    """Draw the bound of each gradient's error against the error."""
+    error, bound = (
+        np.asarray([float(row[found["columns"].index(key)]) for row in found["rows"]]) for key in ("error", "bound")
+    )
+    axes.loglog(error, bound, ".", color="#3f51b5", alpha=0.5, markersize=4)
+    axes.axline((1, 1), (10, 10), color="#e64a19", linewidth=1)
+    axes.set(xlabel="relative error of the gradient", ylabel="bound of dil")
+
+
+def table1(axes: Axes, found: Row) -> None:
+    """Draw the test errors beside the paper's."""
+    cells = found["cells"]
+    place = np.arange(len(cells))
+    axes.barh(place - 0.2, [cell["mean"] for cell in cells], 0.4, color="#3f51b5", label="here")
+    axes.barh(place + 0.2, [cell["paper"][0] for cell in cells], 0.4, color="#ffab91", label="paper")
+    axes.set_yticks(place, [f"{cell['data']}: {cell['row'].replace('_', ' ')}" for cell in cells], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="mean squared error of the test forecast")
+    axes.legend()
+
+
+PICTURES: dict[str, Callable[[Axes, Row], None]] = {
+    f.__name__: f for f in (backward, batched, jax_peers, linear, plan, silent, table1, torch_calls, trust)
+}
+
+
+def draw(out: Path) -> list[Path]:
+    """Draw every picture into a folder, and return their paths."""
+    paths = []
+    for name, drawing in PICTURES.items():
+        figure, axes = plt.subplots(figsize=(8, 4.5), dpi=90, layout="constrained")
+        drawing(axes, json.loads((RESULTS / f"{name}.json").read_text()))
+        figure.savefig(path := out / f"{name}.png")
+        plt.close(figure)
+        paths.append(path)
+    return paths
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    draw(parser.parse_args().out)
