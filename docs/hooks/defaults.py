@@ -1,4 +1,4 @@
-"""Give each parameter of a docstring the default of the signature: "damping, rtol" in one entry have two defaults."""
+"""Give each parameter of a docstring its own default and type: the reader gives "damping, rtol" those of the first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import griffe
 
 
 class Defaults(griffe.Extension):
-    """Read the defaults from the signatures, once a package is loaded."""
+    """Read defaults and types from the signatures, once a package is loaded."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         """Mend every docstring of a package."""
@@ -20,8 +20,13 @@ def mend(thing: griffe.Object) -> None:
     if isinstance(thing, griffe.Class | griffe.Function) and thing.docstring:
         for section in thing.docstring.parsed:
             for parameter in section.value if section.kind is griffe.DocstringSectionKind.parameters else ():
-                if parameter.name in thing.parameters:
-                    parameter.value = thing.parameters[parameter.name].default
+                if parameter.name not in thing.parameters:
+                    continue
+                own = thing.parameters[parameter.name]
+                parameter.value = own.default
+                # a type that the docstring names itself is none of the signature's
+                if any(parameter.annotation is other.annotation for other in thing.parameters):
+                    parameter.annotation = own.annotation
     for member in thing.members.values():
         if not member.is_alias:
             mend(member)

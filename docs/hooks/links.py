@@ -20,7 +20,7 @@ SKIPPED = re.compile(r"(<pre\b.*?</pre>|<a\b.*?</a>|<h[1-6]\b.*?</h[1-6]>)", re.
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 foreign: dict[str, str] = {
-    name: pattern.format(name)
+    name: pattern.format(name, name.rpartition(".")[2])
     for pattern, names in tomllib.loads((HERE / "links.toml").read_text()).values()
     for name in names
 }
