@@ -1,6 +1,6 @@
 """A deep equilibrium block in a convolutional network for handwritten digits.
 
-    python docs/examples/deq_digits.py
+    python docs/examples/deq_digits.py --out out
 
 A residual block computes z = block(z, x) a few times over. A deep equilibrium block (Bai, Kolter and Koltun 2019) goes
 on until nothing changes any more: its output is the fixed point z = block(z, x), which a solver finds however it likes.
@@ -21,9 +21,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,7 +42,11 @@ CONTRACTION = 0.9
 RTOL = 1e-4
 """Of the fixed point."""
 
+# %% [markdown]
+# The block, and the network around it.
 
+
+# %%
 class Block(nn.Module):
     """z -> tanh(W z + x), with a convolution W whose norm stays below one.
 
@@ -78,6 +84,11 @@ class Net(nn.Module):
         return self.decode(self.block(self.encode(images)))
 
 
+# %% [markdown]
+# Training, as of any network of torch.
+
+
+# %%
 class Figures(NamedTuple):
     """What came of one network."""
 
@@ -86,6 +97,8 @@ class Figures(NamedTuple):
     loss: float
     """Of the last epoch."""
     seconds: float
+    path: list[float]
+    """The accuracy after each epoch."""
 
 
 def digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -107,7 +120,7 @@ def train(net: nn.Module, epochs: int) -> Figures:
     """Train as any network of torch is trained."""
     (x, y), held = digits()
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
-    begun = time.perf_counter()
+    begun, path = time.perf_counter(), []
     for epoch in range(epochs):
         batches = torch.randperm(len(y)).split(BATCH)
         losses = 0.0
@@ -117,11 +130,33 @@ def train(net: nn.Module, epochs: int) -> Figures:
             loss.backward()
             optimiser.step()
             losses += float(loss.detach()) / len(batches)
-        print(f"{epoch:7d}  {losses:.4f}    {accuracy(net, *held):.3f}")
-    return Figures(accuracy(net, *held), losses, time.perf_counter() - begun)
+        path.append(accuracy(net, *held))
+        print(f"{epoch:7d}  {losses:.4f}    {path[-1]:.3f}")
+    return Figures(path[-1], losses, time.perf_counter() - begun, path)
 
 
-def main(*, quick: bool = False) -> dict[str, Figures]:
+def draw(net: nn.Module, figures: dict[str, Figures], out: Path) -> None:
+    """Draw images held back with what the network takes them for, and the accuracies."""
+    _, (x, y) = digits()
+    with torch.no_grad():
+        told = net(x).argmax(1)
+    order = torch.argsort((told == y).int(), stable=True)[:4].tolist()  # those told wrong come first
+    figure = plt.figure(figsize=(8, 4), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    for number, axes in zip(order + list(range(12)), left.subplots(4, 4).flat, strict=True):
+        axes.imshow(x[number, 0], cmap="Greys")
+        axes.set_title(str(told[number].item()), color="C0" if told[number] == y[number] else "C1", pad=2)
+        axes.axis("off")
+    axes = right.subplots()
+    for name, found in figures.items():
+        axes.plot(range(1, len(found.path) + 1), found.path, "o-", label=name)
+    axes.set(title="accuracy on images held back", xlabel="epoch")
+    axes.legend()
+    figure.savefig(out / "deq_digits.png")
+
+
+# %%
+def main(*, quick: bool = False, out: Path | None = None) -> dict[str, Figures]:
     """Train both networks, `quick` for fewer epochs. Return what came of each, by its name."""
     figures: dict[str, Figures] = {}
     with torch.random.fork_rng(devices=[]):
@@ -137,10 +172,13 @@ def main(*, quick: bool = False) -> dict[str, Figures]:
     assert isinstance(net.block, ImplicitModule)
     solution = net.block.solve(net.encode(x[:BATCH]).detach())
     print(f"\nthe last network's fixed points take {solution.iterations.float().mean():.1f} steps on average")
+    if out is not None:
+        draw(net, figures, out)
     return figures
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer epochs")
-    main(quick=parser.parse_args().quick)
+    parser.add_argument("--out", type=Path, help="a folder for the picture")
+    main(**vars(parser.parse_args()))

@@ -1,6 +1,6 @@
 """An energy model in JAX whose prediction is the minimiser of a network.
 
-    python docs/examples/energy_model.py
+    python docs/examples/energy_model.py --out out
 
 The model is an Equinox module with parameters theta, and predicts
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -28,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from matplotlib import pyplot as plt
 
 import dil
 
@@ -39,7 +41,11 @@ SAMPLES = 64
 R = ((1.0, 1.0), (-0.5, 0.5))
 """Of the map."""
 
+# %% [markdown]
+# The energy, the layer and the loss.
 
+
+# %%
 class Energy(eqx.Module):
     """E(u, x), convex in u; u, x: (SIZE,)."""
 
@@ -76,6 +82,11 @@ def loss_of(model: Energy, x: Array, u: Array) -> tuple[Array, Array]:
     return jnp.mean((found - u) ** 2), found
 
 
+# %% [markdown]
+# The data, and the training.
+
+
+# %%
 def samples(key: Array) -> tuple[Array, Array]:
     """Draw x and the u that the model shall find for it."""
     u = 2.0 * jax.random.normal(key, (SAMPLES, SIZE))
@@ -96,7 +107,24 @@ class Figures(NamedTuple):
     """The largest slope of the energy at a prediction for them, which is no minimiser unless it vanishes."""
 
 
-def main(*, quick: bool = False) -> Figures:
+def draw(model: Energy, x: Array, u: Array, found: Array, losses: list[float], out: Path) -> None:
+    """Draw the energy for one x, least at the prediction, and the losses."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+    reach = jnp.linspace(-3.5, 3.5, 60)
+    grid = u[0] + jnp.stack(jnp.meshgrid(reach, reach), axis=-1)
+    levels = jax.vmap(jax.vmap(model, (0, None)), (0, None))(grid, x[0])
+    left.contourf(grid[..., 0], grid[..., 1], jnp.sqrt(levels - levels.min()), 16, cmap="viridis_r")
+    left.plot(*u[0], "o", markersize=11, markerfacecolor="none", color="black", label="truth")
+    left.plot(*found[0], "*", color="C1", markersize=10, label="prediction")
+    left.set(title="the learned energy for one x", xlabel="u[0]", ylabel="u[1]")
+    left.legend()
+    right.semilogy(losses)
+    right.set(title="training", xlabel="step of Adam", ylabel="mean squared error of the minimisers")
+    figure.savefig(out / "energy_model.png")
+
+
+# %%
+def main(*, quick: bool = False, out: Path | None = None) -> Figures:
     """Train, `quick` for fewer steps, and return what came of it."""
     keys = jax.random.split(jax.random.key(0), 3)
     model = Energy(keys[0])
@@ -121,10 +149,13 @@ def main(*, quick: bool = False) -> Figures:
     _, _, held_out, found = step(model, state, x_held, u_held)  # for its loss alone: compiled it is already
     slope = jnp.max(jnp.abs(jax.vmap(jax.grad(model))(found, x_held)))
     print(f"held out {held_out:.6f}; the slope of the energy at these predictions is at most {slope:.1e}")
+    if out is not None:
+        draw(model, x_held, u_held, found, losses, out)
     return Figures(losses[0], losses[-1], float(held_out), float(slope))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps")
-    main(quick=parser.parse_args().quick)
+    parser.add_argument("--out", type=Path, help="a folder for the picture")
+    main(**vars(parser.parse_args()))

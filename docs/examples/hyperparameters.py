@@ -1,6 +1,6 @@
 """The best penalty of a regression, by the slope of the validation loss.
 
-    python docs/examples/hyperparameters.py
+    python docs/examples/hyperparameters.py --out out
     python docs/examples/hyperparameters.py --backend torch     # or jax; the same numbers
 
 A penalty is usually searched for on a grid: fit, validate, fit again. But the weights of a fit are an argmin,
@@ -25,10 +25,12 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
+from matplotlib import pyplot as plt
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -44,7 +46,11 @@ FLAT = 1e-10
 LONGEST = 1.5
 """The longest step in the log penalty."""
 
+# %% [markdown]
+# The scores, written against the array API.
 
+
+# %%
 def squares(w: Array, X: Array, y: Array) -> Array:
     """Return half the squared residuals."""
     return 0.5 * (X @ w - y) ** 2
@@ -80,7 +86,11 @@ fit_logistic = dil.argmin(
     init=lambda X, y, log_penalty: {"w": 0.0 * X[0, :], "intercept": 0.0 * y[0]},
 )
 
+# %% [markdown]
+# The data, and the same fits by scikit-learn.
 
+
+# %%
 class Split(NamedTuple):
     """Data to fit to and to validate with."""
 
@@ -151,6 +161,11 @@ def tasks() -> Iterator[Task]:
     yield Task("logistic, breast cancer", data, fit_logistic, surprise, sklearn_logistic)
 
 
+# %% [markdown]
+# The search: a secant method on the slope of the validation loss.
+
+
+# %%
 def secant(t: float, slope: float, before: tuple[float, float] | None) -> float:
     """Return the next log penalty: where the line through the last two slopes is zero, or a step downhill."""
     downhill = -math.copysign(1.0, slope)
@@ -189,7 +204,25 @@ def tune(task: Task, handle: dil.BackendHandle, steps: int) -> Tuned:
     return Tuned(path, float(np.mean(task.losses(theirs, task.data.X_held, task.data.y_held))))
 
 
-def main(backend: str | None = None, *, quick: bool = False) -> dict[str, Tuned]:
+def draw(tuned: dict[str, Tuned], out: Path) -> None:
+    """Draw the validation loss over the penalty, and the slopes that the search met."""
+    figure, both = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
+    for task, axes in zip(tasks(), both, strict=True):
+        path = tuned[task.name].path
+        low, high = (pick(step.penalty for step in path) for pick in (min, max))
+        penalties = np.geomspace(0.3 * low, 3.0 * high, 40)
+        axes.semilogx(penalties, [np.mean(task.losses(task.theirs(p, task.data), *task.data[2:])) for p in penalties])
+        for step in path:
+            near = np.asarray([0.6, 1.0, 1.6])
+            axes.semilogx(step.penalty * near, step.loss + step.slope * np.log(near), color="C1")
+        axes.plot([step.penalty for step in path], [step.loss for step in path], "o", color="C1")
+        axes.plot(path[-1].penalty, path[-1].loss, "*", color="black", markersize=14)
+        axes.set(title=task.name, xlabel="penalty", ylabel="validation loss")
+    figure.savefig(out / "hyperparameters.png")
+
+
+# %%
+def main(backend: str | None = None, *, quick: bool = False, out: Path | None = None) -> dict[str, Tuned]:
     """Tune both fits on a backend; `quick` takes a few steps only. Return what came of each, by its name."""
     handle = dil.backend(backend, dtype="float64")
     tuned = {}
@@ -197,6 +230,8 @@ def main(backend: str | None = None, *, quick: bool = False) -> dict[str, Tuned]
         print(f"{task.name}, on {handle.name}\nstep       penalty   validation loss       slope")
         tuned[task.name] = tune(task, handle, 4 if quick else 25)
         print(f"scikit-learn's own  {tuned[task.name].theirs:15.12f}\n")
+    if out is not None:
+        draw(tuned, out)
     return tuned
 
 
@@ -205,5 +240,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", help="numpy, torch, jax or cupy; by default $DIL_BACKEND, then numpy")
     parser.add_argument("--quick", action="store_true", help="a few steps only")
+    parser.add_argument("--out", type=Path, help="a folder for the picture")
     chosen = parser.parse_args()
-    main(chosen.backend, quick=chosen.quick)
+    main(chosen.backend, quick=chosen.quick, out=chosen.out)

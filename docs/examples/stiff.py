@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from matplotlib import pyplot as plt
 
 import dil
 
@@ -19,7 +20,11 @@ TRUTH = 1.3
 TIMES = np.linspace(0.0, 6.0, 31)
 DATA = np.cos(TRUTH * TIMES)
 
+# %% [markdown]
+# The equation, and the loss of its numerical solution.
 
+
+# %%
 def field(t, x, w):  # noqa: ANN001, ANN201
     """Return dx/dt."""
     return -1000.0 * (x - np.cos(w * t))
@@ -47,10 +52,7 @@ def train(count: int) -> list[tuple[float, float]]:
 
 def draw(path: list[tuple[float, float]], out: Path) -> None:
     """Draw the first steps of explicit Euler, and the training through implicit Euler."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
     explicit = states(np.asarray(TRUTH), "euler")
     left.plot(TIMES[:4], explicit[:4], "o-", color="C3", label="explicit Euler, which goes on to 1e65")
     for w, name, colour in ((path[0][0], "implicit Euler, before training", "C7"), (path[-1][0], "and after", "C0")):
@@ -60,10 +62,10 @@ def draw(path: list[tuple[float, float]], out: Path) -> None:
     left.legend(loc="upper right", fontsize="small")
     right.semilogy([value for _, value in path], "o-")
     right.set(xlabel="step of gradient descent", ylabel="mean squared error", title="training through the layer")
-    out.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out / "ode.png", dpi=110)
+    figure.savefig(out / "stiff.png")
 
 
+# %%
 def main(*, quick: bool = False, out: Path | None = None) -> list[tuple[float, float]]:
     """Train, print and, if told where, draw; return the path of w and the loss."""
     path = train(6 if quick else 12)
