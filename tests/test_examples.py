@@ -83,7 +83,7 @@ def test_gallery(gallery):
         picture = DOCS / "pages" / "pictures" / found.picture
         assert 2_000 < picture.stat().st_size <= LARGEST[picture.suffix], picture
         assert f"python docs/examples/{found.name}.py" in found.text
-        assert found.lead.endswith((".", ":"))
+        assert found.lead.endswith(".")
         cells = found.notebook().cells
         assert [cell.cell_type for cell in cells[:2]] == ["markdown", "code"]
         assert "argparse" not in "".join(cell.source for cell in cells)
@@ -223,7 +223,8 @@ def test_titration(notebook):
     needs("scipy")
     added, pH, slope = notebook("titration")
     assert (np.diff(pH) > 0).all()
-    assert slope == pytest.approx(np.gradient(pH, added), rel=0.3, abs=0.3)
+    quotient = np.gradient(pH, added)
+    assert np.median(np.abs(slope - quotient) / quotient) < 0.05  # coarse only where the pH jumps
     assert min(abs(added[np.argmax(slope)] - end) for end in (20.0, 40.0)) < 1.5
 
 

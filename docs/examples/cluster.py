@@ -76,7 +76,7 @@ def main(*, quick: bool = False, out: Path | None = None) -> tuple[Tensor, Tenso
     left.quiver(*atoms.T, *arrows.T, angles="xy", scale_units="xy", scale=1, width=0.009, zorder=3)
     reach = float(atoms.abs().max()) + 0.9
     left.set(title="displacement per size of the middle", xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-    left.set(xticks=[], yticks=[])
+    left.axis("off")
     right.plot(sizes, [line[0] for line in lines], "o", label="least energy")
     for size, (height, slope) in zip(sizes, lines, strict=True):
         near = torch.stack([size - 0.02, size + 0.02])

@@ -2,11 +2,12 @@
 
     python docs/examples/energy_model.py --out out
 
-The model is an Equinox module with parameters theta, and predicts
+The prediction is the point where an energy is least, not the output of a network. With the parameters theta of an
+Equinox module it is
 
-    y(x) = argmin_u  E(u, x; theta),     E = sum softplus(V u + W x + b) + 1/2 ||u||^2 - u . (A x + c),
+    y(x) = argmin_u  E(u, x; theta),     E = sum softplus(V u + W x + b) + 1/2 ||u||^2 - u . (A x + c).
 
-the point where an energy is least, not the output of a network. E is convex in u whatever the parameters are, so that
+E is convex in u whatever the parameters are, so that
 the minimiser exists, is the only one, and can be differentiated. The loss of the minimiser is trained by optax as any
 loss is: the layer inside takes the module as an argument like another.
 

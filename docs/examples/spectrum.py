@@ -64,7 +64,7 @@ def main(*, quick: bool = False, out: Path | None = None) -> dict[str, float]:
     left.plot([], [], "--", color="C1", label="ends, as layer.report estimates them")
     left.set(title="eigenvalues", xlabel="number", ylim=(None, float(spectrum[-1]) * 60))
     left.legend(loc="upper left")
-    A, counts = Operator(lambda p: H @ p, symmetric=True), range(1, 4 * n, 2)
+    A, counts = Operator(lambda p: H @ p, symmetric=True), range(1, 4 * n, 12 if quick else 2)
     for number, (name, preconditioner) in enumerate(PRECONDITIONERS.items()):
         right.semilogy(counts, residuals(A, torch.ones(n), preconditioner, counts), color=f"C{number}", label=name)
     right.set(title="CG", xlabel="iterations", ylabel="relative residual", ylim=(1e-13, 1e3))

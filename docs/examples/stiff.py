@@ -54,8 +54,8 @@ def draw(path: list[tuple[float, float]], out: Path) -> None:
     """Draw the first steps of explicit Euler, and the training through implicit Euler."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
     explicit = states(np.asarray(TRUTH), "euler")
-    left.plot(TIMES[:4], explicit[:4], "o-", color="C3", label="explicit Euler, which goes on to 1e65")
-    for w, name, colour in ((path[0][0], "implicit Euler, before training", "C7"), (path[-1][0], "and after", "C0")):
+    left.plot(TIMES[:4], explicit[:4], "o-", color="C1", label="explicit Euler, which goes on to 1e65")
+    for w, name, colour in ((path[0][0], "implicit Euler, before training", "C6"), (path[-1][0], "and after", "C0")):
         left.plot(TIMES, states(np.asarray(w), "implicit_euler"), color=colour, label=name)
     left.plot(TIMES, DATA, "k.", label="observed")
     left.set(xlabel="t in s", ylabel="x", ylim=(-1.4, 3.2), title="the same steps of 0.2 s")

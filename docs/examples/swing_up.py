@@ -68,7 +68,8 @@ def main(*, quick: bool = False, out: Path | None = None) -> tuple[np.ndarray, n
     print(f"ends at {x[-1, 0] / np.pi:.3f} pi; effort {STEP * np.sum(u**2):.2f}, its slope in gravity {slope:.2f}")
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 4), layout="constrained")
-    left.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xticks=[], yticks=[], title="the plan, played")
+    left.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", title="the plan, played")
+    left.axis("off")
     (rod,) = left.plot([], [], "o-", linewidth=4, markersize=14)
     (trail,) = left.plot([], [], color="C1", linewidth=1.2)
     time = STEP * np.arange(HORIZON)
@@ -76,7 +77,7 @@ def main(*, quick: bool = False, out: Path | None = None) -> tuple[np.ndarray, n
     right.plot(time, x[1:, 0], color="C1", label="angle")
     right.axhline(np.pi, color="C6", linestyle=":", linewidth=1.2)
     marker = right.axvline(0.0, color="C6", linewidth=1)
-    right.set(xlabel="t in s", title="controls and angle")
+    right.set(xlabel="t in s", title="controls and angle", ylim=(-4.5, 6))
     right.legend(loc="upper left")
     tip = np.stack([np.sin(x[:, 0]), -np.cos(x[:, 0])], axis=-1)
 

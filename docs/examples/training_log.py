@@ -1,6 +1,6 @@
 """Logging every solve of a training run with `dil.record`.
 
-A loss alone does not show that the equations behind it get harder. `dil.record` observes every forward and backward
+A loss alone does not show how hard the equations behind it are. `dil.record` observes every forward and backward
 solve: its entries hold the iterations, the condition of the system and a bound on the error of the gradient, and go to
 TensorBoard, or to a file as here, a number at a time.
 
@@ -13,6 +13,7 @@ import argparse
 import csv
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
@@ -67,11 +68,11 @@ class Writer:
 
 
 def log(record: dil.Record, writer: Writer, number: int) -> None:
-    """Write the largest of each number that the solves of one step left."""
+    """Write the median over the batch of each number that the solves of one step left."""
     for entry in record.entries:
         for name in ("iterations", "condition", "bound"):
             if (numbers := getattr(entry, name)) is not None:
-                writer.add_scalar(f"{entry.stage}/{name}", numbers.max(), number)
+                writer.add_scalar(f"{entry.stage}/{name}", np.median(numbers), number)
         writer.add_scalar(f"{entry.stage}/failed", (entry.status != dil.Status.CONVERGED).sum(), number)
 
 
@@ -97,10 +98,10 @@ def main(*, quick: bool = False, out: Path | None = None) -> Writer:
     left.semilogy(writer.values("loss"), label="loss")
     left.semilogy(writer.values("forward/iterations"), color="C1", label="forward iterations")
     left.semilogy(writer.values("backward/condition"), color="C2", label="condition number")
-    left.set(title="the loss falls, the equations harden", xlabel="step of Adam")
+    left.set(title="the loss, and the equations behind it", xlabel="step of Adam")
     left.legend()
     right.semilogy(writer.values("backward/bound"), color="C3", label="bound on the gradient's error")
-    right.set(title="the gradient stays good", xlabel="step of Adam", ylabel="relative error")
+    right.set(title="how far to trust the gradient", xlabel="step of Adam", ylabel="relative error")
     right.legend()
     if out is not None:
         writer.save(out / "training_log.csv")

@@ -45,8 +45,8 @@ GALLERY = (
 MARK = "<!-- cards -->"
 """What the cards replace in gallery.md."""
 FRAMEWORKS = {"torch": "torch", "jax": "JAX"}
-THUMBNAIL = "width: 100%; aspect-ratio: 1; object-fit: cover; object-position: 0 50%; background: white"
-"""The left half of a picture, which is twice as wide as high."""
+THUMBNAIL = "width: 100%; aspect-ratio: 0.95; object-fit: cover; object-position: 0 50%; background: white"
+"""The left half of a picture, which is twice as wide as high, without the labels of the right half."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ class Example:
     @property
     def text(self) -> str:
         """The docstring below its first line."""
-        return self._docstring.partition("\n")[2].strip()
+        return self._docstring.partition("\n")[2].strip("\n")
 
     @property
     def lead(self) -> str:
-        """The first paragraph of the text that is not code."""
+        """The first sentence of the text."""
         paragraphs = [part for part in self.text.split("\n\n") if not part.startswith("    ")]
-        return " ".join(paragraphs[0].split())
+        return re.split(r"(?<=[.:]) ", " ".join(paragraphs[0].split()), maxsplit=1)[0].replace(":", ".")
 
     @property
     def framework(self) -> str:
@@ -114,8 +114,7 @@ class Example:
         """Return the item of a grid of cards."""
         target = f"gallery/{self.name}.md"
         thumbnail = f'[![{self.title}](pictures/{self.picture}){{ loading=lazy style="{THUMBNAIL}" }}]({target})'
-        lead = re.split(r"(?<=[.:]) ", self.lead, maxsplit=1)[0].rstrip(":")
-        return f"-   {thumbnail}\n\n    **[{self.title}]({target})**\n\n    {lead.rstrip('.')}. *{self.framework}*\n"
+        return f"-   {thumbnail}\n\n    **[{self.title}]({target})**\n\n    {self.lead} *{self.framework}*\n"
 
 
 def examples() -> list[Example]:
@@ -136,7 +135,10 @@ def _with_pages(entries: list[Any]) -> Iterator[Any]:
         if isinstance(entry, dict):
             ((title, below),) = entry.items()
             if below == "gallery.md":
-                pages = [{example.title.partition(":")[0]: f"gallery/{example.name}.md"} for example in examples()]
+                pages = [
+                    {example.title.partition(":")[0].replace("`", ""): f"gallery/{example.name}.md"}
+                    for example in examples()
+                ]
                 yield {title: ["gallery.md", *pages]}
                 continue
             yield {title: list(_with_pages(below))} if isinstance(below, list) else entry
