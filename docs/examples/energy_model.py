@@ -7,9 +7,9 @@ Equinox module it is
 
     y(x) = argmin_u  E(u, x; theta),     E = sum softplus(V u + W x + b) + 1/2 ||u||^2 - u . (A x + c).
 
-E is convex in u whatever the parameters are, so that
-the minimiser exists, is the only one, and can be differentiated. The loss of the minimiser is trained by optax as any
-loss is: the layer inside takes the module as an argument like another.
+E is convex in u whatever the parameters are, so that the minimiser exists, is the only one, and can be differentiated.
+The loss of the minimiser is trained by optax as any loss is: the layer inside takes the module as an argument like
+another.
 
 The task is to undo a map: the data are pairs of u and x = u + R^T tanh(R u), whose inverse has no closed form. But it
 is the minimiser of an energy of the kind above, with V = 2 R, and so it can be learned. Prediction, gradient and the
