@@ -10,6 +10,7 @@ from dil._base.arrays import eye
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.quasi_newton import shifted as shifted_pairs
+from dil._base.small_inverse import SmallInverse
 from dil._base.typing import Array, Arrays, Matvec
 
 
@@ -20,6 +21,31 @@ class Work(NamedTuple):
     """The intermediate numbers that a product makes."""
     read: int
     """The numbers of the arrays that a product reads, its vector apart."""
+
+
+class MadeWhenUsed:
+    """A product that is made when it is first used, because most callers never use it.
+
+    It must not be made within a map or a loop, which would hold it. So `Operator.T` makes it first.
+    """
+
+    def __init__(self, make: Callable[[], Matvec]) -> None:
+        self.make = make
+        self.made: Matvec | None = None
+
+    def ready(self) -> Matvec:
+        """Return the product."""
+        if self.made is None:
+            self.made = self.make()
+        return self.made
+
+    def __call__(self, p: Array) -> Array:
+        return self.ready()(p)
+
+
+def ready(product: Matvec | None) -> Matvec | None:
+    """Return a product that is made."""
+    return product.ready() if isinstance(product, MadeWhenUsed) else product
 
 
 @dataclass(frozen=True)
@@ -71,6 +97,8 @@ class Operator:
     work: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
     _pull: Callable[..., Arrays] | None = field(default=None, repr=False)
     """The pullback of F(u, *floats) whose dF/du is A or its transpose, if it is at hand."""
+    _inverse: SmallInverse | None = field(default=None, repr=False)
+    """The inverse of A, if A is one small matrix of which it is known."""
 
     def __call__(self, p: Array) -> Array:
         """Return A p.
@@ -102,8 +130,9 @@ class Operator:
             If A is not symmetric and has no `rmatvec`.
         """
         if self.symmetric:
-            return replace(self, transposed=not self.transposed, probes=())
-        if self.rmatvec is None:
+            return replace(self, transposed=not self.transposed, probes=())  # with its inverse, which is symmetric
+        product = ready(self.rmatvec)
+        if product is None:
             message = (
                 "products with the transpose are needed, but only those with the matrix are known; pass "
                 "dil.linear.Operator(matvec, rmatvec), or Operator(matvec, symmetric=True) if it is symmetric"
@@ -112,7 +141,7 @@ class Operator:
         one = None if self.one is None else self.one.T
         matrix = None if self.matrix is None else self.matrix.mT
         return Operator(
-            self.rmatvec,
+            product,
             self.matvec,
             transposed=not self.transposed,
             one=one,
@@ -142,7 +171,7 @@ def shifted(matvec: Matvec, shift: float) -> Operator:
     A = as_operator(matvec)
     if shift == 0:
         return A
-    rproduct, pairs, matrix = A.rmatvec, A.pairs, A.matrix
+    rproduct, pairs, matrix = ready(A.rmatvec), A.pairs, A.matrix
     return replace(
         A,
         matvec=lambda p: A(p) + shift * p,

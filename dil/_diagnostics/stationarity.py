@@ -14,6 +14,7 @@ from dil._base.arrays import (
 )
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
+from dil._base.small_inverse import product, transposed
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Loop
@@ -68,8 +69,11 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
     similar gradient along a direction of large curvature hides it; and any error of F itself, such as a derivative that
     was cut.
     """
-    backend, b, sizeless = solve.F.problem.backend, solve.b, has_no_size(solve)
-    xp, status, near = array_namespace(b), solve.solution.status, is_near(solve) & ~sizeless
+    backend, b, status = solve.F.problem.backend, solve.b, solve.solution.status
+    if status is not None and step_is_short(solve, least_step(b)):
+        return status
+    sizeless = has_no_size(solve)
+    xp, near = array_namespace(b), is_near(solve) & ~sizeless
     if status is None:
         status = xp.zeros(b.shape[:-1], dtype=xp.int32, device=device(b))
     if backend.loops.number(near) is True:
@@ -132,15 +136,31 @@ def is_near(solve: DerivativeSolve, most: Near | None = None) -> Array:
     predicts within eps ** (1/2). `most` replaces these bounds.
     """
     b, probes = solve.b, solved_probes(solve)
-    xp, scale = array_namespace(b), nonzero_scale(solve.here.scale)
+    xp = array_namespace(b)
     most = Near(least_step(b), float(eps(xp, b.dtype)) ** 0.5) if most is None else most
+    if solve.A._inverse is not None:
+        return xp.asarray(step_is_short(solve, most.step), device=device(b))  # type: ignore[no-any-return]
     if probes is None:
         return is_near_along(solve, most)
+    scale = nonzero_scale(solve.here.scale)
     small = most.step
     if gives_step(solve.A):
         near: Array = xp.all(xp.abs(probes[0]) <= small * scale, axis=-1)
         return near
     return (abs(inner(probes[0], solve.Fu)) <= small) & (abs(inner(probes[1], solve.Fu)) <= small)
+
+
+def step_is_short(solve: DerivativeSolve, rtol: float) -> bool:
+    """Return whether a small inverse is known, and each entry of J^-1 F is within rtol of the scale of u.
+
+    An entry of u without a size has no short step.
+    """
+    known, numbers = solve.A._inverse, solve.F.problem.backend.loops.numbers
+    if known is None:
+        return False
+    F = numbers(solve.Fu)
+    step = product(known.inverse if gives_step(solve.A) else transposed(known.inverse), F)
+    return all(abs(s) <= rtol * size for s, size in zip(step, numbers(solve.here.scale), strict=True))
 
 
 def is_near_along(solve: DerivativeSolve, most: Near) -> Array:
@@ -187,8 +207,11 @@ def has_no_size(solve: DerivativeSolve) -> Array:
 def probes_of(A: Operator, Fu: Array, scale: Array, backend: Backend) -> Arrays:
     """Return right-hand sides whose solutions show the Newton step: F itself, or random vectors e in units of 1 / u.
 
+    A known inverse gives the step without them.
     If A is J^T and not symmetric, x = A^-1 e gives <x, F> = <e, J^-1 F>, a combination of the relative steps.
     """
+    if A._inverse is not None:
+        return ()
     if gives_step(A):
         return (Fu,)
     drawn, scale = standard_normal(backend, full(scale, 0.0, shape=scale.shape[-1:]), 2, 0), nonzero_scale(scale)

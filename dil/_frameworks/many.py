@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dil._base.arrays import array_namespace
-from dil._base.operator import Operator
+from dil._base.operator import Operator, ready
 from dil._base.typing import Array, Matvec
 from dil._frameworks.protocol import LinearSystem
 from dil._frameworks.registry import common_owner
@@ -42,7 +42,7 @@ def with_many(system: LinearSystem) -> LinearSystem:
 
 def stacked(A: Operator) -> Operator:
     """Return A for many right-hand sides at once, (k, *batch, n)."""
-    rmatvec = A.rmatvec
+    rmatvec = ready(A.rmatvec)
     return replace(A, matvec=_by_rows(A), rmatvec=None if rmatvec is None else _by_rows(rmatvec), one=A)
 
 

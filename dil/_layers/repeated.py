@@ -10,6 +10,7 @@ from dil._base.typing import Array, Arrays
 from dil._diagnostics.record import recording
 from dil._frameworks.many import stacked
 from dil._frameworks.protocol import Backend, LinearSystem, RepeatedPull
+from dil._layers.following import FollowingAuto
 from dil.linear._auto import Auto
 from dil.linear._dense_cost import krylov_budget
 from dil.linear._direct import Direct
@@ -25,7 +26,16 @@ def has_inverse(linear_solver: LinearSolver, J: Operator, u: Array, backend: Bac
     """Return whether the systems at u, (*batch, n), are solved by a factorisation, so that an inverse costs little."""
     if size(u.shape) * u.shape[-1] > MOST_NUMBERS or size(u.shape) == 0:
         return False
-    return linear_solver == Direct() or (linear_solver == Auto() and krylov_budget(J, u, backend) == 0)
+    if isinstance(linear_solver, Direct):
+        return linear_solver.damping == 0
+    return _may_factorise(linear_solver) and krylov_budget(J, u, backend) == 0
+
+
+def _may_factorise(linear_solver: LinearSolver) -> bool:
+    """Return whether a solver factorises the matrix itself where an iteration would cost more."""
+    if isinstance(linear_solver, Auto):
+        return linear_solver.damping == 0 and linear_solver.dense is None and linear_solver.max_iter is None
+    return isinstance(linear_solver, FollowingAuto)
 
 
 def repeated_pull(system: LinearSystem, u: Array, pull: RepeatedPull, backend: Backend) -> RepeatedPull | None:

@@ -34,10 +34,11 @@ from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem, RepeatedPull, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
+from dil._layers.few_unknowns import with_small_inverse
 from dil._layers.first_calls import FirstCalls, is_readable
 from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
 from dil._layers.together import solved_together
-from dil._problem.jacobian import jacobian, operator
+from dil._problem.jacobian import jacobian, transposed_operator
 from dil._problem.problem import Optimality, Problem
 from dil.linear._solver import LinearSolver
 
@@ -70,9 +71,9 @@ class ImplicitRule:
         problem, u, v = self.find(), y[0], cotangents[0]
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        J = replace(operator(problem, pull, u, floats), _pull=pull)
+        A = replace(transposed_operator(problem, pull, u, floats), _pull=pull)
         places = tuple([1 + problem.arguments.floats.index(i) for i in wrt])
-        g = problem.backend.linear_solve(self.system(F, Fu, J.T, (u, *floats), y, places), v)
+        g = problem.backend.linear_solve(self.system(F, Fu, A, (u, *floats), y, places), v)
         return pull((-g,), places)
 
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
@@ -82,15 +83,15 @@ class ImplicitRule:
             return None
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        J = operator(problem, pull, u, floats)
-        if not has_inverse(self.linear_solver, J, u, problem.backend):
+        A = transposed_operator(problem, pull, u, floats)
+        if not has_inverse(self.linear_solver, A, u, problem.backend):
             return None
         places = {i: 1 + k for k, i in enumerate(problem.arguments.floats)}
 
         def pulled(g: Array, wrt: Sequence[int]) -> Arrays:
             return pull((g,), [places[i] for i in wrt])
 
-        return repeated_pull(self.system(F, Fu, J.T, (u, *floats), y), u, pulled, problem.backend)
+        return repeated_pull(self.system(F, Fu, A, (u, *floats), y), u, pulled, problem.backend)
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return -J^-1 (F_args t)."""
@@ -135,6 +136,7 @@ class ImplicitRule:
     def solution(self, F: Optimality, A: Operator, b: Array, at: At) -> Array:
         """Solve A g = b, check g and the point, and apply the policy."""
         backend, Fu, scale = F.problem.backend, at.Fu, scale_of(at.u, at.start)
+        A = with_small_inverse(A, b, self.linear_solver, backend)
         A = replace(A, pairs=at.pairs, probes=probes_of(A, Fu, scale, backend))
         solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
         _check_solution(solution, b)
@@ -142,7 +144,7 @@ class ImplicitRule:
         status = check_stationarity(DerivativeSolve(F, A, b, Fu, here, solution, self.linear_solver))
         status = check_curvature(status, A, b, solution, backend)
         status = check_degenerate(status, A, b, backend)
-        status = self.smooth(status, F, A.T if A.transposed else A, Fu, here)
+        status = self.smooth(status, F, A, Fu, here)
         if recording():
             found = error_bound(F, A, b, Fu, here._replace(wrt=None))
             holds = status < int(Status.KINK)  # later statuses say that J is not the derivative of F, or none exists
@@ -162,22 +164,25 @@ class ImplicitRule:
 
     def _bends(self, solve: DerivativeSolve) -> bool:
         """Return whether the layer looks for kinks and finds one at a solution with many right-hand sides."""
-        F, here, J = solve.F, solve.here._replace(g=solve.here.g[0, ...]), solve.J.one
+        F, here, A = solve.F, solve.here._replace(g=solve.here.g[0, ...]), solve.A.one
         xp = array_namespace(here.u)
-        assert J is not None
-        status = self.smooth(full(here.u, 0, shape=here.u.shape[:-1], dtype=xp.int32), F, J, solve.Fu, here)
+        assert A is not None
+        status = self.smooth(full(here.u, 0, shape=here.u.shape[:-1], dtype=xp.int32), F, A, solve.Fu, here)
         return not bool(xp.all(status == int(Status.CONVERGED)))
 
-    def smooth(self, status: Array, F: Optimality, J: Operator, Fu: Array, here: Point) -> Array:
-        """Return the statuses, with KINK, WRONG_DERIVATIVE or RANDOM, if the layer or a record looks for them."""
+    def smooth(self, status: Array, F: Optimality, A: Operator, Fu: Array, here: Point) -> Array:
+        """Return the statuses, with KINK, WRONG_DERIVATIVE or RANDOM, if the layer or a record looks for them.
+
+        A is J or J^T.
+        """
         backend, u = F.problem.backend, here.u
         if size(u.shape) == 0:
             return status
         if recording() or self.check_smoothness == "always":
-            return check_smoothness(status, F, J, Fu, here)
+            return check_smoothness(status, F, A.T if A.transposed else A, Fu, here)
         if self.check_smoothness == "first" and SMOOTH.are_new(F.problem, u, self.solver) and is_readable(backend, u):
             # one of many relus is near its bend now and then, and the derivative of its side is right
-            status = check_smoothness(status, F, J, Fu, here, bends=False)
+            status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here, bends=False)
             if bool(array_namespace(status).all(without_approximate(status) == int(Status.CONVERGED))):
                 SMOOTH.add(F.problem, u, self.solver)
         return status

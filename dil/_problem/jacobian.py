@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dil._base.arrays import array_namespace, size
-from dil._base.operator import Operator, Work
-from dil._base.typing import Array, Arrays
+from dil._base.operator import MadeWhenUsed, Operator, Work
+from dil._base.typing import Array, Arrays, Matvec
+from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Pull
 from dil._problem.problem import Optimality, Problem
 
@@ -16,10 +17,16 @@ def jacobian(F: Optimality, u: Array, *floats: Array) -> Operator:
 
 
 def operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) -> Operator:
-    """Return J as an operator, from the pullback (p,) -> (J^T p, ...) of F at u and the other arrays of the call.
+    """Return J as an operator, from the pullback (p,) -> (J^T p, ...) of F at u and the other arrays of the call."""
+    return transposed_operator(problem, pull, u, arrays).T
 
-    The pullback is linear, so its own pullback is t -> J t.
+
+def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) -> Operator:
+    """Return J^T as an operator, from the pullback of F.
+
+    The pullback is linear, so its own pullback is t -> J t. This one is made where it is used, if that can be later.
     """
+    backend, zero = problem.backend, array_namespace(u).zeros_like(u)
 
     def product(p: Array) -> Array:
         return pull((p,), (0,))[0]
@@ -27,7 +34,12 @@ def operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) -> Operator
     def work() -> Work:
         return Work(pull.work(), sum(size(x.shape) for x in arrays))
 
+    def transpose() -> Matvec:
+        _, push = backend.vjp(lambda w: (product(w),), zero)
+        return lambda t: push((t,))[0]
+
     if problem.symmetric:
-        return Operator(product, symmetric=True, work=work)
-    _, push = problem.backend.vjp(lambda w: (product(w),), array_namespace(u).zeros_like(u))
-    return Operator(lambda t: push((t,))[0], product, work=work)
+        return Operator(product, symmetric=True, transposed=True, work=work)
+    # a program that is recorded could meet it first within a loop, which would hold it; a tape, when it has ended
+    later = type(u) is type(zero) and size(u.shape) > 0 and not runs_later(backend.loops, zero)
+    return Operator(product, MadeWhenUsed(transpose) if later else transpose(), transposed=True, work=work)

@@ -16,7 +16,7 @@ from dil._base.typing import Array, Loop, Matvec
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._dense_cost import krylov_budget
-from dil.linear._direct import Direct
+from dil.linear._direct import Direct, solved_by_inverse
 from dil.linear._gmres import GMRES
 from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
@@ -90,6 +90,9 @@ class Auto:
         """Solve A x = b for b: (*batch, n); status: batch."""
         backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
+        found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
+        if found is not None:
+            return found
         damping, rtol, max_iter = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)
         one = b if A.one is None else b[0, ...]

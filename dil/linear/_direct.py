@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device, eps, eye, full, max_abs, nonzero_max_abs, nonzero_or_one, size
 from dil._base.operator import Operator, as_operator
+from dil._base.small_inverse import condition_limit, residual_slack
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Arrays, Loop, Matvec
@@ -74,10 +75,31 @@ class Direct:
         """Solve A x = b for b: (*batch, n); status: batch. The start x0 is ignored."""
         backend = backend_of_system(b, "dil.linear.Direct", x0)
         A = as_operator(A)
+        found = solved_by_inverse(A, b, backend) if self.damping == 0 else None
+        if found is not None:
+            return found
         matrix = dense(A, b, backend) if A.one is None else dense(A.one, b[0, ...], backend)
         if self.damping:
             matrix = matrix + self.damping * eye(b.shape[-1], b)
         return solve_dense(matrix, b, backend, symmetric=A.symmetric, probes=A.probes)
+
+
+def solved_by_inverse(A: Operator, b: Array, backend: Backend) -> Solution | None:
+    """Return the solution by an inverse in Python numbers, or None if there is none, or b needs a closer look."""
+    numbers = None if A._inverse is None or b.ndim != 1 else backend.loops.numbers(b)
+    if A._inverse is None or not isinstance(numbers, list):
+        return None
+    xp, place = array_namespace(b), device(b)
+    found = A._inverse.solve(numbers, eps(xp, b.dtype))
+    if found is None or not max(map(abs, found[0])) <= xp.finfo(b.dtype).max:
+        return None
+
+    def array(x: Any, dtype: Any) -> Array:
+        return backend.asarray(x, dtype=dtype, device=place)
+
+    extra = {"indefinite": array(False, xp.bool)} if A.symmetric else {}
+    status, count = array(int(Status.CONVERGED), xp.int32), array(len(numbers), xp.int32)
+    return Solution(array(found[0], b.dtype), status, count, array(found[1], b.dtype), extra)
 
 
 def dense(A: Operator, b: Array, backend: Backend) -> Array:
@@ -87,8 +109,10 @@ def dense(A: Operator, b: Array, backend: Backend) -> Array:
     xp, n = array_namespace(b), b.shape[-1]
     if n == 0:
         return full(b, 0.0, shape=(*b.shape, n))
-    rows = xp.reshape(eye(b.shape[-1], b), (n, *(1,) * (b.ndim - 1), n))
-    columns = backend.loops.map_rows(A, xp.broadcast_to(rows, (n, *b.shape)), rows_at_once(A, b, backend))
+    rows = eye(n, b)
+    if b.ndim > 1:
+        rows = xp.broadcast_to(xp.reshape(rows, (n, *(1,) * (b.ndim - 1), n)), (n, *b.shape))
+    columns = backend.loops.map_rows(A, rows, rows_at_once(A, b, backend))
     matrix: Array = xp.moveaxis(columns, 0, -1)
     return matrix
 
@@ -155,7 +179,7 @@ def _solve_rows(matrix: Array, b: Array, backend: Backend, symmetric: bool, prob
     # the probes of a layer may hold NaN of their own
     x, not_positive = _Factor(matrix, backend, symmetric).solve(rhs, k + 1)
     norm_A, machine_eps = max_abs(xp.sum(xp.abs(matrix), axis=-1))[..., None], eps(xp, b.dtype)
-    slack = 16 * machine_eps * math.sqrt(max(n, 1))
+    slack = residual_slack(machine_eps, n)
 
     def residual_of(x: Array) -> tuple[Array, Array]:
         r = rhs - matrix @ x
@@ -177,7 +201,7 @@ def _solve_rows(matrix: Array, b: Array, backend: Backend, symmetric: bool, prob
     length = max_abs(x)
     condition = norm_A * xp.maximum(length[..., :k], length[..., k : k + 1])
     accurate = residual <= rounding_bound(last.x)
-    solved = zero | (accurate & (condition < max(5e-5 / machine_eps, machine_eps ** (-2 / 3))))
+    solved = zero | (accurate & (condition < condition_limit(machine_eps)))
     count = xp.where(zero, 0, full(largest, n, dtype=xp.int32))
     value, fits = _multiply(x[..., :k, :] * columns * scaled_size, unit, unit_A)
     finite = xp.isfinite(largest) & xp.isfinite(norm_A) & (zero | ~solved | xp.all(fits, axis=-1))
