@@ -9,9 +9,8 @@ from dil._base.operator import Operator
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
-from dil._problem.jacobian import operator
 from dil._problem.terms import change_with_arguments
-from dil.solvers._small_matrix import with_small_matrix
+from dil.solvers._linearised import linearised
 from dil.solvers._start import Start
 from dil.solvers._verify import if_differentiable
 
@@ -73,13 +72,9 @@ def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Judgement:
 
 
 def _reach(started: Start, u: Array) -> Reach:
-    problem, start, arrays = started
-    backend, xp = problem.backend, array_namespace(u)
-    (F,), pull = backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
-    J = operator(problem, pull, u, arrays)
-    J = with_small_matrix(J, u, backend)
-    way = xp.maximum(xp.abs(u), xp.abs(u - start))
-    return Reach(F, J, way, spread(J, way, backend))
+    xp, (F, J) = array_namespace(u), linearised(started, u)
+    way = xp.maximum(xp.abs(u), xp.abs(u - started.u))
+    return Reach(F, J, way, spread(J, way, started.problem.backend))
 
 
 def spread(A: Operator, size: Array, backend: Backend) -> Array:

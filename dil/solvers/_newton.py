@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -13,7 +14,6 @@ from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Matvec, Tree
-from dil._problem.jacobian import operator
 from dil._problem.terms import within_rounding_of_terms
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
@@ -22,14 +22,16 @@ from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
+from dil.solvers._linearised import linearised
 from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched
-from dil.solvers._small_matrix import with_small_matrix
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
 
 Equations = Literal["hessian", "normal", "truncated"]
 GOLDEN = (1 + 5**0.5) / 2
+SHORTEST_CUT, LONGEST_CUT = 0.1, 0.5
+"""The share of a step length that a line search tries next is between these two."""
 CRAMPED = 2.0**-4
 """A step that is cut to less than this makes the solver look whether F is within its rounding."""
 
@@ -66,7 +68,7 @@ class Newton:
 
     Minima: CG stops at negative curvature (Nocedal and Wright 2006, Algorithm 7.1). The Newton step is then the last
     iterate of CG, or along the gradient if CG has no iterate. A step that points uphill is reversed. Backtracking
-    (Armijo 1966) sets the length.
+    (Armijo 1966) sets the length, by interpolation (Dennis and Schnabel 1983, algorithm A6.3.1).
 
     CONVERGED says that the gradient vanishes, not that u is a minimum: a start with a gradient of exactly zero ends
     CONVERGED, as in SciPy, also at a maximum or a saddle point. The derivative of a layer then tells NOT_MINIMUM.
@@ -159,12 +161,9 @@ class Newton:
 
     def _step(self, started: Start, s: Iterate) -> tuple[Operator, Step]:
         """Return J, and the Newton step, or the best one found, in a direction of descent."""
-        problem, _, arrays = started
-        (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), s.u)
-        J = operator(problem, pull, s.u, arrays)
-        J = with_small_matrix(J, s.u, problem.backend)
+        F, J = linearised(started, s.u)
         found = self._solve(started, J, F, s)
-        if not problem.symmetric:
+        if not started.problem.symmetric:
             return J, towards_root(J, F, found.value)
         assert found.status is not None
         return J, downhill(started, s.u, J, F, found.value, (found.status != int(Status.CONVERGED))[..., None])
@@ -330,20 +329,37 @@ class Trial(NamedTuple):
 
 
 def backtrack(started: Start, u: Array, at: Step, going: Array) -> Array:
-    """Halve the length of u - length * step until the merit falls enough; zero where none is found."""
-    xp = array_namespace(u)
+    """Shorten the length of u - length * step until the merit falls enough; zero where none is found.
+
+    The next length minimises the parabola through the merit and its slope at u and the merit at the trial, within 0.1
+    and 0.5 of the last length (Dennis and Schnabel 1983, algorithm A6.3.1). It is 0.1 where the merit is not finite. A
+    shortened step towards a root must lower the merit itself, without an allowance for rounding.
+    """
+    xp, root = array_namespace(u), not started.problem.symmetric
     rounding = 8 * eps(xp, u.dtype)
 
-    def halve(s: Trial) -> Trial:
+    def shorten(s: Trial) -> Trial:
         trial = merit(started, u - s.length * at.step, at.unit)
-        limit = at.value - 1e-4 * s.length * at.slope + rounding * (xp.abs(at.value) + xp.abs(trial))
-        lower = xp.isfinite(trial) & (trial <= limit)
+        wanted, slack = 1e-4 * s.length * at.slope, rounding * (xp.abs(at.value) + xp.abs(trial))
+        lower = trial <= at.value - wanted + slack  # False for NaN
+        if root:  # where F is rounding, a shortened step that does not lower it would be taken again and again
+            lower = lower & ((s.length == 1) | (trial <= at.value - wanted) & (trial < at.value))
+        lower = lower & xp.isfinite(trial)
         going = s.going & ~lower
-        length = xp.where(going, 0.5 * s.length, s.length)
+
+        def cut(length: Array) -> Array:
+            promised = length * at.slope
+            bend = 2 * (trial - at.value + promised)
+            share = promised / xp.where(bend > 0, bend, full(bend, math.inf))  # NaN and infinity give the least
+            share = xp.where(share > SHORTEST_CUT, share, full(share, SHORTEST_CUT))
+            share = xp.where(share < LONGEST_CUT, share, full(share, LONGEST_CUT))
+            return xp.where(going, share * length, length)  # type: ignore[no-any-return]
+
+        length = started.problem.backend.loops.run_if(xp.any(going), cut, s.length)
         spent = going & (length < rounding)
         return Trial(xp.where(spent, 0.0 * length, length), going & ~spent)
 
     # the score does not resolve a step this short: its change is of second order, below the rounding of its terms
     short = is_short(at.step, u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
     first = Trial(xp.where(going, full(at.value, 1.0), full(at.value, 0.0)), going & ~short)
-    return started.problem.backend.loops.while_loop(lambda s: xp.any(s.going), halve, first).length  # type: ignore[no-any-return]
+    return started.problem.backend.loops.while_loop(lambda s: xp.any(s.going), shorten, first).length  # type: ignore[no-any-return]
