@@ -12,10 +12,10 @@ from dil._base.scale import nonzero_scale
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
-from dil._problem.jacobian import operator
 from dil._problem.terms import within_rounding_of_terms
 from dil.linear._cg import CG
 from dil.linear._direct import dense
+from dil.solvers._linearised import linearised
 from dil.solvers._start import Start
 
 V = TypeVar("V")
@@ -44,7 +44,7 @@ def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array) -> 
     open_ = ended & ~solved
 
     def look(solved: Array) -> Array:
-        F, J = _linearised(started, u)
+        F, J = linearised(started, u)
         condition, floats = started.problem.optimality(started.arrays)
         return solved | (open_ & within_rounding_of_terms(condition, J, F, u, floats)[..., None])
 
@@ -68,12 +68,12 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         return Verdict(solved_or_rounded(started, u, solved, ended), none)
 
     def look(now: Verdict) -> Verdict:
-        F, H = _linearised(started, u)
+        F, H = linearised(started, u)
         machine, few = eps(xp, u.dtype), u.shape[-1] <= max(PRODUCTS, backend.dense.crossover.symmetric)
         way = machine ** (1 / 6) * xp.abs(u - started.u)
         scale = nonzero_scale(xp.maximum(xp.abs(u), way))
         if few:
-            matrix = dense(H, u, backend)
+            matrix = dense(H, u, backend) if H.matrix is None else H.matrix
             H = Operator(lambda p: (matrix @ p[..., None])[..., 0], symmetric=True)
             step, definite = _dense_step(scale[..., :, None] * matrix * scale[..., None, :], scale * F, backend)
         else:
@@ -137,9 +137,3 @@ def _step_by_eigenvalues(H: Array, F: Array) -> tuple[Array, Array]:
     inverse = xp.where(zero, full(values, 0.0), 1.0 / xp.where(zero, full(values, 1.0), values))
     step = (vectors @ (inverse * components)[..., None])[..., 0]
     return xp.astype(step, F.dtype), definite
-
-
-def _linearised(started: Start, u: Array) -> tuple[Array, Operator]:
-    problem, _, arrays = started
-    (F,), pull = problem.backend.vjp(lambda w: (problem.residual(w, *arrays),), u)
-    return F, operator(problem, pull, u, arrays)
