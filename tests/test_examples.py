@@ -201,7 +201,7 @@ def test_market(notebook):
     excess, response, predicted, solved = notebook("market")
     assert excess < 1e-6
     assert (np.diag(response) < 0).all()
-    assert predicted == pytest.approx(solved, abs=0.1 * float(abs(solved).max()))
+    assert np.asarray(predicted) == pytest.approx(np.asarray(solved), abs=0.1 * float(abs(solved).max()))
 
 
 def test_value_function(notebook):

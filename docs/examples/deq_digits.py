@@ -144,7 +144,7 @@ def draw(net: nn.Module, figures: dict[str, Figures], out: Path) -> None:
     figure = plt.figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subfigures(1, 2)
     for number, axes in zip(order + list(range(12)), left.subplots(4, 4).flat, strict=True):
-        axes.imshow(x[number, 0], cmap="Greys")
+        axes.imshow(x[number, 0].numpy(), cmap="Greys")
         axes.set_title(str(told[number].item()), color="C0" if told[number] == y[number] else "C1", pad=2)
         axes.axis("off")
     axes = right.subplots()

@@ -45,7 +45,7 @@ GALLERY = (
 MARK = "<!-- cards -->"
 """What the cards replace in gallery.md."""
 FRAMEWORKS = {"torch": "torch", "jax": "JAX"}
-THUMBNAIL = "width: 100%; aspect-ratio: 0.95; object-fit: cover; object-position: 0 50%; background: white"
+THUMBNAIL = "width: 100%; aspect-ratio: 0.97; object-fit: cover; object-position: 0 50%; background: white"
 """The left half of a picture, which is twice as wide as high, without the labels of the right half."""
 
 
