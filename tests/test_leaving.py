@@ -91,7 +91,7 @@ def test_the_few_hard_problems_do_not_make_all_pay(plain, case, monkeypatch):
 
 def keep_together(monkeypatch):
     """No batch is large from now on."""
-    monkeypatch.setattr("dil.solvers._leaving.MANY", 10**9)
+    monkeypatch.setattr("dil._frameworks.leaving.MANY", 10**9)
 
 
 @pytest.mark.parametrize("case", CASES)

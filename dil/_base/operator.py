@@ -10,6 +10,7 @@ from dil._base.arrays import eye
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.quasi_newton import shifted as shifted_pairs
+from dil._base.rows import Rows
 from dil._base.small_inverse import SmallInverse
 from dil._base.typing import Array, Arrays, Matvec
 
@@ -99,6 +100,11 @@ class Operator:
     """The pullback of F(u, *floats) whose dF/du is A or its transpose, if it is at hand."""
     _inverse: SmallInverse | None = field(default=None, repr=False)
     """The inverse of A, if A is one small matrix of which it is known."""
+    _rows: Callable[[Rows], Operator] | None = field(default=None, repr=False)
+    """Returns A of some problems of the batch, for their vectors alone. It is known only if F can be recorded for them.
+
+    A function need not be the same for some problems as for all: `matrix_of_part` looks.
+    """
 
     def __call__(self, p: Array) -> Array:
         """Return A p.
@@ -130,7 +136,8 @@ class Operator:
             If A is not symmetric and has no `rmatvec`.
         """
         if self.symmetric:
-            return replace(self, transposed=not self.transposed, probes=())  # with its inverse, which is symmetric
+            # with its inverse, which is symmetric
+            return replace(self, transposed=not self.transposed, probes=(), _rows=_then(self._rows, lambda A: A.T))
         product = ready(self.rmatvec)
         if product is None:
             message = (
@@ -148,6 +155,7 @@ class Operator:
             matrix=matrix,
             work=self.work,
             _pull=self._pull,
+            _rows=_then(self._rows, lambda A: A.T),
         )
 
 
@@ -178,4 +186,13 @@ def shifted(matvec: Matvec, shift: float) -> Operator:
         rmatvec=None if rproduct is None else lambda p: rproduct(p) + shift * p,
         pairs=None if pairs is None else shifted_pairs(pairs, shift),
         matrix=None if matrix is None else matrix + shift * eye(matrix.shape[-1], matrix),
+        _inverse=None,
+        _rows=_then(A._rows, lambda part: shifted(part, shift)),
     )
+
+
+def _then(
+    rows: Callable[[Rows], Operator] | None, fn: Callable[[Operator], Operator]
+) -> Callable[[Rows], Operator] | None:
+    """Return the function that applies fn to A of some problems, if that is known."""
+    return None if rows is None else lambda some: fn(rows(some))

@@ -23,47 +23,6 @@ class Going(Protocol):
 R = TypeVar("R", bound=Going)
 
 
-def iterate(
-    step: Callable[[S], S],
-    active: Callable[[S], Any],
-    first: S,
-    *,
-    batch_ndim: int,
-    loops: Loops,
-    steps_per_read: int = 1,
-) -> S:
-    """Run `state = step(state)` for each problem of a batch while `active(state)` holds for this problem.
-
-    Parameters
-    ----------
-    step : callable
-        One step of the algorithm, as in a textbook. It acts on the whole batch, without a mask.
-    active : callable
-        Returns whether each problem continues: a mask of shape batch or (*batch, 1), or a Python bool.
-    first : NamedTuple of arrays
-        The state before the first step. A problem that has ended keeps its part of every array of shape (*batch, ...).
-        An array with fewer dimensions, such as a count that all problems share, gets the value of the last step.
-    batch_ndim : int
-        The number of batch dimensions. A single problem needs no mask, because the loop ends when the problem ends.
-    loops : Loops
-        The control flow of the framework.
-    steps_per_read : int
-        Steps for each read of the condition. A read makes the host wait for a device. The surplus steps do not change a
-        problem that has ended.
-    """
-    single = batch_ndim == 0 and steps_per_read == 1
-
-    def advance(now: tuple[S, Any]) -> tuple[S, Any]:
-        state, mask = now
-        new = step(state)
-        if single:
-            return new, active(new)
-        new = freeze(mask, state, new, batch_ndim)
-        return new, mask & active(new)
-
-    return repeat(advance, lambda now: now[1], (first, active(first)), loops=loops, steps_per_read=steps_per_read)[0]
-
-
 def repeat(step: Callable[[S], S], active: Callable[[S], Any], first: S, *, loops: Loops, steps_per_read: int = 1) -> S:
     """Run `state = step(state)` while `active(state)` holds for any problem.
 

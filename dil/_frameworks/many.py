@@ -43,7 +43,7 @@ def with_many(system: LinearSystem) -> LinearSystem:
 def stacked(A: Operator) -> Operator:
     """Return A for many right-hand sides at once, (k, *batch, n)."""
     rmatvec = ready(A.rmatvec)
-    return replace(A, matvec=_by_rows(A), rmatvec=None if rmatvec is None else _by_rows(rmatvec), one=A)
+    return replace(A, matvec=_by_rows(A), rmatvec=None if rmatvec is None else _by_rows(rmatvec), one=A, _rows=None)
 
 
 def _by_rows(product: Matvec) -> Matvec:

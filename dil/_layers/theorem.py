@@ -38,7 +38,7 @@ from dil._layers.few_unknowns import with_small_inverse
 from dil._layers.first_calls import FirstCalls, is_readable
 from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
 from dil._layers.together import solved_together
-from dil._problem.jacobian import jacobian, transposed_operator
+from dil._problem.jacobian import jacobian, of_part, transposed_operator
 from dil._problem.problem import Optimality, Problem
 from dil.linear._solver import LinearSolver
 
@@ -71,7 +71,9 @@ class ImplicitRule:
         problem, u, v = self.find(), y[0], cotangents[0]
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        A = replace(transposed_operator(problem, pull, u, floats), _pull=pull)
+        part = of_part(problem, u, F.arrays(floats))
+        A = transposed_operator(problem, pull, u, floats)
+        A = replace(A, _pull=pull, _rows=lambda rows: part(rows).T)
         places = tuple([1 + problem.arguments.floats.index(i) for i in wrt])
         g = problem.backend.linear_solve(self.system(F, Fu, A, (u, *floats), y, places), v)
         return pull((-g,), places)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 from dil._base.arrays import array_namespace, size
 from dil._base.operator import MadeWhenUsed, Operator, Work
+from dil._base.rows import Rows
 from dil._base.typing import Array, Arrays, Matvec
 from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Pull
@@ -13,7 +17,23 @@ from dil._problem.problem import Optimality, Problem
 def jacobian(F: Optimality, u: Array, *floats: Array) -> Operator:
     """Return J = dF/du as an operator that is differentiable in u and in the arguments."""
     _, pull = F.problem.backend.vjp(lambda w: F(w, *floats), u)
-    return operator(F.problem, pull, u, floats)
+    return replace(operator(F.problem, pull, u, floats), _rows=of_part(F.problem, u, F.arrays(floats)))
+
+
+def of_part(problem: Problem, u: Array, arrays: Sequence[Array]) -> Callable[[Rows], Operator]:
+    """Return the function that records F for some problems of a batch, and returns their J.
+
+    It takes the parts of the arguments, `arrays`, whose shape begins with that of the batch.
+    """
+
+    def part(rows: Rows) -> Operator:
+        constant = problem.backend.constant
+        some, alone = replace(problem, space=problem.space.rows(rows.count)), [constant(rows.take(x)) for x in arrays]
+        here = constant(rows.take(u))
+        _, pull = problem.backend.vjp(lambda w: (some.residual(w, *alone),), here)
+        return operator(some, pull, here, tuple(alone))
+
+    return part
 
 
 def operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) -> Operator:

@@ -105,8 +105,12 @@ class Optimality:
         rest = iter(arrays)
         return replace(self, others=tuple(x if x is None else next(rest) for x in self.others))
 
+    def arrays(self, floats: Sequence[Array]) -> Arrays:
+        """Return the arrays of the call."""
+        return tuple(self.problem.arguments.with_floats(self.others, floats))
+
     def __call__(self, u: Array, *floats: Array) -> Arrays:
-        return (self.problem.residual(u, *self.problem.arguments.with_floats(self.others, floats)),)
+        return (self.problem.residual(u, *self.arrays(floats)),)
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,21 @@ class BiCGSTAB:
         return restarted(bicgstab, self, shifted(A, self.damping), b, loop=loop, x0=x0, patience=3, trial=trial)
 
 
+class Given(NamedTuple):
+    """What a pass holds fixed. `shadow`: (*batch, n)."""
+
+    active: Scalar
+    shadow: Array
+    weight: Scalar
+    """<shadow, shadow>"""
+    first_step: Scalar
+    """The number of steps before the pass."""
+    goal: Scalar
+    """<r, r> at which the pass ends."""
+    on_track: Scalar
+    """The norm of r that a trial must reach."""
+
+
 class Iterate(NamedTuple):
     """The state, in units in which A is of order one. Vectors: (*batch, n)."""
 
@@ -119,19 +134,11 @@ def bicgstab(task: Task, s: Progress) -> Pass:
     goal = (0.5 * task.rtol) ** 2 / nonzero / nonzero
     on_track = task.rtol**TRIAL_SHARE / nonzero
     shadow = r * _weights(r, s.passes)
-    weight = dot(shadow, shadow)
-
-    def active(i: Iterate) -> Scalar:
-        going = s.active & i.finite & logical_not(i.broken) & (i.rr > goal) & (i.steps < task.max_iter)
-        return going if task.trial is None else going & ((i.steps != task.trial) | (i.least <= on_track * on_track))
-
-    def step(i: Iterate) -> Iterate:
-        return _step(task, i, shadow, weight, i.steps == s.steps, goal)
-
+    given = Given(s.active, shadow, dot(shadow, shadow), s.steps, goal, on_track)
     rr, null = dot(r, r), array_namespace(r).zeros_like(r)
     zero, no = 0.0 * rr, s.active & False
     first = Iterate(null, r, r, dot(shadow, r), rr, null, rr, zero + 1.0, zero, s.active, no, no, s.steps)
-    last = task.iterate(step, active, first)
+    last = task.iterate(given, _step, _active, first)
     x = s.x + last.best_dx * (size / last.unit)
     products = s.products + 2 * (last.steps - s.steps)
     return Pass(x, last.steps, products, last.singular, last.finite, last.unit * last.scale)
@@ -148,9 +155,18 @@ def _weights(r: Array, passes: Scalar) -> Array | float:
     return 1.0 + 0.75 * select(passes > 0, irregular, 0.0)  # type: ignore[no-any-return]
 
 
-def _step(task: Task, i: Iterate, shadow: Array, weight: Scalar, is_first: Scalar, goal: Scalar) -> Iterate:
-    """Take a step along p, then a stabilising step along s, which reduces the residual. `weight`: <shadow, shadow>."""
-    dot, eps = task.scalars.dot, task.eps
+def _active(task: Task, given: Given, i: Iterate) -> Scalar:
+    """Return whether a pass goes on."""
+    going = given.active & i.finite & logical_not(i.broken) & (i.rr > given.goal) & (i.steps < task.max_iter)
+    if task.trial is None:
+        return going
+    return going & ((i.steps != task.trial) | (i.least <= given.on_track * given.on_track))
+
+
+def _step(task: Task, given: Given, i: Iterate) -> Iterate:
+    """Take a step along p, then a stabilising step along s, which reduces the residual."""
+    dot, eps, shadow, weight = task.scalars.dot, task.eps, given.shadow, given.weight
+    is_first = i.steps == given.first_step
     Ap = task.A(i.p)
     unit = either(is_first, lambda: task.scalars.unit(Ap), lambda: i.unit)
     v = in_unit(Ap, unit)
@@ -164,7 +180,7 @@ def _step(task: Task, i: Iterate, shadow: Array, weight: Scalar, is_first: Scala
     t = in_unit(task.A(s), unit)
     ss, tt, ts = dot(s, s), dot(t, t), dot(t, s)
     s_is_null = tt <= tiny * ss
-    solved = ss <= goal
+    solved = ss <= given.goal
     omega = _stabilising_length(ts, ss, tt, s_is_null | solved)
     dx, r = i.dx + alpha * i.p + omega * s, s - omega * t
     rr, rho = dot(r, r), dot(shadow, r)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, eps, logical_not, select
 from dil._base.errors import OptionError
-from dil._base.operator import shifted
+from dil._base.operator import Operator, as_operator, shifted
 from dil._base.options import check_linear_options
+from dil._base.rows import Rows
 from dil._base.scalars import Scalar, Scalars, count_from_zero, sqrt
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
-from dil._frameworks.iteration import repeat
+from dil._frameworks.leaving import Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops, with_loop
 from dil.linear._curvature_status import curvature_status
 from dil.linear._flexible_cg import flexible_cg
 from dil.linear._one_reduction_cg import one_reduction_cg
+from dil.linear._part import PATIENCE, matrix_of_part
 from dil.linear._restarts import TRIAL_SHARE
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
@@ -174,6 +176,32 @@ class State(NamedTuple):
     steps: Scalar
 
 
+@dataclass(frozen=True)
+class System:
+    """The systems of a batch, and when to stop."""
+
+    H: Operator
+    b: Array
+    bb: Scalar
+    """<b, b>."""
+    target_rr: Scalar
+    """<r, r> at which the recurrence stops. It is below the tolerance, so that the true residual rarely misses that."""
+    accepted_rr: Scalar
+    """<r, r> of the true residual that is accepted."""
+    rtol: float
+    max_iter: int
+    scalars: Scalars
+    trial: int | None
+
+    def part(self, rows: Rows, _: State) -> Part[System, State] | None:
+        """Return some systems of the batch, or None if they cannot be solved alone."""
+        H = matrix_of_part(self.H, rows, self.b)
+        if H is None:
+            return None
+        b, bb, target_rr, accepted_rr = map(rows.take, (self.b, self.bb, self.target_rr, self.accepted_rr))
+        return Part(replace(self, H=H, b=b, bb=bb, target_rr=target_rr, accepted_rr=accepted_rr), lambda _: True)
+
+
 def cg(
     matvec: Matvec,
     b: Array,
@@ -189,57 +217,58 @@ def cg(
     compile.
     """
     xp, scalars = array_namespace(b), Scalars(loops.number, loops.numbers, b.ndim == 1)
-    dot, machine_eps, scale = scalars.dot, eps(xp, b.dtype), scalars.largest(b)
+    machine_eps, scale = eps(xp, b.dtype), scalars.largest(b)
     in_range = isinstance(scale, float) and machine_eps < scale < 1 / machine_eps
     if not in_range:  # squares of tiny and huge entries would underflow or overflow
         b = b / scale
-    bb = dot(b, b)
-    # the target of the recurrence is below the tolerance, so that the true residual rarely misses the tolerance
-    target_rr, accepted_rr = bb * (0.5 * rtol) ** 2, bb * rtol**2
-
-    def step(s: State) -> State:
-        """Minimise the quadratic along p, or check the true residual: a step of length one along x, from r = b.
-
-        A problem that has ended, or that checks, takes a step of zero along a finite vector, so its x does not change.
-        """
-        Hv = matvec(s.v)
-        vHv = dot(s.v, Hv)
-        moving = s.active & logical_not(s.checking)
-        curvature = select(moving, vHv / s.vv, s.curvature)
-        curvature_sum = s.curvature_sum + select(moving, abs(curvature), 0.0)
-        positive = curvature > machine_eps * curvature_sum  # False for NaN, negative curvature and null directions
-        alpha = s.rr / select(moving & positive, vHv, math.inf)
-        path_length = s.path_length + alpha * sqrt(s.vv)
-        steps = select(moving, s.steps + 1, s.steps)
-        x = s.x + alpha * s.v
-        r = select(s.checking, b, s.r) - select(s.checking, 1.0, alpha) * Hv
-        rr = dot(r, r)
-        may_continue = positive & (steps < max_iter)
-        proceed = may_continue & (rr > target_rr)
-        proceed = proceed if trial is None else proceed & ((steps != trial) | (rr <= bb * rtol ** (2 * TRIAL_SHARE)))
-        # rounding separates the true residual from the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
-        drift = 8 * machine_eps * curvature_sum * path_length
-        checking = moving & logical_not(proceed | (positive & (drift * drift < accepted_rr)))
-        # after a check, restart from a true residual that misses the tolerance but at least halved since the last check
-        restarts = may_continue & (rr > accepted_rr) & (4 * rr < s.true_rr)
-        iterating = s.active & select(s.checking, restarts, proceed)
-        beta = select(s.checking, 0.0, rr / s.rr)
-        v = select(iterating, r + beta * s.v, select(checking, x, s.v))
-        vv = select(iterating, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
-        true_rr = select(s.checking, rr, s.true_rr)
-        rr = select(s.active & logical_not(checking), rr, s.rr)
-        return State(
-            x, r, v, rr, vv, true_rr, curvature, curvature_sum, path_length, iterating | checking, checking, steps
-        )
-
+    bb = scalars.dot(b, b)
+    system = System(as_operator(matvec), b, bb, bb * (0.5 * rtol) ** 2, bb * rtol**2, rtol, max_iter, scalars, trial)
     nonzero = bb > 0  # False for NaN
     zero, no = 0.0 * bb, nonzero & False
     first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, no, count_from_zero(bb))
-    last = repeat(step, lambda s: s.active, first, loops=loops, steps_per_read=loops.steps_per_read(b))
-    failed = logical_not(last.rr <= accepted_rr)
+    run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), PATIENCE)
+    last = repeat_leaving(system, step, lambda s: s.active, first, run=run, part=System.part)
+    failed = logical_not(last.rr <= system.accepted_rr)
     x = last.x if in_range else last.x * scale
     status, steps = (
         scalars.array(k, b, xp.int32) for k in (curvature_status(last, failed, max_iter, machine_eps), last.steps)
     )
     residual = scalars.array(sqrt(last.rr / select(bb == 0, 1.0, bb)), b, b.dtype)
     return Solution(x, status, steps, residual, {"indefinite": status == int(Status.INDEFINITE)})
+
+
+def step(system: System, s: State) -> State:
+    """Minimise the quadratic along p, or check the true residual: a step of length one along x, from r = b.
+
+    A problem that has ended, or that checks, takes a step of zero along a finite vector, so its x does not change.
+    """
+    b, bb, max_iter, dot = system.b, system.bb, system.max_iter, system.scalars.dot
+    machine_eps = eps(array_namespace(b), b.dtype)
+    Hv = system.H(s.v)
+    vHv = dot(s.v, Hv)
+    moving = s.active & logical_not(s.checking)
+    curvature = select(moving, vHv / s.vv, s.curvature)
+    curvature_sum = s.curvature_sum + select(moving, abs(curvature), 0.0)
+    positive = curvature > machine_eps * curvature_sum  # False for NaN, negative curvature and null directions
+    alpha = s.rr / select(moving & positive, vHv, math.inf)
+    path_length = s.path_length + alpha * sqrt(s.vv)
+    steps = select(moving, s.steps + 1, s.steps)
+    x = s.x + alpha * s.v
+    r = select(s.checking, b, s.r) - select(s.checking, 1.0, alpha) * Hv
+    rr = dot(r, r)
+    may_continue = positive & (steps < max_iter)
+    proceed = may_continue & (rr > system.target_rr)
+    if system.trial is not None:
+        proceed = proceed & ((steps != system.trial) | (rr <= bb * system.rtol ** (2 * TRIAL_SHARE)))
+    # rounding separates the true residual from the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
+    drift = 8 * machine_eps * curvature_sum * path_length
+    checking = moving & logical_not(proceed | (positive & (drift * drift < system.accepted_rr)))
+    # after a check, restart from a true residual that misses the tolerance but at least halved since the last check
+    restarts = may_continue & (rr > system.accepted_rr) & (4 * rr < s.true_rr)
+    iterating = s.active & select(s.checking, restarts, proceed)
+    beta = select(s.checking, 0.0, rr / s.rr)
+    v = select(iterating, r + beta * s.v, select(checking, x, s.v))
+    vv = select(iterating, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
+    true_rr = select(s.checking, rr, s.true_rr)
+    rr = select(s.active & logical_not(checking), rr, s.rr)
+    return State(x, r, v, rr, vv, true_rr, curvature, curvature_sum, path_length, iterating | checking, checking, steps)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
 from dil._base.arrays import array_namespace, eps, full, logical_not, select
-from dil._base.operator import Operator
+from dil._base.operator import Operator, as_operator
+from dil._base.rows import Rows
 from dil._base.scalars import Scalar, Scalars, count_from_zero, divided, either, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Matvec
-from dil._frameworks.iteration import iterate, repeat
+from dil._frameworks.iteration import repeat
+from dil._frameworks.leaving import Part, Run, iterate
 from dil._frameworks.loops import Loops
+from dil.linear._part import PATIENCE, matrix_of_part
 from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
 
 
@@ -87,9 +90,10 @@ def flexible_cg(
     scaled = either(finite, lambda: b, lambda: full(b, 0.0)) / unit
     M = prepared(preconditioner, A, scaled, loops.while_loop)
     bb = scalars.dot(scaled, scaled)
-    system = System(A, M, scaled, bb, bb * (0.5 * rtol) ** 2, bb * rtol**2, max_iter, loops, scalars)
+    plain = preconditioner is None
+    system = System(A, M, plain, scaled, bb, bb * (0.5 * rtol) ** 2, bb * rtol**2, max_iter, loops, scalars)
     first = system.start() if x0 is None else system.start_from(x0 / unit)
-    last = iterate(system.advance, lambda s: s.active, first, batch_ndim=b.ndim - 1, loops=loops)
+    last = iterate(system, System.advance, lambda _, s: s.active, first, run=system.run(), part=System.part)
     residual = select(finite, sqrt(last.rr / select(bb == 0, 1.0, bb)), math.nan)
     products = last.steps + last.checks + M.products
     status, steps, products = (
@@ -105,6 +109,8 @@ class System:
 
     A: Matvec
     M: Matvec
+    plain: bool
+    """Whether M is the identity."""
     b: Array
     bb: Scalar
     """<b, b>."""
@@ -115,6 +121,19 @@ class System:
     max_iter: int
     loops: Loops
     scalars: Scalars
+
+    def run(self, steps_per_read: int = 1, patience: int = 0) -> Run:
+        """Return how a loop over the systems runs."""
+        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, patience)
+
+    def part(self, rows: Rows, _: Any) -> Part[System, Any] | None:
+        """Return some systems of the batch, or None if they cannot be solved alone, as with a preconditioner."""
+        A = matrix_of_part(as_operator(self.A), rows, self.b) if self.plain else None
+        if A is None:
+            return None
+        b, bb, target_rr, accepted_rr = map(rows.take, (self.b, self.bb, self.target_rr, self.accepted_rr))
+        alone = replace(self, A=A, b=b, bb=bb, target_rr=target_rr, accepted_rr=accepted_rr)
+        return Part(alone, lambda _: True)
 
     def start(self) -> Pass:
         """Return the state at x = 0."""
@@ -150,14 +169,9 @@ class System:
         z = z / size
         first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), s.curvature, s.curvature_sum, s.positive, s.steps)
 
-        def active(i: Iterate) -> Scalar:
-            return s.active & i.positive & (i.rz > 0) & (i.rr > self.target_rr) & (i.steps < self.max_iter)
-
-        def step(i: Iterate) -> Iterate:
-            return self._step(i, size)
-
-        steps_per_read = self.loops.steps_per_read(self.b)
-        last = iterate(step, active, first, batch_ndim=self.b.ndim - 1, loops=self.loops, steps_per_read=steps_per_read)
+        given = (self, s.active, size)
+        run = self.run(self.loops.steps_per_read(self.b), PATIENCE)
+        last = iterate(given, _step, _active, first, run=run, part=_part)
         r = self.b - self.A(last.x)
         rr = dot(r, r)
         restarts = (
@@ -176,21 +190,40 @@ class System:
             s.checks + 1,
         )
 
-    def _step(self, s: Iterate, size: Scalar) -> Iterate:
-        dot = self.scalars.dot
-        Ap = self.A(s.p)
-        pAp = dot(s.p, Ap)
-        curvature = divided(pAp, dot(s.p, s.p))
-        # False for NaN, negative curvature and null directions
-        positive = curvature > eps(array_namespace(self.b), self.b.dtype) * s.curvature_sum
-        alpha = either(positive, lambda: divided(s.rz, pAp), lambda: 0.0 * pAp)
-        r = s.r - alpha * Ap
-        z = self.M(r) / size
-        rr, rz = dot(r, r), dot(r, z)
-        p = z + divided(rz - dot(s.r, z), s.rz) * s.p
-        rz = select(rr == 0, 1.0, rz)  # solved exactly: <r, z> = 0 is then no failure of M
-        x = either(positive, lambda: s.x + alpha * s.p, lambda: s.x)
-        return Iterate(x, r, p, rr, rz, curvature, s.curvature_sum + abs(curvature), positive, s.steps + 1)
+
+Given: TypeAlias = tuple[System, Scalar, Scalar]
+"""What a pass holds fixed: the systems, those that are active, and the size of the first M r."""
+
+
+def _active(given: Given, i: Iterate) -> Scalar:
+    """Return whether a pass goes on."""
+    system, active, _ = given
+    return active & i.positive & (i.rz > 0) & (i.rr > system.target_rr) & (i.steps < system.max_iter)
+
+
+def _part(given: Given, rows: Rows, i: Iterate) -> Part[Given, Iterate] | None:
+    """Return some systems of a pass."""
+    system, active, size = given
+    alone = system.part(rows, i)
+    return None if alone is None else Part((alone.given, rows.take(active), rows.take(size)), alone.holds)
+
+
+def _step(given: Given, s: Iterate) -> Iterate:
+    system, _, size = given
+    dot = system.scalars.dot
+    Ap = system.A(s.p)
+    pAp = dot(s.p, Ap)
+    curvature = divided(pAp, dot(s.p, s.p))
+    # False for NaN, negative curvature and null directions
+    positive = curvature > eps(array_namespace(system.b), system.b.dtype) * s.curvature_sum
+    alpha = either(positive, lambda: divided(s.rz, pAp), lambda: 0.0 * pAp)
+    r = s.r - alpha * Ap
+    z = system.M(r) / size
+    rr, rz = dot(r, r), dot(r, z)
+    p = z + divided(rz - dot(s.r, z), s.rz) * s.p
+    rz = select(rr == 0, 1.0, rz)  # solved exactly: <r, z> = 0 is then no failure of M
+    x = either(positive, lambda: s.x + alpha * s.p, lambda: s.x)
+    return Iterate(x, r, p, rr, rz, curvature, s.curvature_sum + abs(curvature), positive, s.steps + 1)
 
 
 def _status(last: Pass, system: System, finite: Scalar) -> Scalar:

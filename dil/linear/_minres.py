@@ -104,12 +104,12 @@ def minres(task: Task, s: Progress) -> Pass:
     """Run MINRES from x and its residual."""
     dot, norm = task.scalars.dot, task.scalars.norm
 
-    def active(i: Iterate) -> Scalar:
+    def active(task: Task, s: Progress, i: Iterate) -> Scalar:
         # stop below the tolerance, so that the true residual rarely misses the tolerance
         unsolved = abs(i.phi) > 0.5 * task.rtol
         return s.active & i.finite & logical_not(i.stuck) & unsolved & (i.steps < task.max_iter)
 
-    def step(i: Iterate) -> Iterate:
+    def step(task: Task, s: Progress, i: Iterate) -> Iterate:
         return _step(task, i, i.steps == s.steps)
 
     phi, null = norm(s.r), array_namespace(s.x).zeros_like(s.x)
@@ -119,7 +119,7 @@ def minres(task: Task, s: Progress) -> Pass:
     first = Iterate(
         null, v, null, null, null, zero, one, zero, one, zero, phi, one, zero, null, one, phi, s.active, no, s.steps
     )
-    last = task.iterate(step, active, first)
+    last = task.iterate(s, step, active, first)
     # a system without a solution ends with a huge x along the null space and almost the same residual
     drift = 4 * task.eps * last.scale * sqrt(dot(last.dx, last.dx))
     return_to_best = last.stuck & (abs(last.phi) + drift > 0.5 * last.best_phi)

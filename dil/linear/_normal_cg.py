@@ -78,6 +78,21 @@ class NormalCG:
         return restarted(normal_cg, self, A, b, loop=loop, x0=x0, measure=measure)
 
 
+class Given(NamedTuple):
+    """What a pass holds fixed."""
+
+    active: Scalar
+    x: Array
+    """Its start, (*batch, n)."""
+    unit: Scalar
+    """The unit of A."""
+    damping: Scalar
+    """The damping in the unit of A^T A."""
+    target_rr: float
+    target_zz: Scalar
+    """<z, z> and <r, r> at which the pass ends, with and without damping."""
+
+
 class Iterate(NamedTuple):
     """The state, in units in which A is of order one. Vectors: (*batch, n)."""
 
@@ -110,33 +125,38 @@ def normal_cg(task: Task, s: Progress) -> Pass:
     target_rr = (0.5 * task.rtol) ** 2
     target_zz = zz * target_rr / s.error / s.error if task.damping > 0 else zz
 
-    def active(i: Iterate) -> Scalar:
-        unsolved = i.zz > target_zz if task.damping > 0 else i.rr > target_rr
-        return s.active & i.finite & logical_not(i.stuck) & unsolved & (i.steps < task.max_iter)
-
-    def step(i: Iterate) -> Iterate:
-        pp = dot(i.p, i.p)
-        w = task.A(i.p) / unit
-        ww = dot(w, w)
-        stretch = either(ww > i.stretch * pp, lambda: divided(ww, pp), lambda: i.stretch)
-        curvature = ww + damping * pp
-        finite = is_finite(curvature)
-        is_null = finite & (curvature <= (task.eps**2) * stretch * pp)
-        accepted = finite & logical_not(is_null)
-        alpha = select(accepted, i.zz, 0.0) / select(accepted, curvature, 1.0)
-        dx, r = i.dx + alpha * i.p, i.r - alpha * w
-        z = task.A.T(r) / unit
-        z = z if task.damping == 0 else z - damping * (unit * s.x + dx)
-        zz, rr = dot(z, z), dot(r, r)
-        p = z + divided(zz, i.zz) * i.p
-        stuck = is_null | (zz <= (4 * task.eps) ** 2 * stretch * rr) if task.damping == 0 else is_null
-        return Iterate(dx, r, p, zz, rr, stretch, finite & is_finite(zz), stuck, i.steps + 1)
-
     finite, null = is_finite(zz), array_namespace(s.x).zeros_like(s.x)
     first = Iterate(null, s.r, z, zz, dot(s.r, s.r), 0.0 * zz, finite, finite & (zz == 0), s.steps)
-    last = task.iterate(step, active, first)
+    last = task.iterate(Given(s.active, s.x, unit, damping, target_rr, target_zz), _step, _active, first)
     products = s.products + 2 * (last.steps - s.steps) + count(s.active)
     return Pass(s.x + last.dx / unit, last.steps, products, last.stuck, last.finite, unit * sqrt(last.stretch))
+
+
+def _active(task: Task, given: Given, i: Iterate) -> Scalar:
+    """Return whether a pass goes on."""
+    unsolved = i.zz > given.target_zz if task.damping > 0 else i.rr > given.target_rr
+    return given.active & i.finite & logical_not(i.stuck) & unsolved & (i.steps < task.max_iter)
+
+
+def _step(task: Task, given: Given, i: Iterate) -> Iterate:
+    """Take a step along p."""
+    dot, unit, damping = task.scalars.dot, given.unit, given.damping
+    pp = dot(i.p, i.p)
+    w = task.A(i.p) / unit
+    ww = dot(w, w)
+    stretch = either(ww > i.stretch * pp, lambda: divided(ww, pp), lambda: i.stretch)
+    curvature = ww + damping * pp
+    finite = is_finite(curvature)
+    is_null = finite & (curvature <= (task.eps**2) * stretch * pp)
+    accepted = finite & logical_not(is_null)
+    alpha = select(accepted, i.zz, 0.0) / select(accepted, curvature, 1.0)
+    dx, r = i.dx + alpha * i.p, i.r - alpha * w
+    z = task.A.T(r) / unit
+    z = z if task.damping == 0 else z - damping * (unit * given.x + dx)
+    zz, rr = dot(z, z), dot(r, r)
+    p = z + divided(zz, i.zz) * i.p
+    stuck = is_null | (zz <= (4 * task.eps) ** 2 * stretch * rr) if task.damping == 0 else is_null
+    return Iterate(dx, r, p, zz, rr, stretch, finite & is_finite(zz), stuck, i.steps + 1)
 
 
 def normal_error(task: Task) -> Measure:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, logical_not, select
+from dil._base.operator import as_operator
+from dil._base.rows import Rows
 from dil._base.scalars import Scalar, Scalars, count, count_from_zero, divided, either, in_unit, sqrt
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Matvec
-from dil._frameworks.iteration import iterate
+from dil._frameworks.leaving import Part, Run, iterate
 from dil._frameworks.loops import Loops
 from dil.linear._curvature_status import curvature_status
+from dil.linear._part import PATIENCE, matrix_of_part
 from dil.linear._restarts import TRIAL_SHARE
 
 
@@ -68,7 +71,7 @@ def one_reduction_cg(
     system = System(H, scaled, bb, rtol, max_iter, loops, scalars, trial)
     zero, nonzero, none = 0.0 * bb, bb > 0, count_from_zero(bb)  # nonzero is False for NaN
     first = Pass(xp.zeros_like(b), scaled, bb, bb, zero, nonzero, none, none)
-    last = iterate(system.advance, lambda s: s.active, first, batch_ndim=b.ndim - 1, loops=loops)
+    last = iterate(system, System.advance, lambda _, s: s.active, first, run=system.run(), part=System.part)
     failed = logical_not(last.rr <= system.accepted_rr)
     status = scalars.array(curvature_status(last, failed, max_iter, system.eps), b, xp.int32)
     steps, products = (scalars.array(k, b, xp.int32) for k in (last.steps, last.products))
@@ -101,16 +104,25 @@ class System:
         """<r, r> of the true residual that is accepted."""
         return self.bb * self.rtol**2
 
+    def run(self, steps_per_read: int = 1, patience: int = 0) -> Run:
+        """Return how a loop over the systems runs."""
+        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, patience)
+
+    def part(self, rows: Rows, _: Any) -> Part[System, Any] | None:
+        """Return some systems of the batch, or None if they cannot be solved alone."""
+        H = matrix_of_part(as_operator(self.H), rows, self.b)
+        if H is None:
+            return None
+        return Part(replace(self, H=H, b=rows.take(self.b), bb=rows.take(self.bb)), lambda _: True)
+
+    def active(self, i: Iterate) -> Scalar:
+        """Return whether a pass goes on."""
+        return i.moved & (i.steps < self.max_iter)
+
     def advance(self, s: Pass) -> Pass:
         """Run the recurrence from the true residuals. A problem restarts if its residual halves but misses rtol."""
-        last = iterate(
-            self.step,
-            lambda i: i.moved & (i.steps < self.max_iter),
-            self._started(s),
-            batch_ndim=self.b.ndim - 1,
-            loops=self.loops,
-            steps_per_read=self.loops.steps_per_read(self.b),
-        )
+        run = self.run(self.loops.steps_per_read(self.b), PATIENCE)
+        last = iterate(self, System.step, System.active, self._started(s), run=run, part=System.part)
         r = self.b - self.H(last.x)
         rr = self.scalars.dot(r, r)
         # a curvature that is not positive may be drift of the scalars: the inner products of p and H p decide

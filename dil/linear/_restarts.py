@@ -10,20 +10,26 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from dil._base.arrays import array_namespace, eps, logical_not, select
 from dil._base.operator import Operator
 from dil._base.options import LinearOptions
+from dil._base.rows import Rows, entrywise
 from dil._base.scalars import Scalar, Scalars, count, count_from_zero, either, greater, is_finite
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop
-from dil._frameworks.iteration import iterate, repeat
+from dil._frameworks.iteration import repeat
+from dil._frameworks.leaving import Part, Run, iterate
 from dil._frameworks.loops import Loops, with_loop
+from dil.linear._part import PATIENCE, matrix_of_part
 from dil.linear._right_hand_side import backend_of_system
 
 S = TypeVar("S", bound=tuple[Any, ...])
+G = TypeVar("G", bound=tuple[Any, ...])
 
 TRIAL_SHARE = 2 / 7
 """The share of the digits that a trial must reach. On the systems of benchmarks/linear.py, trials that reached less
 took more products than a dense solve."""
 
+Step: TypeAlias = "Callable[[Task, G, S], S]"
+Active: TypeAlias = "Callable[[Task, G, S], Scalar]"
 Measure: TypeAlias = Callable[[Array, Array], Scalar]
 """A function that returns the error of x from x and b - A x."""
 
@@ -53,10 +59,30 @@ class Task:
         """Return the error of x from x and r = b - A x."""
         return self.scalars.norm(r) if self.measure is None else self.measure(x, r)
 
-    def iterate(self, step: Callable[[S], S], active: Callable[[S], Scalar], first: S) -> S:
-        """Run a recurrence on the active problems. The other problems keep their state."""
-        steps_per_read = self.loops.steps_per_read(self.b)
-        return iterate(step, active, first, batch_ndim=self.b.ndim - 1, loops=self.loops, steps_per_read=steps_per_read)
+    def run(self, steps_per_read: int = 1, patience: int = 0) -> Run:
+        """Return how a loop over the systems runs."""
+        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, patience)
+
+    def part(self, rows: Rows) -> Task | None:
+        """Return some systems of the batch, or None if they cannot be solved alone. They have no measure."""
+        A = matrix_of_part(self.A, rows, self.b)
+        return None if A is None else replace(self, A=A, b=rows.take(self.b), measure=None)
+
+    def iterate(self, given: G, step: Step[G, S], active: Active[G, S], first: S) -> S:
+        """Run a recurrence on the active problems. The other problems keep their state.
+
+        `step(task, given, state)` and `active(task, given, state)` get the part of the arrays of `given`,
+        (*batch, ...), that belongs to the problems in the loop.
+        """
+        run = self.run(self.loops.steps_per_read(self.b), PATIENCE)
+        return iterate(
+            (self, given),
+            lambda now, state: step(*now, state),
+            lambda now, state: active(*now, state),
+            first,
+            run=run,
+            part=_part,
+        )
 
     @property
     def eps(self) -> float:
@@ -95,6 +121,11 @@ class Pass(NamedTuple):
     finite: Scalar
     norm_A: Scalar
     """A lower estimate of the norm of A."""
+
+
+def _part(now: tuple[Task, G], rows: Rows, _: S) -> Part[tuple[Task, G], S] | None:
+    task = now[0].part(rows)
+    return None if task is None else Part((task, entrywise(rows.take, len(rows.batch), now[1])), lambda _: True)
 
 
 Recurrence: TypeAlias = Callable[[Task, Progress], Pass]
@@ -142,10 +173,14 @@ def restarted(
     if x0 is not None:
         first = _from_guess(task, first, _scaled_guess(scalars, x0, unit))
 
-    def advance(s: Progress) -> Progress:
+    def advance(task: Task, s: Progress) -> Progress:
         return _update(task, s, recurrence(task, s), gain, patience)
 
-    last = iterate(advance, lambda s: s.active, first, batch_ndim=b.ndim - 1, loops=task.loops)
+    def part(task: Task, rows: Rows, _: Progress) -> Part[Task, Progress] | None:
+        alone = None if task.measure is not None else task.part(rows)
+        return None if alone is None else Part(alone, lambda _: True)
+
+    last = iterate(task, advance, lambda _, s: s.active, first, run=task.run(), part=part)
     return _solution(task, last, unit, finite_b)
 
 

@@ -1,0 +1,119 @@
+"""The loop of a solver whose problems leave the batch when they have ended, so that none waits for the slowest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+
+from dil._base.arrays import array_namespace, size
+from dil._base.rows import Rows, entrywise
+from dil._base.typing import Array
+from dil._frameworks.iteration import freeze, repeat
+from dil._frameworks.loops import Loops
+
+MANY = 2**10
+"""The fewest unknowns of a batch whose problems leave. An operation on fewer costs about as much as one on a single."""
+
+G = TypeVar("G")
+"""What the steps of some problems need besides their state."""
+S = TypeVar("S")
+
+
+class Part(NamedTuple, Generic[G, S]):
+    """Some problems of a batch, without the others."""
+
+    given: G
+    holds: Callable[[S], bool]
+    """Whether the state in which they end is one in the batch. If not, the batch goes on as a whole."""
+
+
+TakePart: TypeAlias = Callable[[G, Rows, S], Part[G, S] | None]
+"""A function that returns some problems of a batch in a state, or None if they cannot be solved alone."""
+
+
+class Run(NamedTuple):
+    """The problems of a loop, and how it runs."""
+
+    batch: tuple[int, ...]
+    dimension: int
+    """The number of unknowns of one problem."""
+    loops: Loops
+    steps_per_read: int = 1
+    """Steps for each read of the condition. A read makes the host wait for a device."""
+    patience: int = 0
+    """The steps that less than half of the problems make before they leave the others.
+
+    They should cost as much as the departure. If the problems end during these steps, nothing is lost.
+    """
+
+    def repeat(self, step: Callable[[S], S], active: Callable[[S], Any], first: S) -> S:
+        """Run `state = step(state)` while `active(state)` holds for any problem."""
+        return repeat(step, active, first, loops=self.loops, steps_per_read=self.steps_per_read)
+
+
+def repeat_leaving(
+    given: G,
+    step: Callable[[G, S], S],
+    going: Callable[[S], Array],
+    first: S,
+    *,
+    run: Run,
+    part: TakePart[G, S],
+) -> S:
+    """Run `state = step(given, state)` while a problem is going. The step must not change the others.
+
+    As soon as less than half of a large batch is going, the loop continues with these problems alone, if a program can
+    know which these are while it runs. `going(state)` is a mask, shape batch or (*batch, 1).
+    """
+    some, problems, xp = partial(step, given), size(run.batch), array_namespace(going(first))
+    large = problems > 1 and problems * run.dimension >= MANY
+    if not large or run.loops.places(xp.reshape(going(first), (-1,))) is None:
+        return run.repeat(some, going, first)
+    half = run.repeat(some, lambda s: 2 * xp.count_nonzero(going(s)) >= problems, first)
+    for _ in range(run.patience):
+        half = some(half) if bool(xp.any(going(half))) else half
+    chosen = xp.reshape(going(half), (-1,))
+    numbers = run.loops.places(chosen)
+    if numbers is None or numbers.shape[0] == 0:
+        return half
+    rows = Rows(run.batch, chosen, numbers)
+    alone = part(given, rows, half)
+    if alone is not None:
+        start: S = entrywise(rows.take, len(run.batch), half)
+        last = repeat_leaving(alone.given, step, going, start, run=run._replace(batch=rows.shape), part=part)
+        end: S = entrywise(rows.put, len(run.batch), half, last)
+        if alone.holds(end):
+            return end
+    return run.repeat(some, going, half)
+
+
+def iterate(
+    given: G, step: Callable[[G, S], S], active: Callable[[G, S], Any], first: S, *, run: Run, part: TakePart[G, S]
+) -> S:
+    """Run `state = step(given, state)` for each problem of a batch while `active(given, state)` holds for this problem.
+
+    The step is that of a textbook, without a mask. A problem that has ended keeps its part of every array of shape
+    (*batch, ...). An array with fewer dimensions, such as a count that all problems share, gets the value of the last
+    step. `active` returns a mask of shape batch or (*batch, 1), or a Python bool. Problems leave the batch as in
+    `repeat_leaving`.
+    """
+    batch_ndim = len(run.batch)
+    single = batch_ndim == 0 and run.steps_per_read == 1
+
+    def advance(given: G, now: tuple[S, Any]) -> tuple[S, Any]:
+        state, mask = now
+        new = step(given, state)
+        if single:
+            return new, active(given, new)
+        new = freeze(mask, state, new, batch_ndim)
+        return new, mask & active(given, new)
+
+    def part_now(given: G, rows: Rows, now: tuple[S, Any]) -> Part[G, tuple[S, Any]] | None:
+        found = part(given, rows, now[0])
+        return None if found is None else Part(found.given, lambda last: found.holds(last[0]))
+
+    start = (first, active(given, first))
+    if batch_ndim == 0:
+        return run.repeat(partial(advance, given), lambda now: now[1], start)[0]
+    return repeat_leaving(given, advance, lambda now: now[1], start, run=run, part=part_now)[0]
