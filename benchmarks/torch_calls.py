@@ -43,6 +43,8 @@ CASES = (
     "product, MINRES",
     "product, GMRES",
     "product, BiCGSTAB",
+    "few hard systems, CG",
+    "few hard systems, MINRES",
     "DEQ, forward 1e-3",
     "DEQ, backward 1e-3",
     "DEQ, forward 1e-5",
@@ -119,6 +121,8 @@ def made(case: str) -> Pair:
         return few_unknowns(int(which.split()[0]))
     if kind == "product":
         return beside_cg(which)
+    if kind == "few hard systems":
+        return hard_systems(which)
     if kind == "DEQ":
         pass_, _, rtol = which.partition(" ")
         return equilibrium(pass_, float(rtol))
@@ -408,6 +412,32 @@ def beside_cg(solver: str) -> Pair:
     )
 
 
+def hard_systems(solver: str, count: int = 2000, hard: int = 5, n: int = 50) -> Pair:
+    """Return the backward pass of a batch with a few matrices of condition number 1e6, beside two batches of a kind."""
+    import torch
+
+    import dil
+
+    def matrices(count: int, digits: float) -> Any:
+        Q = torch.linalg.qr(torch.randn(count, n, n))[0]
+        return (Q * torch.logspace(0, digits, n)) @ Q.mT
+
+    def score(u: Any, t: Any, A: Any) -> Any:
+        return 0.5 * (u * (A @ u[..., None])[..., 0]).sum(-1) - (u * t).sum(-1)
+
+    options = {"linear_solver": getattr(dil.linear, solver)(), "batch_ndim": 1, "on_failure": "ignore"}
+    layer = dil.argmin(score, dil.solvers.Newton(max_iter=1), init=lambda t, A: torch.linalg.solve(A, t), **options)
+
+    def backward(A: Any) -> Callable[[], Any]:
+        t = torch.randn(len(A), n, requires_grad=True)
+        y, v = layer(t, A), torch.randn(len(A), n)
+        return lambda: torch.autograd.grad(y, t, v, retain_graph=True)
+
+    A = torch.cat([matrices(hard, 6.0), matrices(count - hard, 1.0)])
+    easy, few = backward(A[hard:]), backward(A[:hard])
+    return Pair(backward(A), lambda: (easy(), few()), "the easy and the hard ones as two batches", 1.3)
+
+
 def equilibrium(which: str, rtol: float) -> Pair:
     """Return a pass of a deep equilibrium block of two convolutions, by dil and by torchdeq at an equal residual."""
     import torch
@@ -510,6 +540,7 @@ def main(
         "logistic regression has 569 rows and 31 unknowns, and its bound is relative to the first gradient; dil also "
         "verifies the solution by a Newton step. 'Anderson': memory 5, tolerance 1e-8. 'product': a dense symmetric "
         "positive definite matrix of 1,000 unknowns with condition number 32, to 1e-10. "
+        "'few hard systems': the backward pass of 2,000 problems of 50 unknowns, five of condition number 1e6. "
         "'roots': 100,000 implied volatilities as one batch of scalars. 'backward': the backward pass of a root. "
         "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, beside torchdeq to the residual of dil; "
         "its rows are left out where torchdeq is not installed. The ratio is "

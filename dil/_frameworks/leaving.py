@@ -66,9 +66,11 @@ def repeat_leaving(
     As soon as less than half of a large batch is going, the loop continues with these problems alone, if a program can
     know which these are while it runs. `going(state)` is a mask, shape batch or (*batch, 1).
     """
-    some, problems, xp = partial(step, given), size(run.batch), array_namespace(going(first))
-    large = problems > 1 and problems * run.dimension >= MANY
-    if not large or run.loops.places(xp.reshape(going(first), (-1,))) is None:
+    some, problems = partial(step, given), size(run.batch)
+    if problems <= 1 or problems * run.dimension < MANY:
+        return run.repeat(some, going, first)
+    xp = array_namespace(going(first))
+    if run.loops.places(xp.reshape(going(first), (-1,))) is None:
         return run.repeat(some, going, first)
     half = run.repeat(some, lambda s: 2 * xp.count_nonzero(going(s)) >= problems, first)
     for _ in range(run.patience):
