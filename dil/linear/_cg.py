@@ -20,7 +20,7 @@ from dil._frameworks.loops import Loops, with_loop
 from dil.linear._curvature_status import curvature_status
 from dil.linear._flexible_cg import flexible_cg
 from dil.linear._one_reduction_cg import one_reduction_cg
-from dil.linear._part import PATIENCE, matrix_of_part
+from dil.linear._part import LEAVING, matrix_of_part
 from dil.linear._restarts import TRIAL_SHARE
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
@@ -226,7 +226,7 @@ def cg(
     nonzero = bb > 0  # False for NaN
     zero, no = 0.0 * bb, nonzero & False
     first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, no, count_from_zero(bb))
-    run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), PATIENCE)
+    run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), LEAVING)
     last = repeat_leaving(system, step, lambda s: s.active, first, run=run, part=System.part)
     failed = logical_not(last.rr <= system.accepted_rr)
     x = last.x if in_range else last.x * scale

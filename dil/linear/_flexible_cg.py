@@ -16,7 +16,7 @@ from dil._base.typing import Array, Matvec
 from dil._frameworks.iteration import repeat
 from dil._frameworks.leaving import Part, Run, iterate
 from dil._frameworks.loops import Loops
-from dil.linear._part import PATIENCE, matrix_of_part
+from dil.linear._part import LEAVING, matrix_of_part
 from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
 
 
@@ -122,9 +122,9 @@ class System:
     loops: Loops
     scalars: Scalars
 
-    def run(self, steps_per_read: int = 1, patience: int = 0) -> Run:
+    def run(self, steps_per_read: int = 1, price: float = 0.0) -> Run:
         """Return how a loop over the systems runs."""
-        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, patience)
+        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, price)
 
     def part(self, rows: Rows, _: Any) -> Part[System, Any] | None:
         """Return some systems of the batch, or None if they cannot be solved alone, as with a preconditioner."""
@@ -170,7 +170,7 @@ class System:
         first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), s.curvature, s.curvature_sum, s.positive, s.steps)
 
         given = (self, s.active, size)
-        run = self.run(self.loops.steps_per_read(self.b), PATIENCE)
+        run = self.run(self.loops.steps_per_read(self.b), LEAVING)
         last = iterate(given, _step, _active, first, run=run, part=_part)
         r = self.b - self.A(last.x)
         rr = dot(r, r)

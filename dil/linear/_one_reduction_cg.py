@@ -16,7 +16,7 @@ from dil._base.typing import Array, Matvec
 from dil._frameworks.leaving import Part, Run, iterate
 from dil._frameworks.loops import Loops
 from dil.linear._curvature_status import curvature_status
-from dil.linear._part import PATIENCE, matrix_of_part
+from dil.linear._part import LEAVING, matrix_of_part
 from dil.linear._restarts import TRIAL_SHARE
 
 
@@ -104,9 +104,9 @@ class System:
         """<r, r> of the true residual that is accepted."""
         return self.bb * self.rtol**2
 
-    def run(self, steps_per_read: int = 1, patience: int = 0) -> Run:
+    def run(self, steps_per_read: int = 1, price: float = 0.0) -> Run:
         """Return how a loop over the systems runs."""
-        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, patience)
+        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, price)
 
     def part(self, rows: Rows, _: Any) -> Part[System, Any] | None:
         """Return some systems of the batch, or None if they cannot be solved alone."""
@@ -121,7 +121,7 @@ class System:
 
     def advance(self, s: Pass) -> Pass:
         """Run the recurrence from the true residuals. A problem restarts if its residual halves but misses rtol."""
-        run = self.run(self.loops.steps_per_read(self.b), PATIENCE)
+        run = self.run(self.loops.steps_per_read(self.b), LEAVING)
         last = iterate(self, System.step, System.active, self._started(s), run=run, part=System.part)
         r = self.b - self.H(last.x)
         rr = self.scalars.dot(r, r)

@@ -18,7 +18,7 @@ from dil._base.typing import Array, Loop
 from dil._frameworks.iteration import repeat
 from dil._frameworks.leaving import Part, Run, iterate
 from dil._frameworks.loops import Loops, with_loop
-from dil.linear._part import PATIENCE, matrix_of_part
+from dil.linear._part import LEAVING, matrix_of_part
 from dil.linear._right_hand_side import backend_of_system
 
 S = TypeVar("S", bound=tuple[Any, ...])
@@ -59,9 +59,9 @@ class Task:
         """Return the error of x from x and r = b - A x."""
         return self.scalars.norm(r) if self.measure is None else self.measure(x, r)
 
-    def run(self, steps_per_read: int = 1, patience: int = 0) -> Run:
+    def run(self, steps_per_read: int = 1, price: float = 0.0) -> Run:
         """Return how a loop over the systems runs."""
-        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, patience)
+        return Run(tuple(self.b.shape[:-1]), self.b.shape[-1], self.loops, steps_per_read, price)
 
     def part(self, rows: Rows) -> Task | None:
         """Return some systems of the batch, or None if they cannot be solved alone. They have no measure."""
@@ -74,7 +74,7 @@ class Task:
         `step(task, given, state)` and `active(task, given, state)` get the part of the arrays of `given`,
         (*batch, ...), that belongs to the problems in the loop.
         """
-        run = self.run(self.loops.steps_per_read(self.b), PATIENCE)
+        run = self.run(self.loops.steps_per_read(self.b), LEAVING)
         return iterate(
             (self, given),
             lambda now, state: step(*now, state),

@@ -27,13 +27,18 @@ from dil._frameworks.loops import Loops
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._progress import check_watched
+from dil.solvers._rounding import EVERY, rounding_of_step
 from dil.solvers._start import Start, check_positive, start_equation, tolerance, zeros_like_count
-from dil.solvers._verify import solved_or_rounded
 
 EXPLODED = 10.0
 """A residual this many times the least one so far sends its problem back to a plain step."""
 FAR = 100.0
 """A mixed step this many times as long as a plain one must halve the residual."""
+
+MANY = 2**10
+"""The fewest unknowns of which a part is looked at first, whether the step is short."""
+PART = 8
+"""Every so many-th unknown is in this part."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Anderson:
         added to the diagonal. It is never below the rounding of the matrix.
     rtol : float, optional
         A problem is solved when each entry of |step(u) - u| is at most rtol |u|, or at most 4 eps |u - start|. The
-        default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32.
+        default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32. A problem is also solved when its residual
+        is hardly falling, or the run is at its end, and step(u) - u is as small as the rounding errors of its terms.
     max_iter : int
         The largest number of evaluations of the step after the first.
     history : bool
@@ -121,6 +127,10 @@ class Anderson:
         def holds(mask: Array) -> Scalar:
             return bool(mask) if single else mask
 
+        def column(x: Scalar) -> Array:
+            found: Array = xp.reshape(as_column(x, start), (*start.shape[:-1], 1)) if single else x
+            return found
+
         def in_units(x: Array, unit: Array) -> Array:
             return as_dtype(x, dtype) / unit if scaled else as_dtype(x, dtype)
 
@@ -141,9 +151,21 @@ class Anderson:
             trial = Trial(u, g, in_units(moved, s.unit), size, length(u - s.u, s.unit), close)
 
             def is_solution(close: Scalar) -> Scalar:
+                if u.shape[-1] >= MANY:  # a part of the entries mostly says no at a small part of the cost
+                    close = close & holds(is_short(moved[..., ::PART], u[..., ::PART], started.u[..., ::PART], rtol))
+                    if none_holds(close, loops):
+                        return close
                 return close & holds(is_short(moved, u, started.u, rtol))
 
-            return after(s, trial, is_solution, self.max_iter, loops)
+            def is_rounded(t: Trial, asked: Scalar) -> tuple[Scalar, Scalar]:
+                f, level = (x * s.unit if scaled else x for x in (t.f, column(s.level)))
+                f, level = (as_dtype(x, start.dtype) for x in (f, level))
+                found = rounding_of_step(started, t.u, f, column(asked), level)
+                level = as_dtype(found.level, dtype)
+                level = level / s.unit if scaled else level
+                return holds(found.rounded), loops.number(xp.sum(level)) if single else level
+
+            return after(s, trial, is_solution, is_rounded, self.max_iter, loops)
 
         f, size, reach = in_units(first_move, unit), length(first_move, unit), slack * length(start, unit)
         finite = (size < math.inf) & holds(unit < math.inf)
@@ -151,11 +173,9 @@ class Anderson:
         g, f = (select(finite, x, full(x, 0.0)) for x in (g, f))  # what is not finite must not stay
         no, none = solved & logical_not(solved), 0 if isinstance(solved, bool) else zeros_like_count(start)
         going, memory = finite & logical_not(solved), nothing(f, self.memory, self.regularisation)
-        first = Iterate(start, g, f, memory, size, size, no, none, 0, going, solved, logical_not(finite), reach, unit)
-
-        def column(x: Scalar) -> Array:
-            found: Array = xp.reshape(as_column(x, f), (*start.shape[:-1], 1)) if single else x
-            return found
+        level = select(no, size, math.inf if single else full(size, math.inf))
+        broken = logical_not(finite)
+        first = Iterate(start, g, f, memory, size, size, size, level, no, none, 0, going, solved, broken, reach, unit)
 
         def residual(s: Iterate) -> Array:
             size = column(s.size)
@@ -170,7 +190,7 @@ class Anderson:
             steps,
             residual(last),
             max_iter=self.max_iter,
-            solved=solved_or_rounded(started, last.u, solved, ~broken),
+            solved=solved,
             broken=broken,
             extra=extra,
         )
@@ -214,6 +234,10 @@ class Iterate(NamedTuple):
     """The norm of f."""
     least: Scalar
     """The least norm so far."""
+    mark: Scalar
+    """The least norm when a look was last due."""
+    level: Scalar
+    """The norm of f that rounding can make; infinity before anybody has looked."""
     mixed: Scalar
     """Whether the next step mixes. A plain step is always kept."""
     steps: Scalar
@@ -242,31 +266,57 @@ class Trial(NamedTuple):
     """Whether each entry of f may be short."""
 
 
-def after(s: Iterate, t: Trial, is_solution: Callable[[Scalar], Scalar], max_iter: int, loops: Loops) -> Iterate:
+def after(
+    s: Iterate,
+    t: Trial,
+    is_solution: Callable[[Scalar], Scalar],
+    is_rounded: Callable[[Trial, Scalar], tuple[Scalar, Scalar]],
+    max_iter: int,
+    loops: Loops,
+) -> Iterate:
     """Return the iterate after a trial: the trial itself, or the old one, where the trial is worse.
 
-    `is_solution` returns the mask of the problems in a mask whose trial is a solution.
+    `is_solution` returns the mask of the problems in a mask whose trial is a solution. `is_rounded` returns that of
+    the problems in a mask whose f is within rounding, and the `level` of all.
     """
-    usual = (t.size <= EXPLODED * s.least) & (t.way <= FAR * s.size) & (t.way > 0) & logical_not(t.close)
-    if all_hold(usual, loops) is True:  # the host knows that nothing ends and nothing is refused
-        return accepted(s, t, s.going, s._replace(steps=s.steps + 1), max_iter, loops)
-    better = (t.size <= EXPLODED * s.least) & ((t.way <= FAR * s.size) | (t.size <= 0.5 * s.size))
+    due, last = (s.count + 1) % EVERY == 0, s.count + 1 >= max_iter
+    near = t.size <= EXPLODED * s.least
+    usual = (near & (t.way <= FAR * s.size) & (t.way > 0)) | logical_not(s.going)
+    if (due | last) is False and all_hold(usual, loops) is True:  # the host knows that nothing is refused or looked at
+        return accepted(s, t, s.going, ended(s, t, is_solution, loops), max_iter, loops)
+    better = near & ((t.way <= FAR * s.size) | (t.size <= 0.5 * s.size))
     taken = s.going & (better | (logical_not(s.mixed) & (t.size < math.inf)))  # a NaN is never taken
     found = loops.run_if(some_hold(taken & t.close), is_solution, taken & t.close)
-    going, memory = taken & (t.way > 0) & logical_not(found), s.memory
+    broken, stuck, memory = s.going & logical_not(taken | s.mixed), taken & logical_not(t.way > 0), s.memory
     if all_hold(better, loops) is not True:
         forget = s.going & s.mixed & logical_not(taken)  # the memory; a plain step follows
-        going, memory = going | forget, forgotten(s.memory, forget)
+        memory = forgotten(s.memory, forget)
         u, g, f, size = (select(taken, new, old) for new, old in zip(t[:4], (s.u, s.g, s.f, s.size), strict=True))
         t = t._replace(u=u, g=g, f=f, size=size)
+    least = lesser(t.size, s.least)
+    stalled = due & (least > 0.5 * s.mark) & (t.size <= s.level)
+    asked = s.going & logical_not(found | broken) & (stalled | last | stuck)
+    rounded, level = loops.run_if(some_hold(asked), lambda now: is_rounded(t, now[0]), (asked, s.level))
+    found = found | rounded
     judged = s._replace(
         memory=memory,
         steps=select(s.going, s.steps + 1, s.steps),
-        going=going,
+        mark=select(due, least, s.mark),
+        level=level,
+        going=s.going & logical_not(found | broken | stuck),
         solved=s.solved | found,
-        broken=s.broken | (s.going & logical_not(taken | s.mixed)),
+        broken=s.broken | broken,
     )
     return accepted(s, t, taken, judged, max_iter, loops)
+
+
+def ended(s: Iterate, t: Trial, is_solution: Callable[[Scalar], Scalar], loops: Loops) -> Iterate:
+    """Return the iterate s after a step that all problems take, with those solved whose trial is a solution."""
+    s, close = s._replace(steps=select(s.going, s.steps + 1, s.steps)), s.going & t.close
+    if none_holds(close, loops):
+        return s
+    found = is_solution(close)
+    return s._replace(going=s.going & logical_not(found), solved=s.solved | found)
 
 
 def accepted(old: Iterate, t: Trial, taken: Scalar, s: Iterate, max_iter: int, loops: Loops) -> Iterate:
@@ -297,6 +347,11 @@ def lesser(a: Scalar, b: Scalar) -> Scalar:
 def some_hold(mask: Scalar) -> Any:
     """Return whether a mask holds for a problem."""
     return mask if isinstance(mask, bool) else array_namespace(mask).any(mask)
+
+
+def none_holds(mask: Scalar, loops: Loops) -> bool:
+    """Return whether a mask holds for no problem, as far as that can be read at no cost."""
+    return not mask if isinstance(mask, bool) else loops.number(array_namespace(mask).any(mask)) is False
 
 
 def nothing(f: Array, count: int, regularisation: float) -> Memory:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, full, nonzero_or_one, norm, select
 from dil._base.errors import OptionError
 from dil._base.scale import is_short
 from dil._base.solution import Solution
@@ -14,8 +15,8 @@ from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._progress import check_watched
+from dil.solvers._rounding import EVERY, rounding_of_step
 from dil.solvers._start import Start, check_positive, start_equation, tolerance, zeros_like_count
-from dil.solvers._verify import solved_or_rounded
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class FixedPoint:
         The share of each step that is taken, in (0, 1]. Less than 1 helps where steps overshoot.
     rtol : float, optional
         A problem is solved when each entry of |step(u) - u| is at most rtol |u|, or at most 4 eps |u - start|. The
-        default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32.
+        default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32. A problem is also solved when its residual
+        is hardly falling, or the run is at its end, and step(u) - u is as small as the rounding errors of its terms.
     max_iter : int
         The largest number of steps.
     history : bool
@@ -85,24 +87,39 @@ class FixedPoint:
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.75)
 
         def advance(started: Start, s: Iterate) -> Iterate:
-            new = s.u + self.damping * s.f
+            new, count = s.u + self.damping * s.f, s.count + 1
             f = move(started, new)
-            usable = s.going & xp.all(xp.isfinite(f), axis=-1, keepdims=True)
+            size = norm(f)
+            usable = s.going & (size < math.inf)  # False for NaN
             moved = xp.any(new != s.u, axis=-1, keepdims=True)
-            solved = s.solved | (usable & is_short(f, new, started.u, rtol))
-            steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            diverged = s.diverged | (usable & (norm(f) > s.far))
-            going = usable & moved & ~solved & ~diverged & (steps < self.max_iter)
-            broken = s.broken | (s.going & ~usable)
-            u, f = xp.where(usable, new, s.u), xp.where(usable, f, s.f)
-            return Iterate(u, f, steps, going, solved, broken, diverged, s.far)
+            solved = usable & is_short(f, new, started.u, rtol)
+            diverged = usable & (size > s.far)
+            due, last = count % EVERY == 0, count >= self.max_iter
+            stalled = due & (size > 0.5 * s.mark) & (size <= s.level)
+            asked = usable & ~(solved | diverged) & (stalled | ~moved | last)
+            found = rounding_of_step(started, new, f, asked, s.level)
+            solved = solved | found.rounded
+            return Iterate(
+                xp.where(usable, new, s.u),
+                xp.where(usable, f, s.f),
+                select(due, size, s.mark),
+                found.level,
+                s.steps + xp.astype(s.going, s.steps.dtype),
+                count,
+                usable & moved & ~solved & ~diverged & (s.steps < self.max_iter - 1),
+                s.solved | solved,
+                s.broken | (s.going & ~usable),
+                s.diverged | diverged,
+                s.far,
+            )
 
         f = move(started, u)
-        finite = xp.isfinite(norm(f))
+        size = norm(f)
+        finite = size < math.inf
         solved = finite & is_short(f, u, u, rtol)
-        far = (norm(u) + norm(f)) / eps(xp, u.dtype)
-        first = Iterate(u, f, zeros_like_count(u), finite & ~solved, solved, ~finite, finite & ~finite, far)
-        scale = nonzero_or_one(norm(f))
+        far, level, going = (norm(u) + size) / eps(xp, u.dtype), full(size, math.inf), finite & ~solved
+        first = Iterate(u, f, size, level, zeros_like_count(u), 0, going, solved, ~finite, finite & ~finite, far)
+        scale = nonzero_or_one(size)
 
         def residual(s: Iterate) -> Array:
             return norm(s.f) / scale
@@ -114,7 +131,7 @@ class FixedPoint:
             last.steps,
             residual(last),
             max_iter=self.max_iter,
-            solved=solved_or_rounded(started, last.u, last.solved, ~last.broken),
+            solved=last.solved,
             broken=last.broken,
             diverged=last.diverged,
             extra=extra,
@@ -127,7 +144,13 @@ class Iterate(NamedTuple):
     u: Array
     f: Array
     """f = step(u) - u."""
+    mark: Array
+    """The norm of f when a look at its rounding was last due."""
+    level: Array
+    """The longest f that may be rounding."""
     steps: Array
+    count: Any
+    """The steps of the problems that are going."""
     going: Array
     solved: Array
     broken: Array

@@ -16,6 +16,8 @@ from dil.solvers._start import Start
 
 SAME = 256
 """The difference of F in units of the rounding of its terms that a sum in another order may make."""
+LEAVING = 8.0
+"""The evaluations of F by the batch that it costs to leave: F of the batch and of a part is compared three times."""
 
 
 class Iterate(State, Protocol):
@@ -36,22 +38,23 @@ def iterate_problems(
     *,
     max_iter: int,
     residual: Callable[[S], Array],
+    evaluations: float = 1.0,
 ) -> tuple[S, dict[str, Array]]:
     """Run `state = step(started, state)` while a problem is going. The step must not change the others.
 
     Returns the last state, and entries for the `extra` of the solution, as `iterate_watched` does. Problems leave the
-    batch only if nobody watches them.
+    batch only if nobody watches them. `evaluations` is about how many evaluations of F a step takes.
     """
     if solver.history or solver.progress:
         some, backend = partial(step, started), started.problem.backend
         return iterate_watched(solver, backend, some, first, max_iter=max_iter, residual=residual)
-    return iterate_leaving(started, step, first), {}
+    return iterate_leaving(started, step, first, LEAVING / evaluations), {}
 
 
-def iterate_leaving(started: Start, step: Callable[[Start, S], S], first: S) -> S:
+def iterate_leaving(started: Start, step: Callable[[Start, S], S], first: S, price: float) -> S:
     """Run the loop of `iterate_problems`."""
     space, loops = started.problem.space, started.problem.backend.loops
-    run = Run(space.batch, size(started.u.shape) // max(size(space.batch), 1), loops)
+    run = Run(space.batch, size(started.u.shape) // max(size(space.batch), 1), loops, price=price)
     return repeat_leaving(started, step, lambda s: s.going, first, run=run, part=part_of)
 
 

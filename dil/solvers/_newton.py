@@ -34,6 +34,8 @@ SHORTEST_CUT, LONGEST_CUT = 0.1, 0.5
 """The share of a step length that a line search tries next is between these two."""
 CRAMPED = 2.0**-4
 """A step that is cut to less than this makes the solver look whether F is within its rounding."""
+STEP = 5.0
+"""About how many evaluations of F a step costs: a record of F, products with J, and trials of the line search."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ class Newton:
         def residual(s: Iterate) -> Array:
             return s.slope / nonzero_or_one(slope)
 
-        last, extra = iterate_problems(self, started, descend, first, max_iter=self.max_iter, residual=residual)
+        last, extra = iterate_problems(
+            self, started, descend, first, max_iter=self.max_iter, residual=residual, evaluations=STEP
+        )
         ended = ~last.broken
         solved = solved_or_rounded(started, last.u, last.solved, ended)
         # a linear solve in one norm can miss an entry whose unit is small

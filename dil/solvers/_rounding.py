@@ -1,0 +1,85 @@
+"""The look whether step(u) - u is as small as its own rounding, by evaluations of the step alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from dil._base.arrays import array_namespace, eps, full, norm
+from dil._base.typing import Array
+from dil._frameworks.random_vectors import standard_normal
+from dil._problem.terms import rounding
+from dil.solvers._start import Start
+
+EVERY = 4
+"""A residual that has not been halved in so many steps may be rounding."""
+DRAWS = 8
+"""The most evaluations of a look. Each draw misses about one entry of a hundred, so three or four are usual."""
+TURNS = 10.0
+"""The standard deviation of the phases, in radians: their cosines are those of uniform angles."""
+
+
+class Rounding(NamedTuple):
+    """What a look found; (*batch, 1)."""
+
+    rounded: Array
+    """Whether each entry of step(u) - u is within the rounding of its terms."""
+    level: Array
+    """The longest step(u) - u that may be rounding: infinity before anybody has looked."""
+
+
+class Drawn(NamedTuple):
+    """A look under way."""
+
+    count: Any
+    """The draws so far."""
+    terms: Array
+    """The size of the terms of step(u) - u, as the draws show it, (*batch, n)."""
+    level: Array
+    """The norm of the rounding of these terms, (*batch, 1)."""
+    rounded: Array
+
+
+def rounding_of_step(started: Start, u: Array, f: Array, asked: Array, level: Array) -> Rounding:
+    """Return whether f = step(u) - u, (*batch, n), is within its rounding, for the problems in `asked`, (*batch, 1).
+
+    The terms of an entry of f are u, and the change of the entry where the unknown and the arguments each change by
+    a random multiple of themselves. So no unit matters, and an entry of u that is zero within rounding is like any
+    other. A draw shows few terms of some entries by chance. Thus draws are added until each entry is within its
+    rounding, or the norm of f tells that it is not. A problem that is near, but not there, is near again at half of f.
+    """
+    loops, xp = started.problem.backend.loops, array_namespace(u)
+
+    def look(now: Rounding) -> Rounding:
+        size = norm(f)
+
+        def draw(s: Drawn) -> Drawn:
+            terms = xp.maximum(s.terms, xp.abs(change_of_step(started, u, f, s.count)))
+            rounded = asked & (xp.max(xp.abs(f) - rounding(u) * terms, axis=-1, keepdims=True) <= 0)
+            return Drawn(s.count + 1, terms, rounding(u) * norm(terms), rounded)
+
+        def unknown(s: Drawn) -> Array:
+            waiting = xp.any(asked & ~s.rounded & (size <= s.level))
+            return (s.count < DRAWS) & ((s.count == 0) | waiting)  # type: ignore[no-any-return]
+
+        last = loops.while_loop(unknown, draw, Drawn(0, xp.abs(u), now.level, now.rounded))
+        most = xp.where(last.level < size, last.level, 0.5 * size)
+        return Rounding(last.rounded, xp.where(asked & ~last.rounded, most, now.level))
+
+    return loops.run_if(xp.any(asked), look, Rounding(asked & ~asked, level))  # type: ignore[no-any-return]
+
+
+def change_of_step(started: Start, u: Array, f: Array, count: Any) -> Array:
+    """Return the change of f = step(u) - u for a small change of u and of the arguments, divided by its share of them.
+
+    `count` numbers the draws. Zero where the change is not finite.
+    """
+    problem, _, arrays = started
+    backend, xp, share = problem.backend, array_namespace(u), eps(array_namespace(u), u.dtype) ** 0.5
+    used = arrays[: len(problem.arguments.arrays)]
+    floats = problem.arguments.only_floats(used)
+    likes = [full(u, 0.0, shape=u.shape[-1:]), *(full(u, 0.0, shape=getattr(x, "shape", ())) for x in floats)]
+    phases = [TURNS * standard_normal(backend, like, 1, seed)[0, ...] for seed, like in enumerate(likes)]
+    near, *values = (x * (1 + share * xp.cos((count + 1) * p)) for x, p in zip((u, *floats), phases, strict=True))
+    image = backend.constant(problem.image(near, *problem.arguments.with_floats(used, values)))
+    change = (image - near - f) / share
+    return xp.where(xp.isfinite(change), change, full(change, 0.0))  # type: ignore[no-any-return]
