@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import array_namespace, eps, full
+from typing import Any, NamedTuple
+
+from dil._base.arrays import array_namespace, eps, full, max_abs
 from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
+
+DRAWS = 8
+"""The most random changes of the unknown that are looked at."""
+TURNS = 10.0
+"""The standard deviation of the phases, in radians: their cosines are those of uniform angles."""
+
+
+class Drawn(NamedTuple):
+    """A look at the terms of F under way."""
+
+    count: Any
+    terms: Array
+    """The size of the terms, as the draws show it, (*batch, n)."""
 
 
 def change_with_arguments(F: Optimality, Fu: Array, u: Array, floats: Arrays) -> Array:
@@ -26,17 +41,33 @@ def change_with_arguments(F: Optimality, Fu: Array, u: Array, floats: Arrays) ->
     return xp.where(xp.isfinite(change), change, full(change, 0.0))  # type: ignore[no-any-return]
 
 
-def terms_of(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:
-    """Return the size of the terms of F, (*batch, n): those of the unknown and those of the arguments."""
-    xp = array_namespace(u)
-    size: Array = xp.abs(J(u)) + xp.abs(change_with_arguments(F, Fu, u, floats))
-    return size
-
-
 def rounding(u: Array) -> float:
     """Return the share of its terms that F at a solution may have: 32 eps, and eps ** (3/4) in 16 bits."""
     machine = float(eps(array_namespace(u), u.dtype))
     return float(min(32 * machine, machine**0.75))
+
+
+def terms_of(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:
+    """Return the size of the terms of F, (*batch, n): those of the unknown and those of the arguments.
+
+    Where terms cancel in J u, as forces do in a symmetric structure, they show in J (u * z) for random numbers z. Each
+    draw misses some by chance. So draws are added while an entry of F is not within the rounding of its terms, unless F
+    is far above the terms that all entries have.
+    """
+    backend, xp = F.problem.backend, array_namespace(u)
+    phases = TURNS * standard_normal(backend, full(u, 0.0, shape=u.shape[-1:]), 1, 0)[0, ...]
+    size, share = xp.abs(Fu), rounding(u)
+
+    def unknown(s: Drawn) -> Array:
+        above = xp.any(size > share * s.terms, axis=-1) & (max_abs(Fu) <= 8 * share * max_abs(s.terms))
+        return (s.count < DRAWS) & xp.any(above)  # type: ignore[no-any-return]
+
+    def draw(s: Drawn) -> Drawn:
+        return Drawn(s.count + 1, xp.maximum(s.terms, xp.abs(J(u * xp.cos((s.count + 1) * phases)))))
+
+    first = Drawn(0, xp.abs(J(u)) + xp.abs(change_with_arguments(F, Fu, u, floats)))
+    last: Drawn = backend.loops.while_loop(unknown, draw, first)
+    return last.terms
 
 
 def within_rounding_of_terms(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from dil._base.arrays import array_namespace, dot, eps, full, nonzero_max_abs, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, dot, eps, full, max_abs, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.scalars import reader
@@ -116,7 +116,7 @@ class Newton:
 
         def descend(started: Start, s: Iterate) -> Iterate:
             J, at = self._step(started, s)
-            done = is_rounded(started, s, J, at.F)
+            done = is_rounded(started, s, J, at)
             usable = s.going & ~done & xp.all(xp.isfinite(at.step), axis=-1, keepdims=True) & xp.isfinite(at.value)
             at = at._replace(step=xp.where(usable, at.step, full(at.step, 0.0)))
             flat = usable & at.flat
@@ -310,19 +310,23 @@ class Iterate(NamedTuple):
     """Whether the line search cut the last step to less than `CRAMPED` of it."""
 
 
-def is_rounded(started: Start, s: Iterate, J: Operator, F: Array) -> Array:
-    """Return whether F is as small as the rounding of its terms, (*batch, 1), where the last step was cut short.
+def is_rounded(started: Start, s: Iterate, J: Operator, at: Step) -> Array:
+    """Return whether F is as small as the rounding of its terms, (*batch, 1).
 
-    There no step lowers F but by chance, although it need not be short: J may be tiny.
+    A look is due where the last step was cut short, for there no step lowers F but by chance, although it need not be
+    short: J may be tiny. And it is due where the last step did not halve F and the next one is short beside the largest
+    entry of u: an entry that is zero at the solution, as by symmetry, never has a step that is short beside itself.
     """
-    xp = array_namespace(F)
+    xp = array_namespace(at.F)
 
-    def look(cramped: Array) -> Array:
+    def look(due: Array) -> Array:
         condition, floats = started.problem.optimality(started.arrays)
-        return cramped & within_rounding_of_terms(condition, J, F, s.u, floats)[..., None]
+        return due & within_rounding_of_terms(condition, J, at.F, s.u, floats)[..., None]
 
-    cramped = s.going & s.cramped
-    return started.problem.backend.loops.run_if(xp.any(cramped), look, cramped)  # type: ignore[no-any-return]
+    way = max_abs(s.u) + max_abs(s.u - started.u)
+    short = (max_abs(at.step) <= eps(xp, s.u.dtype) ** (1 / 3) * way)[..., None]
+    due = s.going & (s.cramped | (short & (norm(at.F) > 0.5 * s.slope)))
+    return started.problem.backend.loops.run_if(xp.any(due), look, due)  # type: ignore[no-any-return]
 
 
 class Trial(NamedTuple):

@@ -1,0 +1,60 @@
+"""Structures whose solution has entries that are zero by symmetry. No step is short beside such an entry."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+import dil
+from dil.solvers import Newton
+
+ANGLES = np.arange(6) * np.pi / 3
+HEXAGON = np.concatenate([np.zeros((1, 2)), 1.12 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)])
+TRIANGLE = np.asarray([[0.0, 0.0], [1.2, 0.0], [0.6, 1.0]])
+
+
+def energy(u, size, pair, wide):
+    """Return the energy of atoms (n, 2) in a bowl that is no circle, so that the structure cannot turn freely."""
+    xp = array_namespace(u)
+    apart = u[:, None, :] - u[None, :, :]
+    square = xp.sum(apart * apart, axis=-1) / size**2
+    q = (1.0 / xp.where(pair > 0, square, xp.ones_like(square))) ** 3
+    return xp.sum(pair * 4.0 * (q * q - q)) + xp.sum(wide * (u / size) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("solver", "shape", "unit"),
+    [
+        (Newton(), HEXAGON, 1.0),
+        (Newton("truncated"), HEXAGON, 1e-9),
+        (Newton(), TRIANGLE, 1e-9),
+        (Newton("truncated"), HEXAGON + 1e-3, 1.0),
+    ],
+    ids=["hexagon", "small hexagon", "triangle", "shifted"],
+)
+def test_newton_ends_where_forces_cancel(plain, solver, shape, unit):
+    start, size = plain.asarray(unit * shape), plain.asarray(unit)
+    rest = plain.asarray(np.triu(np.ones((len(shape), len(shape))), 1)), plain.asarray([0.3, 0.6])
+    layer = dil.argmin(energy, solver, on_failure="raise")
+    found = layer.solve(size, *rest, init=start)
+    assert dil.Status(int(plain.to_numpy(found.status))) is dil.Status.CONVERGED
+    assert int(plain.to_numpy(found.iterations)) < 20
+    y = plain.to_numpy(found.value)
+    # everything scales with the size, so dy/dsize = y / size
+    _, slope = dil.jvp(lambda s: layer(s, *rest, init=start), (size,), (plain.asarray(1.0),))
+    assert np.max(np.abs(plain.to_numpy(slope) - y / unit)) < 1e-10 * np.max(np.abs(y)) / unit
+
+
+def test_an_entry_that_still_moves_is_not_rounded(plain):
+    """The last unknown is small beside the first, and its force is no rounding: Newton must go on for it."""
+
+    def score(u, t):
+        xp = array_namespace(u)
+        return xp.sum((u[:1] - t) ** 2) + 1e12 * xp.sum(u[1:] ** 4 / 4 - 1e-21 * u[1:])
+
+    layer = dil.argmin(score, Newton(), on_failure="raise")
+    found = layer.solve(plain.asarray([1.0]), init=plain.asarray([1.0, 1e-6]))
+    y = plain.to_numpy(found.value)
+    assert abs(y[1] - 1e-7) < 1e-12
+    assert abs(y[0] - 1.0) < 1e-12
