@@ -145,6 +145,22 @@ def test_no_init_for_a_solver_that_needs_one(eager, name):
         layer(eager.asarray(X))
 
 
+def test_a_function_of_init_gets_all_arguments(eager):
+    layer = dil.argmin(lambda u, x, y: bowl(u, x * y), dil.solvers.Newton(), init=lambda x: 0.0 * x)
+    x = eager.asarray(X)
+    with pytest.raises(TypeError) as caught:
+        layer(x, x)
+    assert caught.value.__notes__[0].startswith(
+        "init was called with all arguments of the layer: init(argument 0, argument 1)"
+    )
+
+
+def test_a_list_of_residuals_is_to_be_joined(eager):
+    layer = dil.root(lambda u, x: [u[0] - x[0], u[1] + x[1]], dil.solvers.Newton(), init=lambda x: 0.0 * x)
+    with pytest.raises(dil.ShapeError, match=r"join the entries to one array, as xp\.stack\(\[\.\.\.\]\) does"):
+        layer(eager.asarray([1.0, 2.0]))
+
+
 def test_a_solver_that_needs_no_init_gets_none(eager):
     layer = dil.argmin(bowl, lambda fun, init, x: x * 1.0 if init is None else None)
     np.testing.assert_array_equal(eager.to_numpy(layer(eager.asarray(X))), X)

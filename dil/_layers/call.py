@@ -105,7 +105,7 @@ class Call:
     def initial(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], starts: Arrays) -> Tree:
         """Return the start."""
         (init,), _ = self.start.call(starts)
-        return init(*args, **kwargs) if callable(init) else init
+        return start_of(init, args, kwargs)
 
     def _refined(self, y: Array, arrays: Arrays, status: Array, pairs: Pairs | None) -> tuple[Array, Array]:
         plain = tuple(self.backend.constant(x) for x in arrays)
@@ -210,6 +210,20 @@ def solved(call: Call, arrays: list[Array]) -> tuple[SolvedCall, list[Array]]:
     found = call.forward(*(call.backend.constant(x) for x in arrays))
     parts = {part.name: getattr(call, part.name) for part in fields(call)}
     return SolvedCall(**parts, outputs=len(found)), [*arrays, *found]
+
+
+def start_of(init: Tree, args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> Tree:
+    """Return the start of a call: `init`, or what it returns for all arguments of the layer."""
+    if not callable(init):
+        return init
+    try:
+        return init(*args, **kwargs)
+    except TypeError as error:
+        names = ", ".join([*(f"argument {i}" for i in range(len(args))), *(f"{name}=" for name in kwargs)])
+        error.add_note(
+            f"init was called with all arguments of the layer: init({names}); use a function that takes them"
+        )
+        raise
 
 
 def _as_solution(result: Any) -> Solution:

@@ -18,7 +18,7 @@ from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import NO_START, Arguments, split_arguments, with_promoted_trees
 from dil._frameworks.registry import common_owner, guarded, leaves_of, loaded
 from dil._layers.answer import AnswerRule, answer_of, rebuilt
-from dil._layers.call import Call, Solver, solved
+from dil._layers.call import Call, Solver, solved, start_of
 from dil._layers.independence import check_independence
 from dil._layers.programs import Programs
 from dil._layers.theorem import ImplicitRule
@@ -170,7 +170,7 @@ class Layer:
 def value_at_start(layer: Layer, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
     """Return the start of a call, and the value of the layer's function there; without a start, the solver's answer."""
     init = layer.init if init is None else init
-    start = init(*args, **kwargs) if callable(init) else init
+    start = start_of(init, args, kwargs)
     if start is None:
         answer = layer.solver(layer.condition, None, *args, **kwargs)
         return answer.value if isinstance(answer, Solution) else answer

@@ -72,6 +72,8 @@ class Space:
         vector, space = space_of(tree, len(self.batch), f"the result of {what}")
         if space != self:
             message = f"{what} returned {space.describe()}; expected {self.describe()}, like the unknown"
+            if isinstance(tree, list | tuple) and len(self.shapes) == 1:
+                message += "; join the entries to one array, as xp.stack([...]) does"
             raise ShapeError(message)
         return vector
 

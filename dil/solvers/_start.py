@@ -97,8 +97,8 @@ def _begin(
 def _refuse_no_start(solver: object, init: Tree | None) -> None:
     if init is None:
         message = (
-            f"{type(solver).__name__} needs a start; pass init= in the call, layer(..., init=u0), or to the layer, "
-            f"dil.argmin(score, solver, init=u0 or a callable of the arguments)"
+            f"{type(solver).__name__} needs a start; pass init= in the call, layer(..., init=u0), or where the layer "
+            "is made, as in dil.argmin(score, solver, init=u0 or a callable of the arguments)"
         )
         raise OptionError(message)
 

@@ -26,11 +26,12 @@ def binary_operator(name: str) -> tuple[Any, Any]:
     return straight, reflected
 
 
-def refuse_conversion(what: str) -> Any:
+def refuse_conversion(what: str, instead: str = "") -> Any:
     """Return a method that raises, for a conversion of a box that would lose the derivative."""
 
     def refuse(self: Box, *args: object, **options: object) -> Any:
-        msg = f"{what} would cut the derivative; keep it in array code, or use dil's `constant` if it shall be cut"
+        way = f"keep it in array code{instead}, or use dil's `constant` if it shall be cut"
+        msg = f"{what} would cut the derivative; {way}"
         raise UnsupportedFunctionError(msg)
 
     return refuse
@@ -79,8 +80,13 @@ class Box:
     __int__ = refuse_conversion("int() of an array that is being differentiated")
     __complex__ = refuse_conversion("complex() of an array that is being differentiated")
     __index__ = refuse_conversion("using an array that is being differentiated as an integer")
-    __array__ = refuse_conversion("making a NumPy array of an array that is being differentiated")
-    __setitem__ = refuse_conversion("writing into an array that is being differentiated")
+    __array__ = refuse_conversion(
+        "making a NumPy array of an array that is being differentiated",
+        ": np.stack([...]) in the place of np.array([...])",
+    )
+    __setitem__ = refuse_conversion(
+        "writing into an array that is being differentiated", ": join the entries by np.stack or np.concatenate"
+    )
 
     def __neg__(self) -> Any:
         return self.trace.tape.negative(self)

@@ -20,9 +20,9 @@ LEAKED = (
 
 
 CAPTURED = (
-    "{}: the score, the solver or the start of a layer uses an array that is being differentiated but was captured by "
-    "closure, so it would silently get no gradient. Pass it to the layer as an argument, or capture "
-    "`dil.constant(...)` of it if it shall get none"
+    "the score, the solver or the start of a layer uses an array that is being differentiated but was captured by "
+    "closure, so it would silently get no gradient (it met it in `{}`). Pass it to the layer as an argument, or "
+    "capture `dil.constant(...)` of it if it shall get none"
 )
 
 
