@@ -39,7 +39,7 @@ MEASURED = (
     "norm. The solver returns the solution with a relative error of 1e-8 to 1 in all entries ('stopped'), with noise "
     "of 1e-12 to 1e-4 ('noisy'), with an error of 1e-3 to 10 in one entry, with an error of 1e-8 to 1 along the "
     "softest direction, or rounded ('exact'). The loss is linear and quadratic in the solution. The error is the "
-    "largest over the arguments of ||G - G*|| / ||G*||, with G* by NumPy in float64 at the exact solution. 'silent' "
+    "largest over the arguments of `||G - G*|| / ||G*||`, with G* by NumPy in float64 at the exact solution. 'silent' "
     "counts gradients with errors above 10 % whose status is CONVERGED, and 'alarms' gradients with errors below 1 %, "
     "from a solution that is right to 1 % in each entry, whose status is not."
 )

@@ -67,6 +67,10 @@ _MODULES = {
 _ELSEWHERE = {
     "ImplicitModule": "dil_backends.nn.ImplicitModule",
     "jax": "dil.backend('jax'); layers take the arrays of JAX as they are",
+    "hessian": "the Jacobian of dil.grad(fn), a row for each unit vector e: dil.vjp(dil.grad(fn), x)[1](e)",
+    "jacfwd": "dil.jvp(fn, (x,), (e,)) for each unit vector e, a column each; on torch and JAX, their own jacfwd",
+    "jacobian": "dil.vjp(fn, x)[1](e) for each unit vector e, a row each; on torch and JAX, their own jacrev",
+    "jacrev": "dil.vjp(fn, x)[1](e) for each unit vector e, a row each; on torch and JAX, their own jacrev",
     "mpc": "dil.control.mpc_rollout",
     "nn": "dil_backends.nn",
     "numpy": "dil.backend('numpy'); layers take the arrays of NumPy as they are",

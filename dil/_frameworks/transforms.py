@@ -167,7 +167,8 @@ def value_and_grad(
             leaves = leaves_of(args[i])[0]
             if not any(owner(x) is not None and is_float(array_namespace(x), x.dtype) for x in leaves):
                 held = f" but {_describe(leaves[0])}" if leaves else ""
-                message = f"argument {i} holds no real floating array{held}, so it has no gradient; cast it"
+                way = "pass a floating array, such as np.asarray(2.0)"
+                message = f"argument {i} holds no real floating array{held}, so it has no gradient; {way}"
                 raise DTypeError(message)
 
         def fn_of_chosen(*values: Tree) -> Tree:

@@ -130,7 +130,7 @@ def space_of(u: Tree, batch_ndim: int, what: str) -> tuple[Array, Space]:
 def _check_leaf(leaf: Any, name: str) -> None:
     if owner(leaf) is None:
         message = (
-            f"{name} is {leaf!r} of type {type(leaf).__name__}; expected a float array (of NumPy, torch, JAX, ...)"
+            f"{name} is {leaf!r} of type {type(leaf).__name__}; expected a float array, such as np.asarray([0.5, 1.0])"
         )
         raise DTypeError(message)
     if not is_float(array_namespace(leaf), leaf.dtype):

@@ -27,7 +27,7 @@ from dil._frameworks.loops import Loops
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._progress import check_watched
-from dil.solvers._rounding import EVERY, rounding_of_step
+from dil.solvers._rounding import EVERY, STALLED, rounding_of_step
 from dil.solvers._start import Start, check_positive, start_equation, tolerance, zeros_like_count
 
 EXPLODED = 10.0
@@ -294,7 +294,7 @@ def after(
         u, g, f, size = (select(taken, new, old) for new, old in zip(t[:4], (s.u, s.g, s.f, s.size), strict=True))
         t = t._replace(u=u, g=g, f=f, size=size)
     least = lesser(t.size, s.least)
-    stalled = due & (least > 0.5 * s.mark) & (t.size <= s.level)
+    stalled = due & (least > STALLED * s.mark) & (t.size <= s.level)
     asked = s.going & logical_not(found | broken) & (stalled | last | stuck)
     rounded, level = loops.run_if(some_hold(asked), lambda now: is_rounded(t, now[0]), (asked, s.level))
     found = found | rounded

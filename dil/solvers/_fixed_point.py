@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, nonzero_or_one, norm, select
+from dil._base.arrays import array_namespace, eps, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.scale import is_short
 from dil._base.solution import Solution
@@ -15,7 +15,7 @@ from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._progress import check_watched
-from dil.solvers._rounding import EVERY, rounding_of_step
+from dil.solvers._rounding import EVERY, STALLED, rounding_of_step
 from dil.solvers._start import Start, check_positive, start_equation, tolerance, zeros_like_count
 
 
@@ -95,14 +95,14 @@ class FixedPoint:
             solved = usable & is_short(f, new, started.u, rtol)
             diverged = usable & (size > s.far)
             due, last = count % EVERY == 0, count >= self.max_iter
-            stalled = due & (size > 0.5 * s.mark) & (size <= s.level)
+            stalled = due & (size > STALLED * s.mark) & (size <= s.level)
             asked = usable & ~(solved | diverged) & (stalled | ~moved | last)
             found = rounding_of_step(started, new, f, asked, s.level)
             solved = solved | found.rounded
             return Iterate(
                 xp.where(usable, new, s.u),
                 xp.where(usable, f, s.f),
-                select(due, size, s.mark),
+                xp.where(due & (size < s.mark), size, s.mark),
                 found.level,
                 s.steps + xp.astype(s.going, s.steps.dtype),
                 count,
@@ -145,7 +145,7 @@ class Iterate(NamedTuple):
     f: Array
     """f = step(u) - u."""
     mark: Array
-    """The norm of f when a look at its rounding was last due."""
+    """The least norm of f of the steps at which a look at its rounding was due."""
     level: Array
     """The longest f that may be rounding."""
     steps: Array

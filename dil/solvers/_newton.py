@@ -32,6 +32,8 @@ Equations = Literal["hessian", "normal", "truncated"]
 GOLDEN = (1 + 5**0.5) / 2
 SHORTEST_CUT, LONGEST_CUT = 0.1, 0.5
 """The share of a step length that a line search tries next is between these two."""
+TINY = 2.0**-10
+"""A line search halves the length to here. What an interpolation cuts from a longer one ends in narrow valleys."""
 CRAMPED = 2.0**-4
 """A step that is cut to less than this makes the solver look whether F is within its rounding."""
 STEP = 5.0
@@ -70,7 +72,8 @@ class Newton:
 
     Minima: CG stops at negative curvature (Nocedal and Wright 2006, Algorithm 7.1). The Newton step is then the last
     iterate of CG, or along the gradient if CG has no iterate. A step that points uphill is reversed. Backtracking
-    (Armijo 1966) sets the length, by interpolation (Dennis and Schnabel 1983, algorithm A6.3.1).
+    (Armijo 1966) sets the length: by halves, and by interpolation where many would follow (Dennis and Schnabel 1983,
+    algorithm A6.3.1).
 
     CONVERGED says that the gradient vanishes, not that u is a minimum: a start with a gradient of exactly zero ends
     CONVERGED, as in SciPy, also at a maximum or a saddle point. The derivative of a layer then tells NOT_MINIMUM.
@@ -339,9 +342,10 @@ class Trial(NamedTuple):
 def backtrack(started: Start, u: Array, at: Step, going: Array) -> Array:
     """Shorten the length of u - length * step until the merit falls enough; zero where none is found.
 
-    The next length minimises the parabola through the merit and its slope at u and the merit at the trial, within 0.1
-    and 0.5 of the last length (Dennis and Schnabel 1983, algorithm A6.3.1). It is 0.1 where the merit is not finite. A
-    shortened step towards a root must lower the merit itself, without an allowance for rounding.
+    The first lengths are halves, for a length that is too short costs further steps. From 2 ** -10 on, the next one
+    minimises the parabola through the merit and its slope at u and the merit at the trial, within 0.1 and 0.5 of the
+    last length (Dennis and Schnabel 1983, algorithm A6.3.1). It is 0.1 where the merit is not finite. A shortened step
+    towards a root must lower the merit itself, without an allowance for rounding.
     """
     xp, root = array_namespace(u), not started.problem.symmetric
     rounding = 8 * eps(xp, u.dtype)
@@ -360,7 +364,7 @@ def backtrack(started: Start, u: Array, at: Step, going: Array) -> Array:
             bend = 2 * (trial - at.value + promised)
             share = promised / xp.where(bend > 0, bend, full(bend, math.inf))  # NaN and infinity give the least
             share = xp.where(share > SHORTEST_CUT, share, full(share, SHORTEST_CUT))
-            share = xp.where(share < LONGEST_CUT, share, full(share, LONGEST_CUT))
+            share = xp.where((share < LONGEST_CUT) & (length <= TINY), share, full(share, LONGEST_CUT))
             return xp.where(going, share * length, length)  # type: ignore[no-any-return]
 
         length = started.problem.backend.loops.run_if(xp.any(going), cut, s.length)

@@ -10,8 +10,10 @@ from dil._frameworks.random_vectors import standard_normal
 from dil._problem.terms import rounding
 from dil.solvers._start import Start
 
-EVERY = 4
-"""A residual that has not been halved in so many steps may be rounding."""
+EVERY = 8
+"""A residual that has hardly fallen in so many steps may be rounding."""
+STALLED = 0.99
+"""The share of the residual that is left where it has hardly fallen. A slow contraction is no rounding."""
 DRAWS = 8
 """The most evaluations of a look. Each draw misses about one entry of a hundred, so three or four are usual."""
 TURNS = 10.0
@@ -42,10 +44,11 @@ class Drawn(NamedTuple):
 def rounding_of_step(started: Start, u: Array, f: Array, asked: Array, level: Array) -> Rounding:
     """Return whether f = step(u) - u, (*batch, n), is within its rounding, for the problems in `asked`, (*batch, 1).
 
-    The terms of an entry of f are u, and the change of the entry where the unknown and the arguments each change by
-    a random multiple of themselves. So no unit matters, and an entry of u that is zero within rounding is like any
-    other. A draw shows few terms of some entries by chance. Thus draws are added until each entry is within its
-    rounding, or the norm of f tells that it is not. A problem that is near, but not there, is near again at half of f.
+    The terms of an entry of f are u, and the change of the entry where the unknown changes by a random multiple of
+    itself. So no unit matters, and an entry of u that is zero within rounding is like any other. The arguments do not
+    count: they stay the same from step to step, however sensitive f is to them. A draw shows few terms of some entries
+    by chance. Thus draws are added until each entry is within its rounding, or the norm of f tells that it is not. A
+    problem that is near, but not there, is near again at half of f.
     """
     loops, xp = started.problem.backend.loops, array_namespace(u)
 
@@ -69,17 +72,13 @@ def rounding_of_step(started: Start, u: Array, f: Array, asked: Array, level: Ar
 
 
 def change_of_step(started: Start, u: Array, f: Array, count: Any) -> Array:
-    """Return the change of f = step(u) - u for a small change of u and of the arguments, divided by its share of them.
+    """Return the change of f = step(u) - u for a small change of u, divided by its share of u.
 
     `count` numbers the draws. Zero where the change is not finite.
     """
     problem, _, arrays = started
     backend, xp, share = problem.backend, array_namespace(u), eps(array_namespace(u), u.dtype) ** 0.5
-    used = arrays[: len(problem.arguments.arrays)]
-    floats = problem.arguments.only_floats(used)
-    likes = [full(u, 0.0, shape=u.shape[-1:]), *(full(u, 0.0, shape=getattr(x, "shape", ())) for x in floats)]
-    phases = [TURNS * standard_normal(backend, like, 1, seed)[0, ...] for seed, like in enumerate(likes)]
-    near, *values = (x * (1 + share * xp.cos((count + 1) * p)) for x, p in zip((u, *floats), phases, strict=True))
-    image = backend.constant(problem.image(near, *problem.arguments.with_floats(used, values)))
-    change = (image - near - f) / share
+    phases = TURNS * standard_normal(backend, full(u, 0.0, shape=u.shape[-1:]), 1, 0)[0, ...]
+    near = u * (1 + share * xp.cos((count + 1) * phases))
+    change = (backend.constant(problem.image(near, *arrays)) - near - f) / share
     return xp.where(xp.isfinite(change), change, full(change, 0.0))  # type: ignore[no-any-return]
