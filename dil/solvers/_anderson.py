@@ -237,7 +237,7 @@ class Iterate(NamedTuple):
     mark: Scalar
     """The least norm when a look was last due."""
     level: Scalar
-    """The norm of f that rounding can make; infinity before anybody has looked."""
+    """The norm of f below which the next look at its rounding is due; infinity before anybody has looked."""
     mixed: Scalar
     """Whether the next step mixes. A plain step is always kept."""
     steps: Scalar

@@ -147,7 +147,7 @@ class Iterate(NamedTuple):
     mark: Array
     """The least norm of f of the steps at which a look at its rounding was due."""
     level: Array
-    """The longest f that may be rounding."""
+    """The norm of f below which the next look is due."""
     steps: Array
     count: Any
     """The steps of the problems that are going."""

@@ -47,10 +47,11 @@ class Newton:
     Parameters
     ----------
     equations : {"hessian", "normal", "truncated"}
-        "hessian" solves H d = F by CG, with one Hessian product an iteration. "normal" solves H H d = H F, with two
-        products; H need not be positive definite (Look et al. 2020, section 3.1). "truncated" solves H d = F to a
-        tolerance that is loose far from the solution and tight near it. In a root or fixed-point layer, "hessian"
-        solves J d = F by `dil.linear.Auto`, "normal" solves J^T J d = J^T F, and "truncated" is refused.
+        "hessian" solves H d = F: by Cholesky's factor for few unknowns, else by CG with one Hessian product an
+        iteration. "normal" solves H H d = H F, with two products; H need not be positive definite (Look et al. 2020,
+        section 3.1). "truncated" solves H d = F to a tolerance that is loose far from the solution and tight near it.
+        In a root or fixed-point layer, "hessian" solves J d = F by `dil.linear.Auto`, "normal" solves
+        J^T J d = J^T F, and "truncated" is refused.
     rtol : float, optional
         A problem is solved when each entry of a full step is at most rtol |u|, or at most 4 eps |u - start|. By default
         rtol is eps ** (1/2). Convergence is quadratic, so the error after that step is of the order of the step
@@ -70,10 +71,10 @@ class Newton:
     of descent, the steepest descent step is taken. If J^T F = 0 but F is not zero, the problem ends SINGULAR. A short
     step does not end a problem if J d is far from F, as at a singular J or with large damping.
 
-    Minima: CG stops at negative curvature (Nocedal and Wright 2006, Algorithm 7.1). The Newton step is then the last
-    iterate of CG, or along the gradient if CG has no iterate. A step that points uphill is reversed. Backtracking
-    (Armijo 1966) sets the length: by halves, and by interpolation where many would follow (Dennis and Schnabel 1983,
-    algorithm A6.3.1).
+    Minima: where H is not positive definite, CG serves, and stops at negative curvature (Nocedal and Wright 2006,
+    Algorithm 7.1). The Newton step is then the last iterate of CG, or along the gradient if CG has no iterate. A step
+    that points uphill is reversed. Backtracking (Armijo 1966) sets the length: by halves, and by interpolation where
+    many would follow (Dennis and Schnabel 1983, algorithm A6.3.1).
 
     CONVERGED says that the gradient vanishes, not that u is a minimum: a start with a gradient of exactly zero ends
     CONVERGED, as in SciPy, also at a maximum or a saddle point. The derivative of a layer then tells NOT_MINIMUM.

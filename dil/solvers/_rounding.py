@@ -26,7 +26,10 @@ class Rounding(NamedTuple):
     rounded: Array
     """Whether each entry of step(u) - u is within the rounding of its terms."""
     level: Array
-    """The longest step(u) - u that may be rounding: infinity before anybody has looked."""
+    """The next look is due below this norm of step(u) - u: infinity before anybody has looked.
+
+    It is the longest that may be rounding, and at most half of the norm that the last look met.
+    """
 
 
 class Drawn(NamedTuple):
