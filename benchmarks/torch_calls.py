@@ -40,6 +40,7 @@ CASES = (
     "backward, 1 unknown",
     "backward, 2 unknowns",
     "backward, 5 unknowns",
+    "forward and backward, 10 unknowns",
     "product, MINRES",
     "product, GMRES",
     "product, BiCGSTAB",
@@ -119,6 +120,8 @@ def made(case: str) -> Pair:
         return volatilities(0.03 if which.startswith("near") else 0.15)
     if kind == "backward":
         return few_unknowns(int(which.split()[0]))
+    if kind == "forward and backward":
+        return whole(int(which.split()[0]))
     if kind == "product":
         return beside_cg(which)
     if kind == "few hard systems":
@@ -379,6 +382,41 @@ def few_unknowns(n: int) -> Pair:
     return Pair(backward, by_hand, "by hand, without a check", 2.0, lambda: "20 passes")
 
 
+def whole(n: int) -> Pair:
+    """Return a minimum by Newton's method with its gradient, and the same steps and the dense solve by hand."""
+    import torch
+
+    import dil
+
+    A, x, v = torch.randn(n, n), torch.randn(n, requires_grad=True), torch.randn(n)
+    A = A @ A.T / n + torch.eye(n)
+
+    def score(u: Any, x: Any) -> Any:
+        return 0.5 * u @ (A @ u) + torch.sum(torch.log(torch.cosh(u))) - x @ u
+
+    layer = dil.argmin(score, dil.solvers.Newton(), init=torch.zeros_like)
+    steps = int(layer.solve(x.detach()).iterations)
+
+    def linearised(u: Any) -> tuple[Any, Any]:
+        (F,) = torch.autograd.grad(score(u, x), u, create_graph=True)
+        return F, torch.stack([torch.autograd.grad(F, u, e, retain_graph=True)[0] for e in torch.eye(n)])
+
+    def by_hand() -> Any:
+        u = torch.zeros(n, requires_grad=True)
+        for _ in range(steps):
+            F, H = linearised(u)
+            u = (u - torch.linalg.solve(H, F)).detach().requires_grad_()
+        F, H = linearised(u)
+        return torch.autograd.grad(F, x, -torch.linalg.solve(H, v))[0]
+
+    def by_dil() -> Any:
+        return torch.autograd.grad(layer(x), x, v)[0]
+
+    assert torch.allclose(by_dil(), by_hand(), rtol=1e-9)
+    note = f"{steps} steps"
+    return Pair(by_dil, by_hand, "Newton's method and a dense solve by hand, without a check", 1.3, lambda: note)
+
+
 def beside_cg(solver: str) -> Pair:
     """Return a linear solve, and one by CG, of 1,000 unknowns; the ratio is that of one product with the matrix."""
     import torch
@@ -542,6 +580,7 @@ def main(
         "positive definite matrix of 1,000 unknowns with condition number 32, to 1e-10. "
         "'few hard systems': the backward pass of 2,000 problems of 50 unknowns, five of condition number 1e6. "
         "'roots': 100,000 implied volatilities as one batch of scalars. 'backward': the backward pass of a root. "
+        "'forward and backward': a minimum of a strictly convex score, and its gradient. "
         "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, beside torchdeq to the residual of dil; "
         "its rows are left out where torchdeq is not installed. The ratio is "
         "the median over rounds, and its quartiles.",
