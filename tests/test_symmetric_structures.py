@@ -41,9 +41,10 @@ def test_newton_ends_where_forces_cancel(plain, solver, shape, unit):
     assert dil.Status(int(plain.to_numpy(found.status))) is dil.Status.CONVERGED
     assert int(plain.to_numpy(found.iterations)) < 20
     y = plain.to_numpy(found.value)
-    # everything scales with the size, so dy/dsize = y / size
+    # everything scales with the size, so dy/dsize = y / size; to turn costs a millionth of what it costs to stretch
     _, slope = dil.jvp(lambda s: layer(s, *rest, init=start), (size,), (plain.asarray(1.0),))
-    assert np.max(np.abs(plain.to_numpy(slope) - y / unit)) < 1e-10 * np.max(np.abs(y)) / unit
+    rounding = 1e6 * np.finfo(float).eps
+    assert np.max(np.abs(plain.to_numpy(slope) - y / unit)) < 8 * rounding * np.max(np.abs(y)) / unit
 
 
 def test_an_entry_that_still_moves_is_not_rounded(plain):
