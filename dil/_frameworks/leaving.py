@@ -15,6 +15,9 @@ from dil._frameworks.loops import Loops
 MANY = 2**10
 """The fewest unknowns of a batch whose problems leave. An operation on fewer costs about as much as one on a single."""
 
+LEAVING = 8.0
+"""About how many evaluations of F, or products with the matrix, of the batch it costs to leave and to compare."""
+
 G = TypeVar("G")
 """What the steps of some problems need besides their state."""
 S = TypeVar("S")

@@ -15,12 +15,12 @@ from dil._base.scalars import Scalar, Scalars, count_from_zero, sqrt
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
-from dil._frameworks.leaving import Part, Run, repeat_leaving
+from dil._frameworks.leaving import LEAVING, Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops, with_loop
 from dil.linear._curvature_status import curvature_status
 from dil.linear._flexible_cg import flexible_cg
 from dil.linear._one_reduction_cg import one_reduction_cg
-from dil.linear._part import LEAVING, matrix_of_part
+from dil.linear._part import matrix_of_part
 from dil.linear._restarts import TRIAL_SHARE
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner

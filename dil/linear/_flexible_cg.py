@@ -14,9 +14,9 @@ from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Matvec
 from dil._frameworks.iteration import repeat
-from dil._frameworks.leaving import Part, Run, iterate
+from dil._frameworks.leaving import LEAVING, Part, Run, iterate
 from dil._frameworks.loops import Loops
-from dil.linear._part import LEAVING, matrix_of_part
+from dil.linear._part import matrix_of_part
 from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
 
 

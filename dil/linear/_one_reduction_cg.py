@@ -13,10 +13,10 @@ from dil._base.scalars import Scalar, Scalars, count, count_from_zero, divided, 
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Matvec
-from dil._frameworks.leaving import Part, Run, iterate
+from dil._frameworks.leaving import LEAVING, Part, Run, iterate
 from dil._frameworks.loops import Loops
 from dil.linear._curvature_status import curvature_status
-from dil.linear._part import LEAVING, matrix_of_part
+from dil.linear._part import matrix_of_part
 from dil.linear._restarts import TRIAL_SHARE
 
 

@@ -9,8 +9,6 @@ from dil._base.typing import Array
 from dil._frameworks.random_vectors import standard_normal
 from dil._frameworks.registry import common_owner
 
-LEAVING = 8.0
-"""About how many products with the matrix of the batch it costs to leave: F is recorded anew, and compared."""
 SAME = 256
 """The difference of two products in units of the rounding of their terms that a sum in another order may make."""
 

@@ -16,9 +16,9 @@ from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop
 from dil._frameworks.iteration import repeat
-from dil._frameworks.leaving import Part, Run, iterate
+from dil._frameworks.leaving import LEAVING, Part, Run, iterate
 from dil._frameworks.loops import Loops, with_loop
-from dil.linear._part import LEAVING, matrix_of_part
+from dil.linear._part import matrix_of_part
 from dil.linear._right_hand_side import backend_of_system
 
 S = TypeVar("S", bound=tuple[Any, ...])

@@ -10,14 +10,12 @@ from typing import NamedTuple, Protocol, TypeVar
 from dil._base.arrays import array_namespace, eps, max_abs, size
 from dil._base.rows import NO_PART, Rows
 from dil._base.typing import Array
-from dil._frameworks.leaving import Part, Run, repeat_leaving
+from dil._frameworks.leaving import LEAVING, Part, Run, repeat_leaving
 from dil.solvers._progress import State, Watched, iterate_watched
 from dil.solvers._start import Start
 
 SAME = 256
 """The difference of F in units of the rounding of its terms that a sum in another order may make."""
-LEAVING = 8.0
-"""The evaluations of F by the batch that it costs to leave: F of the batch and of a part is compared three times."""
 
 
 class Iterate(State, Protocol):

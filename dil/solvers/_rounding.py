@@ -7,17 +7,13 @@ from typing import Any, NamedTuple
 from dil._base.arrays import array_namespace, eps, full, norm
 from dil._base.typing import Array
 from dil._frameworks.random_vectors import standard_normal
-from dil._problem.terms import rounding
+from dil._problem.terms import DRAWS, TURNS, rounding
 from dil.solvers._start import Start
 
 EVERY = 8
 """A residual that has hardly fallen in so many steps may be rounding."""
 STALLED = 0.99
 """The share of the residual that is left where it has hardly fallen. A slow contraction is no rounding."""
-DRAWS = 8
-"""The most evaluations of a look. Each draw misses about one entry of a hundred, so three or four are usual."""
-TURNS = 10.0
-"""The standard deviation of the phases, in radians: their cosines are those of uniform angles."""
 
 
 class Rounding(NamedTuple):
