@@ -370,6 +370,10 @@ REFUSED = {
     "horizon": (lambda: plan(cost, pendulum, 0), "horizon=0; expected an integer >= 1"),
     "controls": (lambda: plan(cost, pendulum, 2, controls=0), "controls=0; expected an integer >= 1"),
     "cost": (lambda: plan(None, pendulum, 2), "cost=None of type NoneType; expected a callable"),
+    "cost of two": (lambda: plan(lambda x, u: 0.0, pendulum, 2), r"called as cost\(x, u, theta_c\)"),
+    "dynamics of two": (lambda: plan(cost, lambda x, u: x, 2), r"called as dynamics\(x, u, theta_h\)"),
+    "final of one": (lambda: plan(cost, pendulum, 2, final=lambda x: 0.0), r"called as final\(x, theta_c\)"),
+    "dynamics that ask more": (lambda: plan(cost, lambda x, u, t, wind: x, 2), r"called as dynamics"),
     "solver": (lambda: plan(cost, pendulum, 2, solver=LBFGS), r"did you mean LBFGS\(\)"),
     "bounds": (lambda: plan(cost, pendulum, 2, bounds=(1.0, -1.0)), "each lower bound must be below"),
     "bound": (lambda: plan(cost, pendulum, 2, bounds=1.0), r"expected a pair \(low, high\)"),
@@ -392,6 +396,18 @@ def test_options_out_of_range(name):
     call, message = REFUSED[name]
     with pytest.raises(dil.OptionError, match=message):
         call()
+
+
+def test_functions_with_optional_arguments_are_taken(plain):
+    steer = plan(lambda *args: cost(*args), lambda x, u, theta=None, wind=0.0: x + u + wind, 2)
+    assert steer(plain.asarray(X0), plain.asarray(GOAL)).shape == (*X0.shape[:-1], 2, 1)
+
+
+def test_a_state_of_integers_is_refused_by_its_name(plain):
+    x0 = plain.asarray(X0)
+    whole = array_namespace(x0).astype(x0, array_namespace(x0).int32)
+    with pytest.raises(dil.DTypeError, match=r"x0 has dtype .*int32"):
+        SHARP(whole, plain.asarray(GOAL), plain.asarray(GRAVITY))
 
 
 def wider(x, u, theta):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 from dil._base.errors import OptionError
 
@@ -35,6 +37,31 @@ def check_integer(name: str, value: object, least: int) -> None:
     if not is_integer(value, least):
         message = f"{name}={value!r}; expected an integer >= {least}"
         raise OptionError(message)
+
+
+def check_parameters(name: str, fn: Callable[..., Any], expected: tuple[str, ...]) -> None:
+    """Check that a function can be called with the expected positional arguments.
+
+    A callable that does not tell its parameters, as some built-in ones, passes.
+
+    Raises
+    ------
+    OptionError
+        If it takes more or fewer.
+    """
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:
+        return
+    try:
+        signature.bind(*expected)
+    except TypeError:
+        called = getattr(fn, "__name__", type(fn).__name__)
+        message = (
+            f"{name}={called}{signature}; expected a function that can be called as {name}({', '.join(expected)}). It "
+            "takes all of them, also one that it does not use"
+        )
+        raise OptionError(message) from None
 
 
 class LinearOptions(Protocol):

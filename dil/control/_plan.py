@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dil._base.arrays import array_namespace, full
-from dil._base.errors import OptionError, ShapeError
+from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.one_line import made_by
-from dil._base.options import check_integer, declares, is_number
+from dil._base.options import check_integer, check_parameters, declares, is_number
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import AnyArray, Array, OnFailure, Tree
@@ -82,7 +82,8 @@ def plan(
     Raises
     ------
     OptionError
-        If an option is out of range. Calls raise `ShapeError` if cost or dynamics return another shape.
+        If an option is out of range, or a function takes other arguments. Calls raise `ShapeError` if cost or dynamics
+        return another shape, and `DTypeError` if x0 is not real floating.
 
     Notes
     -----
@@ -113,8 +114,14 @@ def plan(
     """
     check_integer("horizon", horizon, 1)
     check_integer("controls", controls, 1)
-    for name, fn in (("cost", cost), ("dynamics", dynamics), ("final", final)):
-        if not callable(fn) and not (name == "final" and fn is None):
+    for name, fn, expected in (
+        ("cost", cost, ("x", "u", "theta_c")),
+        ("dynamics", dynamics, ("x", "u", "theta_h")),
+        ("final", final, ("x", "theta_c")),
+    ):
+        if callable(fn):
+            check_parameters(name, fn, expected)
+        elif name != "final" or fn is not None:
             message = f"{name}={fn!r} of type {type(fn).__name__}; expected a callable"
             raise OptionError(message)
     if not (is_number(barrier) and barrier >= 0) or (barrier and bounds is None):
@@ -219,6 +226,9 @@ class Plan:
         if x0.ndim < 1:
             message = "x0 has shape (); expected (*batch, n_x), so (1,) for a state of one number"
             raise ShapeError(message)
+        if not array_namespace(x0).isdtype(x0.dtype, "real floating"):
+            message = f"x0 has dtype {x0.dtype}; a plan needs a state of real floating numbers, so cast it"
+            raise DTypeError(message)
         u = self.start(x0, theta_c, theta_h) if init is None else init
         expected = (*x0.shape[:-1], self.horizon, self.controls)
         if tuple(getattr(u, "shape", ())) != tuple(expected):
