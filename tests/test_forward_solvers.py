@@ -18,6 +18,7 @@ from dil._base.operator import Operator
 from dil._base.quasi_newton import inverse_product
 from dil._base.scalars import divided, sign
 from dil._base.scale import is_short, longest_short
+from dil._frameworks.loops import EAGER
 from dil._frameworks.registry import owner
 from dil._problem.equation import Equation
 from dil.solvers import (
@@ -307,7 +308,7 @@ def test_steepest_descent_takes_the_place_of_a_step_that_leads_uphill(unit):
     """It is as long as lowers ||F - J d|| most, whatever the unit of J, whose entries have squares that underflow."""
     J, F = np.asarray([[2.0, 1.0], [0.5, 3.0]]), np.asarray([1.0, -2.0])
     operator = Operator(lambda p: unit * (J @ p), rmatvec=lambda p: unit * (J.T @ p))
-    found = towards_root(operator, F, -np.linalg.solve(J, F) / unit)
+    found = towards_root(operator, F, -np.linalg.solve(J, F) / unit, EAGER)
     along = J.T @ F
     np.testing.assert_allclose(found.step * unit, along * (along @ along) / np.sum((J @ along) ** 2), rtol=1e-12)
 

@@ -13,6 +13,7 @@ from array_api_compat import device
 from dil._base.typing import Array, DType, Namespace
 
 __all__ = [
+    "all_finite",
     "array_namespace",
     "device",
     "dot",
@@ -105,6 +106,11 @@ def max_abs(a: Array) -> Array:
         return xp.abs(a[..., 0])  # type: ignore[no-any-return]
     largest: Array = xp.sum(a, axis=-1) if n == 0 else xp.max(xp.abs(a), axis=-1)
     return largest
+
+
+def all_finite(a: Array) -> Array:
+    """Return whether all entries of each problem are finite, (*batch, n) -> (*batch, 1)."""
+    return max_abs(a)[..., None] < math.inf  # `isfinite` takes a library several passes
 
 
 def nonzero_max_abs(a: Array) -> Array:

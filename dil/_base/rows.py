@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from dil._base.arrays import array_namespace, size
@@ -47,9 +48,15 @@ class Rows:
         if not self._has_parts(old):
             return new
         xp, rest = array_namespace(old), tuple(old.shape[len(self.batch) :])
-        place = xp.cumulative_sum(xp.astype(self.chosen, self.numbers.dtype)) - 1
-        spread = xp.take(xp.reshape(new, (self.count, *rest)), xp.where(place < 0, 0, place), axis=0)
+        spread = xp.take(xp.reshape(new, (self.count, *rest)), self._places, axis=0)
         return xp.where(xp.reshape(self.chosen, (*self.batch, *(1 for _ in rest))), xp.reshape(spread, old.shape), old)
+
+    @cached_property
+    def _places(self) -> Array:
+        """The place of each problem of the batch among the chosen ones; that of another problem is any."""
+        xp = array_namespace(self.chosen)
+        place = xp.cumulative_sum(xp.astype(self.chosen, self.numbers.dtype)) - 1
+        return xp.where(place < 0, 0, place)  # type: ignore[no-any-return]
 
     def _has_parts(self, x: Any) -> bool:
         return tuple(getattr(x, "shape", ())[: len(self.batch)]) == self.batch

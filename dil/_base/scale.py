@@ -45,10 +45,13 @@ def is_short(step: Array, u: Array, start: Array, rtol: float) -> Array:
 
     Shape (*batch, 1). An entry of u that is zero has the way as its scale.
     """
-    xp = array_namespace(u)
-    limit = xp.maximum(rtol * xp.abs(u), 4 * eps(xp, u.dtype) * xp.abs(u - start))
+    xp, size = array_namespace(u), array_namespace(u).abs(step)
+    of_u, of_way = rtol * xp.abs(u), 4 * eps(xp, u.dtype) * xp.abs(u - start)
+    if u.shape[-1] == 1:
+        return (size <= of_u) | (size <= of_way)  # type: ignore[no-any-return]
+    limit = xp.maximum(of_u, of_way)
     if u.shape[-1] == 0:
         return xp.all(limit <= 0, axis=-1, keepdims=True)  # type: ignore[no-any-return]
     # masks of whole vectors cost a library several times as much as numbers
-    short: Array = xp.max(xp.abs(step) - limit, axis=-1, keepdims=True) <= 0
+    short: Array = xp.max(size - limit, axis=-1, keepdims=True) <= 0
     return short

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from dil._base.arrays import array_namespace
 from dil._base.typing import Array, Arrays
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
 from dil._problem.equation import Equation
+from dil._problem.last_point import LastPoint
 from dil._problem.score import Derivatives, Score
 from dil._problem.space import Space
 
@@ -26,6 +27,8 @@ class Problem:
     backend: Backend
     space: Space
     arguments: Arguments
+    last: LastPoint = field(default_factory=LastPoint, compare=False, repr=False)
+    """What the solver of this call evaluated last."""
 
     @property
     def score(self) -> Score:

@@ -11,6 +11,7 @@ from dil._base.arrays import array_namespace, eps, max_abs, size
 from dil._base.rows import NO_PART, Rows
 from dil._base.typing import Array
 from dil._frameworks.leaving import LEAVING, Part, Run, repeat_leaving
+from dil.solvers._linearised import residual_at
 from dil.solvers._progress import State, Watched, iterate_watched
 from dil.solvers._start import Start
 
@@ -85,7 +86,7 @@ def problems_alone(started: Start, rows: Rows, u: Array) -> Alone | None:
     alone = Start(replace(problem, space=problem.space.rows(rows.count)), rows.take(started.u), arrays)
     terms: Array | None = array_namespace(u).zeros_like(alone.u)
     try:
-        for point in (started.u, u):
+        for point in (u, started.u):
             terms = None if terms is None else terms_if_same(started, alone, rows, point, terms)
     except NO_PART:
         return None
@@ -95,7 +96,7 @@ def problems_alone(started: Start, rows: Rows, u: Array) -> Alone | None:
 def terms_if_same(started: Start, alone: Start, rows: Rows, u: Array, terms: Array) -> Array | None:
     """Return the size of the terms of F, at least `terms`, or None if F of some problems at u is not the same alone."""
     xp, constant = array_namespace(u), started.problem.backend.constant
-    whole = rows.take(constant(started.problem.residual(u, *started.arrays)))
+    whole = rows.take(constant(residual_at(started, u)))
     found = constant(alone.problem.residual(rows.take(u), *alone.arrays))
     here = xp.where(xp.isfinite(whole), xp.abs(whole), 0.0 * terms)
     terms = xp.maximum(terms, xp.maximum(here, eps(xp, u.dtype) ** 0.25 * max_abs(here)[..., None]))

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from dil._base.arrays import array_namespace, dot, eps, full, max_abs, nonzero_max_abs, nonzero_or_one, norm
+from dil._base.arrays import all_finite, array_namespace, dot, eps, full, max_abs, nonzero_max_abs, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.scalars import reader
@@ -14,6 +14,7 @@ from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Matvec, Tree
+from dil._frameworks.loops import Loops
 from dil._problem.terms import within_rounding_of_terms
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
@@ -22,7 +23,7 @@ from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
-from dil.solvers._linearised import linearised
+from dil.solvers._linearised import linearised, remember, residual_at, score_at
 from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
@@ -112,29 +113,30 @@ class Newton:
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Solve from init; the value has the structure of init."""
         started = start(self, fun, init, args, kwargs, roots=True)
-        problem, u, arrays = started
+        problem, u, _ = started
         if not problem.symmetric and self.equations == "truncated":
             message = "equations='truncated' is for scores; take Newton() for a root or a fixed point"
             raise OptionError(message)
-        xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.5)
+        xp, rtol, loops = array_namespace(u), tolerance(u, self.rtol, 0.5), problem.backend.loops
 
         def descend(started: Start, s: Iterate) -> Iterate:
-            J, at = self._step(started, s)
-            done = is_rounded(started, s, J, at)
-            usable = s.going & ~done & xp.all(xp.isfinite(at.step), axis=-1, keepdims=True) & xp.isfinite(at.value)
-            at = at._replace(step=xp.where(usable, at.step, full(at.step, 0.0)))
+            at = self._step(started, s)
+            usable = s.going & ~at.done & all_finite(at.step) & all_finite(at.value)
             flat = usable & at.flat
-            length = backtrack(started, s.u, at, usable & ~flat)
-            new = s.u - length * at.step
+            going = usable & ~flat
+            found = backtrack(started, s.u, at._replace(step=only(going, at.step, loops)), going)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
-            near = usable & (length > 0) & ~at.rough & is_short(at.step, new, started.u, rtol)
+            taken = found.length > 0
+            near = usable & taken & ~at.rough & is_short(at.step, found.u, started.u, rtol)
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
-            going = usable & (length > 0) & ~solved & (steps < self.max_iter)
-            broken = s.broken | (s.going & ~done & ~usable)
-            slope = xp.where(s.going, norm(at.F), s.slope)
-            return Iterate(new, slope, steps, going, near, solved | done, s.singular | flat, broken, length < CRAMPED)
+            going = usable & taken & ~solved & (steps < self.max_iter)
+            broken = s.broken | (s.going & ~at.done & ~usable)
+            slope = at.size if started.problem.space.batch == () else xp.where(s.going, at.size, s.slope)
+            cramped = found.length < CRAMPED
+            return Iterate(found.u, slope, steps, going, near, solved | at.done, s.singular | flat, broken, cramped)
 
-        slope = norm(problem.residual(u, *arrays))
+        remember(started, u)
+        slope = norm(residual_at(started, u))
         finite = xp.isfinite(slope)
         there = finite & (slope == 0)
         none = ~finite & finite
@@ -167,14 +169,17 @@ class Newton:
             rootless=verdict.rootless,
         )
 
-    def _step(self, started: Start, s: Iterate) -> tuple[Operator, Step]:
-        """Return J, and the Newton step, or the best one found, in a direction of descent."""
+    def _step(self, started: Start, s: Iterate) -> Step:
+        """Return the Newton step, or the best one found, in a direction of descent."""
         F, J = linearised(started, s.u)
         found = self._solve(started, J, F, s)
-        if not started.problem.symmetric:
-            return J, towards_root(J, F, found.value)
-        assert found.status is not None
-        return J, downhill(started, s.u, J, F, found.value, (found.status != int(Status.CONVERGED))[..., None])
+        if started.problem.symmetric:
+            assert found.status is not None
+            rough = (found.status != int(Status.CONVERGED))[..., None]
+            at = downhill(started, s.u, J, F, found.value, rough)
+        else:
+            at = towards_root(J, F, found.value, started.problem.backend.loops)
+        return at._replace(done=is_rounded(started, s, J, at))
 
     def _solve(self, started: Start, J: Operator, F: Array, s: Iterate) -> Solution:
         """Solve the linear system."""
@@ -183,6 +188,8 @@ class Newton:
             return self._truncated(started, J, F, forcing(norm(F), s))
         if self.equations == "normal":
             return NormalCG(damping=self.damping)(J, F, loop=loop)
+        if not started.problem.symmetric and J.matrix is not None and F.shape[-1] == 1:
+            return Solution(divided(F, J.matrix[..., 0] + self.damping, started.problem.backend.loops))
         if not started.problem.symmetric:
             return Auto(damping=self.damping)(J, F, loop=loop)
         few = F.shape[-1] <= started.problem.backend.dense.crossover.symmetric
@@ -244,14 +251,29 @@ class Step(NamedTuple):
     """Whether d is far from solving J d = F; it may then be short far from any root."""
     flat: Array
     """Whether the merit of a root is stationary where F is not zero, so that J is singular."""
+    size: Array
+    """||F||."""
+    done: Array
+    """Whether F is as small as the rounding of its terms."""
+
+
+def only(going: Array, step: Array, loops: Loops) -> Array:
+    """Return the step of the problems that are going, and zero for the others."""
+    xp = array_namespace(step)
+    return step if loops.number(xp.all(going)) is True else xp.where(going, step, full(step, 0.0))
+
+
+def divided(F: Array, a: Array, loops: Loops) -> Array:
+    """Return F / a of one equation, (*batch, 1), and zero where this is no finite number."""
+    step = F / a
+    return only(all_finite(step), step, loops)
 
 
 def merit(started: Start, u: Array, unit: Array) -> Array:
     """Return what a step must lower, (*batch, 1): the score, or 1/2 ||F||^2 in units of F."""
-    problem, _, arrays = started
-    if problem.symmetric:
-        return problem.value(u, *arrays)[..., None]
-    F = problem.residual(u, *arrays) / unit
+    if started.problem.symmetric:
+        return score_at(started, u)[..., None]
+    F = residual_at(started, u) / unit
     return 0.5 * dot(F, F)
 
 
@@ -262,39 +284,45 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
     with the sign of the curvature turned: of the size of u, whatever the units of the score, but no measure of how far
     the minimum is.
     """
-    backend, xp, slope = started.problem.backend, array_namespace(u), dot(gradient, step)
-    level, step = (slope == 0) & (norm(gradient) > 0), xp.where(slope < 0, -step, step)
+    backend, xp, slope, size = started.problem.backend, array_namespace(u), dot(gradient, step), norm(gradient)
+    level, step, slope = (slope == 0) & (size > 0), xp.where(slope < 0, -step, step), xp.abs(slope)
 
-    def along(step: Array) -> Array:
+    def along(given: tuple[Array, Array]) -> tuple[Array, Array]:
         g = gradient / nonzero_max_abs(gradient)
-        return xp.where(level, gradient * dot(g, g) / nonzero_or_one(xp.abs(dot(g, J(g)))), step)  # type: ignore[no-any-return]
+        step = xp.where(level, gradient * dot(g, g) / nonzero_or_one(xp.abs(dot(g, J(g)))), given[0])
+        return step, xp.where(level, dot(gradient, step), given[1])
 
-    step = backend.loops.run_if(xp.any(level), along, step)
-    unit = full(slope, 1.0)
-    return Step(gradient, step, unit, merit(started, u, unit), dot(gradient, step), level | rough, level & ~level)
+    step, slope = backend.loops.run_if(xp.any(level), along, (step, slope))
+    unit, no = full(slope, 1.0), level & ~level
+    return Step(gradient, step, unit, merit(started, u, unit), slope, level | rough, no, size, no)
 
 
-def towards_root(J: Operator, F: Array, step: Array) -> Step:
+def towards_root(J: Operator, F: Array, step: Array, loops: Loops) -> Step:
     """Return a step that lowers 1/2 ||F||^2: that of steepest descent where the one given does not.
 
     Along J^T F the linear model is least at ||J^T F||^2 / ||J J^T F||^2 (Cauchy's step).
     """
     xp, unit = array_namespace(F), nonzero_max_abs(F)
     target = F / unit
-    g = J.T(target)
-    g = g / nonzero_max_abs(g)
-    Jg = J(g)
-    height = nonzero_max_abs(Jg)
-    Jg = Jg / height
-    size = dot(Jg, Jg)
-    length = dot(target, Jg) / nonzero_or_one(size)
     ahead = J(step) / unit
-    falls = dot(target, ahead) > 0
-    step = xp.where(falls, step, (unit / height) * length * g)
-    ahead = xp.where(falls, ahead, length * Jg)
-    slope, remainder = dot(target, ahead), norm(target - ahead)
-    flat = (slope == 0) & (norm(F) > 0)
-    return Step(F, step, unit, 0.5 * dot(target, target), slope, remainder > 0.5 * norm(target), flat)
+    slope, value = dot(target, ahead), 0.5 * dot(target, target)
+    falls = (slope > 0) | (value == 0)
+
+    def cauchy(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        step, ahead, _ = given
+        g = J.T(target)
+        g = g / nonzero_max_abs(g)
+        Jg = J(g)
+        height = nonzero_max_abs(Jg)
+        Jg = Jg / height
+        length = dot(target, Jg) / nonzero_or_one(dot(Jg, Jg))
+        ahead = xp.where(falls, ahead, length * Jg)
+        return xp.where(falls, step, (unit / height) * length * g), ahead, dot(target, ahead)
+
+    step, ahead, slope = loops.run_if(xp.any(~falls), cauchy, (step, ahead, slope))
+    remainder = target - ahead
+    rough, flat = dot(remainder, remainder) > 0.5 * value, (slope == 0) & (value > 0)
+    return Step(F, step, unit, value, slope, rough, flat, norm(F), flat & ~flat)
 
 
 class Iterate(NamedTuple):
@@ -321,58 +349,76 @@ def is_rounded(started: Start, s: Iterate, J: Operator, at: Step) -> Array:
     short: J may be tiny. And it is due where the last step did not halve F and the next one is short beside the largest
     entry of u: an entry that is zero at the solution, as by symmetry, never has a step that is short beside itself.
     """
-    xp = array_namespace(at.F)
+    xp, run_if = array_namespace(at.F), started.problem.backend.loops.run_if
+    stalled = at.size > 0.5 * s.slope
 
     def look(due: Array) -> Array:
         condition, floats = started.problem.optimality(started.arrays)
         return due & within_rounding_of_terms(condition, J, at.F, s.u, floats)[..., None]
 
-    way = max_abs(s.u) + max_abs(s.u - started.u)
-    short = (max_abs(at.step) <= eps(xp, s.u.dtype) ** (1 / 3) * way)[..., None]
-    due = s.going & (s.cramped | (short & (norm(at.F) > 0.5 * s.slope)))
-    return started.problem.backend.loops.run_if(xp.any(due), look, due)  # type: ignore[no-any-return]
+    def doubt(due: Array) -> Array:
+        way = max_abs(s.u) + max_abs(s.u - started.u)
+        short = (max_abs(at.step) <= eps(xp, s.u.dtype) ** (1 / 3) * way)[..., None]
+        due = due & (s.cramped | short)
+        return run_if(xp.any(due), look, due)  # type: ignore[no-any-return]
+
+    due = s.going & (s.cramped | stalled)
+    return run_if(xp.any(due), doubt, due)  # type: ignore[no-any-return]
 
 
 class Trial(NamedTuple):
-    """A step length under trial, (*batch, 1)."""
+    """A point under trial, (*batch, n), and its step length, (*batch, 1)."""
 
+    u: Array
     length: Array
     going: Array
 
 
-def backtrack(started: Start, u: Array, at: Step, going: Array) -> Array:
+def backtrack(started: Start, u: Array, at: Step, going: Array) -> Trial:
     """Shorten the length of u - length * step until the merit falls enough; zero where none is found.
+
+    F at the full step, which nearly always is the next iterate, is linearised for the step from there.
 
     The first lengths are halves, for a length that is too short costs further steps. From 2 ** -10 on, the next one
     minimises the parabola through the merit and its slope at u and the merit at the trial, within 0.1 and 0.5 of the
     last length (Dennis and Schnabel 1983, algorithm A6.3.1). It is 0.1 where the merit is not finite. A shortened step
     towards a root must lower the merit itself, without an allowance for rounding.
     """
-    xp, root = array_namespace(u), not started.problem.symmetric
+    xp, root, loops = array_namespace(u), not started.problem.symmetric, started.problem.backend.loops
     rounding = 8 * eps(xp, u.dtype)
 
     def shorten(s: Trial) -> Trial:
-        trial = merit(started, u - s.length * at.step, at.unit)
-        wanted, slack = 1e-4 * s.length * at.slope, rounding * (xp.abs(at.value) + xp.abs(trial))
-        lower = trial <= at.value - wanted + slack  # False for NaN
-        if root:  # where F is rounding, a shortened step that does not lower it would be taken again and again
-            lower = lower & ((s.length == 1) | (trial <= at.value - wanted) & (trial < at.value))
-        lower = lower & xp.isfinite(trial)
+        trial = merit(started, s.u, at.unit)
+        wanted = at.value - 1e-4 * s.length * at.slope
+        lower = (trial < wanted) & (trial > -math.inf)  # False for NaN
         going = s.going & ~lower
 
-        def cut(length: Array) -> Array:
-            promised = length * at.slope
+        def look(s: Trial) -> Trial:
+            first = s.length == 1
+            lower = trial <= wanted + rounding * (xp.abs(at.value) + xp.abs(trial))
+            if root:  # where F is rounding, a shortened step that does not lower it would be taken again and again
+                lower = lower & (first | (trial <= wanted) & (trial < at.value))
+            # the score does not resolve a step this short: its change is of second order, below rounding
+            short = is_short(at.step, u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
+            going = s.going & ~((lower & xp.isfinite(trial)) | (first & short))
+            return loops.run_if(xp.any(going), cut, s._replace(going=going))  # type: ignore[no-any-return]
+
+        def cut(s: Trial) -> Trial:
+            promised = s.length * at.slope
             bend = 2 * (trial - at.value + promised)
             share = promised / xp.where(bend > 0, bend, full(bend, math.inf))  # NaN and infinity give the least
             share = xp.where(share > SHORTEST_CUT, share, full(share, SHORTEST_CUT))
-            share = xp.where((share < LONGEST_CUT) & (length <= TINY), share, full(share, LONGEST_CUT))
-            return xp.where(going, share * length, length)  # type: ignore[no-any-return]
+            share = xp.where((share < LONGEST_CUT) & (s.length <= TINY), share, full(share, LONGEST_CUT))
+            length = xp.where(s.going, share * s.length, s.length)
+            spent = s.going & (length < rounding)
+            length = xp.where(spent, 0.0 * length, length)
+            return Trial(u - length * at.step, length, s.going & ~spent)
 
-        length = started.problem.backend.loops.run_if(xp.any(going), cut, s.length)
-        spent = going & (length < rounding)
-        return Trial(xp.where(spent, 0.0 * length, length), going & ~spent)
+        return loops.run_if(xp.any(going), look, s._replace(going=going))  # type: ignore[no-any-return]
 
-    # the score does not resolve a step this short: its change is of second order, below the rounding of its terms
-    short = is_short(at.step, u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
-    first = Trial(xp.where(going, full(at.value, 1.0), full(at.value, 0.0)), going & ~short)
-    return started.problem.backend.loops.while_loop(lambda s: xp.any(s.going), shorten, first).length  # type: ignore[no-any-return]
+    length = xp.astype(going, at.value.dtype)
+    if loops.number(xp.any(going)) is False:
+        return Trial(u, length, going)
+    first = Trial(u - at.step, length, going)
+    remember(started, first.u)
+    return loops.while_loop(lambda s: xp.any(s.going), shorten, first)  # type: ignore[no-any-return]
