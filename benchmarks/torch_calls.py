@@ -46,6 +46,8 @@ CASES = (
     "product, BiCGSTAB",
     "few hard systems, CG",
     "few hard systems, MINRES",
+    "DEQ, forward default",
+    "DEQ, backward default",
     "DEQ, forward 1e-3",
     "DEQ, backward 1e-3",
     "DEQ, forward 1e-5",
@@ -128,7 +130,7 @@ def made(case: str) -> Pair:
         return hard_systems(which)
     if kind == "DEQ":
         pass_, _, rtol = which.partition(" ")
-        return equilibrium(pass_, float(rtol))
+        return equilibrium(pass_, None if rtol == "default" else float(rtol))
     return jacobian(case)
 
 
@@ -476,8 +478,12 @@ def hard_systems(solver: str, count: int = 2000, hard: int = 5, n: int = 50) -> 
     return Pair(backward(A), lambda: (easy(), few()), "the easy and the hard ones as two batches", 1.3)
 
 
-def equilibrium(which: str, rtol: float) -> Pair:
-    """Return a pass of a deep equilibrium block of two convolutions, by dil and by torchdeq at an equal residual."""
+def equilibrium(which: str, rtol: float | None) -> Pair:
+    """Return a pass of a deep equilibrium block of two convolutions, by dil and by torchdeq.
+
+    The forward solver is that of docs/pages/howto/deq.md. torchdeq gets the loosest tolerance whose residual is not
+    larger: it returns the image of the point that it tests. Both linear solves have one tolerance.
+    """
     import torch
     from torchdeq import get_deq
 
@@ -496,7 +502,7 @@ def equilibrium(which: str, rtol: float) -> Pair:
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.mul_(1.5)
-    solver = dil.solvers.Anderson(rtol=rtol)
+    solver = dil.solvers.Anderson(rtol=rtol, norm="leaves")
     layer = ImplicitModule(block, solver, kind="fixed_point", init=torch.zeros_like, batch_ndim=1)
 
     def residual(u: Any) -> float:
@@ -506,14 +512,25 @@ def equilibrium(which: str, rtol: float) -> Pair:
 
     solution = layer.solve(x)
     reached = residual(solution.value)
+    tight = torch.finfo(torch.float32).eps ** 0.75
     modes = {"f_stop_mode": "rel", "b_stop_mode": "rel", "ift": True, "f_max_iter": 200, "b_max_iter": 200}
-    deq = get_deq(f_solver="anderson", b_solver="anderson", f_tol=reached, b_tol=0.1 * rtol, **modes)
+    modes |= {
+        "f_solver": "anderson",
+        "b_solver": "anderson",
+        "b_tol": tight if rtol is None else max(0.1 * rtol, tight),
+    }
 
     def by_dil() -> Any:
         return layer(x)
 
-    def by_torchdeq() -> Any:
+    def solved_by(deq: Any) -> Any:
         return deq(lambda u: block(u, x), torch.zeros_like(x))[0][-1]
+
+    loosest_first = (get_deq(f_tol=reached * 10.0 ** (1 - k / 4), **modes) for k in range(24))
+    deq = next(found for found in loosest_first if residual(solved_by(found)) <= reached)
+
+    def by_torchdeq() -> Any:
+        return solved_by(deq)
 
     def note() -> str:
         return f"{int(solution.iterations.max())} steps, residuals {reached:.0e} and {residual(by_torchdeq()):.0e}"
@@ -581,7 +598,8 @@ def main(
         "'few hard systems': the backward pass of 2,000 problems of 50 unknowns, five of condition number 1e6. "
         "'roots': 100,000 implied volatilities as one batch of scalars. 'backward': the backward pass of a root. "
         "'forward and backward': a minimum of a strictly convex score, and its gradient. "
-        "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, beside torchdeq to the residual of dil; "
+        "'DEQ': float32, two convolutions of 16 channels on 16 x 16, batch 16, `Anderson(norm=\"leaves\")` beside "
+        "torchdeq at the loosest tolerance whose residual is not larger; dil also checks its gradient; "
         "its rows are left out where torchdeq is not installed. The ratio is "
         "the median over rounds, and its quartiles.",
         markdown(HEADS, cells(rows)),

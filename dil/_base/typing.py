@@ -72,3 +72,4 @@ Step: TypeAlias = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]
 
 OnFailure: TypeAlias = Literal["raise", "warn", "nan", "ignore"]
 CheckSmoothness: TypeAlias = Literal["first", "always", "never"]
+Norm: TypeAlias = Literal["entries", "leaves"]

@@ -20,15 +20,15 @@ from dil._base.arrays import (
 )
 from dil._base.errors import OptionError
 from dil._base.scalars import Scalar, as_column
-from dil._base.scale import is_short
 from dil._base.solution import Solution
-from dil._base.typing import Array, DType, Tree
+from dil._base.typing import Array, DType, Norm, Tree
 from dil._frameworks.loops import Loops
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._progress import check_watched
 from dil.solvers._rounding import EVERY, STALLED, rounding_of_step
 from dil.solvers._start import Start, check_positive, start_equation, tolerance, zeros_like_count
+from dil.solvers._stopping import check_norm, stopping_test
 
 EXPLODED = 10.0
 """A residual this many times the least one so far sends its problem back to a plain step."""
@@ -58,6 +58,9 @@ class Anderson:
         A problem is solved when each entry of |step(u) - u| is at most rtol |u|, or at most 4 eps |u - start|. The
         default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32. A problem is also solved when its residual
         is hardly falling, or the run is at its end, and step(u) - u is as small as the rounding errors of its terms.
+    norm : {"entries", "leaves"}
+        What rtol compares: each entry of step(u) - u with that entry of u, or the Euclidean norm of each leaf of
+        step(u) - u with the norm of that leaf of u. Every entry, or every leaf, of a problem must pass.
     max_iter : int
         The largest number of evaluations of the step after the first.
     history : bool
@@ -91,6 +94,7 @@ class Anderson:
     mixing: float = 1.0
     regularisation: float = 1e-10
     rtol: float | None = None
+    norm: Norm = "entries"
     max_iter: int = 1000
     history: bool = False
     progress: bool = False
@@ -108,6 +112,7 @@ class Anderson:
         if self.mixing > 1:
             message = f"mixing={self.mixing!r}; expected a number in (0, 1], the part of the residual that is added"
             raise OptionError(message)
+        check_norm(self.norm)
         check_watched(self)
 
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
@@ -115,6 +120,7 @@ class Anderson:
         started = start_equation(self, fun, init, args, kwargs, "step")
         problem, start, _ = started
         backend, xp, rtol = problem.backend, array_namespace(start), tolerance(start, self.rtol, 0.75)
+        test = stopping_test(self.norm, problem.space)
         loops, dtype, slack = backend.loops, factor_dtype(start), 2 * (rtol + 4 * eps(xp, start.dtype))
 
         g, first_move = self._evaluated(started, start)
@@ -151,16 +157,20 @@ class Anderson:
             trial = Trial(u, g, in_units(moved, s.unit), size, length(u - s.u, s.unit), close)
 
             def is_solution(close: Scalar) -> Scalar:
-                if u.shape[-1] >= MANY:  # a part of the entries mostly says no at a small part of the cost
-                    close = close & holds(is_short(moved[..., ::PART], u[..., ::PART], started.u[..., ::PART], rtol))
+                if (
+                    test.leaves is None and u.shape[-1] >= MANY
+                ):  # a part of the entries mostly says no at a small part of the cost
+                    close = close & holds(
+                        test.is_short(moved[..., ::PART], u[..., ::PART], started.u[..., ::PART], rtol)
+                    )
                     if none_holds(close, loops):
                         return close
-                return close & holds(is_short(moved, u, started.u, rtol))
+                return close & holds(test.is_short(moved, u, started.u, rtol))
 
             def is_rounded(t: Trial, asked: Scalar) -> tuple[Scalar, Scalar]:
                 f, level = (x * s.unit if scaled else x for x in (t.f, column(s.level)))
                 f, level = (as_dtype(x, start.dtype) for x in (f, level))
-                found = rounding_of_step(started, t.u, f, column(asked), level)
+                found = rounding_of_step(started, t.u, f, column(asked), level, test)
                 level = as_dtype(found.level, dtype)
                 level = level / s.unit if scaled else level
                 return holds(found.rounded), loops.number(xp.sum(level)) if single else level
@@ -169,7 +179,7 @@ class Anderson:
 
         f, size, reach = in_units(first_move, unit), length(first_move, unit), slack * length(start, unit)
         finite = (size < math.inf) & holds(unit < math.inf)
-        solved = finite & holds(is_short(first_move, start, start, rtol))
+        solved = finite & holds(test.is_short(first_move, start, start, rtol))
         g, f = (select(finite, x, full(x, 0.0)) for x in (g, f))  # what is not finite must not stay
         no, none = solved & logical_not(solved), 0 if isinstance(solved, bool) else zeros_like_count(start)
         going, memory = finite & logical_not(solved), nothing(f, self.memory, self.regularisation)

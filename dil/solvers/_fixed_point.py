@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
-from dil._base.scale import is_short
 from dil._base.solution import Solution
-from dil._base.typing import Array, Tree
+from dil._base.typing import Array, Norm, Tree
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._progress import check_watched
 from dil.solvers._rounding import EVERY, STALLED, rounding_of_step
 from dil.solvers._start import Start, check_positive, start_equation, tolerance, zeros_like_count
+from dil.solvers._stopping import check_norm, stopping_test
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class FixedPoint:
         A problem is solved when each entry of |step(u) - u| is at most rtol |u|, or at most 4 eps |u - start|. The
         default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32. A problem is also solved when its residual
         is hardly falling, or the run is at its end, and step(u) - u is as small as the rounding errors of its terms.
+    norm : {"entries", "leaves"}
+        What rtol compares: each entry of step(u) - u with that entry of u, or the Euclidean norm of each leaf of
+        step(u) - u with the norm of that leaf of u. Every entry, or every leaf, of a problem must pass.
     max_iter : int
         The largest number of steps.
     history : bool
@@ -62,6 +65,7 @@ class FixedPoint:
 
     damping: float = 1.0
     rtol: float | None = None
+    norm: Norm = "entries"
     max_iter: int = 1000
     history: bool = False
     progress: bool = False
@@ -78,6 +82,7 @@ class FixedPoint:
         if self.damping > 1:
             message = f"damping={self.damping!r}; expected a number in (0, 1], the part of each step that is taken"
             raise OptionError(message)
+        check_norm(self.norm)
         check_watched(self)
 
     def __call__(self, fun: Callable[..., Tree], init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
@@ -85,6 +90,7 @@ class FixedPoint:
         started = start_equation(self, fun, init, args, kwargs, "step")
         problem, u, _ = started
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 0.75)
+        test = stopping_test(self.norm, problem.space)
 
         def advance(started: Start, s: Iterate) -> Iterate:
             new, count = s.u + self.damping * s.f, s.count + 1
@@ -92,12 +98,12 @@ class FixedPoint:
             size = norm(f)
             usable = s.going & (size < math.inf)  # False for NaN
             moved = xp.any(new != s.u, axis=-1, keepdims=True)
-            solved = usable & is_short(f, new, started.u, rtol)
+            solved = usable & test.is_short(f, new, started.u, rtol)
             diverged = usable & (size > s.far)
             due, last = count % EVERY == 0, count >= self.max_iter
             stalled = due & (size > STALLED * s.mark) & (size <= s.level)
             asked = usable & ~(solved | diverged) & (stalled | ~moved | last)
-            found = rounding_of_step(started, new, f, asked, s.level)
+            found = rounding_of_step(started, new, f, asked, s.level, test)
             solved = solved | found.rounded
             return Iterate(
                 xp.where(usable, new, s.u),
@@ -116,7 +122,7 @@ class FixedPoint:
         f = move(started, u)
         size = norm(f)
         finite = size < math.inf
-        solved = finite & is_short(f, u, u, rtol)
+        solved = finite & test.is_short(f, u, u, rtol)
         far, level, going = (norm(u) + size) / eps(xp, u.dtype), full(size, math.inf), finite & ~solved
         first = Iterate(u, f, size, level, zeros_like_count(u), 0, going, solved, ~finite, finite & ~finite, far)
         scale = nonzero_or_one(size)

@@ -9,6 +9,7 @@ from dil._base.typing import Array
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.terms import DRAWS, TURNS, rounding
 from dil.solvers._start import Start
+from dil.solvers._stopping import StoppingTest
 
 EVERY = 8
 """A residual that has hardly fallen in so many steps may be rounding."""
@@ -20,7 +21,7 @@ class Rounding(NamedTuple):
     """What a look found; (*batch, 1)."""
 
     rounded: Array
-    """Whether each entry of step(u) - u is within the rounding of its terms."""
+    """Whether each entry of step(u) - u, or each leaf, is within the rounding of its terms."""
     level: Array
     """The next look is due below this norm of step(u) - u: infinity before anybody has looked.
 
@@ -40,14 +41,15 @@ class Drawn(NamedTuple):
     rounded: Array
 
 
-def rounding_of_step(started: Start, u: Array, f: Array, asked: Array, level: Array) -> Rounding:
+def rounding_of_step(started: Start, u: Array, f: Array, asked: Array, level: Array, test: StoppingTest) -> Rounding:
     """Return whether f = step(u) - u, (*batch, n), is within its rounding, for the problems in `asked`, (*batch, 1).
 
     The terms of an entry of f are u, and the change of the entry where the unknown changes by a random multiple of
     itself. So no unit matters, and an entry of u that is zero within rounding is like any other. The arguments do not
     count: they stay the same from step to step, however sensitive f is to them. A draw shows few terms of some entries
     by chance. Thus draws are added until each entry is within its rounding, or the norm of f tells that it is not. A
-    problem that is near, but not there, is near again at half of f.
+    problem that is near, but not there, is near again at half of f. `test` says whether leaves are compared instead of
+    entries.
     """
     loops, xp = started.problem.backend.loops, array_namespace(u)
 
@@ -56,7 +58,7 @@ def rounding_of_step(started: Start, u: Array, f: Array, asked: Array, level: Ar
 
         def draw(s: Drawn) -> Drawn:
             terms = xp.maximum(s.terms, xp.abs(change_of_step(started, u, f, s.count)))
-            rounded = asked & (xp.max(xp.abs(f) - rounding(u) * terms, axis=-1, keepdims=True) <= 0)
+            rounded = asked & test.is_within(f, rounding(u) * terms)
             return Drawn(s.count + 1, terms, rounding(u) * norm(terms), rounded)
 
         def unknown(s: Drawn) -> Array:
