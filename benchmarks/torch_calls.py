@@ -46,8 +46,8 @@ CASES = (
     "product, BiCGSTAB",
     "few hard systems, CG",
     "few hard systems, MINRES",
-    "DEQ, forward default",
-    "DEQ, backward default",
+    "DEQ, forward 1e-6",
+    "DEQ, backward 1e-6",
     "DEQ, forward 1e-3",
     "DEQ, backward 1e-3",
     "DEQ, forward 1e-5",
@@ -130,7 +130,7 @@ def made(case: str) -> Pair:
         return hard_systems(which)
     if kind == "DEQ":
         pass_, _, rtol = which.partition(" ")
-        return equilibrium(pass_, None if rtol == "default" else float(rtol))
+        return equilibrium(pass_, float(rtol))
     return jacobian(case)
 
 
@@ -478,7 +478,7 @@ def hard_systems(solver: str, count: int = 2000, hard: int = 5, n: int = 50) -> 
     return Pair(backward(A), lambda: (easy(), few()), "the easy and the hard ones as two batches", 1.3)
 
 
-def equilibrium(which: str, rtol: float | None) -> Pair:
+def equilibrium(which: str, rtol: float) -> Pair:
     """Return a pass of a deep equilibrium block of two convolutions, by dil and by torchdeq.
 
     The forward solver is that of docs/pages/howto/deq.md. torchdeq gets the loosest tolerance whose residual is not
@@ -517,7 +517,7 @@ def equilibrium(which: str, rtol: float | None) -> Pair:
     modes |= {
         "f_solver": "anderson",
         "b_solver": "anderson",
-        "b_tol": tight if rtol is None else max(0.1 * rtol, tight),
+        "b_tol": max(0.1 * rtol, tight),
     }
 
     def by_dil() -> Any:

@@ -39,6 +39,10 @@ def solve(eager, solver, t):
     return dil.fixed_point(step, solver, init=start, batch_ndim=1, on_failure="raise").solve(t)
 
 
+def most(eager, found):
+    return int(eager.to_numpy(found.iterations).max())
+
+
 def shares(eager, u, t):
     """Return the norm of step(u) - u of each leaf and problem, relative to that of u: (2, batch)."""
     image = step(u, t)
@@ -56,7 +60,7 @@ def test_every_leaf_of_every_problem_passes(eager, kind, unit):
     found = solve(eager, kind(rtol=RTOL, norm="leaves"), t)
     assert np.max(shares(eager, found.value, t)) <= 1.001 * RTOL
     entries = solve(eager, kind(rtol=RTOL), t)
-    assert int(found.iterations.max()) < 0.8 * int(entries.iterations.max())
+    assert most(eager, found) < 0.8 * most(eager, entries)
 
 
 @kinds
@@ -82,7 +86,7 @@ def test_each_problem_stops_by_itself(eager):
 def test_a_tolerance_below_rounding_ends_at_rounding(eager, kind):
     t = arguments(eager, 1e-7, dtype="float32")
     found = solve(eager, kind(rtol=1e-9, norm="leaves"), t)
-    assert int(found.iterations.max()) < 400
+    assert most(eager, found) < 400
     assert np.max(shares(eager, found.value, t)) < 1e-6
 
 
@@ -102,7 +106,7 @@ def test_a_leaf_that_ends_at_zero(eager, kind):
 @kinds
 def test_the_default_compares_entries(eager, kind):
     t = arguments(eager, 1.0)
-    counts = [int(solve(eager, s, t).iterations.max()) for s in (kind(rtol=RTOL), kind(rtol=RTOL, norm="entries"))]
+    counts = [most(eager, solve(eager, s, t)) for s in (kind(rtol=RTOL), kind(rtol=RTOL, norm="entries"))]
     assert counts[0] == counts[1]
     u = solve(eager, kind(rtol=RTOL), t).value
     for name, x in step(u, t).items():
@@ -129,8 +133,8 @@ def test_the_gradient_follows(eager, kind):
             batch_ndim=1,
             on_failure="raise",
         )
-        xp = array_namespace(t["slow"])
-        return eager.to_numpy(dil.grad(lambda t: xp.sum(layer(t)["slow"] ** 2))(t)["slow"])
+        y, pull = dil.vjp(lambda t: layer(t)["slow"], t)  # the step is affine: only the cotangent depends on y
+        return eager.to_numpy(pull(2.0 * y)[0]["slow"])
 
     exact, loose = gradient(), gradient(rtol=RTOL, norm="leaves")
     error = np.linalg.norm(loose - exact) / np.linalg.norm(exact)

@@ -58,15 +58,15 @@ class Anderson:
         A problem is solved when each entry of |step(u) - u| is at most rtol |u|, or at most 4 eps |u - start|. The
         default rtol is eps ** 0.75: 1.8e-12 in float64, 6.4e-6 in float32. A problem is also solved when its residual
         is hardly falling, or the run is at its end, and step(u) - u is as small as the rounding errors of its terms.
-    norm : {"entries", "leaves"}
-        What rtol compares: each entry of step(u) - u with that entry of u, or the Euclidean norm of each leaf of
-        step(u) - u with the norm of that leaf of u. Every entry, or every leaf, of a problem must pass.
     max_iter : int
         The largest number of evaluations of the step after the first.
     history : bool
         Whether `extra["history"]` holds the residual after every step, (max_iter, *batch); NaN for steps not taken.
     progress : bool
         Whether to draw a progress bar if the run takes more than a second. Needs rich.
+    norm : {"entries", "leaves"}
+        What rtol compares: each entry of step(u) - u with that entry of u, or the Euclidean norm of each leaf of
+        step(u) - u with the norm of that leaf of u. Every entry, or every leaf, of a problem must pass.
 
     Notes
     -----
@@ -94,10 +94,10 @@ class Anderson:
     mixing: float = 1.0
     regularisation: float = 1e-10
     rtol: float | None = None
-    norm: Norm = "entries"
     max_iter: int = 1000
     history: bool = False
     progress: bool = False
+    norm: Norm = "entries"
 
     _takes_batch = True
     """Whether it solves a batch by calls of the score alone."""

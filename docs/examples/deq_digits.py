@@ -39,6 +39,8 @@ HELD = 500
 """Images held back."""
 CONTRACTION = 0.9
 """The most that the block may stretch a difference of two states by."""
+RTOL = 1e-6
+"""Of the fixed point."""
 
 # %% [markdown]
 # The block, and the network around it.
@@ -74,7 +76,11 @@ class Net(nn.Module):
         self.block: nn.Module = nn.Tanh()
         if equilibrium:  # the change: this, and nothing in `forward`
             self.block = ImplicitModule(
-                Block(), dil.solvers.Anderson(norm="leaves"), kind="fixed_point", batch_ndim=1, init=torch.zeros_like
+                Block(),
+                dil.solvers.Anderson(rtol=RTOL, norm="leaves"),
+                kind="fixed_point",
+                batch_ndim=1,
+                init=torch.zeros_like,
             )
 
     def forward(self, images: Tensor) -> Tensor:
