@@ -16,7 +16,7 @@ kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda s: s.__name__)
 
 def step(u, t):
     """Contract two leaves of each problem, one fast and one slowly."""
-    xp = array_namespace(t["fast"])
+    xp = array_namespace(u["fast"])
     fast = 0.2 * xp.roll(u["fast"], 1, axis=-1) + t["fast"]
     slow = 0.9 * xp.roll(u["slow"], 1, axis=-1) + t["slow"]
     return {"fast": fast, "slow": slow}
