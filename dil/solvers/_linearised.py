@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 from dil._base.arrays import size
@@ -9,6 +10,7 @@ from dil._base.operator import Operator, matrix_operator
 from dil._base.typing import Array
 from dil._frameworks.loops import runs_later
 from dil._problem.jacobian import transposed_operator
+from dil._problem.last_point import LastPoint
 from dil.linear._direct import dense
 from dil.solvers._start import Start
 
@@ -20,7 +22,8 @@ class Linearisation:
     """F at a point u, and J where it is asked for, from one evaluation."""
 
     def __init__(self, started: Start, u: Array, *, recorded: bool) -> None:
-        problem, _, arrays = started
+        # the problem holds this linearisation, which must not hold the problem: a cycle lives until Python looks for it
+        problem, arrays = replace(started.problem, last=LastPoint()), started.arrays
         self._problem, self._u = problem, u
         self.value: Array | None = None
         """The score, shape batch, where it was evaluated on the way, outside of a program."""
