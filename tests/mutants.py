@@ -79,6 +79,8 @@ TARGETS = {
     "dil/control/_ilqr.py": "test_control.py",
     "backends/dil_backends/_tape/rules/elementwise.py": "test_tape_rules.py test_tape.py",
     "backends/dil_backends/_tape/rules/reductions.py": "test_tape_rules.py test_tape.py",
+    "backends/dil_backends/_tape/rules/complex.py": "test_tape_complex.py",
+    "backends/dil_backends/_tape/rules/fft.py": "test_tape_complex.py",
 }
 """File -> the tests nearest to it."""
 
@@ -177,6 +179,54 @@ NAMED = (
         "self.rtol ** (2 * TRIAL_SHARE)",
         "self.rtol ** 2",
         test="test_one_reduction_cg.py::test_a_slow_problem_is_given_up_after_its_trial",
+    ),
+    Mutant(
+        "backends/dil_backends/_tape/rules/complex.py",
+        "c * 1j",
+        "c * -1j",
+        test="test_tape_complex.py::test_convention",
+    ),
+    Mutant(
+        "backends/dil_backends/_tape/rules/complex.py",
+        '"conjugated": lambda xp, c, y, x: xp.conj(c)',
+        '"conjugated": lambda xp, c, y, x: c',
+        test="test_tape_complex.py::test_rule_of_complex_arrays",
+    ),
+    Mutant(
+        "backends/dil_backends/_tape/rules/fft.py",
+        "2 * k < n",
+        "2 * k <= n",
+        test="test_tape_complex.py::test_fourier_transform",
+    ),
+    Mutant(
+        "backends/dil_backends/_tape/rules/fft.py",
+        '"backward": "forward", "forward"',
+        '"backward": "backward", "forward"',
+        test="test_tape_complex.py::test_fourier_transform",
+    ),
+    Mutant(
+        "backends/dil_backends/_tape/rules/linalg.py",
+        "xp.expand_dims(xp.conj(c), axis=axis) * b",
+        "xp.expand_dims(c, axis=axis) * b",
+        test="test_tape_complex.py::test_rule_of_complex_arrays",
+    ),
+    Mutant(
+        "backends/dil_backends/_tape/rules/rule.py",
+        "g = xp.real(g) if",
+        "g = xp.imag(g) if",
+        test="test_tape_complex.py::test_a_cotangent_fits_its_array",
+    ),
+    Mutant(
+        "backends/dil_backends/_tape/rules/elementwise.py",
+        "xp.sqrt(x - 1.0) * xp.sqrt(x + 1.0)",
+        "xp.sqrt((x - 1.0) * (x + 1.0))",
+        test="test_tape_complex.py::test_rule_of_complex_arrays",
+    ),
+    Mutant(
+        "backends/dil_backends/_tape/primitive.py",
+        "xp.conj(rule.formulas[i](xp, c, y, *args, **options))",
+        "rule.formulas[i](xp, c, y, *args, **options)",
+        test="test_tape_complex.py::test_convention",
     ),
     Mutant(
         "backends/dil_backends/torch/guards.py",

@@ -17,18 +17,35 @@ def total(x):
     return float(array_api_compat.array_namespace(x).sum(constant(x)))
 
 
+def is_complex(x):
+    return array_api_compat.array_namespace(x).isdtype(x.dtype, "complex floating")
+
+
+def parts(x):
+    """The real arrays that an array stands for."""
+    xp = array_api_compat.array_namespace(x)
+    return (xp.real(x), xp.imag(x)) if is_complex(x) else (x,)
+
+
 def inner(xs, ys):
     """The inner product of two tuples of arrays, and the sum of the absolute values of its terms."""
-    products = [x * y for x, y in zip(xs, ys, strict=True)]
+    products = [p * q for x, y in zip(xs, ys, strict=True) for p, q in zip(parts(x), parts(y), strict=True)]
     return sum(map(total, products)), sum(total(abs(p)) for p in products)
 
 
 def random_like(xs, rng):
-    return tuple(array_api_compat.array_namespace(x).asarray(rng.normal(size=x.shape), dtype=x.dtype) for x in xs)
+    def draw(x):
+        values = rng.normal(size=x.shape) + (1j * rng.normal(size=x.shape) if is_complex(x) else 0.0)
+        return array_api_compat.array_namespace(x).asarray(values, dtype=x.dtype)
+
+    return tuple(map(draw, xs))
 
 
-def assert_transposed(f, args, rng, *, step=1e-3, rtol=5e-9):
-    """Hold <v, J u> of a central difference of fourth order against <J^T v, u> of the pull."""
+def assert_transposed(f, args, rng, *, step=1e-3, rtol=5e-9, terms=0.0):
+    """Hold <v, J u> of a central difference of fourth order against <J^T v, u> of the pull.
+
+    `terms` is the size of what was summed to an entry of f, where that is larger than the entry.
+    """
     y, pull = vjp(f, *args)
     u, v = random_like(args, rng), random_like(y, rng)
     weights = {1: 8 / 12, -1: -8 / 12, 2: -1 / 12, -2: 1 / 12}
@@ -39,7 +56,7 @@ def assert_transposed(f, args, rng, *, step=1e-3, rtol=5e-9):
         parts.append(inner(changes, tuple(w * (weight / step) for w in v)))
     forward, scale_forward = sum(p[0] for p in parts), sum(p[1] for p in parts)
     backward, scale_backward = inner(pull(v), u)
-    rounding = np.finfo(float).eps / step * inner(y, v)[1]
+    rounding = np.finfo(float).eps / step * (inner(y, v)[1] + terms * sum(total(abs(w)) for w in v))
     assert abs(forward - backward) <= rtol * (scale_forward + scale_backward) + 20 * rounding
 
 
@@ -61,6 +78,8 @@ class Case:
     f: object
     shapes: tuple
     domain: str = "real"
+    numbers: tuple = ("real",)
+    """"real" or "complex", for each argument in turn."""
 
     def arguments(self, xp, rng):
         draw = {
@@ -74,7 +93,14 @@ class Case:
             "zero": lambda shape: rng.normal(size=shape) * (np.arange(math.prod(shape)).reshape(shape) != 1),
             "regular": lambda shape: rng.normal(size=shape) + 3.0 * np.eye(*shape[-2:]),
         }[self.domain]
-        return tuple(xp.asarray(np.asarray(draw(shape))) for shape in self.shapes)
+
+        def draw_complex(shape):
+            # away from 0, from the real axis and so from branch cuts, by many steps of the differences
+            values = np.asarray(draw(shape))
+            return values + 1j * rng.uniform(0.3, 0.7, size=shape) * rng.choice([-1, 1], size=shape) * (values != 0)
+
+        draws = [draw_complex if kind == "complex" else draw for kind in self.numbers]
+        return tuple(xp.asarray(np.asarray(draws[i % len(draws)](s))) for i, s in enumerate(self.shapes))
 
     def function(self, xp):
         def f(*args):
@@ -89,7 +115,7 @@ def solve(shapes, domain):
 
 
 def spd(xp, x):
-    return x @ xp.matrix_transpose(x) + xp.eye(x.shape[-1])
+    return x @ xp.matrix_transpose(xp.conj(x)) + xp.eye(x.shape[-1])
 
 
 def named(cases):

@@ -52,11 +52,9 @@ def test_float32_stays_float32():
         assert y.dtype == pull((np.ones_like(y),))[0].dtype == np.float32
 
 
-def test_only_real_floating_arrays_are_differentiated(xp):
+def test_only_floating_arrays_are_differentiated(xp):
     with pytest.raises(DTypeError, match="int64"):
         vjp(lambda x: (x,), xp.asarray([1, 2]))
-    with pytest.raises(UnsupportedFunctionError, match="real functions only"):
-        vjp(lambda x: (x * xp.asarray([1j]),), xp.asarray([1.0]))
     with pytest.raises(BackendError, match="one library"):
         vjp(lambda a, b: (a,), np.ones(2), array_api_strict.ones(2))
 
@@ -311,7 +309,6 @@ def test_numpy_functions_take_boxes():
 REFUSED = {
     "linalg.svd": np.linalg.svd,
     "linalg.eigh": np.linalg.eigh,
-    "fft.fft": np.fft.fft,
     "unique": np.unique,
     "einsum": lambda x: np.einsum("ij->", x),
     "add.reduce": np.add.reduce,
@@ -323,8 +320,6 @@ REFUSED = {
     r"linalg.norm\(ord='nuc'\)": lambda x: np.linalg.norm(x, "nuc"),
     r"linalg.vector_norm\(ord=3\)": lambda x: np.linalg.vector_norm(x, ord=3),
     "linalg.qr": lambda x: x.__array_namespace__().linalg.qr(x),
-    "fft.rfft": lambda x: x.__array_namespace__().fft.rfft(x),
-    "unique_values": lambda x: x.__array_namespace__().unique_values(x),
     "arange": lambda x: x.__array_namespace__().arange(x),
     "linspace": lambda x: np.linspace(x, 1.0),
     "svdvals": lambda x: x.__array_namespace__().linalg.svdvals(x),

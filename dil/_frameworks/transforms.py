@@ -185,7 +185,10 @@ def value_and_grad(
             )
             raise ShapeError(message)
         if not is_float(array_namespace(value), value.dtype):
-            message = f"grad needs a real floating result; this function returned {_describe(value)}"
+            message = (
+                f"grad needs a real floating result; this function returned {_describe(value)}; a score is real, so "
+                f"take the real part or the modulus of a complex number, or use dil.vjp"
+            )
             raise DTypeError(message)
         gradients = pull(array_namespace(value).ones_like(value))
         return value, gradients[0] if isinstance(argnums, int) else gradients

@@ -9,7 +9,6 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import Box, constant, holds_box, unboxed, value_type
 from dil_backends._tape.primitive import Primitive
@@ -23,11 +22,13 @@ ABSENT: Any = object()
 class Plain:
     """A raw namespace, with the additional functions that the rules need."""
 
-    def __init__(self, raw: Namespace) -> None:
+    def __init__(self, raw: Namespace, within: str = "") -> None:
         self._raw = raw
+        self._within = within
 
     def __getattr__(self, name: str) -> Any:
-        found = partial(OWN[name], self._raw) if name in OWN else getattr(self._raw, name)
+        full = self._within + name
+        found = partial(OWN[full], self._raw) if full in OWN else getattr(self._raw, name)
         setattr(self, name, found)
         return found
 
@@ -37,6 +38,7 @@ class Tape:
 
     constant = staticmethod(constant)
     boxed = staticmethod(holds_box)
+    unboxed = staticmethod(unboxed)
 
     def __init__(self, raw: Namespace, within: str = "", root: Tape | None = None) -> None:
         # array_api_compat compares namespaces by name. With the raw name, `array_namespace(box, raw array)` is no
@@ -45,7 +47,8 @@ class Tape:
         self._raw = raw
         self._within = within
         self.root: Tape = root or self
-        self.plain = Plain(raw)
+        self.plain = Plain(raw, within)
+        self.complex_dtypes: set[DType] = set()  # those met so far
         self._differentiable: dict[DType, bool] = {}
 
     def __repr__(self) -> str:
@@ -92,13 +95,13 @@ class Tape:
         return Box(y, trace, node, index) if self.differentiable(y.dtype) else y
 
     def differentiable(self, dtype: DType) -> bool:
-        """Return whether the dtype is real floating. Raise if it is complex."""
+        """Return whether the dtype is real or complex floating."""
         known = self._differentiable.get(dtype)
         if known is None:
             if self._raw.isdtype(dtype, "complex floating"):
-                msg = f"the tape differentiates real functions only, and met {dtype}; split it, or use torch or JAX"
-                raise UnsupportedFunctionError(msg)
-            known = self._differentiable[dtype] = bool(self._raw.isdtype(dtype, "real floating"))
+                self.complex_dtypes.add(dtype)
+            known = bool(self._raw.isdtype(dtype, ("real floating", "complex floating")))
+            self._differentiable[dtype] = known
         return known
 
 

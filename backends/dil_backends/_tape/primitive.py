@@ -42,10 +42,15 @@ class Primitive:
         xp: Namespace = self.tape.plain
         if node.seen or type(c) is Box or type(c) is tuple:
             xp, (args, y, c) = self.tape, lifted(args, y, c)
+        conjugated = rule.holomorphic and y.dtype in self.tape.complex_dtypes
+        if conjugated:
+            c = xp.conj(c)
         if rule.prepare is not None:
             c = rule.prepare(xp, c, y, *args, **options)
         if rule.each is not None:
             return [fit(xp, rule.each(xp, c, y, i, *args, **options), args[i]) for i in wanted]
+        if conjugated:
+            return [fit(xp, xp.conj(rule.formulas[i](xp, c, y, *args, **options)), args[i]) for i in wanted]
         return [fit(xp, rule.formulas[i](xp, c, y, *args, **options), args[i]) for i in wanted]
 
     def differentiable(self, position: int) -> bool:

@@ -29,7 +29,7 @@ def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
 
 
 def tape_of_primals(primals: Arrays) -> Tape | None:
-    """Return the namespace of the primals. Raise unless they are real floating arrays of one library."""
+    """Return the namespace of the primals. Raise unless they are floating arrays of one library."""
     tapes = dict.fromkeys(map(namespace, primals))
     if len(tapes) > 1:
         msg = f"arrays of one library were expected, and {', '.join(map(repr, tapes))} came together"
@@ -37,7 +37,7 @@ def tape_of_primals(primals: Arrays) -> Tape | None:
     for tape in tapes:
         for p in primals:
             if not tape.differentiable(p.dtype):
-                msg = f"a derivative was asked for in an array of dtype {p.dtype}; make it real floating, or a constant"
+                msg = f"a derivative was asked for in an array of dtype {p.dtype}; make it floating, or a constant"
                 raise DTypeError(msg)
     return next(iter(tapes), None)
 

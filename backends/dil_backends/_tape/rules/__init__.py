@@ -5,7 +5,7 @@ here:
 
 * `RULES`     the formulas of each differentiable function, one per array argument
 * `COMPOSED`  functions written with other functions of the tape, which have derivatives
-* `CONSTANT`  functions whose derivative is zero wherever it exists
+* `CONSTANT`  functions whose derivative is zero wherever it exists, with the reason
 * `OWN`       functions that the rules need and the standard lacks (`placed`, `scatter`, ...): how to compute them
 * `ALIASES`   other names: those of NumPy, and the functions that `linalg` repeats from the main namespace
 """
@@ -14,8 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dil._base.arrays import is_complex
 from dil_backends._tape.rules.axes import along
-from dil_backends._tape.rules.elementwise import SEVERAL, UNARY, clip
+from dil_backends._tape.rules.complex import PARTS, angle, conj, imag, real, sign
+from dil_backends._tape.rules.elementwise import SEVERAL, UNARY, clip, ratio
+from dil_backends._tape.rules.fft import COMPOSED_TRANSFORMS, RAW_TRANSFORMS, TRANSFORMS
 from dil_backends._tape.rules.indexing import gather, getitem, placed, scatter, take, take_along_axis
 from dil_backends._tape.rules.linalg import (
     LINALG,
@@ -47,29 +50,45 @@ from dil_backends._tape.rules.manipulation import (
 )
 from dil_backends._tape.rules.reductions import REDUCTIONS
 from dil_backends._tape.rules.rule import Rule, Value
+from dil_backends._tape.rules.sets import unique_all, unique_counts, unique_inverse, unique_values
+from dil_backends._tape.rules.without_derivative import CONSTANT, OF_NO_ARRAY
+
+__all__ = ["ALIASES", "COMPOSED", "CONSTANT", "OF_NO_ARRAY", "OWN", "RULES"]
+
+# Formulas of these are written for real arrays: see `rule.py`. Those of all others are adjoints for complex arrays too.
+HOLOMORPHIC = frozenset(
+    {
+        *("square", "sqrt", "reciprocal", "exp", "expm1", "log", "log1p", "log2", "log10"),
+        *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+        *("multiply", "divide", "pow", "prod", "cumulative_prod"),
+    }
+)
 
 RULES: dict[str, Rule] = {
-    **{name: Rule((formula,)) for name, formula in (UNARY | REDUCTIONS | SHAPES).items()},
-    **{name: Rule(formulas) for name, formulas in SEVERAL.items()},
+    **{
+        name: Rule((formula,), holomorphic=name in HOLOMORPHIC)
+        for name, formula in (UNARY | REDUCTIONS | SHAPES | PARTS | TRANSFORMS).items()
+    },
+    **{name: Rule(formulas, holomorphic=name in HOLOMORPHIC) for name, formulas in SEVERAL.items()},
     **LINALG,
     "join": Rule((), each=joined),
     "pile": Rule((), each=lambda xp, c, y, i, *xs, axis=0: c[along(axis, c.ndim, i)]),
 }
 
 COMPOSED: dict[str, Callable[..., Value]] = {
-    "real": lambda xp, x: x,
-    "conj": lambda xp, x: x,
     **{
         function.__name__: function
         for function in (
             *(getitem, take, take_along_axis, concat, stack, asarray, full, full_like, broadcast_arrays, meshgrid),
             *(repeat, tile, diff, clip, tensordot, dot, transpose, swapaxes),
+            *(real, imag, conj, angle, sign, unique_all, unique_counts, unique_inverse, unique_values),
         )
     },
     **{
         f"linalg.{function.__name__}": function
         for function in (outer, diagonal, trace, vector_norm, matrix_norm, matrix_power, norm)
     },
+    **COMPOSED_TRANSFORMS,
 }
 
 OWN: dict[str, Callable[..., Value]] = {
@@ -81,19 +100,14 @@ OWN: dict[str, Callable[..., Value]] = {
     "pile": lambda xp, *xs, axis=0: xp.stack(xs, axis=axis),
     "norm": lambda xp, x, axis=None, keepdims=False: xp.linalg.vector_norm(x, axis=axis, keepdims=keepdims),
     "pow": lambda xp, a, b: a**b,  # the operator is fast for small integer powers
+    "conjugated": lambda xp, x: xp.conj(x),
+    "real_part": lambda xp, x: xp.real(x),
+    "imaginary_part": lambda xp, x: xp.imag(x),
+    "conj": lambda xp, x: xp.conj(x) if is_complex(xp, x.dtype) else x,  # NumPy copies a real array
+    # the sign of a complex 0 is 0 / 0 in array_api_compat
+    "sign": lambda xp, x: ratio(xp, x, xp.abs(x)) if is_complex(xp, x.dtype) else xp.sign(x),
+    **RAW_TRANSFORMS,
 }
-
-# Piecewise constant functions. The derivative is zero except on a set of measure zero, where it does not exist. These
-# functions work on raw values and return no box.
-CONSTANT = frozenset(
-    {
-        *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "isclose", "allclose", "array_equal"),
-        *("logical_and", "logical_or", "logical_xor", "logical_not", "all", "any", "isfinite", "isnan", "isinf"),
-        *("sign", "signbit", "floor", "ceil", "round", "trunc", "floor_divide", "linalg.matrix_rank"),
-        *("argmax", "argmin", "argsort", "searchsorted", "nonzero", "count_nonzero", "shape", "ndim", "size"),
-        *("zeros_like", "ones_like", "empty_like", "result_type", "can_cast", "isdtype", "finfo", "iinfo"),
-    }
-)
 
 ALIASES: dict[str, str] = {
     **{f"linalg.{name}": name for name in ("matmul", "matrix_transpose", "tensordot", "vecdot")},

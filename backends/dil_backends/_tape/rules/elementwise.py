@@ -3,17 +3,21 @@
 Where a derivative does not exist:
 
 * `maximum`, `minimum` and `clip` give half of the cotangent to each argument at a tie;
-* `abs` has slope 0 at 0;
+* `abs` has slope 0 at 0, also at the 0 of a complex array;
 * `hypot` has the subgradient 0 at 0, because a NaN there would spoil the other problems of a batch;
 * `sqrt` keeps its infinite slope at 0.
 """
 
 from __future__ import annotations
 
+import cmath
 import math
 
+from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.rule import Formula, Value
+
+SCALARS = (int, float, complex, bool)
 
 
 def ratio(xp: Namespace, a: Value, b: Value) -> Value:
@@ -28,15 +32,18 @@ def half_at_tie(xp: Namespace, c: Value, a: Value, b: Value) -> Value:
 
 def pow_base(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value:
     """Return c b a^(b-1), and exactly zero for b = 0, where a^(b-1) may be infinite."""
-    if type(b) in (int, float, bool):
+    if type(b) in SCALARS:
         return c * (b * a ** (b - 1)) if b else xp.zeros_like(c)
     return c * xp.where(b == 0, 0.0, b * a ** xp.where(b == 0, 1, b - 1))
 
 
 def pow_exponent(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value:
     """Return c a^b log a, and its limit 0 (for b > 0) where a = 0."""
-    if type(a) in (int, float, bool):
+    if type(a) is complex or (type(a) in SCALARS and is_complex(xp, y.dtype)):
+        return c * (y * cmath.log(a)) if a else xp.zeros_like(c)
+    if type(a) in SCALARS:
         return c * (y * (math.log(a) if a > 0 else math.nan if a else 0.0))
+    a = a if a.dtype == y.dtype else xp.astype(a, y.dtype)  # the logarithm of a negative base may be complex
     return c * xp.where(a == 0, 0.0, y * xp.log(xp.where(a == 0, 1.0, a)))
 
 
@@ -63,7 +70,7 @@ UNARY: dict[str, Formula] = {
     "cosh": lambda xp, c, y, x: c * xp.sinh(x),
     "tanh": lambda xp, c, y, x: c * ((1.0 - y) * (1.0 + y)),
     "asinh": lambda xp, c, y, x: c / xp.sqrt(1.0 + x * x),
-    "acosh": lambda xp, c, y, x: c / xp.sqrt((x - 1.0) * (x + 1.0)),
+    "acosh": lambda xp, c, y, x: c / (xp.sqrt(x - 1.0) * xp.sqrt(x + 1.0)),  # one root has the wrong sign for Re x < 0
     "atanh": lambda xp, c, y, x: c / ((1.0 - x) * (1.0 + x)),
 }
 
@@ -87,6 +94,7 @@ SEVERAL: dict[str, tuple[Formula | None, ...]] = {
     "logaddexp": (lambda xp, c, y, a, b: c * xp.exp(a - y), lambda xp, c, y, a, b: c * xp.exp(b - y)),
     # y = |a| times the sign of b, so y has the sign of b wherever a is not 0
     "copysign": (lambda xp, c, y, a, b: c * xp.sign(a) * xp.sign(y), None),
+    "nextafter": (lambda xp, c, y, a, b: c, None),  # y is a, but for one rounding
     "where": (
         None,
         lambda xp, c, y, mask, a, b: xp.where(mask, c, 0.0),

@@ -71,10 +71,11 @@ def cholesky(xp: Namespace, c: Value, y: Value, x: Value, *, upper: bool = False
 
 
 LINALG: dict[str, Rule] = {
-    "matmul": Rule((matmul_left, matmul_right)),
+    "matmul": Rule((matmul_left, matmul_right), holomorphic=True),
     "vecdot": Rule(
         (
-            lambda xp, c, y, a, b, *, axis=-1: xp.expand_dims(c, axis=axis) * b,
+            # y = sum conj(a) b
+            lambda xp, c, y, a, b, *, axis=-1: xp.expand_dims(xp.conj(c), axis=axis) * b,
             lambda xp, c, y, a, b, *, axis=-1: xp.expand_dims(c, axis=axis) * a,
         )
     ),
@@ -84,9 +85,10 @@ LINALG: dict[str, Rule] = {
             lambda xp, s, y, a, b: s,
         ),
         prepare=solved,
+        holomorphic=True,
     ),
-    "linalg.inv": Rule((lambda xp, c, y, x: -xp.matrix_transpose(y) @ c @ xp.matrix_transpose(y),)),
-    "linalg.det": Rule((lambda xp, c, y, x: times_inverse(xp, c * y, x),)),
+    "linalg.inv": Rule((lambda xp, c, y, x: -xp.matrix_transpose(y) @ c @ xp.matrix_transpose(y),), holomorphic=True),
+    "linalg.det": Rule((lambda xp, c, y, x: times_inverse(xp, c * y, x),), holomorphic=True),
     "linalg.slogdet": Rule((lambda xp, c, y, x: times_inverse(xp, c[1], x),)),  # the sign is constant
     "linalg.cholesky": Rule((cholesky,)),
     # c . (a x b) = (b x c) . a = (c x a) . b
@@ -94,7 +96,8 @@ LINALG: dict[str, Rule] = {
         (
             lambda xp, c, y, a, b, *, axis=-1: xp.linalg.cross(b, c, axis=axis),
             lambda xp, c, y, a, b, *, axis=-1: xp.linalg.cross(c, a, axis=axis),
-        )
+        ),
+        holomorphic=True,
     ),
 }
 

@@ -65,13 +65,19 @@ def stack(xp: Namespace, arrays: Sequence[Value], axis: int = 0) -> Value:
 def asarray(xp: Namespace, x: Value, dtype: Any = None, device: Any = None, copy: bool | None = None) -> Value:
     """Return a box unchanged. Stack a list that holds boxes, because a raw `asarray` would lose their derivative."""
     if isinstance(x, list | tuple):
+        dtype = xp.result_type(*leaves(x)) if dtype is None else dtype
         like = first_box(xp, x)
-        x = xp.stack([asarray(xp, part, dtype or like.dtype, like.device) for part in x])
+        x = xp.stack([asarray(xp, part, dtype, like.device) for part in x])
     if not xp.boxed(x):
         return xp.asarray(x, dtype=dtype, device=device)
     if device is not None and device != device_of(x):
         refuse("asarray(device=) to another device")
     return x if dtype is None or dtype == x.dtype else xp.astype(x, dtype)
+
+
+def leaves(x: Value) -> list[Value]:
+    """Return the numbers and arrays in nested lists or tuples."""
+    return [leaf for part in x for leaf in leaves(part)] if isinstance(x, list | tuple) else [x]
 
 
 def first_box(xp: Namespace, x: Value) -> Value:

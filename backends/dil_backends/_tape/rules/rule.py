@@ -5,6 +5,10 @@ namespace to compute in, the cotangent c of y, the value y = f(*args), and the a
 of its argument. `fit` then sums that over the broadcast axes and casts it to the dtype of the argument, so a formula
 does not. Values may be boxes of enclosing traces. A formula uses only `xp`, operators and indexing, so it is
 differentiated again by running on boxes.
+
+A complex array stands for its real and imaginary parts, and a cotangent is d/dRe + i d/dIm, as in torch. So a formula
+is the adjoint in the inner product Re <c, y>. The adjoint of a holomorphic function is c -> conj(f'(z)) c, which is
+conj(f'(z) conj(c)): a rule marked `holomorphic` is written for real arrays, and the tape conjugates before and after.
 """
 
 from __future__ import annotations
@@ -15,8 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
+from dil._base.arrays import is_complex
 from dil._base.errors import UnsupportedFunctionError
-from dil._base.typing import Namespace
+from dil._base.typing import DType, Namespace
 
 Value: TypeAlias = Any
 """A raw array, a box, or, among the arguments of a function, a Python scalar."""
@@ -34,6 +39,8 @@ class Rule:
     """Replaces c by the part that all formulas share, so that the part is computed once."""
     each: Formula | None = None
     """One formula for any number of array arguments. It gets the position of its argument after y."""
+    holomorphic: bool = False
+    """Whether the formulas are c -> f'(z) c, without the conjugates that complex arrays need."""
     options: frozenset[str] = field(init=False)
     """Keywords that the formulas accept. The tape refuses others (`out=`, `where=`) by name."""
     positional: float = field(init=False)
@@ -57,9 +64,18 @@ def refuse(name: str) -> NoReturn:
 
 
 def fit(xp: Namespace, g: Value, x: Value) -> Value:
-    """Return a cotangent with the shape and dtype of its primal. Sum over broadcast axes and undo promotion."""
+    """Return a cotangent with the shape and dtype of its primal. Sum over broadcast axes and undo promotion.
+
+    The cotangent of a real argument is the real part.
+    """
     if g.shape != x.shape:
         extra = g.ndim - x.ndim
         stretched = (i + extra for i, n in enumerate(x.shape) if n == 1)
         g = xp.reshape(xp.sum(g, axis=(*range(extra), *stretched)), x.shape)
-    return g if g.dtype == x.dtype else xp.astype(g, x.dtype)
+    return g if g.dtype == x.dtype else cast(xp, g, x.dtype)
+
+
+def cast(xp: Namespace, g: Value, dtype: DType) -> Value:
+    """Return g in another dtype. This is the transpose of the cast from there."""
+    g = xp.real(g) if is_complex(xp, g.dtype) and not is_complex(xp, dtype) else g
+    return g if g.dtype == dtype else xp.astype(g, dtype)
