@@ -152,6 +152,18 @@ def test_forward_mode(xp):
     assert_equal(push(modulus), 2.0 * xp.real(xp.conj(z) * t))
 
 
+def test_numpy_asks_for_complex_numbers():
+    def f(x, z):
+        assert not np.iscomplexobj(x)
+        assert np.iscomplexobj(z)
+        assert np.isrealobj(x)
+        np.testing.assert_array_equal(np.iscomplex(z), [True, False])
+        np.testing.assert_array_equal(np.isreal(z), [False, True])
+        return (x,)
+
+    vjp(f, np.ones(2), np.asarray([1j, 2.0]))
+
+
 def test_scores_are_real():
     with pytest.raises(dil.DTypeError, match=r"complex128.*a score is real.*real part.*modulus"):
         dil.grad(lambda u: np.sum(u * 1j))(np.ones(2))

@@ -9,11 +9,12 @@ PIECEWISE_CONSTANT = (
 BOOLEAN = (
     *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "isclose", "allclose", "array_equal"),
     *("logical_and", "logical_or", "logical_xor", "logical_not", "all", "any", "isfinite", "isnan", "isinf", "isin"),
+    *("iscomplex", "isreal"),
 )
 OF_INTEGERS = tuple(f"bitwise_{name}" for name in ("and", "or", "xor", "invert", "left_shift", "right_shift"))
 OF_SHAPES_AND_DTYPES = (
     *("shape", "ndim", "size", "zeros_like", "ones_like", "empty_like"),
-    *("result_type", "can_cast", "isdtype", "finfo", "iinfo"),
+    *("result_type", "can_cast", "isdtype", "finfo", "iinfo", "iscomplexobj", "isrealobj"),
 )
 
 CONSTANT: dict[str, str] = {
