@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass
 
 import array_api_compat
+import array_api_compat.numpy as np_xp
 import numpy as np
 import pytest
 
-from dil_backends._tape import constant, vjp
+from dil_backends._tape import constant, namespace, vjp
+from dil_backends._tape import primitive as _tape
 
 
 def total(x):
@@ -108,6 +110,45 @@ class Case:
             return tuple(y) if isinstance(y, tuple | list) else (y,)
 
         return f
+
+
+def check(case, xp, order):
+    """Hold a case against the raw functions and against finite differences of first or second order."""
+    rng = np.random.default_rng(len(case.name))
+    args = case.arguments(xp, rng)
+    f = case.function(namespace(args[0]))
+    boxed_values = vjp(f, *args)[0]
+    raw_values = f(*args)
+    for boxed, raw in zip(boxed_values, raw_values, strict=True):
+        assert (boxed.shape, boxed.dtype) == (raw.shape, raw.dtype)
+        assert total(abs(boxed - raw)) <= 1e-14 * total(abs(raw))
+    cotangents = random_like(raw_values, rng)
+    if order == 1:
+        assert_transposed(f, args, rng)
+    else:
+        assert_transposed(gradient(f, len(raw_values)), (*args, *cotangents), rng)
+    for i in range(len(args) if order == 2 else 0):  # boxes and raw arrays in one formula
+        before, after = args[:i], (*args[i + 1 :], *cotangents)
+        assert_transposed(lambda x: gradient(f, len(cotangents))(*before, x, *after), args[i : i + 1], rng)  # noqa: B023
+
+
+def failures_of_a_wrong_formula(name, position, cases, monkeypatch):
+    """The number of cases of a rule that fail if one of its formulas is wrong by one in a hundred thousand."""
+    pull = _tape.Primitive.pull
+
+    def wrong(self, node, c, wanted):
+        factors = [1 + 1e-5 * (self.name == name and i == position) for i in wanted]
+        return [factor * g for factor, g in zip(factors, pull(self, node, c, wanted), strict=True)]
+
+    monkeypatch.setattr(_tape.Primitive, "pull", wrong)
+    failed = 0
+    for case in cases:
+        if case.name.partition("#")[0] == name:
+            try:
+                check(case, np_xp, 1)
+            except AssertionError:
+                failed += 1
+    return failed
 
 
 def solve(shapes, domain):

@@ -239,12 +239,12 @@ def test_no_object_arrays(make):
     assert "would cut the derivative" in f"{caught.value} {caught.value.__cause__}"
 
 
-def test_attributes_beyond_the_standard_are_named():
+def test_attributes_that_no_array_has_are_named():
     def f(x):
-        assert not hasattr(x, "ravel")
-        return (x.ravel(),)
+        assert not hasattr(x, "detach")
+        return (x.detach(),)
 
-    with pytest.raises(AttributeError, match="no attribute `ravel`, only those of the array API standard"):
+    with pytest.raises(AttributeError, match="an array that is being differentiated has no attribute `detach`"):
         vjp(f, np.ones(2))
 
 
@@ -310,18 +310,13 @@ REFUSED = {
     "linalg.svd": np.linalg.svd,
     "linalg.eigh": np.linalg.eigh,
     "unique": np.unique,
-    "einsum": lambda x: np.einsum("ij->", x),
-    "add.reduce": np.add.reduce,
+    "hypot.reduce": np.hypot.reduce,
     r"add\(out=...\)": lambda x: np.add(x, 1.0, out=np.zeros((2, 2))),
     r"add\(out": lambda x: operator.iadd(np.zeros((2, 2)), x),
-    "block": lambda x: np.block([[x]]),
-    "trace": np.trace,
-    "place": lambda x: np.place(x, [True], [1.0]),
     r"linalg.norm\(ord='nuc'\)": lambda x: np.linalg.norm(x, "nuc"),
     r"linalg.vector_norm\(ord=3\)": lambda x: np.linalg.vector_norm(x, ord=3),
     "linalg.qr": lambda x: x.__array_namespace__().linalg.qr(x),
     "arange": lambda x: x.__array_namespace__().arange(x),
-    "linspace": lambda x: np.linspace(x, 1.0),
     "svdvals": lambda x: x.__array_namespace__().linalg.svdvals(x),
 }
 
@@ -335,10 +330,10 @@ def test_refusals_name_the_function(name):
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda x: np.sum(x, where=np.ones(2, dtype=bool)), "`sum` was called with where="),
-        (lambda x: np.mean(x, dtype=np.float32), "`mean` was called with dtype="),
-        (lambda x: np.sum(x, 0, None, None), "`sum` was called with 4 positional"),
-        (lambda x: np.sum(a=x), r"sum: .*positional argument"),
+        (lambda x: np.sin(x, where=np.ones(2, dtype=bool)), "`sin` was called with where="),
+        (lambda x: np.add(x, x, dtype=np.float32), "`add` was called with dtype="),
+        (lambda x: x.__array_namespace__().sum(x, 0, None), "`sum` was called with 3 positional"),
+        (lambda x: x.__array_namespace__().sum(x=x), r"sum: .*positional argument"),
         (lambda x: np.sin(1.0, where=x), "sin: .*positional argument"),
     ],
 )

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
+from dil_backends._tape.methods import attribute
 from dil_backends._tape.trace import Node, Trace
-
-METHODS = frozenset({"max", "mean", "min", "prod", "std", "sum", "var"})
-"""Reductions that a box also has as methods, because NumPy code writes `((u - x) ** 2).sum()`."""
 
 
 def binary_operator(name: str) -> tuple[Any, Any]:
     """Return the two methods of a binary operator: `box op other` and `other op box`."""
 
     def straight(self: Box, other: object) -> Any:
-        return getattr(self.trace.tape, name)(self, other)
+        return getattr(self._trace.tape, name)(self, other)
 
     def reflected(self: Box, other: object) -> Any:
-        return getattr(self.trace.tape, name)(other, self)
+        return getattr(self._trace.tape, name)(other, self)
 
     return straight, reflected
 
@@ -43,12 +40,12 @@ class Box:
     The value is a raw array or a box of an enclosing trace.
     """
 
-    __slots__ = ("index", "node", "trace", "value")
+    __slots__ = ("_trace", "index", "node", "value")
     __array_priority__ = 1000  # CuPy's operators defer to the operand with the larger priority
 
     def __init__(self, value: Any, trace: Trace, node: Node, index: int = 0) -> None:
         self.value = value
-        self.trace = trace
+        self._trace = trace
         self.node = node
         self.index = index
 
@@ -57,8 +54,8 @@ class Box:
     device = property(lambda self: self.value.device)
     ndim = property(lambda self: self.value.ndim)
     size = property(lambda self: self.value.size)
-    T = property(lambda self: self.trace.tape.transpose(self))
-    mT = property(lambda self: self.trace.tape.matrix_transpose(self))
+    T = property(lambda self: self._trace.tape.transpose(self))
+    mT = property(lambda self: self._trace.tape.matrix_transpose(self))
 
     __add__, __radd__ = binary_operator("add")
     __sub__, __rsub__ = binary_operator("subtract")
@@ -89,16 +86,16 @@ class Box:
     )
 
     def __neg__(self) -> Any:
-        return self.trace.tape.negative(self)
+        return self._trace.tape.negative(self)
 
     def __pos__(self) -> Any:
-        return self.trace.tape.positive(self)
+        return self._trace.tape.positive(self)
 
     def __abs__(self) -> Any:
-        return self.trace.tape.abs(self)
+        return self._trace.tape.abs(self)
 
     def __getitem__(self, key: Any) -> Any:
-        return self.trace.tape.getitem(self, key)
+        return self._trace.tape.getitem(self, key)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -107,31 +104,34 @@ class Box:
         return int(self.shape[0])
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.trace.tape.unstack(self))
+        return iter(self._trace.tape.unstack(self))
 
     def __bool__(self) -> bool:
         # branching on a value is allowed: the derivative is that of the branch taken
         return bool(unboxed(self, "bool"))
 
+    def __copy__(self) -> Box:
+        return self  # nothing is written into a box; a copy of its trace would be another one
+
+    def __deepcopy__(self, memo: object) -> Box:
+        return self
+
     def __repr__(self) -> str:
         return f"Box({self.value!r})"
 
     def __getattr__(self, name: str) -> Any:
-        if name in METHODS:
-            return partial(getattr(self.trace.tape, name), self)
-        msg = f"an array that is being differentiated has no attribute `{name}`, only those of the array API standard"
-        raise AttributeError(msg)
+        return attribute(self, self._trace.tape, value_type(self), name)
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
-        return self.trace.tape
+        return self._trace.tape
 
     def __array_ufunc__(self, ufunc: Any, method: str, *args: object, **options: Any) -> Any:
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
-        return self.trace.tape.dispatch(name, args, options)
+        return self._trace.tape.dispatch(name, args, options)
 
     def __array_function__(self, function: Any, types: object, args: Any, options: Any) -> Any:
         within = [f"{part}." for part in (function.__module__ or "").split(".") if part in ("linalg", "fft")]
-        return self.trace.tape.dispatch("".join([*within, function.__name__]), args, options)
+        return self._trace.tape.dispatch("".join([*within, function.__name__]), args, options)
 
 
 def constant(x: Array) -> Array:
@@ -157,8 +157,8 @@ def unboxed(x: Any, name: str) -> Any:
     Raises CapturedError for a box of a refused trace.
     """
     while type(x) is Box:
-        if x.trace.refusal is not None:
-            raise CapturedError(x.trace.refusal.format(name))
+        if x._trace.refusal is not None:
+            raise CapturedError(x._trace.refusal.format(name))
         x = x.value
     return type(x)(unboxed(part, name) for part in x) if type(x) in (list, tuple) else x
 
@@ -172,8 +172,8 @@ def innermost_trace(args: Any, name: str) -> Trace | None:
     """Return the innermost trace among the boxes of the arguments."""
     found: Trace | None = None
     for a in args:
-        if type(a) is Box and (found is None or a.trace.number > found.number):
-            found = a.trace
+        if type(a) is Box and (found is None or a._trace.number > found.number):
+            found = a._trace
     if found is not None and found.refusal is not None:
         raise CapturedError(found.refusal.format(name))
     return found
@@ -187,7 +187,7 @@ def open_boxes(args: Any, trace: Trace) -> tuple[list[Any], list[Any], bool]:
     values, parents, seen = list(args), [], False
     for i, a in enumerate(args):
         if type(a) is Box:
-            if a.trace is trace:
+            if a._trace is trace:
                 parents.append((i, a.node, a.index))
                 values[i] = a = a.value
             seen = seen or type(a) is Box

@@ -12,8 +12,9 @@ from array_api_compat import array_namespace
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import Box, constant, holds_box, unboxed, value_type
 from dil_backends._tape.primitive import Primitive
-from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, OWN, RULES
-from dil_backends._tape.rules.rule import refuse
+from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, INSTEAD, NUMPY, OWN, RULES
+from dil_backends._tape.rules.rule import OTHERWISE, refuse
+from dil_backends._tape.spelling import with_arguments_of_numpy
 from dil_backends._tape.trace import Node, Trace
 
 ABSENT: Any = object()
@@ -50,6 +51,7 @@ class Tape:
         self.plain = Plain(raw, within)
         self.complex_dtypes: set[DType] = set()  # those met so far
         self._differentiable: dict[DType, bool] = {}
+        self._of_numpy: dict[str, Callable[..., Any]] = {}
 
     def __repr__(self) -> str:
         return f"<tape over {self._raw.__name__}>"
@@ -68,6 +70,8 @@ class Tape:
         raw = getattr(self._raw, name, ABSENT)
         if full in COMPOSED:
             return composed(partial(COMPOSED[full], self.root), raw)
+        if full in NUMPY and raw is not ABSENT:
+            return composed(partial(NUMPY[full], self.root), raw)
         if raw is ABSENT:
             msg = f"{self!r} has no attribute `{full}`"
             raise AttributeError(msg)
@@ -79,13 +83,23 @@ class Tape:
 
     def dispatch(self, name: str, args: Any, options: dict[str, Any]) -> Any:
         """Call the tape's function of this name, for a NumPy function that got a box. Raise if there is none."""
-        if options.get("out") is not None:
+        if "out" in options and options.pop("out") is not None:
             refuse(f"{name}(out=...)")
+        function = self._of_numpy.get(name)
+        if function is None:
+            function = self._of_numpy[name] = self._find_of_numpy(name)
+        return function(*args, **options)
+
+    def _find_of_numpy(self, name: str) -> Callable[..., Any]:
+        """Return the function of a name with the arguments that NumPy's function takes."""
+        ufunc, *method = name.split(".")  # `power.outer` is a method of NumPy's name for a function
+        known = name if name in NUMPY else ".".join([ALIASES.get(ufunc, ufunc), *method])
+        if known in NUMPY and hasattr(self._raw, known.partition(".")[0]):
+            return with_arguments_of_numpy(known, NUMPY[known], self.root)
         function: Any = self
         for part in name.split("."):
-            function = getattr(function, part, None) or refuse(name)
-        renamed = {"correction" if key == "ddof" else key: option for key, option in options.items()}
-        return function(*args, **renamed)
+            function = getattr(function, part, None) or refuse(name, INSTEAD.get(name, OTHERWISE))
+        return function  # type: ignore[no-any-return]
 
     def box(self, trace: Trace, y: Any, node: Node, index: int = 0) -> Any:
         """Return the outputs of a node as boxes. Integer and Boolean outputs have no derivative and stay raw."""
@@ -130,7 +144,7 @@ def without_rule(name: str, raw: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any, **options: Any) -> Any:
         if holds_box(args) or any(map(holds_box, options.values())):
-            refuse(name)
+            refuse(name, INSTEAD.get(name, OTHERWISE))
         return raw(*args, **options)
 
     return call

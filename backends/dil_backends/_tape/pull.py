@@ -22,7 +22,7 @@ def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
         if not isinstance(outputs, tuple):
             msg = f"a differentiated function must return a tuple of arrays; it returned {type(outputs).__name__}"
             raise ShapeError(msg)
-    ours = [type(y) is Box and y.trace is trace for y in outputs]
+    ours = [type(y) is Box and y._trace is trace for y in outputs]
     values = tuple(y.value if own else y for y, own in zip(outputs, ours, strict=True))
     sources = [(y.node, y.index) if own else None for y, own in zip(outputs, ours, strict=True)]
     return values, Pull(tape, primals, roots, values, sources)

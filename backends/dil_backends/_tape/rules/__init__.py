@@ -7,6 +7,7 @@ here:
 * `COMPOSED`  functions written with other functions of the tape, which have derivatives
 * `CONSTANT`  functions whose derivative is zero wherever it exists, with the reason
 * `OWN`       functions that the rules need and the standard lacks (`placed`, `scatter`, ...): how to compute them
+* `NUMPY`     functions that NumPy and CuPy share beyond the standard, and the standard's with NumPy's arguments
 * `ALIASES`   other names: those of NumPy, and the functions that `linalg` repeats from the main namespace
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dil._base.arrays import is_complex
+from dil_backends._tape.rules import numpy_own
 from dil_backends._tape.rules.axes import along
 from dil_backends._tape.rules.complex import PARTS, angle, conj, imag, real, sign
 from dil_backends._tape.rules.elementwise import SEVERAL, UNARY, clip, ratio
@@ -23,7 +25,6 @@ from dil_backends._tape.rules.indexing import gather, getitem, placed, scatter, 
 from dil_backends._tape.rules.linalg import (
     LINALG,
     diagonal,
-    dot,
     matrix_norm,
     matrix_power,
     norm,
@@ -44,16 +45,15 @@ from dil_backends._tape.rules.manipulation import (
     meshgrid,
     repeat,
     stack,
-    swapaxes,
     tile,
     transpose,
 )
 from dil_backends._tape.rules.reductions import REDUCTIONS
 from dil_backends._tape.rules.rule import Rule, Value
 from dil_backends._tape.rules.sets import unique_all, unique_counts, unique_inverse, unique_values
-from dil_backends._tape.rules.without_derivative import CONSTANT, OF_NO_ARRAY
+from dil_backends._tape.rules.without_derivative import OF_NO_ARRAY, OF_THE_STANDARD
 
-__all__ = ["ALIASES", "COMPOSED", "CONSTANT", "OF_NO_ARRAY", "OWN", "RULES"]
+__all__ = ["ALIASES", "COMPOSED", "CONSTANT", "INSTEAD", "NUMPY", "OF_NO_ARRAY", "OWN", "RULES"]
 
 # Formulas of these are written for real arrays: see `rule.py`. Those of all others are adjoints for complex arrays too.
 HOLOMORPHIC = frozenset(
@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = {
     },
     **{name: Rule(formulas, holomorphic=name in HOLOMORPHIC) for name, formulas in SEVERAL.items()},
     **LINALG,
+    **numpy_own.NUMPY_RULES,
     "join": Rule((), each=joined),
     "pile": Rule((), each=lambda xp, c, y, i, *xs, axis=0: c[along(axis, c.ndim, i)]),
 }
@@ -80,7 +81,7 @@ COMPOSED: dict[str, Callable[..., Value]] = {
         function.__name__: function
         for function in (
             *(getitem, take, take_along_axis, concat, stack, asarray, full, full_like, broadcast_arrays, meshgrid),
-            *(repeat, tile, diff, clip, tensordot, dot, transpose, swapaxes),
+            *(repeat, tile, diff, clip, tensordot, transpose),
             *(real, imag, conj, angle, sign, unique_all, unique_counts, unique_inverse, unique_values),
         )
     },
@@ -92,6 +93,7 @@ COMPOSED: dict[str, Callable[..., Value]] = {
 }
 
 OWN: dict[str, Callable[..., Value]] = {
+    **numpy_own.NUMPY_OWN,
     "placed": placed,
     "scatter": scatter,
     "gather": gather,
@@ -109,7 +111,12 @@ OWN: dict[str, Callable[..., Value]] = {
     **RAW_TRANSFORMS,
 }
 
+CONSTANT: dict[str, str] = {**dict.fromkeys(numpy_own.CONSTANT, "its value is piecewise constant"), **OF_THE_STANDARD}
+NUMPY: dict[str, Callable[..., Value]] = numpy_own.NUMPY
+INSTEAD: dict[str, str] = numpy_own.INSTEAD
+
 ALIASES: dict[str, str] = {
+    **numpy_own.NUMPY_ALIASES,
     **{f"linalg.{name}": name for name in ("matmul", "matrix_transpose", "tensordot", "vecdot")},
     **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "tan2", "sinh", "cosh", "tanh")},
     "absolute": "abs",

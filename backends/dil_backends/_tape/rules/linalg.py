@@ -159,12 +159,6 @@ def matrix_power(xp: Namespace, x: Value, n: int) -> Value:
     return half if n == 1 else half @ half @ x if n % 2 else half @ half
 
 
-def dot(xp: Namespace, a: Value, b: Value) -> Value:
-    if not {a.ndim, b.ndim} <= {1, 2}:
-        refuse("dot of anything but vectors and matrices")
-    return xp.matmul(a, b)
-
-
 def norm(xp: Namespace, x: Value, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> Value:
     if ord is not None and x.ndim != 1:
         refuse(f"linalg.norm(ord={ord!r})")

@@ -135,9 +135,3 @@ def diff(xp: Namespace, x: Value, *, axis: int = -1, n: int = 1, prepend: Value 
 
 def transpose(xp: Namespace, x: Value, axes: Sequence[int] | None = None) -> Value:
     return xp.permute_dims(x, tuple(range(x.ndim))[::-1] if axes is None else tuple(axes))
-
-
-def swapaxes(xp: Namespace, x: Value, axis1: int, axis2: int) -> Value:
-    order = list(range(x.ndim))
-    order[axis1], order[axis2] = order[axis2], order[axis1]
-    return xp.permute_dims(x, tuple(order))

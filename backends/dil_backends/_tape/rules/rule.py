@@ -54,12 +54,14 @@ class Rule:
         object.__setattr__(self, "positional", math.inf if self.each else len(by_place) - 3)
 
 
-def refuse(name: str) -> NoReturn:
-    """Raise an error that names the function."""
-    msg = (
-        f"the tape has no derivative rule for `{name}`; write the score without it, or give the layer its products "
-        "with derivatives=, or use the torch or JAX backend"
-    )
+OTHERWISE = (
+    "write the score without it, or give the layer its products with derivatives=, or use the torch or JAX backend"
+)
+
+
+def refuse(name: str, instead: str = OTHERWISE) -> NoReturn:
+    """Raise an error that names the function, and what to write instead."""
+    msg = f"the tape has no derivative rule for `{name}`; {instead}"
     raise UnsupportedFunctionError(msg)
 
 

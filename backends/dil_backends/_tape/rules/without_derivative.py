@@ -17,7 +17,7 @@ OF_SHAPES_AND_DTYPES = (
     *("result_type", "can_cast", "isdtype", "finfo", "iinfo", "iscomplexobj", "isrealobj"),
 )
 
-CONSTANT: dict[str, str] = {
+OF_THE_STANDARD: dict[str, str] = {
     **dict.fromkeys(PIECEWISE_CONSTANT, "its value is piecewise constant"),
     **dict.fromkeys(BOOLEAN, "its value is Boolean"),
     **dict.fromkeys(OF_INTEGERS, "it takes integers"),

@@ -1,0 +1,22 @@
+"""NumPy's functions whose derivative is zero wherever it exists, and what is refused with a way that works."""
+
+from __future__ import annotations
+
+CONSTANT = (
+    *("digitize", "argpartition", "argwhere", "flatnonzero", "lexsort", "nanargmax", "nanargmin", "array_equiv"),
+    *("isposinf", "isneginf", "fix", "around", "heaviside", "common_type", "min_scalar_type", "may_share_memory"),
+    *("shares_memory", "array_str", "array_repr", "array2string", "spacing", "isscalar", "iterable", "in1d"),
+)
+
+WRITING = "it writes in place; make a new array by `np.where`, `np.concatenate` or `np.stack`"
+
+INSTEAD: dict[str, str] = {
+    **dict.fromkeys(("copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal", "add.at"), WRITING),
+    "full": "write `np.ones(shape) * value`",
+    "apply_along_axis": "write the function with axis=, or stack its values by `np.stack`",
+    "apply_over_axes": "call the function with a tuple of axes",
+    "piecewise": "write `np.where` or `np.select`",
+    "savetxt": "save `dil.constant(...)` of it",
+    "save": "save `dil.constant(...)` of it",
+}
+"""What to write in the place of a function that the tape cannot have."""
