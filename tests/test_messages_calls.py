@@ -223,7 +223,7 @@ def test_arguments_of_two_backends(names):
         dil.vjp(lambda a, b: a, first, second)
 
 
-@pytest.mark.parametrize("args", [(), (1.0,), ([1.0, 2.0], None, "text")], ids=str)
+@pytest.mark.parametrize("args", [(), (1,), (True,), ([1.0, 2.0], None, "text")], ids=str)
 def test_no_array_at_all(args):
     text = "'bowl' got no array, so there is nothing that says which backend.*pass at least one array"
     with pytest.raises(dil.BackendError, match=text):

@@ -30,6 +30,10 @@ def called(name, options):
     return lambda a: getattr(np, name)(a, **options)
 
 
+def with_holes(f):
+    return lambda a: f(np.where(HOLES, NAN, a))
+
+
 def of_subscripts(subscripts, *shapes):
     return own(f"einsum#{subscripts}{shapes}", lambda *xs: np.einsum(subscripts, *xs), *shapes)
 
@@ -281,7 +285,7 @@ STATISTICS = [
     own("average#weights", lambda a, w: np.average(a, weights=w * w), (3, 2), (3, 2)),
     own("average#axis", lambda a, w: np.average(a, axis=1, weights=w * w, returned=True), (2, 3), (3,)),
     *(
-        own(f"{name}#{options}", lambda a, f=name, o=options: called(f, o)(np.where(HOLES, NAN, a)), (2, 3), domain="apart")
+        own(f"{name}#{options}", with_holes(called(name, options)), (2, 3), domain="apart")
         for name in NAN_REDUCTIONS
         for options in [{}, {"axis": 1, "keepdims": True}]
     ),
@@ -586,3 +590,48 @@ REFUSED = {
 def test_refusals_say_what_to_write(text):
     with pytest.raises(UnsupportedFunctionError, match=text):
         vjp(lambda u: (REFUSED[text](u),), np.ones(3))
+
+
+def test_a_number_is_an_array_of_numpy():
+    def cube(x):
+        return x**3
+
+    assert dil.grad(cube)(2.0) == 12.0
+    assert dil.value_and_grad(cube)(2.0) == (8.0, 12.0)
+    assert dil.grad(dil.grad(cube))(2.0) == 12.0
+    assert dil.jvp(cube, (2.0,), (1.0,)) == dil.jvp(cube, (2.0,), (1,)) == (8.0, 12.0)
+    assert dil.jvp(cube, (np.asarray(2.0),), (0.5,)) == (8.0, 6.0)
+    out, pull = dil.vjp(cube, 2.0)
+    assert (out, pull(1.0), pull(2)) == (8.0, (12.0,), (24.0,))
+    assert dil.grad(lambda p: p["a"] * p["b"] ** 2)({"a": 2.0, "b": 3.0}) == {"a": 9.0, "b": 12.0}
+    assert dil.grad(lambda x, n: x**n)(2.0, 3) == 12.0  # an integer stays one
+
+
+def test_a_number_as_the_argument_of_a_layer():
+    layer = dil.argmin(lambda u, t: np.sum((u - t) ** 2), dil.solvers.Newton(), init=lambda t: np.zeros(2))
+    np.testing.assert_allclose(layer(2.0), 2.0, rtol=1e-12)
+    assert abs(dil.grad(lambda t: np.sum(layer(t)))(2.0) - 2.0) <= 1e-12
+    np.testing.assert_allclose(layer(t=2.0), 2.0, rtol=1e-12)
+
+
+def test_a_number_beside_an_array_is_a_constant():
+    seen = []
+    dil.grad(lambda x, n: seen.append(n) or np.sum(x) * n)(np.ones(2), 2.0)
+    assert type(seen[0]) is float
+
+
+@pytest.mark.parametrize("number", [2, True, [1.0, 2.0], (1.0, 2.0), "2.0", None], ids=str)
+def test_what_is_no_number_is_refused(number):
+    with pytest.raises(dil.DTypeError, match=r"holds no real floating array.*a float such as 2\.0"):
+        dil.grad(np.sum)(number)
+    with pytest.raises(dil.BackendError, match="got no array"):
+        dil.vjp(np.sum, number)
+
+
+def test_a_number_is_no_tangent_of_a_vector():
+    with pytest.raises(dil.ShapeError, match=r"a tangent is 1.0 of type float; expected an array of shape \(2,\)"):
+        dil.jvp(np.sum, (np.ones(2),), (1.0,))
+    with pytest.raises(dil.ShapeError, match=r"a cotangent is 1.0 of type float; expected an array of shape \(2,\)"):
+        dil.vjp(lambda x: x, np.ones(2))[1](1.0)
+    with pytest.raises(dil.DTypeError, match="a tangent is given for 3 of type int"):
+        dil.jvp(lambda x, n: x**n, (2.0, 3), (1.0, 1.0))

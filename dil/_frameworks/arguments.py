@@ -14,10 +14,12 @@ from dil._base.errors import ShapeError
 from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import OWNERS, adopted, leaves_of, owner
+from dil._frameworks.registry import OWNERS, adopted, leaves_of, load, owner
 
 BARE = r"\[(0|1)\]\[(?:'\w+'|\d+)\]"
 """The path of an argument that is one array."""
+IN_A_LIST = re.compile(rf"^{BARE}\[\d+\]")
+"""The start of the path of an entry of an argument that is a list or a tuple."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def split_arguments(
         leaves, structure = list(args), _positional(len(args))
     else:
         leaves, structure = leaves_of((tuple(args), dict(kwargs)))
-    leaves = adopted(leaves, beside)
+    leaves = with_numbers_as_arrays(adopted(leaves, beside), structure, beside)
     places = tuple(i for i, leaf in enumerate(leaves) if owner(leaf) is not None)
     arrays = [leaves[i] for i in places]
     statics = list(leaves)
@@ -113,6 +115,17 @@ def split_arguments(
     floats = tuple(i for i, x in enumerate(arrays) if is_float(array_namespace(x), x.dtype))
     plain = not kwargs and len(args) == len(arrays) and all(map(is_, args, arrays))
     return arrays, Arguments(structure, tuple(statics), places, floats, plain)
+
+
+def with_numbers_as_arrays(leaves: Sequence[Any], structure: Structure, beside: Sequence[Any] = ()) -> list[Any]:
+    """Return the leaves, with Python floats as float64 arrays of NumPy if nothing says otherwise.
+
+    An array among the leaves or `beside` them says otherwise: then a number is a constant. So does a list of numbers,
+    which NumPy would take for an array and dil for a tree.
+    """
+    if any(owner(x) is not None for x in (*leaves, *beside)) or any(map(IN_A_LIST.search, structure.paths)):
+        return list(leaves)
+    return [load("numpy").asarray(x) if type(x) is float else x for x in leaves]
 
 
 def with_promoted_trees(

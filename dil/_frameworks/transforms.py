@@ -10,7 +10,7 @@ from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import AnyArray, Array, Arrays, Tree
 from dil._frameworks.adoption import run_in_its_framework
-from dil._frameworks.arguments import Arguments, split_arguments
+from dil._frameworks.arguments import Arguments, split_arguments, with_numbers_as_arrays
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import adopted, common_owner, guarded, leaves_of, owner
@@ -100,7 +100,8 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
 
 def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]) -> tuple[Tree, Tree]:
     given, structure = leaves_of(tuple(args))
-    args = structure.unflatten(adopted(given, leaves_of(tuple(tangents))[0]))
+    given = adopted(given, leaves_of(tuple(tangents))[0])
+    args = structure.unflatten(with_numbers_as_arrays(given, leaves_of((tuple(args), {}))[1]))
     flat = Flat(fn, *split_arguments(tuple(args), {}))
     if len(tangents) != len(args):
         message = f"jvp got {len(args)} arguments and {len(tangents)} tangents; give one tangent (or None) for each"
@@ -163,11 +164,13 @@ def value_and_grad(
             message = f"argnums={argnums!r} names an argument twice"
             raise OptionError(message)
 
+        given, structure = leaves_of((args, kwargs))
+        args, kwargs = structure.unflatten(with_numbers_as_arrays(given, structure))
         for i in places:
             leaves = leaves_of(args[i])[0]
             if not any(owner(x) is not None and is_float(array_namespace(x), x.dtype) for x in leaves):
                 held = f" but {_describe(leaves[0])}" if leaves else ""
-                way = "pass a floating array, such as np.asarray(2.0)"
+                way = "pass a floating array, such as np.asarray(2.0), or a float such as 2.0 without arrays"
                 message = f"argument {i} holds no real floating array{held}, so it has no gradient; {way}"
                 raise DTypeError(message)
 
@@ -227,13 +230,18 @@ class Flat:
             expected = self.structure.paths if self.structure is not None else ()
             message = f"the cotangent has leaves {structure.paths}; expected {expected}, like the output"
             raise ShapeError(message)
-        leaves = adopted(leaves, like)
+        leaves = [_like(ct, y) for ct, y in zip(adopted(leaves, like), self._with_places(like), strict=True)]
         cotangents = tuple(x for x, kind in zip(leaves, self.rest, strict=True) if kind is FLOAT_ARRAY)
         for ct, y in zip(cotangents, like, strict=True):
             if owner(ct) is not self.backend or ct.shape != y.shape or ct.dtype != y.dtype:
                 message = f"a cotangent is {_describe(ct)}; expected {_describe(y)}, like the output"
                 raise ShapeError(message)
         return cotangents
+
+    def _with_places(self, floats: Arrays) -> list[Any]:
+        """Return the leaves of the result, with these arrays in the place of its float arrays."""
+        left = iter(floats)
+        return [next(left) if x is FLOAT_ARRAY else x for x in self.rest]
 
     def tangents(self, args: Sequence[Tree], tangents: Sequence[Tree]) -> list[Array | None]:
         """Return the tangents of the float arrays of the arguments."""
@@ -244,7 +252,8 @@ class Flat:
             if alike.paths != structure.paths:
                 message = f"a tangent has leaves {alike.paths}; expected {structure.paths}, like its argument"
                 raise ShapeError(message)
-            for x, t in zip(adopted(leaves, self.floats), adopted(given, self.floats), strict=True):
+            for x, direction in zip(adopted(leaves, self.floats), adopted(given, self.floats), strict=True):
+                t = _like(direction, x)
                 if owner(x) is None or not is_float(array_namespace(x), x.dtype):
                     if _is_direction(t):
                         message = (
@@ -280,6 +289,14 @@ def constant(tree: Tree) -> Tree:
     leaves, structure = leaves_of(tree)
     owners = [owner(x) for x in leaves]
     return structure.unflatten([x if own is None else own.constant(x) for x, own in zip(leaves, owners, strict=True)])
+
+
+def _like(direction: Any, x: Any) -> Any:
+    """Return a tangent or cotangent of x. A Python number becomes an array if x is a float array of shape ()."""
+    if type(direction) not in (int, float) or owner(x) is None or tuple(x.shape) != ():
+        return direction
+    xp = array_namespace(x)
+    return xp.full_like(x, direction) if is_float(xp, x.dtype) else direction
 
 
 FLOAT_ARRAY = object()

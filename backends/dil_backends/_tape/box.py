@@ -79,7 +79,7 @@ class Box:
     __index__ = refuse_conversion("using an array that is being differentiated as an integer")
     __array__ = refuse_conversion(
         "making a NumPy array of an array that is being differentiated",
-        ": np.stack([...]) in the place of np.array([...])",
+        ": np.stack([...]) in the place of np.array([...]), X @ u in that of X.dot(u), u in that of np.asarray(u)",
     )
     __setitem__ = refuse_conversion(
         "writing into an array that is being differentiated", ": join the entries by np.stack or np.concatenate"
