@@ -132,6 +132,7 @@ JOINING = [
     own("concatenate", lambda a, b: np.concatenate((a, b, [[1.0, 2.0, 3.0]]), 0), (2, 3), (1, 3)),
     own("concatenate#flat", lambda a, b: np.concatenate([a, b], axis=None), (2, 3), (2,)),
     own("concatenate#dtype", lambda a: np.concatenate([a, a], dtype=np.float64), (2,)),
+    own("vstack#row_stack", lambda a: np.vstack([a, a], dtype=None, casting="same_kind"), (2,)),
     own("stack", lambda a, b: np.stack([a, b], 1), (2, 3), (2, 3)),
     *(
         own(f"{name}#{m}{n}", lambda a, b, name=name: getattr(np, name)([a, b, a]), m, n)

@@ -14,22 +14,26 @@ from dil_backends._tape.rules.numpy_own.shapes import atleast_1d, atleast_2d, at
 from dil_backends._tape.rules.rule import Value
 
 
-def concatenate(xp: Namespace, arrays: Sequence[Value], axis: int | None = 0, dtype: Any = None) -> Value:
+def concatenate(xp: Namespace, arrays: Sequence[Value], axis: int | None = 0, dtype: Any = None,
+                casting: str = "same_kind") -> Value:  # fmt: skip
     joined = xp.concat([as_array(xp, x) for x in arrays], axis=axis)
     return joined if dtype is None else xp.astype(joined, dtype)
 
 
-def stack(xp: Namespace, arrays: Sequence[Value], axis: int = 0, dtype: Any = None) -> Value:
+def stack(xp: Namespace, arrays: Sequence[Value], axis: int = 0, dtype: Any = None,
+          casting: str = "same_kind") -> Value:  # fmt: skip
     piled = xp.stack([as_array(xp, x) for x in arrays], axis=axis)
     return piled if dtype is None else xp.astype(piled, dtype)
 
 
-def hstack(xp: Namespace, tup: Sequence[Value], dtype: Any = None) -> Value:
+def hstack(xp: Namespace, tup: Sequence[Value], dtype: Any = None,
+           casting: str = "same_kind") -> Value:  # fmt: skip
     arrays = [atleast_1d(xp, x) for x in tup]
     return concatenate(xp, arrays, 0 if arrays[0].ndim == 1 else 1, dtype)
 
 
-def vstack(xp: Namespace, tup: Sequence[Value], dtype: Any = None) -> Value:
+def vstack(xp: Namespace, tup: Sequence[Value], dtype: Any = None,
+           casting: str = "same_kind") -> Value:  # fmt: skip
     return concatenate(xp, [atleast_2d(xp, x) for x in tup], 0, dtype)
 
 
