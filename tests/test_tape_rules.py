@@ -13,6 +13,7 @@ from dil_backends._tape import rules as _tape_rules
 from dil_backends._tape import vjp
 from dil_backends._tape.rules.indexing import Rows
 from dil_backends._tape.rules.numpy_own import NUMPY_RULES
+from linalg_cases import LINALG_CASES, LINALG_NUMPY_ONLY
 from tape_complex_cases import COMPLEX, NUMPY_TRANSFORMS, TRANSFORMS
 from tape_helpers import Case, check, failures_of_a_wrong_formula, gradient, named, solve, spd
 
@@ -211,10 +212,11 @@ NUMPY_ONLY = [
 
 STANDARD_RULES = {name: rule for name, rule in _tape_rules.RULES.items() if name not in NUMPY_RULES}
 """Without those of functions that NumPy has beyond the standard: tests/test_tape_numpy.py has them."""
+EVERY = CASES + NUMPY_ONLY + LINALG_CASES + LINALG_NUMPY_ONLY
 
 
 def test_every_rule_has_a_case():
-    covered = {case.name.partition("#")[0] for case in CASES + NUMPY_ONLY + COMPLEX + TRANSFORMS + NUMPY_TRANSFORMS}
+    covered = {case.name.partition("#")[0] for case in EVERY + COMPLEX + TRANSFORMS + NUMPY_TRANSFORMS}
     assert covered == set(STANDARD_RULES) | set(_tape_rules.COMPOSED)
 
 
@@ -235,7 +237,7 @@ def test_rule(case, order, xp):
 )
 def test_the_cases_bite(name, position, monkeypatch):
     """A formula that is wrong by one in a hundred thousand fails a case of its rule."""
-    assert failures_of_a_wrong_formula(name, position, CASES + COMPLEX + TRANSFORMS[::5], monkeypatch)
+    assert failures_of_a_wrong_formula(name, position, EVERY + COMPLEX + TRANSFORMS[::5], monkeypatch)
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -11,6 +11,7 @@ from array_api_compat import array_namespace
 
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import Box, constant, holds_box, unboxed, value_type
+from dil_backends._tape.influence import influence
 from dil_backends._tape.primitive import Primitive
 from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, INSTEAD, NUMPY, OWN, RULES
 from dil_backends._tape.rules.rule import OTHERWISE, refuse
@@ -22,6 +23,9 @@ ABSENT: Any = object()
 
 class Plain:
     """A raw namespace, with the additional functions that the rules need."""
+
+    constant = staticmethod(constant)
+    boxed = staticmethod(holds_box)
 
     def __init__(self, raw: Namespace, within: str = "") -> None:
         self._raw = raw
@@ -40,6 +44,7 @@ class Tape:
     constant = staticmethod(constant)
     boxed = staticmethod(holds_box)
     unboxed = staticmethod(unboxed)
+    influence = staticmethod(influence)
 
     def __init__(self, raw: Namespace, within: str = "", root: Tape | None = None) -> None:
         # array_api_compat compares namespaces by name. With the raw name, `array_namespace(box, raw array)` is no

@@ -19,19 +19,22 @@ from dil._base.arrays import is_complex
 from dil_backends._tape.rules import numpy_own
 from dil_backends._tape.rules.axes import along
 from dil_backends._tape.rules.complex import PARTS, angle, conj, imag, real, sign
+from dil_backends._tape.rules.eigen import eig, eigh, eigvals, eigvalsh, general_spectrum, spectrum
 from dil_backends._tape.rules.elementwise import SEVERAL, UNARY, clip, ratio
+from dil_backends._tape.rules.factors import orthogonal_triangular, qr
 from dil_backends._tape.rules.fft import COMPOSED_TRANSFORMS, RAW_TRANSFORMS, TRANSFORMS
 from dil_backends._tape.rules.indexing import gather, getitem, placed, scatter, take, take_along_axis
 from dil_backends._tape.rules.linalg import (
     LINALG,
     diagonal,
-    matrix_norm,
+    lstsq,
     matrix_power,
-    norm,
+    multi_dot,
     outer,
     tensordot,
+    tensorinv,
+    tensorsolve,
     trace,
-    vector_norm,
 )
 from dil_backends._tape.rules.manipulation import (
     SHAPES,
@@ -48,9 +51,11 @@ from dil_backends._tape.rules.manipulation import (
     tile,
     transpose,
 )
+from dil_backends._tape.rules.norms import matrix_norm, norm, power_norm, vector_norm
 from dil_backends._tape.rules.reductions import REDUCTIONS
 from dil_backends._tape.rules.rule import Rule, Value
 from dil_backends._tape.rules.sets import unique_all, unique_counts, unique_inverse, unique_values
+from dil_backends._tape.rules.singular import cond, nuclear, pinv, polar, pseudoinverse, singular, svd, svdvals
 from dil_backends._tape.rules.without_derivative import OF_NO_ARRAY, OF_THE_STANDARD
 
 __all__ = ["ALIASES", "COMPOSED", "CONSTANT", "INSTEAD", "NUMPY", "OF_NO_ARRAY", "OWN", "RULES"]
@@ -87,7 +92,10 @@ COMPOSED: dict[str, Callable[..., Value]] = {
     },
     **{
         f"linalg.{function.__name__}": function
-        for function in (outer, diagonal, trace, vector_norm, matrix_norm, matrix_power, norm)
+        for function in (
+            *(outer, diagonal, trace, matrix_power, multi_dot, lstsq, tensorinv, tensorsolve),
+            *(vector_norm, matrix_norm, norm, cond, pinv, eigh, eigvalsh, eig, eigvals, svd, svdvals, qr),
+        )
     },
     **COMPOSED_TRANSFORMS,
 }
@@ -101,6 +109,12 @@ OWN: dict[str, Callable[..., Value]] = {
     "join": lambda xp, *xs, axis=0: xp.concat(xs, axis=axis),
     "pile": lambda xp, *xs, axis=0: xp.stack(xs, axis=axis),
     "norm": lambda xp, x, axis=None, keepdims=False: xp.linalg.vector_norm(x, axis=axis, keepdims=keepdims),
+    **{
+        function.__name__: function
+        for function in (
+            *(spectrum, general_spectrum, singular, orthogonal_triangular, pseudoinverse, polar, nuclear, power_norm),
+        )
+    },
     "pow": lambda xp, a, b: a**b,  # the operator is fast for small integer powers
     "conjugated": lambda xp, x: xp.conj(x),
     "real_part": lambda xp, x: xp.real(x),

@@ -1,32 +1,30 @@
-"""Rules of products and of linear algebra.
-
-`linalg.cholesky` assumes that its argument is symmetric. Its cotangent is symmetric.
-"""
+"""Rules of products, of linear systems and of determinants."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 from array_api_compat import device as device_of
 
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.axes import axes_of
-from dil_backends._tape.rules.rule import Axis, Rule, Value, refuse
-
-
-def column(xp: Namespace, v: Value) -> Value:
-    """Return vectors as matrices of one column."""
-    return xp.expand_dims(v, axis=-1)
-
-
-def row(xp: Namespace, v: Value) -> Value:
-    """Return vectors as matrices of one row."""
-    return xp.expand_dims(v, axis=-2)
+from dil_backends._tape.rules.clusters import refuse_derivative
+from dil_backends._tape.rules.conjugates import adjoint, conjugate, is_complex
+from dil_backends._tape.rules.eigen import pull_general_spectrum, pull_spectrum
+from dil_backends._tape.rules.factors import cholesky, pull_qr
+from dil_backends._tape.rules.matrices import column, row
+from dil_backends._tape.rules.norms import pull_power_norm
+from dil_backends._tape.rules.reductions import others
+from dil_backends._tape.rules.rule import Rule, Value, refuse
+from dil_backends._tape.rules.singular import pull_polar, pull_pseudoinverse, pull_singular
 
 
 def matmul_left(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value:
-    """Return c b^T."""
+    """Return c b^H."""
+    b = conjugate(xp, b)
     if b.ndim == 1:
         return column(xp, c) * b
     if a.ndim == 1:
@@ -35,7 +33,8 @@ def matmul_left(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value:
 
 
 def matmul_right(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value:
-    """Return a^T c."""
+    """Return a^H c."""
+    a = conjugate(xp, a)
     if a.ndim == 1:
         return a * c if b.ndim == 1 else column(xp, a) * row(xp, c)
     if b.ndim == 1 and a.ndim > 2:
@@ -46,58 +45,77 @@ def matmul_right(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value
 
 
 def solved(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value:
-    """Return a^-T c. It is the cotangent of b and a factor of the cotangent of a."""
-    at = xp.matrix_transpose(a)
+    """Return a^-H c. It is the cotangent of b and a factor of the cotangent of a."""
+    at = adjoint(xp, a)
     return xp.squeeze(xp.linalg.solve(at, column(xp, c)), axis=-1) if b.ndim == 1 else xp.linalg.solve(at, c)
 
 
-def times_inverse(xp: Namespace, c: Value, x: Value) -> Value:
-    """Return c x^-T, with one number c per matrix. This is the pullback of log|det x|."""
-    return xp.reshape(c, (*c.shape, 1, 1)) * xp.matrix_transpose(xp.linalg.inv(x))
+def pull_det(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
+    """Return c conj(det x) x^-H. For a singular matrix it is c times the cofactors, which are finite."""
+    singular = xp.constant(y) == 0.0
+    if not bool(xp.any(singular)):
+        return scaled(xp, c * conjugate(xp, y), inverse_adjoint(xp, x))
+    if xp.boxed((c, x)):
+        refuse_derivative("det", "the matrix is singular, and a derivative of the cofactors is asked for")
+    u, s, vh = xp.linalg.svd(x, full_matrices=False)
+    phase = xp.linalg.det(u) * xp.linalg.det(vh)
+    return scaled(xp, c * conjugate(xp, phase), (u * row(xp, others(xp, s, -1))) @ vh)
 
 
-def cholesky(xp: Namespace, c: Value, y: Value, x: Value, *, upper: bool = False) -> Value:
-    """Return the symmetric part of L^-T P L^-1.
+def pull_slogdet(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
+    """Return z x^-H. The real part of z is the cotangent of log|det x|; the sign of a complex matrix can turn."""
+    c_sign, c_log = c
+    if bool(xp.any(xp.constant(y[0]) == 0.0)):
+        refuse_derivative("slogdet", "the matrix is singular")
+    if is_complex(xp, x):
+        c_log = c_log + 1j * xp.imag(c_sign * xp.conj(y[0]))
+    return scaled(xp, c_log, inverse_adjoint(xp, x))
 
-    P is the lower triangle of L^T c with its diagonal halved (Murray 2016).
-    """
-    turn = xp.matrix_transpose
-    lower, c = (turn(y), turn(c)) if upper else (y, c)
-    product = turn(lower) @ c
-    half = 0.5 * (xp.tril(product) + xp.tril(product, k=-1))
-    left = xp.linalg.solve(turn(lower), half)
-    both = xp.linalg.solve(turn(lower), turn(left))
-    return 0.5 * (both + turn(both))
+
+def inverse_adjoint(xp: Namespace, x: Value) -> Value:
+    return adjoint(xp, xp.linalg.inv(x))
+
+
+def scaled(xp: Namespace, c: Value, x: Value) -> Value:
+    """Return matrices times one number each."""
+    return xp.reshape(c, (*c.shape, 1, 1)) * x
 
 
 LINALG: dict[str, Rule] = {
-    "matmul": Rule((matmul_left, matmul_right), holomorphic=True),
+    "matmul": Rule((matmul_left, matmul_right)),
+    # the standard conjugates the first argument
     "vecdot": Rule(
         (
-            # y = sum conj(a) b
-            lambda xp, c, y, a, b, *, axis=-1: xp.expand_dims(xp.conj(c), axis=axis) * b,
+            lambda xp, c, y, a, b, *, axis=-1: xp.expand_dims(conjugate(xp, c), axis=axis) * b,
             lambda xp, c, y, a, b, *, axis=-1: xp.expand_dims(c, axis=axis) * a,
         )
     ),
     "linalg.solve": Rule(
         (
-            lambda xp, s, y, a, b: -column(xp, s) * row(xp, y) if b.ndim == 1 else -s @ xp.matrix_transpose(y),
+            lambda xp, s, y, a, b: -column(xp, s) * row(xp, conjugate(xp, y)) if b.ndim == 1 else -s @ adjoint(xp, y),
             lambda xp, s, y, a, b: s,
         ),
         prepare=solved,
-        holomorphic=True,
     ),
-    "linalg.inv": Rule((lambda xp, c, y, x: -xp.matrix_transpose(y) @ c @ xp.matrix_transpose(y),), holomorphic=True),
-    "linalg.det": Rule((lambda xp, c, y, x: times_inverse(xp, c * y, x),), holomorphic=True),
-    "linalg.slogdet": Rule((lambda xp, c, y, x: times_inverse(xp, c[1], x),)),  # the sign is constant
+    "linalg.inv": Rule((lambda xp, c, y, x: -adjoint(xp, y) @ c @ adjoint(xp, y),)),
+    "linalg.det": Rule((pull_det,)),
+    "linalg.slogdet": Rule((pull_slogdet,)),
     "linalg.cholesky": Rule((cholesky,)),
+    # decompositions, with one signature for the standard's functions and NumPy's
+    "spectrum": Rule((pull_spectrum,)),
+    "general_spectrum": Rule((pull_general_spectrum,)),
+    "singular": Rule((pull_singular,)),
+    "orthogonal_triangular": Rule((pull_qr,)),
+    "pseudoinverse": Rule((pull_pseudoinverse,)),
+    "polar": Rule((pull_polar,)),
+    "nuclear": Rule((lambda xp, c, y, x: scaled(xp, c, xp.polar(x)),)),
+    "power_norm": Rule((pull_power_norm,)),
     # c . (a x b) = (b x c) . a = (c x a) . b
     "linalg.cross": Rule(
         (
-            lambda xp, c, y, a, b, *, axis=-1: xp.linalg.cross(b, c, axis=axis),
-            lambda xp, c, y, a, b, *, axis=-1: xp.linalg.cross(c, a, axis=axis),
-        ),
-        holomorphic=True,
+            lambda xp, c, y, a, b, *, axis=-1: xp.linalg.cross(conjugate(xp, b), c, axis=axis),
+            lambda xp, c, y, a, b, *, axis=-1: xp.linalg.cross(c, conjugate(xp, a), axis=axis),
+        )
     ),
 }
 
@@ -134,21 +152,6 @@ def trace(xp: Namespace, x: Value, offset: int = 0, dtype: Any = None) -> Value:
     return xp.sum(diagonal(xp, x, offset), axis=-1, dtype=dtype)
 
 
-def vector_norm(xp: Namespace, x: Value, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Value:
-    if ord == 2:
-        return xp.norm(x, axis=axis, keepdims=keepdims)
-    if ord not in (1, math.inf):
-        refuse(f"linalg.vector_norm(ord={ord})")
-    reduce = xp.sum if ord == 1 else xp.max
-    return reduce(xp.abs(x), axis=axis, keepdims=keepdims)
-
-
-def matrix_norm(xp: Namespace, x: Value, keepdims: bool = False, ord: Any = "fro") -> Value:
-    if ord != "fro":
-        refuse(f"linalg.matrix_norm(ord={ord!r})")
-    return xp.norm(x, axis=(-2, -1), keepdims=keepdims)
-
-
 def matrix_power(xp: Namespace, x: Value, n: int) -> Value:
     """Return x^n by squaring."""
     if n < 0:
@@ -159,7 +162,32 @@ def matrix_power(xp: Namespace, x: Value, n: int) -> Value:
     return half if n == 1 else half @ half @ x if n % 2 else half @ half
 
 
-def norm(xp: Namespace, x: Value, ord: Any = None, axis: Axis = None, keepdims: bool = False) -> Value:
-    if ord is not None and x.ndim != 1:
-        refuse(f"linalg.norm(ord={ord!r})")
-    return vector_norm(xp, x, axis, keepdims, 2 if ord is None else ord)
+def multi_dot(xp: Namespace, arrays: Sequence[Value]) -> Value:
+    """Return the product of all matrices, from that end where it is cheaper. The first and last may be vectors."""
+    first, *rest = arrays
+    if first.size <= arrays[-1].size:
+        return reduce(xp.matmul, rest, first)
+    return reduce(lambda product, a: xp.matmul(a, product), arrays[-2::-1], arrays[-1])
+
+
+def lstsq(xp: Namespace, a: Value, b: Value, rcond: Value = None) -> tuple[Value, Value, Value, Value]:
+    """Return NumPy's four results: the least-norm solution, the squares of the residuals, rank, singular values."""
+    x = xp.linalg.pinv(a, rtol=rcond) @ b
+    raw, n = xp.constant(a), a.shape[-1]
+    rank = xp.linalg.matrix_rank(raw) if rcond is None else xp.linalg.matrix_rank(raw, rtol=rcond)
+    squares = xp.sum(xp.abs(a @ x - b) ** 2, axis=0, keepdims=b.ndim == 1)
+    return x, squares if int(rank) == n < a.shape[0] else squares[:0], rank, xp.linalg.svdvals(a)
+
+
+def tensorinv(xp: Namespace, a: Value, ind: int = 2) -> Value:
+    size = math.prod(a.shape[ind:])
+    return xp.reshape(xp.linalg.inv(xp.reshape(a, (size, size))), a.shape[ind:] + a.shape[:ind])
+
+
+def tensorsolve(xp: Namespace, a: Value, b: Value, axes: Sequence[int] | None = None) -> Value:
+    if axes is not None:
+        last = [i % a.ndim for i in axes]
+        a = xp.permute_dims(a, (*(i for i in range(a.ndim) if i not in last), *last))
+    shape = a.shape[b.ndim :]
+    square = xp.reshape(a, (b.size, math.prod(shape)))
+    return xp.reshape(xp.linalg.solve(square, xp.reshape(b, (b.size,))), shape)

@@ -1,0 +1,145 @@
+"""Rules of the singular value decomposition and of what is made of it: nuclear norm, polar factor, pseudoinverse.
+
+Where singular values coincide or vanish, see `clusters.py`. The last columns of a full decomposition are an arbitrary
+basis of a complement: a function of the space that they span has a derivative.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dil._base.typing import Namespace
+from dil_backends._tape.rules.clusters import Pairs, check_complement, largest, noise, refuse_derivative
+from dil_backends._tape.rules.conjugates import adjoint, skew_part
+from dil_backends._tape.rules.eigen import hermitian as lower
+from dil_backends._tape.rules.matrices import column, row
+from dil_backends._tape.rules.rule import Value
+
+VANISH = "a singular value is zero to rounding, and the function depends on its sign or on its vectors"
+DEFICIENT = "the matrix has not full rank, to rounding"
+
+
+class SVDResult(NamedTuple):
+    U: Value
+    S: Value
+    Vh: Value
+
+
+def svd(xp: Namespace, x: Value, full_matrices: bool = True, compute_uv: bool = True, hermitian: bool = False) -> Value:
+    """Return U, S and Vh. With NumPy's `hermitian=True`, x is the Hermitian matrix of its lower triangle."""
+    x = lower(xp, x) if hermitian else x
+    if not compute_uv:
+        return svdvals(xp, x)
+    return SVDResult(*xp.singular(x, full_matrices=bool(full_matrices)))
+
+
+def svdvals(xp: Namespace, x: Value) -> Value:
+    return xp.singular(x, full_matrices=False)[1]
+
+
+def singular(xp: Namespace, x: Value, *, full_matrices: bool) -> tuple[Value, Value, Value]:
+    u, s, vh = xp.linalg.svd(x, full_matrices=full_matrices)
+    return u, s, vh
+
+
+def pull_singular(xp: Namespace, c: Value, y: Value, x: Value, *, full_matrices: bool) -> Value:
+    """Return U core V^H and the parts of the complements (Townsend 2016).
+
+    With the skew parts P of U^H cU and Q of V^H cV, the core is
+    diag(cs) + (P + Q)_ij / (s_j - s_i) + (P - Q)_ij / (s_j + s_i).
+    """
+    (cu, cs, cvh), (u, s, vh) = c, y
+    if not x.size:
+        return xp.zeros_like(x)
+    y = s, u, vh
+    k, v, cv = s.shape[-1], adjoint(xp, vh), adjoint(xp, cvh)
+    p, q = adjoint(xp, u[..., :k]) @ cu[..., :k], adjoint(xp, v[..., :k]) @ cv[..., :k]
+    turned, opposed = skew_part(xp, p + q), skew_part(xp, p - q)
+    apart = Pairs(xp, "svd", "singular values", s)
+    core = apart.quotient(turned, p + q, cs, y) + apart.spread(cs, y, x, u[..., :k], v[..., :k])
+    core = core + Pairs(xp, "svd", "zero singular values", s, -1.0).quotient(opposed, p - q, cs, y)
+    g = u[..., :k] @ core @ vh[..., :k, :]
+    if u.shape[-2] > k:
+        g = g + off_space(xp, u, cu, p, y) @ vh[..., :k, :]
+    if v.shape[-2] > k:
+        g = g + u[..., :k] @ adjoint(xp, off_space(xp, v, cv, q, y))
+    return g
+
+
+def off_space(xp: Namespace, basis: Value, c: Value, m: Value, y: Value) -> Value:
+    """Return the part of the cotangent of singular vectors that turns their space, divided by the singular values.
+
+    basis: (..., m, k) or (..., m, m), c: its cotangent, m: the product of the first columns of both.
+    """
+    s = y[0]
+    k = s.shape[-1]
+    turning = folded(xp, "svd", basis, c, m, k, y)
+    raw, value = xp.constant(turning), xp.constant(s)
+    rounding = noise(xp, value)
+    zero = row(xp, value) <= rounding * largest(xp, row(xp, value))
+    small = xp.abs(raw) <= rounding * largest(xp, xp.constant(c))
+    if bool(xp.any(zero & ~small)) or (xp.boxed(turning) and bool(xp.any(zero))):
+        refuse_derivative("svd", VANISH)
+    return xp.where(zero, 0.0, turning / xp.where(zero, 1.0, row(xp, s)))
+
+
+def folded(xp: Namespace, name: str, basis: Value, c: Value, m: Value, k: int, y: Value) -> Value:
+    """Return the cotangent of the first k columns Q of an orthonormal basis, without its part in their space.
+
+    The other columns N are a basis of the complement. They move with Q: dN = -Q dQ^H N, up to their own rotation.
+    """
+    first, rest = basis[..., :k], basis[..., k:]
+    turning = c[..., :k] - first @ m
+    if rest.shape[-1] == 0:
+        return turning
+    check_complement(xp, name, rest, c[..., k:], y)
+    return turning - rest @ (adjoint(xp, c[..., k:]) @ first)
+
+
+def nuclear(xp: Namespace, x: Value) -> Value:
+    """Return the sum of the singular values of each matrix."""
+    return xp.sum(xp.linalg.svdvals(x), axis=-1)
+
+
+def polar(xp: Namespace, x: Value) -> Value:
+    """Return U V^H, the gradient of the nuclear norm. It is unique if x has full rank."""
+    u, s, vh = xp.linalg.svd(x, full_matrices=False)
+    if s.size and bool(xp.any(s[..., -1] <= noise(xp, s) * s[..., 0])):
+        refuse_derivative("the nuclear norm", DEFICIENT)
+    return u @ vh
+
+
+def pull_polar(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
+    """Return the rule of U V^H. It divides by sums of singular values only, so they may coincide."""
+    if not x.size:
+        return xp.zeros_like(x)
+    u, s, vh = xp.singular(x, full_matrices=False)
+    uh, v = adjoint(xp, u), adjoint(xp, vh)
+    inner = uh @ c @ v
+    g = u @ (2.0 * skew_part(xp, inner) / (column(xp, s) + row(xp, s))) @ vh
+    if x.shape[-2] != x.shape[-1]:
+        g = g + (c @ v - u @ inner) / row(xp, s) @ vh + u @ ((uh @ c - inner @ vh) / column(xp, s))
+    return g
+
+
+def pinv(xp: Namespace, x: Value, rcond: Value = None, hermitian: bool = False, *, rtol: Value = None) -> Value:
+    return xp.pseudoinverse(lower(xp, x) if hermitian else x, rtol=rcond if rtol is None else rtol)
+
+
+def pseudoinverse(xp: Namespace, x: Value, *, rtol: Value) -> Value:
+    return xp.linalg.pinv(x) if rtol is None else xp.linalg.pinv(x, rtol=rtol)
+
+
+def pull_pseudoinverse(xp: Namespace, c: Value, y: Value, x: Value, *, rtol: Value) -> Value:
+    """Return the derivative at constant rank (Golub and Pereyra 1973, equation 4.12)."""
+    ch, yh = adjoint(xp, c), adjoint(xp, y)
+    left = ch @ y - x @ (y @ (ch @ y))
+    right = y @ ch - ((y @ ch) @ x) @ y
+    return left @ yh + yh @ right - yh @ c @ yh
+
+
+def cond(xp: Namespace, x: Value, p: Value = None) -> Value:
+    if p is None or p in (2, -2):
+        s = svdvals(xp, x)
+        return s[..., -1] / s[..., 0] if p == -2 else s[..., 0] / s[..., -1]
+    return xp.linalg.matrix_norm(x, ord=p) * xp.linalg.matrix_norm(xp.linalg.inv(x), ord=p)
