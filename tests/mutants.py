@@ -81,6 +81,13 @@ TARGETS = {
     "backends/dil_backends/_tape/rules/reductions.py": "test_tape_rules.py test_tape.py",
     "backends/dil_backends/_tape/rules/complex.py": "test_tape_complex.py",
     "backends/dil_backends/_tape/rules/fft.py": "test_tape_complex.py",
+    "backends/dil_backends/_tape/rules/linalg.py": "test_tape_linalg.py test_tape_rules.py",
+    "backends/dil_backends/_tape/rules/norms.py": "test_tape_linalg.py",
+    "backends/dil_backends/_tape/rules/eigen.py": "test_tape_linalg.py",
+    "backends/dil_backends/_tape/rules/singular.py": "test_tape_linalg.py",
+    "backends/dil_backends/_tape/rules/factors.py": "test_tape_linalg.py",
+    "backends/dil_backends/_tape/rules/clusters.py": "test_tape_linalg.py",
+    "backends/dil_backends/_tape/influence.py": "test_tape_linalg.py",
 }
 """File -> the tests nearest to it."""
 

@@ -93,6 +93,11 @@ class Case:
             "apart": lambda shape: (rng.permutation(math.prod(shape)).reshape(shape) - 1.7) * 0.3,
             # one entry is zero
             "zero": lambda shape: rng.normal(size=shape) * (np.arange(math.prod(shape)).reshape(shape) != 1),
+            "away": lambda shape: rng.uniform(0.7, 1.5, size=shape) * rng.choice([-1.0, 1.0], size=shape),
+            # eigenvalues and singular values far from each other and from zero
+            "spread": lambda shape: (
+                0.2 * rng.normal(size=shape) + np.eye(*shape[-2:]) * (1.0 + 1.5 * np.arange(shape[-1]))
+            ),
             "regular": lambda shape: rng.normal(size=shape) + 3.0 * np.eye(*shape[-2:]),
         }[self.domain]
 

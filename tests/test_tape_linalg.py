@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import array_api_compat
 import array_api_compat.numpy as np_xp
 import numpy as np
 import pytest
 
 import dil
 from dil._base.errors import UnsupportedFunctionError
-from dil_backends._tape import namespace
+from dil_backends._tape.rules.eigen import pull_general_spectrum, pull_spectrum
+from dil_backends._tape.rules.factors import cholesky, pull_qr
+from dil_backends._tape.rules.linalg import LINALG, pull_det, pull_slogdet
+from dil_backends._tape.rules.singular import pull_polar, pull_pseudoinverse, pull_singular
 from linalg_cases import LINALG_CASES, LINALG_NUMPY_ONLY
 from tape_helpers import check, named
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+RNG = np.random.default_rng(0)
+Q = np.linalg.qr(RNG.normal(size=(4, 4)))[0]
+G = RNG.normal(size=(4, 4))
+CLUSTERS = {
+    "pair": Q @ np.diag([1.0, 1.0, 3.0, 5.0]) @ Q.T,
+    "triple": Q @ np.diag([1.0, 1.0, 1.0, 5.0]) @ Q.T,
+    "two pairs": Q @ np.diag([1.0, 1.0, 5.0, 5.0]) @ Q.T,
+    "diagonal": np.diag([1.0, 1.0, 3.0, 3.0]),
+    "identity": 2.0 * np.eye(4),
+    "batch": np.stack([Q @ np.diag([1.0, 1.0, 3.0, 5.0]) @ Q.T, np.diag([4.0, 1.0, 2.0, 3.0])]),
+}
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -26,3 +40,269 @@ def test_rule(case, order, xp):
 @pytest.mark.parametrize("case", named(LINALG_NUMPY_ONLY))
 def test_rule_beyond_the_standard(case, order):
     check(case, np_xp, order)
+
+
+def sym(A):
+    return 0.5 * (A + np.swapaxes(A, -1, -2))
+
+
+def differences(f, A, t, h=1e-4):
+    """The derivative of f at A along t, by a central difference of fourth order."""
+    return sum(w * (f(A + k * h * t) - f(A - k * h * t)) for k, w in [(1, 2 / 3), (2, -1 / 12)]) / h
+
+
+SYMMETRIC = {
+    "squares": lambda A: np.sum(np.linalg.eigvalsh(sym(A)) ** 2),
+    "exponentials": lambda A: np.sum(np.exp(np.linalg.eigvalsh(sym(A)))),
+    "products": lambda A: np.sum(np.prod(np.linalg.eigvalsh(sym(A)), axis=-1)),
+    "spread": lambda A: np.var(np.linalg.eigvalsh(sym(A)) ** 2),
+    "singular values": lambda A: np.sum(np.linalg.svd(A)[1] ** 3),
+    "nuclear norm": lambda A: np.sum(np.linalg.norm(A, "nuc", axis=(-2, -1)) ** 2),
+    "determinant": lambda A: np.sum(np.linalg.det(A)),
+    "log determinant": lambda A: np.sum(np.linalg.slogdet(A)[1]),
+    "pseudoinverse": lambda A: np.sum(np.linalg.pinv(A) * G),
+}
+
+
+@pytest.mark.parametrize("matrix", CLUSTERS)
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_functions_that_treat_a_cluster_alike(name, matrix):
+    """They have derivatives: reverse, forward, and the second in both ways."""
+    f, A = SYMMETRIC[name], CLUSTERS[matrix]
+    t = RNG.normal(size=A.shape)
+    t = sym(t) if name != "singular values" else t
+    gradient = dil.grad(f)
+    expected, bend = differences(f, A, t), differences(lambda A: np.sum(gradient(A) * G), A, t)
+    scale = (1.0 + np.linalg.norm(gradient(A))) * np.linalg.norm(t) + abs(f(A))
+    assert abs(np.sum(gradient(A) * t) - expected) <= 1e-8 * scale
+    assert abs(dil.jvp(f, (A,), (t,))[1] - expected) <= 1e-8 * scale
+    second = dil.grad(lambda A: np.sum(gradient(A) * G))(A)
+    assert abs(np.sum(second * t) - bend) <= 1e-7 * (scale + abs(bend))
+    if (name, matrix) == ("spread", "identity"):
+        return  # all derivatives there are rounding: no size says that they are, and forward over reverse is refused
+    np.testing.assert_allclose(np.sum(dil.jvp(gradient, (A,), (t,))[1] * G), np.sum(second * t), rtol=1e-9, atol=1e-9)
+
+
+def projector(vectors):
+    return vectors @ np.swapaxes(vectors, -1, -2)
+
+
+@pytest.mark.parametrize("matrix", ["pair", "two pairs", "diagonal"])
+def test_the_projector_onto_a_cluster(matrix):
+    A, t = CLUSTERS[matrix], sym(RNG.normal(size=(4, 4)))
+    for f in (
+        lambda A: np.sum(G * projector(np.linalg.eigh(sym(A))[1][:, :2])),
+        lambda A: np.sum(G * projector(np.linalg.svd(A)[0][:, 2:])),
+        lambda A: np.sum(G * projector(np.linalg.svd(A)[2][:2, :].T)),
+    ):
+        expected = differences(f, A, t)
+        assert abs(np.sum(dil.grad(f)(A) * t) - expected) <= 1e-9
+        assert abs(dil.jvp(f, (A,), (t,))[1] - expected) <= 1e-9
+
+
+def matrix_function(G, A):
+    w, V = np.linalg.eigh(sym(A))
+    return np.sum(G * ((V * np.sqrt(w)) @ V.T))
+
+
+UNDEFINED = {
+    "smallest eigenvalue": lambda A: np.linalg.eigvalsh(sym(A))[0],
+    "weighted eigenvalues": lambda A: np.sum(np.linalg.eigvalsh(sym(A)) * np.arange(4.0)),
+    "an eigenvector": lambda A: np.sum(np.linalg.eigh(sym(A))[1][:, 0] * G[0]) ** 2,
+    "matrix function": lambda A: matrix_function(G, A),
+    "its sum": lambda A: matrix_function(1.0, A),
+    "a singular vector": lambda A: np.sum(np.linalg.svd(A)[0][:, -1] * G[0]) ** 2,
+    "smallest singular value": lambda A: np.linalg.norm(A, -2),
+    "condition": lambda A: np.linalg.cond(A),
+    "eigenvalue of a general matrix": lambda A: np.linalg.eigvals(A)[0],
+}
+
+
+@pytest.mark.parametrize("matrix", ["pair", "two pairs", "diagonal", "identity"])
+@pytest.mark.parametrize("name", UNDEFINED)
+def test_functions_that_tell_a_cluster_apart(name, matrix):
+    f, A = UNDEFINED[name], CLUSTERS[matrix]
+    if name.endswith("general matrix"):
+        A = np.triu(np.diag(np.diag(np.diag([1.0, 1.0, 3.0, 5.0]))))
+    with pytest.raises(UnsupportedFunctionError, match="coincide"):
+        dil.grad(f)(A)
+    with pytest.raises(UnsupportedFunctionError, match="coincide"):
+        dil.jvp(f, (A,), (sym(G),))
+
+
+def test_a_parameter_that_would_tell_a_cluster_apart():
+    """f treats the cluster alike at this weight, and not at others: its mixed second derivative does not exist."""
+
+    def slope(weight):
+        return np.sum(G * dil.grad(lambda A: np.sum(weight * np.linalg.eigvalsh(sym(A))))(CLUSTERS["pair"]))
+
+    with pytest.raises(UnsupportedFunctionError, match="coincide"):
+        dil.grad(slope)(np.ones(4))
+
+
+LOW = np.arange(12.0).reshape(4, 3)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda A: np.linalg.norm(A, "nuc"),
+        lambda A: np.sum(np.linalg.svd(A)[1]),
+        lambda A: np.sum(np.linalg.svd(A, full_matrices=False)[0] * G[:, :3]),
+        lambda A: np.sum(np.linalg.svd(A)[0] * G),
+        lambda A: np.sum(np.linalg.qr(A)[0] * G[:, :3]),
+        lambda A: np.linalg.slogdet(A[:3])[1] + np.linalg.slogdet(np.zeros((3, 3)) + 0.0 * A[:3])[1],
+    ],
+)
+def test_a_matrix_without_full_rank(f):
+    with np.errstate(all="ignore"), pytest.raises(UnsupportedFunctionError, match=r"rank|zero|coincide|singular"):
+        dil.grad(f)(LOW)
+
+
+def test_what_is_defined_without_full_rank():
+    np.testing.assert_allclose(dil.grad(lambda A: np.sum(np.linalg.svd(A)[1] ** 2))(LOW), 2 * LOW, atol=1e-12)
+    np.testing.assert_allclose(dil.grad(np.linalg.det)(np.diag([2.0, 3.0, 0.0])), np.diag([0.0, 0.0, 6.0]), atol=1e-14)
+    np.testing.assert_array_equal(dil.grad(np.linalg.det)(np.zeros((3, 3))), 0.0)
+
+
+def test_a_complement_and_its_projector():
+    A, t = RNG.normal(size=(4, 2)), RNG.normal(size=(4, 2))
+    for name, f in {
+        "svd": lambda A: np.linalg.svd(A)[0][:, 2:],
+        "qr": lambda A: np.linalg.qr(A, mode="complete")[0][:, 2:],
+    }.items():
+        score = lambda A, f=f: np.sum(G * projector(f(A)))  # noqa: E731
+        assert abs(np.sum(dil.grad(score)(A) * t) - differences(score, A, t)) <= 1e-9
+        with pytest.raises(UnsupportedFunctionError, match=f"{name} has no derivative"):
+            dil.grad(lambda A, f=f: np.sum(G[:, :2] * f(A)))(A)
+
+
+def test_a_defective_matrix():
+    with pytest.raises(UnsupportedFunctionError, match="no basis of eigenvectors"):
+        dil.grad(lambda A: np.sum(np.linalg.eigvals(A)))(np.asarray([[1.0, 1.0], [0.0, 1.0]]))
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-8, 1e150])
+@pytest.mark.parametrize("order", ["fro", "nuc", 1, 2, -2, np.inf])
+def test_norms_have_no_units(order, scale):
+    A = RNG.normal(size=(3, 3)) + np.diag([1.0, 3.0, 6.0])
+    f = lambda A: np.linalg.norm(A, order)  # noqa: E731
+    np.testing.assert_allclose(dil.grad(f)(scale * A), dil.grad(f)(A), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-8, 1e150])
+@pytest.mark.parametrize("matrix", [np.diag([1.0, 3.0, 4.0, 9.0]) + 0.1 * sym(G), CLUSTERS["pair"]])
+def test_decompositions_have_no_units(matrix, scale):
+    for f in (
+        lambda A: np.sum(np.linalg.eigvalsh(sym(A))),
+        lambda A: np.sum(G * projector(np.linalg.eigh(sym(A))[1][:, :2])) * scale,
+        lambda A: np.sum(G * projector(np.linalg.svd(A)[0][:, 2:])) * scale,
+        lambda A: np.sum(np.linalg.qr(A)[1] * G),
+        lambda A: np.sum(np.linalg.pinv(A) * G) * scale * scale,
+    ):
+        found = dil.grad(f)(scale * matrix)
+        assert np.all(np.isfinite(found))
+        plain = dil.grad(lambda A, f=f: f(scale * A) / scale)(matrix)
+        np.testing.assert_allclose(found, plain, rtol=1e-9, atol=1e-12 * np.max(np.abs(plain)))
+
+
+def test_the_other_triangle_is_not_read():
+    A = np.diag([1.0, 2.0, 4.0]) + 0.1 * G[:3, :3]
+    for f, zero in ((np.linalg.eigvalsh, np.triu), (lambda A: np.linalg.eigh(A, "U")[0], np.tril)):
+        g = dil.grad(lambda A, f=f: np.sum(f(A) ** 2))(A)
+        strict = zero(g, 1 if zero is np.triu else -1)
+        np.testing.assert_array_equal(strict, 0.0)
+        t = RNG.normal(size=(3, 3))
+        assert abs(np.sum(g * t) - differences(lambda A, f=f: np.sum(f(A) ** 2), A, t)) <= 1e-9
+
+
+# the rules of complex matrices, by themselves: <a, b> = Re sum conj(a) b
+
+
+def complex_normal(*shape):
+    return RNG.normal(size=shape) + 1j * RNG.normal(size=shape)
+
+
+class Plain:
+    """The functions that rules need, on raw arrays."""
+
+    constant = staticmethod(lambda x: x)
+    boxed = staticmethod(lambda x: False)
+    singular = staticmethod(lambda x, full_matrices: np.linalg.svd(x, full_matrices=full_matrices))
+
+    def __getattr__(self, name):
+        return getattr(np_xp, name)
+
+
+def hermitian(x):
+    return 0.5 * (x + np.conj(np.swapaxes(x, -1, -2)))
+
+
+def phases(v):
+    """What is left of vectors if their phases are free."""
+    return v[..., :, None, :] * np.conj(v[..., None, :, :])
+
+
+def functions_of_complex_matrices():
+    """Name -> function, its rule and an argument. A score of the results does not depend on the phases."""
+    square, tall, wide = complex_normal(2, 3, 3) + 3 * np.eye(3), complex_normal(4, 3), complex_normal(2, 4)
+    positive = square @ np.conj(np.swapaxes(square, -1, -2))
+    svd = lambda x: np.linalg.svd(x, full_matrices=False)  # noqa: E731
+    pull_svd = lambda xp, c, y, x: pull_singular(xp, c, y, x, full_matrices=False)  # noqa: E731
+    reduced_qr = lambda xp, c, y, x: pull_qr(xp, c, y, x, mode="reduced")  # noqa: E731
+    same = lambda *y: y  # noqa: E731
+    vectors = lambda w, v: (w, phases(v))  # noqa: E731
+    both = lambda u, s, vh: (s, u[..., :, None, :] * np.swapaxes(vh, -1, -2)[..., None, :, :])  # noqa: E731
+    return {
+        "eigh": (lambda x: np.linalg.eigh(hermitian(x)), pull_spectrum, positive, vectors),
+        "eig": (np.linalg.eig, pull_general_spectrum, square, vectors),
+        **{f"svd{x.shape}": (svd, pull_svd, x, both) for x in (square, tall, wide)},
+        **{f"qr{x.shape}": (np.linalg.qr, reduced_qr, x, same) for x in (square, tall, wide)},
+        "cholesky": (lambda x: (np.linalg.cholesky(hermitian(x)),), only(cholesky), positive, same),
+        "polar": (lambda x: (np.matmul(*svd(x)[::2]),), only(pull_polar), tall, same),
+        "pinv": (lambda x: (np.linalg.pinv(x),),
+                 only(lambda xp, c, y, x: pull_pseudoinverse(xp, c, y, x, rtol=None)), tall, same),
+        "det": (lambda x: (np.linalg.det(x),), only(pull_det), square, same),
+        "det of a singular matrix": (lambda x: (np.linalg.det(x),), only(pull_det), np.zeros((1, 1)) * 1j, same),
+        "slogdet": (lambda x: tuple(np.linalg.slogdet(x)), pull_slogdet, square, same),
+        "inv": (lambda x: (np.linalg.inv(x),), only(LINALG["linalg.inv"].formulas[0]), square, same),
+    }  # fmt: skip
+
+
+def only(rule):
+    return lambda xp, c, y, x: rule(xp, c[0], y[0], x)
+
+
+@pytest.mark.parametrize("name", functions_of_complex_matrices())
+def test_rules_of_complex_matrices(name):
+    f, rule, x, invariant = functions_of_complex_matrices()[name]
+    y = f(x)
+    weights = [complex_normal(*part.shape) for part in invariant(*y)]
+
+    def score(*y):
+        return sum(np.sum(np.real(np.conj(w) * part)) for w, part in zip(weights, invariant(*y), strict=True))
+
+    c = tuple(gradient_by_differences(lambda part, i=i: score(*y[:i], part, *y[i + 1 :]), y[i]) for i in range(len(y)))
+    t = complex_normal(*x.shape)
+    found = np.sum(np.real(np.conj(rule(Plain(), c, y, x)) * (hermitian(t) if name in ("eigh", "cholesky") else t)))
+    expected = differences(lambda x: score(*f(x)), x, t, 1e-3)
+    assert abs(found - expected) <= 1e-6 * (abs(expected) + abs(found) + abs(score(*y)))
+
+
+def gradient_by_differences(f, y):
+    """The gradient d/dx + i d/dy of a real function that is quadratic: the differences are exact."""
+    g = np.zeros(y.shape, dtype=y.dtype)
+    for i in np.ndindex(y.shape):
+        e = np.zeros(y.shape, dtype=y.dtype)
+        e[i] = 1.0
+        g[i] = differences(f, y, e, 1.0)
+        if np.iscomplexobj(y):
+            g[i] += 1j * differences(f, y, 1j * e, 1.0)
+    return g
+
+
+def test_a_phase_has_no_derivative():
+    x = hermitian(complex_normal(3, 3))
+    w, v = np.linalg.eigh(x)
+    with pytest.raises(UnsupportedFunctionError, match="phases"):
+        pull_spectrum(Plain(), (np.zeros(3), complex_normal(3, 3)), (w, v), x)

@@ -43,20 +43,20 @@ def hermitian(xp: Namespace, x: Value, UPLO: str = "L") -> Value:
 
 
 def eigh(xp: Namespace, x: Value, UPLO: str = "L") -> EighResult:
-    return EighResult(*xp.spectrum(hermitian(xp, x, UPLO)))
+    return EighResult(*xp.spectrum(hermitian(xp, x, UPLO), upper=UPLO.upper() == "U"))
 
 
 def eigvalsh(xp: Namespace, x: Value, UPLO: str = "L") -> Value:
-    return xp.spectrum(hermitian(xp, x, UPLO))[0]
+    return eigh(xp, x, UPLO)[0]
 
 
-def spectrum(xp: Namespace, x: Value) -> tuple[Value, Value]:
-    """Return the eigenvalues and eigenvectors of Hermitian matrices."""
-    w, v = xp.linalg.eigh(x)
+def spectrum(xp: Namespace, x: Value, *, upper: bool = False) -> tuple[Value, Value]:
+    """Return the eigenvalues and eigenvectors of Hermitian matrices. Signs of vectors depend on the triangle read."""
+    w, v = xp.linalg.eigh(x, UPLO="U") if upper else xp.linalg.eigh(x)
     return w, v
 
 
-def pull_spectrum(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
+def pull_spectrum(xp: Namespace, c: Value, y: Value, x: Value, *, upper: bool = False) -> Value:
     """Return V (diag(cw) + K / (w_j - w_i)) V^H, where K is the skew part of V^H cV (Giles 2008, section 3.1)."""
     (cw, cv), (w, v) = c, y
     if not x.size:

@@ -133,8 +133,8 @@ def pseudoinverse(xp: Namespace, x: Value, *, rtol: Value) -> Value:
 def pull_pseudoinverse(xp: Namespace, c: Value, y: Value, x: Value, *, rtol: Value) -> Value:
     """Return the derivative at constant rank (Golub and Pereyra 1973, equation 4.12)."""
     ch, yh = adjoint(xp, c), adjoint(xp, y)
-    left = ch @ y - x @ (y @ (ch @ y))
-    right = y @ ch - ((y @ ch) @ x) @ y
+    left, right = ch @ y, y @ ch
+    left, right = left - x @ (y @ left), right - (right @ y) @ x
     return left @ yh + yh @ right - yh @ c @ yh
 
 
