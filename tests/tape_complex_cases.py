@@ -7,9 +7,6 @@ from itertools import product
 
 from tape_helpers import Case
 
-OF_LINALG = {"linalg.slogdet", "linalg.cholesky"}
-"""Rules of real matrices."""
-
 REAL_ONLY = {
     # the standard has them for real arrays alone
     *("max", "min", "maximum", "minimum", "clip", "sort", "var", "std", "hypot", "atan2", "logaddexp", "copysign"),
@@ -25,7 +22,7 @@ ONE_DTYPE = {"meshgrid", "meshgrid#ij"}
 
 def as_complex(cases):
     """The cases with complex arguments."""
-    chosen = [c for c in cases if not {c.name, c.name.partition("#")[0]} & (REAL_ONLY | OF_LINALG)]
+    chosen = [c for c in cases if not {c.name, c.name.partition("#")[0]} & REAL_ONLY]
     return [replace(case, numbers=("complex",)) for case in chosen]
 
 

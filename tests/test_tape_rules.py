@@ -9,10 +9,6 @@ import array_api_compat.numpy as np_xp
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
-=======
-from dil_backends._tape import primitive as _tape
->>>>>>> 9f070ce (Tape: tests of linear algebra, what coinciding values leave of a derivative, complex formulas by themselves)
 from dil_backends._tape import rules as _tape_rules
 from dil_backends._tape import vjp
 from dil_backends._tape.rules.indexing import Rows

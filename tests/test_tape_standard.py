@@ -28,6 +28,7 @@ STANDARD = [
     *functions(array_api_strict.fft, "fft."),
 ]
 
+
 def entries(name):
     """The tables that have the function."""
     tables = {

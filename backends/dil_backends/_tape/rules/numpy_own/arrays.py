@@ -17,7 +17,6 @@ def flat(xp: Namespace, x: Value) -> Value:
     return x if x.ndim == 1 else xp.reshape(x, (x.size,))
 
 
-
 def by_axis(xp: Namespace, x: Value, axis: int | None) -> tuple[Value, int]:
     """Return x and a non-negative axis of it; the vector of its entries for None."""
     x = as_array(xp, x)
