@@ -73,4 +73,4 @@ def test_a_function_of_no_array_refuses_one(name):
 def test_aliases_have_entries():
     for name, other in _tape_rules.ALIASES.items():
         assert entries(name) == ["alias"]
-        assert len(entries(other)) == 1, name
+        assert len(entries(other)) == 1 or other in _tape_rules.NUMPY, name
