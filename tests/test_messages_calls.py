@@ -73,7 +73,7 @@ def test_a_batch_needs_a_number_for_each_problem(eager):
 RESULTS = {
     "shape": (lambda x: x[:1], dil.ShapeError, r"result of the solver 'solver' .*\(1,\).*init is .*\(2,\)"),
     "tree": (lambda x: {"a": x}, dil.ShapeError, r"result of the solver 'solver' .*\['a'\]"),
-    "ints": (to_int, dil.DTypeError, r"result of the solver 'solver' has dtype .*int64; .*real floating, so cast"),
+    "ints": (to_int, dil.DTypeError, r"result of the solver 'solver' has dtype .*int64; .*real or complex floating, so cast"),
     "float32": (to_float32, dil.DTypeError, r"dtype .*float32, but argument 0 has .*float64; cast one"),
     "list": (lambda x: [0.5, 0.5], dil.DTypeError, r"'solver'\[0\] is 0.5 of type float; expected a float array"),
     "float": (lambda x: 0.5, dil.DTypeError, "is 0.5 of type float; expected a float array"),

@@ -12,6 +12,7 @@ import numpy as np
 
 from dil._base.errors import BackendError
 from dil._base.typing import Array
+from dil._frameworks.complex_parts import STANDARD as complex_parts
 from dil._frameworks.loops import EAGER as loops
 from dil._frameworks.protocol import BackendInfo
 from dil._frameworks.reports import eager_reports
@@ -35,6 +36,7 @@ __all__ = [
     "assert_constant",
     "children",
     "compiler",
+    "complex_parts",
     "constant",
     "fixed",
     "guard",

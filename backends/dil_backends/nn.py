@@ -14,7 +14,7 @@ import dil
 from dil._base.one_line import one_line
 from dil_backends.torch.guards import guard
 from dil_backends.torch.isolation import autocasts, isolated
-from dil_backends.torch.named_tensors import cast_like, refuse_devices, refuse_dtypes, refuse_shards, tensors_of_call
+from dil_backends.torch.named_tensors import cast_like, is_inexact, refuse_devices, refuse_dtypes, refuse_shards, tensors_of_call
 from dil_backends.torch.stateless_score import StatelessScore
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class ImplicitModule(torch.nn.Module):
             message = "the argument score_module= of an ImplicitModule is the module's own; call yours another name"
             raise dil.OptionError(message)
         state = score.state()
-        first = next((x for x in state.values() if x.is_floating_point()), None)
+        first = next((x for x in state.values() if is_inexact(x)), None)
         if first is not None:
             if first.device.type in autocasts():
                 args, kwargs = pytree.tree_map(partial(cast_like, first), (args, kwargs))

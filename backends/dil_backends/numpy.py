@@ -11,6 +11,7 @@ import numpy as np
 
 from dil._base.errors import BackendError
 from dil._base.typing import Array
+from dil._frameworks.complex_parts import STANDARD as complex_parts
 from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
@@ -28,7 +29,7 @@ from dil_backends._taped import (
 )
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["adopt", "assert_constant", "children", "compiler", "constant", "fixed", "implicit", "vjp"]
+__all__ = ["adopt", "assert_constant", "children", "compiler", "complex_parts", "constant", "fixed", "implicit", "vjp"]
 
 NATIVE = "numpy"
 PLAIN = (np.ndarray, np.generic)

@@ -24,6 +24,7 @@ __all__ = [
     "inner",
     "is_complex",
     "is_float",
+    "is_inexact",
     "logical_not",
     "max_abs",
     "nonzero_max_abs",
@@ -54,7 +55,7 @@ def array_namespace(*arrays: Any) -> Namespace:
 
 @lru_cache(maxsize=256)
 def is_float(xp: Namespace, dtype: DType) -> bool:
-    """Return whether a dtype is real floating. Only real floating arrays have a derivative."""
+    """Return whether a dtype is real floating."""
     return _is_dtype(xp, dtype, "real floating")
 
 
@@ -62,6 +63,11 @@ def is_float(xp: Namespace, dtype: DType) -> bool:
 def is_complex(xp: Namespace, dtype: DType) -> bool:
     """Return whether a dtype is complex."""
     return _is_dtype(xp, dtype, "complex floating")
+
+
+def is_inexact(xp: Namespace, dtype: DType) -> bool:
+    """Return whether a dtype is real or complex floating. Only such arrays have a derivative."""
+    return is_float(xp, dtype) or is_complex(xp, dtype)
 
 
 def _is_dtype(xp: Namespace, dtype: DType, kind: str) -> bool:

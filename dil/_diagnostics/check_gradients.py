@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dil._base.arrays import array_namespace, device, eps
+from dil._base.arrays import array_namespace, device, eps, is_complex
 from dil._base.errors import DilError, DTypeError, OptionError
 from dil._base.typing import Arrays, Tree
 from dil._diagnostics.findings import BENT_FUNCTION, UNKNOWN, Causes, Finding, causes, merged, without_failure_warnings
 from dil._diagnostics.finite_differences import Line, largest, length, terms
-from dil._frameworks.arguments import split_arguments
+from dil._frameworks.arguments import split_arguments, with_complex_split
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import BackendHandle, leaves_of, owner
@@ -98,7 +98,7 @@ def check_gradients(
     fn : callable
         A function of trees of arrays; layers may be part of it.
     *args : trees
-        The point; the float arrays in it are varied.
+        The point; the float arrays in it are varied, the real and imaginary parts of complex ones on their own.
     backends : sequence of str, optional
         The names of the backends to run on. The arguments are converted to each, and fn must be array-API code. By
         default the backend of the arguments.
@@ -246,7 +246,7 @@ def _judged(several: list[Measured]) -> tuple[list[Measured], tuple[str, ...]]:
 
 def _measure(case: Case, name: str, order: int, directions: int, seed: int) -> list[Measured]:
     fn, *args = case(handle_of(name))
-    flat = Flat(fn, *split_arguments(tuple(args), {}))
+    flat = Flat(fn, *with_complex_split(*split_arguments(tuple(args), {})))
     return [_along(flat, order, seed + i) for i in range(directions)]
 
 
@@ -258,10 +258,11 @@ def _along(flat: Flat, order: int, seed: int) -> Measured:
         message = "there is no float array among the arguments, so there is no derivative to check"
         raise DilError(message)
     draw = np.random.default_rng(seed)
-    f: Callable[..., Arrays] = flat
+    of_parts = _of_parts(flat)
+    f = of_parts
     if order == 2:
-        fixed = _draw(draw, backend, flat(*floats))
-        f = lambda *xs: backend.vjp(flat, *xs)[1](fixed)  # noqa: E731
+        fixed = _draw(draw, backend, of_parts(*floats))
+        f = lambda *xs: backend.vjp(of_parts, *xs)[1](fixed)  # noqa: E731
     t = tuple(largest(backend, x) * d for x, d in zip(floats, _draw(draw, backend, floats), strict=True))
     out, pull = backend.vjp(f, *floats)
     if not out:
@@ -289,6 +290,15 @@ def _along(flat: Flat, order: int, seed: int) -> Measured:
         length(backend, pulled) * length(backend, t),
         line,
     )
+
+
+def _of_parts(flat: Flat) -> Callable[..., Arrays]:
+    """Return the function with the real and imaginary parts of its complex results, as real arrays."""
+
+    def parts(x: Any) -> Any:
+        return flat.backend.complex_parts.split(x) if is_complex(array_namespace(x), x.dtype) else x
+
+    return lambda *floats: tuple([parts(x) for x in flat(*floats)])
 
 
 def _draw(draw: Any, backend: Backend, like: Arrays) -> Arrays:

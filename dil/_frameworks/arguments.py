@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from operator import is_
 from typing import Any
 
-from dil._base.arrays import array_namespace, is_float
+from dil._base.arrays import array_namespace, is_complex, is_float, is_inexact
 from dil._base.errors import ShapeError
 from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.complex_parts import ComplexParts
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import OWNERS, adopted, leaves_of, load, owner
 
@@ -36,12 +37,16 @@ class Arguments:
     arrays: tuple[int, ...]
     """The positions of the arrays among the leaves."""
     floats: tuple[int, ...]
-    """The positions of the real floating arrays among the arrays. Only these have a derivative."""
+    """The positions of the real and complex floating arrays among the arrays. Only these have a derivative."""
     plain: bool = False
     """Whether each argument is positional and one array. Then there is no tree to rebuild."""
+    split: tuple[int, ...] = ()
+    """The positions of the complex arrays that are given by their real and imaginary parts."""
 
     def call(self, arrays: Sequence[Any]) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
         """Return the positional and keyword arguments that contain these arrays."""
+        if self.split:
+            arrays = [_parts(x).join(x) if i in self.split else x for i, x in enumerate(arrays)]
         if self.plain:
             return tuple(arrays), {}
         leaves = list(self.statics)
@@ -80,7 +85,7 @@ class Arguments:
         leaves: list[Array] = []
         for entry, like in zip(given, [*args, kwargs], strict=True):
             leaves.extend(_cotangents_like(entry, like))
-        return leaves
+        return [_parts(x).split(_parts(x).cotangent(x)) if i in self.split else x for i, x in enumerate(leaves)]
 
     def in_tree(self, array: int) -> bool:
         """Return whether one of the arrays is an entry of a tree, such as a module, and no argument by itself."""
@@ -89,6 +94,10 @@ class Arguments:
     def name(self, array: int) -> str:
         """Return the name of one of the arrays, in the words of the call."""
         return name_of(self.structure.paths[self.arrays[array]])
+
+    def described(self, array: int, x: Array) -> str:
+        """Return the name of an array with its dtype, which is that of its parts if it is complex."""
+        return f"{self.name(array)} has {'complex numbers of ' if array in self.split else ''}dtype {x.dtype}"
 
 
 NO_START = Arguments(flatten(((None,), {}), lambda _: None)[1], (None,), (), ())
@@ -112,7 +121,7 @@ def split_arguments(
     statics = list(leaves)
     for i in places:
         statics[i] = None
-    floats = tuple(i for i, x in enumerate(arrays) if is_float(array_namespace(x), x.dtype))
+    floats = tuple(i for i, x in enumerate(arrays) if is_inexact(array_namespace(x), x.dtype))
     plain = not kwargs and len(args) == len(arrays) and all(map(is_, args, arrays))
     return arrays, Arguments(structure, tuple(statics), places, floats, plain)
 
@@ -126,6 +135,14 @@ def with_numbers_as_arrays(leaves: Sequence[Any], structure: Structure, beside: 
     if any(owner(x) is not None for x in (*leaves, *beside)) or any(map(IN_A_LIST.search, structure.paths)):
         return list(leaves)
     return [load("numpy").asarray(x) if type(x) is float else x for x in leaves]
+
+
+def with_complex_split(arrays: list[Any], arguments: Arguments) -> tuple[list[Any], Arguments]:
+    """Return the arrays of a call with the complex ones as real arrays of their parts, (*shape, 2), and its record."""
+    split = tuple([i for i in arguments.floats if is_complex(array_namespace(arrays[i]), arrays[i].dtype)])
+    if not split:
+        return arrays, arguments
+    return [_parts(x).split(x) if i in split else x for i, x in enumerate(arrays)], replace(arguments, split=split)
 
 
 def with_promoted_trees(
@@ -144,6 +161,12 @@ def with_promoted_trees(
         return list(arrays)
     (dtype,) = dtypes
     return [backend.adopt(x, dtype) if i in trees and x.dtype != dtype else x for i, x in enumerate(arrays)]
+
+
+def _parts(x: Any) -> ComplexParts:
+    own = owner(x)
+    assert own is not None
+    return own.complex_parts
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays, Device, DType, Tree
+from dil._frameworks.complex_parts import ComplexParts
 from dil._frameworks.dense import Dense
 from dil._frameworks.loops import Loops
 from dil._frameworks.reports import Reports
@@ -192,6 +193,7 @@ class Backend(Autodiff, Protocol):
 
     loops: Loops
     dense: Dense
+    complex_parts: ComplexParts
     reports: Reports
 
     def owns(self, x: object, /) -> bool:

@@ -205,12 +205,23 @@ class BackendHandle:
     module: Backend
 
     def asarray(self, x: object) -> AnyArray:
-        """Make an array of x with the dtype and on the device of this handle."""
-        return self.module.asarray(x, dtype=self.dtype, device=self.device)
+        """Make an array of x with the dtype and on the device of this handle; complex numbers get its precision."""
+        dtype = self.dtype
+        if dtype is not None and _holds_complex(x):
+            dtype = getattr(self.xp, f"complex{2 * self.xp.finfo(dtype).bits}")
+        return self.module.asarray(x, dtype=dtype, device=self.device)
 
     def to_numpy(self, x: AnyArray) -> Any:
         """Copy an array to NumPy, for printing, saving and plotting."""
         return self.module.to_numpy(self.module.constant(x))
+
+
+def _holds_complex(x: object) -> bool:
+    if hasattr(x, "dtype"):
+        return "complex" in str(x.dtype)
+    import numpy as np
+
+    return bool(np.iscomplexobj(x))
 
 
 @cache

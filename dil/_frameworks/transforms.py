@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dil._base.arrays import array_namespace, is_float
+from dil._base.arrays import array_namespace, is_complex, is_float, is_inexact
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import AnyArray, Array, Arrays, Tree
@@ -24,7 +24,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     fn : callable
         Takes trees of arrays and returns a tree. It may contain layers and array API code.
     *args : trees
-        The point. Only its real floating arrays have a derivative.
+        The point. Only its real and complex floating arrays have a derivative.
 
     Returns
     -------
@@ -32,7 +32,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
         fn(*args).
     pull : callable
         `pull(cotangent)` takes a cotangent like `out` and returns a tuple with one entry per argument. An entry is like
-        its argument, with None in the place of each leaf that is not a real floating array.
+        its argument, with None in the place of each leaf that is not a floating array.
 
     Raises
     ------
@@ -75,7 +75,7 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
     Returns
     -------
     out, tangent : trees
-        fn(*args) and its directional derivative, with None in the place of each leaf that is not a real floating array.
+        fn(*args) and its directional derivative, with None in the place of each leaf that is not a floating array.
 
     Raises
     ------
@@ -125,7 +125,12 @@ def grad(fn: Callable[..., AnyArray], argnums: int | tuple[int, ...] = 0) -> Cal
     OptionError
         If `argnums` names something other than a positional argument, or names one twice.
     ShapeError, DTypeError
-        When called, if the value of fn is not one real floating number, or an argument holds no real floating array.
+        When called, if the value of fn is not one real floating number, or an argument holds no floating array.
+
+    Notes
+    -----
+    The gradient in a complex array z follows the convention of its framework: d/dRe z + i d/dIm z on NumPy, CuPy and
+    torch, and its conjugate on JAX.
 
     Examples
     --------
@@ -168,10 +173,10 @@ def value_and_grad(
         args, kwargs = structure.unflatten(with_numbers_as_arrays(given, structure))
         for i in places:
             leaves = leaves_of(args[i])[0]
-            if not any(owner(x) is not None and is_float(array_namespace(x), x.dtype) for x in leaves):
+            if not any(owner(x) is not None and is_inexact(array_namespace(x), x.dtype) for x in leaves):
                 held = f" but {_describe(leaves[0])}" if leaves else ""
                 way = "pass a floating array, such as np.asarray(2.0), or a float such as 2.0 without arrays"
-                message = f"argument {i} holds no real floating array{held}, so it has no gradient; {way}"
+                message = f"argument {i} holds no floating array{held}, so it has no gradient; {way}"
                 raise DTypeError(message)
 
         def fn_of_chosen(*values: Tree) -> Tree:
@@ -188,10 +193,9 @@ def value_and_grad(
             )
             raise ShapeError(message)
         if not is_float(array_namespace(value), value.dtype):
-            message = (
-                f"grad needs a real floating result; this function returned {_describe(value)}; a score is real, so "
-                f"take the real part or the modulus of a complex number, or use dil.vjp"
-            )
+            message = f"grad needs a real floating result; this function returned {_describe(value)}"
+            if is_complex(array_namespace(value), value.dtype):
+                message += "; take its real part, or its abs() ** 2, or dil.vjp with a complex cotangent"
             raise DTypeError(message)
         gradients = pull(array_namespace(value).ones_like(value))
         return value, gradients[0] if isinstance(argnums, int) else gradients
@@ -213,7 +217,7 @@ class Flat:
     def __call__(self, *floats: Array) -> Arrays:
         args, kwargs = self.arguments.call(self.arguments.with_floats(self.arrays, floats))
         leaves, self.structure = leaves_of(self.fn(*args, **kwargs))
-        is_float_array = [owner(x) is not None and is_float(array_namespace(x), x.dtype) for x in leaves]
+        is_float_array = [owner(x) is not None and is_inexact(array_namespace(x), x.dtype) for x in leaves]
         self.rest = [FLOAT_ARRAY if yes else x for x, yes in zip(leaves, is_float_array, strict=True)]
         return tuple(x for x, yes in zip(leaves, is_float_array, strict=True) if yes)
 
@@ -254,11 +258,11 @@ class Flat:
                 raise ShapeError(message)
             for x, direction in zip(adopted(leaves, self.floats), adopted(given, self.floats), strict=True):
                 t = _like(direction, x)
-                if owner(x) is None or not is_float(array_namespace(x), x.dtype):
+                if owner(x) is None or not is_inexact(array_namespace(x), x.dtype):
                     if _is_direction(t):
                         message = (
-                            f"a tangent is given for {_describe(x)}, which has no derivative; pass a real floating "
-                            f"array, or None as its tangent"
+                            f"a tangent is given for {_describe(x)}, which has no derivative; pass a floating array, "
+                            f"or None as its tangent"
                         )
                         raise DTypeError(message)
                     continue

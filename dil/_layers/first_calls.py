@@ -60,6 +60,7 @@ def _key(problem: Problem, y: Array, solver: object) -> Hashable:
     return (
         kind,
         problem.space.shapes,
+        problem.space.split,
         str(y.dtype),
         getattr(condition.fn, "modes", None),
         _hash_of(getattr(solver, "identity", solver)),

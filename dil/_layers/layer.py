@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-from dil._base.arrays import array_namespace, is_complex
 from dil._base.errors import DTypeError, OptionError
 from dil._base.one_line import made_by
 from dil._base.options import is_integer
@@ -15,7 +14,13 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.adoption import run_in_its_framework
-from dil._frameworks.arguments import NO_START, Arguments, split_arguments, with_promoted_trees
+from dil._frameworks.arguments import (
+    NO_START,
+    Arguments,
+    split_arguments,
+    with_complex_split,
+    with_promoted_trees,
+)
 from dil._frameworks.registry import common_owner, guarded, leaves_of, loaded
 from dil._layers.answer import AnswerRule, answer_of, rebuilt
 from dil._layers.call import Call, Solver, solved, start_of
@@ -159,6 +164,8 @@ class Layer:
         starts, start = ([], NO_START) if init is None else split_arguments((init,), {}, arrays)
         names = [arguments.name(i) for i in range(len(arrays))] + ["init"] * len(starts)
         backend = common_owner([*arrays, *starts], names, self.policy.layer)
+        arrays, arguments = with_complex_split(arrays, arguments)
+        starts, start = with_complex_split(starts, start)
         arrays = with_promoted_trees(arrays, arguments, starts, backend)
         _check_dtypes(arrays, arguments)
         call = Call(
@@ -186,17 +193,10 @@ def _solution_of(call: Call, rule: ImplicitRule, *arrays: Array) -> Arrays:
 
 def _check_dtypes(arrays: list[Array], arguments: Arguments) -> None:
     floats = arguments.only_floats(arrays)
-    for i, x in enumerate(arrays):
-        if is_complex(array_namespace(x), x.dtype):
-            message = (
-                f"{arguments.name(i)} has dtype {x.dtype}; a layer differentiates in real arrays only, so pass the "
-                f"real and the imaginary part"
-            )
-            raise DTypeError(message)
     for i, x in zip(arguments.floats, floats, strict=True):
         if x.dtype != floats[0].dtype:
             message = (
-                f"{arguments.name(arguments.floats[0])} has dtype {floats[0].dtype}, but {arguments.name(i)} has "
-                f"{x.dtype}; cast them to one dtype before the call"
+                f"{arguments.described(arguments.floats[0], floats[0])}, but {arguments.described(i, x)}; cast them to "
+                f"one dtype before the call"
             )
             raise DTypeError(message)

@@ -80,4 +80,5 @@ def _key(call: Call, arrays: list[Array], built: Key) -> Hashable:
     parts = (call.condition, call.linear_solver, call.start.statics, call.arguments.statics)
     captured = tuple(built.of(part) for part in parts)
     captured += (call.has_start, call.space) if isinstance(call, SolvedCall) else (built.of(call.solver),)
-    return call.arguments.structure, call.start.structure, call.arguments.arrays, call.start.arrays, shapes, captured
+    places = (call.arguments.arrays, call.start.arrays, call.arguments.split, call.start.split)
+    return call.arguments.structure, call.start.structure, places, shapes, captured

@@ -126,7 +126,7 @@ class UserDerivatives:
     def gradient(self, u: Array, *arrays: Array) -> Array:
         """Return the user's gradient as a vector."""
         args, kwargs = self.problem.arguments.call(arrays)
-        return self.problem.space.vector(
+        return self.problem.space.covector(
             self.derivatives.gradient(self.problem.space.unravel(u), *args, **kwargs), "derivatives.gradient"
         )
 
@@ -166,7 +166,7 @@ class UserDerivatives:
         space = self.problem.space
         positional, keywords = self.problem.arguments.call(args[1:])
         product = self.derivatives.hvp(space.unravel(args[0]), space.unravel(w), *positional, **keywords)
-        return space.vector(product, "derivatives.hvp")
+        return space.covector(product, "derivatives.hvp")
 
     def _mixed(self, args: Arrays, w: Array) -> list[Array]:
         assert self.derivatives.mixed is not None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dil._base.arrays import array_namespace, is_complex
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.options import check_integer
 from dil._base.typing import Array, DType, Tree
@@ -108,6 +109,13 @@ class Score:
                 f"dimensions hold independent problems"
             )
             raise ShapeError(message)
+        if is_complex(array_namespace(value), value.dtype):  # type: ignore[attr-defined]
+            message = (
+                f"the score {self.name!r} returned a complex number, of dtype {value.dtype}; a score is real, since "  # type: ignore[attr-defined]
+                f"it is made small: take xp.real(...) of a number whose imaginary part is zero, such as conj(r) * r, "
+                f"or xp.abs(...) ** 2"
+            )
+            raise DTypeError(message)
         if value.dtype != dtype:  # type: ignore[attr-defined]
             message = (
                 f"the score {self.name!r} returned dtype {value.dtype}; expected {dtype}, the unknown's; "  # type: ignore[attr-defined]

@@ -3,54 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from dil._base.arrays import array_namespace, is_float, size
+from dil._base.arrays import array_namespace, is_complex, is_inexact, size
 from dil._base.errors import DTypeError, ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import Array, DType, Tree
+from dil._frameworks.complex_parts import ComplexParts
 from dil._frameworks.registry import common_owner, leaves_of, owner
 
 
 @dataclass(frozen=True)
 class Space:
-    """The trees of one structure, dtype and leaf shapes, and the linear map to vectors (*batch, n) and back."""
+    """The trees of one structure, dtype and leaf shapes, and the linear map to vectors (*batch, n) and back.
+
+    The vectors are real. A complex leaf is the real array of its real and imaginary parts there.
+    """
 
     structure: Structure
     shapes: tuple[tuple[int, ...], ...]
-    """The shape of each leaf, batch dimensions included."""
+    """The shape of each leaf, batch dimensions included. That of a complex leaf ends with 2, for its parts."""
     dtype: DType
+    """The real dtype."""
     batch: tuple[int, ...]
+    split: tuple[int, ...] = ()
+    """The positions of the complex leaves."""
 
     @property
     def dimension(self) -> int:
-        """The number of unknowns of one problem, n."""
+        """The number of real unknowns of one problem, n."""
         return sum(size(shape[len(self.batch) :]) for shape in self.shapes)
 
     def row(self) -> Space:
         """Return the space of one problem, without the first dimension of the batch."""
-        return Space(self.structure, tuple(shape[1:] for shape in self.shapes), self.dtype, self.batch[1:])
+        return replace(self, shapes=tuple(shape[1:] for shape in self.shapes), batch=self.batch[1:])
 
     def rows(self, count: int) -> Space:
         """Return the space of `count` problems of the batch, whose shape becomes (count, 1, ..., 1)."""
         batch = (count, *(1,) * (len(self.batch) - 1))
         shapes = tuple((*batch, *shape[len(batch) :]) for shape in self.shapes)
-        return Space(self.structure, shapes, self.dtype, batch)
+        return replace(self, shapes=shapes, batch=batch)
 
     def many(self, count: int) -> Space:
         """Return the space of `count` problems, or batches of them, as one batch."""
         shapes = tuple((count, *shape) for shape in self.shapes)
-        return Space(self.structure, shapes, self.dtype, (count, *self.batch))
+        return replace(self, shapes=shapes, batch=(count, *self.batch))
 
     def describe(self) -> str:
         """Return the shapes and the dtype in words, for messages."""
-        leaves = zip(self.structure.paths, self.shapes, strict=True)
-        shapes = ", ".join(f"{path} {shape}" if path else str(shape) for path, shape in leaves)
-        return f"{shapes} of {self.dtype}"
+        leaves = []
+        for i, (path, shape) in enumerate(zip(self.structure.paths, self.shapes, strict=True)):
+            words = f"{shape[:-1]} (complex)" if i in self.split else str(shape)
+            leaves.append(f"{path} {words}" if path else words)
+        return f"{', '.join(leaves)} of {self.dtype}"
 
     def ravel(self, leaves: Sequence[Array]) -> Array:
         """Join the leaves of a tree into vectors (*batch, n)."""
+        if self.split:
+            leaves = _with_split(leaves, self.split)
+        return self.joined(leaves)
+
+    def joined(self, leaves: Sequence[Array]) -> Array:
+        """Join leaves whose complex ones are given by their parts."""
         if len(leaves) == 1 and leaves[0].ndim == len(self.batch) + 1:
             return leaves[0]
         xp = array_namespace(leaves[0])
@@ -77,19 +92,39 @@ class Space:
             raise ShapeError(message)
         return vector
 
+    def covector(self, tree: Tree, what: str) -> Array:
+        """Return the vectors (*batch, n) of a gradient, which is complex by the convention of its framework.
+
+        Raises
+        ------
+        ShapeError
+            If the tree has another structure, shape or dtype.
+        """
+        if self.split:
+            leaves, structure = leaves_of(tree)
+            tree = structure.unflatten([_conjugated(x) for x in leaves])
+        return self.vector(tree, what)
+
     def unravel(self, vector: Array) -> Tree:
         """Split vectors (*batch, n) into the leaves of a tree, and return the tree."""
+        leaves = self._leaves(vector)
+        for i in self.split:
+            leaves[i] = _parts(leaves[i]).join(leaves[i])
+        return self.structure.unflatten(leaves)
+
+    def _leaves(self, vector: Array) -> list[Array]:
+        """Return the leaves. The complex ones are real arrays of their parts."""
         if len(self.shapes) == 1:
             if len(self.shapes[0]) == len(self.batch) + 1:
-                return self.structure.unflatten([vector])
-            return self.structure.unflatten([array_namespace(vector).reshape(vector, self.shapes[0])])
+                return [vector]
+            return [array_namespace(vector).reshape(vector, self.shapes[0])]
         xp = array_namespace(vector)
         leaves, start = [], 0
         for shape in self.shapes:
             stop = start + size(shape[len(self.batch) :])
             leaves.append(xp.reshape(vector[..., start:stop], shape))
             start = stop
-        return self.structure.unflatten(leaves)
+        return leaves
 
 
 def space_of(u: Tree, batch_ndim: int, what: str) -> tuple[Array, Space]:
@@ -100,7 +135,7 @@ def space_of(u: Tree, batch_ndim: int, what: str) -> tuple[Array, Space]:
     ShapeError
         If the tree is empty or its leaves do not share `batch_ndim` leading dimensions.
     DTypeError
-        If a leaf is not a real floating array, or the leaves have different dtypes.
+        If a leaf is not a floating array, or the leaves have different dtypes. A complex leaf has that of its parts.
     """
     leaves, structure = leaves_of(u)
     if not leaves:
@@ -110,9 +145,12 @@ def space_of(u: Tree, batch_ndim: int, what: str) -> tuple[Array, Space]:
     for leaf, name in zip(leaves, names, strict=True):
         _check_leaf(leaf, name)
     common_owner(leaves, names, what)
-    dtypes = {str(leaf.dtype) for leaf in leaves}
+    split = tuple([i for i, leaf in enumerate(leaves) if is_complex(array_namespace(leaf), leaf.dtype)])
+    parts = _with_split(leaves, split)
+    dtypes = {str(leaf.dtype) for leaf in parts}
     if len(dtypes) > 1:
-        message = f"the leaves of {what} have dtypes {', '.join(sorted(dtypes))}; they must share one, so cast them"
+        given = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+        message = f"the leaves of {what} have dtypes {given}; they must share one precision, so cast them"
         raise DTypeError(message)
     batches = {leaf.shape[:batch_ndim] for leaf in leaves}
     if len(batches) > 1 or len(next(iter(batches))) < batch_ndim:
@@ -122,9 +160,30 @@ def space_of(u: Tree, batch_ndim: int, what: str) -> tuple[Array, Space]:
             f"dimensions must exist and agree"
         )
         raise ShapeError(message)
-    shapes_ = tuple(tuple(leaf.shape) for leaf in leaves)
-    space = Space(structure, shapes_, leaves[0].dtype, tuple(next(iter(batches))))
-    return space.ravel(leaves), space
+    shapes_ = tuple(tuple(leaf.shape) for leaf in parts)
+    space = Space(structure, shapes_, parts[0].dtype, tuple(next(iter(batches))), split)
+    return space.joined(parts), space
+
+
+def _with_split(leaves: Sequence[Array], split: Sequence[int]) -> list[Array]:
+    """Return the leaves with those in `split`, the complex ones, as real arrays of their parts."""
+    mixed = len(split) < len(leaves)
+    return [
+        x if i not in split else _parts(x).split_beside(x) if mixed else _parts(x).split(x)
+        for i, x in enumerate(leaves)
+    ]
+
+
+def _parts(x: Array) -> ComplexParts:
+    own = owner(x)
+    assert own is not None
+    return own.complex_parts
+
+
+def _conjugated(x: Any) -> Any:
+    if owner(x) is None or not is_complex(array_namespace(x), x.dtype):
+        return x
+    return _parts(x).cotangent(x)
 
 
 def _check_leaf(leaf: Any, name: str) -> None:
@@ -133,9 +192,9 @@ def _check_leaf(leaf: Any, name: str) -> None:
             f"{name} is {leaf!r} of type {type(leaf).__name__}; expected a float array, such as np.asarray([0.5, 1.0])"
         )
         raise DTypeError(message)
-    if not is_float(array_namespace(leaf), leaf.dtype):
+    if not is_inexact(array_namespace(leaf), leaf.dtype):
         message = (
-            f"{name} has dtype {leaf.dtype}; the unknown of a layer must be real floating, so cast it, "
+            f"{name} has dtype {leaf.dtype}; the unknown of a layer must be real or complex floating, so cast it, "
             f"for example to float64"
         )
         raise DTypeError(message)

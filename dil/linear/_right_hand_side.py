@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import array_namespace, is_float
+from dil._base.arrays import array_namespace, is_complex, is_float
 from dil._base.errors import DTypeError, ShapeError
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
@@ -25,6 +25,8 @@ def backend_of_system(b: Array, solver: str, x0: Array | None = None) -> Backend
         raise ShapeError(message)
     if not is_float(array_namespace(b), b.dtype):
         message = f"{solver} got b of dtype {b.dtype}; expected real floating numbers; cast it, for example to float64"
+        if is_complex(array_namespace(b), b.dtype):
+            message += "; a complex system is a real one of twice the size, of its real and its imaginary parts"
         raise DTypeError(message)
     if x0 is not None and (tuple(x0.shape) != tuple(b.shape) or x0.dtype != b.dtype):
         message = (

@@ -44,9 +44,7 @@ class Field:
 
     def trajectory(self, rows: Array) -> Tree:
         """Return the vectors (T, *batch, n) as a tree. Its leaves have a leading dimension of times."""
-        count = rows.shape[0]
-        shapes = tuple((count, *shape) for shape in self.space.shapes)
-        return Space(self.space.structure, shapes, self.space.dtype, (count, *self.space.batch)).unravel(rows)
+        return self.space.many(rows.shape[0]).unravel(rows)
 
     def refuse_captured(self, t: Array, u: Array, arrays: Arrays) -> None:
         """Raise if the function depends on an array that is being differentiated but is not among its arguments.

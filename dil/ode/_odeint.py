@@ -11,7 +11,7 @@ from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.adoption import run_in_its_framework
-from dil._frameworks.arguments import split_arguments
+from dil._frameworks.arguments import split_arguments, with_complex_split
 from dil._frameworks.registry import adopted, adopted_tree, common_owner, guarded, leaves_of, owner
 from dil._layers.call import Solver
 from dil._problem.space import space_of
@@ -241,7 +241,7 @@ def begin(
     if not isinstance(args, tuple):
         message = f"args={args!r} of type {type(args).__name__}; expected a tuple, (theta,) for one argument"
         raise OptionError(message)
-    arrays, arguments = split_arguments(args, {}, leaves_of(y0)[0])
+    arrays, arguments = with_complex_split(*split_arguments(args, {}, leaves_of(y0)[0]))
     y, space = space_of(adopted_tree(y0, arrays), options.batch_ndim, "y0")
     if space.dimension == 0:
         message = f"y0 is {space.describe()}, a state without an entry, so there is nothing to integrate"

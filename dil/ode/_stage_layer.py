@@ -9,7 +9,7 @@ from dil._base.arrays import array_namespace, full
 from dil._base.typing import Array, Arrays, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.record import add_entry, recording
-from dil._frameworks.arguments import split_arguments
+from dil._frameworks.arguments import split_arguments, with_complex_split
 from dil._frameworks.protocol import Rule
 from dil._layers.call import Call, Solver
 from dil._layers.independence import check_independence
@@ -125,7 +125,7 @@ def stage_layer(
     """Return the layer for states and times like the pair `like`."""
     u, t = like
     args, _ = field.arguments.call(arrays)
-    _, arguments = split_arguments((u, t, t, *args), {})
+    _, arguments = with_complex_split(*split_arguments((u, t, t, *args), {}))
     _, start = split_arguments((u,), {})
     call = Call(condition_of(field, layer, solver), solver, linear_solver, policy, 0, field.backend, arguments, start)
     return StageLayer(call, StageRule(ImplicitRule(call.problem, linear_solver, policy, "first")))

@@ -9,7 +9,7 @@ from dil._base.arrays import array_namespace, eps, full, norm
 from dil._base.errors import OptionError
 from dil._base.options import is_integer, is_number
 from dil._base.typing import Array, Arrays, Tree
-from dil._frameworks.arguments import split_arguments
+from dil._frameworks.arguments import split_arguments, with_complex_split
 from dil._frameworks.registry import adopted_tree, common_owner, leaves_of, owner
 from dil._problem.equation import Equation
 from dil._problem.problem import Problem
@@ -87,7 +87,7 @@ def start_equation(
 def _begin(
     solver: object, condition: Score | Equation, init: Tree, args: tuple[Tree, ...], kwargs: Mapping[str, Tree]
 ) -> Start:
-    arrays, arguments = split_arguments(args, kwargs, leaves_of(init)[0])
+    arrays, arguments = with_complex_split(*split_arguments(args, kwargs, leaves_of(init)[0]))
     u, space = space_of(adopted_tree(init, arrays), condition.batch_ndim, "init")
     names = ["init", *(arguments.name(i) for i in range(len(arrays)))]
     backend = common_owner([u, *arrays], names, f"{type(solver).__name__}()")

@@ -8,6 +8,7 @@ import array_api_strict as xp
 import numpy as np
 
 from dil._base.errors import BackendError
+from dil._frameworks.complex_parts import STANDARD as complex_parts
 from dil._frameworks.dense import Crossover
 from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import BackendInfo
@@ -32,6 +33,7 @@ __all__ = [
     "assert_constant",
     "children",
     "compiler",
+    "complex_parts",
     "constant",
     "fixed",
     "guard",

@@ -72,7 +72,7 @@ def _reversed(solve: Callable[..., Arrays], rule: Rule) -> Callable[..., Arrays]
 
     def backward(kept: tuple[Any, Any], cotangents: Any) -> tuple[Any, ...]:
         args, y = kept
-        wrt = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating)]
+        wrt = [i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.inexact)]
         pulled = dict(zip(wrt, rule.pullback(args, y, cotangents, wrt), strict=True))
         return tuple(pulled.get(i) for i in range(len(args)))
 

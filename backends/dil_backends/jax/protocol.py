@@ -12,6 +12,7 @@ import numpy as np
 from dil._base.errors import BackendError, CapturedError, DTypeError
 from dil._frameworks.protocol import BackendInfo, Compiler, Pull, PullWithWork
 from dil_backends.jax.attach import is_zero
+from dil_backends.jax.complex_parts import COMPLEX_PARTS as complex_parts
 from dil_backends.jax.dense import DENSE as dense
 from dil_backends.jax.fixed import Fixed as fixed
 from dil_backends.jax.guard import compiled, guard, may_run_programs
@@ -21,7 +22,7 @@ from dil_backends.jax.loops import LOOPS as loops
 from dil_backends.jax.reports import REPORTS as reports
 from dil_backends.jax.varying import axes_of, cast, checked
 
-__all__ = ["dense", "fixed", "guard", "implicit", "linear_solve", "loops", "reports"]
+__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "linear_solve", "loops", "reports"]
 
 NATIVE = "jax"
 Arrays = tuple[jax.Array, ...]

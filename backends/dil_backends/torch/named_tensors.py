@@ -31,10 +31,10 @@ def tensors_of_call(args: Sequence[Tree], kwargs: dict[str, Tree]) -> dict[str, 
 
 
 def refuse_dtypes(name: str, state: dict[str, Tensor], args: dict[str, Tensor]) -> None:
-    """Raise if two float tensors differ in dtype."""
-    floats = [(key, x) for key, x in (*state.items(), *args.items()) if x.is_floating_point()]
+    """Raise if two float tensors differ in dtype. A complex one has that of its parts."""
+    floats = [(key, x) for key, x in (*state.items(), *args.items()) if is_inexact(x)]
     for key, x in floats:
-        if x.dtype != floats[0][1].dtype:
+        if x.dtype.to_real() != floats[0][1].dtype.to_real():
             message = (
                 f"{floats[0][0]} of the score {name!r} is of {floats[0][1].dtype}, but {key} of {x.dtype}; they must "
                 f"agree, so cast the argument, or the module by module.to({x.dtype})"
@@ -71,8 +71,16 @@ def refuse_shards(name: str, tensors: dict[str, Tensor]) -> None:
 
 
 def cast_like(like: Tensor, x: Tree) -> Tree:
-    """Cast x to the dtype of `like` if x is a float tensor, as autocast does."""
-    return x.to(like.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+    """Cast x to the precision of `like` if x is a float tensor, as autocast does."""
+    if not isinstance(x, Tensor) or not is_inexact(x):
+        return x
+    precision = like.dtype.to_real()
+    return x.to(precision.to_complex() if x.is_complex() else precision)
+
+
+def is_inexact(x: Tensor) -> bool:
+    """Whether a tensor has a derivative: whether its numbers are real or complex floating."""
+    return x.is_floating_point() or x.is_complex()
 
 
 def write_count(x: Tensor) -> int:

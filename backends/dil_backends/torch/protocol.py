@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.loops import EAGER, write_row
 from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
+from dil_backends.torch.complex_parts import COMPLEX_PARTS as complex_parts
 from dil_backends.torch.dense import DENSE as dense
 from dil_backends.torch.dtensors import added_up, is_dtensor, still_together, whole
 from dil_backends.torch.function import implicit
@@ -23,7 +25,7 @@ from dil_backends.torch.guards import guard
 from dil_backends.torch.tracking import is_tracked, transforming
 from dil_backends.torch.vjp import vjp
 
-__all__ = ["dense", "fixed", "guard", "implicit", "vjp"]
+__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "vjp"]
 
 Tensor = torch.Tensor
 
@@ -109,9 +111,23 @@ def _map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /
     if (at_once == 1 or rows.shape[0] <= FEW_ROWS) and not transforming():
         return torch.stack([fn(row) for row in rows.unbind()])
     try:
-        return torch.vmap(fn, chunk_size=at_once)(rows)
+        with _rules_may_be_missing():
+            return torch.vmap(fn, chunk_size=at_once)(rows)
     except (RuntimeError, UnsupportedFunctionError):
         return torch.stack([fn(row) for row in rows])
+
+
+@contextmanager
+def _rules_may_be_missing() -> Iterator[None]:
+    """Let torch take the rows of one operation one by one without a warning.
+
+    It warns to standard error, past the filters of Python, for the derivative of `conj` of the array API, for example.
+    """
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
 
 
 def _number(x: Any, /) -> Any:
