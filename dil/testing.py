@@ -18,7 +18,7 @@ from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
 from dil._frameworks.registry import BackendHandle
 
-__all__ = ["LAWS"]
+__all__ = ["COMPLEX_LAWS", "LAWS"]
 
 Law = Callable[[BackendHandle], None]
 
@@ -187,6 +187,44 @@ def reports_hand_over_the_values(handle: BackendHandle) -> None:
         _expect(bool(np.all(found == handle.to_numpy(expected))), "a report changes values")
 
 
+def complex_parts_are_joined_again(handle: BackendHandle) -> None:
+    """Check that join(split(z)) = z, and that the derivatives of both are those of the parts."""
+    x, y, v, w = _vectors(handle, 4)
+    parts, given = (handle.xp.stack([a, b], axis=-1) for a, b in ((x, y), (v, w)))
+    complex_parts = handle.module.complex_parts
+
+    def square(parts: Array) -> Arrays:
+        z = complex_parts.join(complex_parts.aligned(parts))
+        return (complex_parts.split(z * z),)
+
+    (found,), pull = handle.module.vjp(square, parts)
+    (pulled,) = pull((given,))
+    expected = (
+        (x * x - y * y, found),
+        (2.0 * x * y, found),
+        (2.0 * (x * v + y * w), pulled),
+        (2.0 * (x * w - y * v), pulled),
+    )
+    for i, (number, stacked) in enumerate(expected):
+        _expect_near(handle, stacked[..., i % 2], number, "the parts of a complex array are wrong, or their derivative")
+
+
+def cotangents_are_in_the_convention(handle: BackendHandle) -> None:
+    """Check the gradient of |z|^2 Re z: its parts are d/dRe and d/dIm, or -d/dIm if `conjugate` says so."""
+    x, y = _vectors(handle, 2)
+    complex_parts = handle.module.complex_parts
+    z = complex_parts.join(handle.xp.stack([x, y], axis=-1))
+
+    def score(z: Array) -> Arrays:
+        xp = array_namespace(z)
+        return (xp.real(xp.conj(z) * z) * xp.real(z),)
+
+    (value,), pull = handle.module.vjp(score, z)
+    found = complex_parts.split(complex_parts.cotangent(pull((handle.xp.ones_like(value),))[0]))
+    _expect_near(handle, found[..., 0], 3.0 * x * x + y * y, "a complex cotangent has a wrong real part")
+    _expect_near(handle, found[..., 1], 2.0 * x * y, "a complex cotangent is not in the convention of its backend")
+
+
 class Square:
     """The derivative rule of a^2."""
 
@@ -218,6 +256,9 @@ LAWS: tuple[Law, ...] = (
     reports_hand_over_the_values,
 )
 """The laws. Each takes a `dil.BackendHandle`, and raises AssertionError with a sentence if the backend breaks it."""
+
+COMPLEX_LAWS: tuple[Law, ...] = (complex_parts_are_joined_again, cotangents_are_in_the_convention)
+"""The laws of a backend that differentiates complex arrays."""
 
 
 def _smooth(x: Array) -> Arrays:

@@ -14,7 +14,14 @@ import dil
 from dil._base.one_line import one_line
 from dil_backends.torch.guards import guard
 from dil_backends.torch.isolation import autocasts, isolated
-from dil_backends.torch.named_tensors import cast_like, is_inexact, refuse_devices, refuse_dtypes, refuse_shards, tensors_of_call
+from dil_backends.torch.named_tensors import (
+    cast_like,
+    is_inexact,
+    refuse_devices,
+    refuse_dtypes,
+    refuse_shards,
+    tensors_of_call,
+)
 from dil_backends.torch.stateless_score import StatelessScore
 
 if TYPE_CHECKING:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dil._base.arrays import array_namespace
 from dil._base.typing import Array
+
+
+def _unchanged(parts: Array) -> Array:
+    return parts
 
 
 @dataclass(frozen=True)
@@ -21,14 +26,14 @@ class ComplexParts:
     """`split(z)`: return the parts of a complex array (*shape,) as a real array (*shape, 2). It may be a view."""
     join: Callable[[Array], Array]
     """`join(parts)`: return the complex array of real parts (*shape, 2). It may be a view."""
-    split_beside: Callable[[Array], Array]
-    """The same for parts that are joined to a vector with other numbers, where a cotangent may start at any place."""
+    aligned: Callable[[Array], Array] = _unchanged
+    """`aligned(parts)`: return parts that lie beside other real numbers so that `split` and `join` can be views."""
     conjugate: bool = False
     """Whether a cotangent is d/dRe - i d/dIm, as on JAX. Otherwise it is d/dRe + i d/dIm."""
 
     def cotangent(self, z: Array) -> Array:
         """Return d/dRe + i d/dIm for a cotangent of the framework, or the other way round."""
-        return array_namespace(z).conj(z) if self.conjugate else z  # type: ignore[no-any-return]
+        return array_namespace(z).conj(z) if self.conjugate else z
 
 
 def split(z: Array) -> Array:
@@ -39,8 +44,10 @@ def split(z: Array) -> Array:
 
 def join(parts: Array) -> Array:
     """Return a complex array by functions of the standard, which has no other way than the product with 1j."""
-    return parts[..., 0] + 1j * parts[..., 1]
+    imaginary: Any = parts[..., 1]
+    joined: Array = parts[..., 0] + 1j * imaginary
+    return joined
 
 
-STANDARD = ComplexParts(split, join, split)
+STANDARD = ComplexParts(split, join)
 """By functions of the standard alone."""

@@ -216,7 +216,8 @@ class BackendHandle:
         return self.module.to_numpy(self.module.constant(x))
 
 
-def _holds_complex(x: object) -> bool:
+def _holds_complex(x: Any) -> bool:
+    """Return whether an array, or what is to become one, holds complex numbers."""
     if hasattr(x, "dtype"):
         return "complex" in str(x.dtype)
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dil._base.arrays import array_namespace, is_complex, is_float, is_inexact
+from dil._base.arrays import array_namespace, is_float, is_inexact
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import AnyArray, Array, Arrays, Tree
@@ -193,9 +193,10 @@ def value_and_grad(
             )
             raise ShapeError(message)
         if not is_float(array_namespace(value), value.dtype):
-            message = f"grad needs a real floating result; this function returned {_describe(value)}"
-            if is_complex(array_namespace(value), value.dtype):
-                message += "; take its real part, or its abs() ** 2, or dil.vjp with a complex cotangent"
+            message = (
+                f"grad needs a real floating result; this function returned {_describe(value)}; a score is real, so "
+                f"take the real part or the modulus of a complex number, or use dil.vjp"
+            )
             raise DTypeError(message)
         gradients = pull(array_namespace(value).ones_like(value))
         return value, gradients[0] if isinstance(argnums, int) else gradients

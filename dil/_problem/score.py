@@ -111,9 +111,8 @@ class Score:
             raise ShapeError(message)
         if is_complex(array_namespace(value), value.dtype):  # type: ignore[attr-defined]
             message = (
-                f"the score {self.name!r} returned a complex number, of dtype {value.dtype}; a score is real, since "  # type: ignore[attr-defined]
-                f"it is made small: take xp.real(...) of a number whose imaginary part is zero, such as conj(r) * r, "
-                f"or xp.abs(...) ** 2"
+                f"the score {self.name!r} returned a complex number, of dtype {value.dtype}; a score is real, so "  # type: ignore[attr-defined]
+                f"take xp.real(...) of it; the square of a complex r is xp.real(xp.conj(r) * r)"
             )
             raise DTypeError(message)
         if value.dtype != dtype:  # type: ignore[attr-defined]

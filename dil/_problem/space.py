@@ -109,7 +109,9 @@ class Space:
         """Split vectors (*batch, n) into the leaves of a tree, and return the tree."""
         leaves = self._leaves(vector)
         for i in self.split:
-            leaves[i] = _parts(leaves[i]).join(leaves[i])
+            framework = _parts(leaves[i])
+            parts = leaves[i] if len(leaves) == len(self.split) else framework.aligned(leaves[i])
+            leaves[i] = framework.join(parts)
         return self.structure.unflatten(leaves)
 
     def _leaves(self, vector: Array) -> list[Array]:
@@ -167,11 +169,12 @@ def space_of(u: Tree, batch_ndim: int, what: str) -> tuple[Array, Space]:
 
 def _with_split(leaves: Sequence[Array], split: Sequence[int]) -> list[Array]:
     """Return the leaves with those in `split`, the complex ones, as real arrays of their parts."""
-    mixed = len(split) < len(leaves)
-    return [
-        x if i not in split else _parts(x).split_beside(x) if mixed else _parts(x).split(x)
-        for i, x in enumerate(leaves)
-    ]
+    found = list(leaves)
+    for i in split:
+        framework = _parts(leaves[i])
+        parts = framework.split(leaves[i])
+        found[i] = parts if len(split) == len(leaves) else framework.aligned(parts)
+    return found
 
 
 def _parts(x: Array) -> ComplexParts:

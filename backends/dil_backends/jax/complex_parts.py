@@ -22,4 +22,4 @@ def join(parts: Any) -> Any:
     return jax.lax.complex(parts[..., 0], parts[..., 1])
 
 
-COMPLEX_PARTS = ComplexParts(split, join, split, conjugate=True)
+COMPLEX_PARTS = ComplexParts(split, join, conjugate=True)

@@ -32,6 +32,7 @@ Tensor = torch.Tensor
 NATIVE = "torch"
 FEW_ROWS = 4
 """The most rows for which a loop costs less than a call of `torch.vmap`."""
+_FUNCTORCH: Any = torch._C._functorch
 THIS = cast(Backend, sys.modules[__name__])
 
 
@@ -123,11 +124,11 @@ def _rules_may_be_missing() -> Iterator[None]:
 
     It warns to standard error, past the filters of Python, for the derivative of `conj` of the array API, for example.
     """
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    _FUNCTORCH._set_vmap_fallback_warning_enabled(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+        _FUNCTORCH._set_vmap_fallback_warning_enabled(True)
 
 
 def _number(x: Any, /) -> Any:
