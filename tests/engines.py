@@ -77,7 +77,7 @@ VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("torch:cuda", {"device": "cuda"}),
     ],
 }
-COMPLEX = ("torch", "jax")
+COMPLEX = ("torch", "jax", "numpy", "array_api_strict", "cupy")
 """The backends that differentiate complex arrays."""
 EXAMPLES = {"jax": 4}
 """Random examples of a property test; JAX compiles each."""
