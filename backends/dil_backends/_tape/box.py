@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
 from dil_backends._tape.methods import attribute
+from dil_backends._tape.sparse import is_sparse
 from dil_backends._tape.trace import Node, Trace
 
 
@@ -64,7 +66,6 @@ class Box:
     __floordiv__, __rfloordiv__ = binary_operator("floor_divide")
     __mod__, __rmod__ = binary_operator("remainder")
     __pow__, __rpow__ = binary_operator("pow")
-    __matmul__, __rmatmul__ = binary_operator("matmul")
     __eq__ = binary_operator("equal")[0]
     __ne__ = binary_operator("not_equal")[0]
     __lt__ = binary_operator("less")[0]
@@ -77,13 +78,20 @@ class Box:
     __int__ = refuse_conversion("int() of an array that is being differentiated")
     __complex__ = refuse_conversion("complex() of an array that is being differentiated")
     __index__ = refuse_conversion("using an array that is being differentiated as an integer")
-    __array__ = refuse_conversion(
-        "making a NumPy array of an array that is being differentiated",
-        ": np.stack([...]) in the place of np.array([...]), X @ u in that of X.dot(u), u in that of np.asarray(u)",
-    )
     __setitem__ = refuse_conversion(
         "writing into an array that is being differentiated", ": join the entries by np.stack or np.concatenate"
     )
+
+    def __matmul__(self, other: Any) -> Any:
+        tape = self._trace.tape
+        return tape.times_sparse(self, S=other) if is_sparse(other) else tape.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        tape = self._trace.tape
+        return tape.sparse_times(self, S=other) if is_sparse(other) else tape.matmul(other, self)
+
+    def __array__(self, *args: object, **options: object) -> Any:
+        return self._trace.tape.array_of_box(sys._getframe(1))
 
     def __neg__(self) -> Any:
         return self._trace.tape.negative(self)

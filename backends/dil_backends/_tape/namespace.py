@@ -9,9 +9,12 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
+from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
+from dil_backends._tape.array_protocol import array_of_box
 from dil_backends._tape.box import Box, constant, holds_box, unboxed, value_type
 from dil_backends._tape.influence import influence
+from dil_backends._tape.libraries import BESIDE, extension
 from dil_backends._tape.primitive import Primitive
 from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, INSTEAD, NUMPY, OWN, RULES
 from dil_backends._tape.rules.rule import OTHERWISE, refuse
@@ -33,7 +36,11 @@ class Plain:
 
     def __getattr__(self, name: str) -> Any:
         full = self._within + name
-        found = partial(OWN[full], self._raw) if full in OWN else getattr(self._raw, name)
+        found: Any
+        if full in BESIDE:
+            found = Plain(extension(self._raw, name), f"{full}.")
+        else:
+            found = partial(OWN[full], self._raw) if full in OWN else getattr(self._raw, name)
         setattr(self, name, found)
         return found
 
@@ -45,6 +52,7 @@ class Tape:
     boxed = staticmethod(holds_box)
     unboxed = staticmethod(unboxed)
     influence = staticmethod(influence)
+    array_of_box = staticmethod(array_of_box)
 
     def __init__(self, raw: Namespace, within: str = "", root: Tape | None = None) -> None:
         # array_api_compat compares namespaces by name. With the raw name, `array_namespace(box, raw array)` is no
@@ -72,7 +80,7 @@ class Tape:
             return reduce(getattr, ALIASES[full].split("."), self.root)
         if full in RULES:
             return Primitive(full, getattr(self.plain, name), RULES[full], self.root)
-        raw = getattr(self._raw, name, ABSENT)
+        raw: Any = extension(self._raw, name) if full in BESIDE else getattr(self._raw, name, ABSENT)
         if full in COMPOSED:
             return composed(partial(COMPOSED[full], self.root), raw)
         if full in NUMPY and raw is not ABSENT:
@@ -119,6 +127,12 @@ class Tape:
         if known is None:
             if self._raw.isdtype(dtype, "complex floating"):
                 self.complex_dtypes.add(dtype)
+            elif not self._raw.isdtype(dtype, ("numeric", "bool")):
+                msg = (
+                    f"the tape met an array of dtype {dtype}, which has no derivative; join numbers by np.stack, and "
+                    "write a product with a sparse matrix as `S @ u` or `u @ S`"
+                )
+                raise UnsupportedFunctionError(msg)
             known = bool(self._raw.isdtype(dtype, ("real floating", "complex floating")))
             self._differentiable[dtype] = known
         return known

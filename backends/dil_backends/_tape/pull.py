@@ -10,11 +10,13 @@ from dil._base.typing import Array, Arrays
 from dil_backends._tape.box import Box
 from dil_backends._tape.namespace import Tape, namespace
 from dil_backends._tape.rules.rule import fit
+from dil_backends._tape.scipy_functions import accept_boxes
 from dil_backends._tape.trace import Node, open_trace
 
 
 def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
     """Return fn(*primals), a tuple of arrays, and the pullback."""
+    accept_boxes()
     tape = tape_of_primals(primals)
     roots = [Node(None, (), {}, p, [], False) for p in primals]
     with open_trace(tape) as trace:

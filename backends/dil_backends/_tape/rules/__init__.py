@@ -56,6 +56,8 @@ from dil_backends._tape.rules.reductions import REDUCTIONS
 from dil_backends._tape.rules.rule import Rule, Value
 from dil_backends._tape.rules.sets import unique_all, unique_counts, unique_inverse, unique_values
 from dil_backends._tape.rules.singular import cond, nuclear, pinv, polar, pseudoinverse, singular, svd, svdvals
+from dil_backends._tape.rules.sparse import SPARSE, SPARSE_OWN
+from dil_backends._tape.rules.special import SPECIAL, SPECIAL_ALIASES, SPECIAL_OWN, logsumexp, multigammaln
 from dil_backends._tape.rules.without_derivative import OF_NO_ARRAY, OF_THE_STANDARD
 
 __all__ = ["ALIASES", "COMPOSED", "CONSTANT", "INSTEAD", "NUMPY", "OF_NO_ARRAY", "OWN", "RULES"]
@@ -77,6 +79,8 @@ RULES: dict[str, Rule] = {
     **{name: Rule(formulas, holomorphic=name in HOLOMORPHIC) for name, formulas in SEVERAL.items()},
     **LINALG,
     **numpy_own.NUMPY_RULES,
+    **SPECIAL,
+    **SPARSE,
     "join": Rule((), each=joined),
     "pile": Rule((), each=lambda xp, c, y, i, *xs, axis=0: c[along(axis, c.ndim, i)]),
 }
@@ -98,10 +102,13 @@ COMPOSED: dict[str, Callable[..., Value]] = {
         )
     },
     **COMPOSED_TRANSFORMS,
+    **{f"special.{function.__name__}": function for function in (logsumexp, multigammaln)},
 }
 
 OWN: dict[str, Callable[..., Value]] = {
     **numpy_own.NUMPY_OWN,
+    **SPECIAL_OWN,
+    **SPARSE_OWN,
     "placed": placed,
     "scatter": scatter,
     "gather": gather,
@@ -146,4 +153,11 @@ ALIASES: dict[str, str] = {
     "cumprod": "cumulative_prod",
     "outer": "linalg.outer",
     "rint": "round",
+}
+# A ufunc tells its name alone, so those of SciPy are found by theirs, after the names of the array API and of NumPy.
+ALIASES |= {f"special.{alias}": f"special.{name}" for alias, name in SPECIAL_ALIASES.items()}
+ALIASES |= {
+    bare: full
+    for full in (*RULES, *COMPOSED, *CONSTANT, *ALIASES)
+    if (bare := full.removeprefix("special.")) != full and bare not in RULES | COMPOSED | ALIASES
 }

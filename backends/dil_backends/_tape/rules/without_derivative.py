@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PIECEWISE_CONSTANT = (
-    *("floor", "ceil", "round", "trunc", "floor_divide", "signbit", "linalg.matrix_rank"),
+    *("floor", "ceil", "round", "trunc", "floor_divide", "signbit", "linalg.matrix_rank", "special.gammasgn"),
     *("argmax", "argmin", "argsort", "searchsorted", "nonzero", "count_nonzero"),
 )
 BOOLEAN = (

@@ -1,0 +1,25 @@
+"""Modules that an array library has beside its namespace of the array API: its special functions."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from dil._base.typing import Namespace
+
+BESIDE = {"special": {"numpy": "scipy.special", "cupy": "cupyx.scipy.special"}}
+"""Name of the extension -> library -> its module."""
+
+
+def extension(raw: Namespace, name: str) -> ModuleType:
+    """Import the module that extends a raw namespace. Raises AttributeError if the library has none."""
+    library = raw.__name__.rpartition(".")[2]
+    module = BESIDE[name].get(library)
+    if module is None:
+        msg = f"{library} has no module `{name}`; {', '.join(BESIDE[name])} have one"
+        raise AttributeError(msg)
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as e:
+        msg = f"`{name}` needs {module.partition('.')[0]}, which is not installed"
+        raise AttributeError(msg) from e

@@ -1,0 +1,64 @@
+"""SciPy's special functions that are written in Python, so that they accept boxes.
+
+NumPy asks a box before a ufunc or a function of NumPy runs. Nothing asks before a function of SciPy: the first line of
+`scipy.special.logsumexp(u)` makes a NumPy array of u. So the code of these functions is replaced, once SciPy is imported
+and a function is differentiated. If an argument holds a box, the tape's rule runs, otherwise SciPy's own code. The
+function object stays the same, because users hold it (`from scipy.special import logsumexp`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from dil_backends._tape.box import Box, holds_box
+
+WAITING = {"logsumexp", "softmax", "log_softmax", "polygamma", "multigammaln"}
+"""The functions whose code is still SciPy's own."""
+
+
+def accept_boxes() -> bool:
+    """Let the functions accept boxes, if SciPy is imported. Return whether one did not before."""
+    special = sys.modules.get("scipy.special") if WAITING else None
+    found = {name: getattr(special, name) for name in WAITING if hasattr(special, name)}
+    WAITING.difference_update(found)
+    for name, function in found.items():
+        # under SCIPY_ARRAY_API=1 some are closures, which ask a box for its namespace by themselves
+        if isinstance(function, FunctionType) and function.__closure__ is None:
+            replace_code(function, name)
+    return bool(found)
+
+
+def replace_code(function: FunctionType, name: str) -> None:
+    signature = inspect.signature(function)
+    original = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
+    original.__kwdefaults__ = function.__kwdefaults__
+
+    def call(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        box = first_box((*args, *options.values()))
+        if box is None:
+            return original(*args, **options)
+        bound = signature.bind(*args, **options)
+        return getattr(box._trace.tape.special, name)(*bound.args, **bound.kwargs)
+
+    function.__dict__["__signature__"] = signature
+    function.__kwdefaults__ = {"_call": call}
+    function.__code__ = template.__code__.replace(co_name=name, co_qualname=name)
+    function.__defaults__ = None
+
+
+def template(*args: Any, _call: Callable[..., Any], **options: Any) -> Any:
+    return _call(args, options)
+
+
+def first_box(values: Any) -> Box | None:
+    """Return a box among the values, also inside lists and tuples."""
+    for value in values:
+        if type(value) is Box:
+            return value
+        if holds_box(value):
+            return first_box(value)
+    return None
