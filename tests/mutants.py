@@ -88,6 +88,8 @@ TARGETS = {
     "backends/dil_backends/_tape/rules/factors.py": "test_tape_linalg.py",
     "backends/dil_backends/_tape/rules/clusters.py": "test_tape_linalg.py",
     "backends/dil_backends/_tape/influence.py": "test_tape_linalg.py",
+    "backends/dil_backends/_tape/rules/special.py": "test_tape_special.py",
+    "backends/dil_backends/_tape/array_protocol.py": "test_sparse.py",
 }
 """File -> the tests nearest to it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -14,6 +14,10 @@ CUT = (
     "making a NumPy array of an array that is being differentiated would cut the derivative; keep it in array code: "
     "np.stack([...]) in the place of np.array([...]), X @ u in that of X.dot(u), u in that of np.asarray(u), or use "
     "dil's `constant` if it shall be cut"
+)
+WRITE = (
+    "writing into an array that is being differentiated would cut the derivative; keep it in array code: join the "
+    "entries by np.stack or np.concatenate, or use dil's `constant` if it shall be cut"
 )
 SPARSE = (
     "the tape knows the products `S @ u`, `u @ S` and `S.dot(u)` of a sparse matrix of SciPy, and no other function of "
@@ -33,6 +37,11 @@ def array_of_box(caller: FrameType | None) -> Any:
     if array is None:
         raise UnsupportedFunctionError(SPARSE)
     return array
+
+
+def refuse_writing() -> NoReturn:
+    """Raise, for a value that is written into a box. SciPy's functions do so under SCIPY_ARRAY_API=1."""
+    raise UnsupportedFunctionError(LATE if accept_boxes() else WRITE)
 
 
 def module_of(frame: FrameType | None) -> str:

@@ -78,9 +78,6 @@ class Box:
     __int__ = refuse_conversion("int() of an array that is being differentiated")
     __complex__ = refuse_conversion("complex() of an array that is being differentiated")
     __index__ = refuse_conversion("using an array that is being differentiated as an integer")
-    __setitem__ = refuse_conversion(
-        "writing into an array that is being differentiated", ": join the entries by np.stack or np.concatenate"
-    )
 
     def __matmul__(self, other: Any) -> Any:
         tape = self._trace.tape
@@ -92,6 +89,9 @@ class Box:
 
     def __array__(self, *args: object, **options: object) -> Any:
         return self._trace.tape.array_of_box(sys._getframe(1))
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self.trace.tape.refuse_writing()
 
     def __neg__(self) -> Any:
         return self._trace.tape.negative(self)

@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
-from dil_backends._tape.array_protocol import array_of_box
+from dil_backends._tape.array_protocol import array_of_box, refuse_writing
 from dil_backends._tape.box import Box, constant, holds_box, unboxed, value_type
 from dil_backends._tape.influence import influence
 from dil_backends._tape.libraries import BESIDE, extension
@@ -53,6 +53,7 @@ class Tape:
     unboxed = staticmethod(unboxed)
     influence = staticmethod(influence)
     array_of_box = staticmethod(array_of_box)
+    refuse_writing = staticmethod(refuse_writing)
 
     def __init__(self, raw: Namespace, within: str = "", root: Tape | None = None) -> None:
         # array_api_compat compares namespaces by name. With the raw name, `array_namespace(box, raw array)` is no

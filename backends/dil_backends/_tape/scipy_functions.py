@@ -1,9 +1,9 @@
 """SciPy's special functions that are written in Python, so that they accept boxes.
 
 NumPy asks a box before a ufunc or a function of NumPy runs. Nothing asks before a function of SciPy: the first line of
-`scipy.special.logsumexp(u)` makes a NumPy array of u. So the code of these functions is replaced, once SciPy is imported
-and a function is differentiated. If an argument holds a box, the tape's rule runs, otherwise SciPy's own code. The
-function object stays the same, because users hold it (`from scipy.special import logsumexp`).
+`scipy.special.logsumexp(u)` makes a NumPy array of u. So the code of these functions is replaced, once SciPy is
+imported and a function is differentiated. If an argument holds a box, the tape's rule runs, otherwise SciPy's own code.
+The function object stays the same, because users hold it (`from scipy.special import logsumexp`).
 """
 
 from __future__ import annotations

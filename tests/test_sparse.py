@@ -1,0 +1,152 @@
+"""Products with sparse matrices, in a function and in a layer: of SciPy on the tape, of torch, and JAX's BCOO."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import dil
+from tape_helpers import assert_transposed, gradient
+
+sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+
+RNG = np.random.default_rng(0)
+D = RNG.normal(size=(4, 4)) * (RNG.random((4, 4)) > 0.4) + np.diag([1.0, 0.0, 2.0, 0.0])
+WIDE = RNG.normal(size=(5, 3)) * (RNG.random((5, 3)) > 0.4)
+FORMATS = [
+    f"{form}_{kind}" for form in ("csr", "csc", "coo", "dia", "bsr", "lil", "dok") for kind in ("array", "matrix")
+]
+TIMES = {
+    "S @ u": lambda S, u: S @ u,
+    "S.dot(u)": lambda S, u: S.dot(u),
+    "S.T @ u": lambda S, u: S.T @ u,
+    "u @ S": lambda S, u: u @ S,
+}
+
+
+@pytest.mark.parametrize("spelling", TIMES)
+@pytest.mark.parametrize("form", FORMATS)
+def test_products(form, spelling):
+    """The product, its derivative and its second derivative are those of the dense matrix."""
+    times, plainly = TIMES[spelling], TIMES[spelling.replace("S.dot(u)", "S @ u")]
+    rng = np.random.default_rng(1)
+    for dense, shape in ((D, (4,)), (D, (4, 4)), (WIDE, ()), (WIDE, (2,))):
+        S = getattr(sparse, form)(dense)
+        inner = dense.shape[0] if spelling in ("S.T @ u", "u @ S") else dense.shape[1]
+        u = rng.normal(size=shape if dense is D else (*shape, inner) if spelling == "u @ S" else (inner, *shape))
+        f = lambda u, S=S: ((times(S, u) if S is not dense else plainly(dense, u)) ** 3,)  # noqa: E731, B023
+        y = f(u, dense)[0]
+        assert_transposed(f, (u,), rng)
+        assert_transposed(gradient(f, 1), (u, rng.normal(size=y.shape)), rng, rtol=2e-7)
+        weights = rng.normal(size=y.shape)
+        scalar = lambda u, S=S: np.sum(weights * f(u, S)[0])  # noqa: E731, B023
+        np.testing.assert_allclose(dil.grad(scalar)(u), dil.grad(lambda u: scalar(u, dense))(u), rtol=1e-12, atol=0)  # noqa: B023
+        _, moved = dil.jvp(scalar, (u,), (np.ones_like(u),))
+        np.testing.assert_allclose(moved, np.sum(dil.grad(scalar)(u)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_dtypes(dtype):
+    S = sparse.csr_array(D.astype(dtype))
+    u = np.ones(4, dtype="float32")
+    g = dil.grad(lambda u: np.sum((S @ u) ** 2))(u)
+    assert g.dtype == np.float32
+    np.testing.assert_allclose(g, 2.0 * S.toarray().T.astype(float) @ (S @ u), rtol=1e-6)
+
+
+REFUSED = {
+    "S * u": (lambda S, u: S * u, "write `S @ u`"),
+    "u * S": (lambda S, u: u * S, "write a product with a sparse matrix as `S @ u`"),
+    "multiply": (lambda S, u: S.multiply(u), "no other function of scipy.sparse"),
+    "solve": (
+        lambda S, u: pytest.importorskip("scipy.sparse.linalg").spsolve(S, u),
+        "no other function of scipy.sparse",
+    ),
+    "asarray": (lambda S, u: np.asarray(u), r"np\.stack"),
+    "array": (lambda S, u: np.array([u[0], u[1]]), r"np\.stack"),
+}
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_array, sparse.csr_matrix])
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused_names_the_product(case, kind):
+    """No other function of SciPy, and no conversion, cuts the derivative without a word."""
+    f, words = REFUSED[case]
+    with pytest.raises(dil.UnsupportedFunctionError, match=words):
+        dil.grad(lambda u: np.sum(f(kind(D), u)))(np.ones(4))
+
+
+def test_a_sparse_array_of_one_axis_is_refused():
+    S = sparse.coo_array(D[0])
+    with pytest.raises(dil.UnsupportedFunctionError, match="toarray"):
+        dil.grad(lambda u: S @ u)(np.ones(4))
+
+
+def test_a_user_function_of_the_same_name_cuts_nothing():
+    """The product is known by its module, not by its name alone."""
+
+    def _matmul_dispatch(u):
+        return np.asarray(u)
+
+    with pytest.raises(dil.UnsupportedFunctionError, match="cut the derivative"):
+        dil.grad(lambda u: _matmul_dispatch(u).sum())(np.ones(2))
+
+
+def test_no_gradient_in_a_sparse_matrix():
+    S = sparse.csr_array(D)
+    with pytest.raises(dil.DTypeError, match="argument 1 holds no real floating array"):
+        dil.grad(lambda u, S: np.sum(S @ u), argnums=1)(np.ones(4), S)
+    np.testing.assert_allclose(dil.grad(lambda u, S: np.sum(S @ u))(np.ones(4), S), D.sum(axis=0), rtol=1e-12)
+
+
+# ridge regression: min |S u - b|^2 / 2 + t |u|^2 / 2
+TALL = RNG.normal(size=(8, 4)) * (RNG.random((8, 4)) > 0.4)
+B = RNG.normal(size=8)
+T = 0.3
+
+
+def exact(order):
+    """The sum of the solution, differentiated in t: u' = -H^-1 u, u'' = 2 H^-2 u."""
+    H = TALL.T @ TALL + T * np.eye(4)
+    u = np.linalg.solve(H, TALL.T @ B)
+    for k in range(order):
+        u = -(k + 1) * np.linalg.solve(H, u)
+    return np.sum(u)
+
+
+def layers(b, zeros):
+    score = lambda u, t, S: 0.5 * ((S @ u - b) ** 2).sum() + 0.5 * t * (u * u).sum()  # noqa: E731
+    yield lambda S: lambda t: dil.argmin(score, dil.solvers.Newton(), init=lambda t, S: zeros)(t, S).sum()
+    yield lambda S: lambda t: dil.argmin(
+        lambda u, t: score(u, t, S), dil.solvers.Newton(), init=lambda t: zeros
+    )(t).sum()  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["csr_array", "csr_matrix", "coo_array", "lil_array"])
+def test_layer_of_scipy(form):
+    S = getattr(sparse, form)(TALL)
+    for layer in layers(B, np.zeros(4)):
+        first = dil.grad(layer(S))
+        assert first(np.float64(T)) == pytest.approx(exact(1), rel=1e-9)
+        assert dil.grad(first)(np.float64(T)) == pytest.approx(exact(2), rel=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize("form", ["to_sparse", "to_sparse_csr"])
+def test_layer_of_torch(form):
+    torch = pytest.importorskip("torch")
+    S = getattr(torch.tensor(TALL), form)()
+    for layer in layers(torch.tensor(B), torch.zeros(4, dtype=torch.float64)):
+        t = torch.tensor(T, dtype=torch.float64, requires_grad=True)
+        (first,) = torch.autograd.grad(layer(S)(t), t, create_graph=True)
+        assert first.item() == pytest.approx(exact(1), rel=1e-9)
+        assert torch.autograd.grad(first, t)[0].item() == pytest.approx(exact(2), rel=1e-7)
+
+
+def test_layer_of_jax():
+    jax = pytest.importorskip("jax")
+    from jax.experimental.sparse import BCOO
+
+    S = BCOO.fromdense(jax.numpy.asarray(TALL))
+    for layer in layers(jax.numpy.asarray(B), jax.numpy.zeros(4)):
+        assert float(jax.grad(layer(S))(T)) == pytest.approx(exact(1), rel=1e-9)
