@@ -210,41 +210,17 @@ NUMPY_ONLY = [
 ]
 
 
-STANDARD_RULES = {name: rule for name, rule in _tape_rules.RULES.items() if name not in NUMPY_RULES}
-"""Without those of functions that NumPy has beyond the standard: tests/test_tape_numpy.py has them."""
+def tested_elsewhere(name):
+    """Functions of NumPy's own (test_tape_numpy.py), special functions (test_tape_special.py), sparse matrices."""
+    return name in NUMPY_RULES or name.startswith("special.") or "sparse" in name
+
+
 EVERY = CASES + NUMPY_ONLY + LINALG_CASES + LINALG_NUMPY_ONLY
 
 
 def test_every_rule_has_a_case():
     covered = {case.name.partition("#")[0] for case in EVERY + COMPLEX + TRANSFORMS + NUMPY_TRANSFORMS}
-    assert covered == set(STANDARD_RULES) | set(_tape_rules.COMPOSED)
-    covered = {case.name.partition("#")[0] for case in CASES + NUMPY_ONLY}
     assert covered == {name for name in _tape_rules.RULES | _tape_rules.COMPOSED if not tested_elsewhere(name)}
-
-
-def tested_elsewhere(name):
-    """Special functions are tested in test_tape_special.py, products with sparse matrices in test_sparse.py."""
-    return name.startswith("special.") or "sparse" in name
-
-
-def check(case, xp, order):
-    rng = np.random.default_rng(len(case.name))
-    args = case.arguments(xp, rng)
-    f = case.function(namespace(args[0]))
-    boxed_values = vjp(f, *args)[0]
-    raw_values = f(*args)
-    for boxed, raw in zip(boxed_values, raw_values, strict=True):
-        assert (boxed.shape, boxed.dtype) == (raw.shape, raw.dtype)
-        distance = inner((abs(boxed - raw),), (1.0,))[0]
-        assert distance <= 1e-14 * total(abs(raw))
-    cotangents = random_like(raw_values, rng)
-    if order == 1:
-        assert_transposed(f, args, rng)
-    else:
-        assert_transposed(gradient(f, len(raw_values)), (*args, *cotangents), rng)
-    for i in range(len(args) if order == 2 else 0):  # boxes and raw arrays in one formula
-        before, after = args[:i], (*args[i + 1 :], *cotangents)
-        assert_transposed(lambda x: gradient(f, len(cotangents))(*before, x, *after), args[i : i + 1], rng)  # noqa: B023
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -257,7 +233,7 @@ def test_rule(case, order, xp):
     ("name", "position"),
     [
         pytest.param(name, i, id=f"{name}-{i}")
-        for name, rule in STANDARD_RULES.items()
+        for name, rule in _tape_rules.RULES.items()
         for i, formula in enumerate(rule.formulas or (rule.each,) * 2)
         if formula is not None and not tested_elsewhere(name)
     ],
