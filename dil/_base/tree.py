@@ -45,6 +45,10 @@ class Structure:
         return f"Structure({', '.join(self.paths)})"
 
 
+LEAF = Structure(next, ("",), ("*",))
+"""The structure of a tree that is one leaf."""
+
+
 def flatten(tree: Tree, children: Children) -> tuple[list[Any], Structure]:
     """Return the leaves of a tree in a fixed order, and its structure.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from operator import is_
 from typing import Any
 
@@ -196,6 +196,7 @@ def _cotangents_like(entry: Tree, like: Tree) -> list[Array]:
     return found
 
 
+@lru_cache(maxsize=1024)
 def name_of(path: str) -> str:
     """Return the words for a path in `(args, kwargs)`.
 

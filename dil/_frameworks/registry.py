@@ -110,6 +110,9 @@ def children(x: object) -> Any:
 
 def adopted(leaves: Sequence[Any], beside: Sequence[Any] = ()) -> list[Any]:
     """Return the leaves, with arrays of one framework where a framework among them, or `beside`, adopts the others."""
+    every = {owner(x) for x in (*leaves, *beside)}
+    if len(every) == 1 and None not in every:
+        return list(leaves)
     found = [_given(x) for x in leaves]
     owners = [owner(x) for x in found]
     for backend in dict.fromkeys((*owners, *map(owner, beside))):
@@ -309,6 +312,6 @@ def _describe(name: str) -> BackendInfo:
 
 def leaves_of(tree: Tree) -> tuple[list[Any], Any]:
     """Flatten a tree, which may contain the pytrees of the imported frameworks."""
-    from dil._base.tree import flatten
+    from dil._base.tree import LEAF, flatten
 
-    return flatten(tree, children)
+    return ([tree], LEAF) if owner(tree) is not None else flatten(tree, children)

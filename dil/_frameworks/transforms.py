@@ -278,6 +278,8 @@ class Flat:
         leaves: list[Any] = [None] * self.arguments.structure.size
         for i, value in zip(self.arguments.floats, floats, strict=True):
             leaves[self.arguments.arrays[i]] = value
+        if self.arguments.plain:
+            return tuple(leaves)
         args: tuple[Tree, ...] = self.arguments.structure.unflatten(leaves)[0]
         return args
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
 from dil_backends._tape.methods import attribute
 from dil_backends._tape.sparse import is_sparse
-from dil_backends._tape.trace import Node, Trace
+from dil_backends._tape.trace import Node, Parent, Trace
 
 
 def binary_operator(name: str) -> tuple[Any, Any]:
@@ -51,11 +53,11 @@ class Box:
         self.node = node
         self.index = index
 
-    shape = property(lambda self: self.value.shape)
-    dtype = property(lambda self: self.value.dtype)
-    device = property(lambda self: self.value.device)
-    ndim = property(lambda self: self.value.ndim)
-    size = property(lambda self: self.value.size)
+    shape = property(attrgetter("value.shape"))
+    dtype = property(attrgetter("value.dtype"))
+    device = property(attrgetter("value.device"))
+    ndim = property(attrgetter("value.ndim"))
+    size = property(attrgetter("value.size"))
     T = property(lambda self: self._trace.tape.transpose(self))
     mT = property(lambda self: self._trace.tape.matrix_transpose(self))
 
@@ -91,7 +93,7 @@ class Box:
         return self._trace.tape.array_of_box(sys._getframe(1))
 
     def __setitem__(self, key: object, value: object) -> None:
-        self.trace.tape.refuse_writing()
+        self._trace.tape.refuse_writing()
 
     def __neg__(self) -> Any:
         return self._trace.tape.negative(self)
@@ -138,8 +140,14 @@ class Box:
         return self._trace.tape.dispatch(name, args, options)
 
     def __array_function__(self, function: Any, types: object, args: Any, options: Any) -> Any:
-        within = [f"{part}." for part in (function.__module__ or "").split(".") if part in ("linalg", "fft")]
-        return self._trace.tape.dispatch("".join([*within, function.__name__]), args, options)
+        return self._trace.tape.dispatch(full_name(function), args, options)
+
+
+@cache
+def full_name(function: Any) -> str:
+    """Return the name of a function of NumPy, with its submodule if that is an extension of the standard."""
+    within = [f"{part}." for part in (function.__module__ or "").split(".") if part in ("linalg", "fft")]
+    return "".join([*within, function.__name__])
 
 
 def constant(x: Array) -> Array:
@@ -176,49 +184,60 @@ def holds_box(x: object) -> bool:
     return type(x) is Box or (isinstance(x, list | tuple) and any(map(holds_box, x)))
 
 
+NOWHERE = Node(None, (), {}, None, [], False)
+"""The node of a constant box. Nothing is recorded of an operation whose boxes are all constant."""
+
+
 def innermost_trace(args: Any, name: str) -> Trace | None:
     """Return the innermost trace among the boxes of the arguments."""
-    found: Trace | None = None
-    for a in args:
-        if type(a) is Box and (found is None or a._trace.number > found.number):
-            found = a._trace
-    if found is not None and found.refusal is not None:
-        raise CapturedError(found.refusal.format(name))
-    return found
+    return opened(args, name)[0]
 
 
-def open_boxes(args: Any, trace: Trace) -> tuple[list[Any], list[Any], bool]:
-    """Unbox the boxes of one trace.
+def opened(args: Any, name: str) -> tuple[Trace | None, Any, list[Parent], bool]:
+    """Unbox the boxes of the innermost trace among the arguments.
 
-    Return the values, the parents of the new node, and whether boxes of other traces remain among the values.
+    Return the trace, the values, the parents of the new node, and whether boxes of other traces remain among the
+    values. Raises CapturedError for a refused trace.
     """
-    values, parents, seen = list(args), [], False
+    trace: Trace | None = None
+    values: Any = args
+    parents: list[Parent] = []
+    seen = False
     for i, a in enumerate(args):
-        if type(a) is Box:
-            if a._trace is trace:
-                parents.append((i, a.node, a.index))
-                values[i] = a = a.value
-            seen = seen or type(a) is Box
-    return values, parents, seen
+        if type(a) is not Box:
+            continue
+        if a._trace is not trace:
+            if trace is not None:
+                seen = True  # of two traces, the outer one remains
+                if a._trace.number < trace.number:
+                    continue
+            trace, values, parents = a._trace, list(args), []
+        values[i] = value = a.value
+        if a.node is not NOWHERE:
+            parents.append((i, a.node, a.index))
+        if type(value) is Box:
+            seen = True
+    if trace is not None and trace.refusal is not None:
+        raise CapturedError(trace.refusal.format(name))
+    return trace, values, parents, seen
 
 
-NOWHERE = Node(None, (), {}, None, [], False)
-
-
-def lifted(*groups: Any) -> Any:
-    """Return the arguments with all real arrays as boxes of their innermost trace. Raw arrays become constant boxes.
+def lifted(args: Any, y: Any, c: Any) -> tuple[Any, Any, Any]:
+    """Return what a rule gets with all its arrays as boxes of their innermost trace. Raw arrays become constant boxes.
 
     So a rule that gets a box gets boxes only, and `raw * box` does not occur. That product is slow with NumPy, which
     calls the box through a ufunc, and array_api_strict refuses it.
     """
-    every = [x for group in groups for x in (group if isinstance(group, list | tuple) else (group,))]
-    trace = innermost_trace(every, "pull")
-    return groups if trace is None else tuple(lift(group, trace) for group in groups)
+    several = [x for x in (y, c) if isinstance(x, tuple)]
+    trace = innermost_trace([*args, y, c] + [part for x in several for part in x], "pull")
+    return (args, y, c) if trace is None else (tuple([lift(a, trace) for a in args]), lift(y, trace), lift(c, trace))
 
 
 def lift(x: Any, trace: Trace) -> Any:
+    if type(x) is Box:
+        return x
     if isinstance(x, list | tuple):
         return tuple(lift(part, trace) for part in x)
-    if type(x) is Box or isinstance(x, type) or not hasattr(x, "dtype"):
+    if isinstance(x, type) or not hasattr(x, "dtype"):
         return x
     return Box(x, trace, NOWHERE) if trace.tape.differentiable(x.dtype) else x

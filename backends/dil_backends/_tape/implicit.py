@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays
-from dil_backends._tape.box import innermost_trace, lifted, open_boxes
+from dil_backends._tape.box import NOWHERE, lifted, opened
 from dil_backends._tape.namespace import namespace
 from dil_backends._tape.rules.rule import fit
 from dil_backends._tape.trace import Node, refuse_open_traces
@@ -33,26 +33,23 @@ class Implicit:
     """A function whose derivative the caller gave. A node refers to it as to a `Primitive`."""
 
     __slots__ = ("rule", "solve")
+    cut: frozenset[int] = frozenset()
 
     def __init__(self, solve: Callable[..., Arrays], rule: PullbackRule) -> None:
         self.solve = solve
         self.rule = rule
 
     def __call__(self, *args: Array) -> Arrays:
-        trace = innermost_trace(args, "implicit")
+        trace, values, parents, seen = opened(args, "implicit")
         if trace is None:
             with refuse_open_traces():
                 return tuple(self.solve(*args))
-        values, parents, seen = open_boxes(args, trace)
         y = self(*values)  # enclosing traces record this call; outside of all traces, captured boxes are refused
-        boxes: Arrays = trace.tape.box(trace, y, Node(self, values, {}, y, parents, seen))
+        boxes: Arrays = trace.tape.box(trace, y, Node(self, values, {}, y, parents, seen) if parents else NOWHERE)
         return boxes
 
-    def differentiable(self, position: int) -> bool:
-        return True
-
     def pull(self, node: Node, c: Arrays, wanted: Sequence[int]) -> list[Any]:
-        args, y, c = lifted(tuple(node.args), node.y, c)
+        args, y, c = lifted(node.args, node.y, c)
         found = self.rule.pullback(args, y, c, tuple(wanted))
         for i, g in zip(wanted, found, strict=True):
             if g is not None and g.shape != args[i].shape:

@@ -15,6 +15,7 @@ from dil_backends._tape.array_protocol import array_of_box, refuse_writing
 from dil_backends._tape.box import Box, constant, holds_box, unboxed, value_type
 from dil_backends._tape.influence import influence
 from dil_backends._tape.libraries import BESIDE, extension
+from dil_backends._tape.numpy_functions import DIRECT
 from dil_backends._tape.primitive import Primitive
 from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, INSTEAD, NUMPY, OWN, RULES
 from dil_backends._tape.rules.rule import OTHERWISE, refuse
@@ -33,6 +34,7 @@ class Plain:
     def __init__(self, raw: Namespace, within: str = "") -> None:
         self._raw = raw
         self._within = within
+        vars(self).update(DIRECT.get(raw.__name__, {}))
 
     def __getattr__(self, name: str) -> Any:
         full = self._within + name
@@ -97,11 +99,13 @@ class Tape:
 
     def dispatch(self, name: str, args: Any, options: dict[str, Any]) -> Any:
         """Call the tape's function of this name, for a NumPy function that got a box. Raise if there is none."""
-        if "out" in options and options.pop("out") is not None:
-            refuse(f"{name}(out=...)")
         function = self._of_numpy.get(name)
         if function is None:
             function = self._of_numpy[name] = self._find_of_numpy(name)
+        if not options:
+            return function(*args)
+        if "out" in options and options.pop("out") is not None:
+            refuse(f"{name}(out=...)")
         return function(*args, **options)
 
     def _find_of_numpy(self, name: str) -> Callable[..., Any]:

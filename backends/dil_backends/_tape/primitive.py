@@ -7,7 +7,7 @@ from typing import Any
 
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import Namespace
-from dil_backends._tape.box import Box, holds_box, innermost_trace, lifted, open_boxes
+from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
 from dil_backends._tape.rules.rule import Rule, fit
 from dil_backends._tape.trace import Node
 
@@ -15,26 +15,26 @@ from dil_backends._tape.trace import Node
 class Primitive:
     """A function with a derivative rule, on raw arrays, boxes and Python scalars in any mixture."""
 
-    __slots__ = ("name", "rule", "tape", "value")
+    __slots__ = ("cut", "name", "rule", "tape", "value")
 
     def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
         self.name = name
         self.value = value
         self.rule = rule
         self.tape = tape
+        self.cut = frozenset(i for i, formula in enumerate(rule.formulas) if formula is None)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        trace = innermost_trace(args, self.name)
+        trace, values, parents, seen = opened(args, self.name)
         if options and any(map(holds_box, options.values())):
             msg = f"{self.name}: an array that is being differentiated must be a positional argument"
             raise UnsupportedFunctionError(msg)
         if trace is None:
             return self.value(*args, **options)
-        if len(args) > self.rule.positional or not options.keys() <= self.rule.options:
+        if len(args) > self.rule.positional or (options and not options.keys() <= self.rule.options):
             raise self._unknown(args, options)
-        values, parents, seen = open_boxes(args, trace)
         y = self(*values, **options) if seen else self.value(*values, **options)
-        return self.tape.box(trace, y, Node(self, values, options, y, parents, seen))
+        return self.tape.box(trace, y, Node(self, values, options, y, parents, seen) if parents else NOWHERE)
 
     def pull(self, node: Node, c: Any, wanted: Sequence[int]) -> list[Any]:
         """Return the cotangents of the wanted arguments. Raw functions are used if no enclosing trace records."""
@@ -52,10 +52,6 @@ class Primitive:
         if conjugated:
             return [fit(xp, xp.conj(rule.formulas[i](xp, c, y, *args, **options)), args[i]) for i in wanted]
         return [fit(xp, rule.formulas[i](xp, c, y, *args, **options), args[i]) for i in wanted]
-
-    def differentiable(self, position: int) -> bool:
-        """Whether the rule has a formula for the argument at this position."""
-        return self.rule.each is not None or self.rule.formulas[position] is not None
 
     def _unknown(self, args: Any, options: dict[str, Any]) -> UnsupportedFunctionError:
         extra = ", ".join(f"{key}=" for key in sorted(options.keys() - self.rule.options))

@@ -11,7 +11,7 @@ from dil_backends._tape.box import Box
 from dil_backends._tape.namespace import Tape, namespace
 from dil_backends._tape.rules.rule import fit
 from dil_backends._tape.scipy_functions import accept_boxes
-from dil_backends._tape.trace import Node, open_trace
+from dil_backends._tape.trace import Node, close_trace, open_trace
 
 
 def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
@@ -19,11 +19,14 @@ def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
     accept_boxes()
     tape = tape_of_primals(primals)
     roots = [Node(None, (), {}, p, [], False) for p in primals]
-    with open_trace(tape) as trace:
-        outputs: Any = fn(*(Box(p, trace, root) for p, root in zip(primals, roots, strict=True)))
-        if not isinstance(outputs, tuple):
-            msg = f"a differentiated function must return a tuple of arrays; it returned {type(outputs).__name__}"
-            raise ShapeError(msg)
+    trace = open_trace(tape)
+    try:
+        outputs: Any = fn(*[Box(p, trace, root) for p, root in zip(primals, roots, strict=True)])
+    finally:
+        close_trace(trace)
+    if not isinstance(outputs, tuple):
+        msg = f"a differentiated function must return a tuple of arrays; it returned {type(outputs).__name__}"
+        raise ShapeError(msg)
     ours = [type(y) is Box and y._trace is trace for y in outputs]
     values = tuple(y.value if own else y for y, own in zip(outputs, ours, strict=True))
     sources = [(y.node, y.index) if own else None for y, own in zip(outputs, ours, strict=True)]
@@ -79,10 +82,12 @@ class Pull:
                 continue
             slots[slot] = None
             for target, g in zip(targets, node.primitive.pull(node, c, positions), strict=True):
-                slots[target] = slots[target] if g is None else plus(slots[target], g)
+                if g is not None:
+                    total = slots[target]
+                    slots[target] = g if total is None else plus(total, g)
         found = [slots[slot] for slot in program.results]
         return tuple(
-            self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)
+            [self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)]
         )
 
     def work(self) -> int:
@@ -105,7 +110,8 @@ class Pull:
                 msg = f"the cotangent of an output of shape {y.shape} has shape {getattr(c, 'shape', type(c))}"
                 raise ShapeError(msg)
             if slot is not None:
-                slots[slot] = plus(slots[slot], fit(self._tape, c, y))
+                seed, total = fit(self._tape, c, y), slots[slot]
+                slots[slot] = seed if total is None else plus(total, seed)
 
     def _parts(self, slots: list[Any], node: Node, slot: int) -> Any:
         """Return the cotangents of a node with several outputs, or None if they are all zero."""
@@ -116,37 +122,39 @@ class Pull:
 
     def _compile(self, wanted: tuple[int, ...]) -> Program:
         """Return the program of the nodes between the outputs and the wanted primals. No other node is visited."""
-        reached: dict[int, Node] = {}
-        todo = [source[0] for source in self._sources if source is not None]
-        while todo:  # without recursion, because a graph may be deeper than Python's stack
-            node = todo.pop()
-            if node.number not in reached:
-                reached[node.number] = node
-                todo.extend(parent for _, parent, _ in node.parents)
-        slot_of: dict[int, int] = {}
-        slots = 0
-        for i in dict.fromkeys(wanted):
-            slot_of[self._roots[i].number] = slots
-            slots += 1
+        slot_of: dict[Node, int] = {}
+        for i in wanted:
+            slot_of.setdefault(self._roots[i], len(slot_of))
+        slots = len(slot_of)
         steps = []
-        for number in sorted(reached):  # a node has a larger number than its parents
-            node = reached[number]
-            edges = [
-                (i, slot_of[parent.number] + k)
-                for i, parent, k in node.parents
-                if parent.number in slot_of and node.primitive.differentiable(i)
-            ]
-            if edges:
-                slot_of[number] = slots
+        for node in reversed(self._nodes()):
+            positions, targets = [], []
+            for i, parent, k in node.parents:
+                slot = slot_of.get(parent)
+                if slot is not None and i not in node.primitive.cut:
+                    positions.append(i)
+                    targets.append(slot + k)
+            if positions:
+                slot_of[node] = slots
                 several = isinstance(node.y, tuple)
-                steps.append((node, slots, several, [i for i, _ in edges], [target for _, target in edges]))
+                steps.append((node, slots, several, positions, targets))
                 slots += len(node.y) if several else 1
-        seeds = [slot_of[s[0].number] + s[1] if s and s[0].number in slot_of else None for s in self._sources]
-        return Program(slots, steps[::-1], seeds, [slot_of[self._roots[i].number] for i in wanted])
+        seeds = [slot_of[s[0]] + s[1] if s and s[0] in slot_of else None for s in self._sources]
+        return Program(slots, steps[::-1], seeds, [slot_of[self._roots[i]] for i in wanted])
+
+    def _nodes(self) -> list[Node]:
+        """Return the nodes that the outputs depend on, the last one first."""
+        todo = [source[0] for source in self._sources if source is not None]
+        reached = {node.number: node for node in todo}
+        for node in todo:  # it grows; without recursion, because a graph may be deeper than Python's stack
+            for _, parent, _ in node.parents:
+                number = parent.number
+                if number not in reached:
+                    reached[number] = parent
+                    todo.append(parent)
+        return [reached[number] for number in sorted(reached, reverse=True)]  # above its parents'
 
 
 def plus(total: Any, g: Any) -> Any:
     """Return the sum of the cotangents. A box is the left operand, because not every raw array can add a box."""
-    if total is None:
-        return g
     return g + total if type(g) is Box else total + g

@@ -9,7 +9,7 @@ import itertools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 next_number = itertools.count(1).__next__  # numbers traces and nodes in the order of creation, over all threads
 
@@ -50,15 +50,17 @@ class OpenTraces(threading.local):
 OPEN = OpenTraces()
 
 
-@contextmanager
-def open_trace(tape: Any) -> Iterator[Trace]:
+def open_trace(tape: Any) -> Trace:
+    """Return a new trace, the innermost of this thread."""
     trace = Trace(tape)
     OPEN.traces.append(trace)
-    try:
-        yield trace
-    finally:
-        OPEN.traces.pop()
-        trace.refusal = LEAKED
+    return trace
+
+
+def close_trace(trace: Trace) -> None:
+    """End the innermost trace of this thread. Its boxes are refused from now on."""
+    OPEN.traces.pop()
+    trace.refusal = LEAKED
 
 
 @contextmanager
@@ -74,16 +76,20 @@ def refuse_open_traces() -> Iterator[None]:
             trace.refusal = None
 
 
+Parent: TypeAlias = "tuple[int, Node, int]"
+"""The position of an argument, the node that made it, and the index of that node's output."""
+
+
 class Node:
     """One call of a primitive: what its rule needs, and the nodes that made its arguments."""
 
     __slots__ = ("args", "number", "options", "parents", "primitive", "seen", "y")
 
-    def __init__(self, primitive: Any, args: Any, options: Any, y: Any, parents: list[Any], seen: bool) -> None:
+    def __init__(self, primitive: Any, args: Any, options: Any, y: Any, parents: list[Parent], seen: bool) -> None:
         self.number = next_number()
         self.primitive = primitive
         self.args = args
         self.options = options
         self.y = y
-        self.parents = parents  # (position of the argument, node that made it, index of that node's output)
+        self.parents = parents
         self.seen = seen  # whether an enclosing trace records: some arguments are boxes of other traces
