@@ -203,7 +203,9 @@ def opened(args: Any, name: str) -> tuple[Trace | None, Any, list[Parent], bool]
     values: Any = args
     parents: list[Parent] = []
     seen = False
-    for i, a in enumerate(args):
+    position = -1
+    for a in args:
+        position += 1  # faster than `enumerate`, and every operation comes here
         if type(a) is not Box:
             continue
         if a._trace is not trace:
@@ -212,14 +214,14 @@ def opened(args: Any, name: str) -> tuple[Trace | None, Any, list[Parent], bool]
                 if a._trace.number < trace.number:
                     continue
             trace, values, parents = a._trace, list(args), []
-        values[i] = value = a.value
+        values[position] = value = a.value
         if a.node is not NOWHERE:
-            parents.append((i, a.node, a.index))
+            parents.append((position, a.node, a.index))
         if type(value) is Box:
             seen = True
     if trace is not None and trace.refusal is not None:
         raise CapturedError(trace.refusal.format(name))
-    return trace, values, parents, seen
+    return trace, tuple(values), parents, seen  # tuples of arrays do not burden Python's garbage collection
 
 
 def lifted(args: Any, y: Any, c: Any) -> tuple[Any, Any, Any]:

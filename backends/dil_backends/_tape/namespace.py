@@ -66,7 +66,7 @@ class Tape:
         self.root: Tape = root or self
         self.plain = Plain(raw, within)
         self.complex_dtypes: set[DType] = set()  # those met so far
-        self._differentiable: dict[DType, bool] = {}
+        self._known: dict[DType, bool] = {}
         self._of_numpy: dict[str, Callable[..., Any]] = {}
 
     def __repr__(self) -> str:
@@ -124,11 +124,12 @@ class Tape:
         if isinstance(y, tuple):
             boxes = [self.box(trace, part, node, k) for k, part in enumerate(y)]
             return type(y)(*boxes) if hasattr(y, "_fields") else tuple(boxes)
-        return Box(y, trace, node, index) if self.differentiable(y.dtype) else y
+        dtype = y.dtype
+        return Box(y, trace, node, index) if self._known.get(dtype) or self.differentiable(dtype) else y
 
     def differentiable(self, dtype: DType) -> bool:
         """Return whether the dtype is real or complex floating."""
-        known = self._differentiable.get(dtype)
+        known = self._known.get(dtype)
         if known is None:
             if self._raw.isdtype(dtype, "complex floating"):
                 self.complex_dtypes.add(dtype)
@@ -138,8 +139,7 @@ class Tape:
                     "write a product with a sparse matrix as `S @ u` or `u @ S`"
                 )
                 raise UnsupportedFunctionError(msg)
-            known = bool(self._raw.isdtype(dtype, ("real floating", "complex floating")))
-            self._differentiable[dtype] = known
+            known = self._known[dtype] = bool(self._raw.isdtype(dtype, ("real floating", "complex floating")))
         return known
 
 

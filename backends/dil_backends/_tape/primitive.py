@@ -12,6 +12,9 @@ from dil_backends._tape.rules.rule import Rule, fit
 from dil_backends._tape.trace import Node
 
 
+NO_OPTIONS: dict[str, Any] = {}
+
+
 class Primitive:
     """A function with a derivative rule, on raw arrays, boxes and Python scalars in any mixture."""
 
@@ -34,7 +37,8 @@ class Primitive:
         if len(args) > self.rule.positional or (options and not options.keys() <= self.rule.options):
             raise self._unknown(args, options)
         y = self(*values, **options) if seen else self.value(*values, **options)
-        return self.tape.box(trace, y, Node(self, values, options, y, parents, seen) if parents else NOWHERE)
+        node = Node(self, values, options or NO_OPTIONS, y, parents, seen) if parents else NOWHERE
+        return self.tape.box(trace, y, node)
 
     def pull(self, node: Node, c: Any, wanted: Sequence[int]) -> list[Any]:
         """Return the cotangents of the wanted arguments. Raw functions are used if no enclosing trace records."""
@@ -47,11 +51,14 @@ class Primitive:
             c = xp.conj(c)
         if rule.prepare is not None:
             c = rule.prepare(xp, c, y, *args, **options)
-        if rule.each is not None:
-            return [fit(xp, rule.each(xp, c, y, i, *args, **options), args[i]) for i in wanted]
-        if conjugated:
-            return [fit(xp, xp.conj(rule.formulas[i](xp, c, y, *args, **options)), args[i]) for i in wanted]
-        return [fit(xp, rule.formulas[i](xp, c, y, *args, **options), args[i]) for i in wanted]
+        found = []
+        for i in wanted:
+            if rule.each is None:
+                g = rule.formulas[i](xp, c, y, *args, **options)
+            else:
+                g = rule.each(xp, c, y, i, *args, **options)
+            found.append(fit(xp, xp.conj(g) if conjugated else g, args[i]))
+        return found
 
     def _unknown(self, args: Any, options: dict[str, Any]) -> UnsupportedFunctionError:
         extra = ", ".join(f"{key}=" for key in sorted(options.keys() - self.rule.options))

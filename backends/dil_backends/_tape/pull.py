@@ -48,15 +48,23 @@ def tape_of_primals(primals: Arrays) -> Tape | None:
 
 
 class Program(NamedTuple):
-    """The nodes between the outputs and the wanted primals, last node first. A slot sums the cotangents of a value."""
+    """The nodes between the outputs and the wanted primals, last node first. A slot sums the cotangents of a value.
 
-    slots: int
-    steps: list[tuple[Node, int, bool, list[int], list[int]]]
-    """Node, its slot, whether it has several outputs, the positions of the wanted arguments and their slots."""
+    The first four lists have one entry per node. A list of tuples would burden Python's garbage collection.
+    """
+
+    nodes: list[Node]
+    places: list[int]
+    """The slot of a node, or the first of its slots if it has several outputs."""
+    positions: list[tuple[int, ...]]
+    """The positions of the wanted arguments."""
+    targets: list[tuple[int, ...]]
+    """The slots of the wanted arguments."""
     seeds: list[int | None]
     """The slot of each output."""
     results: list[int]
     """The slot of each wanted primal."""
+    slots: int
 
 
 class Pull:
@@ -76,8 +84,8 @@ class Pull:
         program = self._program(wanted)
         slots: list[Any] = [None] * program.slots
         self._seed_slots(slots, program.seeds, cotangents)
-        for node, slot, several, positions, targets in program.steps:
-            c = self._parts(slots, node, slot) if several else slots[slot]
+        for node, slot, positions, targets in zip(*program[:4], strict=True):
+            c = self._parts(slots, node, slot) if isinstance(node.y, tuple) else slots[slot]
             if c is None:
                 continue
             slots[slot] = None
@@ -92,7 +100,7 @@ class Pull:
 
     def work(self) -> int:
         """Return how many numbers the values between the outputs and the first primal have."""
-        nodes = [node for node, *_ in self._program((0,)).steps]
+        nodes = self._program((0,)).nodes
         return sum(y.size for node in nodes for y in (node.y if isinstance(node.y, tuple) else (node.y,)))
 
     def _program(self, wanted: tuple[int, ...]) -> Program:
@@ -126,24 +134,29 @@ class Pull:
         for i in wanted:
             slot_of.setdefault(self._roots[i], len(slot_of))
         slots = len(slot_of)
-        steps = []
-        for node in reversed(self._nodes()):
-            positions, targets = [], []
+        nodes: list[Node] = []
+        positions: list[tuple[int, ...]] = []
+        targets: list[tuple[int, ...]] = []
+        for node in self._nodes():
+            arguments: tuple[int, ...] = ()
+            goals: tuple[int, ...] = ()
             for i, parent, k in node.parents:
-                slot = slot_of.get(parent)
-                if slot is not None and i not in node.primitive.cut:
-                    positions.append(i)
-                    targets.append(slot + k)
-            if positions:
+                if parent in slot_of and i not in node.primitive.cut:
+                    arguments += (i,)
+                    goals += (slot_of[parent] + k,)
+            if arguments:
+                nodes.append(node)
+                positions.append(arguments)
+                targets.append(goals)
                 slot_of[node] = slots
-                several = isinstance(node.y, tuple)
-                steps.append((node, slots, several, positions, targets))
-                slots += len(node.y) if several else 1
+                slots += len(node.y) if isinstance(node.y, tuple) else 1
+        places = [slot_of[node] for node in nodes]
         seeds = [slot_of[s[0]] + s[1] if s and s[0] in slot_of else None for s in self._sources]
-        return Program(slots, steps[::-1], seeds, [slot_of[self._roots[i]] for i in wanted])
+        results = [slot_of[self._roots[i]] for i in wanted]
+        return Program(nodes[::-1], places[::-1], positions[::-1], targets[::-1], seeds, results, slots)
 
     def _nodes(self) -> list[Node]:
-        """Return the nodes that the outputs depend on, the last one first."""
+        """Return the nodes that the outputs depend on, in the order in which they were made."""
         todo = [source[0] for source in self._sources if source is not None]
         reached = {node.number: node for node in todo}
         for node in todo:  # it grows; without recursion, because a graph may be deeper than Python's stack
@@ -152,7 +165,7 @@ class Pull:
                 if number not in reached:
                     reached[number] = parent
                     todo.append(parent)
-        return [reached[number] for number in sorted(reached, reverse=True)]  # above its parents'
+        return [reached[number] for number in sorted(reached)]
 
 
 def plus(total: Any, g: Any) -> Any:
