@@ -48,7 +48,14 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     >>> pull(np.asarray(1.0))
     (np.float64(3.0), np.float64(2.0))
     """
-    return guarded(run_in_its_framework, lambda *args: _vjp(fn, args), fn, *args, exact=False)  # type: ignore[no-any-return]
+    out, pull = guarded(_unguarded_vjp, fn, args, exact=False)
+    return out, lambda cotangent: guarded(pull, cotangent, exact=False)
+
+
+def _unguarded_vjp(
+    fn: Callable[..., Tree], args: tuple[Tree, ...]
+) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
+    return run_in_its_framework(lambda *args: _vjp(fn, args), fn, *args)  # type: ignore[no-any-return]
 
 
 def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
@@ -59,7 +66,7 @@ def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callabl
     def pull(cotangent: Tree) -> tuple[Tree, ...]:
         return flat.like_arguments(pull_leaves(flat.split(cotangent, leaves)))
 
-    return out, lambda cotangent: guarded(pull, cotangent, exact=False)
+    return out, pull
 
 
 def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree], /) -> tuple[Tree, Tree]:
@@ -185,7 +192,7 @@ def value_and_grad(
                 merged[i] = value
             return fn(*merged, **kwargs)
 
-        value, pull = vjp(fn_of_chosen, *(args[i] for i in places))
+        value, pull = _unguarded_vjp(fn_of_chosen, tuple([args[i] for i in places]))
         if getattr(value, "shape", None) != ():
             message = (
                 f"grad needs a function that returns one number, an array of shape (); this one returned "

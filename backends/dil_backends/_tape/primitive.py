@@ -18,25 +18,26 @@ NO_OPTIONS: dict[str, Any] = {}
 class Primitive:
     """A function with a derivative rule, on raw arrays, boxes and Python scalars in any mixture."""
 
-    __slots__ = ("cut", "name", "rule", "tape", "value")
+    __slots__ = ("cut", "name", "positional", "rule", "tape", "value")
 
     def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
         self.name = name
         self.value = value
         self.rule = rule
+        self.positional = rule.positional
         self.tape = tape
         self.cut = frozenset(i for i, formula in enumerate(rule.formulas) if formula is None)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        if options:
+            self._check_options(options)
         trace, values, parents, seen = opened(args, self.name)
-        if options and any(map(holds_box, options.values())):
-            msg = f"{self.name}: an array that is being differentiated must be a positional argument"
-            raise UnsupportedFunctionError(msg)
         if trace is None:
             return self.value(*args, **options)
-        if len(args) > self.rule.positional or (options and not options.keys() <= self.rule.options):
+        if len(args) > self.positional or not self.rule.options.issuperset(options):
             raise self._unknown(args, options)
-        y = self(*values, **options) if seen else self.value(*values, **options)
+        function = self if seen else self.value
+        y = function(*values, **options) if options else function(*values)
         node = Node(self, values, options or NO_OPTIONS, y, parents, seen) if parents else NOWHERE
         return self.tape.box(trace, y, node)
 
@@ -59,6 +60,11 @@ class Primitive:
                 g = rule.each(xp, c, y, i, *args, **options)
             found.append(fit(xp, xp.conj(g) if conjugated else g, args[i]))
         return found
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        if any(map(holds_box, options.values())):
+            msg = f"{self.name}: an array that is being differentiated must be a positional argument"
+            raise UnsupportedFunctionError(msg)
 
     def _unknown(self, args: Any, options: dict[str, Any]) -> UnsupportedFunctionError:
         extra = ", ".join(f"{key}=" for key in sorted(options.keys() - self.rule.options))
