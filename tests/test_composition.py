@@ -318,10 +318,10 @@ def test_a_record_that_another_thread_closes_takes_no_entry_from_the_next():
 
     class Closing(list):
         def append(self, entry):
-            _record.RECORDERS.remove(first)  # as the end of another thread's `with` does
+            _record.ALL_OPEN.remove(first)  # as the end of another thread's `with` does
 
     first.entries = Closing()
     with second:
-        _record.RECORDERS.insert(0, first)
+        first.__enter__()
         INNER(T, C)
     assert len(second.entries) == 1

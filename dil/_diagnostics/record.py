@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar
 
 from dil._base.errors import DilError
 from dil._base.html import Cell, table
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Stage = Literal["forward", "backward"]
-RECORDERS: list[Record] = []
-"""The records that are open now. No context variable: frameworks run backward passes in other threads."""
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OPEN: ContextVar[tuple[Record, ...]] = ContextVar("dil_records", default=())
+"""The records that were opened in this thread or task. One of them may be closed by now, in another one."""
+ALL_OPEN: list[Record] = []
+"""The open records of all threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,19 +133,21 @@ class Record:
         DilError
             If this record is open already, so that every solve would be recorded twice.
         """
-        if self in RECORDERS:
+        if self in ALL_OPEN:
             message = "this record is recording already; open another one with dil.record()"
             raise DilError(message)
         for backend in loaded():
             self._stack.enter_context(backend.reports.recording())
-        RECORDERS.append(self)
+        ALL_OPEN.append(self)
+        OPEN.set((*open_records(), self))
         return self
 
     def __exit__(self, *error: object) -> None:
         try:
             self._stack.close()  # waits for the reports and errors of programs that still run
         finally:
-            RECORDERS.remove(self)
+            ALL_OPEN.remove(self)
+            OPEN.set(open_records())
 
     def __str__(self) -> str:
         """Summarise each layer's solves: how many, how they ended, and the range of every number."""
@@ -211,9 +219,13 @@ def record() -> Record:
     Notes
     -----
     When a jitted function is first called inside a record, JAX traces it again, so that it reports its solves.
-    Outside the record, the function runs as before. A jitted function reports only to the records that were opened in
-    the thread that traces it. So open a record in each thread. Each problem of `jax.vmap` or `torch.func.vmap` is an
-    entry.
+    Outside the record, the function runs as before. Each problem of `jax.vmap` or `torch.func.vmap` is an entry.
+
+    A forward solve reports to the records that are open in its thread or asyncio task. Its backward solves report to
+    them too as long as they are open, in whatever thread the framework runs them, and to those that are open where
+    they run. A new thread knows no record of the thread that starts it (`asyncio.to_thread` and
+    `contextvars.copy_context().run` hand them on), so open one in each. A program that JAX has compiled reports from
+    threads of its own, to all open records.
 
     Examples
     --------
@@ -229,9 +241,45 @@ def record() -> Record:
     return Record()
 
 
+def open_records() -> tuple[Record, ...]:
+    """Return the records that a solve reports to if it is made here."""
+    return tuple([record for record in OPEN.get() if record in ALL_OPEN])
+
+
 def recording() -> bool:
-    """Whether any record is open."""
-    return bool(RECORDERS)
+    """Whether a solve that is made here is recorded."""
+    return bool(OPEN.get()) and bool(open_records())
+
+
+class Recorded(Protocol):
+    """What belongs to a forward call."""
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records that were open where the forward call was made."""
+        ...
+
+
+def with_records_of_forward_call(method: Callable[P, R]) -> Callable[P, R]:
+    """Return a method whose solves report to `self.records` too: a framework may run it in a thread of its own."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        of_call: Any = args[0]
+        with _reporting_to(of_call):
+            return method(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _reporting_to(call: Recorded) -> Iterator[None]:
+    here = open_records()
+    token = OPEN.set((*here, *(record for record in call.records if record not in here)))
+    try:
+        yield
+    finally:
+        OPEN.reset(token)
 
 
 def add_entry(backend: Backend, policy: Policy, stage: Stage, numbers: Mapping[str, Array | None]) -> None:
@@ -242,8 +290,9 @@ def add_entry(backend: Backend, policy: Policy, stage: Stage, numbers: Mapping[s
 
 def _listen(policy: Policy, stage: Stage, names: tuple[str, ...], *values: Any) -> None:
     entry = Entry(policy.layer, stage, policy=policy, **dict(zip(names, values, strict=True)))
-    for recorder in tuple(RECORDERS):  # another thread may open or close one at the same time
-        recorder.entries.append(entry)
+    # a compiled program may report from a thread of the framework, which no record was opened in
+    for record in open_records() or tuple(ALL_OPEN):
+        record.entries.append(entry)
 
 
 def _range(values: Any) -> str:

@@ -52,9 +52,7 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     return out, lambda cotangent: guarded(pull, cotangent, exact=False)
 
 
-def _unguarded_vjp(
-    fn: Callable[..., Tree], args: tuple[Tree, ...]
-) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
+def _unguarded_vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
     return run_in_its_framework(lambda *args: _vjp(fn, args), fn, *args)  # type: ignore[no-any-return]
 
 

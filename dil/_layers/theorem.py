@@ -11,7 +11,7 @@ For a score F = df/du and J = H is symmetric: Look et al. 2020, Theorem 1 (pullb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, size
@@ -27,7 +27,7 @@ from dil._diagnostics.curvature import check_curvature, check_degenerate
 from dil._diagnostics.error_bound import error_bound
 from dil._diagnostics.failure_policy import Policy, without_approximate
 from dil._diagnostics.newton_comparison import Point
-from dil._diagnostics.record import add_entry, recording
+from dil._diagnostics.record import Record, add_entry, open_records, recording, with_records_of_forward_call
 from dil._diagnostics.smoothness import check_smoothness
 from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
@@ -65,7 +65,10 @@ class ImplicitRule:
     """The forward solver. The first call with another one is checked anew."""
     call: Call | None = None
     """The call itself, if it may be one of many that are made at once."""
+    records: tuple[Record, ...] = field(default_factory=open_records, repr=False, compare=False)
+    """The records that were open at the forward call."""
 
+    @with_records_of_forward_call
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return -g^T F_args for the arguments in `wrt`, where J^T g = v."""
         problem, u, v = self.find(), y[0], cotangents[0]
@@ -78,6 +81,7 @@ class ImplicitRule:
         g = problem.backend.linear_solve(self.system(F, Fu, A, (u, *floats), y, places), v)
         return pull((-g,), places)
 
+    @with_records_of_forward_call
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
         """Return the pullback for further cotangents of the solution, with J^-1 at hand, or None."""
         problem, u = self.find(), y[0]
@@ -95,6 +99,7 @@ class ImplicitRule:
 
         return repeated_pull(self.system(F, Fu, A, (u, *floats), y), u, pulled, problem.backend)
 
+    @with_records_of_forward_call
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return -J^-1 (F_args t)."""
         problem, u = self.find(), y[0]
@@ -135,6 +140,7 @@ class ImplicitRule:
             maps.build, params, A, maps.solve, constants, fixed=F.fixed, many=maps.many, batched=maps.batched
         )
 
+    @with_records_of_forward_call
     def solution(self, F: Optimality, A: Operator, b: Array, at: At) -> Array:
         """Solve A g = b, check g and the point, and apply the policy."""
         backend, Fu, scale = F.problem.backend, at.Fu, scale_of(at.u, at.start)
@@ -156,6 +162,7 @@ class ImplicitRule:
             add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
         return self.policy.apply(backend, "backward solve", status, solution.value)
 
+    @with_records_of_forward_call
     def solutions(self, F: Optimality, A: Operator, B: Array, at: At) -> Array | None:
         """Solve A g = b for many b at once. Return None if one of them, or the point, needs a closer look."""
         if recording() or B.shape[0] == 0 or not declares(self.linear_solver, "_takes_many"):

@@ -14,7 +14,7 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.envelope import check_envelope
 from dil._diagnostics.failure_policy import frameworks_of
-from dil._diagnostics.record import add_entry, recording
+from dil._diagnostics.record import Record, add_entry, recording, with_records_of_forward_call
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Vectorise
@@ -143,6 +143,11 @@ class EnvelopeRule:
     theorem: ImplicitRule
     """The derivative of y."""
 
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The records that were open at the forward call."""
+        return self.theorem.records
+
     def solve(self, *arrays: Array) -> Arrays:
         """Return the value, and what the call returns."""
         y, *remembered = self.call.forward(*arrays)
@@ -158,6 +163,7 @@ class EnvelopeRule:
         rule = EnvelopeRule(call, replace(self.theorem, find=call.problem, call=call))
         return rule.solve, rule
 
+    @with_records_of_forward_call
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return v df/dargs for the arguments in `wrt`."""
         problem = self.call.problem()
@@ -165,6 +171,7 @@ class EnvelopeRule:
         _, pull = self.call.backend.vjp(score, *at)
         return pull(cotangents[:1], [1 + problem.arguments.floats.index(i) for i in wrt])
 
+    @with_records_of_forward_call
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return df/dargs t, and zero for the other outputs."""
         still = tuple(full(x, 0.0) for x in y[1:])

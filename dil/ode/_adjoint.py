@@ -6,6 +6,7 @@ the last time to the first, where q = dL/dargs. With s = -t all signs change, an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from dil._base.arrays import array_namespace, full
 from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.record import Record, open_records, with_records_of_forward_call
 from dil._frameworks.protocol import LinearSystem, ReverseRule
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
@@ -32,7 +34,10 @@ class AdjointRule(ReverseRule):
     linear_solver: LinearSolver
     policy: Policy
     steps: int
+    records: tuple[Record, ...] = dataclasses.field(default_factory=open_records, repr=False, compare=False)
+    """The records that were open at the forward call."""
 
+    @with_records_of_forward_call
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> list[Array | None]:
         """Return dL/dy0, dL/dt and dL/darrays from the cotangent of the states, (T, *batch, n)."""
         (_, t, *arrays), (v, *_), (states, *_) = args, cotangents, y

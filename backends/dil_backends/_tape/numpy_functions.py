@@ -14,15 +14,17 @@ import numpy as np
 
 from dil_backends._tape.rules.rule import Axis
 
+add_reduce: Any = np.add.reduce  # its types know no flag `keepdims` that is a variable
+
 
 def sum(x: Any, axis: Axis = None, *, dtype: Any = None, keepdims: bool = False) -> Any:
-    return np.add.reduce(x, axis, dtype, None, keepdims)
+    return add_reduce(x, axis, dtype, None, keepdims)
 
 
 def mean(x: Any, axis: Axis = None, *, keepdims: bool = False) -> Any:
     if not x.size or x.dtype.char not in "fd":  # np.mean warns of no entries, and sums 16 bits in 32
         return np.mean(x, axis, keepdims=keepdims)
-    total = np.add.reduce(x, axis, None, None, keepdims)
+    total = add_reduce(x, axis, None, None, keepdims)
     return total / (x.size // total.size)
 
 

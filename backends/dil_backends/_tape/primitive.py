@@ -11,7 +11,6 @@ from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
 from dil_backends._tape.rules.rule import Rule, fit
 from dil_backends._tape.trace import Node
 
-
 NO_OPTIONS: dict[str, Any] = {}
 
 
