@@ -86,3 +86,22 @@ def test_gpu_without_a_gpu(tmp_path):
     assert record["tests"]["rows"][0]["passed"] > 0
     assert all(row["difference"] < 1e-6 for row in record["backward"]["rows"])
     assert "## Memory" in (tmp_path / "gpu.md").read_text()
+
+
+def test_tape_quick(tmp_path):
+    """Each case runs, and agrees with autograd where that is installed."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "tape.py"), "--seconds", "0", "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "tape.json").read_text())
+    times = {row["case"]: row["microseconds"] for row in record["rows"]}
+    assert len(times) == 6
+    assert times["chain, a further pull"] < times["chain of 300 operations"]  # it does not trace again
+    assert "a further pull" in (tmp_path / "tape.md").read_text()
