@@ -210,7 +210,7 @@ NUMPY_ONLY = [
 ]
 
 
-def tested_elsewhere(name):
+def is_tested_elsewhere(name):
     """Functions of NumPy's own (test_tape_numpy.py), special functions (test_tape_special.py), sparse matrices."""
     return name in NUMPY_RULES or name.startswith("special.") or "sparse" in name
 
@@ -220,7 +220,7 @@ EVERY = CASES + NUMPY_ONLY + LINALG_CASES + LINALG_NUMPY_ONLY
 
 def test_every_rule_has_a_case():
     covered = {case.name.partition("#")[0] for case in EVERY + COMPLEX + TRANSFORMS + NUMPY_TRANSFORMS}
-    assert covered == {name for name in _tape_rules.RULES | _tape_rules.COMPOSED if not tested_elsewhere(name)}
+    assert covered == {name for name in _tape_rules.RULES | _tape_rules.COMPOSED if not is_tested_elsewhere(name)}
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -235,7 +235,7 @@ def test_rule(case, order, xp):
         pytest.param(name, i, id=f"{name}-{i}")
         for name, rule in _tape_rules.RULES.items()
         for i, formula in enumerate(rule.formulas or (rule.each,) * 2)
-        if formula is not None and not tested_elsewhere(name)
+        if formula is not None and not is_tested_elsewhere(name)
     ],
 )
 def test_the_cases_bite(name, position, monkeypatch):
