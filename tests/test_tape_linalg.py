@@ -130,6 +130,21 @@ def test_functions_that_tell_a_cluster_apart(name, matrix):
         dil.jvp(f, (A,), (sym(G),))
 
 
+def test_an_eigenvector_of_a_general_matrix():
+    with pytest.raises(UnsupportedFunctionError, match="coincide"):
+        dil.grad(lambda A: np.linalg.eig(A)[1][1, 0])(np.diag([1.0, 1.0, 3.0]))
+
+
+@pytest.mark.parametrize("gap", [1e-4, 1e-8, 1e-10, 1e-12])
+def test_near_eigenvalues_are_no_cluster(gap):
+    """The first vector of diag(1, 1 + gap, 3) turns to the second by -1 / gap. A vector may have either sign."""
+    A = np.diag([1.0, 1.0 + gap, 3.0])
+    sign = np.linalg.eigh(A)[1][0, 0]
+    g = dil.grad(lambda A: np.linalg.eigh(A)[1][1, 0])(A)
+    np.testing.assert_allclose(sign * g[1, 0] * (A[1, 1] - 1.0), -1.0, rtol=1e-12)
+    np.testing.assert_allclose(dil.grad(lambda A: np.linalg.eigvalsh(A)[0])(A), np.diag([1.0, 0.0, 0.0]), atol=1e-12)
+
+
 def test_a_parameter_that_would_tell_a_cluster_apart():
     """f treats the cluster alike at this weight, and not at others: its mixed second derivative does not exist."""
 
