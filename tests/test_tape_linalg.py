@@ -262,6 +262,7 @@ def functions_of_complex_matrices():
     """Name -> function, its rule and an argument. A score of the results does not depend on the phases."""
     square, tall, wide = complex_normal(2, 3, 3) + 3 * np.eye(3), complex_normal(4, 3), complex_normal(2, 4)
     positive = square @ np.conj(np.swapaxes(square, -1, -2))
+    deficient = complex_normal(3, 3) * np.asarray([[1.0], [1.0], [0.0]])
     svd = lambda x: np.linalg.svd(x, full_matrices=False)  # noqa: E731
     pull_svd = lambda xp, c, y, x: pull_singular(xp, c, y, x, full_matrices=False)  # noqa: E731
     reduced_qr = lambda xp, c, y, x: pull_qr(xp, c, y, x, mode="reduced")  # noqa: E731
@@ -278,7 +279,7 @@ def functions_of_complex_matrices():
         "pinv": (lambda x: (np.linalg.pinv(x),),
                  only(lambda xp, c, y, x: pull_pseudoinverse(xp, c, y, x, rtol=None)), tall, same),
         "det": (lambda x: (np.linalg.det(x),), only(pull_det), square, same),
-        "det of a singular matrix": (lambda x: (np.linalg.det(x),), only(pull_det), np.zeros((1, 1)) * 1j, same),
+        "det of a singular matrix": (lambda x: (np.linalg.det(x),), only(pull_det), deficient, same),
         "slogdet": (lambda x: tuple(np.linalg.slogdet(x)), pull_slogdet, square, same),
         "inv": (lambda x: (np.linalg.inv(x),), only(LINALG["linalg.inv"].formulas[0]), square, same),
     }  # fmt: skip
