@@ -62,7 +62,7 @@ def test_law(plain, law):
 
 
 def pulled(engine, fn, args, v):
-    """Return fn(*args) and d/dRe + i d/dIm of Re <v, fn> for each argument, in any framework's convention."""
+    """Return fn(*args) and d/dRe + i d/dIm of Re <v, fn> for each argument, in every framework."""
     conjugated = np.conj if engine.backend == "jax" else lambda x: x
     y, grads = engine.gradients(fn, args, conjugated(v))
     return y, tuple(conjugated(g) for g in grads)

@@ -6,7 +6,7 @@ from numbers import Integral
 from typing import Any
 
 from dil._base.typing import Namespace
-from dil_backends._tape.rules.linalg import column, row
+from dil_backends._tape.rules.matrices import column, row
 from dil_backends._tape.rules.numpy_own.arrays import as_array, flat
 from dil_backends._tape.rules.rule import Formula, Value, refuse
 
