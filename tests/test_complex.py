@@ -10,15 +10,15 @@ import dil
 from dil.testing import COMPLEX_LAWS
 from engines import Engine, engines
 
-DRAW = np.random.default_rng(0)
 RTOL = 1e-9
 
 
-def numbers(*shape):
-    return DRAW.standard_normal(shape) + 1j * DRAW.standard_normal(shape)
+def numbers(*shape, seed=0):
+    draw = np.random.default_rng(seed)
+    return draw.standard_normal(shape) + 1j * draw.standard_normal(shape)
 
 
-A, B, V = numbers(4, 3), numbers(4), numbers(3)
+A, B, V = numbers(4, 3), numbers(4, seed=1), numbers(3, seed=2)
 G = np.linalg.inv(A.conj().T @ A + np.eye(3))
 Y = G @ A.conj().T @ B
 CAN = [e for e in engines() if e.takes_complex]
@@ -98,19 +98,19 @@ def test_least_squares(engine):
 
 
 def test_forward_mode_of_least_squares(engine):
-    t = numbers(4)
+    t = numbers(4, seed=2)
     close(engine.tangent(lambda b: least_squares()(engine.asarray(A), b), (B,), (t,)), G @ A.conj().T @ t)
 
 
 def test_square_root(engine):
     """The principal square root of each problem of a batch is holomorphic: the pullback is v -> conj(1 / (2 y)) v."""
     layer = dil.root(lambda u, b: u * u - b, dil.solvers.Newton(), init=lambda b: b + 1, batch_ndim=1)
-    b, v = np.exp(numbers(6)), numbers(6)
+    b, v = np.exp(numbers(6)), numbers(6, seed=1)
     b = np.where(b.real < 0, -b, b) + 1
     y, (db,) = pulled(engine, layer, (b,), v)
     close(y, np.sqrt(b))
     close(db, np.conj(1 / (2 * np.sqrt(b))) * v)
-    t = numbers(6)
+    t = numbers(6, seed=2)
     close(engine.tangent(layer, (b,), (t,)), t / (2 * np.sqrt(b)))
 
 
@@ -132,7 +132,7 @@ def conjugate_step(u, b):
 )
 def test_an_equation_that_is_not_holomorphic(engine, layer):
     """u + 0.3 conj(u) = b: u = (b - 0.3 conj(b)) / 0.91, a map of the plane that is its own adjoint."""
-    b, v = numbers(3), numbers(3)
+    b, v = numbers(3), numbers(3, seed=1)
     y, (db,) = pulled(engine, layer, (b,), v)
     close(y, (b - 0.3 * b.conj()) / 0.91)
     close(db, (v - 0.3 * v.conj()) / 0.91)
@@ -150,11 +150,10 @@ def test_a_tree_of_complex_and_real_leaves(engine):
     """z = t b and t = c: z t = c^2 b, for an odd number of real unknowns beside the complex ones."""
 
     def score(u, b, c):
-        xp = array_namespace(b)
-        return xp.sum(square(u["z"] - u["t"] * b)) + (u["t"] - c) ** 2
+        return array_namespace(u["z"]).sum(square(u["z"] - u["t"] * b)) + (u["t"] - c) ** 2
 
     layer = dil.argmin(score, dil.solvers.Newton(rtol=1e-11), init=lambda b, c: {"t": 0 * c, "z": 0 * b})
-    b, c, v = numbers(3), 1.7, numbers(3)
+    b, c, v = numbers(3), 1.7, numbers(3, seed=1)
 
     def product(b, c):
         y = layer(b, c)
@@ -169,11 +168,11 @@ def test_a_tree_of_complex_and_real_leaves(engine):
 def test_a_real_unknown_with_a_complex_argument(engine):
     """min_u |u a - b|^2: u = Re(a^H b) / |a|^2."""
     layer = dil.argmin(
-        lambda u, a, b: array_namespace(a).sum(square(u * a - b)),
+        lambda u, a, b: array_namespace(u).sum(square(u * a - b)),
         dil.solvers.Newton(rtol=1e-11),
         init=lambda a, b: 0 * array_namespace(a).abs(a[0]),
     )
-    a, b = numbers(4), numbers(4)
+    a, b = numbers(4), numbers(4, seed=1)
     u, (_, db) = pulled(engine, layer, (a, b), 2.0)
     close(u, np.vdot(a, b).real / np.vdot(a, a).real)
     close(db, 2.0 * a / np.vdot(a, a).real)
@@ -186,7 +185,7 @@ def test_a_complex_unknown_with_a_real_argument(engine):
         dil.solvers.Newton(rtol=1e-11),
         init=lambda b, w: 0 * b,
     )
-    b, w, v = numbers(3), 0.7, numbers(3)
+    b, w, v = numbers(3), 0.7, numbers(3, seed=1)
     _, (db, dw) = pulled(engine, layer, (b, w), v)
     close(db, v / 1.7)
     close(dw, -np.sum(np.conj(v) * b).real / 1.7**2)
@@ -224,16 +223,23 @@ def test_second_order(plain, kind):
 
 def test_the_convention_is_that_of_the_framework(plain):
     """The gradient of sum |y|^2 in b is that of the closed form, d/dRe + i d/dIm, or its conjugate on JAX."""
-    xp = plain.xp
-    found = dil.grad(lambda b: xp.sum(xp.abs(least_squares()(plain.asarray(A), b)) ** 2))(plain.asarray(B))
+
+    def loss(b):
+        y = least_squares()(plain.asarray(A), b)
+        return array_namespace(y).sum(square(y))
+
+    found = dil.grad(loss)(plain.asarray(B))
     expected = 2 * A @ (G @ Y)
     close(plain.to_numpy(found), expected.conj() if plain.backend == "jax" else expected)
 
 
 def test_transforms_of_complex_functions(plain):
     """A holomorphic map has the pullback c -> conj(f') c and the pushforward t -> f' t. JAX has no conjugate."""
-    z, c, t = numbers(3), numbers(3), numbers(3)
-    fn = plain.xp.exp
+    z, c, t = numbers(3), numbers(3, seed=1), numbers(3, seed=2)
+
+    def fn(z):
+        return array_namespace(z).exp(z)
+
     _, pull = dil.vjp(fn, plain.asarray(z))
     slope = np.exp(z) if plain.backend == "jax" else np.conj(np.exp(z))
     close(plain.to_numpy(pull(plain.asarray(c))[0]), slope * c)
@@ -320,7 +326,8 @@ def eigenvector(eager):
     start = {"v": eager.asarray(vectors[:, 0]), "value": eager.asarray(values[0])}
 
     def residual(u, M):
-        xp, v = array_namespace(M), u["v"]
+        v = u["v"]
+        xp = array_namespace(v)
         return {"v": M @ v - u["value"] * v, "value": xp.real(xp.sum(xp.conj(v) * v)) - 1.0}
 
     return dil.root(residual, lambda f, u, M: start), M, vectors[:, 0]
@@ -346,7 +353,7 @@ def test_odeint(plain):
         )
         return y[-1, ...]
 
-    y0, w, v = numbers(2), np.asarray([1.3, 0.4]), numbers(2)
+    y0, w, v = numbers(2), np.asarray([1.3, 0.4]), numbers(2, seed=1)
     y, (dy, dw) = pulled(plain, end, (y0, w), v)
     turn = np.exp(0.5j * w)
     close(y, turn * y0, 1e-7)
@@ -358,7 +365,7 @@ def test_a_stiff_odeint_with_a_complex_argument(eager):
     def end(y0, w):
         return dil.ode.odeint(lambda t, y, w: w * y + 0.1 * array_namespace(y).conj(y), y0, [0.0, 0.3], args=(w,))
 
-    report = dil.check_gradients(end, eager.asarray(numbers(2)), eager.asarray(numbers(2) - 3), directions=1)
+    report = dil.check_gradients(end, eager.asarray(numbers(2)), eager.asarray(numbers(2, seed=1) - 3), directions=1)
     assert report.ok, str(report)
 
 
@@ -420,7 +427,7 @@ def test_a_linear_solver_by_itself_is_real(eager):
 
 def test_grad_of_a_complex_value_is_refused(eager):
     with pytest.raises(dil.DTypeError, match=r"real floating result.*take the real part"):
-        dil.grad(lambda z: eager.xp.sum(z * z))(eager.asarray(numbers(3)))
+        dil.grad(lambda z: array_namespace(z).sum(z * z))(eager.asarray(numbers(3)))
 
 
 def test_a_handle_keeps_the_imaginary_part(plain):
