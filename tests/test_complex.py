@@ -345,20 +345,18 @@ def test_the_phase_of_an_eigenvector_is_a_null_direction(eager):
 
 
 def test_odeint(plain):
-    """y' = i w y turns y by exp(i w t); the order of the gradient's error is that of the method."""
+    """y' = i w y turns y by exp(i w t)."""
 
     def end(y0, w):
-        y = dil.ode.odeint(
-            lambda t, y, w: 1j * w * y, y0, [0.0, 0.5], args=(w,), method="sdirk3", rtol=1e-8, atol=1e-10
-        )
+        y = dil.ode.odeint(lambda t, y, w: 1j * w * y, y0, [0.0, 0.5], args=(w,), method="sdirk3", steps=20)
         return y[-1, ...]
 
     y0, w, v = numbers(2), np.asarray([1.3, 0.4]), numbers(2, seed=1)
     y, (dy, dw) = pulled(plain, end, (y0, w), v)
     turn = np.exp(0.5j * w)
-    close(y, turn * y0, 1e-7)
-    close(dy, turn.conj() * v, 1e-7)
-    close(dw, (v.conj() * 0.5j * turn * y0).real, 1e-6)
+    close(y, turn * y0, 1e-5)
+    close(dy, turn.conj() * v, 1e-5)
+    close(dw, (v.conj() * 0.5j * turn * y0).real, 1e-5)
 
 
 def test_a_stiff_odeint_with_a_complex_argument(eager):
