@@ -18,7 +18,7 @@ from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
 from dil._frameworks.registry import BackendHandle
 
-__all__ = ["COMPLEX_LAWS", "LAWS"]
+__all__ = ["LAWS"]
 
 Law = Callable[[BackendHandle], None]
 
@@ -254,11 +254,10 @@ LAWS: tuple[Law, ...] = (
     linear_solve_is_differentiable,
     constant_has_no_derivative,
     reports_hand_over_the_values,
+    complex_parts_are_joined_again,
+    cotangents_are_in_the_convention,
 )
 """The laws. Each takes a `dil.BackendHandle`, and raises AssertionError with a sentence if the backend breaks it."""
-
-COMPLEX_LAWS: tuple[Law, ...] = (complex_parts_are_joined_again, cotangents_are_in_the_convention)
-"""The laws of a backend that differentiates complex arrays."""
 
 
 def _smooth(x: Array) -> Arrays:

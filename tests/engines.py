@@ -77,8 +77,6 @@ VARIANTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("torch:cuda", {"device": "cuda"}),
     ],
 }
-COMPLEX = ("torch", "jax", "numpy", "array_api_strict", "cupy")
-"""The backends that differentiate complex arrays."""
 EXAMPLES = {"jax": 4}
 """Random examples of a property test; JAX compiles each."""
 
@@ -93,11 +91,6 @@ class Engine:
     reason: str | None = None
     pullback: Pullback = by_dil
     pushforward: Pushforward = dil.jvp
-
-    @property
-    def takes_complex(self) -> bool:
-        """Whether the backend differentiates complex arrays."""
-        return self.backend in COMPLEX
 
     @property
     def plain(self) -> bool:

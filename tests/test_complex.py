@@ -7,8 +7,6 @@ import pytest
 from array_api_compat import array_namespace
 
 import dil
-from dil.testing import COMPLEX_LAWS
-from engines import Engine, engines
 
 RTOL = 1e-9
 
@@ -21,44 +19,10 @@ def numbers(*shape, seed=0):
 A, B, V = numbers(4, 3), numbers(4, seed=1), numbers(3, seed=2)
 G = np.linalg.inv(A.conj().T @ A + np.eye(3))
 Y = G @ A.conj().T @ B
-CAN = [e for e in engines() if e.takes_complex]
-
-
-def of(chosen):
-    return {"params": chosen, "ids": [e.name for e in chosen], "scope": "module"}
-
-
-def usable(request) -> Engine:
-    if request.param.reason is not None:
-        pytest.skip(request.param.reason)
-    return request.param
-
-
-@pytest.fixture(**of(CAN))
-def engine(request):
-    """Every engine whose backend differentiates complex arrays."""
-    return usable(request)
-
-
-@pytest.fixture(**of([e for e in CAN if ":" not in e.name]))
-def plain(request):
-    """Such backends, by dil's own transforms."""
-    return usable(request)
-
-
-@pytest.fixture(**of([e for e in CAN if ":" not in e.name and e.name != "jax"]))
-def eager(request):
-    """Those of them that run operations at once."""
-    return usable(request)
 
 
 def close(found, expected, rtol=RTOL):
     np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("law", COMPLEX_LAWS, ids=lambda law: law.__name__)
-def test_law(plain, law):
-    law(plain.handle)
 
 
 def pulled(engine, fn, args, v):
