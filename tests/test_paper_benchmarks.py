@@ -84,6 +84,34 @@ def test_claims_are_judged_by_the_runs(script, tmp_path):
     assert "0.080 ± 0.012 | 0.09 ± 0.01" in (tmp_path / "table1.md").read_text()
 
 
+def test_each_training_walk_is_held_out_once(script):
+    made = script("_series")
+    walks = np.arange(10 * 4 * 2, dtype=float).reshape(10, 4, 2)
+    series = made.Series("walking", "walks", walks[:7], walks[7:8], walks[8:], context=3)
+    folds = made.folds(series)
+    held = [part.validation[:-1] for part in folds]
+    np.testing.assert_array_equal(np.sort(np.concatenate(held), axis=0), series.train)
+    for part, out in zip(folds, held, strict=True):
+        np.testing.assert_array_equal(part.validation[-1:], series.validation)
+        np.testing.assert_array_equal(part.test, series.validation)  # the test walks stay unseen
+        assert not {float(walk[0, 0]) for walk in part.train} & {float(walk[0, 0]) for walk in out}
+
+
+def test_a_gradient_whose_squares_overflow_is_clipped_to_its_direction(script):
+    for module in ("jax", "optax", "diffrax"):
+        pytest.importorskip(module, reason=f"{module} is not installed")
+    import optax
+
+    forecast = script("_forecast")
+    clip = optax.chain(forecast.squarable(), optax.clip_by_global_norm(10.0))
+    direction = {"a": np.asarray([3.0, 0.0], np.float32), "b": np.asarray([[-4.0]], np.float32)}
+    for size in (1e-3, 1.0, 1e10, 1e25):
+        grads = {name: np.float32(size) * x for name, x in direction.items()}
+        clipped = clip.update(grads, clip.init(grads))[0]
+        for name, x in direction.items():
+            np.testing.assert_allclose(clipped[name], min(size, 2.0) * x, rtol=1e-5)
+
+
 def test_figure2_measures_and_draws(script, tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("torchdiffeq", reason="torchdiffeq is not installed")

@@ -15,38 +15,37 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import _latent
 import dil.linear
 import dil.ode
 from _nets import evaluate, network
-from _recipes import PROXY, Recipe
+from _recipes import PROXY, LatentRecipe, Recipe
 from _series import DT, Series
 
-LATENT, HIDDEN = 6, 30
-GROWN = 0.7
-"""The share of the iterations after which all frames of a segment count."""
+HIDDEN = 30
 RTOL, ATOL = 1e-5, 1e-6
 """The tolerances of DOPRI5, there and back."""
+SQUARABLE = 1e15
+"""The squares of many gradients of this size sum up in float32."""
+Solve = Callable[[Any, Any, Any, Any], Any]
+"""`solve(field, z, t, args)`: the states at the times t, (times, batch, states), of z' = field(t, z, *args)."""
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
 
 
-def field(_: Any, z: Any, layers: Any) -> Any:
-    return evaluate(layers, z, jnp.tanh)
-
-
-def dopri5(z: Any, t: Any, layers: Any) -> Any:
+def dopri5(field: Any, z: Any, t: Any, args: Any) -> Any:
     """Dormand and Prince's method over the whole batch, and its adjoint, as in Chen et al. 2018."""
     import diffrax
 
     found = diffrax.diffeqsolve(
-        diffrax.ODETerm(field),
+        diffrax.ODETerm(lambda t, z, args: field(t, z, *args)),
         diffrax.Dopri5(),
         t[0],
         t[-1],
         None,
         z,
-        layers,
+        args,
         saveat=diffrax.SaveAt(ts=t),
         stepsize_controller=diffrax.PIDController(rtol=RTOL, atol=ATOL),
         adjoint=diffrax.BacksolveAdjoint(),
@@ -56,97 +55,110 @@ def dopri5(z: Any, t: Any, layers: Any) -> Any:
     return found.ys
 
 
-def ours(**options: Any) -> Callable[[Any, Any, Any], Any]:
-    def solve(z: Any, t: Any, layers: Any) -> Any:
-        return dil.ode.odeint(field, z, t, (layers,), batch_ndim=1, on_failure="ignore", **options)
+def ours(**options: Any) -> Solve:
+    def solve(field: Any, z: Any, t: Any, args: Any) -> Any:
+        return dil.ode.odeint(field, z, t, args, batch_ndim=1, on_failure="ignore", **options)
 
     return solve
 
 
-ROWS: dict[str, Callable[[Any, Any, Any], Any]] = {
+ROWS: dict[str, Solve] = {
     "dopri5_adjoint": dopri5,
     "forward_euler_adjoint": ours(method="euler", gradient="adjoint"),
     "backward_euler_adjoint": ours(gradient="adjoint", linear_solver=dil.linear.Direct()),
     "backward_euler_naive": ours(gradient="naive"),
     # at a root, J^T J is the Hessian of the residual's half square, so this is CG on the paper's system
     "backward_euler_cg": ours(linear_solver=dil.linear.NormalCG()),
+    "sdirk3_cg": ours(method="sdirk3", linear_solver=dil.linear.NormalCG()),
     PROXY: ours(method="euler"),
 }
 
 
-# --- the model -------------------------------------------------------------------------------------------------------
+# --- the models ------------------------------------------------------------------------------------------------------
 
 
-def fresh(series: Series, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """Return the networks' parameters: dynamics, and where frames are not states an encoder and a decoder too."""
-    rng = np.random.default_rng(seed)
-    if series.context == 1:
-        parts = {"field": network(rng, (series.dimensions, HIDDEN, HIDDEN, series.dimensions))}
-    else:
-        seen = series.context * series.dimensions
-        parts = {
-            "field": network(rng, (LATENT, HIDDEN, HIDDEN, LATENT)),
-            "encoder": network(rng, (seen, HIDDEN, HIDDEN, LATENT * (2 if recipe.divergence else 1))),
-            "decoder": network(rng, (LATENT, HIDDEN, HIDDEN, series.dimensions)),
-        }
-    return jax.tree.map(lambda x: np.asarray(x, np.float32), parts)
+class Model(NamedTuple):
+    """A network to train on a data set by one row of the table."""
+
+    fresh: Callable[[int], Any]
+    """The parameters of a seed."""
+    batch: Callable[[Any, Any], Any]
+    """`batch(key, frames)`: what one iteration trains on."""
+    loss: Callable[[Any, Any, Any, Any], Any]
+    """`loss(params, frames, key, iteration)`."""
+    forecast: Callable[[Any, Any], Any]
+    """`forecast(params, frames)`: all frames from the first, (batch, frames - context, D)."""
+    descent: Any
+    """The transformation of optax."""
 
 
-class Code(NamedTuple):
-    """What the encoder makes of the first frames: a Gaussian over latent states, or a point with no deviation."""
+def model(series: Series, row: str, recipe: Recipe | LatentRecipe) -> Model:
+    """Return a latent ODE where frames are not states, and else the dynamics alone."""
+    if isinstance(recipe, Recipe):
+        return dynamics(series, ROWS[row], recipe)
 
-    mean: Any
-    log_deviation: Any
-    """(batch, LATENT), or (batch, 0) of a point."""
+    def solve(field: Any, z: Any, steps: int, args: Any) -> Any:
+        return ROWS[row](field, z, times(steps), args)[1:]
 
-    def drawn(self, key: Any) -> Any:
-        """Return a sample of it."""
-        if not self.log_deviation.size:
-            return self.mean
-        return self.mean + jnp.exp(self.log_deviation) * jax.random.normal(key, self.mean.shape, self.mean.dtype)
-
-    def divergence(self) -> Any:
-        """Return the Kullback-Leibler divergence from the standard normal, the mean over the batch."""
-        s = self.log_deviation
-        return 0.5 * jnp.mean(jnp.sum(self.mean**2 + jnp.exp(2 * s) - 1 - 2 * s, axis=-1)) if s.size else 0.0
-
-
-def encoded(params: Any, frames: Any) -> Code:
-    """Return where a forecast begins, from the frames seen, (batch, context, D)."""
-    if "encoder" not in params:
-        return Code(frames[:, -1], frames[:, -1, :0])
-    code = evaluate(params["encoder"], frames.reshape(frames.shape[0], -1), jnp.tanh)
-    return Code(code[:, :LATENT], code[:, LATENT:] - 2.0)  # narrow at first, so that training begins with the mean
+    context = series.context
+    rate = optax.exponential_decay(recipe.rate, 1, recipe.decay)
+    return Model(
+        lambda seed: _latent.fresh(series, seed),
+        lambda key, frames: _latent.windows(key, frames, recipe),
+        lambda params, frames, key, i: _latent.loss(solve, params, frames, context, recipe, key, i),
+        lambda params, frames: _latent.forecast_all(solve, params, frames, context),
+        optax.chain(squarable(), optax.clip_by_global_norm(10.0), optax.adam(rate)),
+    )
 
 
-def forecast(row: str, params: Any, begin: Any, steps: int) -> Any:
-    """Return the next frames, (batch, steps, D), from latent states, (batch, latent)."""
-    t = jnp.arange(steps + 1, dtype=begin.dtype) * np.float32(DT)
-    ahead = ROWS[row](begin, t, params["field"])[1:]
-    return jnp.swapaxes(evaluate(params["decoder"], ahead, jnp.tanh) if "decoder" in params else ahead, 0, 1)
+def squarable() -> Any:
+    """Return a transformation that scales a gradient whose squares would overflow, as some are at the first weights."""
+
+    def scaled(grads: Any, params: Any = None) -> Any:
+        del params
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(grads)]))
+        factor = jnp.where(largest > SQUARABLE, SQUARABLE / largest, 1.0)
+        return jax.tree.map(lambda g: g * factor, grads)
+
+    return optax.stateless(scaled)
 
 
-def error(row: str, params: Any, frames: Any, context: int) -> Any:
-    """Return the mean squared error of forecasting all frames from the first."""
-    ahead = frames[:, context:]
-    return jnp.mean((forecast(row, params, encoded(params, frames[:, :context]).mean, ahead.shape[1]) - ahead) ** 2)
+def dynamics(series: Series, solve: Solve, recipe: Recipe) -> Model:
+    """Return a network whose states are the frames."""
+
+    def fresh(seed: int) -> Any:
+        net = network(np.random.default_rng(seed), (series.dimensions, HIDDEN, HIDDEN, series.dimensions))
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), net)
+
+    def forecast(layers: Any, frames: Any) -> Any:
+        return jnp.swapaxes(solve(tanh_field, frames[:, 0], times(frames.shape[1] - 1), (layers,))[1:], 0, 1)
+
+    rate = optax.cosine_decay_schedule(recipe.rate, recipe.iterations)
+    return Model(
+        fresh,
+        lambda key, frames: segments(key, frames, recipe),
+        lambda layers, frames, key, i: jnp.mean((forecast(layers, frames) - frames[:, 1:]) ** 2),
+        forecast,
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+    )
 
 
-def loss(row: str, params: Any, frames: Any, context: int, recipe: Recipe, now: Moment) -> Any:
-    """Return what training makes small: the error from a sample of the code, and the divergence of the code."""
-    code, ahead = encoded(params, frames[:, :context]), frames[:, context:]
-    begin = code.drawn(jax.random.fold_in(now.key, 1))
-    missed = jnp.mean((forecast(row, params, begin, ahead.shape[1]) - ahead) ** 2, axis=(0, 2))
-    counted = jnp.arange(len(missed)) < counting(recipe, now.iteration)
-    return jnp.mean(missed, where=counted) + recipe.divergence * code.divergence()
+def tanh_field(_: Any, z: Any, layers: Any) -> Any:
+    return evaluate(layers, z, jnp.tanh)
 
 
-def counting(recipe: Recipe, iteration: Any) -> Any:
-    """Return how many frames of a segment count."""
-    if recipe.begin is None:
-        return recipe.segment
-    done = jnp.minimum(1.0, iteration / (GROWN * recipe.iterations))
-    return recipe.begin + (recipe.segment - recipe.begin) * done
+def times(steps: int) -> Any:
+    return jnp.arange(steps + 1, dtype=jnp.float32) * np.float32(DT)
+
+
+def segments(key: Any, frames: Any, recipe: Recipe) -> Any:
+    """Return random segments of the training sequences, (batch, 1 + segment, D)."""
+    sequences, length, _ = frames.shape
+    window = 1 + recipe.segment
+    which, start = jax.random.split(key)
+    rows = jax.random.randint(which, (recipe.batch,), 0, sequences)
+    begins = jax.random.randint(start, (recipe.batch,), 0, length - window + 1)
+    return frames[rows[:, None], begins[:, None] + jnp.arange(window)]
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -161,75 +173,55 @@ class Trained(NamedTuple):
     """At which the best parameters were found."""
     seconds: float
     """Of the processor, for all of them, compilation included."""
+    forecast: Any
+    """Of the first test sequence, (seeds, frames, D)."""
 
 
-class Moment(NamedTuple):
-    """Of an iteration of training: what it draws by, and its number."""
-
-    key: Any
-    iteration: Any
-
-
-class Learner(NamedTuple):
-    """The parameters, their running mean, and the state of the optimiser."""
-
-    params: Any
-    mean: Any
-    state: Any
-
-
-def segments(key: Any, frames: Any, context: int, recipe: Recipe) -> Any:
-    """Return random segments of the training sequences, (batch, context + segment, D)."""
-    sequences, length, _ = frames.shape
-    window = context + recipe.segment
-    which, start = jax.random.split(key)
-    rows = jax.random.randint(which, (recipe.batch,), 0, sequences)
-    begins = jax.random.randint(start, (recipe.batch,), 0, length - window + 1)
-    return frames[rows[:, None], begins[:, None] + jnp.arange(window)]
-
-
-def train(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> Trained:
+def train(series: Series, row: str, recipe: Recipe | LatentRecipe, seeds: Sequence[int]) -> Trained:
     """Train one network for each seed, and judge those that did best on validation on the test part."""
-    started, scale = time.process_time(), series.scale
+    started, scale, made = time.process_time(), series.scale, model(series, row, recipe)
     parts = [jnp.asarray(x / scale, jnp.float32) for x in (series.train, series.validation, series.test)]
     each = recipe.iterations // recipe.checks
-    rate = optax.cosine_decay_schedule(recipe.rate, each * recipe.checks)
-    descent = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=recipe.decay))
-    optimizer = optax.apply_if_finite(descent, 10**6)
+    optimizer = optax.apply_if_finite(made.descent, 10**6)
 
-    def step(learner: Learner, now: Moment) -> Any:
-        frames = segments(now.key, parts[0], series.context, recipe)
-        grads = jax.grad(lambda p: loss(row, p, frames, series.context, recipe, now))(learner.params)
-        updates, state = optimizer.update(grads, learner.state, learner.params)
-        params = optax.apply_updates(learner.params, updates)
-        return Learner(params, optax.incremental_update(params, learner.mean, 1 - recipe.average), state), None
+    def step(learner: Any, now: Any) -> Any:
+        (params, state), (key, iteration) = learner, now
+        draw, noise = jax.random.split(key)
+        frames = made.batch(draw, parts[0])
+        grads = jax.grad(made.loss)(params, frames, noise, iteration)
+        updates, state = optimizer.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), None
 
-    def chunk(learner: Learner, key: Any, check: Any) -> Learner:
+    def chunk(learner: Any, key: Any, check: Any) -> Any:
         keys = jax.random.split(jax.random.fold_in(key, check), each)
-        return jax.lax.scan(step, learner, Moment(keys, check * each + jnp.arange(each)))[0]
+        return jax.lax.scan(step, learner, (keys, check * each + jnp.arange(each)))[0]
 
     run = jax.jit(jax.vmap(chunk, in_axes=(0, 0, None)))
-    judge = jax.jit(jax.vmap(lambda p, frames: error(row, p, frames, series.context), in_axes=(0, None)))
-    params = jax.tree.map(lambda *x: jnp.stack(x), *(fresh(series, recipe, seed) for seed in seeds))
-    learner = Learner(params, params, jax.vmap(optimizer.init)(params))
+    forecast = jax.jit(jax.vmap(made.forecast, in_axes=(0, None)))
+
+    def judge(params: Any, frames: Any) -> Any:
+        return np.mean((np.asarray(forecast(params, frames), float) - frames[:, series.context :]) ** 2, axis=(1, 2, 3))
+
+    params = jax.tree.map(lambda *x: jnp.stack(x), *(made.fresh(seed) for seed in seeds))
+    learner = params, jax.vmap(optimizer.init)(params)
     keys = jnp.stack([jax.random.PRNGKey(seed) for seed in seeds])
     best, least = params, np.full(len(seeds), np.inf)
     found = np.zeros(len(seeds), int)
     for check in range(recipe.checks):
         learner = run(learner, keys, check)
-        judged = np.nan_to_num(np.asarray(judge(learner.mean, parts[1]), float), nan=np.inf, posinf=np.inf)
+        judged = np.nan_to_num(judge(learner[0], parts[1]), nan=np.inf, posinf=np.inf)
         better = judged < least
         least, found = np.where(better, judged, least), np.where(better, (check + 1) * each, found)
-        best = jax.tree.map(lambda a, b, better=better: jnp.where(spread(better, a), a, b), learner.mean, best)
-    test = np.asarray(judge(best, parts[2]), float) * scale**2
-    return Trained(least * scale**2, test, found, time.process_time() - started)
+        best = jax.tree.map(lambda a, b, better=better: jnp.where(spread(better, a), a, b), learner[0], best)
+    test, seconds = judge(best, parts[2]) * scale**2, time.process_time() - started
+    return Trained(least * scale**2, test, found, seconds, np.asarray(forecast(best, parts[2][:1])[:, 0]) * scale)
 
 
 def spread(flags: Any, like: Any) -> Any:
     return jnp.reshape(jnp.asarray(flags), (-1,) + (1,) * (like.ndim - 1))
 
 
-def work(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> list[dict[str, Any]]:
+def work(series: Series, row: str, recipe: Recipe | LatentRecipe, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Train, and return one record for each run; None stands for an error that is not finite."""
     found = train(series, row, recipe, seeds)
     return [
@@ -242,9 +234,15 @@ def work(series: Series, row: str, recipe: Recipe, seeds: Sequence[int]) -> list
             "iteration": int(i),
             "seconds": found.seconds / len(seeds),
             "recipe": asdict(recipe),
+            **({"forecast": shown(series, f)} if seed == 0 else {}),
         }
-        for seed, v, t, i in zip(seeds, found.validation, found.test, found.iteration, strict=True)
+        for seed, v, t, i, f in zip(seeds, found.validation, found.test, found.iteration, found.forecast, strict=True)
     ]
+
+
+def shown(series: Series, forecast: Any) -> list[list[float]]:
+    """Return the coordinates of a forecast that the figure shows."""
+    return [[float(f"{x:.4g}") for x in row] for row in forecast[:, series.shown()]]
 
 
 def finite(x: float) -> float | None:

@@ -18,20 +18,31 @@ class Recipe:
     """Of Adam at first; it decays to zero by a cosine."""
     checks: int = 20
     """How often the forecast of the validation part is judged; the best parameters stay."""
-    divergence: float = 0.0
-    """The weight of the divergence of the encoder's Gaussian from a standard one; at zero it gives a point instead."""
-    decay: float = 0.0
-    """Of the weights, a share of the rate (AdamW)."""
-    average: float = 0.0
-    """The decay of the running mean of the parameters, which is what is judged."""
-    begin: int | None = None
-    """Frames of a segment that count at first; all do after 70 % of the iterations. By default all do at once."""
+
+
+@dataclass(frozen=True)
+class LatentRecipe:
+    """How a latent ODE is trained: Adam on all sequences, and the best of the checks on validation."""
+
+    first: int
+    """In an iteration, each sequence begins at one of this many first frames."""
+    divergence: float
+    """The weight of the divergence of the encoder's Gaussian from a standard one."""
+    iterations: int
+    grown: int = 400
+    """The iterations over which that weight grows from zero, linearly."""
+    rate: float = 0.01
+    """Of Adam at first."""
+    decay: float = 0.999
+    """Of the rate, in each iteration."""
+    checks: int = 16
+    """How often the forecast of the validation part is judged; the best parameters stay."""
 
 
 class Trial(NamedTuple):
     """What a recipe gave on validation."""
 
-    recipe: Recipe
+    recipe: Recipe | LatentRecipe
     validation: float
     """The median over the seeds."""
     row: str = "backward_euler_cg"
@@ -47,13 +58,13 @@ FULL = {
     "van_der_pol": Recipe(1, 64, 2000, 0.01),
     "spiral": Recipe(1, 64, 2000, 0.01),
     "spiral_tenth": Recipe(1, 64, 2000, 0.01),
-    "walking": Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98, 20),
+    "walking": LatentRecipe(first=50, divergence=100.0, iterations=800),
 }
 QUICK = {
     "van_der_pol": Recipe(1, 64, 500, 0.01, checks=5),
     "spiral": Recipe(1, 64, 500, 0.01, checks=5),
     "spiral_tenth": Recipe(1, 64, 500, 0.01, checks=5),
-    "walking": Recipe(30, 16, 30, 0.003, checks=3),
+    "walking": LatentRecipe(first=250, divergence=10.0, iterations=30, checks=3),
 }
 RUNS = {"van_der_pol": 20, "spiral": 20, "spiral_tenth": 20, "walking": 10}
 
@@ -73,23 +84,27 @@ TRIALS = {
         Trial(Recipe(20, 16, 1000, 0.003), 0.168),
     ],
     "walking": [
-        Trial(Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98, 20), 13.0, PROXY, 10),
-        Trial(Recipe(200, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98, 40), 13.3, PROXY, 10),
-        Trial(Recipe(200, 16, 300, 0.005, 20, 1e-3, 0.0, 0.98, 40), 13.3, PROXY, 10),
-        Trial(Recipe(100, 16, 300, 0.01, 20, 1e-3, 0.3, 0.98), 13.4, PROXY, 10),
-        Trial(Recipe(140, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98, 40), 13.9, PROXY, 10),
-        Trial(Recipe(100, 16, 300, 0.005, 20, 1e-3, 0.3, 0.98), 14.1, PROXY, 10),
-        Trial(Recipe(100, 16, 1000, 0.003), 15.0, PROXY, 10),
+        Trial(LatentRecipe(first=50, divergence=1.0, iterations=800), 11.6, PROXY, 2),
+        Trial(LatentRecipe(first=50, divergence=10.0, iterations=800), 11.4, PROXY, 2),
+        Trial(LatentRecipe(first=50, divergence=100.0, iterations=800), 10.8, PROXY, 2),
+        Trial(LatentRecipe(first=50, divergence=1000.0, iterations=800), 11.2, PROXY, 2),
+        Trial(LatentRecipe(first=100, divergence=10.0, iterations=800), 11.8, PROXY, 2),
+        Trial(LatentRecipe(first=50, divergence=100.0, iterations=1200, checks=24), 10.8, PROXY, 2),
     ],
 }
 
 CHOSEN_BY = (
-    "One recipe for each data set, the same for all rows: AdamW with a cosine decay and gradients clipped to norm one, "
-    "on random segments of the training split; the parameters kept are those with the least error of 20 forecasts of "
-    "the validation split. 'divergence': the weight of the encoder's divergence from a standard normal, from which "
-    "training then draws, where it is not zero; 'decay' of the weights; 'average': the decay of a running mean of the "
-    "parameters, which is what is judged; 'begin': the frames of a segment that count at first, where it grows. The "
-    "recipe is the trial below with the least median validation error (table1.py --trials); the seeds of the trials "
-    "are not among those of the table. More of the walks' were tried by hand, with two to six seeds: longer segments "
-    "from the start, noise on the frames, 3 and 12 latent states, and time that is stretched; none was better."
+    "One recipe for each data set, the same for all rows. Van der Pol and the spiral: Adam with a cosine decay and "
+    "gradients clipped to norm one, on random segments of the training split; the recipe is the trial below with the "
+    "least median error on the validation split. The walks: the latent ODE of Li et al. 2020 with their optimiser, "
+    "Adam whose rate decays by 0.999 in each iteration and gradients clipped to norm 10. Each iteration takes all "
+    "training walks, each from a random one of the 'first' frames, and forecasts all frames that are left. "
+    "'divergence' is the weight of the divergence of the encoder's Gaussian from a standard normal, grown linearly "
+    "over the first 'grown' iterations. Three numbers were chosen, 'first', 'divergence' and 'iterations', by the "
+    "least median error of a four-fold cross-validation: a quarter of the training walks is held out and judged "
+    "together with the validation walks. The trials of the walks are trained by the exact gradient of forward Euler, "
+    "which is not a row of the table. No test error of this recipe was seen before the table was run; those of two "
+    "runs with divergence 10 were. At first, seed 1 never learned in any row: the squares of its gradients overflowed"
+    " where they are clipped. This was mended, and seed 1 alone was run again. In every run the parameters kept are "
+    "those with the least validation error of its 'checks'. The seeds of the trials are not among those of the table."
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Series:
         """What a network divides frames by: one, or their deviation where they are not states of the ODE."""
         return 1.0 if self.context == 1 else float(self.train.std())
 
+    def shown(self) -> list[int]:
+        """Return the coordinates that a figure shows: the two, or three, that vary most in the test part."""
+        return np.argsort(-self.test.std(axis=(0, 1)))[:3].tolist()
+
     def naive(self) -> float:
         """Return the test error of predicting the mean of the training frames."""
         ahead = self.test[:, self.context :]
@@ -69,6 +73,20 @@ def walking(path: Path) -> Series:
 
     found = loadmat(path)
     return Series("walking", "CMU Walking", found["Xtr"], found["Xval"], found["Xtest"], context=3)
+
+
+def folds(series: Series, count: int = 4) -> list[Series]:
+    """Return the series with a share of the training sequences held out, judged with the validation part; no test."""
+    train, held = series.train, np.arange(len(series.train)) % count
+    return [
+        replace(
+            series,
+            train=train[held != k],
+            validation=np.concatenate([train[held == k], series.validation]),
+            test=series.validation,
+        )
+        for k in range(count)
+    ]
 
 
 def simulate(field: Any, count: int) -> Frames:
