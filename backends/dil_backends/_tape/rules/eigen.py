@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.clusters import (
     COINCIDE,
@@ -18,7 +19,7 @@ from dil_backends._tape.rules.clusters import (
     noise,
     refuse_derivative,
 )
-from dil_backends._tape.rules.conjugates import adjoint, conjugate, imaginary, is_complex, real, skew_part
+from dil_backends._tape.rules.conjugates import adjoint, conjugate, imaginary, real, skew_part
 from dil_backends._tape.rules.matrices import column, identity, on_diagonal, row
 from dil_backends._tape.rules.rule import Value
 
@@ -78,7 +79,7 @@ def eigvals(xp: Namespace, x: Value) -> Value:
 def general_spectrum(xp: Namespace, x: Value) -> tuple[Value, Value]:
     """Return eigenvalues and eigenvectors. As in NumPy, they are real if x is real and all eigenvalues are."""
     w, v = xp.linalg.eig(x)
-    if not is_complex(xp, x) and bool(xp.all(imaginary(xp, w) == 0.0)):
+    if not is_complex(xp, x.dtype) and bool(xp.all(imaginary(xp, w) == 0.0)):
         w, v = real(xp, w), real(xp, v)
     return w, v
 
@@ -100,7 +101,7 @@ def pull_general_spectrum(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
     gap = conjugate(xp, row(xp, w) - column(xp, w))
     core = xp.where(tied, 0.0, mixing / xp.where(tied, 1.0, gap)) + on_diagonal(xp, cw)
     g = xp.linalg.solve(vh, core @ vh)
-    return g if is_complex(xp, x) else real(xp, g)
+    return g if is_complex(xp, x.dtype) else real(xp, g)
 
 
 def unit(xp: Namespace, w: Value) -> Value:

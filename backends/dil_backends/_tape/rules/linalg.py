@@ -9,10 +9,11 @@ from typing import Any
 
 from array_api_compat import device as device_of
 
+from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.axes import axes_of
 from dil_backends._tape.rules.clusters import refuse_derivative
-from dil_backends._tape.rules.conjugates import adjoint, conjugate, is_complex
+from dil_backends._tape.rules.conjugates import adjoint, conjugate
 from dil_backends._tape.rules.eigen import pull_general_spectrum, pull_spectrum
 from dil_backends._tape.rules.factors import cholesky, pull_qr
 from dil_backends._tape.rules.matrices import column, row
@@ -67,7 +68,7 @@ def pull_slogdet(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
     c_sign, c_log = c
     if bool(xp.any(xp.constant(y[0]) == 0.0)):
         refuse_derivative("slogdet", "the matrix is singular")
-    if is_complex(xp, x):
+    if is_complex(xp, x.dtype):
         c_log = c_log + 1j * xp.imag(c_sign * xp.conj(y[0]))
     return scaled(xp, c_log, inverse_adjoint(xp, x))
 
