@@ -398,6 +398,21 @@ def test_options_out_of_range(name):
         call()
 
 
+@pytest.mark.parametrize("what", ["x0", "theta_c", "theta_h", "environment"])
+def test_a_rollout_that_is_differentiated_is_refused(eager, what):
+    values = {"x0": X0, "theta_c": GOAL, "theta_h": GRAVITY, "environment": GRAVITY}
+    fixed = {name: eager.asarray(x) for name, x in values.items()}
+
+    def realised(x):
+        given = fixed | {what: x}
+        theirs = given["environment"]
+        run = mpc_rollout(SHARP, lambda x, u: theirs * x, given["x0"], 1, given["theta_c"], given["theta_h"])
+        return array_namespace(run.states).sum(run.states**2)
+
+    with pytest.raises(dil.CapturedError, match=r"mpc_rollout has no derivative, and .* being differentiated"):
+        dil.grad(realised)(fixed[what])
+
+
 def test_functions_with_optional_arguments_are_taken(plain):
     steer = plan(lambda *args: cost(*args), lambda x, u, theta=None, wind=0.0: x + u + wind, 2)
     assert steer(plain.asarray(X0), plain.asarray(GOAL)).shape == (*X0.shape[:-1], 2, 1)

@@ -9,9 +9,14 @@ from dil._base.arrays import array_namespace, device
 from dil._base.errors import OptionError, ShapeError
 from dil._base.options import check_integer
 from dil._base.typing import AnyArray, Array, Arrays, Tree
-from dil._frameworks.registry import common_owner, owner
+from dil._frameworks.registry import common_owner, leaves_of, owner
 from dil.control._plan import Plan
 from dil.control._score import check_dtype, describe, name_of
+
+NO_DERIVATIVE = (
+    "mpc_rollout has no derivative, and {} being differentiated; call the plan in a loop of your own for a gradient "
+    "through it, or pass dil.constant({}) for none"
+)
 
 
 class Rollout(NamedTuple):
@@ -85,6 +90,8 @@ def mpc_rollout(
         If the environment returns states of another shape.
     DTypeError
         If the environment returns states of another dtype.
+    CapturedError
+        If an argument, or an array that the environment captures, is being differentiated.
 
     Notes
     -----
@@ -107,13 +114,19 @@ def mpc_rollout(
         raise OptionError(message)
     check_integer("steps", steps, 1)
     backend = common_owner([x0], ["x0"], "mpc_rollout")
+    for name, tree in (("x0", x0), ("theta_c", theta_c), ("theta_h", theta_h)):
+        for leaf in leaves_of(tree)[0]:
+            if owner(leaf) is not None:
+                backend.assert_constant(leaf, NO_DERIVATIVE.format(f"{name} is", name))
     xp, x0 = array_namespace(x0), backend.constant(x0)
 
     def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         x, u = carry
         solution = plan.solve(x, theta_c, theta_h, init=u)
         first = solution.value[..., 0, :]
-        after = _check_states(backend.constant(environment(x, first)), x, environment)
+        after = _check_states(environment(x, first), x, environment)
+        backend.assert_constant(after, NO_DERIVATIVE.format("an array in the environment is", "the array"))
+        after = backend.constant(after)
         assert solution.status is not None
         return (after, shift(solution.value) if warm_start else u), (after, first, solution.status)
 
