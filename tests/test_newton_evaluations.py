@@ -91,3 +91,62 @@ def test_a_step_that_is_cut_ends_where_it_ended_without_the_memory_of_a_point():
     np.testing.assert_allclose(found.value, 1.0, rtol=1e-12)
     assert min(points) < -50, "no trial was refused"
     assert len(points) > int(found.iterations) + STEPS_AND_MORE
+
+
+def positive_gradient(u, t):
+    if not np.all(u > 0):
+        raise FloatingPointError
+    return t - 1.0 / u
+
+
+def barrier(u, t):
+    return np.sum(t * u - np.log(u)) if np.all(u > 0) else np.asarray(np.nan)
+
+
+def test_a_gradient_that_raises_where_the_score_is_nan_is_not_asked_for():
+    products = {"hvp": lambda u, v, t: v / u**2, "mixed": lambda u, w, t: (w,)}
+    known = dil.Derivatives(gradient=positive_gradient, **products)
+    layer = dil.argmin(barrier, Newton(), init=np.asarray([0.1, 5.0]), derivatives=known)
+    np.testing.assert_allclose(layer(np.asarray([1.0, 2.0])), [1.0, 0.5], rtol=1e-8)
+
+
+def test_an_error_in_the_gradient_of_a_rejected_trial_does_not_end_the_solve():
+    torch = pytest.importorskip("torch")
+
+    class Log(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u):
+            ctx.save_for_backward(u)
+            return torch.log(u)
+
+        @staticmethod
+        def backward(ctx, c):
+            (u,) = ctx.saved_tensors
+            if not bool((u > 0).all()):
+                raise ValueError
+            return c / u
+
+    start, t = torch.tensor([0.1, 5.0], dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    layer = dil.argmin(lambda u, t: (t * u - Log.apply(u)).sum(), Newton(), init=start)
+    np.testing.assert_allclose(layer(t).numpy(), [1.0, 0.5], rtol=1e-8)
+
+
+def test_an_error_in_the_gradient_of_an_accepted_point_is_raised():
+    torch = pytest.importorskip("torch")
+
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, u):
+            ctx.save_for_backward(u)
+            return u**2
+
+        @staticmethod
+        def backward(ctx, c):
+            (u,) = ctx.saved_tensors
+            if bool((u.abs() < 1.0).any()):
+                raise ValueError("no gradient here")
+            return 2.0 * c * u
+
+    layer = dil.argmin(lambda u, t: (Square.apply(u) * t).sum(), Newton(), init=torch.tensor([3.0]))
+    with pytest.raises(ValueError, match="no gradient here"):
+        layer(torch.tensor([1.0]))

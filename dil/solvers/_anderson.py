@@ -67,6 +67,7 @@ class Anderson:
     norm : {"entries", "leaves"}
         What rtol compares: each entry of step(u) - u with that entry of u, or the Euclidean norm of each leaf of
         step(u) - u with the norm of that leaf of u. Every entry, or every leaf, of a problem must pass.
+        With "leaves", units within a leaf matter: a small entry of it may be far off, and its gradient with it.
 
     Notes
     -----

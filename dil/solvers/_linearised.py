@@ -73,6 +73,22 @@ def remember(started: Start, u: Array) -> None:
         _made(started, u, recorded=False)
 
 
+def remember_trial(started: Start, u: Array) -> None:
+    """Linearise at a trial point, which nearly always is the next iterate.
+
+    A score may have a value there, or NaN, and a gradient that raises. The value decides whether the point is taken.
+    The error is raised then.
+    """
+    problem = started.problem
+    if not problem.symmetric:
+        remember(started, u)
+    elif problem.score.derivatives is None:  # else the value and the gradient are separate functions
+        try:
+            remember(started, u)
+        except Exception:
+            problem.last.forget()
+
+
 def _made(started: Start, u: Array, *, recorded: bool) -> Linearisation:
     last = started.problem.last
     last.forget()  # the old graph, before there is a new one

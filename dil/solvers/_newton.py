@@ -23,7 +23,7 @@ from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
-from dil.solvers._linearised import linearised, remember, residual_at, score_at
+from dil.solvers._linearised import linearised, remember, remember_trial, residual_at, score_at
 from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
@@ -420,5 +420,5 @@ def backtrack(started: Start, u: Array, at: Step, going: Array) -> Trial:
     if loops.number(xp.any(going)) is False:
         return Trial(u, length, going)
     first = Trial(u - at.step, length, going)
-    remember(started, first.u)
+    remember_trial(started, first.u)
     return loops.while_loop(lambda s: xp.any(s.going), shorten, first)  # type: ignore[no-any-return]

@@ -8,10 +8,13 @@ from typing import Any
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import Namespace
 from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
-from dil_backends._tape.rules.rule import Rule, fit
+from dil_backends._tape.rules.rule import Rule, fit, refuse
 from dil_backends._tape.trace import Node
 
 NO_OPTIONS: dict[str, Any] = {}
+
+
+OF_COMPLEX = "it has one for real arguments, and these are complex; write the function by its real and imaginary parts"
 
 
 class Primitive:
@@ -46,8 +49,10 @@ class Primitive:
         xp: Namespace = self.tape.plain
         if node.seen or type(c) is Box or type(c) is tuple:
             xp, (args, y, c) = self.tape, lifted(args, y, c)
-        conjugated = rule.holomorphic and y.dtype in self.tape.complex_dtypes
+        conjugated = rule.holomorphic is not False and y.dtype in self.tape.complex_dtypes
         if conjugated:
+            if rule.holomorphic is None:
+                refuse(self.name, OF_COMPLEX)
             c = xp.conj(c)
         if rule.prepare is not None:
             c = rule.prepare(xp, c, y, *args, **options)

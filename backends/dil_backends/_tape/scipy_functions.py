@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
 from dil_backends._tape.box import Box, holds_box
 
+LOCK = threading.Lock()
 WAITING = {"logsumexp", "softmax", "log_softmax", "polygamma", "multigammaln"}
 """The functions whose code is still SciPy's own."""
 
@@ -23,12 +25,15 @@ WAITING = {"logsumexp", "softmax", "log_softmax", "polygamma", "multigammaln"}
 def accept_boxes() -> bool:
     """Let the functions accept boxes, if SciPy is imported. Return whether one did not before."""
     special = sys.modules.get("scipy.special") if WAITING else None
-    found = {name: getattr(special, name) for name in WAITING if hasattr(special, name)}
-    WAITING.difference_update(found)
-    for name, function in found.items():
-        # under SCIPY_ARRAY_API=1 some are closures, which ask a box for its namespace by themselves
-        if isinstance(function, FunctionType) and function.__closure__ is None:
-            replace_code(function, name)
+    if special is None:
+        return False
+    with LOCK:  # another thread waits until the code is replaced
+        found = {name: getattr(special, name) for name in WAITING if hasattr(special, name)}
+        for name, function in found.items():
+            # under SCIPY_ARRAY_API=1 some are closures, which ask a box for its namespace by themselves
+            if isinstance(function, FunctionType) and function.__closure__ is None:
+                replace_code(function, name)
+        WAITING.difference_update(found)
     return bool(found)
 
 

@@ -39,8 +39,8 @@ class Rule:
     """Replaces c by the part that all formulas share, so that the part is computed once."""
     each: Formula | None = None
     """One formula for any number of array arguments. It gets the position of its argument after y."""
-    holomorphic: bool = False
-    """Whether the formulas are c -> f'(z) c, without the conjugates that complex arrays need."""
+    holomorphic: bool | None = False
+    """Whether the formulas are c -> f'(z) c, without the conjugates that complex arrays need. None: for real arrays."""
     options: frozenset[str] = field(init=False)
     """Keywords that the formulas accept. The tape refuses others (`out=`, `where=`) by name."""
     positional: float = field(init=False)

@@ -289,9 +289,7 @@ UNARY: dict[str, Formula] = {
     "ndtri_exp": lambda xp, c, y, x: c / log_ndtr_slope(xp, x, y),
     "entr": lambda xp, c, y, x: -c * (xp.log(x) + 1.0),
     "exprel": lambda xp, c, y, x: c * exprel_slope(xp, y, x),
-    "exp2": lambda xp, c, y, x: c * y * math.log(2.0),
     "exp10": lambda xp, c, y, x: c * y * math.log(10.0),
-    "cbrt": lambda xp, c, y, x: c / (3.0 * y * y),
     "cosm1": lambda xp, c, y, x: -c * xp.sin(x),
     "sindg": lambda xp, c, y, x: c * DEGREE * xp.special.cosdg(x),
     "cosdg": lambda xp, c, y, x: -c * DEGREE * xp.special.sindg(x),
@@ -387,10 +385,24 @@ SEVERAL: dict[str, tuple[Formula | None, ...]] = {
     "log_weighted_sum": (weighted_left, weighted_right),
 }
 
+# The functions whose derivatives hold for complex arguments. Complex arguments of the others are refused.
+HOLOMORPHIC = frozenset(
+    {
+        *("erf", "erfc", "erfcx", "erfi", "dawsn", "ndtr", "log_ndtr", "exp1", "expi", "gamma", "loggamma"),
+        *("jv", "yv", "iv", "kv", "kve", "xlogy", "xlog1py", "hyp0f1", "hyp1f1", "hyp2f1"),
+        *("softmax", "log_softmax", "log_sum", "log_weighted_sum"),
+    }
+)
+
+
+def of_complex(name: str) -> bool | None:
+    return True if name in HOLOMORPHIC else None
+
+
 SPECIAL: dict[str, Rule] = {
-    **{f"special.{name}": Rule((formula,)) for name, formula in UNARY.items()},
-    **{f"special.{name}": Rule(formulas) for name, formulas in SEVERAL.items()},
-    "special.log_sum": Rule((log_sum,)),
+    **{f"special.{name}": Rule((formula,), holomorphic=of_complex(name)) for name, formula in UNARY.items()},
+    **{f"special.{name}": Rule(formulas, holomorphic=of_complex(name)) for name, formulas in SEVERAL.items()},
+    "special.log_sum": Rule((log_sum,), holomorphic=of_complex("log_sum")),
 }
 SPECIAL_OWN: dict[str, Callable[..., Value]] = {
     "special.log_sum": lambda special, a, **where: special.logsumexp(a, **where),
