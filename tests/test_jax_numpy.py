@@ -260,3 +260,10 @@ def test_a_closed_form_without_a_start_takes_numpy_arrays_alone(kind):
     expected = (ridge(w, 5.0, X, t), 0.5 * w @ w) if kind == "value" else (w, dw)
     np.testing.assert_allclose(y, expected[0], rtol=1e-5)
     np.testing.assert_allclose(slope, expected[1], rtol=1e-5)
+
+
+def test_a_number_alone_beside_a_function_of_jax():
+    layer = dil.argmin(lambda w, p: jnp.sum((w - p) ** 2), dil.solvers.Newton(), init=np.zeros(2))
+    y = layer(-2.0)
+    assert isinstance(y, jax.Array)
+    np.testing.assert_allclose(y, [-2.0, -2.0])

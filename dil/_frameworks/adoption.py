@@ -9,6 +9,7 @@ from typing import Any
 
 from dil._base.errors import BackendError, DilError
 from dil._base.typing import Tree
+from dil._frameworks.arguments import with_numbers_as_arrays
 from dil._frameworks.registry import adopted, can_be_adopted, leaves_of
 
 
@@ -22,6 +23,7 @@ def run_in_its_framework(run: Callable[..., Any], function: Callable[..., Tree],
         return run(*trees)
     except (TypeError, BackendError):
         leaves, structure = leaves_of(trees)
+        leaves = with_numbers_as_arrays(leaves, structure)
         found = adopted(leaves, _values(function, trees)) if can_be_adopted(leaves) else leaves
         if all(map(is_, leaves, found)):
             raise
