@@ -30,9 +30,11 @@ def influence(x: Any, c: Any, stops: Sequence[Any]) -> list[Any] | None:
         elif node.primitive is None:
             found.append(parts[node.number, 0])
         else:
-            parents = [p for p in node.parents if p[1] is not NOWHERE and node.primitive.differentiable(p[0])]
+            parents = [p for p in node.parents if p[0] not in node.primitive.cut]
             gradients = node.primitive.pull(node, cotangent(node, parts), [position for position, *_ in parents])
             for (_, parent, index), g in zip(parents, gradients, strict=True):
+                if g is None:
+                    continue
                 todo[parent.number] = parent
                 before = parts.get((parent.number, index))
                 parts[parent.number, index] = g if before is None else before + g
