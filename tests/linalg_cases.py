@@ -9,6 +9,10 @@ import numpy as np
 from tape_helpers import Case, spd
 
 
+def adjoint(xp, x):
+    return xp.matrix_transpose(xp.conj(x))
+
+
 def symmetric(xp, x):
     return 0.5 * (x + xp.matrix_transpose(x))
 
@@ -21,7 +25,7 @@ def part(f, *indices):
 def complement(xp, basis, k):
     """The projector onto the columns after the first k, which does not depend on their basis."""
     rest = basis[..., k:]
-    return rest @ xp.matrix_transpose(rest)
+    return rest @ adjoint(xp, rest)
 
 
 def full_svd(xp, x):
@@ -94,6 +98,8 @@ LINALG_CASES = [
       for shape in [(3, 3), (2, 4, 2), (2, 4)]),
     Case("linalg.pinv#rtol", lambda xp, x: xp.linalg.pinv(x, rtol=1e-9), ((4, 2),)),
     Case("linalg.pinv#rank", lambda xp, x: xp.linalg.pinv(x @ xp.matrix_transpose(x), rtol=1e-9), ((4, 2),)),
+    *(Case(f"linalg.pinv#drop{shape}", lambda xp, x: xp.linalg.pinv(x, rtol=0.5), (shape,), "spread")
+      for shape in [(3, 3), (4, 3), (2, 3, 4)]),
     Case("pseudoinverse", lambda xp, x: xp.pseudoinverse(x, rtol=None), ((2, 3),)),
     *(Case(f"linalg.cond#{p}", lambda xp, x, p=p: xp.linalg.cond(x, p), ((2, 3, 3),), "spread")
       for p in [*ORDERS, None]),
@@ -135,6 +141,8 @@ LINALG_NUMPY_ONLY = [
     Case("linalg.lstsq", lambda xp, a, b: part(lambda xp, a: np.linalg.lstsq(a, b), 0, 1, 3)(xp, a), ((4, 2), (4,))),
     Case("linalg.lstsq#columns", lambda xp, a, b: part(lambda xp, a: np.linalg.lstsq(a, b, 1e-9), 0, 1, 3)(xp, a),
          ((4, 2), (4, 3))),
+    Case("linalg.lstsq#drop", lambda xp, a, b: part(lambda xp, a: np.linalg.lstsq(a, b, 0.5), 0, 3)(xp, a),
+         ((4, 3), (4,)), "spread"),
     Case("linalg.lstsq#wide", lambda xp, a, b: part(lambda xp, a: np.linalg.lstsq(a, b), 0, 3)(xp, a), ((2, 4), (2,))),
     # upper triangular matrices have real eigenvalues, and so have those near to them
     Case("linalg.eig", lambda xp, x: np.linalg.eig(xp.triu(x) + 0.1 * x + xp.asarray([0.0, 3.0, 6.0])
@@ -144,3 +152,58 @@ LINALG_NUMPY_ONLY = [
     Case("general_spectrum", lambda xp, x: xp.general_spectrum(xp.triu(x) + xp.asarray([0.0, 3.0]) * xp.eye(2)),
          ((2, 2),)),
 ]  # fmt: skip
+
+
+def each_projector(xp, v):
+    """The projectors onto the vectors one by one, which do not depend on their phases."""
+    return v[..., :, None, :] * xp.conj(v[..., None, :, :])
+
+
+def complex_eigh(xp, x):
+    w, v = xp.linalg.eigh(0.5 * (x + adjoint(xp, x)))
+    return w, each_projector(xp, v)
+
+
+def complex_eig(xp, x):
+    w, v = np.linalg.eig(x)
+    return w, each_projector(xp, v)
+
+
+def complex_svd(xp, x):
+    u, s, vh = xp.linalg.svd(x, full_matrices=False)
+    return s, u[..., :, :, None] * vh[..., None, :, :]
+
+
+def complex_full_svd(xp, x):
+    u, s, vh = xp.linalg.svd(x)
+    k = s.shape[-1]
+    return s, complement(xp, u, k), complement(xp, adjoint(xp, vh), k)
+
+
+def of_complex(name, f, *shapes):
+    return [Case(f"{name}{shape}", f, (shape,), "spread", ("complex",)) for shape in shapes]
+
+
+LINALG_COMPLEX = [
+    *of_complex("linalg.eigh#", complex_eigh, (1, 1), (3, 3), (2, 3, 3)),
+    *of_complex("linalg.eigvalsh#", lambda xp, x: xp.linalg.eigvalsh(x), (3, 3)),
+    *of_complex("linalg.svd#", complex_svd, (1, 1), (3, 3), (4, 2), (2, 2, 3)),
+    *of_complex("linalg.svd#full", complex_full_svd, (4, 2), (2, 1, 3)),
+    *of_complex("linalg.svdvals#", lambda xp, x: xp.linalg.svdvals(x), (2, 3, 2)),
+    *of_complex("linalg.qr#", lambda xp, x: xp.linalg.qr(x), (3, 3), (4, 2), (2, 2, 3)),
+    *of_complex("linalg.qr#complete", complete_qr, (4, 2), (2, 2, 3)),
+    *of_complex("linalg.cholesky#", lambda xp, x: xp.linalg.cholesky(spd(xp, x)), (3, 3), (2, 2, 2)),
+    *of_complex("linalg.cholesky#upper", lambda xp, x: xp.linalg.cholesky(spd(xp, x), upper=True), (3, 3)),
+    *of_complex("linalg.det#", lambda xp, x: xp.linalg.det(x), (1, 1), (3, 3), (2, 2, 2)),
+    *of_complex("linalg.slogdet#", lambda xp, x: xp.linalg.slogdet(x), (1, 1), (3, 3), (2, 2, 2)),
+    *of_complex("linalg.inv#", lambda xp, x: xp.linalg.inv(x), (3, 3)),
+    *of_complex("linalg.pinv#", lambda xp, x: xp.linalg.pinv(x), (3, 3), (4, 2), (2, 2, 3)),
+    *of_complex("linalg.pinv#drop", lambda xp, x: xp.linalg.pinv(x, rtol=0.5), (3, 3), (4, 3), (2, 3, 4)),
+    *of_complex("polar#", lambda xp, x: xp.polar(x), (3, 3), (4, 2), (2, 2, 3)),
+    *of_complex("linalg.matrix_norm#nuc", lambda xp, x: xp.linalg.matrix_norm(x, ord="nuc"), (3, 2)),
+]
+
+LINALG_COMPLEX_NUMPY_ONLY = [
+    *of_complex("linalg.eig#", complex_eig, (1, 1), (3, 3), (2, 2, 2)),
+    *of_complex("linalg.eigvals#", lambda xp, x: np.linalg.eigvals(x), (3, 3)),
+]

@@ -12,7 +12,7 @@ from dil_backends._tape.rules.eigen import pull_general_spectrum, pull_spectrum
 from dil_backends._tape.rules.factors import cholesky, pull_qr
 from dil_backends._tape.rules.linalg import LINALG, pull_det, pull_slogdet
 from dil_backends._tape.rules.singular import pull_polar, pull_pseudoinverse, pull_singular
-from linalg_cases import LINALG_CASES, LINALG_NUMPY_ONLY
+from linalg_cases import LINALG_CASES, LINALG_COMPLEX, LINALG_COMPLEX_NUMPY_ONLY, LINALG_NUMPY_ONLY
 from tape_helpers import check, named
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -30,14 +30,18 @@ CLUSTERS = {
 }
 
 
+def named_complex(cases):
+    return [pytest.param(case, id=f"complex-{case.name}") for case in cases]
+
+
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("case", named(LINALG_CASES))
+@pytest.mark.parametrize("case", [*named(LINALG_CASES), *named_complex(LINALG_COMPLEX)])
 def test_rule(case, order, xp):
     check(case, xp, order)
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("case", named(LINALG_NUMPY_ONLY))
+@pytest.mark.parametrize("case", [*named(LINALG_NUMPY_ONLY), *named_complex(LINALG_COMPLEX_NUMPY_ONLY)])
 def test_rule_beyond_the_standard(case, order):
     check(case, np_xp, order)
 
@@ -231,6 +235,63 @@ def test_the_other_triangle_is_not_read():
         assert abs(np.sum(g * t) - differences(lambda A, f=f: np.sum(f(A) ** 2), A, t)) <= 1e-9
 
 
+TRUNCATED = {
+    "values that rtol drops": [3.0, 2.0, 0.1, 0.05],
+    "a pair on both sides": [2.0, 2.0, 0.1, 0.1],
+    "a small value and a zero": [3.0, 2.0, 0.1, 0.0],
+    "zeros": [3.0, 2.0, 0.0, 0.0],
+    "rounding": [3.0, 2.0, 1e-16, 1e-16],
+}
+
+
+def with_singular_values(values, shape):
+    k = min(shape)
+    u, v = (np.linalg.qr(np.random.default_rng(n).normal(size=(n, n)))[0][:, :k] for n in shape)
+    return (u * np.asarray(values)[:k]) @ v.T
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (5, 4), (4, 5)])
+@pytest.mark.parametrize("name", TRUNCATED)
+def test_singular_values_that_rtol_drops(name, shape):
+    """The pseudoinverse without them is smooth, and they are part of its derivative. They may be zero."""
+    A, t, weight = with_singular_values(TRUNCATED[name], shape), RNG.normal(size=shape), RNG.normal(size=shape)
+    b = RNG.normal(size=shape[0])
+    for f in (
+        lambda A: np.sum(np.linalg.pinv(A, rcond=0.2) * weight.T),
+        lambda A: np.sum(np.linalg.lstsq(A, b, rcond=0.2)[0] * weight[0]),
+    ):
+        expected = differences(f, A, t)
+        assert abs(np.sum(dil.grad(f)(A) * t) - expected) <= 1e-9
+        assert abs(dil.jvp(f, (A,), (t,))[1] - expected) <= 1e-9
+        slope = lambda A, f=f: np.sum(dil.grad(f)(A) * weight)  # noqa: E731
+        if name in ("a pair on both sides", "a small value and a zero"):
+            with pytest.raises(UnsupportedFunctionError, match="coincide"):
+                dil.grad(slope)(A)
+        else:
+            assert abs(np.sum(dil.grad(slope)(A) * t) - differences(slope, A, t)) <= 1e-8
+
+
+def test_a_singular_value_at_the_edge_of_rtol():
+    A = np.diag([3.0, 1.0 + 1e-15, 1.0, 0.5])
+    with pytest.raises(UnsupportedFunctionError, match="choose another rtol"):
+        dil.grad(lambda A: np.sum(np.linalg.pinv(A, rcond=(1.0 + 5e-16) / 3.0)))(A)
+
+
+@pytest.mark.parametrize("matrix", [np.diag([1.0, 2.0, 0.0]), np.diag([1.0, 0.0, 0.0]), np.zeros((3, 3)), G[:3, :3]])
+def test_a_determinant_in_forward_mode(matrix):
+    """The first derivative of a determinant exists everywhere; the second of a singular matrix is refused."""
+    t, weight = RNG.normal(size=(3, 3)), RNG.normal(size=(3, 3))
+    expected = differences(np.linalg.det, matrix, t)
+    np.testing.assert_allclose(dil.jvp(np.linalg.det, (matrix,), (t,))[1], expected, rtol=1e-9, atol=1e-12)
+    by_tangent = dil.grad(lambda t: dil.jvp(np.linalg.det, (matrix,), (t,))[1])(t)
+    np.testing.assert_allclose(by_tangent, dil.grad(np.linalg.det)(matrix), rtol=1e-12, atol=1e-14)
+    if matrix[2, 2] == 0.0:
+        with pytest.raises(UnsupportedFunctionError, match="singular"):
+            dil.grad(lambda A: np.sum(weight * dil.grad(np.linalg.det)(A)))(matrix)
+        with pytest.raises(UnsupportedFunctionError, match="singular"):
+            dil.jvp(dil.grad(np.linalg.det), (matrix,), (t,))
+
+
 # the rules of complex matrices, by themselves: <a, b> = Re sum conj(a) b
 
 
@@ -243,6 +304,7 @@ class Plain:
 
     constant = staticmethod(lambda x: x)
     boxed = staticmethod(lambda x: False)
+    recorded = staticmethod(lambda x: False)
     singular = staticmethod(lambda x, full_matrices: np.linalg.svd(x, full_matrices=full_matrices))
 
     def __getattr__(self, name):

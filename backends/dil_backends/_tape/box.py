@@ -188,6 +188,15 @@ NOWHERE = Node(None, (), {}, None, [], False)
 """The node of a constant box. Nothing is recorded of an operation whose boxes are all constant."""
 
 
+def is_recorded(x: Any) -> bool:
+    """Whether x is a box that depends on the primals of a trace. Constant boxes do not."""
+    while type(x) is Box:
+        if x.node is not NOWHERE:
+            return True
+        x = x.value
+    return False
+
+
 def innermost_trace(args: Any, name: str) -> Trace | None:
     """Return the innermost trace among the boxes of the arguments."""
     return opened(args, name)[0]

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.array_protocol import array_of_box, refuse_writing
-from dil_backends._tape.box import Box, constant, holds_box, unboxed, value_type
+from dil_backends._tape.box import Box, constant, holds_box, is_recorded, unboxed, value_type
 from dil_backends._tape.influence import influence
 from dil_backends._tape.libraries import BESIDE, extension
 from dil_backends._tape.numpy_functions import DIRECT
@@ -30,6 +30,7 @@ class Plain:
 
     constant = staticmethod(constant)
     boxed = staticmethod(holds_box)
+    recorded = staticmethod(is_recorded)
 
     def __init__(self, raw: Namespace, within: str = "") -> None:
         self._raw = raw
@@ -52,6 +53,7 @@ class Tape:
 
     constant = staticmethod(constant)
     boxed = staticmethod(holds_box)
+    recorded = staticmethod(is_recorded)
     unboxed = staticmethod(unboxed)
     influence = staticmethod(influence)
     array_of_box = staticmethod(array_of_box)

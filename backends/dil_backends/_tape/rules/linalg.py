@@ -52,11 +52,14 @@ def solved(xp: Namespace, c: Value, y: Value, a: Value, b: Value) -> Value:
 
 
 def pull_det(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
-    """Return c conj(det x) x^-H. For a singular matrix it is c times the cofactors, which are finite."""
+    """Return c conj(det x) x^-H. For a singular matrix it is c times the cofactors, which are finite.
+
+    It is linear in c, so forward mode may differentiate it in c there.
+    """
     singular = xp.constant(y) == 0.0
     if not bool(xp.any(singular)):
         return scaled(xp, c * conjugate(xp, y), inverse_adjoint(xp, x))
-    if xp.boxed((c, x)):
+    if xp.recorded(x):
         refuse_derivative("det", "the matrix is singular, and a derivative of the cofactors is asked for")
     u, s, vh = xp.linalg.svd(x, full_matrices=False)
     phase = xp.linalg.det(u) * xp.linalg.det(vh)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from array_api_compat import device as device_of
+
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.clusters import Pairs, check_complement, largest, noise, refuse_derivative
-from dil_backends._tape.rules.conjugates import adjoint, skew_part
+from dil_backends._tape.rules.conjugates import adjoint, hermitian_part, skew_part
 from dil_backends._tape.rules.eigen import hermitian as lower
 from dil_backends._tape.rules.matrices import column, row
 from dil_backends._tape.rules.rule import Value
 
 VANISH = "a singular value is zero to rounding, and the function depends on its sign or on its vectors"
 DEFICIENT = "the matrix has not full rank, to rounding"
+CUT_CLUSTER = "a singular value that rtol keeps and one that it drops coincide to rounding; choose another rtol"
 
 
 class SVDResult(NamedTuple):
@@ -131,11 +134,59 @@ def pseudoinverse(xp: Namespace, x: Value, *, rtol: Value) -> Value:
 
 
 def pull_pseudoinverse(xp: Namespace, c: Value, y: Value, x: Value, *, rtol: Value) -> Value:
-    """Return the derivative at constant rank (Golub and Pereyra 1973, equation 4.12)."""
+    """Return the derivative at constant rank (Golub and Pereyra 1973, equation 4.12).
+
+    That formula takes the singular values that rtol drops as zero. `pull_truncated` has those that are not.
+    """
+    if rtol is not None and x.size:
+        s = xp.constant(xp.linalg.svdvals(x))
+        rounding = max(x.shape[-2:]) * xp.finfo(s.dtype).eps * largest(xp, row(xp, s))[..., 0]
+        if bool(xp.any(~kept(xp, s, rtol) & (s > rounding))):
+            return pull_truncated(xp, c, x, rtol)
     ch, yh = adjoint(xp, c), adjoint(xp, y)
     left, right = ch @ y, y @ ch
     left, right = left - x @ (y @ left), right - (right @ y) @ x
-    return left @ yh + yh @ right - yh @ c @ yh
+    left, right = left @ yh, yh @ right
+    if rtol is not None and xp.boxed(x):
+        # a derivative moves the values that rtol drops away from zero: two steps of the series of `pull_truncated`
+        rest, cube = x - x @ y @ x, yh @ y @ yh
+        left, right = left + rest @ c @ cube, right + cube @ c @ rest
+        resth = adjoint(xp, rest)
+        left, right = left + rest @ (resth @ left @ y) @ yh, right + yh @ (y @ right @ resth) @ rest
+    return left + right - yh @ c @ yh
+
+
+def kept(xp: Namespace, s: Value, rtol: Value) -> Value:
+    """Return which of the singular values are larger than rtol times the largest."""
+    relative = xp.expand_dims(xp.asarray(rtol, dtype=s.dtype, device=device_of(s)), axis=-1)
+    return s > relative * largest(xp, row(xp, s))[..., 0]
+
+
+def pull_truncated(xp: Namespace, c: Value, x: Value, rtol: Value) -> Value:
+    """Return the rule of V f(s) U^H, where f(s) is 1 / s, and 0 for the dropped values.
+
+    With M = U^H c^H V it is U (D * hermitian part of M + E * skew part of M) V^H and the parts of the complements.
+    D_ij = (f_i - f_j) / (s_i - s_j) and E_ij = (f_i + f_j) / (s_i + s_j), so a dropped value counts in the pairs with
+    those that are kept.
+    """
+    u, s, vh = xp.singular(x, full_matrices=False)
+    keep = kept(xp, xp.constant(s), rtol)
+    f = xp.where(keep, 1.0 / xp.where(keep, s, 1.0), 0.0)
+    mixed = xp.logical_xor(column(xp, keep), row(xp, keep))
+    gap = column(xp, s) - row(xp, s)
+    scale = largest(xp, row(xp, xp.constant(s)))
+    if bool(xp.any(mixed & (xp.abs(xp.constant(gap)) <= noise(xp, s) * scale))):
+        refuse_derivative("pinv", CUT_CLUSTER)
+    products = column(xp, f) * row(xp, f)
+    even = xp.where(mixed, (column(xp, f) - row(xp, f)) / xp.where(mixed, gap, 1.0), -products)
+    odd = xp.where(mixed, (column(xp, f) + row(xp, f)) / xp.where(mixed, column(xp, s) + row(xp, s), 1.0), products)
+    ch, uh, v = adjoint(xp, c), adjoint(xp, u), adjoint(xp, vh)
+    m = uh @ ch @ v
+    g = u @ (even * hermitian_part(xp, m) + odd * skew_part(xp, m)) @ vh
+    if x.shape[-2] != x.shape[-1]:
+        squares = f * f
+        g = g + ((ch @ v - u @ m) * row(xp, squares)) @ vh + u @ (column(xp, squares) * (uh @ ch - m @ vh))
+    return g
 
 
 def cond(xp: Namespace, x: Value, p: Value = None) -> Value:
