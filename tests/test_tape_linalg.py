@@ -379,6 +379,24 @@ def gradient_by_differences(f, y):
     return g
 
 
+def test_coinciding_values_of_a_complex_matrix():
+    """Two equal eigenvalues or singular values, and functions that treat them alike, to second order."""
+    q = np.linalg.qr(complex_normal(4, 4))[0]
+    x, t, weight = (q * np.asarray([1.0, 1.0, 3.0, 5.0])) @ np.conj(q.T), complex_normal(4, 4), complex_normal(4, 4)
+    inner = lambda a, b: np.sum(np.real(np.conj(a) * b))  # noqa: E731
+    for f in (
+        lambda x: np.sum(np.exp(np.linalg.eigvalsh(hermitian(x)) / 5.0)),
+        lambda x: np.sum(np.linalg.svd(x / 5.0)[1] ** 3),
+    ):
+        expected = differences(f, x, t)
+        assert abs(inner(dil.grad(f)(x), t) - expected) <= 1e-9
+        assert abs(dil.jvp(f, (x,), (t,))[1] - expected) <= 1e-9
+        slope = lambda x, f=f: inner(dil.grad(f)(x), weight)  # noqa: E731
+        assert abs(inner(dil.grad(slope)(x), t) - differences(slope, x, t)) <= 1e-9
+    with pytest.raises(UnsupportedFunctionError, match="coincide"):
+        dil.grad(lambda x: np.linalg.eigvalsh(hermitian(x))[0])(x)
+
+
 def test_a_phase_has_no_derivative():
     x = hermitian(complex_normal(3, 3))
     w, v = np.linalg.eigh(x)
