@@ -38,6 +38,24 @@ def refuse_conversion(what: str, instead: str = "") -> Any:
     return refuse
 
 
+def refuse_in_place(operator: str) -> Any:
+    """Return a method for an augmented assignment: of a number as the operator, of an array refused."""
+
+    def refuse(self: Box, other: Any) -> Any:
+        if not self.ndim:
+            return NotImplemented  # Python takes `v = v + 1`, and a number has no other name that would change
+        msg = (
+            f"`v {operator}= x` would not change the other names of an array that is being differentiated, as it does "
+            f"in NumPy; write `v = v {operator} x`"
+        )
+        raise UnsupportedFunctionError(msg)
+
+    return refuse
+
+
+NUMBERS = " (np.stack([...]) for writing its entries, as in v[0] = u[0]; np.exp for math.exp)"
+
+
 class Box:
     """An array that is being differentiated, and the node that made it.
 
@@ -68,6 +86,8 @@ class Box:
     __floordiv__, __rfloordiv__ = binary_operator("floor_divide")
     __mod__, __rmod__ = binary_operator("remainder")
     __pow__, __rpow__ = binary_operator("pow")
+    __iadd__, __isub__, __imul__, __itruediv__ = map(refuse_in_place, ("+", "-", "*", "/"))
+    __ifloordiv__, __imod__, __ipow__, __imatmul__ = map(refuse_in_place, ("//", "%", "**", "@"))
     __eq__ = binary_operator("equal")[0]
     __ne__ = binary_operator("not_equal")[0]
     __lt__ = binary_operator("less")[0]
@@ -76,7 +96,7 @@ class Box:
     __ge__ = binary_operator("greater_equal")[0]
     __hash__ = object.__hash__
 
-    __float__ = refuse_conversion("float() of an array that is being differentiated")
+    __float__ = refuse_conversion("float() of an array that is being differentiated", NUMBERS)
     __int__ = refuse_conversion("int() of an array that is being differentiated")
     __complex__ = refuse_conversion("complex() of an array that is being differentiated")
     __index__ = refuse_conversion("using an array that is being differentiated as an integer")
@@ -145,9 +165,9 @@ class Box:
 
 @cache
 def full_name(function: Any) -> str:
-    """Return the name of a function of NumPy, with its submodule if that is an extension of the standard."""
-    within = [f"{part}." for part in (function.__module__ or "").split(".") if part in ("linalg", "fft")]
-    return "".join([*within, function.__name__])
+    """Return the name of a function of NumPy with its submodule: `np.emath.sqrt` is not `np.sqrt`."""
+    _, *within = (function.__module__ or "").split(".")
+    return ".".join([*within, function.__name__])
 
 
 def constant(x: Array) -> Array:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.elementwise import SEVERAL
@@ -27,6 +28,7 @@ from dil_backends._tape.rules.numpy_own import (
 )
 from dil_backends._tape.rules.numpy_own.arrays import as_array
 from dil_backends._tape.rules.numpy_own.constants import CONSTANT, INSTEAD
+from dil_backends._tape.rules.numpy_own.statistics import cast
 from dil_backends._tape.rules.rule import Rule, Value
 
 __all__ = ["CONSTANT", "INSTEAD", "NUMPY", "NUMPY_ALIASES", "NUMPY_OWN", "NUMPY_RULES"]
@@ -59,9 +61,9 @@ def outer_of(name: str, xp: Namespace, a: Value, b: Value) -> Value:
 def reduced(function: Callable[..., Value]) -> Callable[..., Value]:
     """Return a reduction with the arguments of `ufunc.reduce`: the first axis by default."""
 
-    def reduce(xp: Namespace, array: Value, axis: int | None = 0, dtype: None = None, out: None = None,
+    def reduce(xp: Namespace, array: Value, axis: int | None = 0, dtype: Any = None, out: None = None,
                keepdims: bool = False) -> Value:  # fmt: skip
-        return function(xp, array, axis=axis, keepdims=keepdims)
+        return function(xp, cast(xp, array, dtype), axis=axis, keepdims=keepdims)
 
     return reduce
 
@@ -69,8 +71,8 @@ def reduced(function: Callable[..., Value]) -> Callable[..., Value]:
 def accumulated(function: Callable[..., Value]) -> Callable[..., Value]:
     """Return a cumulative function with the arguments of `ufunc.accumulate`."""
 
-    def accumulate(xp: Namespace, array: Value, axis: int = 0, dtype: None = None) -> Value:
-        return function(xp, array, axis=axis)
+    def accumulate(xp: Namespace, array: Value, axis: int = 0, dtype: Any = None, out: None = None) -> Value:
+        return function(xp, cast(xp, array, dtype), axis=axis)
 
     return accumulate
 

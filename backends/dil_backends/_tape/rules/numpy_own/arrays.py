@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dil._base.typing import Namespace
-from dil_backends._tape.rules.rule import Value
+from dil._base.typing import DType, Namespace
+from dil_backends._tape.rules.rule import Value, refuse
 
 
 def as_array(xp: Namespace, x: Value) -> Value:
@@ -21,3 +21,17 @@ def by_axis(xp: Namespace, x: Value, axis: int | None) -> tuple[Value, int]:
     """Return x and a non-negative axis of it; the vector of its entries for None."""
     x = as_array(xp, x)
     return (flat(xp, x), 0) if axis is None else (x, axis % max(x.ndim, 1))
+
+
+def is_number(x: Value) -> bool:
+    """Whether x is a number of Python, which takes the dtype of the arrays beside it."""
+    return type(x) in (int, float, complex)
+
+
+def placed_among(xp: Namespace, name: str, x: Value, dtype: DType) -> Value:
+    """Return x in the dtype of the array that NumPy writes it into. Refuse a cast that loses the derivative."""
+    x = as_array(xp, x)
+    kinds = "buifc"
+    if kinds.index(x.dtype.kind) > kinds.index(dtype.kind) and x.dtype.kind in "fc":
+        refuse(f"{name} of an array of {dtype} with values of {x.dtype}", f"write `astype({x.dtype})` of the array")
+    return x if x.dtype == dtype else xp.astype(x, dtype)

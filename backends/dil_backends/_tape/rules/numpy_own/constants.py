@@ -10,12 +10,22 @@ CONSTANT = (
 
 WRITING = "it writes in place; make a new array by `np.where`, `np.concatenate` or `np.stack`"
 
+SCIMATH = {
+    **{name: name for name in ("sqrt", "log", "log2", "log10", "power", "arccos", "arcsin", "arctanh")},
+    "logn": "log",
+}
+"""Functions of `np.emath`, and those of NumPy without a change of dtype by the values."""
+
 INSTEAD: dict[str, str] = {
     **dict.fromkeys(("copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal", "add.at"), WRITING),
     "full": "write `np.ones(shape) * value`",
     "apply_along_axis": "write the function with axis=, or stack its values by `np.stack`",
     "apply_over_axes": "call the function with a tuple of axes",
     "piecewise": "write `np.where` or `np.select`",
+    **{
+        f"lib.scimath.{name}": f"write `np.{instead}` of `u.astype(complex)`, or of the real numbers it is defined for"
+        for name, instead in SCIMATH.items()
+    },
     "savetxt": "save `dil.constant(...)` of it",
     "save": "save `dil.constant(...)` of it",
 }

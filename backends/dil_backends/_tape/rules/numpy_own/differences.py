@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.axes import along, axes_of
-from dil_backends._tape.rules.numpy_own.arrays import as_array, flat
+from dil_backends._tape.rules.numpy_own.arrays import as_array, flat, is_number, placed_among
 from dil_backends._tape.rules.rule import Axis, Value
 
 
@@ -25,21 +26,24 @@ def beside(xp: Namespace, end: Value, a: Value, axis: int) -> Value:
 
 def ediff1d(xp: Namespace, ary: Value, to_end: Value = None, to_begin: Value = None) -> Value:
     ary = flat(xp, ary)
-    parts = [None if to_begin is None else flat(xp, to_begin), ary[1:] - ary[:-1],
-             None if to_end is None else flat(xp, to_end)]  # fmt: skip
-    return xp.concat([part for part in parts if part is not None])
+    begin, end = (
+        [] if x is None else [placed_among(xp, "ediff1d", flat(xp, x), ary.dtype)] for x in (to_begin, to_end)
+    )
+    return xp.concat([*begin, ary[1:] - ary[:-1], *end])
 
 
 def gradient(xp: Namespace, f: Value, *varargs: Value, axis: Axis = None, edge_order: int = 1) -> Any:
     """Return the slopes along each axis, by second-order differences inside and of `edge_order` at the ends."""
     f = as_array(xp, f)
     axes = axes_of(axis, f.ndim)
-    spacings = [as_array(xp, h) for h in (varargs or (1.0,))]
+    spacings = [h if is_number(h) else as_array(xp, h) for h in (varargs or (1.0,))]
     spacings = spacings * len(axes) if len(spacings) == 1 else spacings
     if len(spacings) != len(axes):
         msg = f"gradient: {len(spacings)} spacings were given for {len(axes)} axes"
         raise TypeError(msg)
     found = [slopes(xp, f, h, ax, edge_order) for h, ax in zip(spacings, axes, strict=True)]
+    if f.dtype.kind in "fc":  # NumPy writes the slopes into an array like f
+        found = [placed_among(xp, "gradient", x, f.dtype) for x in found]
     return found[0] if len(found) == 1 else tuple(found)
 
 
@@ -58,7 +62,7 @@ def slopes(xp: Namespace, f: Value, h: Value, axis: int, edge_order: int) -> Val
         return f[along(axis, f.ndim, part)]
 
     first, last = at(slice(1, 2)) - at(slice(0, 1)), at(slice(-1, None)) - at(slice(-2, -1))
-    if h.ndim == 0:
+    if is_number(h) or h.ndim == 0:
         inside = (at(slice(2, None)) - at(slice(None, -2))) / (2.0 * h)
         first, last = first / h, last / h
         if edge_order == 2:
@@ -95,10 +99,11 @@ def trapezoid(xp: Namespace, y: Value, x: Value = None, dx: Value = 1.0, axis: i
     return xp.sum(pairs * (0.5 * dx), axis=axis)
 
 
-def interp(xp: Namespace, x: Value, xp_: Value, fp: Value, left: Value = None, right: Value = None,
+def interp(space: Namespace, x: Value, xp: Value, fp: Value, left: Value = None, right: Value = None,
            period: float | None = None) -> Value:  # fmt: skip
-    """Return the piecewise linear function through (xp_, fp) at x. At a node, the slope is that after it."""
-    x, nodes, values = as_array(xp, x), as_array(xp, xp_), as_array(xp, fp)
+    """Return the piecewise linear function through (xp, fp) at x. At a node, the slope is that after it."""
+    nodes, xp = xp, space  # NumPy's name of the nodes is the tape's of the namespace
+    x, nodes, values = as_array(xp, x), as_array(xp, nodes), as_array(xp, fp)
     if period is not None:
         x, nodes, values, left, right = (*periodic(xp, x, nodes, values, abs(period)), None, None)
     n = nodes.shape[0]
@@ -110,7 +115,8 @@ def interp(xp: Namespace, x: Value, xp_: Value, fp: Value, left: Value = None, r
         inside = low + (high - low) / (stop - start) * (x - start)
     below, above = values[0] if left is None else left, values[-1] if right is None else right
     found = xp.where(x < nodes[0], below, xp.where(x > nodes[-1], above, inside))
-    return xp.where(xp.isnan(x), x, found)
+    found = xp.where(xp.isnan(x), x, found)
+    return xp.astype(found, xp.complex128 if is_complex(xp, found.dtype) else xp.float64)  # whatever it gets
 
 
 def periodic(xp: Namespace, x: Value, nodes: Value, values: Value, period: float) -> tuple[Value, ...]:
@@ -128,10 +134,10 @@ def periodic(xp: Namespace, x: Value, nodes: Value, values: Value, period: float
 def linspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: bool = True, retstep: bool = False,
              dtype: Any = None, axis: int = 0) -> Any:  # fmt: skip
     """Return evenly spaced samples. start and stop are broadcast; the axis of the samples is new."""
-    start, stop = xp.broadcast_arrays(as_array(xp, start), as_array(xp, stop))
+    start, stop = xp.broadcast_arrays(as_array(xp, start) * 1.0, as_array(xp, stop) * 1.0)
     intervals = num - 1 if endpoint else num
     step = (stop - start) / float(intervals) if intervals > 0 else stop - start
-    count = xp.reshape(xp.arange(num, dtype=xp.float64), (num, *(1,) * start.ndim))
+    count = xp.reshape(xp.arange(num, dtype=xp.finfo(step.dtype).dtype), (num, *(1,) * start.ndim))
     samples = start + count * step
     if endpoint and num > 1:
         samples = xp.concat([samples[:-1], xp.expand_dims(stop, axis=0)], axis=0)
@@ -142,5 +148,5 @@ def linspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: 
 
 def logspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: bool = True, base: Value = 10.0,
              dtype: Any = None, axis: int = 0) -> Value:  # fmt: skip
-    powers = xp.pow(as_array(xp, base), linspace(xp, start, stop, num, endpoint, axis=axis))
+    powers = xp.pow(base if is_number(base) else as_array(xp, base), linspace(xp, start, stop, num, endpoint, axis=axis))
     return powers if dtype is None else xp.astype(powers, xp.empty(0, dtype=dtype).dtype)

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
-from dil_backends._tape.rules.numpy_own.arrays import as_array
-from dil_backends._tape.rules.rule import Formula, Value
+from dil_backends._tape.rules.numpy_own.arrays import as_array, is_number
+from dil_backends._tape.rules.rule import Formula, Value, refuse
 
 SINC_TERMS = 12
 """Terms of the series at which the next one is below rounding for |pi x| <= 1, also in the derivatives."""
@@ -62,6 +63,12 @@ def without_nan(xp: Namespace, a: Value, b: Value, extremum: Any) -> Value:
 
 def nan_to_num(xp: Namespace, x: Value, copy: bool = True, nan: Value = 0.0, posinf: Value = None,
                neginf: Value = None) -> Value:  # fmt: skip
+    x = as_array(xp, x)
+    if is_complex(xp, x.dtype):
+        if any(number is not None and not math.isfinite(number) for number in (nan, posinf, neginf)):
+            refuse("nan_to_num of complex numbers by numbers that are not finite")  # 1j * inf has a real part, NaN
+        real, imag = (nan_to_num(xp, part, copy, nan, posinf, neginf) for part in (xp.real(x), xp.imag(x)))
+        return real + 1j * imag
     limits = xp.finfo(x.dtype)
     high, low = (limits.max if posinf is None else posinf), (limits.min if neginf is None else neginf)
     x = xp.where(xp.isnan(x), nan, x)
@@ -73,9 +80,11 @@ def select(xp: Namespace, condlist: Sequence[Value], choicelist: Sequence[Value]
     if len(condlist) != len(choicelist):
         msg = f"select: {len(condlist)} conditions were given for {len(choicelist)} choices"
         raise ValueError(msg)
-    chosen = as_array(xp, default)
-    for condition, choice in zip(condlist[::-1], choicelist[::-1], strict=True):
-        chosen = xp.where(condition, as_array(xp, choice), chosen)
+    choices = [x if is_number(x) else as_array(xp, x) for x in (*choicelist, default)]
+    dtype = xp.result_type(*(x if is_number(x) else x.dtype for x in choices))
+    *choices, chosen = (xp.astype(as_array(xp, x), dtype) for x in choices)
+    for condition, choice in zip(condlist[::-1], choices[::-1], strict=True):
+        chosen = xp.where(condition, choice, chosen)
     return chosen
 
 
@@ -101,7 +110,9 @@ def polyval(xp: Namespace, p: Value, x: Value) -> Value:
 
 
 def float_power(xp: Namespace, x1: Value, x2: Value) -> Value:
-    return xp.pow(*(xp.astype(as_array(xp, x), xp.float64) for x in (x1, x2)))
+    a, b = as_array(xp, x1), as_array(xp, x2)
+    dtype = xp.complex128 if is_complex(xp, a.dtype) or is_complex(xp, b.dtype) else xp.float64
+    return xp.pow(xp.astype(a, dtype), xp.astype(b, dtype))
 
 
 def real_if_close(xp: Namespace, a: Value, tol: float = 100) -> Value:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.axes import along
-from dil_backends._tape.rules.numpy_own.arrays import as_array, by_axis, flat
+from dil_backends._tape.rules.numpy_own.arrays import as_array, by_axis, flat, placed_among
 from dil_backends._tape.rules.numpy_own.shapes import atleast_1d, atleast_2d, atleast_3d
 from dil_backends._tape.rules.rule import Value
 
@@ -53,9 +53,9 @@ def append(xp: Namespace, arr: Value, values: Value, axis: int | None = None) ->
 
 
 def insert(xp: Namespace, arr: Value, obj: Any, values: Value, axis: int | None = None) -> Value:
-    """Return arr with the values before the positions `obj`."""
+    """Return arr with the values before the positions `obj`, in the dtype of arr."""
     arr, axis = by_axis(xp, arr, axis)
-    values = as_array(xp, values)
+    values = placed_among(xp, "insert", values, arr.dtype)
     count = xp.insert(xp.arange(arr.shape[axis]), obj, 0).shape[0] - arr.shape[axis]
     if values.ndim < arr.ndim:  # NumPy: a number of positions takes values without the axis
         values = xp.expand_dims(values, axis=axis) if values.ndim == arr.ndim - 1 > 0 else values

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.axes import axes_of
-from dil_backends._tape.rules.numpy_own.arrays import as_array, by_axis, flat
+from dil_backends._tape.rules.numpy_own.arrays import as_array, by_axis, flat, is_number
 from dil_backends._tape.rules.rule import Axis, Value, refuse
 
 
@@ -74,8 +75,9 @@ def var(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None
         return xp.var(a, axis=axis, correction=correction, keepdims=keepdims)
     a = xp.where(where, a, 0.0)  # a NaN that is left out would come back as 0 NaN in the derivative of the square
     deviation = a - mean(xp, a, axis, keepdims=True, where=where)
-    total = sum(xp, deviation * deviation, axis, keepdims=keepdims, where=where)
-    return total / (counted(xp, a, where, axis, keepdims) - correction)
+    square = xp.real(xp.conj(deviation) * deviation)
+    total = sum(xp, square, axis, keepdims=keepdims, where=where)
+    return total / (counted(xp, square, where, axis, keepdims) - correction)
 
 
 def std(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None = None, ddof: float = 0,
@@ -83,7 +85,8 @@ def std(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None
     if where is None:
         correction = ddof if correction is None else correction
         return xp.std(cast(xp, a, dtype), axis=axis, correction=correction, keepdims=keepdims)
-    return xp.sqrt(var(xp, a, axis, dtype, None, ddof, keepdims, where=where, correction=correction))
+    square = var(xp, a, axis, dtype, None, ddof, keepdims, where=where, correction=correction)
+    return xp.where(square == 0, 0.0, xp.sqrt(xp.where(square == 0, 1.0, square)))  # the subgradient 0 at 0
 
 
 def average(xp: Namespace, a: Value, axis: Axis = None, weights: Value = None, returned: bool = False, *,
@@ -165,7 +168,7 @@ def median(xp: Namespace, a: Value, axis: Axis = None, out: None = None, overwri
 
 def percentile(xp: Namespace, a: Value, q: Value, axis: Axis = None, out: None = None, overwrite_input: bool = False,
                method: str = "linear", keepdims: bool = False) -> Value:  # fmt: skip
-    return quantile(xp, a, as_array(xp, q) / 100.0, axis, method=method, keepdims=keepdims)
+    return quantile(xp, a, (q if is_number(q) else as_array(xp, q)) / 100.0, axis, method=method, keepdims=keepdims)
 
 
 def quantile(xp: Namespace, a: Value, q: Value, axis: Axis = None, out: None = None, overwrite_input: bool = False,
@@ -173,15 +176,20 @@ def quantile(xp: Namespace, a: Value, q: Value, axis: Axis = None, out: None = N
     """Return the quantiles, linear between neighbours in the order. The axes of q come first."""
     if method != "linear":
         refuse(f"quantile(method={method!r})")
-    a, q = as_array(xp, a), as_array(xp, q)
+    a = as_array(xp, a)
+    if is_complex(xp, a.dtype):
+        msg = "quantile, percentile and median need real numbers, as complex ones have no order"
+        raise TypeError(msg)
+    q = xp.astype(xp.asarray(q), a.dtype) if is_number(q) and a.dtype.kind == "f" else as_array(xp, q)
     reduced = axes_of(axis, a.ndim)
     kept = tuple(k for k in range(a.ndim) if k not in reduced)
     rows = xp.permute_dims(a, (*reduced, *kept))
     rows = xp.sort(xp.reshape(rows, (-1, *rows.shape[len(reduced) :])), axis=0)
     place = q * float(rows.shape[0] - 1)
-    below = xp.astype(xp.floor(place), xp.int64)
+    floor = xp.floor(place)
+    below = xp.astype(floor, xp.int64)
     above = xp.minimum(below + 1, xp.asarray(rows.shape[0] - 1))
-    weight = xp.reshape(place - below, (*q.shape, *(1,) * len(kept)))
+    weight = xp.reshape(place - floor, (*q.shape, *(1,) * len(kept)))
     low, high = rows[below, ...], rows[above, ...]
     found = low + (high - low) * weight
     found = xp.where(xp.any(xp.isnan(rows), axis=0), math.nan, found)  # sorting puts them last
