@@ -635,3 +635,14 @@ def test_a_number_is_no_tangent_of_a_vector():
         dil.vjp(lambda x: x, np.ones(2))[1](1.0)
     with pytest.raises(dil.DTypeError, match="a tangent is given for 3 of type int"):
         dil.jvp(lambda x, n: x**n, (2.0, 3), (1.0, 1.0))
+
+
+@pytest.mark.parametrize("case", named(CASES))
+def test_single_precision_has_the_dtype_of_numpy(case):
+    args = tuple(x.astype(np.float32) for x in case.arguments(np, np.random.default_rng(len(case.name))))
+    f = case.function(namespace(args[0]))
+    boxed, pull = vjp(f, *args)
+    for found, raw in zip(boxed, f(*args), strict=True):
+        assert found.dtype == raw.dtype
+        np.testing.assert_allclose(found, raw, rtol=1e-3, atol=1e-4)
+    assert all(g.dtype == np.float32 for g in pull(tuple(map(np.ones_like, boxed))))

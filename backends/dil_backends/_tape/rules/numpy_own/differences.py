@@ -7,7 +7,7 @@ from typing import Any
 from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.axes import along, axes_of
-from dil_backends._tape.rules.numpy_own.arrays import as_array, flat, is_number, placed_among
+from dil_backends._tape.rules.numpy_own.arrays import alike, as_array, flat, is_number, placed_among
 from dil_backends._tape.rules.rule import Axis, Value
 
 
@@ -134,7 +134,9 @@ def periodic(xp: Namespace, x: Value, nodes: Value, values: Value, period: float
 def linspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: bool = True, retstep: bool = False,
              dtype: Any = None, axis: int = 0) -> Any:  # fmt: skip
     """Return evenly spaced samples. start and stop are broadcast; the axis of the samples is new."""
-    start, stop = xp.broadcast_arrays(as_array(xp, start) * 1.0, as_array(xp, stop) * 1.0)
+    start, stop = xp.broadcast_arrays(
+        *alike(xp, *(x * 1.0 if is_number(x) else as_array(xp, x) * 1.0 for x in (start, stop)))
+    )
     intervals = num - 1 if endpoint else num
     step = (stop - start) / float(intervals) if intervals > 0 else stop - start
     count = xp.reshape(xp.arange(num, dtype=xp.finfo(step.dtype).dtype), (num, *(1,) * start.ndim))
@@ -148,5 +150,7 @@ def linspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: 
 
 def logspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: bool = True, base: Value = 10.0,
              dtype: Any = None, axis: int = 0) -> Value:  # fmt: skip
-    powers = xp.pow(base if is_number(base) else as_array(xp, base), linspace(xp, start, stop, num, endpoint, axis=axis))
+    powers = xp.pow(
+        base if is_number(base) else as_array(xp, base), linspace(xp, start, stop, num, endpoint, axis=axis)
+    )
     return powers if dtype is None else xp.astype(powers, xp.empty(0, dtype=dtype).dtype)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
-from dil_backends._tape.rules.numpy_own.arrays import as_array, is_number
+from dil_backends._tape.rules.numpy_own.arrays import alike, as_array, cast, common_dtype
 from dil_backends._tape.rules.rule import Formula, Value, refuse
 
 SINC_TERMS = 12
@@ -57,7 +57,7 @@ def fmin(xp: Namespace, x1: Value, x2: Value) -> Value:
 
 
 def without_nan(xp: Namespace, a: Value, b: Value, extremum: Any) -> Value:
-    a, b = as_array(xp, a), as_array(xp, b)
+    a, b = alike(xp, a, b)
     return xp.where(xp.isnan(a), b, xp.where(xp.isnan(b), a, extremum(a, b)))
 
 
@@ -80,9 +80,7 @@ def select(xp: Namespace, condlist: Sequence[Value], choicelist: Sequence[Value]
     if len(condlist) != len(choicelist):
         msg = f"select: {len(condlist)} conditions were given for {len(choicelist)} choices"
         raise ValueError(msg)
-    choices = [x if is_number(x) else as_array(xp, x) for x in (*choicelist, default)]
-    dtype = xp.result_type(*(x if is_number(x) else x.dtype for x in choices))
-    *choices, chosen = (xp.astype(as_array(xp, x), dtype) for x in choices)
+    *choices, chosen = alike(xp, *choicelist, default)
     for condition, choice in zip(condlist[::-1], choices[::-1], strict=True):
         chosen = xp.where(condition, choice, chosen)
     return chosen
@@ -97,7 +95,8 @@ def clip(xp: Namespace, a: Value, a_min: Value = None, a_max: Value = None, *, m
          max: Value = None) -> Value:  # fmt: skip
     low, high = (min if a_min is None else a_min), (max if a_max is None else a_max)
     low, high = (b if b is None or isinstance(b, int | float) else as_array(xp, b) for b in (low, high))
-    return xp.clip(as_array(xp, a), low, high)
+    a = as_array(xp, a)
+    return xp.clip(cast(xp, a, common_dtype(xp, a, *(b for b in (low, high) if b is not None))), low, high)
 
 
 def polyval(xp: Namespace, p: Value, x: Value) -> Value:

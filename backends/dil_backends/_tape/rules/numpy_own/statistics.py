@@ -200,10 +200,11 @@ def quantile(xp: Namespace, a: Value, q: Value, axis: Axis = None, out: None = N
 
 def cov(xp: Namespace, m: Value, y: Value = None, rowvar: bool = True, bias: bool = False,
         ddof: float | None = None) -> Value:  # fmt: skip
-    """Return the covariances of variables, which are the rows."""
+    """Return the covariances of variables, which are the rows, in double precision as NumPy does."""
     x = observations(xp, m, rowvar)
     if y is not None:
         x = xp.concat([x, observations(xp, y, rowvar)], axis=0)
+    x = xp.astype(x, xp.complex128 if is_complex(xp, x.dtype) else xp.float64)
     x = x - xp.mean(x, axis=1, keepdims=True)
     freedom = x.shape[1] - ((0 if bias else 1) if ddof is None else ddof)
     return xp.squeeze(x @ xp.conj(xp.transpose(x))) / float(freedom)
