@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
+from functools import partial
 
 import array_api_strict
 import numpy as np
@@ -583,6 +585,19 @@ REFUSED = {
     "`piecewise`; write `np.where`": lambda u: np.piecewise(u, [u > 0], [1.0]),
     "`apply_along_axis`; write the function with axis=": lambda u: np.apply_along_axis(np.sum, 0, u),
     "unique": np.unique,
+    r"ravel\(order='K'\)`; write order=": lambda u: u[None].T.ravel("K"),
+    r"ravel\(order='A'\)`; write order=": lambda u: u[None].T.flatten("A"),
+    "insert of an array of int64 with values of float64`; write `astype": lambda u: np.insert(np.arange(3), 1, u[0]),
+    "insert of an array of float64 with values of complex128": lambda u: np.insert(u, 1, 2j),
+    "ediff1d of an array of float64 with values of complex128": lambda u: np.ediff1d(u, to_end=2j),
+    "nan_to_num of complex numbers by": lambda u: np.nan_to_num(u + 1j, posinf=math.inf),
+    r"float\(\) of an array.*np\.stack.*np\.exp for math\.exp": lambda u: u * math.exp(u[0]),
+    **{
+        rf"scimath\.{name}`; write `np\.{'log' if name == 'logn' else name}`": partial(getattr(np.emath, name), *base)
+        for name in ("sqrt", "log", "log2", "log10", "power", "logn", "arccos", "arcsin", "arctanh")
+        for base in [(2.0,) if name in ("power", "logn") else ()]
+    },
+    "sliding_window_view`": lambda u: np.lib.stride_tricks.sliding_window_view(u, 2),
 }
 
 
@@ -646,3 +661,82 @@ def test_single_precision_has_the_dtype_of_numpy(case):
         assert found.dtype == raw.dtype
         np.testing.assert_allclose(found, raw, rtol=1e-3, atol=1e-4)
     assert all(g.dtype == np.float32 for g in pull(tuple(map(np.ones_like, boxed))))
+
+
+def of_complex(name, f, *shapes):
+    return Case(name, lambda xp, *args: f(*args), shapes, numbers=("complex",))
+
+
+COMPLEX = [
+    *(
+        of_complex(f"{name}#where {options}", called(name, {"where": MASK, **options}), (2, 3))
+        for name in ["var", "std"]
+        for options in [{}, {"axis": 1, "ddof": 0.5, "keepdims": True}]
+    ),
+    *(
+        of_complex(f"{name}#{options}", with_holes(called(name, options)), (2, 3))
+        for name in ["nanvar", "nanstd", "nanmean", "nansum"]
+        for options in [{}, {"axis": 1}]
+    ),
+    of_complex("float_power", lambda a: np.float_power(a, 2), (3,)),
+    of_complex("float_power#exponent", lambda a: np.float_power(2.0, a), (3,)),
+    of_complex("nan_to_num", np.nan_to_num, (3,)),
+    of_complex("linspace", lambda a: np.linspace(a, 1.0, 4), (2,)),
+    of_complex("select", lambda a: np.select([np.asarray([True, False])], [a], 2.0), (2,)),
+    of_complex("cov", np.cov, (2, 4)),
+]
+
+
+@pytest.mark.parametrize("case", named(COMPLEX))
+@pytest.mark.parametrize("order", [1, 2])
+def test_complex_numbers(case, order):
+    check(case, np, order)
+
+
+def test_parts_that_are_nan_or_infinite_are_replaced_apart():
+    z = np.asarray([complex(NAN, 1), complex(2, NAN), complex(math.inf, 3), complex(4, -math.inf)])
+    (y,), pull = vjp(lambda z: (np.nan_to_num(z, nan=7.0),), z)
+    np.testing.assert_array_equal(y, np.nan_to_num(z, nan=7.0))
+    np.testing.assert_array_equal(pull((np.full(4, 1 + 1j),))[0], [1j, 1, 1j, 1])
+
+
+@pytest.mark.parametrize("f", [np.nanstd, lambda u: np.std(u, where=np.asarray([True, True, False])), np.std])
+def test_the_deviation_of_equal_entries_has_the_gradient_zero(f):
+    np.testing.assert_array_equal(pulled(f, [2.0, 2.0, 2.0])[0], 0.0)
+
+
+def test_complex_numbers_have_no_quantile():
+    for f in (np.median, lambda z: np.quantile(z, 0.3), lambda z: np.percentile(z, 30)):
+        with pytest.raises(TypeError, match="need real numbers"):
+            vjp(lambda z: (f(z),), np.ones(3) + 1j)  # noqa: B023
+
+
+def test_keywords_of_numpy():
+    x = np.asarray([0.2, 0.7, 1.4])
+    single = x.astype(np.float32)
+    for f in (
+        lambda u: np.interp(x=u, xp=[0.0, 1.0, 2.0], fp=[0.0, 3.0, 1.0]),
+        lambda u: np.interp(0.3, xp=u, fp=u),
+        lambda u: np.add.reduce(u, dtype=np.float64),
+        lambda u: np.multiply.reduce(u, 0, np.float64),
+        lambda u: np.maximum.reduce(u, dtype=np.float64),
+        lambda u: np.add.accumulate(u, dtype=np.float64),
+        lambda u: np.multiply.accumulate(u, 0, np.float64),
+    ):
+        (y,), pull = vjp(lambda u: (f(u),), single)  # noqa: B023
+        assert y.dtype == np.asarray(f(single)).dtype == np.float64
+        np.testing.assert_allclose(y, f(single), rtol=1e-15)
+        assert pull((np.ones_like(y),))[0].dtype == np.float32
+
+
+IN_PLACE = ["iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"]
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_arrays_take_no_augmented_assignment_and_numbers_do(name):
+    change = getattr(operator, name)
+    with pytest.raises(UnsupportedFunctionError, match=r"would not change the other names.*write `v = v .* x`"):
+        vjp(lambda u: (change(u, u),), np.ones(3))
+    if name != "imatmul":
+        x = np.asarray(2.3)
+        assert vjp(lambda u: (change(u, 0.7),), x)[0][0] == getattr(operator, name[1:])(x, 0.7)

@@ -23,7 +23,7 @@ def reshape(xp: Namespace, a: Value, shape: Any, order: str = "C", *, copy: bool
 def ravel(xp: Namespace, a: Value, order: str = "C") -> Value:
     if order in ("K", "A"):
         if a.ndim > 1:  # the order of the memory, which a box does not promise
-            refuse(f"ravel(order={order!r})", 'write order="C" or "F", or ravel the transpose')
+            refuse(f"ravel(order={order!r})", 'write order="C" or "F"')
         order = "C"
     return reshape(xp, a, (-1,) if a.size else (0,), order)
 
