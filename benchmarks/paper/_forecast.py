@@ -69,7 +69,7 @@ ROWS: dict[str, Solve] = {
     "backward_euler_naive": ours(gradient="naive"),
     # at a root, J^T J is the Hessian of the residual's half square, so this is CG on the paper's system
     "backward_euler_cg": ours(linear_solver=dil.linear.NormalCG()),
-    "sdirk3_cg": ours(method="sdirk3", linear_solver=dil.linear.NormalCG()),
+    "sdirk3_cg": ours(method="sdirk3", steps=2, linear_solver=dil.linear.NormalCG()),
     PROXY: ours(method="euler"),
 }
 
