@@ -56,6 +56,10 @@ LONG_COMPILES = (
     "test_units_of_a_gradient[jax-argmin]",
     "test_pushforward_of_the_theorem[jax]",
     "test_second_derivatives[jax-kepler]",
+    "test_complex.py::test_second_order[jax",
+    "test_newton_ends_where_forces_cancel[jax-shifted",
+    "test_newton_ends_where_forces_cancel[jax-small hexagon",
+    "test_newton_ends_where_forces_cancel[jax-hexagon",
 )
 """Tests in which JAX compiles for half a minute. Others show the same on JAX, or these do on another backend."""
 
