@@ -170,7 +170,7 @@ def test_what_gives_itself_as_an_array_of_jax():
 
 
 def test_the_wider_dtype_of_numpy_is_an_error_that_names_both():
-    with pytest.raises(dil.DTypeError, match="argument 0 has dtype float32, but argument 1 has float64"):
+    with pytest.raises(dil.DTypeError, match="argument 0 has dtype float32, but argument 1 has dtype float64"):
         LAYER(jnp.asarray(THETA, dtype=jnp.float32), X)
 
 
@@ -232,7 +232,7 @@ def test_parameters_of_a_module_that_are_narrower_than_the_data(solver):
 def test_other_mixes_of_dtypes_stay_errors():
     module = {"weight": jnp.ones(3, jnp.float32)}
     layer = dil.argmin(lambda u, p, X: jnp.sum((X @ u) ** 2) + jnp.sum(p * u**2), Newton(), init=np.zeros(3))
-    with pytest.raises(dil.DTypeError, match="argument 0 has dtype float32, but argument 1 has float64"):
+    with pytest.raises(dil.DTypeError, match="argument 0 has dtype float32, but argument 1 has dtype float64"):
         layer(module["weight"], X)
     of_tree = dil.argmin(
         lambda u, m, X: jnp.sum((X @ u) ** 2) + jnp.sum(m["weight"] * u**2), Newton(), init=np.zeros(3)

@@ -69,6 +69,24 @@ def jax_peers(axes: Axes, found: Row) -> None:
     axes.legend()
 
 
+def tape(axes: Axes, found: Row) -> None:
+    """Draw the time relative to autograd's, with its quartiles and what it shall be at most."""
+    rows = [row for row in found["rows"] if row["ratio"] is not None]
+    low, high = (np.asarray([abs(row["quartiles"][i] - row["ratio"]) for row in rows]) for i in (0, 1))
+    ratios = [row["ratio"] for row in rows]
+    axes.errorbar(ratios, range(len(rows)), xerr=(low, high), fmt="o", color="#3f51b5", label="ratio, quartiles")
+    for place, row in enumerate(rows):
+        if row["limit"] is not None:
+            axes.plot(
+                [row["limit"]] * 2, [place - 0.3, place + 0.3], color="#e64a19", label="at most" if not place else None
+            )
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="time relative to autograd", xlim=(0, None))
+    axes.legend()
+
+
 def plan(axes: Axes, found: Row) -> None:
     """Draw the time of a backward pass against the steps of the solver."""
     rows = found["rows"]
@@ -130,7 +148,7 @@ def table1(axes: Axes, found: Row) -> None:
 
 
 PICTURES: dict[str, Callable[[Axes, Row], None]] = {
-    f.__name__: f for f in (backward, batched, jax_peers, linear, plan, silent, table1, torch_calls, trust)
+    f.__name__: f for f in (backward, batched, jax_peers, linear, plan, silent, table1, tape, torch_calls, trust)
 }
 
 
