@@ -43,14 +43,14 @@ def pytest_collection_modifyitems(items):
     known = {item.nodeid for item in items}
     for item in items:
         names = (item.nodeid.replace(f"[{a}{end}", f"[{b}{end}") for a, b in COVERED for end in "]-")
-        if any(name in known - {item.nodeid} for name in names) or any(part in item.nodeid for part in LONG_COMPILES):
+        if any(name in known - {item.nodeid} for name in names) or any(part in item.nodeid for part in LONG):
             item.add_marker(pytest.mark.slow)
 
 
 COVERED = (("jax", "jax:jit"), ("array_api_strict", "strict:device"))
 """Engines, each with one that does all that it does: JAX compiles the same anew without `jit`, and the strict arrays on
 their second device also refuse to leave it."""
-LONG_COMPILES = (
+LONG = (
     "test_a_layer_in_the_score_of_a_layer[jax]",
     "test_a_failed_check_says_why[jax-kink]",
     "test_units_of_a_gradient[jax-argmin]",
@@ -60,8 +60,17 @@ LONG_COMPILES = (
     "test_newton_ends_where_forces_cancel[jax-shifted",
     "test_newton_ends_where_forces_cancel[jax-small hexagon",
     "test_newton_ends_where_forces_cancel[jax-hexagon",
+    "test_data_of_numpy_beside_parameters_of_jax",
+    "test_derivatives_by_dil_at_arrays_of_numpy_alone",
+    "test_one_problem_is_solved_as_a_batch_of_one[jax-1.0]",
+    "test_complex.py::test_second_order[strict:device",
+    "test_sixteen_bits[argmin-jax-bfloat16]",
+    "test_parameters_of_a_module_that_are_narrower_than_the_data[LBFGS]",
+    "test_gradients_of_rows[refine]",
+    "test_gradients_of_rows[LBFGS]",
+    "test_nothing_grows_from_pass_to_pass[strict:device]",
 )
-"""Tests in which JAX compiles for half a minute. Others show the same on JAX, or these do on another backend."""
+"""Tests that take long, mostly because JAX compiles. Others show the same on JAX, or these do on another backend."""
 
 
 @pytest.fixture(scope="session", params=engines(), ids=lambda e: e.name)
