@@ -17,14 +17,13 @@ pytest.importorskip("rich", reason="rich is not installed")
 ROOT = Path(__file__).parents[1]
 
 
-def test_backward_quick(tmp_path):
-    script = ROOT / "benchmarks" / "backward.py"
-    if not script.exists():
+def run(name, out, *options):
+    """Run a benchmark in a process of its own, and return what it wrote."""
+    if not (ROOT / "benchmarks").exists():
         pytest.skip("the benchmarks are not part of this installation")
-    options = ["--quick", "--backends", "numpy", "--sizes", "10", "--out", str(tmp_path)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(script), *options],
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *options, "--out", str(out)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -32,7 +31,11 @@ def test_backward_quick(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "backward.json").read_text())
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def test_backward_quick(tmp_path):
+    record = run("backward", tmp_path, "--quick", "--backends", "numpy", "--sizes", "10")
     assert [(row["score"], row["size"]) for row in record["times"]] == [("network", 10), ("chain", 10)]
     for row in record["times"]:
         assert row["iterations_hand"] == row["iterations_layer"]
@@ -90,17 +93,7 @@ def test_gpu_without_a_gpu(tmp_path):
 
 def test_tape_quick(tmp_path):
     """Each case runs, and agrees with autograd where that is installed."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "backends"), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "tape.py"), "--seconds", "0", "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "tape.json").read_text())
+    record = run("tape", tmp_path, "--seconds", "0")
     times = {row["case"]: row["microseconds"] for row in record["rows"]}
     assert len(times) == 6
     assert times["chain, a further pull"] < times["chain of 300 operations"]  # it does not trace again

@@ -13,9 +13,8 @@ from dil._base.arrays import array_namespace, is_complex, is_float, is_inexact
 from dil._base.errors import ShapeError
 from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
-from dil._frameworks.complex_parts import ComplexParts
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import OWNERS, adopted, leaves_of, load, owner
+from dil._frameworks.registry import OWNERS, adopted, complex_parts_of, leaves_of, load, owner
 
 BARE = r"\[(0|1)\]\[(?:'\w+'|\d+)\]"
 """The path of an argument that is one array."""
@@ -46,7 +45,7 @@ class Arguments:
     def call(self, arrays: Sequence[Any]) -> tuple[tuple[Tree, ...], dict[str, Tree]]:
         """Return the positional and keyword arguments that contain these arrays."""
         if self.split:
-            arrays = [_parts(x).join(x) if i in self.split else x for i, x in enumerate(arrays)]
+            arrays = [complex_parts_of(x).join(x) if i in self.split else x for i, x in enumerate(arrays)]
         if self.plain:
             return tuple(arrays), {}
         leaves = list(self.statics)
@@ -85,7 +84,10 @@ class Arguments:
         leaves: list[Array] = []
         for entry, like in zip(given, [*args, kwargs], strict=True):
             leaves.extend(_cotangents_like(entry, like))
-        return [_parts(x).split(_parts(x).cotangent(x)) if i in self.split else x for i, x in enumerate(leaves)]
+        return [
+            complex_parts_of(x).split(complex_parts_of(x).cotangent(x)) if i in self.split else x
+            for i, x in enumerate(leaves)
+        ]
 
     def in_tree(self, array: int) -> bool:
         """Return whether one of the arrays is an entry of a tree, such as a module, and no argument by itself."""
@@ -142,7 +144,9 @@ def with_complex_split(arrays: list[Any], arguments: Arguments) -> tuple[list[An
     split = tuple([i for i in arguments.floats if is_complex(array_namespace(arrays[i]), arrays[i].dtype)])
     if not split:
         return arrays, arguments
-    return [_parts(x).split(x) if i in split else x for i, x in enumerate(arrays)], replace(arguments, split=split)
+    return [complex_parts_of(x).split(x) if i in split else x for i, x in enumerate(arrays)], replace(
+        arguments, split=split
+    )
 
 
 def with_promoted_trees(
@@ -161,12 +165,6 @@ def with_promoted_trees(
         return list(arrays)
     (dtype,) = dtypes
     return [backend.adopt(x, dtype) if i in trees and x.dtype != dtype else x for i, x in enumerate(arrays)]
-
-
-def _parts(x: Any) -> ComplexParts:
-    own = owner(x)
-    assert own is not None
-    return own.complex_parts
 
 
 @cache

@@ -20,6 +20,7 @@ from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, DTypeError
 from dil._base.html import Mark, table
 from dil._base.typing import AnyArray, Device, DType, Namespace, Tree
+from dil._frameworks.complex_parts import ComplexParts
 from dil._frameworks.protocol import Backend, BackendInfo
 
 GROUP = "dil.backends"
@@ -95,6 +96,13 @@ def owner(x: object) -> Backend | None:
                     OWNERS[kind] = backend
                 return backend
     return None
+
+
+def complex_parts_of(x: object) -> ComplexParts:
+    """Return how the framework of an array splits complex numbers."""
+    own = owner(x)
+    assert own is not None
+    return own.complex_parts
 
 
 def children(x: object) -> Any:

@@ -10,8 +10,7 @@ from dil._base.arrays import array_namespace, is_complex, is_inexact, size
 from dil._base.errors import DTypeError, ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import Array, DType, Tree
-from dil._frameworks.complex_parts import ComplexParts
-from dil._frameworks.registry import common_owner, leaves_of, owner
+from dil._frameworks.registry import common_owner, complex_parts_of, leaves_of, owner
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Space:
         """Split vectors (*batch, n) into the leaves of a tree, and return the tree."""
         leaves = self._leaves(vector)
         for i in self.split:
-            framework = _parts(leaves[i])
+            framework = complex_parts_of(leaves[i])
             parts = leaves[i] if len(leaves) == len(self.split) else framework.aligned(leaves[i])
             leaves[i] = framework.join(parts)
         return self.structure.unflatten(leaves)
@@ -171,22 +170,16 @@ def _with_split(leaves: Sequence[Array], split: Sequence[int]) -> list[Array]:
     """Return the leaves with those in `split`, the complex ones, as real arrays of their parts."""
     found = list(leaves)
     for i in split:
-        framework = _parts(leaves[i])
+        framework = complex_parts_of(leaves[i])
         parts = framework.split(leaves[i])
         found[i] = parts if len(split) == len(leaves) else framework.aligned(parts)
     return found
 
 
-def _parts(x: Array) -> ComplexParts:
-    own = owner(x)
-    assert own is not None
-    return own.complex_parts
-
-
 def _conjugated(x: Any) -> Any:
     if owner(x) is None or not is_complex(array_namespace(x), x.dtype):
         return x
-    return _parts(x).cotangent(x)
+    return complex_parts_of(x).cotangent(x)
 
 
 def _check_leaf(leaf: Any, name: str) -> None:
