@@ -374,6 +374,18 @@ class Trial(NamedTuple):
     going: Array
 
 
+def falls_by_gradients(started: Start, trial: Array, at: Step, value: Array) -> Array:
+    """Return whether the gradients at both ends of a full step tell that the score falls, (*batch, 1).
+
+    A score that is a small sum of large terms loses more digits than its gradient. So the parabola through the two
+    slopes stands for the values (Hager and Zhang 2005, eq. 4.1), if these agree to half of the digits.
+    """
+    xp = array_namespace(trial)
+    close = value - at.value <= eps(xp, trial.dtype) ** 0.5 * (xp.abs(at.value) + xp.abs(value))
+    left = dot(residual_at(started, trial), at.step)
+    return close & (xp.abs(left) <= 0.5 * at.slope)  # type: ignore[no-any-return]
+
+
 def backtrack(started: Start, u: Array, at: Step, going: Array) -> Trial:
     """Shorten the length of u - length * step until the merit falls enough; zero where none is found.
 
@@ -398,9 +410,11 @@ def backtrack(started: Start, u: Array, at: Step, going: Array) -> Trial:
             lower = trial <= wanted + rounding * (xp.abs(at.value) + xp.abs(trial))
             if root:  # where F is rounding, a shortened step that does not lower it would be taken again and again
                 lower = lower & (first | (trial <= wanted) & (trial < at.value))
-            # the score does not resolve a step this short: its change is of second order, below rounding
-            short = is_short(at.step, u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
-            going = s.going & ~((lower & xp.isfinite(trial)) | (first & short))
+            # the score does not resolve such a step: its change is of second order, below rounding
+            dull = is_short(at.step, u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
+            if not root:
+                dull = dull | falls_by_gradients(started, s.u, at, trial)
+            going = s.going & ~((lower & xp.isfinite(trial)) | (first & dull))
             return loops.run_if(xp.any(going), cut, s._replace(going=going))  # type: ignore[no-any-return]
 
         def cut(s: Trial) -> Trial:
