@@ -324,4 +324,5 @@ def test_a_record_that_another_thread_closes_takes_no_entry_from_the_next():
     with second:
         first.__enter__()
         INNER(T, C)
+        first._stack.close()  # as that end does, too
     assert len(second.entries) == 1

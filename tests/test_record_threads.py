@@ -151,6 +151,22 @@ def test_tasks_of_asyncio(x):
     assert not _record.recording()
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_records_of_one_thread_close_in_any_order(order):
+    """As those of two tasks of asyncio do: JAX compiles for a record until the last one is closed."""
+    pytest.importorskip("jax", reason="JAX is not installed")
+    load("jax")
+    from dil_backends.jax.reports import RECORDING
+
+    records, last = [dil.record(), dil.record()], order[1]
+    for record in records:
+        record.__enter__()
+    records[order[0]].__exit__()
+    assert RECORDING.value
+    records[last].__exit__()
+    assert not RECORDING.value
+
+
 def test_reports_of_two_threads_on_jax():
     """Of arrays whose values are there, the report is made at once, in the thread of the solve."""
     status = pytest.importorskip("jax.numpy", reason="JAX is not installed").asarray(0)

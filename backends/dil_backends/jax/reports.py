@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -81,12 +82,34 @@ def values(listener: Callable[..., None], *arrays: jax.Array) -> None:
         call(*arrays)
 
 
-@contextmanager
-def recording() -> Iterator[None]:
-    """Compile jitted functions separately while recording. Wait for their callbacks at the end."""
-    with RECORDING(True):
-        yield
-        jax.effects_barrier()  # type: ignore[no-untyped-call]
+class OpenRecords(threading.local):
+    """The records that are open in a thread. Tasks of asyncio may close them in any order."""
+
+    count = 0
+    compiling: AbstractContextManager[object]
 
 
-REPORTS = Reports(failures, values, recording)
+HERE = OpenRecords()
+
+
+class Recording:
+    """A context in which jitted functions are compiled separately. Its end waits for their callbacks."""
+
+    def __enter__(self) -> None:
+        self._thread = threading.get_ident()
+        if HERE.count == 0:
+            HERE.compiling = RECORDING(True)
+            HERE.compiling.__enter__()
+        HERE.count += 1
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            jax.effects_barrier()  # type: ignore[no-untyped-call]
+        finally:
+            if self._thread == threading.get_ident():  # what another thread compiles, JAX lets nobody else set
+                HERE.count -= 1
+                if HERE.count == 0:
+                    HERE.compiling.__exit__(None, None, None)
+
+
+REPORTS = Reports(failures, values, Recording)
