@@ -43,7 +43,8 @@ def pytest_collection_modifyitems(items):
     known = {item.nodeid for item in items}
     for item in items:
         names = (item.nodeid.replace(f"[{a}{end}", f"[{b}{end}") for a, b in COVERED for end in "]-")
-        if any(name in known - {item.nodeid} for name in names) or any(part in item.nodeid for part in LONG):
+        covered = any(name != item.nodeid and name in known for name in names)
+        if covered or any(part in item.nodeid for part in LONG):
             item.add_marker(pytest.mark.slow)
 
 
