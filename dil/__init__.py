@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-    from dil import control, linear, ode, solvers
+    from dil import control, kepler, linear, ode, solvers, testing
     from dil._base.errors import (
         BackendError,
         CapturedError,
@@ -71,18 +71,18 @@ _ELSEWHERE = {
     "jacfwd": "dil.jvp(fn, (x,), (e,)) for each unit vector e, a column each; on torch and JAX, their own jacfwd",
     "jacobian": "dil.vjp(fn, x)[1](e) for each unit vector e, a row each; on torch and JAX, their own jacrev",
     "jacrev": "dil.vjp(fn, x)[1](e) for each unit vector e, a row each; on torch and JAX, their own jacrev",
+    "minimize": "dil.argmin(score, dil.solvers.SciPy(), init=u0)",
     "mpc": "dil.control.mpc_rollout",
     "nn": "dil_backends.nn",
     "numpy": "dil.backend('numpy'); layers take the arrays of NumPy as they are",
-    "odeint": "dil.ode.odeint",
     "optax": "dil_backends.optax",
     "optim": "dil_backends.optim",
     "optimistix": "dil_backends.optimistix",
-    "plan": "dil.control.plan",
+    "vmap": "batch_ndim= of a layer; on torch and JAX, their own vmap",
     "torch": "dil.backend('torch'); layers take the tensors of torch as they are, and modules are dil_backends.nn",
 }
 """Where names are that are looked for here."""
-_PACKAGES = ("control", "linear", "ode", "solvers")
+_PACKAGES = ("control", "kepler", "linear", "ode", "solvers", "testing")
 
 
 def __getattr__(name: str) -> Any:
@@ -95,6 +95,9 @@ def __getattr__(name: str) -> Any:
             found = globals()[name] = getattr(import_module(f"dil.{module}"), name)
             return found
     place = _ELSEWHERE.get(name)
+    if place is None and not name.startswith("_"):
+        homes = (import_module(f"dil.{package}") for package in _PACKAGES)
+        place = next((f"{home.__name__}.{name}" for home in homes if name in home.__all__), None)
     message = f"module 'dil' has no attribute {name!r}" + (f"; it is {place}" if place else "")
     raise AttributeError(message)
 
@@ -134,11 +137,13 @@ __all__ = [
     "fixed_point",
     "grad",
     "jvp",
+    "kepler",
     "linear",
     "ode",
     "record",
     "root",
     "solvers",
+    "testing",
     "value",
     "value_and_grad",
     "vjp",

@@ -199,3 +199,21 @@ def test_a_step_of_the_function_is_a_kink():
     report = dil.check_gradients(lambda x: np.sum(x + 0.5 * np.sign(x)), np.asarray([0.0, 1.0]))
     assert not report.ok
     assert ": KINK: " in report.findings[0].text
+
+
+def test_progress_is_drawn_and_changes_no_number(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws nothing where it sees no terminal
+    fn, x = lambda u: np.sum(np.exp(u)), np.asarray([0.0, 1.0])
+    quiet = dil.check_gradients(fn, x)
+    assert capsys.readouterr().err == ""
+    assert dil.check_gradients(fn, x, progress=True) == quiet
+    assert "check_gradients" in capsys.readouterr().err
+
+
+def test_a_direction_takes_as_many_calls_as_the_docstring_says():
+    calls = []
+    dil.check_gradients(lambda u: calls.append(u) or np.sum(np.cosh(u)), np.asarray([0.5, 1.0]), directions=1)
+    assert 15 <= len(calls) <= 35
+    before = len(calls)
+    dil.check_gradients(lambda u: calls.append(u) or np.sum(np.cosh(u)), np.asarray([0.5, 1.0]), directions=1, order=2)
+    assert 1.5 * before <= len(calls) - before <= 2.5 * before

@@ -56,8 +56,6 @@ def test_page(page, capsys):
 def test_a_page_has_a_picture_or_a_block_that_runs(page):
     if page.parent.name == "reference":
         pytest.skip("its blocks are the examples of the docstrings: see test_site.py")
-    if page.name == "gpu.md" and "Not run" in page.read_text():
-        pytest.skip("it has no measurement yet")
     drawn = page in RESULTS and page.with_suffix(".png").exists()  # put on the page by docs/hooks/results.py
     drawn = drawn or "<!-- cards -->" in page.read_text()  # the cards of docs/hooks/gallery.py
     assert drawn or "![" in page.read_text() or PYTHON.search(page.read_text())

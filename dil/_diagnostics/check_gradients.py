@@ -8,6 +8,7 @@ from typing import Any
 
 from dil._base.arrays import array_namespace, device, eps, is_complex
 from dil._base.errors import DilError, DTypeError, OptionError
+from dil._base.progress_bar import counted
 from dil._base.typing import Arrays, Tree
 from dil._diagnostics.findings import BENT_FUNCTION, UNKNOWN, Causes, Finding, causes, merged, without_failure_warnings
 from dil._diagnostics.finite_differences import Line, largest, length, terms
@@ -90,6 +91,7 @@ def check_gradients(
     order: int = 1,
     directions: int = 3,
     seed: int = 0,
+    progress: bool = False,
 ) -> GradientReport:
     """Compare the derivative of a function with finite differences, and backends with each other.
 
@@ -108,6 +110,8 @@ def check_gradients(
         The number of random directions for each order.
     seed : int
         The seed of the directions and cotangents, which are the same on every backend.
+    progress : bool
+        Whether to draw a progress bar over the directions. Needs rich.
 
     Returns
     -------
@@ -129,6 +133,9 @@ def check_gradients(
     with the gradient and has no absolute floor. A bound above eps ** (1/4) of the terms proves nothing, so such a row
     fails.
 
+    Each direction takes some 30 calls of the function, twice as many with order=2. So a layer that takes a second takes
+    half a minute a direction; `directions=1` is the cheapest check.
+
     A layer that warns does so in `findings`. If a row fails, the layers are asked for a report, and the function is
     called again to see whether it is random or has a kink.
 
@@ -145,11 +152,17 @@ def check_gradients(
     else:
         case = lambda handle: (fn, *(_convert(arg, handle) for arg in args))  # noqa: E731
         names = backends if isinstance(backends, str) else list(backends)  # type: ignore[assignment]
-    return check_case(case, names, order=order, directions=directions, seed=seed)
+    return check_case(case, names, order=order, directions=directions, seed=seed, progress=progress)
 
 
 def check_case(
-    case: Case, backends: Sequence[str], *, order: int = 1, directions: int = 3, seed: int = 0
+    case: Case,
+    backends: Sequence[str],
+    *,
+    order: int = 1,
+    directions: int = 3,
+    seed: int = 0,
+    progress: bool = False,
 ) -> GradientReport:
     """Run `check_gradients` on a function and arguments that each backend makes itself."""
     if isinstance(backends, str) or not backends:
@@ -165,16 +178,17 @@ def check_case(
     rows: list[GradientRow] = []
     agreement: list[AgreementRow] = []
     findings: list[Finding] = []
-    for k in range(1, order + 1):
-        measured: dict[str, list[Measured]] = {}
-        for name in backends:
-            texts: list[str] = []
-            with without_failure_warnings(texts):
-                measured[name], found = _judged(_measure(case, name, k, directions, seed))
-            rows += [m.row(name, k, i) for i, m in enumerate(measured[name])]
-            findings += [Finding(text, (name,)) for text in found or texts]
-            if name != backends[0]:
-                agreement.append(_agree(name, measured[name], backends[0], measured[backends[0]], k))
+    with counted("check_gradients", order * len(backends) * directions, shown=progress) as tick:
+        for k in range(1, order + 1):
+            measured: dict[str, list[Measured]] = {}
+            for name in backends:
+                texts: list[str] = []
+                with without_failure_warnings(texts):
+                    measured[name], found = _judged(_measure(case, name, k, directions, seed, tick))
+                rows += [m.row(name, k, i) for i, m in enumerate(measured[name])]
+                findings += [Finding(text, (name,)) for text in found or texts]
+                if name != backends[0]:
+                    agreement.append(_agree(name, measured[name], backends[0], measured[backends[0]], k))
     return GradientReport(tuple(rows), tuple(agreement), merged(findings))
 
 
@@ -244,10 +258,16 @@ def _judged(several: list[Measured]) -> tuple[list[Measured], tuple[str, ...]]:
     return several, found.texts or (UNKNOWN,)
 
 
-def _measure(case: Case, name: str, order: int, directions: int, seed: int) -> list[Measured]:
+def _measure(
+    case: Case, name: str, order: int, directions: int, seed: int, tick: Callable[[], object]
+) -> list[Measured]:
     fn, *args = case(handle_of(name))
     flat = Flat(fn, *with_complex_split(*split_arguments(tuple(args), {})))
-    return [_along(flat, order, seed + i) for i in range(directions)]
+    measured = []
+    for i in range(directions):
+        measured.append(_along(flat, order, seed + i))
+        tick()
+    return measured
 
 
 def _along(flat: Flat, order: int, seed: int) -> Measured:

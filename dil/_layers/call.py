@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, max_abs
-from dil._base.errors import BackendError, DilError, DTypeError, ShapeError
+from dil._base.errors import BackendError, CapturedError, DilError, DTypeError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.solution import Solution
 from dil._base.status import EXPLAINS_NON_FINITE, Status
@@ -16,7 +16,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.record import add_entry, recording
 from dil._frameworks.arguments import Arguments
-from dil._frameworks.protocol import Backend
+from dil._frameworks.protocol import Backend, Rule
 from dil._frameworks.registry import adopted_tree, leaves_of, owner
 from dil._layers.refine import refine
 from dil._problem.equation import Equation
@@ -165,6 +165,14 @@ class Call:
         said = (status >= int(EXPLAINS_NON_FINITE)) | (status == int(Status.FAILED))
         marked: Array = xp.where(broken & ~said, full(status, int(Status.NON_FINITE)), status)
         return marked
+
+    def differentiable(self, solve: Callable[..., Arrays], rule: Rule, arrays: list[Array]) -> Arrays:
+        """Return solve(*arrays) with the derivative of a rule. An error about a captured array names the layer."""
+        try:
+            return self.backend.implicit(solve, rule)(*arrays)
+        except CapturedError as error:
+            message = f"{self.policy.layer}: {error}"
+            raise CapturedError(message) from error
 
     def refuse_captured(self, y: Array, arrays: list[Array]) -> None:
         """Raise if the score depends on an array that is being differentiated but was not passed as an argument.

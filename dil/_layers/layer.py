@@ -186,7 +186,7 @@ def value_at_start(layer: Layer, args: tuple[Tree, ...], kwargs: dict[str, Tree]
 
 def _solution_of(call: Call, rule: ImplicitRule, *arrays: Array) -> Arrays:
     """Return the solution of one call as a vector, differentiable in the arrays."""
-    y, *_ = call.backend.implicit(call.forward, rule)(*arrays)
+    y, *_ = call.differentiable(call.forward, rule, list(arrays))
     call.refuse_captured(y, list(arrays))
     return (y,)
 

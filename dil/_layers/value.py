@@ -127,7 +127,7 @@ class Value:
 
 def _least_of(call: Call, rule: EnvelopeRule, *arrays: Array) -> Arrays:
     """Return the value of one call and its minimiser as a vector, the value differentiable in the arrays."""
-    v, y, *_ = call.backend.implicit(rule.solve, rule)(*arrays)
+    v, y, *_ = call.differentiable(rule.solve, rule, list(arrays))
     call.refuse_captured(y, list(arrays))
     return (v, call.backend.constant(y))
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from dil._base.arrays import array_namespace, device, full
 from dil._base.errors import OptionError
+from dil._base.progress_bar import rich_progress
 from dil._base.typing import Array
 from dil._frameworks.iteration import repeat
 from dil._frameworks.protocol import Backend
@@ -49,7 +50,7 @@ def check_watched(solver: Watched) -> None:
             message = f"{name}={value!r}; expected True or False"
             raise OptionError(message)
     if solver.progress:
-        _rich_progress()
+        rich_progress()
 
 
 def iterate_watched(
@@ -127,7 +128,7 @@ class Bar:
                 self.close()
 
     def _open(self) -> None:
-        rich = _rich_progress()
+        rich = rich_progress()
         from rich.console import Console
 
         columns = ("{task.description}", rich.BarColumn(), rich.MofNCompleteColumn(), "{task.fields[note]}")
@@ -144,12 +145,3 @@ class Bar:
             if self._shown is not None:
                 self._finalizer()
             self._shown = self._since = None
-
-
-def _rich_progress() -> Any:
-    try:
-        import rich.progress
-    except ImportError as error:
-        message = f"progress=True draws with rich, which cannot be imported ({error}); pip install rich"
-        raise OptionError(message) from error
-    return rich.progress

@@ -75,7 +75,8 @@ def start_equation(
     if found != kind:
         message = (
             f"{type(solver).__name__} takes a {kind}, and this layer has a {found}; take "
-            f"{'dil.root' if kind == 'residual' else 'dil.fixed_point'} for the layer, or another solver"
+            f"{'dil.root' if kind == 'residual' else 'dil.fixed_point'} for the layer, which is kind="
+            f"{'root' if kind == 'residual' else 'fixed_point'!r} of a module, or another solver"
         )
         raise OptionError(message)
     equation = fun if isinstance(fun, Equation) else Equation(fun, 0, kind)
@@ -98,7 +99,7 @@ def _refuse_no_start(solver: object, init: Tree | None) -> None:
     if init is None:
         message = (
             f"{type(solver).__name__} needs a start; pass init= in the call, layer(..., init=u0), or where the layer "
-            "is made, as in dil.argmin(score, solver, init=u0 or a callable of the arguments)"
+            "or the module is made: init=u0, or a callable of the arguments"
         )
         raise OptionError(message)
 

@@ -77,6 +77,7 @@ if __name__ == "__main__":
     parser.add_argument("--browser", help="a Chromium, for the picture of the tables")
     options = parser.parse_args()
     found = answers()
+    options.out.mkdir(parents=True, exist_ok=True)
     draw(*found, options.out)
     if options.browser:
         photograph([*found[:2], dil.backends()], options.browser, options.out)

@@ -76,7 +76,8 @@ def compiler() -> None:
 def assert_constant(x: Tensor, message: str, /) -> None:
     """Raise if a derivative with respect to x is being recorded."""
     if is_tracked(x):
-        raise CapturedError(message)
+        hint = "; a score that is a torch.nn.Module belongs into dil_backends.nn.ImplicitModule"
+        raise CapturedError(message + hint)
 
 
 def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Tensor:
