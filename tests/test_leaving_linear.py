@@ -59,11 +59,11 @@ def apply(u, A):
     return array_namespace(u).matmul(A, u[..., None])[..., 0]
 
 
-def pulled(plain, symmetric, solver, product, *arrays, cotangent=None):
+def pulled(plain, symmetric, solver, product, *arrays, cotangent=None, on_failure="ignore"):
     """Return dL/dt of the layer, which is A^-1 v, and the function with the rows that it saw in the backward pass."""
     fn = Counted(symmetric, product)
     make = dil.argmin if symmetric else dil.root
-    options = {"linear_solver": solver, "batch_ndim": 1, "on_failure": "ignore"}
+    options = {"linear_solver": solver, "batch_ndim": 1, "on_failure": on_failure}
     zero = plain.asarray(np.zeros((COUNT, N)))
     layer = make(fn, dil.solvers.Newton(), init=zero, **options)
     _, pull = dil.vjp(lambda t: layer(t, *arrays), zero)
@@ -118,7 +118,8 @@ def test_a_function_that_is_another_for_some_rows_keeps_the_batch_whole(plain, k
         return apply(u, A) * array_namespace(u).flip(w, axis=0)[: u.shape[0], None]
 
     arrays = {"as long as the batch": (plain.asarray(M),), "by rank": (w,)}.get(kind, ())
-    found, v, fn = pulled(plain, True, CG(rtol=1e-11), locals()[kind.replace(" ", "_")], a, *arrays)
+    product = locals()[kind.replace(" ", "_")]
+    found, v, fn = pulled(plain, True, CG(rtol=1e-11), product, a, *arrays, on_failure="raise")
     factor = {"as long as the batch": A + M.T @ M, "by rank": A * weights[::-1, None, None]}.get(kind, A)
     assert fn.rows[-1] == COUNT
     np.testing.assert_allclose((factor @ found[..., None])[..., 0], v, atol=1e-8 * np.abs(v).max())

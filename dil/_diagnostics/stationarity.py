@@ -58,7 +58,8 @@ def check_stationarity(solve: DerivativeSolve) -> Array:
     2. A point where each entry of F is within the rounding of its terms passes. This costs about one product.
     3. Any other point is measured: the derivative is computed again after a Newton step (see `derivative_holds`). The
        point passes if the derivative and u change by at most 1 percent. This costs a few times as much as the
-       derivative. It is a question of the derivative, not of u alone: a small error of u is a large one of u - t.
+       derivative, and less where a few random directions show that it hardly changes. It is a question of the
+       derivative, not of u alone: a small error of u is a large one of u - t.
 
     A point passes by any stage, so their order is a matter of cost: where the predicted step is so long that rounding
     hardly explains it, eager arrays go through stage 3 before stage 2.

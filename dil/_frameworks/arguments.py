@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from operator import is_
 from typing import Any
 
@@ -14,7 +14,7 @@ from dil._base.errors import ShapeError
 from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import OWNERS, adopted, complex_parts_of, leaves_of, load, owner
+from dil._frameworks.registry import adopted, complex_parts_of, leaves_of, load, owner
 
 BARE = r"\[(0|1)\]\[(?:'\w+'|\d+)\]"
 """The path of an argument that is one array."""
@@ -113,10 +113,10 @@ def split_arguments(
 
     A framework among the arguments, or among the arrays `beside` them, may adopt the arrays of another one.
     """
-    if not kwargs and all(type(x) in OWNERS for x in args):
-        leaves, structure = list(args), _positional(len(args))
-    else:
-        leaves, structure = leaves_of((tuple(args), dict(kwargs)))
+    if not kwargs and len(owners := {owner(x) for x in (*args, *beside)}) == 1 and None not in owners:
+        floats = tuple([i for i, x in enumerate(args) if is_inexact(array_namespace(x), x.dtype)])
+        return list(args), _positional(len(args), floats)
+    leaves, structure = leaves_of((tuple(args), dict(kwargs)))
     leaves = with_numbers_as_arrays(adopted(leaves, beside), structure, beside)
     places = tuple(i for i, leaf in enumerate(leaves) if owner(leaf) is not None)
     arrays = [leaves[i] for i in places]
@@ -167,10 +167,11 @@ def with_promoted_trees(
     return [backend.adopt(x, dtype) if i in trees and x.dtype != dtype else x for i, x in enumerate(arrays)]
 
 
-@cache
-def _positional(count: int) -> Structure:
-    """Return the structure of a call with `count` arrays as positional arguments."""
-    return flatten(((0.0,) * count, {}), lambda _: None)[1]
+@lru_cache(maxsize=1024)
+def _positional(count: int, floats: tuple[int, ...]) -> Arguments:
+    """Return the record of a call with `count` arrays of one framework as positional arguments."""
+    structure = flatten(((0.0,) * count, {}), lambda _: None)[1]
+    return Arguments(structure, (None,) * count, tuple(range(count)), floats, plain=True)
 
 
 def _cotangents_like(entry: Tree, like: Tree) -> list[Array]:

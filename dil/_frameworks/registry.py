@@ -19,6 +19,7 @@ from typing import Any, cast
 from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, DTypeError
 from dil._base.html import Mark, table
+from dil._base.tree import LEAF, flatten
 from dil._base.typing import AnyArray, Device, DType, Namespace, Tree
 from dil._frameworks.complex_parts import ComplexParts
 from dil._frameworks.protocol import Backend, BackendInfo
@@ -320,6 +321,4 @@ def _describe(name: str) -> BackendInfo:
 
 def leaves_of(tree: Tree) -> tuple[list[Any], Any]:
     """Flatten a tree, which may contain the pytrees of the imported frameworks."""
-    from dil._base.tree import LEAF, flatten
-
     return ([tree], LEAF) if owner(tree) is not None else flatten(tree, children)

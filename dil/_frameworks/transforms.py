@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from dil._base.arrays import array_namespace, is_float, is_inexact
@@ -12,7 +13,7 @@ from dil._base.typing import AnyArray, Array, Arrays, Tree
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import Arguments, split_arguments, with_numbers_as_arrays
 from dil._frameworks.forward_mode import jvp_from_vjp
-from dil._frameworks.protocol import Backend
+from dil._frameworks.protocol import Backend, Pull
 from dil._frameworks.registry import adopted, common_owner, guarded, leaves_of, owner
 
 
@@ -57,14 +58,18 @@ def _unguarded_vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tre
 
 
 def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callable[[Tree], tuple[Tree, ...]]]:
-    flat = Flat(fn, *split_arguments(args, {}))
-    leaves, pull_leaves = flat.backend.vjp(flat, *flat.floats)
-    out = flat.join(leaves)
+    flat, leaves, pull_leaves = _flat_vjp(fn, *args)
 
     def pull(cotangent: Tree) -> tuple[Tree, ...]:
         return flat.like_arguments(pull_leaves(flat.split(cotangent, leaves)))
 
-    return out, pull
+    return flat.join(leaves), pull
+
+
+def _flat_vjp(fn: Callable[..., Tree], *args: Tree) -> tuple[Flat, Arrays, Pull]:
+    """Return fn as a function of flat arrays, the float arrays of its result, and their pullback."""
+    flat = Flat(fn, *split_arguments(args, {}))
+    return flat, *flat.backend.vjp(flat, *flat.floats)
 
 
 def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree], /) -> tuple[Tree, Tree]:
@@ -174,8 +179,9 @@ def value_and_grad(
             message = f"argnums={argnums!r} names an argument twice"
             raise OptionError(message)
 
-        given, structure = leaves_of((args, kwargs))
-        args, kwargs = structure.unflatten(with_numbers_as_arrays(given, structure))
+        if kwargs or not all(owner(x) is not None for x in args):
+            given, structure = leaves_of((args, kwargs))
+            args, kwargs = structure.unflatten(with_numbers_as_arrays(given, structure))
         for i in places:
             leaves = leaves_of(args[i])[0]
             if not any(owner(x) is not None and is_inexact(array_namespace(x), x.dtype) for x in leaves):
@@ -190,7 +196,9 @@ def value_and_grad(
                 merged[i] = value
             return fn(*merged, **kwargs)
 
-        value, pull = _unguarded_vjp(fn_of_chosen, tuple([args[i] for i in places]))
+        chosen_args = [args[i] for i in places]
+        flat, leaves, pull = run_in_its_framework(partial(_flat_vjp, fn_of_chosen), fn_of_chosen, *chosen_args)
+        value = flat.join(leaves)
         if getattr(value, "shape", None) != ():
             message = (
                 f"grad needs a function that returns one number, an array of shape (); this one returned "
@@ -203,7 +211,7 @@ def value_and_grad(
                 f"take the real part or the modulus of a complex number, or use dil.vjp"
             )
             raise DTypeError(message)
-        gradients = pull(array_namespace(value).ones_like(value))
+        gradients = flat.like_arguments(pull((array_namespace(value).ones_like(value),)))
         return value, gradients[0] if isinstance(argnums, int) else gradients
 
     return lambda *args, **kwargs: guarded(evaluate, args, kwargs, exact=False)

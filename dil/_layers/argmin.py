@@ -45,6 +45,7 @@ def argmin(
         Where the solver starts, if the call gives no `init=`; a callable is called with the arguments.
     on_failure : {"warn", "raise", "nan", "ignore"}
         What happens if a forward or backward solve fails: a warning, an error, NaN in the failed problems, or nothing.
+        With "ignore" the backward pass does not look at y, unless a record is open.
     derivatives : dil.Derivatives, optional
         Derivative products of the score that the backend cannot find by tracing.
     refine : int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dil._base.arrays import array_namespace, eps
 from dil._base.operator import Operator
@@ -16,6 +16,8 @@ SHARE = 0.1
 """The tolerance of the linear solve beside that of the forward solver: its error adds a tenth."""
 LOOSEST = 1e-3
 """The loosest tolerance of the linear solve, whatever that of the forward solver: a layer tells of errors of 1 %."""
+OF_STEPS = 1e-2
+"""The tolerance of a Newton step that only shows how far the derivative is off."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class FollowingAuto:
 
     _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+    _takes_start = True
+    """Whether a start x0 saves steps."""
+
+    @property
+    def _of_steps(self) -> LinearSolver:
+        """The solver for a Newton step of which two digits are enough."""
+        return replace(self, rtol=max(self.rtol, OF_STEPS))
 
     def __call__(self, A: Operator, b: Array, /, *, loop: Loop, x0: Array | None = None) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
@@ -44,7 +53,7 @@ def following(solver: object, refine: int) -> LinearSolver:
     What it costs and gives, for a block of two convolutions in float32 with `Anderson(rtol=1e-3)`: the error of the
     gradient is 4e-5 where a tight solve leaves 2e-6, since Anderson overshoots rtol there, and the backward pass takes
     about a fifth less time. At rtol = 1e-2 the checks of so rough a point cost more than the solve, and it gives
-    nothing.
+    nothing; they solve for the Newton step to two digits, as only its size matters.
     """
     solver = getattr(solver, "identity", solver)
     rtol = getattr(solver, "rtol", None)

@@ -68,7 +68,7 @@ class Tape:
         self.root: Tape = root or self
         self.plain = Plain(raw, within)
         self.complex_dtypes: set[DType] = set()  # those met so far
-        self._known: dict[DType, bool] = {}
+        self.known: dict[DType, bool] = {}  # whether arrays of the dtype have a derivative, of those met so far
         self._of_numpy: dict[str, Callable[..., Any]] = {}
 
     def __repr__(self) -> str:
@@ -127,11 +127,11 @@ class Tape:
             boxes = [self.box(trace, part, node, k) for k, part in enumerate(y)]
             return type(y)(*boxes) if hasattr(y, "_fields") else tuple(boxes)
         dtype = y.dtype
-        return Box(y, trace, node, index) if self._known.get(dtype) or self.differentiable(dtype) else y
+        return Box(y, trace, node, index) if self.differentiable(dtype) else y
 
     def differentiable(self, dtype: DType) -> bool:
         """Return whether the dtype is real or complex floating."""
-        known = self._known.get(dtype)
+        known = self.known.get(dtype)
         if known is None:
             if self._raw.isdtype(dtype, "complex floating"):
                 self.complex_dtypes.add(dtype)
@@ -141,7 +141,7 @@ class Tape:
                     "write a product with a sparse matrix as `S @ u` or `u @ S`"
                 )
                 raise UnsupportedFunctionError(msg)
-            known = self._known[dtype] = bool(self._raw.isdtype(dtype, ("real floating", "complex floating")))
+            known = self.known[dtype] = bool(self._raw.isdtype(dtype, ("real floating", "complex floating")))
         return known
 
 

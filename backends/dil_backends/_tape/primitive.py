@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dil._base.errors import UnsupportedFunctionError
-from dil._base.typing import Namespace
+from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
 from dil_backends._tape.rules.rule import Rule, fit, refuse
 from dil_backends._tape.trace import Node
@@ -18,16 +18,29 @@ OF_COMPLEX = "it has one for real arguments, and these are complex; write the fu
 
 
 class Primitive:
-    """A function with a derivative rule, on raw arrays, boxes and Python scalars in any mixture."""
+    """A function with a derivative rule, on raw arrays, boxes and Python scalars in any mixture.
 
-    __slots__ = ("cut", "name", "positional", "rule", "tape", "value")
+    What `rule` and `tape` say of every call is looked up once, because it would cost as much as a small operation.
+    """
+
+    __slots__ = (
+        *("complex_dtypes", "cut", "each", "formulas", "holomorphic", "known", "name", "plain", "positional"),
+        *("prepare", "rule", "tape", "value"),
+    )
 
     def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
         self.name = name
         self.value = value
         self.rule = rule
+        self.formulas = rule.formulas
+        self.prepare = rule.prepare
+        self.each = rule.each
+        self.holomorphic = rule.holomorphic
         self.positional = rule.positional
         self.tape = tape
+        self.plain: Namespace = tape.plain
+        self.known: dict[DType, bool] = tape.known
+        self.complex_dtypes: set[DType] = tape.complex_dtypes  # the tape adds those that it meets
         self.cut = frozenset(i for i, formula in enumerate(rule.formulas) if formula is None)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -36,32 +49,36 @@ class Primitive:
         trace, values, parents, seen = opened(args, self.name)
         if trace is None:
             return self.value(*args, **options)
-        if len(args) > self.positional or not self.rule.options.issuperset(options):
+        if len(args) > self.positional or (options and not self.rule.options.issuperset(options)):
             raise self._unknown(args, options)
         function = self if seen else self.value
         y = function(*values, **options) if options else function(*values)
         node = Node(self, values, options or NO_OPTIONS, y, parents, seen) if parents else NOWHERE
+        if not isinstance(y, tuple) and self.known.get(y.dtype):
+            return Box(y, trace, node, 0)
         return self.tape.box(trace, y, node)
 
     def pull(self, node: Node, c: Any, wanted: Sequence[int]) -> list[Any]:
         """Return the cotangents of the wanted arguments. Raw functions are used if no enclosing trace records."""
-        rule, args, y, options = self.rule, node.args, node.y, node.options
-        xp: Namespace = self.tape.plain
+        args, y, options = node.args, node.y, node.options
+        xp = self.plain
         if node.seen or type(c) is Box or type(c) is tuple:
             xp, (args, y, c) = self.tape, lifted(args, y, c)
-        conjugated = rule.holomorphic is not False and y.dtype in self.tape.complex_dtypes
+        conjugated = self.holomorphic is not False and self.complex_dtypes and y.dtype in self.complex_dtypes
         if conjugated:
-            if rule.holomorphic is None:
+            if self.holomorphic is None:
                 refuse(self.name, OF_COMPLEX)
             c = xp.conj(c)
-        if rule.prepare is not None:
-            c = rule.prepare(xp, c, y, *args, **options)
+        if self.prepare is not None:
+            c = self.prepare(xp, c, y, *args, **options)
         found = []
         for i in wanted:
-            if rule.each is None:
-                g = rule.formulas[i](xp, c, y, *args, **options)
+            if self.each is not None:
+                g = self.each(xp, c, y, i, *args, **options)
+            elif options:
+                g = self.formulas[i](xp, c, y, *args, **options)
             else:
-                g = rule.each(xp, c, y, i, *args, **options)
+                g = self.formulas[i](xp, c, y, *args)
             found.append(fit(xp, xp.conj(g) if conjugated else g, args[i]))
         return found
 

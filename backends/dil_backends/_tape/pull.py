@@ -50,10 +50,12 @@ def tape_of_primals(primals: Arrays) -> Tape | None:
 class Program(NamedTuple):
     """The nodes between the outputs and the wanted primals, last node first. A slot sums the cotangents of a value.
 
-    The first four lists have one entry per node. A list of tuples would burden Python's garbage collection.
+    The first five lists have one entry per node. A list of tuples would burden Python's garbage collection.
     """
 
     nodes: list[Node]
+    several: list[bool]
+    """Whether a node has several outputs."""
     places: list[int]
     """The slot of a node, or the first of its slots if it has several outputs."""
     positions: list[tuple[int, ...]]
@@ -84,15 +86,17 @@ class Pull:
         program = self._program(wanted)
         slots: list[Any] = [None] * program.slots
         self._seed_slots(slots, program.seeds, cotangents)
-        for node, slot, positions, targets in zip(*program[:4], strict=True):
-            c = self._parts(slots, node, slot) if isinstance(node.y, tuple) else slots[slot]
+        for node, several, slot, positions, targets in zip(*program[:5], strict=True):
+            c = self._parts(slots, node, slot) if several else slots[slot]
             if c is None:
                 continue
             slots[slot] = None
-            for target, g in zip(targets, node.primitive.pull(node, c, positions), strict=True):
+            k = -1
+            for g in node.primitive.pull(node, c, positions):
+                k += 1  # faster than `zip`, and every operation comes here
                 if g is not None:
-                    total = slots[target]
-                    slots[target] = g if total is None else plus(total, g)
+                    total = slots[targets[k]]
+                    slots[targets[k]] = g if total is None else plus(total, g)
         found = [slots[slot] for slot in program.results]
         return tuple(
             [self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)]
@@ -135,25 +139,31 @@ class Pull:
             slot_of.setdefault(self._roots[i], len(slot_of))
         slots = len(slot_of)
         nodes: list[Node] = []
+        several: list[bool] = []
+        places: list[int] = []
         positions: list[tuple[int, ...]] = []
         targets: list[tuple[int, ...]] = []
         for node in self._nodes():
             arguments: tuple[int, ...] = ()
             goals: tuple[int, ...] = ()
             for i, parent, k in node.parents:
-                if parent in slot_of and i not in node.primitive.cut:
+                goal = slot_of.get(parent)
+                if goal is not None and i not in node.primitive.cut:
                     arguments += (i,)
-                    goals += (slot_of[parent] + k,)
+                    goals += (goal + k,)
             if arguments:
+                parted = isinstance(node.y, tuple)
                 nodes.append(node)
+                several.append(parted)
+                places.append(slots)
                 positions.append(arguments)
                 targets.append(goals)
                 slot_of[node] = slots
-                slots += len(node.y) if isinstance(node.y, tuple) else 1
-        places = [slot_of[node] for node in nodes]
+                slots += len(node.y) if parted else 1
         seeds = [slot_of[s[0]] + s[1] if s and s[0] in slot_of else None for s in self._sources]
         results = [slot_of[self._roots[i]] for i in wanted]
-        return Program(nodes[::-1], places[::-1], positions[::-1], targets[::-1], seeds, results, slots)
+        columns = (nodes[::-1], several[::-1], places[::-1], positions[::-1], targets[::-1])
+        return Program(*columns, seeds, results, slots)
 
     def _nodes(self) -> list[Node]:
         """Return the nodes that the outputs depend on, in the order in which they were made."""
