@@ -14,7 +14,7 @@ from dil._base.errors import ShapeError
 from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import OWNERS, adopted, complex_parts_of, leaves_of, load, owner
+from dil._frameworks.registry import OWNERS, adopted, as_one_array, complex_parts_of, leaves_of, load, owner
 
 BARE = r"\[(0|1)\]\[(?:'\w+'|\d+)\]"
 """The path of an argument that is one array."""
@@ -114,7 +114,7 @@ def split_arguments(
     A framework among the arguments, or among the arrays `beside` them, may adopt the arrays of another one.
     """
     if not kwargs and all(type(x) in OWNERS for x in args):
-        leaves, structure = list(args), _positional(len(args))
+        leaves, structure = list(map(as_one_array, args)), _positional(len(args))
     else:
         leaves, structure = leaves_of((tuple(args), dict(kwargs)))
     leaves = with_numbers_as_arrays(adopted(leaves, beside), structure, beside)
