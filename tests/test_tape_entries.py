@@ -149,6 +149,31 @@ def test_the_dtype_is_that_of_the_array(dtype):
     assert type(y) is np.ndarray
 
 
+KINK = {
+    "np.maximum": lambda u, x: np.sum(np.maximum(x, 0.0)),
+    "np.max": lambda u, x: np.max(np.array([x[0], -1.0])),
+    "np.max of a list": lambda u, x: np.max([x[0], -1.0]),
+    "np.where": lambda u, x: np.sum(np.where(x > 0, x, 0.0)),
+    "residual": lambda u, x: np.maximum(x, 0.0),
+}
+
+
+@pytest.mark.parametrize("case", KINK)
+@pytest.mark.parametrize("u", [[-2.0, -3.0], [2.0, -3.0], [2.0, 3.0]])
+def test_entries_that_are_all_constant(case, u):
+    u = np.array(u)
+    ours, pull = dil.vjp(lambda u: KINK[case](u, np.array([u[0], u[1]])), u)
+    theirs, expected = dil.vjp(lambda u: KINK[case](u, np.stack([u[0], u[1]])), u)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(pull(np.ones_like(ours))[0], expected(np.ones_like(theirs))[0])
+
+
+def test_an_array_of_integers_has_the_derivative_zero():
+    u = np.array([1.7, 2.2])
+    np.testing.assert_array_equal(dil.grad(lambda u: np.sum(np.asarray(u, dtype=int) * u))(u), [1.0, 2.0])
+    np.testing.assert_array_equal(dil.grad(lambda u: np.sum(np.int64(u) * u))(u), [1.0, 2.0])
+
+
 def test_an_empty_array():
     np.testing.assert_array_equal(dil.grad(lambda u: np.sum(np.asarray(u[:0])) + u[0] ** 2)(np.ones(2)), [2.0, 0.0])
 

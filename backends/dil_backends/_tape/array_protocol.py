@@ -12,6 +12,7 @@ import numpy as np
 
 from dil._base.errors import UnsupportedFunctionError
 from dil_backends._tape import entries
+from dil_backends._tape.numpy_in_python import WAITING_FOR_ENTRIES, accept_entries
 from dil_backends._tape.scipy_functions import accept_boxes
 from dil_backends._tape.sparse import SPARSE
 
@@ -45,8 +46,12 @@ def array_of_box(x: Any, dtype: Any, caller: FrameType | None) -> Any:
             raise UnsupportedFunctionError(LATE)
         if module.partition(".")[0] == "scipy" or x._trace.tape.__name__ != "array_api_compat.numpy":
             raise UnsupportedFunctionError(CUT)
-        if dtype is not None and np.dtype(dtype).char != "O":
+        kind = "O" if dtype is None else np.dtype(dtype).kind
+        if kind in "iub":  # its derivative is zero, as that of `u.astype(int)`
+            return np.asarray(x._trace.tape.unboxed(x, "np.array"), dtype)
+        if kind != "O":
             raise UnsupportedFunctionError(OF_DTYPE.format(dtype))
+        accept_entries(WAITING_FOR_ENTRIES)
         return entries.split(x)
     array = stand_in(caller)
     if array is None:
