@@ -129,14 +129,14 @@ def split_arguments(
 
 
 def with_numbers_as_arrays(leaves: Sequence[Any], structure: Structure, beside: Sequence[Any] = ()) -> list[Any]:
-    """Return the leaves, with Python floats as float64 arrays of NumPy if nothing says otherwise.
+    """Return the leaves, with Python's floats and complex numbers as arrays of NumPy if nothing says otherwise.
 
     An array among the leaves or `beside` them says otherwise: then a number is a constant. So does a list of numbers,
     which NumPy would take for an array and dil for a tree.
     """
     if any(owner(x) is not None for x in (*leaves, *beside)) or any(map(IN_A_LIST.search, structure.paths)):
         return list(leaves)
-    return [load("numpy").asarray(x) if type(x) is float else x for x in leaves]
+    return [load("numpy").asarray(x) if type(x) in (float, complex) else x for x in leaves]
 
 
 def with_complex_split(arrays: list[Any], arguments: Arguments) -> tuple[list[Any], Arguments]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
-from dil_backends._tape.entries import Entries, is_of_objects, join
+from dil_backends._tape.entries import MADE, is_of_objects, join
 from dil_backends._tape.methods import attribute
 from dil_backends._tape.sparse import FAILURES, explain_sparse, is_sparse
 from dil_backends._tape.trace import Node, Parent, Trace
@@ -216,7 +216,7 @@ def unboxed(x: Any, name: str) -> Any:
 
     Raises CapturedError for a box of a refused trace.
     """
-    if Entries.exist and is_of_objects(x):
+    if MADE and is_of_objects(x):
         x = join(x)
     while type(x) is Box:
         if x._trace.refusal is not None:
@@ -254,7 +254,7 @@ def opened(args: Any, name: str) -> tuple[Trace | None, Any, list[Parent], bool]
     Return the trace, the values, the parents of the new node, and whether boxes of other traces remain among the
     values. Raises CapturedError for a refused trace.
     """
-    if Entries.exist:
+    if MADE:
         args = [join(a) if is_of_objects(a) else a for a in args]
     trace: Trace | None = None
     values: Any = args

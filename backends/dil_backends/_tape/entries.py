@@ -51,11 +51,12 @@ OF_OBJECTS = re.compile(
 NUMBERS = (int, float, complex, np.number, np.bool_)
 
 
+MADE: list[bool] = []
+"""Empty before the first object array of boxes is made. Then no operation has to look for one, which costs time."""
+
+
 class Entries:
     """The object arrays of the boxes of one trace."""
-
-    exist = False
-    """Whether there are any, of any trace. Before that, no operation looks for one."""
 
     def __init__(self) -> None:
         self.operations = 0
@@ -81,7 +82,7 @@ def split(x: Any) -> Any:
     if x.dtype.kind == "c":
         raise UnsupportedFunctionError(OF_COMPLEX)
     x._trace.tape.unboxed(x, "np.array")  # raises if x may not be used
-    Entries.exist = True
+    MADE[:] = [True]
     x._trace.entries = x._trace.entries or Entries()
     if x.size == 0:
         return np.empty(x.shape, x.dtype)

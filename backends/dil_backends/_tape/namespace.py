@@ -13,7 +13,7 @@ from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.array_protocol import array_of_box, refuse_writing
 from dil_backends._tape.box import Box, constant, holds_box, is_recorded, unboxed, value_type
-from dil_backends._tape.entries import Entries, joined
+from dil_backends._tape.entries import MADE, joined
 from dil_backends._tape.influence import influence
 from dil_backends._tape.libraries import BESIDE, extension
 from dil_backends._tape.numpy_functions import DIRECT
@@ -106,7 +106,7 @@ class Tape:
         function = self._of_numpy.get(name)
         if function is None:
             function = self._of_numpy[name] = self._find_of_numpy(name)
-        if Entries.exist:
+        if MADE:
             args, options = joined(args), joined(options)
         if "out" in options and options.pop("out") is not None:
             refuse(f"{name}(out=...)")

@@ -11,7 +11,7 @@ from types import FunctionType
 from typing import Any
 
 from dil_backends._tape.box import Box, holds_box
-from dil_backends._tape.entries import Entries, joined
+from dil_backends._tape.entries import MADE, joined
 from dil_backends._tape.trace import OPEN
 
 
@@ -24,7 +24,7 @@ def add_branch(function: FunctionType, of_box: Callable[[Any, tuple[Any, ...], d
     def call(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if not OPEN.traces:
             return original(*args, **options)
-        if Entries.exist:
+        if MADE:
             args, options = joined(args), joined(options)
         box = first_box((*args, *options.values()))
         return original(*args, **options) if box is None else of_box(box._trace.tape, args, options)
