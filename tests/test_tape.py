@@ -211,7 +211,11 @@ CUTS = {
     "int": int,
     "complex": complex,
     "integer": operator.index,
-    "NumPy array": np.asarray,
+    "NumPy array": lambda x: np.asarray(x, dtype=float),
+    "round": round,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "trunc": math.trunc,
     "writing": lambda x: operator.setitem(x, 0, 1.0),
 }
 
@@ -225,18 +229,17 @@ def test_nothing_cuts_the_derivative_silently(name):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda x: np.array([x, x]),
+        lambda x: np.array([x, x], dtype=float),
         lambda x: np.zeros(2).__setitem__(0, x),
-        lambda x: np.full(2, x),
-        lambda x: np_xp.asarray([[x]]),
-        lambda x: np.array([1.0], dtype=object) * np.array([x], dtype=object),
+        lambda x: np.zeros(2).__setitem__(slice(None), x),
+        lambda x: np.full(2, x, dtype=float),
+        lambda x: np_xp.asarray([[x]], dtype=np.float32),
+        lambda x: np.float64(x),
     ],
 )
-def test_no_object_arrays(make):
-    with pytest.raises((UnsupportedFunctionError, ValueError)) as caught:
+def test_no_array_of_numbers_is_made(make):
+    with pytest.raises(UnsupportedFunctionError, match=r"(would cut the derivative|writes in place).*np\.stack"):
         vjp(lambda x: (make(x),), np.array(1.0))
-    # NumPy says first that it cannot set an element, and gives our reason as the cause
-    assert "would cut the derivative" in f"{caught.value} {caught.value.__cause__}"
 
 
 def test_attributes_that_no_array_has_are_named():

@@ -620,6 +620,7 @@ def test_a_number_is_an_array_of_numpy():
     assert (out, pull(1.0), pull(2)) == (8.0, (12.0,), (24.0,))
     assert dil.grad(lambda p: p["a"] * p["b"] ** 2)({"a": 2.0, "b": 3.0}) == {"a": 9.0, "b": 12.0}
     assert dil.grad(lambda x, n: x**n)(2.0, 3) == 12.0  # an integer stays one
+    assert dil.grad(lambda z: np.abs(z) ** 2)(1.0 + 2.0j) == 2.0 + 4.0j
 
 
 def test_a_number_as_the_argument_of_a_layer():

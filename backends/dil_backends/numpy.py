@@ -15,8 +15,8 @@ from dil._frameworks.complex_parts import STANDARD as complex_parts
 from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
+from dil_backends._tape import joined
 from dil_backends._taped import (
-    adopt,
     assert_constant,
     children,
     compiler,
@@ -29,7 +29,7 @@ from dil_backends._taped import (
 )
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["adopt", "assert_constant", "children", "compiler", "complex_parts", "constant", "fixed", "implicit", "vjp"]
+__all__ = ["assert_constant", "children", "compiler", "complex_parts", "constant", "fixed", "implicit", "vjp"]
 
 NATIVE = "numpy"
 PLAIN = (np.ndarray, np.generic)
@@ -38,6 +38,11 @@ PLAIN = (np.ndarray, np.generic)
 def owns(x: object, /) -> bool:
     """Whether x is a NumPy array or scalar, or a box around one."""
     return issubclass(value_type(x), PLAIN)
+
+
+def adopt(x: object, /, dtype: object = None) -> Any:
+    """Return x. An object array of arrays that are being differentiated, as np.array makes it, becomes one array."""
+    return joined(x) if type(x) is np.ndarray else x
 
 
 def quiet(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +72,7 @@ def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
     if device not in (None, "cpu"):
         message = f"NumPy has no device {device!r}; its arrays are on 'cpu', CuPy's, torch's and JAX's elsewhere"
         raise BackendError(message)
-    return np.asarray(x, dtype=dtype)
+    return adopt(np.asarray(x, dtype=dtype))
 
 
 def to_numpy(x: Array, /) -> Any:

@@ -14,7 +14,7 @@ from dil._base.errors import ShapeError
 from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import adopted, complex_parts_of, leaves_of, load, owner
+from dil._frameworks.registry import adopted, as_one_array, complex_parts_of, leaves_of, load, owner
 
 BARE = r"\[(0|1)\]\[(?:'\w+'|\d+)\]"
 """The path of an argument that is one array."""
@@ -114,8 +114,9 @@ def split_arguments(
     A framework among the arguments, or among the arrays `beside` them, may adopt the arrays of another one.
     """
     if not kwargs and len(owners := {owner(x) for x in (*args, *beside)}) == 1 and None not in owners:
-        floats = tuple([i for i, x in enumerate(args) if is_inexact(array_namespace(x), x.dtype)])
-        return list(args), _positional(len(args), floats)
+        arrays = list(map(as_one_array, args))
+        floats = tuple([i for i, x in enumerate(arrays) if is_inexact(array_namespace(x), x.dtype)])
+        return arrays, _positional(len(args), floats)
     leaves, structure = leaves_of((tuple(args), dict(kwargs)))
     leaves = with_numbers_as_arrays(adopted(leaves, beside), structure, beside)
     places = tuple(i for i, leaf in enumerate(leaves) if owner(leaf) is not None)
@@ -129,14 +130,14 @@ def split_arguments(
 
 
 def with_numbers_as_arrays(leaves: Sequence[Any], structure: Structure, beside: Sequence[Any] = ()) -> list[Any]:
-    """Return the leaves, with Python floats as float64 arrays of NumPy if nothing says otherwise.
+    """Return the leaves, with Python's floats and complex numbers as arrays of NumPy if nothing says otherwise.
 
     An array among the leaves or `beside` them says otherwise: then a number is a constant. So does a list of numbers,
     which NumPy would take for an array and dil for a tree.
     """
     if any(owner(x) is not None for x in (*leaves, *beside)) or any(map(IN_A_LIST.search, structure.paths)):
         return list(leaves)
-    return [load("numpy").asarray(x) if type(x) is float else x for x in leaves]
+    return [load("numpy").asarray(x) if type(x) in (float, complex) else x for x in leaves]
 
 
 def with_complex_split(arrays: list[Any], arguments: Arguments) -> tuple[list[Any], Arguments]:

@@ -207,8 +207,9 @@ class Backend(Autodiff, Protocol):
     def adopt(self, x: object, /, dtype: DType | None = None) -> Any:
         """Return x as an array of this framework, if the framework computes with it as with one of its own.
 
-        Any other x is returned as it is. JAX adopts NumPy arrays beside its own; torch and NumPy adopt nothing. With
-        `dtype`, x is an array of the framework, and gets this wider dtype if the framework promotes dtypes by itself.
+        Any other x is returned as it is. JAX adopts NumPy arrays beside its own, and NumPy its object arrays of arrays
+        that are being differentiated; torch adopts nothing. With `dtype`, x is an array of the framework, and gets this
+        wider dtype if the framework promotes dtypes by itself.
         """
         ...
 

@@ -99,6 +99,12 @@ def owner(x: object) -> Backend | None:
     return None
 
 
+def as_one_array(x: Any) -> Any:
+    """Return x. An array of arrays, such as NumPy makes of numbers that are being differentiated, becomes one array."""
+    own = owner(x)
+    return x if own is None else own.adopt(x)
+
+
 def complex_parts_of(x: object) -> ComplexParts:
     """Return how the framework of an array splits complex numbers."""
     own = owner(x)
@@ -321,4 +327,7 @@ def _describe(name: str) -> BackendInfo:
 
 def leaves_of(tree: Tree) -> tuple[list[Any], Any]:
     """Flatten a tree, which may contain the pytrees of the imported frameworks."""
-    return ([tree], LEAF) if owner(tree) is not None else flatten(tree, children)
+    if owner(tree) is not None:
+        return [as_one_array(tree)], LEAF
+    leaves, structure = flatten(tree, children)
+    return list(map(as_one_array, leaves)), structure

@@ -9,6 +9,7 @@ from dil._base.arrays import array_namespace
 from dil._base.typing import Array, Arrays
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
+from dil._frameworks.registry import as_one_array
 from dil._problem.equation import Equation
 from dil._problem.last_point import LastPoint
 from dil._problem.score import Derivatives, Score
@@ -44,7 +45,7 @@ class Problem:
     def value(self, u: Array, *arrays: Array) -> Array:
         """Return the score, one number per problem, shape batch."""
         args, kwargs = self.arguments.call(arrays)
-        value = self.score.fn(self.space.unravel(u), *args, **kwargs)
+        value = as_one_array(self.score.fn(self.space.unravel(u), *args, **kwargs))
         self.score.check(value, self.space.batch, self.space.dtype)
         return value  # type: ignore[no-any-return]
 

@@ -1,4 +1,7 @@
-"""What a box answers if a NumPy array is made of it: an error, except to a product with a sparse matrix of SciPy."""
+"""What a box answers if a NumPy array is made of it: its entries as objects, or an error where they would be cut.
+
+A product with a sparse matrix of SciPy gets a stand-in, which makes it give way to the box.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,23 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dil._base.errors import UnsupportedFunctionError
+from dil_backends._tape import entries
+from dil_backends._tape.numpy_in_python import WAITING_FOR_ENTRIES, accept_entries
 from dil_backends._tape.scipy_functions import accept_boxes
+from dil_backends._tape.sparse import SPARSE
 
 CUT = (
     "making a NumPy array of an array that is being differentiated would cut the derivative; keep it in array code: "
-    "np.stack([...]) in the place of np.array([...]), X @ u in that of X.dot(u), u in that of np.asarray(u), or use "
-    "dil's `constant` if it shall be cut"
+    f"{entries.INSTEAD}, or use dil's `constant` if it shall be cut"
+)
+OF_DTYPE = (
+    "making a NumPy array of dtype {} of an array that is being differentiated would cut the derivative, as "
+    "np.array([...], dtype=float) and np.array([...]).mean() do; leave out dtype=, write np.mean(x) for x.mean(), and "
+    f"keep it in array code: {entries.INSTEAD}, or use dil's `constant` if it shall be cut"
 )
 WRITE = (
     "writing into an array that is being differentiated would cut the derivative; keep it in array code: join the "
     "entries by np.stack or np.concatenate, or use dil's `constant` if it shall be cut"
-)
-SPARSE = (
-    "the tape knows the products `S @ u`, `u @ S` and `S.dot(u)` of a sparse matrix of SciPy, and no other function of "
-    "scipy.sparse; write `S @ u` for `S * u` of a sparse matrix, and `S @ (v * u)` for `S.multiply(v) @ u`"
 )
 LATE = (
     "scipy.special was imported inside the function that is being differentiated; import it before, and call the "
@@ -29,10 +35,24 @@ LATE = (
 )
 
 
-def array_of_box(caller: FrameType | None) -> Any:
-    """Return a stand-in for the array that `caller` makes of a box. Raises unless it is a product of SciPy."""
-    if not module_of(caller).startswith("scipy.sparse."):
-        raise UnsupportedFunctionError(LATE if accept_boxes() else CUT)
+def array_of_box(x: Any, dtype: Any, caller: FrameType | None) -> Any:
+    """Return the array that `caller` makes of a box x. Raises where its derivative would be cut.
+
+    Functions of SciPy make an array of numbers of it, sooner or later, and only NumPy's arrays hold objects.
+    """
+    module = module_of(caller)
+    if not module.startswith("scipy.sparse."):
+        if accept_boxes():
+            raise UnsupportedFunctionError(LATE)
+        if module.startswith("scipy.") or x._trace.tape.__name__ != "array_api_compat.numpy":
+            raise UnsupportedFunctionError(CUT)
+        kind = "O" if dtype is None else np.dtype(dtype).kind
+        if kind in "iub":  # its derivative is zero, as that of `u.astype(int)`
+            return np.asarray(x._trace.tape.unboxed(x, "np.array"), dtype)
+        if kind != "O":
+            raise UnsupportedFunctionError(OF_DTYPE.format(dtype))
+        accept_entries(WAITING_FOR_ENTRIES)
+        return entries.split(x)
     array = stand_in(caller)
     if array is None:
         raise UnsupportedFunctionError(SPARSE)

@@ -10,8 +10,9 @@ from typing import Any
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
+from dil_backends._tape.entries import MADE, is_of_objects, join
 from dil_backends._tape.methods import attribute
-from dil_backends._tape.sparse import is_sparse
+from dil_backends._tape.sparse import FAILURES, explain_sparse, is_sparse
 from dil_backends._tape.trace import Node, Parent, Trace
 
 
@@ -19,10 +20,18 @@ def binary_operator(name: str) -> tuple[Any, Any]:
     """Return the two methods of a binary operator: `box op other` and `other op box`."""
 
     def straight(self: Box, other: object) -> Any:
-        return getattr(self._trace.tape, name)(self, other)
+        try:
+            return getattr(self._trace.tape, name)(self, other)
+        except FAILURES as e:
+            explain_sparse(e, (other,))
+            raise
 
     def reflected(self: Box, other: object) -> Any:
-        return getattr(self._trace.tape, name)(other, self)
+        try:
+            return getattr(self._trace.tape, name)(other, self)
+        except FAILURES as e:
+            explain_sparse(e, (other,))
+            raise
 
     return straight, reflected
 
@@ -54,6 +63,8 @@ def refuse_in_place(operator: str) -> Any:
 
 
 NUMBERS = " (np.stack([...]) for writing its entries, as in v[0] = u[0]; np.exp for math.exp)"
+
+ROUNDING = " (np.{0} for math.{0}, and np.stack([...]) for the np.array([...]) in it)"
 
 
 class Box:
@@ -97,7 +108,11 @@ class Box:
     __hash__ = object.__hash__
 
     __float__ = refuse_conversion("float() of an array that is being differentiated", NUMBERS)
-    __int__ = refuse_conversion("int() of an array that is being differentiated")
+    __int__ = refuse_conversion("int() of an array that is being differentiated", " (np.trunc for int)")
+    __round__ = refuse_conversion("round() of an array that is being differentiated", " (np.round for round)")
+    __floor__ = refuse_conversion("math.floor of an array that is being differentiated", ROUNDING.format("floor"))
+    __ceil__ = refuse_conversion("math.ceil of an array that is being differentiated", ROUNDING.format("ceil"))
+    __trunc__ = refuse_conversion("math.trunc of an array that is being differentiated", ROUNDING.format("trunc"))
     __complex__ = refuse_conversion("complex() of an array that is being differentiated")
     __index__ = refuse_conversion("using an array that is being differentiated as an integer")
 
@@ -109,8 +124,8 @@ class Box:
         tape = self._trace.tape
         return tape.sparse_times(self, S=other) if is_sparse(other) else tape.matmul(other, self)
 
-    def __array__(self, *args: object, **options: object) -> Any:
-        return self._trace.tape.array_of_box(sys._getframe(1))
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self._trace.tape.array_of_box(self, dtype, sys._getframe(1))
 
     def __setitem__(self, key: object, value: object) -> None:
         self._trace.tape.refuse_writing()
@@ -148,6 +163,15 @@ class Box:
 
     def __repr__(self) -> str:
         return f"Box({self.value!r})"
+
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return repr(self)
+        if self.shape:
+            msg = "a format is for one number, and this is an array that is being differentiated; write f'{u[0]:.3f}'"
+            raise UnsupportedFunctionError(msg)
+        is_complex = self.dtype in self._trace.tape.complex_dtypes
+        return format((complex if is_complex else float)(constant(self)), spec)
 
     def __getattr__(self, name: str) -> Any:
         return attribute(self, self._trace.tape, value_type(self), name)
@@ -192,6 +216,8 @@ def unboxed(x: Any, name: str) -> Any:
 
     Raises CapturedError for a box of a refused trace.
     """
+    if MADE and is_of_objects(x):
+        x = join(x)
     while type(x) is Box:
         if x._trace.refusal is not None:
             raise CapturedError(x._trace.refusal.format(name))
@@ -228,6 +254,8 @@ def opened(args: Any, name: str) -> tuple[Trace | None, Any, list[Parent], bool]
     Return the trace, the values, the parents of the new node, and whether boxes of other traces remain among the
     values. Raises CapturedError for a refused trace.
     """
+    if MADE:
+        args = [join(a) if is_of_objects(a) else a for a in args]
     trace: Trace | None = None
     values: Any = args
     parents: list[Parent] = []

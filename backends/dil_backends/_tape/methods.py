@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from dil._base.errors import UnsupportedFunctionError
 
 
@@ -66,6 +68,11 @@ INSTEAD: dict[str, str] = {
 """What to write in the place of a method that would cut the derivative or write in place."""
 
 
+def of_ufunc(tape: Any, name: str, x: Any, *args: Any) -> Any:
+    """Return a function of NumPy of an entry of an object array: there NumPy calls `x.exp()` for np.exp."""
+    return tape.dispatch(name, (x, *args), {})
+
+
 def attribute(x: Any, tape: Any, kind: type, name: str) -> Any:
     """Return an attribute of a box x, whose raw array has the type `kind`.
 
@@ -78,6 +85,8 @@ def attribute(x: Any, tape: Any, kind: type, name: str) -> Any:
             return ATTRIBUTES[name](tape, x)
         if name in INSTEAD:
             return partial(refuse_method, name)
+    elif x._trace.entries is not None and x.ndim == 0 and isinstance(getattr(np, name, None), np.ufunc):
+        return partial(of_ufunc, tape, name, x)
     msg = f"an array that is being differentiated has no attribute `{name}`"
     raise AttributeError(msg)
 

@@ -13,12 +13,14 @@ from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.array_protocol import array_of_box, refuse_writing
 from dil_backends._tape.box import Box, constant, holds_box, is_recorded, unboxed, value_type
+from dil_backends._tape.entries import MADE, joined
 from dil_backends._tape.influence import influence
 from dil_backends._tape.libraries import BESIDE, extension
 from dil_backends._tape.numpy_functions import DIRECT
 from dil_backends._tape.primitive import Primitive
 from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, INSTEAD, NUMPY, OWN, RULES
 from dil_backends._tape.rules.rule import OTHERWISE, refuse
+from dil_backends._tape.sparse import FAILURES, explain_sparse
 from dil_backends._tape.spelling import with_arguments_of_numpy
 from dil_backends._tape.trace import Node, Trace
 
@@ -104,11 +106,15 @@ class Tape:
         function = self._of_numpy.get(name)
         if function is None:
             function = self._of_numpy[name] = self._find_of_numpy(name)
-        if not options:
-            return function(*args)
+        if MADE:
+            args, options = joined(args), joined(options)
         if "out" in options and options.pop("out") is not None:
             refuse(f"{name}(out=...)")
-        return function(*args, **options)
+        try:
+            return function(*args, **options) if options else function(*args)
+        except FAILURES as e:
+            explain_sparse(e, args)
+            raise
 
     def _find_of_numpy(self, name: str) -> Callable[..., Any]:
         """Return the function of a name with the arguments that NumPy's function takes."""
@@ -127,7 +133,11 @@ class Tape:
             boxes = [self.box(trace, part, node, k) for k, part in enumerate(y)]
             return type(y)(*boxes) if hasattr(y, "_fields") else tuple(boxes)
         dtype = y.dtype
-        return Box(y, trace, node, index) if self.differentiable(dtype) else y
+        if not self.differentiable(dtype):
+            return y
+        if trace.entries is not None and not y.ndim:
+            trace.entries.count(y, node)
+        return Box(y, trace, node, index)
 
     def differentiable(self, dtype: DType) -> bool:
         """Return whether the dtype is real or complex floating."""

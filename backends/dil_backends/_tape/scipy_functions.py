@@ -11,11 +11,10 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
-from dil_backends._tape.box import Box, holds_box
+from dil_backends._tape.replacement import add_branch
 
 LOCK = threading.Lock()
 WAITING = {"logsumexp", "softmax", "log_softmax", "polygamma", "multigammaln"}
@@ -38,32 +37,11 @@ def accept_boxes() -> bool:
 
 
 def replace_code(function: FunctionType, name: str) -> None:
+    """Let a function of scipy.special use the tape's rule where an argument holds a box."""
     signature = inspect.signature(function)
-    original = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
-    original.__kwdefaults__ = function.__kwdefaults__
 
-    def call(args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        box = first_box((*args, *options.values()))
-        if box is None:
-            return original(*args, **options)
+    def of_box(tape: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         bound = signature.bind(*args, **options)
-        return getattr(box._trace.tape.special, name)(*bound.args, **bound.kwargs)
+        return getattr(tape.special, name)(*bound.args, **bound.kwargs)
 
-    function.__dict__["__signature__"] = signature
-    function.__kwdefaults__ = {"_call": call}
-    function.__code__ = template.__code__.replace(co_name=name, co_qualname=name)
-    function.__defaults__ = None
-
-
-def template(*args: Any, _call: Callable[..., Any], **options: Any) -> Any:
-    return _call(args, options)
-
-
-def first_box(values: Any) -> Box | None:
-    """Return a box among the values, also inside lists and tuples."""
-    for value in values:
-        if type(value) is Box:
-            return value
-        if holds_box(value):
-            return first_box(value)
-    return None
+    add_branch(function, of_box)

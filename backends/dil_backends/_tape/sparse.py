@@ -1,7 +1,18 @@
-"""What is a sparse matrix of SciPy or CuPy."""
+"""What is a sparse matrix of SciPy or CuPy, and what is said where the tape cannot compute with one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from dil._base.errors import UnsupportedFunctionError
+
+SPARSE = (
+    "the tape knows the products `S @ u`, `u @ S` and `S.dot(u)` of a sparse matrix of SciPy, and no other function of "
+    "scipy.sparse; write `S @ u` for `S * u` and for `np.dot(S, u)`, `S @ (v * u)` for `S.multiply(v) @ u`, "
+    "and `S.toarray() + u` for `S + u`"
+)
+FAILURES = (TypeError, ValueError, AttributeError, NotImplementedError)
+"""What is raised where a sparse matrix is taken for an array."""
 KNOWN: dict[type, bool] = {}
 
 
@@ -11,3 +22,9 @@ def is_sparse(x: object) -> bool:
     if kind not in KNOWN:
         KNOWN[kind] = callable(getattr(kind, "tocsr", None))
     return KNOWN[kind]
+
+
+def explain_sparse(error: Exception, args: Iterable[object]) -> None:
+    """Raise an error that says what to write, if an error came with a sparse matrix among the arguments."""
+    if any(map(is_sparse, args)):
+        raise UnsupportedFunctionError(SPARSE) from error

@@ -32,12 +32,13 @@ class Trace:
     The reason `refusal` is None while its boxes may be used.
     """
 
-    __slots__ = ("number", "refusal", "tape")
+    __slots__ = ("entries", "number", "refusal", "tape")
 
     def __init__(self, tape: Any) -> None:
         self.number = next_number()
         self.tape = tape
         self.refusal: str | None = None
+        self.entries: Any = None  # counts the operations with single numbers, if NumPy makes object arrays of its boxes
 
 
 class OpenTraces(threading.local):
