@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import array_api_strict
@@ -13,7 +12,6 @@ import scipy.special as sp
 import dil
 import dil.ode
 from dil_backends._tape import entries, vjp
-from dil_backends._tape.numpy_in_python import accept_entries
 
 RNG = np.random.default_rng(0)
 U = RNG.uniform(0.1, 0.9, 6)
@@ -93,34 +91,22 @@ def square_of_objects(u):
     return np.array([[u[0] + 2.0, u[1]], [u[1], u[2]]])
 
 
-TAKEN = {
-    **{
-        f"linalg.{name}": getattr(np.linalg, name)
-        for name in ("inv", "det", "pinv", "eigvalsh", "cholesky", "cond", "svdvals", "norm")
-    },
-    "linalg.slogdet": lambda x: np.linalg.slogdet(x)[1],
-    "linalg.eigh": lambda x: np.linalg.eigh(x)[0],
-    "linalg.svd": lambda x: np.linalg.svd(x)[1],
-    "linalg.qr": lambda x: np.linalg.qr(x)[1] ** 2,
-    "linalg.solve": lambda x: np.linalg.solve(x, x[0] ** 2),
-    "linalg.norm, 2": lambda x: np.linalg.norm(x, 2),
-    "fft": lambda x: np.abs(np.fft.fft(x)) ** 2,
-    "rfft": lambda x: np.abs(np.fft.rfft(x)) ** 2,
-    **{name: getattr(np, name) for name in ("mean", "std", "var", "median", "average", "cov", "nan_to_num")},
-    "mean of rows": lambda x: np.mean(x, axis=1, keepdims=True),
-    "quantile": lambda x: np.quantile(x, 0.3),
-    "gradient": lambda x: np.gradient(x)[0],
-    "interp": lambda x: np.interp(x, [0.0, 3.0], [1.0, 4.0]),
-}
-"""Functions of NumPy that take no objects."""
-SAME |= {name: (lambda u, f=f: f(square_of_objects(u)), lambda u, f=f: f(square(u))) for name, f in TAKEN.items()}
 SAME |= {
-    f"{name} of a list": (lambda u, f=f: f([u[0] ** 2, u[1], 0.5]), lambda u, f=f: f(np.stack([u[0] ** 2, u[1], 0.5])))
-    for name, f in {"mean": np.mean, "std": np.std, "median": np.median, "norm": np.linalg.norm}.items()
+    name: (lambda u, f=f: f(square_of_objects(u)), lambda u, f=f: f(square(u)))
+    for name, f in {
+        "sum": np.sum,
+        "prod": np.prod,
+        "min": np.min,
+        "norm": np.linalg.norm,
+        "mean of rows": lambda x: np.mean(x, axis=1, keepdims=True),
+        "trace": np.trace,
+        "det by hand": lambda x: x[0, 0] * x[1, 1] - x[0, 1] * x[1, 0],
+        "matrix product": lambda x: x @ x,
+    }.items()
 }
-SAME["solve of lists"] = (
-    lambda u: np.linalg.solve([[u[0] + 2.0, u[1]], [u[1], u[2]]], [u[0], 1.0]),
-    lambda u: np.linalg.solve(square(u), np.stack([u[0], 1.0])),
+SAME["norm of a list"] = (
+    lambda u: np.linalg.norm([u[0] ** 2, u[1]]),
+    lambda u: np.linalg.norm(np.stack([u[0] ** 2, u[1]])),
 )
 
 
@@ -280,7 +266,7 @@ STACK = r"np\.stack"
 REFUSED = {
     "dtype": (lambda u: np.sum(np.array([u[0], u[1]], dtype=float)), f"leave out dtype=.*{STACK}"),
     "asarray, dtype": (lambda u: np.sum(np.asarray(u, dtype=float)), "u in that of np.asarray"),
-    "method": (lambda u: np.array([u[0], u[1]]).mean(), r"np\.mean\(x\) for x\.mean\(\)"),
+    "method": (lambda u: np.array([u[0], u[1]]).mean(), f"leave out dtype=.*{STACK}"),
     "float64": (lambda u: np.float64(u[0]), "would cut the derivative"),
     "written": (lambda u: np.sum(filled_numbers(u)), r"np\.stack\(\[...\]\) for writing its entries"),
     "complex": (lambda u: np.sum(np.abs(np.array([u[0] + 1j * u[1]]))), f"complex.*{STACK}"),
@@ -296,6 +282,25 @@ REFUSED = {
     "math.floor": (lambda u: math.floor(u[0]) * u[1], r"np\.floor for math\.floor"),
     "np.floor": (lambda u: np.sum(np.floor(np.array([u[0], u[1]])) * u[:2]), STACK),
     "format of an array": (lambda u: len(f"{u:.3f}") * u[0], r"u\[0\]:\.3f"),
+}
+
+
+OF_OBJECTS = {
+    **{f"linalg.{n}": getattr(np.linalg, n) for n in ("inv", "det", "pinv", "eigvalsh", "cholesky", "cond", "svdvals")},
+    **{f"linalg.{n}": (lambda x, f=getattr(np.linalg, n): f(x)[1]) for n in ("slogdet", "eigh", "svd", "qr")},
+    "linalg.solve": lambda x: np.linalg.solve(x, x[0] ** 2),
+    "linalg.norm, 2": lambda x: np.linalg.norm(x, 2),
+    "fft": lambda x: np.abs(np.fft.fft(x)) ** 2,
+    **{name: getattr(np, name) for name in ("mean", "std", "var", "median", "average", "cov")},
+    "quantile": lambda x: np.quantile(x, 0.3),
+    "gradient": lambda x: np.gradient(x)[0],
+    "interp": lambda x: np.interp(x, [0.0, 3.0], [1.0, 4.0]),
+    "mean of a list": lambda x: np.mean([x[0, 0], x[1, 1]]),
+    "solve of lists": lambda x: np.linalg.solve([[x[0, 0], x[0, 1]], [x[1, 0], x[1, 1]]], [x[0, 0], 1.0]),
+}
+"""Functions of NumPy that compute with numbers alone. They see objects, and nobody asks the boxes before."""
+REFUSED |= {
+    f"{name} of objects": (lambda u, f=f: np.sum(f(square_of_objects(u))), STACK) for name, f in OF_OBJECTS.items()
 }
 
 
@@ -355,21 +360,6 @@ def test_a_text_of_a_number():
     texts = []
     dil.grad(lambda u: [texts.append(f"{u[0]:.3f} {u[0]}"), u[0]][1])(np.array([0.25, 1.0]))
     assert texts == ["0.250 Box(np.float64(0.25))"]
-
-
-def test_functions_of_numpy_stay_what_they_are():
-    accept_entries()
-    for name in ("mean", "interp", "median"):
-        function = getattr(np, name)
-        assert next(iter(inspect.signature(function).parameters)) in ("a", "x")
-        assert function.__name__ == name
-    assert np.mean([1, 2]) == 1.5
-    assert np.mean(np.ones((2, 3)), 0, keepdims=True).shape == (1, 3)
-    with pytest.raises(np.linalg.LinAlgError):
-        np.linalg.inv(np.zeros((2, 2)))
-    np.testing.assert_array_equal(np.linalg.solve(np.eye(2), [1.0, 2.0]), [1.0, 2.0])
-    with pytest.raises(TypeError):
-        np.mean()
 
 
 def test_object_arrays_of_other_things_stay():

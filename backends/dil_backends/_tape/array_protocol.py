@@ -12,7 +12,6 @@ import numpy as np
 
 from dil._base.errors import UnsupportedFunctionError
 from dil_backends._tape import entries
-from dil_backends._tape.numpy_in_python import WAITING_FOR_ENTRIES, accept_entries
 from dil_backends._tape.scipy_functions import accept_boxes
 from dil_backends._tape.sparse import SPARSE
 
@@ -22,8 +21,8 @@ CUT = (
 )
 OF_DTYPE = (
     "making a NumPy array of dtype {} of an array that is being differentiated would cut the derivative, as "
-    "np.array([...], dtype=float) and np.array([...]).mean() do; leave out dtype=, write np.mean(x) for x.mean(), and "
-    f"keep it in array code: {entries.INSTEAD}, or use dil's `constant` if it shall be cut"
+    "np.array([...], dtype=float) does, and np.mean, np.std or np.median of np.array([...]) or of a list; leave out "
+    f"dtype=, and keep it in array code: {entries.INSTEAD}, or use dil's `constant` if it shall be cut"
 )
 WRITE = (
     "writing into an array that is being differentiated would cut the derivative; keep it in array code: join the "
@@ -51,7 +50,6 @@ def array_of_box(x: Any, dtype: Any, caller: FrameType | None) -> Any:
             return np.asarray(x._trace.tape.unboxed(x, "np.array"), dtype)
         if kind != "O":
             raise UnsupportedFunctionError(OF_DTYPE.format(dtype))
-        accept_entries(WAITING_FOR_ENTRIES)
         return entries.split(x)
     array = stand_in(caller)
     if array is None:

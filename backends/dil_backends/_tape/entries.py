@@ -45,7 +45,7 @@ FAILED = (
 )
 OF_OBJECTS = re.compile(
     r"dtype\('O'\)|object_?\b.*(dtype|array|type)|(dtype|array|type)\b.*object|no callable \w+ method|"
-    r"not supported for the input types"
+    r"not supported for the input types|'(int|float|complex)' object has no attribute"
 )
 """What errors of NumPy and SciPy say of an array of objects."""
 NUMBERS = (int, float, complex, np.number, np.bool_)
@@ -138,6 +138,8 @@ def explain_objects(error: Exception, has_entries: bool) -> None:
         raise type(error.__cause__)(str(error.__cause__)) from error  # it has the reason, and NumPy's names none
     if str(error) == TOO_LONG:
         shorten(error)
+    if has_entries and isinstance(error, UnsupportedFunctionError) and "np.stack" not in str(error):
+        raise UnsupportedFunctionError(FAILED.format(error)) from error
     if has_entries and not isinstance(error, DilError) and OF_OBJECTS.search(str(error)):
         raise UnsupportedFunctionError(FAILED.format(error)) from error
 

@@ -10,22 +10,21 @@ from dil._base.typing import Array, Arrays
 from dil_backends._tape.box import Box
 from dil_backends._tape.entries import explain_objects, joined
 from dil_backends._tape.namespace import Tape, namespace
-from dil_backends._tape.numpy_in_python import accept_entries
 from dil_backends._tape.rules.rule import fit
 from dil_backends._tape.scipy_functions import accept_boxes
+from dil_backends._tape.sparse import FAILURES
 from dil_backends._tape.trace import Node, close_trace, open_trace
 
 
 def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
     """Return fn(*primals), a tuple of arrays, and the pullback."""
     accept_boxes()
-    accept_entries()
     tape = tape_of_primals(primals)
     roots = [Node(None, (), {}, p, [], False) for p in primals]
     trace = open_trace(tape)
     try:
         outputs: Any = joined(fn(*[Box(p, trace, root) for p, root in zip(primals, roots, strict=True)]))
-    except (TypeError, ValueError) as e:
+    except FAILURES as e:
         explain_objects(e, trace.entries is not None)
         raise
     finally:
