@@ -1,13 +1,15 @@
-"""The inverse in Python numbers, with which derivatives of few unknowns are solved and checked."""
+"""The inverses in Python numbers and in NumPy, with which systems of few unknowns are solved and checked."""
 
 import math
 import random
 
 import pytest
 
-from dil._base.small_inverse import condition_limit, product, small_inverse
+from dil._base.numpy_inverse import numpy_inverse
+from dil._base.small_inverse import condition_limit, product, small_inverse, transpose
 
 EPS = 2.0**-52
+both = pytest.mark.parametrize("invert", [small_inverse, numpy_inverse])
 
 
 def system(n, symmetric, seed):
@@ -22,12 +24,13 @@ def system(n, symmetric, seed):
     return A, [rng.gauss(0, 1) / t for t in units]
 
 
+@both
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
-def test_the_solution_has_every_digit_in_any_units(n, symmetric):
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 12])
+def test_the_solution_has_every_digit_in_any_units(n, symmetric, invert):
     for seed in range(20):
         A, x = system(n, symmetric, seed)
-        found = small_inverse(A, EPS, symmetric=symmetric)
+        found = invert(A, EPS, symmetric=symmetric)
         solved, _ = found.solve(product(A, x), EPS)
         for here, there in zip(solved, x, strict=True):
             assert abs(here - there) <= 1e3 * EPS * found.condition * max(abs(here), abs(there)) + 64 * EPS * abs(there)
@@ -37,6 +40,7 @@ def hilbert(n):
     return [[1.0 / (i + j + 1) for j in range(n)] for i in range(n)]
 
 
+@both
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(
     "A",
@@ -50,18 +54,33 @@ def hilbert(n):
         hilbert(8),
     ],
 )
-def test_a_matrix_in_doubt_has_none(A, symmetric):
+def test_a_matrix_in_doubt_has_none(A, symmetric, invert):
     eps = 2.0**-23 if len(A) == 8 else EPS
-    assert small_inverse(A, eps, symmetric=symmetric) is None
+    assert invert(A, eps, symmetric=symmetric) is None
 
 
-def test_a_symmetric_matrix_that_is_indefinite_has_none():
+@both
+def test_a_symmetric_matrix_that_is_indefinite_has_none(invert):
     A = [[1.0, 2.0], [2.0, 1.0]]
-    assert small_inverse(A, EPS, symmetric=True) is None
-    assert small_inverse(A, EPS, symmetric=False).condition == pytest.approx(3.0)
+    assert invert(A, EPS, symmetric=True) is None
+    assert invert(A, EPS, symmetric=False).condition == pytest.approx(3.0)
     assert condition_limit(EPS) > 1e11
 
 
-@pytest.mark.parametrize("b", [[0.0, 0.0], [math.nan, 1.0], [1e200, 1.0]])
-def test_a_right_hand_side_in_doubt_has_no_solution(b):
-    assert small_inverse([[2.0, 1.0], [0.0, 1.0]], EPS, symmetric=False).solve(b, EPS) is None
+@both
+@pytest.mark.parametrize("b", [[0.0, 0.0], [math.nan, 1.0], [math.inf, 1.0], [1e200, 1.0]])
+def test_a_right_hand_side_in_doubt_has_no_solution(b, invert):
+    assert invert([[2.0, 1.0], [0.0, 1.0]], EPS, symmetric=False).solve(b, EPS) is None
+
+
+@both
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_step_is_short_in_the_scale_of_each_entry(transposed, invert):
+    A, step = system(4, False, 0)  # F = A step, or A^T step
+    F = product(transpose(A) if transposed else A, step)
+    found, size = invert(A, EPS, symmetric=False), [abs(s) for s in step]
+    assert found.step_is_short(F, [2.0 * s for s in size], 1.0, transposed=transposed)
+    for i in range(4):
+        scale = [0.5 * s if i == j else 2.0 * s for j, s in enumerate(size)]
+        assert not found.step_is_short(F, scale, 1.0, transposed=transposed)
+    assert not found.step_is_short([math.nan, *F[1:]], size, 1e9, transposed=transposed)

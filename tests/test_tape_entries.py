@@ -287,7 +287,7 @@ REFUSED = {
 
 OF_OBJECTS = {
     **{f"linalg.{n}": getattr(np.linalg, n) for n in ("inv", "det", "pinv", "eigvalsh", "cholesky", "cond", "svdvals")},
-    **{f"linalg.{n}": (lambda x, f=getattr(np.linalg, n): f(x)[1]) for n in ("slogdet", "eigh", "svd", "qr")},
+    **{f"linalg.{n}": (lambda x, n=n: getattr(np.linalg, n)(x)[1]) for n in ("slogdet", "eigh", "svd", "qr")},
     "linalg.solve": lambda x: np.linalg.solve(x, x[0] ** 2),
     "linalg.norm, 2": lambda x: np.linalg.norm(x, 2),
     "fft": lambda x: np.abs(np.fft.fft(x)) ** 2,

@@ -133,7 +133,8 @@ def norm(a: Array) -> Array:
     if a.shape[-1] == 1:
         return array_namespace(a).abs(a)  # type: ignore[no-any-return]
     largest = nonzero_max_abs(a)
-    return largest * array_namespace(a).sqrt(dot(a / largest, a / largest))  # type: ignore[no-any-return]
+    scaled = a / largest
+    return largest * array_namespace(a).sqrt(dot(scaled, scaled))  # type: ignore[no-any-return]
 
 
 def nonzero_or_one(x: Array) -> Array:

@@ -11,7 +11,7 @@ from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.quasi_newton import Pairs
 from dil._base.quasi_newton import shifted as shifted_pairs
 from dil._base.rows import Rows
-from dil._base.small_inverse import SmallInverse
+from dil._base.small_inverse import KnownInverse
 from dil._base.typing import Array, Arrays, Matvec
 
 
@@ -98,7 +98,7 @@ class Operator:
     work: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
     _pull: Callable[..., Arrays] | None = field(default=None, repr=False)
     """The pullback of F(u, *floats) whose dF/du is A or its transpose, if it is at hand."""
-    _inverse: SmallInverse | None = field(default=None, repr=False)
+    _inverse: KnownInverse | None = field(default=None, repr=False)
     """The inverse of A, if A is one small matrix of which it is known."""
     _rows: Callable[[Rows], Operator] | None = field(default=None, repr=False)
     """Returns A of some problems of the batch, for their vectors alone. It is known only if F can be recorded for them.

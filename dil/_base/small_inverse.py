@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 SAFE = 1e60
 """Magnitudes between 1 / SAFE and SAFE have products that neither underflow nor overflow."""
@@ -22,6 +22,26 @@ def residual_slack(machine_eps: float, n: int) -> float:
     return 16 * machine_eps * math.sqrt(max(n, 1))
 
 
+class KnownInverse(Protocol):
+    """The inverse of a matrix A, and what it tells."""
+
+    @property
+    def condition(self) -> float:
+        """The condition number of A with scaled rows and columns, in the maximum norm."""
+        ...
+
+    def solve(self, b: Numbers, machine_eps: float) -> tuple[Numbers, float] | None:
+        """Return x with A x = b, refined once, and its residual relative to b in the scaled system.
+
+        None if b is zero, not finite or of an extreme size, or if the residual is more than rounding explains.
+        """
+        ...
+
+    def step_is_short(self, F: Numbers, scale: Numbers, rtol: float, *, transposed: bool) -> bool:
+        """Return whether each entry of A^-1 F, or of A^-T F, is within rtol of its scale. NaN is not."""
+        ...
+
+
 class SmallInverse(NamedTuple):
     """A matrix A with its inverse, and the scales of the system diag(left) A diag(right)."""
 
@@ -34,10 +54,7 @@ class SmallInverse(NamedTuple):
     condition: float
 
     def solve(self, b: Numbers, machine_eps: float) -> tuple[Numbers, float] | None:
-        """Return x with A x = b, refined once, and its residual relative to b in the scaled system.
-
-        None if b is zero, not finite or of an extreme size, or if the residual is more than rounding explains.
-        """
+        """Return x with A x = b and its relative residual. See `KnownInverse`."""
         size = max([s * abs(v) for s, v in zip(self.left, b, strict=True)])
         if not (math.isfinite(sum(b)) and 1 / SAFE < size < SAFE):
             return None
@@ -49,6 +66,11 @@ class SmallInverse(NamedTuple):
         length = max([abs(v) / s for v, s in zip(x, self.right, strict=True)])
         explained = residual_slack(machine_eps, len(b)) * (self.norm * length + size)
         return (x, residual / size) if residual <= explained else None
+
+    def step_is_short(self, F: Numbers, scale: Numbers, rtol: float, *, transposed: bool) -> bool:
+        """Return whether each entry of A^-1 F, or of A^-T F, is within rtol of its scale."""
+        step = product(transpose(self.inverse) if transposed else self.inverse, F)
+        return all(abs(s) <= rtol * size for s, size in zip(step, scale, strict=True))
 
 
 def small_inverse(A: Rows, machine_eps: float, *, symmetric: bool) -> SmallInverse | None:
@@ -82,7 +104,7 @@ def product(A: Rows, x: Numbers) -> Numbers:
     return [sum([a * v for a, v in zip(row, x, strict=True)]) for row in A]
 
 
-def transposed(A: Rows) -> Rows:
+def transpose(A: Rows) -> Rows:
     """Return A^T."""
     return [list(column) for column in zip(*A, strict=True)]
 

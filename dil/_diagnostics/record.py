@@ -266,6 +266,8 @@ def with_records_of_forward_call(method: Callable[P, R]) -> Callable[P, R]:
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         of_call: Any = args[0]
+        if not of_call.records:
+            return method(*args, **kwargs)
         with _reporting_to(of_call):
             return method(*args, **kwargs)
 

@@ -14,7 +14,6 @@ from dil._base.arrays import (
 )
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
-from dil._base.small_inverse import product, transposed
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Loop
@@ -159,9 +158,7 @@ def step_is_short(solve: DerivativeSolve, rtol: float) -> bool:
     known, numbers = solve.A._inverse, solve.F.problem.backend.loops.numbers
     if known is None:
         return False
-    F = numbers(solve.Fu)
-    step = product(known.inverse if gives_step(solve.A) else transposed(known.inverse), F)
-    return all(abs(s) <= rtol * size for s, size in zip(step, numbers(solve.here.scale), strict=True))
+    return known.step_is_short(numbers(solve.Fu), numbers(solve.here.scale), rtol, transposed=not gives_step(solve.A))
 
 
 def is_near_along(solve: DerivativeSolve, most: Near) -> Array:

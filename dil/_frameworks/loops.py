@@ -67,7 +67,7 @@ class Loops:
     """`number(x)`: return a 0-D array as a Python number if that costs nothing, else x itself."""
 
     numbers: Callable[[Array], Any]
-    """`numbers(x)`: return a 1-D array as a list of Python numbers if that costs nothing, else x itself."""
+    """`numbers(x)`: return an array as a (nested) list of Python numbers if that costs nothing, else x itself."""
 
     steps_per_read: Callable[[Array], int]
     """`steps_per_read(x)`: return how many steps a loop over arrays like x takes for each read of its condition.

@@ -34,12 +34,13 @@ from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem, RepeatedPull, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
-from dil._layers.few_unknowns import with_small_inverse
+from dil._layers.few_unknowns import checked_solution, matrix_of_few, with_inverse
 from dil._layers.first_calls import FirstCalls, is_readable
 from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
 from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, of_part, transposed_operator
 from dil._problem.problem import Optimality, Problem
+from dil.linear._direct import inverse_of_few
 from dil.linear._solver import LinearSolver
 
 SMOOTH = FirstCalls()
@@ -143,9 +144,17 @@ class ImplicitRule:
     @with_records_of_forward_call
     def solution(self, F: Optimality, A: Operator, b: Array, at: At) -> Array:
         """Solve A g = b, check g and the point, and apply the policy."""
-        backend, Fu, scale = F.problem.backend, at.Fu, scale_of(at.u, at.start)
+        backend, Fu = F.problem.backend, at.Fu
+        matrix = matrix_of_few(A, b, self.linear_solver, backend)
+        if matrix is not None:
+            inverse = inverse_of_few(matrix, b, backend, symmetric=A.symmetric)
+            if inverse is not None and not self.looks_further(F, at.u):
+                g = checked_solution(inverse, A, b, Fu, at.u, at.start, backend)
+                if g is not None:
+                    return g
+            A = with_inverse(A, matrix, inverse)
         unasked = self.policy.on_failure == "ignore" and not recording()
-        A = with_small_inverse(A, b, self.linear_solver, backend)
+        scale = scale_of(at.u, at.start)
         A = replace(A, pairs=at.pairs, probes=() if unasked else probes_of(A, Fu, scale, backend))
         solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
         _check_solution(solution, b)
@@ -189,16 +198,22 @@ class ImplicitRule:
         A is J or J^T.
         """
         backend, u = F.problem.backend, here.u
-        if size(u.shape) == 0:
+        if size(u.shape) == 0 or not self.looks_further(F, u):
             return status
         if recording() or self.check_smoothness == "always":
             return check_smoothness(status, F, A.T if A.transposed else A, Fu, here)
-        if self.check_smoothness == "first" and SMOOTH.are_new(F.problem, u, self.solver) and is_readable(backend, u):
+        if is_readable(backend, u):
             # one of many relus is near its bend now and then, and the derivative of its side is right
             status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here, bends=False)
             if bool(array_namespace(status).all(without_approximate(status) == int(Status.CONVERGED))):
                 SMOOTH.add(F.problem, u, self.solver)
         return status
+
+    def looks_further(self, F: Optimality, u: Array) -> bool:
+        """Return whether more than the solution is asked for: an entry of a record, or a look for kinks."""
+        if recording() or self.check_smoothness != "first":
+            return recording() or self.check_smoothness == "always"
+        return SMOOTH.are_new(F.problem, u, self.solver)
 
 
 class At(NamedTuple):

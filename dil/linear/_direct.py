@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device, eps, eye, full, max_abs, nonzero_max_abs, nonzero_or_one, size
+from dil._base.numpy_inverse import numpy_inverse
 from dil._base.operator import Operator, as_operator
-from dil._base.small_inverse import condition_limit, residual_slack
+from dil._base.small_inverse import KnownInverse, condition_limit, residual_slack, small_inverse
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Arrays, Loop, Matvec
@@ -23,6 +24,10 @@ from dil.linear._right_hand_side import backend_of_system
 
 FEW_NUMBERS = 2**10
 """The most numbers of matrices that are solved with on the host."""
+MOST_INVERTED = 32
+"""The most unknowns of one problem whose matrix is inverted."""
+MOST_IN_PYTHON = 5
+"""The most unknowns for which Python numbers are faster than NumPy."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +86,50 @@ class Direct:
         matrix = dense(A, b, backend) if A.one is None else dense(A.one, b[0, ...], backend)
         if self.damping:
             matrix = matrix + self.damping * eye(b.shape[-1], b)
+        if A._inverse is None and not A.probes:
+            inverse = inverse_of_few(matrix, b, backend, symmetric=A.symmetric)
+            found = solved_by_inverse(replace(A, _inverse=inverse), b, backend)
+            if found is not None:
+                return found
         return solve_dense(matrix, b, backend, symmetric=A.symmetric, probes=A.probes)
 
 
+def inverse_of_few(matrix: Array, b: Array, backend: Backend, *, symmetric: bool) -> KnownInverse | None:
+    """Return the inverse of the matrix (n, n) of one problem; None for more unknowns, or if it needs a closer look."""
+    if not 0 < b.shape[-1] <= MOST_INVERTED or b.ndim != 1:
+        return None
+    rows = backend.loops.numbers(matrix)
+    if not isinstance(rows, list):
+        return None
+    invert = small_inverse if len(rows) <= MOST_IN_PYTHON else numpy_inverse
+    return invert(rows, eps(array_namespace(b), b.dtype), symmetric=symmetric)
+
+
 def solved_by_inverse(A: Operator, b: Array, backend: Backend) -> Solution | None:
-    """Return the solution by an inverse in Python numbers, or None if there is none, or b needs a closer look."""
-    numbers = None if A._inverse is None or b.ndim != 1 else backend.loops.numbers(b)
-    if A._inverse is None or not isinstance(numbers, list):
+    """Return the solution by the inverse of a small matrix, or None if there is none, or b needs a closer look."""
+    inverse = A._inverse
+    found = None if inverse is None or b.ndim != 1 else times_inverse(inverse, b, backend)
+    if inverse is None or found is None:
         return None
-    xp, place = array_namespace(b), device(b)
-    found = A._inverse.solve(numbers, eps(xp, b.dtype))
-    if found is None or not max(map(abs, found[0])) <= xp.finfo(b.dtype).max:
-        return None
+    xp, place, (x, residual) = array_namespace(b), device(b), found
 
     def array(x: Any, dtype: Any) -> Array:
         return backend.asarray(x, dtype=dtype, device=place)
 
-    extra = {"indefinite": array(False, xp.bool)} if A.symmetric else {}
-    status, count = array(int(Status.CONVERGED), xp.int32), array(len(numbers), xp.int32)
-    return Solution(array(found[0], b.dtype), status, count, array(found[1], b.dtype), extra)
+    count, condition = array(len(x), xp.int32), array(inverse.condition, b.dtype)
+    extra = {"condition": condition, "indefinite": array(False, xp.bool), "products": count}
+    return Solution(array(x, b.dtype), array(int(Status.CONVERGED), xp.int32), count, array(residual, b.dtype), extra)
+
+
+def times_inverse(inverse: KnownInverse, b: Array, backend: Backend) -> tuple[list[float], float] | None:
+    """Return A^-1 b and its relative residual, or None if b, (n,), needs a closer look or cannot be read."""
+    numbers = backend.loops.numbers(b)
+    if not isinstance(numbers, list):
+        return None
+    xp = array_namespace(b)
+    found = inverse.solve(numbers, eps(xp, b.dtype))
+    # a Python number: NumPy warns where it makes a float32 of a number that is too large for it
+    return found if found is not None and max(map(abs, found[0])) <= float(xp.finfo(b.dtype).max) else None
 
 
 def dense(A: Operator, b: Array, backend: Backend) -> Array:

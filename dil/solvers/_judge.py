@@ -56,33 +56,41 @@ def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Judgement:
     """
     xp = array_namespace(u)
 
+    def above(F: Array, terms: Array) -> Array:
+        return xp.any(xp.abs(F) > LEFT * terms, axis=-1, keepdims=True)  # type: ignore[no-any-return]
+
     def judged(now: Judgement) -> Judgement:
-        at, (F, floats) = _reach(started, u), started.problem.optimality(started.arrays)
-        terms = at.reach + xp.abs(change_with_arguments(F, at.F, u, floats))
-        far = solved & xp.any(xp.abs(at.F) > LEFT * terms, axis=-1, keepdims=True)
-        if started.problem.symmetric:  # a score has no root to miss
-            return now._replace(far=far)
-        moved = xp.any(u != started.u, axis=-1, keepdims=True)
-        beyond = xp.any(xp.abs(at.F) > MARGIN * at.reach, axis=-1, keepdims=True)
-        return Judgement(far, (stopped | far) & moved & (beyond | _contradict(started, at)))
+        (F, J), way = linearised(started, u), xp.maximum(xp.abs(u), xp.abs(u - started.u))
+
+        def measured(now: Judgement) -> Judgement:
+            at = Reach(F, J, way, spread(J, way, started.problem.backend))
+            far = now.far & above(F, at.reach)
+            far = run_if(xp.any(far), lambda far: far & above(F, at.reach + sensitivity()), far)
+            if started.problem.symmetric:  # a score has no root to miss
+                return now._replace(far=far)
+            moved = xp.any(u != started.u, axis=-1, keepdims=True)
+            beyond = xp.any(xp.abs(F) > MARGIN * at.reach, axis=-1, keepdims=True)
+            return Judgement(far, (stopped | far) & moved & (beyond | _contradict(started, at)))
+
+        def sensitivity() -> Array:
+            condition, floats = started.problem.optimality(started.arrays)
+            return xp.abs(change_with_arguments(condition, F, u, floats))  # type: ignore[no-any-return]
+
+        # one draw of the reach is at most all of it, and does for most solutions
+        suspect = solved & above(F, spread(J, way, started.problem.backend, 1))
+        return run_if(xp.any(suspect | stopped), measured, now._replace(far=suspect))  # type: ignore[no-any-return]
 
     none = solved & ~solved
     unseen, run_if = Judgement(none, none), started.problem.backend.loops.run_if
     return if_differentiable(lambda: run_if(xp.any(solved | stopped), judged, unseen), unseen)
 
 
-def _reach(started: Start, u: Array) -> Reach:
-    xp, (F, J) = array_namespace(u), linearised(started, u)
-    way = xp.maximum(xp.abs(u), xp.abs(u - started.u))
-    return Reach(F, J, way, spread(J, way, started.problem.backend))
-
-
-def spread(A: Operator, size: Array, backend: Backend) -> Array:
+def spread(A: Operator, size: Array, backend: Backend, probes: int = PROBES) -> Array:
     """Return |A| size, entry by entry: estimated by random vectors if the matrix is not known."""
     xp = array_namespace(size)
     if A.matrix is not None:
         return xp.sum(xp.abs(A.matrix) * size[..., None, :], axis=-1)  # type: ignore[no-any-return]
-    drawn = standard_normal(backend, size, PROBES, 0)
+    drawn = standard_normal(backend, size, PROBES, 0)[:probes, ...]
     return xp.max(xp.abs(backend.loops.map_rows(lambda p: A(size * p), drawn)), axis=0)  # type: ignore[no-any-return]
 
 

@@ -285,6 +285,9 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
     the minimum is.
     """
     backend, xp, slope, size = started.problem.backend, array_namespace(u), dot(gradient, step), norm(gradient)
+    unit, uphill = full(slope, 1.0), ~(slope > 0)
+    if backend.loops.number(xp.any(uphill)) is False:
+        return Step(gradient, step, unit, merit(started, u, unit), slope, rough, uphill, size, uphill)
     level, step, slope = (slope == 0) & (size > 0), xp.where(slope < 0, -step, step), xp.abs(slope)
 
     def along(given: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -293,7 +296,7 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
         return step, xp.where(level, dot(gradient, step), given[1])
 
     step, slope = backend.loops.run_if(xp.any(level), along, (step, slope))
-    unit, no = full(slope, 1.0), level & ~level
+    no = level & ~level
     return Step(gradient, step, unit, merit(started, u, unit), slope, level | rough, no, size, no)
 
 
@@ -378,12 +381,17 @@ def falls_by_gradients(started: Start, trial: Array, at: Step, value: Array) -> 
     """Return whether the gradients at both ends of a full step tell that the score falls, (*batch, 1).
 
     A score that is a small sum of large terms loses more digits than its gradient. So the parabola through the two
-    slopes stands for the values (Hager and Zhang 2005, eq. 4.1), if these agree to half of the digits.
+    slopes stands for the values (Hager and Zhang 2005, eq. 4.1), if these agree to half of the digits. Where no problem
+    has such values, as where the score is NaN, no gradient is asked for: it may raise there.
     """
     xp = array_namespace(trial)
     close = value - at.value <= eps(xp, trial.dtype) ** 0.5 * (xp.abs(at.value) + xp.abs(value))
-    left = dot(residual_at(started, trial), at.step)
-    return close & (xp.abs(left) <= 0.5 * at.slope)  # type: ignore[no-any-return]
+
+    def gentle(close: Array) -> Array:
+        left = dot(residual_at(started, trial), at.step)
+        return close & (xp.abs(left) <= 0.5 * at.slope)  # type: ignore[no-any-return]
+
+    return started.problem.backend.loops.run_if(xp.any(close), gentle, close)  # type: ignore[no-any-return]
 
 
 def backtrack(started: Start, u: Array, at: Step, going: Array) -> Trial:
@@ -410,11 +418,15 @@ def backtrack(started: Start, u: Array, at: Step, going: Array) -> Trial:
             lower = trial <= wanted + rounding * (xp.abs(at.value) + xp.abs(trial))
             if root:  # where F is rounding, a shortened step that does not lower it would be taken again and again
                 lower = lower & (first | (trial <= wanted) & (trial < at.value))
+            going = s.going & ~(lower & xp.isfinite(trial))
+            return loops.run_if(xp.any(going), doubt, s._replace(going=going))  # type: ignore[no-any-return]
+
+        def doubt(s: Trial) -> Trial:
             # the score does not resolve such a step: its change is of second order, below rounding
             dull = is_short(at.step, u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
             if not root:
                 dull = dull | falls_by_gradients(started, s.u, at, trial)
-            going = s.going & ~((lower & xp.isfinite(trial)) | (first & dull))
+            going = s.going & ~((s.length == 1) & dull)
             return loops.run_if(xp.any(going), cut, s._replace(going=going))  # type: ignore[no-any-return]
 
         def cut(s: Trial) -> Trial:

@@ -36,7 +36,10 @@ def is_unbounded(started: Start, u: Array, steep: Array) -> Array:
     """
     start, backend, xp = started.u, started.problem.backend, array_namespace(u)
     way = u - start
-    far = steep & (norm(way) > max_abs(start)[..., None])
+
+    def long(steep: Array) -> Array:
+        far = steep & (norm(way) > max_abs(start)[..., None])
+        return backend.loops.run_if(xp.any(far), look, far)  # type: ignore[no-any-return]
 
     def look(far: Array) -> Array:
         values, gradients = _at(started, xp.stack([start, u]))
@@ -45,7 +48,7 @@ def is_unbounded(started: Start, u: Array, steep: Array) -> Array:
         fallen = values[0, ...] - values[1, ...]
         return far & (last_slope > 0.5 * slope) & (fallen > 0.75 * slope * length)
 
-    found: Array = backend.loops.run_if(xp.any(far), look, far)
+    found: Array = backend.loops.run_if(xp.any(steep), long, steep)
     return found
 
 
