@@ -104,6 +104,7 @@ LINALG_CASES = [
     *(Case(f"linalg.cond#{p}", lambda xp, x, p=p: xp.linalg.cond(x, p), ((2, 3, 3),), "spread")
       for p in [*ORDERS, None]),
     Case("linalg.multi_dot", lambda xp, a, b, c: xp.linalg.multi_dot([a, b, c]), ((2, 3), (3, 4), (4, 1))),
+    Case("linalg.multi_dot#two", lambda xp, a, b: xp.linalg.multi_dot([a, b]), ((2, 3), (3, 1))),
     Case("linalg.multi_dot#vectors", lambda xp, a, b, c: xp.linalg.multi_dot([a, b, c]), ((3,), (3, 4), (4,))),
     Case("linalg.tensorinv", lambda xp, x: xp.linalg.tensorinv(
         xp.reshape(x, (2, 3, 6)) + xp.reshape(3.0 * xp.eye(6), (2, 3, 6))), ((6, 6),)),

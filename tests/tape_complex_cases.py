@@ -109,4 +109,8 @@ NUMPY_TRANSFORMS = [
         Case(f"fft.{name}", lambda xp, x, name=name: getattr(xp.fft, name)(x, (3, 6)), ((2, 4, 5),), numbers=(numbers,))
         for name, numbers in [("fft2", "complex"), ("ifft2", "real"), ("rfft2", "real"), ("irfft2", "complex")]
     ),
+    *(  # lengths without axes are those of the last axes
+        Case(f"fft.{name}#lengths", lambda xp, x, name=name: getattr(xp.fft, name)(x, s=(2, 5)), ((2, 3, 4),))
+        for name in ["fftn", "ifftn"]
+    ),
 ]

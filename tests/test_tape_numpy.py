@@ -240,6 +240,7 @@ ELEMENTWISE = [
     own("polyval#list", lambda x: np.polyval([2.0, -1.0, 3.0], x), (3,)),
     own("float_power", lambda a: np.float_power(a, 2.5), (3,), domain="positive"),
     own("real_if_close", lambda a: np.real_if_close(a) * a, (3,)),
+    own("real_if_close#zero", lambda a: np.real_if_close(a + 0j) * a, (3,)),
     *(
         own(f"{name}.outer", lambda a, b, name=name: getattr(np, name).outer(a, b), (2, 2), (3,), domain="positive")
         for name in ["add", "subtract", "multiply", "divide", "maximum", "minimum", "hypot", "logaddexp", "copysign"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dil_backends._tape import namespace
 from tape_helpers import assert_transposed, gradient, is_complex, random_like
+from tape_program_table import OF_ONE_MATRIX, OF_ONE_NUMPY, OF_TWO_MATRICES, OF_TWO_NUMPY, special_functions
 
 pytestmark = pytest.mark.filterwarnings("error")
 SHAPE = (2, 3)
@@ -97,7 +98,11 @@ TWO = {
     "cross": lambda xp, x, y: xp.linalg.cross(x, y),
 }
 
-TABLE = {**ONE, **TWO}
+SPECIAL = special_functions()
+STANDARD_ONE, STANDARD_TWO = {**ONE, **OF_ONE_MATRIX}, {**TWO, **OF_TWO_MATRICES}
+ALL_ONE, ALL_TWO = {**STANDARD_ONE, **OF_ONE_NUMPY, **SPECIAL[0]}, {**STANDARD_TWO, **OF_TWO_NUMPY, **SPECIAL[1]}
+STANDARD = sorted({**STANDARD_ONE, **STANDARD_TWO})
+NUMPY = sorted({**ALL_ONE, **ALL_TWO})
 
 
 def program(steps):
@@ -107,8 +112,8 @@ def program(steps):
         values = [small(xp, x) for x in args]
         for name, i, j in steps:
             x, y = values[-1 - i % len(values)], values[-1 - j % len(values)]
-            value = TABLE[name](xp, x, y) if name in TWO else TABLE[name](xp, x)
-            values.append(small(xp, value))
+            value = ALL_TWO[name](xp, x, y) if name in ALL_TWO else ALL_ONE[name](xp, x)
+            values.append(small(xp, xp.broadcast_to(value, SHAPE)))
         return values[-1], values[-1] * values[len(values) // 2]
 
     return f
@@ -129,33 +134,46 @@ def check(xp, steps, seed):
     return any(map(is_complex, y))
 
 
-STEPS = st.lists(
-    st.tuples(st.sampled_from(sorted(TABLE)), st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=6
-)
+def steps_of(names):
+    return st.lists(st.tuples(st.sampled_from(names), st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=6)
+
+
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", STANDARD)
 def test_function_of_the_table(name, xp):
     for places in [(0, 1), (1, 0)]:
         check(xp, [(name, *places), ("fft", 0, 0)], 0)
 
 
+@pytest.mark.parametrize("name", sorted(set(NUMPY) - set(STANDARD)))
+def test_function_of_numpy(name):
+    for places in [(0, 1), (1, 0)]:
+        check(np_xp, [(name, *places), ("fft", 0, 0)], 0)
+
+
 @settings(max_examples=70)
-@given(steps=STEPS, seed=SEEDS)
+@given(steps=steps_of(NUMPY), seed=SEEDS)
 def test_programs(steps, seed):
     check(np_xp, steps, seed)
 
 
 @settings(max_examples=30)
-@given(steps=STEPS, seed=SEEDS)
+@given(steps=steps_of(STANDARD), seed=SEEDS)
 def test_programs_of_the_standard(steps, seed):
     check(array_api_strict, steps, seed)
 
 
 @pytest.mark.slow
 @settings(max_examples=1000)
-@given(steps=STEPS, seed=SEEDS)
+@given(steps=steps_of(NUMPY), seed=SEEDS)
 def test_a_thousand_programs(steps, seed):
     check(np_xp, steps, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(steps=steps_of(STANDARD), seed=SEEDS)
+def test_a_thousand_programs_of_the_standard(steps, seed):
     check(array_api_strict, steps, seed)
