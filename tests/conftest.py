@@ -70,6 +70,13 @@ LONG = (
     "test_gradients_of_rows[refine]",
     "test_gradients_of_rows[LBFGS]",
     "test_nothing_grows_from_pass_to_pass[strict:device]",
+    "test_scipy_on_jax_without_jit",
+    "test_shards_share_parameters_and_each_has_its_data",
+    "test_jax.py::test_check_grads_second_order",
+    "test_nothing_is_promoted",
+    "test_an_argument_without_a_hash_does_not_make_a_gradient_late",
+    "test_few_unknowns_with_heavy_products_take_few_products[jax-True]",
+    "test_newton_ends_where_forces_cancel[jax-triangle",
 )
 """Tests that take long, mostly because JAX compiles. Others show the same on JAX, or these do on another backend."""
 
