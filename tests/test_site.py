@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
-PAGES = ("", "theory/", "transforms/", "results/linear/", "reference/ode/")
+PAGES = ("", "theory/", "transforms/", "migration/", "results/linear/", "reference/ode/")
 """Those that a browser opens at the width of a phone: tables, formulas, pictures, signatures."""
 
 
@@ -193,3 +193,5 @@ def test_a_phone_need_not_scroll_sideways(tab, address):
     for page in PAGES:
         tab.goto(address + page)
         assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], page
+        narrow = "cells => cells.filter(c => c.querySelector('code') && c.clientWidth < 100).map(c => c.innerText)"
+        assert tab.locator(".md-content td:not(:first-child)").evaluate_all(narrow) == [], page
