@@ -207,4 +207,7 @@ LINALG_COMPLEX = [
 LINALG_COMPLEX_NUMPY_ONLY = [
     *of_complex("linalg.eig#", complex_eig, (1, 1), (3, 3), (2, 2, 2)),
     *of_complex("linalg.eigvals#", lambda xp, x: np.linalg.eigvals(x), (3, 3)),
+    # imaginary parts of the diagonal are not read
+    *of_complex("linalg.pinv#hermitian", lambda xp, x: np.linalg.pinv(x, hermitian=True), (3, 3)),
+    *of_complex("linalg.svd#hermitian", lambda xp, x: np.linalg.svd(x, hermitian=True, compute_uv=False), (3, 3)),
 ]

@@ -45,6 +45,18 @@ def test_products(form, spelling):
         np.testing.assert_allclose(moved, np.sum(dil.grad(scalar)(u)), rtol=1e-12)
 
 
+@pytest.mark.parametrize("spelling", TIMES)
+@pytest.mark.parametrize("numbers", ["real", "complex"])
+def test_products_with_a_complex_matrix(numbers, spelling):
+    rng = np.random.default_rng(2)
+    S = sparse.csr_array(D + 1j * np.roll(D, 1))
+    u = rng.normal(size=4) + (1j * rng.normal(size=4) if numbers == "complex" else 0.0)
+    f = lambda u: (TIMES[spelling](S, u) ** 3,)  # noqa: E731
+    assert_transposed(f, (u,), rng)
+    v = rng.normal(size=4) + 1j * rng.normal(size=4)
+    assert_transposed(gradient(f, 1), (u, v), rng, rtol=2e-7)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
 def test_dtypes(dtype):
     S = sparse.csr_array(D.astype(dtype))

@@ -134,6 +134,13 @@ def test_functions_that_tell_a_cluster_apart(name, matrix):
         dil.jvp(f, (A,), (sym(G),))
 
 
+def test_coinciding_eigenvalues_of_a_general_matrix():
+    A = np.diag([1.0, 1.0, 3.0])
+    np.testing.assert_allclose(dil.grad(lambda A: np.sum(np.linalg.eigvals(A) ** 2))(A), 2.0 * A, atol=1e-14)
+    with pytest.raises(UnsupportedFunctionError, match="coincide"):
+        dil.grad(lambda A: np.sum(np.linalg.eigvals(A) * np.asarray([1.0, -1.0, 0.0])))(A)
+
+
 def test_an_eigenvector_of_a_general_matrix():
     with pytest.raises(UnsupportedFunctionError, match="coincide"):
         dil.grad(lambda A: np.linalg.eig(A)[1][1, 0])(np.diag([1.0, 1.0, 3.0]))
@@ -235,6 +242,15 @@ def test_the_other_triangle_is_not_read():
         assert abs(np.sum(g * t) - differences(lambda A, f=f: np.sum(f(A) ** 2), A, t)) <= 1e-9
 
 
+def test_the_gradient_of_a_cholesky_factor_is_symmetric():
+    """It is that of a symmetric matrix, whichever triangle the factor is computed from."""
+    A = G @ G.T + np.eye(4)
+    g = dil.grad(lambda A: np.sum(np.linalg.cholesky(A) * G))(A)
+    np.testing.assert_allclose(g, g.T, rtol=1e-12, atol=1e-13 * np.max(np.abs(g)))
+    t = sym(RNG.normal(size=(4, 4)))
+    assert abs(np.sum(g * t) - differences(lambda A: np.sum(np.linalg.cholesky(A) * G), A, t)) <= 1e-9
+
+
 TRUNCATED = {
     "values that rtol drops": [3.0, 2.0, 0.1, 0.05],
     "a pair on both sides": [2.0, 2.0, 0.1, 0.1],
@@ -269,6 +285,23 @@ def test_singular_values_that_rtol_drops(name, shape):
                 dil.grad(slope)(A)
         else:
             assert abs(np.sum(dil.grad(slope)(A) * t) - differences(slope, A, t)) <= 1e-8
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (4, 3), (3, 4)])
+def test_the_third_derivative_of_a_pseudoinverse(shape):
+    """A value of zero that rtol drops moves away from zero to first order, and counts in the third derivative."""
+    rng = np.random.default_rng(0)
+    t, v, w = (rng.normal(size=shape) + 1j * rng.normal(size=shape) for _ in range(3))
+    phases = np.exp(1j * rng.normal(size=(shape[0], 1))), np.exp(1j * rng.normal(size=shape[1]))
+    A = phases[0] * with_singular_values([3.0, 2.0, 0.0], shape) * phases[1]
+
+    def along(f, v):
+        return lambda A: np.sum(np.real(np.conj(dil.grad(f)(A)) * v))
+
+    slope = along(lambda A: np.sum(np.real(np.linalg.pinv(A, rcond=0.2) * w.T)), v)
+    second = along(slope, w)
+    expected = differences(second, A, t)
+    assert abs(along(second, t)(A) - expected) <= 1e-7 * abs(expected)
 
 
 def test_a_singular_value_at_the_edge_of_rtol():

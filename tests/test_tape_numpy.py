@@ -90,7 +90,7 @@ PRODUCTS = [
                     ((2, 2, 3), (3,)), ((2, 2, 3), (3, 2)), ((2, 3), (4, 3, 2)), ((3,), (2, 3, 2)),
                     ((2, 2, 3), (2, 3, 2))],
             "inner": [((), (3,)), ((3,), ()), ((3,), (3,)), ((2, 3), (3,)), ((3,), (2, 3)), ((2, 3), (4, 3)),
-                      ((2, 2, 3), (2, 3))],
+                      ((2, 2, 3), (2, 3)), ((2, 3), (2, 2, 3))],
             "vdot": [((3,), (3,)), ((2, 3), (3, 2))],
             "outer": [((2,), (3,)), ((2, 2), (3,)), ((), (2,))],
             "kron": [((2, 3), (3, 2)), ((2,), (3,)), ((2,), (2, 3)), ((2, 2, 1), (3, 2)), ((), (2,)), ((2,), ())],
@@ -152,6 +152,8 @@ JOINING = [
     own("insert#flat", lambda a: np.insert(a, 1, 5.0), (2, 3)),
     own("delete", lambda a: np.delete(a, 1, axis=1), (2, 3)),
     own("delete#flat", lambda a: np.delete(a, [0, 3]), (2, 3)),
+    own("block#deep", lambda a, b: np.block([[[a], [b]], [[b], [a]]]), (2, 3), (2, 3)),
+    own("block#mixed", lambda a, b: np.block([a, b]), (1, 3), (2,)),
     own("block", lambda a, b: np.block([[a, np.zeros((2, 1))], [b, 1.0]]), (2, 3), (1, 3)),
     own("block#list", lambda a, b: np.block([a, b]), (2,), (3,)),
     own("block#one", lambda a: np.block(a), (2,)),
@@ -302,11 +304,14 @@ STATISTICS = [
     own("sort#axis", lambda a: np.sort(a, 0), (2, 4), domain="apart"),
     own("partition", lambda a: np.partition(a, 2), (6,), domain="apart"),
     own("partition#axis", lambda a: np.partition(a, (1, 3), axis=0), (5, 2), domain="apart"),
+    own("cov#both", lambda m, y: np.cov(m, y), (2, 4), (4,)),
+    own("cov#rows", lambda m, y: np.cov(m, y), (4,), (2, 4)),
     own("cov", np.cov, (3, 5)),
     own("cov#two", lambda a, b: np.cov(a, b, bias=True), (4,), (4,)),
     own("cov#columns", lambda a: np.cov(a, rowvar=False, ddof=0), (5, 2)),
     own("cov#one", np.cov, (5,)),
     own("corrcoef", np.corrcoef, (3, 5)),
+    own("corrcoef#vector", lambda x: np.corrcoef(x) * np.sum(x), (5,)),
     own("compress", lambda a: np.compress([True, False, True], a, axis=1), (2, 3)),
     own("compress#flat", lambda a: np.compress([0, 1, 1, 0], a), (2, 3)),
     own("take", lambda a: np.take(a, [5, 0, 0]), (2, 3)),
@@ -567,6 +572,11 @@ def test_einsum_says_what_is_wrong(text):
         vjp(lambda x: (np.einsum(subscripts, x),), np.ones(shape))
     with pytest.raises(ValueError, match="lengths 2 and 3"):
         vjp(lambda x: (np.einsum("i,i->", x, np.ones(3)),), np.ones(2))
+
+
+def test_too_few_samples_for_a_slope():
+    with pytest.raises(ValueError, match="2 samples along an axis are too few for edge_order=2"):
+        vjp(lambda f: (np.gradient(f, edge_order=2),), np.ones(2))
 
 
 REFUSED = {

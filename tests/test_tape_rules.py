@@ -195,6 +195,7 @@ NUMPY_ONLY = [
     Case("clip#broadcast", lambda xp, x, low, high: xp.clip(x, min=low, max=high), ((4, 3), (3,), (4, 1))),
     Case("full", lambda xp, a: xp.full((2, 3), a), ((),)),
     Case("full_like", lambda xp, x, a: x * xp.full_like(x, a), ((2, 3), ())),
+    Case("full_like#number", lambda xp, x: x * xp.full_like(x, 3.0), ((2, 3),)),
     Case("getitem#mask", lambda xp, x: x[xp.asarray(MASK)], ((2, 3),)),
     Case("getitem#mixed", lambda xp, x: x[:, ints(xp, 1, 1, 0), None], ((2, 3),)),
     Case("getitem#list", lambda xp, x: x[[1, 1, 0]] * x[0], ((2, 3),)),
@@ -221,6 +222,14 @@ EVERY = CASES + NUMPY_ONLY + LINALG_CASES + LINALG_NUMPY_ONLY
 def test_every_rule_has_a_case():
     covered = {case.name.partition("#")[0] for case in EVERY + COMPLEX + TRANSFORMS + NUMPY_TRANSFORMS}
     assert covered == {name for name in _tape_rules.RULES | _tape_rules.COMPOSED if not is_tested_elsewhere(name)}
+
+
+@pytest.mark.parametrize("name", ["exp", "multiply", "sum"])
+def test_what_a_formula_gets_beside_is_no_option(name):
+    """The cotangent and the value are no keywords of the function, and it takes no more positions than its own."""
+    rule = _tape_rules.RULES[name]
+    assert not rule.options & {"xp", "c", "y", "x", "a", "b"}
+    assert rule.positional == {"exp": 1, "multiply": 2, "sum": 2}[name]
 
 
 @pytest.mark.parametrize("order", [1, 2])

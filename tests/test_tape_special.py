@@ -14,9 +14,9 @@ import pytest
 
 import dil
 from dil._base.errors import UnsupportedFunctionError
+from dil_backends._tape import namespace, vjp
 from dil_backends._tape import primitive as _tape
 from dil_backends._tape import rules as _tape_rules
-from dil_backends._tape import vjp
 from tape_helpers import assert_transposed, gradient
 
 sp = pytest.importorskip("scipy.special", reason="SciPy is not installed")
@@ -187,6 +187,15 @@ def test_the_cases_bite(name, monkeypatch):
                 check(name, 1)
 
 
+def test_softplus_has_the_slope_of_its_logarithm():
+    """CuPy has a ufunc for it, and SciPy has none: its formula is that of log(1 + exp(x))."""
+    (formula,) = _tape_rules.RULES["special.softplus"].formulas
+    c = REAL - 1.0
+    found = formula(namespace(REAL).plain, c, np.logaddexp(0.0, REAL), REAL)
+    (expected,) = vjp(lambda x: (np.logaddexp(0.0, x),), REAL)[1]((c,))
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+
+
 def slope(f, x):
     """The derivative by reverse mode, which forward mode agrees with, and the second derivative."""
     x = np.float64(x)
@@ -219,6 +228,7 @@ def slope(f, x):
         (lambda x: sp.pseudo_huber(x, 1e-9), 1.0, 2.5e-37, -7.5e-37),
         (lambda x: sp.xlogy(0.0, x), 0.0, 0.0, 0.0),
         (lambda x: sp.kl_div(0.0, x), 0.0, 1.0, 0.0),
+        (lambda x: sp.xlog1py(0.0, x), -1.0, 0.0, 0.0),
     ],
 )
 def test_tails(f, x, first, second):
@@ -238,6 +248,7 @@ inf = math.inf
         ([-inf, -inf, -inf], None, [0.0, 0.0, 0.0]),
         ([1.0, inf, 1.0], [1.0, 0.0, 1.0], [0.5, 0.0, 0.5]),
         ([1.0, 2000.0, 1.0], [1.0, 0.0, 1.0], [0.5, 0.0, 0.5]),
+        ([-1000.0, 0.0, -1000.0], [1.0, 0.0, 1.0], [0.5, 0.0, 0.5]),
         ([1.0, 1.0, 1.0], [3.0, -1.0, -1.0], [3.0, -1.0, -1.0]),
     ],
 )
@@ -274,12 +285,12 @@ def test_the_sign_of_logsumexp_is_constant():
 
 
 def test_multigammaln():
-    a = A([4.1, 5.2])
+    a = A([1.1, 5.2])  # above (d - 1) / 2 for d = 3
     for d in (1, 3):
         f = lambda x, d=d: (sp.multigammaln(x, d),)  # noqa: E731
         assert_transposed(f, (a,), np.random.default_rng(0))
         np.testing.assert_allclose(vjp(f, a)[0][0], sp.multigammaln(a, d), rtol=1e-14)
-    with pytest.raises(ValueError, match="larger than"):
+    with pytest.raises(ValueError, match=r"larger than \(d - 1\) / 2 = 1\.0"):
         dil.grad(lambda x: sp.multigammaln(x, 3))(np.float64(0.9))
 
 
