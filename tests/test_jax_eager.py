@@ -65,6 +65,18 @@ def test_the_second_call_compiles_nothing(layer, compiles):
     assert compiles()[before:] == []
 
 
+def test_a_weak_type_takes_the_program_of_its_dtype(compiles):
+    """`jnp.asarray(0.5)` has one, and what an optimiser makes of it has none."""
+    layer = dil.argmin(lambda u, t: (u - t) ** 2, dil.solvers.LBFGS(), init=lambda t: 0 * t)
+    weak, strong = jnp.asarray(0.5), jnp.asarray(0.5, dtype=float)
+    assert (weak.weak_type, strong.weak_type) == (True, False)
+    assert not layer(weak).weak_type
+    jax.block_until_ready(2 * strong)  # what the next lines compile beside the layer
+    before = len([name for name in compiles() if "traced" in name])
+    assert layer(strong) == layer(weak)
+    assert len([name for name in compiles() if "traced" in name]) == before
+
+
 class Model:
     """A score that reads what its object holds."""
 

@@ -560,3 +560,10 @@ def test_every_method_of_scipy_finds_a_root_in_float32(method, dtype):
     assert dil.Status(int(found.status)).ok
     residual = d * (found.value - 1.0) + 0.1 * np.sin(found.value)
     assert np.abs(residual).max() <= 1e-4 * np.abs(d).max()
+
+
+@pytest.mark.parametrize("name", ["root", "fsolve", "newton"])
+def test_a_function_of_scipy_is_no_solver_and_the_error_says_which_is(name):
+    optimize = pytest.importorskip("scipy.optimize", reason="SciPy is not installed")
+    with pytest.raises(dil.OptionError, match=rf"solver={name} is a function of SciPy.*dil\.solvers\.SciPyRoot\(\)"):
+        dil.root(lambda u, a: u - a, getattr(optimize, name), init=lambda a: a)

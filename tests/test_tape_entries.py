@@ -341,6 +341,18 @@ def test_what_is_captured_is_refused():
         np.array([kept[0], 1.0])
 
 
+def test_a_plan_whose_dynamics_are_written_entry_by_entry():
+    def cost(x, u, theta):
+        return np.sum(x**2, axis=-1) + 0.1 * np.sum(u**2, axis=-1)
+
+    plans = [
+        dil.control.plan(cost, lambda x, u, theta, make=make: make([x[0] + 0.1 * x[1], x[1] + 0.1 * u[0]]), 4)
+        for make in (np.array, np.stack)
+    ]
+    ours, theirs = (dil.grad(lambda x0, p=p: np.sum(p(x0)))(np.array([1.0, 0.5])) for p in plans)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
 def test_another_error_of_the_score_is_raised_as_it_is():
     def score(u):
         np.array([u[0], u[1]])

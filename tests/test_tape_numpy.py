@@ -752,3 +752,9 @@ def test_arrays_take_no_augmented_assignment_and_numbers_do(name):
     if name != "imatmul":
         x = np.asarray(2.3)
         assert vjp(lambda u: (change(u, 0.7),), x)[0][0] == getattr(operator, name[1:])(x, 0.7)
+
+
+def test_a_pullback_to_integers_alone_is_refused():
+    with pytest.raises(dil.DTypeError, match=r"hold no floating array.*x\.astype\(float\)"):
+        dil.vjp(lambda x: 1.0 * x, np.array([1, 0]))
+    assert dil.vjp(lambda x, k: x * k, np.ones(2), np.array([1, 0]))[1](np.ones(2))[1] is None

@@ -62,7 +62,8 @@ class Status(IntEnum):
     NOT_STATIONARY = (
         6,
         "the solver's point is not stationary (the gradient of the score, or the residual, is not small there), so the "
-        "implicit gradient is that of another problem; run the forward solver to a tighter tolerance, or pass refine=2",
+        "implicit gradient is that of another problem; run the forward solver to a tighter tolerance, or pass "
+        "refine=2; beside a kink of the score (relu, max, |u|) neither helps, so smooth it",
     )
     FAILED = (
         7,
@@ -125,8 +126,8 @@ class Status(IntEnum):
     )
     NO_ROOT = (
         18,
-        "the residual has a minimum here that is not zero, so the equation has no root near this point; check the "
-        "equation and its arguments, or start elsewhere",
+        "the residual has a minimum here that is not zero, so no root is near this point; start elsewhere, or check "
+        "the equation and its arguments",
     )
     WRONG_DERIVATIVE = (
         19,

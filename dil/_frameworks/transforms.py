@@ -39,6 +39,8 @@ def vjp(fn: Callable[..., Tree], /, *args: Tree) -> tuple[Tree, Callable[[Tree],
     ------
     BackendError
         If the arguments hold no array, or arrays of two backends.
+    DTypeError
+        If no array among them is floating.
     ShapeError
         In `pull`, if the cotangent does not have the leaves, shapes and dtypes of `out`.
 
@@ -69,6 +71,12 @@ def _vjp(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> tuple[Tree, Callabl
 def _flat_vjp(fn: Callable[..., Tree], *args: Tree) -> tuple[Flat, Arrays, Pull]:
     """Return fn as a function of flat arrays, the float arrays of its result, and their pullback."""
     flat = Flat(fn, *split_arguments(args, {}))
+    if args and not flat.floats:
+        message = (
+            "the arguments hold no floating array, so there is no derivative; pass one, such as np.asarray(2.0) or "
+            "x.astype(float)"
+        )
+        raise DTypeError(message)
     return flat, *flat.backend.vjp(flat, *flat.floats)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from dil._base.errors import DTypeError, OptionError
-from dil._base.one_line import made_by
+from dil._base.one_line import made_by, one_line
 from dil._base.options import is_integer
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
@@ -60,6 +60,12 @@ class Layer:
                 hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
                 message = f"{name}={value!r} of type {type(value).__name__}; expected a callable{hint}"
                 raise OptionError(message)
+        if str(getattr(self.solver, "__module__", "")).startswith("scipy."):
+            message = (
+                f"solver={one_line(self.solver)} is a function of SciPy, which takes the arguments as args=(...); take "
+                "dil.solvers.SciPyRoot() or dil.solvers.SciPy(), or a function of (fun, init, *args) that calls it"
+            )
+            raise OptionError(message)
         if not is_integer(self.refine, 0):
             message = f"refine={self.refine!r}; expected a number of Newton steps >= 0"
             raise OptionError(message)

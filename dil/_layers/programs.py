@@ -76,7 +76,7 @@ def _is_array_code(solver: Solver) -> bool:
 
 
 def _key(call: Call, arrays: list[Array], built: Key) -> Hashable:
-    shapes = tuple((tuple(x.shape), str(x.dtype), getattr(x, "weak_type", False)) for x in arrays)
+    shapes = tuple((tuple(x.shape), str(x.dtype)) for x in arrays)
     parts = (call.condition, call.linear_solver, call.start.statics, call.arguments.statics)
     captured = tuple(built.of(part) for part in parts)
     captured += (call.has_start, call.space) if isinstance(call, SolvedCall) else (built.of(call.solver),)

@@ -10,7 +10,7 @@ from dil._base.arrays import array_namespace, full, shared_namespace
 from dil._base.errors import DTypeError, ShapeError
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
-from dil._frameworks.registry import common_owner, owner
+from dil._frameworks.registry import as_one_array, common_owner, owner
 from dil.control._bounds import Bounds
 
 Cost = Callable[..., Any]
@@ -71,7 +71,7 @@ class PlanScore:
 
     def step(self, x: Array, u: Array, theta_h: Tree) -> Array:
         """Return the next state, (..., n_x)."""
-        after = self.dynamics(x, u, theta_h)
+        after = as_one_array(self.dynamics(x, u, theta_h))
         if owner(after) is None or tuple(after.shape) != tuple(x.shape):
             message = (
                 f"the dynamics {name_of(self.dynamics)} returned {describe(after)} for states of shape "
@@ -90,7 +90,7 @@ class PlanScore:
         return self._cost(self.final, x, x, theta_c)
 
     def _cost(self, cost: Any, x: Array, *args: Tree) -> Array:
-        value = cost(*args)
+        value = as_one_array(cost(*args))
         if owner(value) is None or tuple(value.shape) != tuple(x.shape[:-1]):
             message = (
                 f"the cost {name_of(cost)} returned {describe(value)} for states of shape {tuple(x.shape)}; expected "

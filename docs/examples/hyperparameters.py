@@ -175,7 +175,7 @@ def secant(t: float, slope: float, before: tuple[float, float] | None) -> float:
 
 
 def compiled(fn: Callable[..., Any], handle: dil.BackendHandle) -> Callable[..., Any]:
-    """Return the function as JAX wants it, which without a jit compiles the loops of a layer at every call."""
+    """Return the function as JAX wants it: the loop compiles once with all that is around the layer."""
     if handle.name != "jax":
         return fn
     import jax

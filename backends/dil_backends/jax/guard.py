@@ -101,7 +101,10 @@ def guard(fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
 
 
 def compiled(fn: Callable[..., Any], /) -> Callable[..., Any]:
-    """Return fn, compiled at its first call. A call waits for its results if it can report a failure."""
+    """Return fn, compiled at its first call. A call waits for its results if it can report a failure.
+
+    Arrays of a weak type, such as `jnp.asarray(0.5)`, take the program of their dtype: JAX would compile another one.
+    """
     reports: list[bool] = []
 
     def traced(number: Any, *arrays: Any) -> Any:
@@ -137,7 +140,7 @@ def _run(program: Callable[..., Any], reports: list[bool], *arrays: Any) -> Any:
     around, collector, number = CURRENT.get(), Collector(), 1 + next(NUMBERS) % (2**31 - 1)
     WAITING[number] = collector
     try:
-        out = program(np.int32(number), *arrays)
+        out = program(np.int32(number), *(x.astype(x.dtype) if x.weak_type else x for x in arrays))
         if reports:
             _wait(out)
     except jax.errors.JaxRuntimeError as error:
