@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,8 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, NamedTuple
 
 import pytest
+
+from rule_mutants_equivalent import EQUIVALENT
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "backends/dil_backends/_tape"
@@ -43,9 +46,6 @@ SELECTION = "not strict and not jax and not torch and not cupy"
 SECONDS = 120
 """A mutant is killed if its tests take longer: a loop without end is noticed."""
 PASSED, FAILED = 0, 1
-
-EQUIVALENT: dict[str, str] = {}
-"""The name of a mutant -> why no test can see it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Place(NamedTuple):
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """Yield every mutant of a file."""
     tree = ast.parse(path.read_text())
+    met: Counter[tuple[str, str]] = Counter()
     functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for node, put, scope, inside, returned, size in list(expressions(tree, "", False)):
         news = [*replacements(node, size)]
@@ -92,7 +93,10 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             put(ast.fix_missing_locations(ast.copy_location(new, node)))
             code = compile(tree, str(path), "exec", dont_inherit=True)
             put(node)
-            yield Mutant(path, scope, f"{ast.unparse(node)} -> {ast.unparse(new)}", not inside, code)
+            name = (scope, f"{words(node)} -> {words(new)}")
+            met[name] += 1
+            again = f" ({met[name]})" if met[name] > 1 else ""
+            yield Mutant(path, scope, name[1] + again, not inside, code)
 
 
 SKIPPED = ("annotation", "args", "returns", "decorator_list")
@@ -112,8 +116,8 @@ def expressions(node: ast.AST, scope: str, inside: bool, signed: bool = True) ->
             if not isinstance(child, ast.AST) or (isinstance(child, ast.keyword) and child.arg in ("dtype", "device")):
                 continue
             within = scope
-            if isinstance(node, ast.Dict) and field == "values" and isinstance(node.keys[i], ast.Constant):
-                within = str(node.keys[i].value)
+            if isinstance(node, ast.Dict) and field == "values" and isinstance(key := node.keys[i], ast.Constant):
+                within = str(key.value)
             if isinstance(child, ast.expr):
                 put = partial(value.__setitem__, i) if isinstance(value, list) else partial(setattr, node, field)
                 result = isinstance(node, ast.Return) or (isinstance(node, ast.Lambda) and field == "body")
@@ -144,6 +148,12 @@ def replacements(node: ast.expr, size: bool) -> Iterator[ast.expr]:
             yield value
         case ast.Call():
             yield from calls(node)
+
+
+def words(node: ast.expr) -> str:
+    """Return the beginning of an expression."""
+    text = ast.unparse(node)
+    return text if len(text) <= 34 else f"{text[:31]}..."
 
 
 def is_factor(node: ast.expr) -> bool:
