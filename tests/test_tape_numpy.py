@@ -758,3 +758,10 @@ def test_a_pullback_to_integers_alone_is_refused():
     with pytest.raises(dil.DTypeError, match=r"hold no floating array.*x\.astype\(float\)"):
         dil.vjp(lambda x: 1.0 * x, np.array([1, 0]))
     assert dil.vjp(lambda x, k: x * k, np.ones(2), np.array([1, 0]))[1](np.ones(2))[1] is None
+
+
+def test_the_step_of_a_single_sample_is_nan():
+    steps = []
+    dil.grad(lambda u: [steps.append(np.linspace(u, 1.0, 1, retstep=True)[1]), u][1])(np.asarray(0.5))
+    assert np.isnan(steps[0])
+    assert np.isnan(np.linspace(0.5, 1.0, 1, retstep=True)[1])

@@ -145,7 +145,7 @@ def linspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: 
         samples = xp.concat([samples[:-1], xp.expand_dims(stop, axis=0)], axis=0)
     samples = xp.moveaxis(samples, 0, axis)
     samples = samples if dtype is None else xp.astype(samples, xp.empty(0, dtype=dtype).dtype)
-    return (samples, step) if retstep else samples
+    return (samples, step if intervals > 0 else float("nan")) if retstep else samples  # as NumPy's
 
 
 def logspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: bool = True, base: Value = 10.0,
