@@ -98,3 +98,20 @@ def test_tape_quick(tmp_path):
     assert len(times) == 6
     assert times["chain, a further pull"] < times["chain of 300 operations"]  # it does not trace again
     assert "a further pull" in (tmp_path / "tape.md").read_text()
+
+
+@pytest.mark.slow
+def test_quick_compile():
+    """The options that the page on JAX names exist, and make programs that compile faster."""
+    pytest.importorskip("jax", reason="JAX is not installed")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "backends")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "quick_compile.py")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("with the options") == 2
