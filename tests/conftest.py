@@ -77,6 +77,7 @@ LONG = (
     "test_an_argument_without_a_hash_does_not_make_a_gradient_late",
     "test_few_unknowns_with_heavy_products_take_few_products[jax-True]",
     "test_newton_ends_where_forces_cancel[jax-triangle",
+    "test_gpu_without_a_gpu",
 )
 """Tests that take long, mostly because JAX compiles. Others show the same on JAX, or these do on another backend."""
 

@@ -281,6 +281,10 @@ def test_a_layer_is_one_line(engine):
     assert repr(made) == expected
 
 
+def run(x, u, theta):
+    return x
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
@@ -295,8 +299,8 @@ def test_a_layer_is_one_line(engine):
             "dil.argmin(bowl, Sequence(",
         ),
         (
-            lambda: dil.control.plan(bowl, bowl, 3, bounds=(-1, 1), barrier=0.1),
-            "dil.control.plan(bowl, bowl, 3, controls=1, solver=LBFGS(), bounds=((-1.0,), (1.0,)), barrier=0.1)",
+            lambda: dil.control.plan(run, run, 3, bounds=(-1, 1), barrier=0.1),
+            "dil.control.plan(run, run, 3, controls=1, solver=LBFGS(), bounds=((-1.0,), (1.0,)), barrier=0.1)",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -23,11 +24,13 @@ def python_calls(fn: Callable[[], object]) -> int:
         nonlocal count
         count += event == "call"
 
+    gc.disable()  # libraries have it call functions of theirs
     sys.setprofile(seen)
     try:
         fn()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return count
 
 

@@ -15,7 +15,7 @@ from dil._frameworks.complex_parts import STANDARD as complex_parts
 from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
-from dil_backends._tape import joined
+from dil_backends._tape import as_one_box
 from dil_backends._taped import (
     assert_constant,
     children,
@@ -42,7 +42,7 @@ def owns(x: object, /) -> bool:
 
 def adopt(x: object, /, dtype: object = None) -> Any:
     """Return x. An object array of arrays that are being differentiated, as np.array makes it, becomes one array."""
-    return joined(x) if type(x) is np.ndarray else x
+    return as_one_box(x)
 
 
 def quiet(fn: Callable[..., Any]) -> Callable[..., Any]:

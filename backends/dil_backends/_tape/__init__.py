@@ -6,9 +6,20 @@ nested calls give derivatives of any order.
 """
 
 from dil_backends._tape.box import Box, constant, is_box, value_type
-from dil_backends._tape.entries import joined
+from dil_backends._tape.entries import as_one_box
 from dil_backends._tape.implicit import PullbackRule, implicit
 from dil_backends._tape.namespace import namespace
 from dil_backends._tape.pull import Pull, vjp
 
-__all__ = ["Box", "Pull", "PullbackRule", "constant", "implicit", "is_box", "joined", "namespace", "value_type", "vjp"]
+__all__ = [
+    "Box",
+    "Pull",
+    "PullbackRule",
+    "as_one_box",
+    "constant",
+    "implicit",
+    "is_box",
+    "namespace",
+    "value_type",
+    "vjp",
+]

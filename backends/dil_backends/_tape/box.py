@@ -10,10 +10,10 @@ from typing import Any
 
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
-from dil_backends._tape.entries import MADE, is_of_objects, join
+from dil_backends._tape.entries import is_of_objects, join
 from dil_backends._tape.methods import attribute
 from dil_backends._tape.sparse import FAILURES, explain_sparse, is_sparse
-from dil_backends._tape.trace import Node, Parent, Trace
+from dil_backends._tape.trace import MADE, Node, Parent, Trace
 
 
 def binary_operator(name: str) -> tuple[Any, Any]:
@@ -107,7 +107,7 @@ class Box:
     __ge__ = binary_operator("greater_equal")[0]
     __hash__ = object.__hash__
 
-    __float__ = refuse_conversion("a Python number of an array that is being differentiated", NUMBERS)
+    __float__ = refuse_conversion("float() of an array that is being differentiated", NUMBERS)
     __int__ = refuse_conversion("int() of an array that is being differentiated", " (np.trunc for int)")
     __round__ = refuse_conversion("round() of an array that is being differentiated", " (np.round for round)")
     __floor__ = refuse_conversion("math.floor of an array that is being differentiated", ROUNDING.format("floor"))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dil._base.errors import DilError, UnsupportedFunctionError
-from dil_backends._tape.trace import Node
+from dil_backends._tape.trace import MADE, Node, Trace
 
 MOST = 256
 """The most entries that an array is split into."""
@@ -51,10 +51,6 @@ OF_OBJECTS = re.compile(
 NUMBERS = (int, float, complex, np.number, np.bool_)
 
 
-MADE: list[bool] = []
-"""Empty before the first object array of boxes is made. Then no operation has to look for one, which costs time."""
-
-
 class Entries:
     """The object arrays of the boxes of one trace."""
 
@@ -75,6 +71,12 @@ class Entries:
                 raise UnsupportedFunctionError(OF_COMPLEX)
 
 
+def begin(trace: Trace) -> None:
+    """Let operations look for object arrays of the boxes of a trace from now on."""
+    MADE.add(trace)
+    trace.entries = trace.entries or Entries()
+
+
 def split(x: Any) -> Any:
     """Return the object array of the entries of a box. Raises if they are complex, or more than `MOST`."""
     if x.size > MOST:
@@ -82,8 +84,7 @@ def split(x: Any) -> Any:
     if x.dtype.kind == "c":
         raise UnsupportedFunctionError(OF_COMPLEX)
     x._trace.tape.unboxed(x, "np.array")  # raises if x may not be used
-    MADE[:] = [True]
-    x._trace.entries = x._trace.entries or Entries()
+    begin(x._trace)
     if x.size == 0:
         return np.empty(x.shape, x.dtype)
     tape = x._trace.tape
@@ -107,6 +108,17 @@ def joined(x: Any) -> Any:
     if type(x) in (list, tuple):
         return type(x)(map(joined, x))
     return {key: joined(part) for key, part in x.items()} if type(x) is dict else x
+
+
+def trace_of(array: Any) -> Trace | None:
+    """Return the innermost trace of the boxes in an object array."""
+    traces = [entry._trace for entry in array.ravel().tolist() if is_entry(entry)]
+    return max(traces, key=lambda trace: trace.number, default=None)
+
+
+def as_one_box(x: Any) -> Any:
+    """Return the box of an object array of boxes, and anything else as it is."""
+    return join(x) if MADE and is_of_objects(x) else x
 
 
 def join(array: Any) -> Any:

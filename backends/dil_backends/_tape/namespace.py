@@ -13,7 +13,7 @@ from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.array_protocol import array_of_box, refuse_writing
 from dil_backends._tape.box import Box, constant, holds_box, is_recorded, unboxed, value_type
-from dil_backends._tape.entries import MADE, joined
+from dil_backends._tape.entries import joined
 from dil_backends._tape.influence import influence
 from dil_backends._tape.libraries import BESIDE, extension
 from dil_backends._tape.numpy_functions import DIRECT
@@ -22,7 +22,7 @@ from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, INSTEAD, NUMPY
 from dil_backends._tape.rules.rule import OTHERWISE, refuse
 from dil_backends._tape.sparse import FAILURES, explain_sparse
 from dil_backends._tape.spelling import with_arguments_of_numpy
-from dil_backends._tape.trace import Node, Trace
+from dil_backends._tape.trace import MADE, Node, Trace
 
 ABSENT: Any = object()
 

@@ -8,8 +8,9 @@ from typing import Any
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
+from dil_backends._tape.entries import begin, is_of_objects, trace_of
 from dil_backends._tape.rules.rule import Rule, fit, refuse
-from dil_backends._tape.trace import Node
+from dil_backends._tape.trace import MADE, Node
 
 NO_OPTIONS: dict[str, Any] = {}
 
@@ -56,6 +57,11 @@ class Primitive:
         node = Node(self, values, options or NO_OPTIONS, y, parents, seen) if parents else NOWHERE
         if trace.entries is None and not isinstance(y, tuple) and self.known.get(y.dtype):
             return Box(y, trace, node, 0)
+        if trace not in MADE and is_of_objects(y):  # the user has written boxes into an object array
+            if trace_of(y) is not trace:  # that of an enclosing call
+                return y
+            begin(trace)
+            return self(*args, **options)
         return self.tape.box(trace, y, node)
 
     def pull(self, node: Node, c: Any, wanted: Sequence[int]) -> list[Any]:

@@ -11,8 +11,8 @@ from types import FunctionType
 from typing import Any
 
 from dil_backends._tape.box import Box, holds_box
-from dil_backends._tape.entries import MADE, joined
-from dil_backends._tape.trace import OPEN
+from dil_backends._tape.entries import joined
+from dil_backends._tape.trace import MADE, OPEN
 
 
 def add_branch(function: FunctionType, of_box: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) -> None:

@@ -49,6 +49,8 @@ class OpenTraces(threading.local):
 
 
 OPEN = OpenTraces()
+MADE: set[Trace] = set()
+"""The active traces with object arrays of their boxes. While there is none, no operation looks for one."""
 
 
 def open_trace(tape: Any) -> Trace:
@@ -61,6 +63,7 @@ def open_trace(tape: Any) -> Trace:
 def close_trace(trace: Trace) -> None:
     """End the innermost trace of this thread. Its boxes are refused from now on."""
     OPEN.traces.pop()
+    MADE.discard(trace)
     trace.refusal = LEAKED
 
 

@@ -140,7 +140,7 @@ def _run(program: Callable[..., Any], reports: list[bool], *arrays: Any) -> Any:
     around, collector, number = CURRENT.get(), Collector(), 1 + next(NUMBERS) % (2**31 - 1)
     WAITING[number] = collector
     try:
-        out = program(np.int32(number), *(x.astype(x.dtype) if x.weak_type else x for x in arrays))
+        out = program(np.int32(number), *(x.astype(x.dtype) if getattr(x, "weak_type", False) else x for x in arrays))
         if reports:
             _wait(out)
     except jax.errors.JaxRuntimeError as error:
