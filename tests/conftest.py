@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 
@@ -46,6 +47,14 @@ def pytest_collection_modifyitems(items):
         covered = any(name != item.nodeid and name in known for name in names)
         if covered or any(part in item.nodeid for part in LONG):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def young_heap():
+    """Let the garbage collector pass over what earlier modules left: programs of JAX are millions of objects."""
+    gc.collect()
+    gc.freeze()
+    yield
 
 
 COVERED = (("jax", "jax:jit"), ("array_api_strict", "strict:device"))
