@@ -54,7 +54,6 @@ def young_heap():
     """Let the garbage collector pass over what earlier modules left: programs of JAX are millions of objects."""
     gc.collect()
     gc.freeze()
-    yield
 
 
 COVERED = (("jax", "jax:jit"), ("array_api_strict", "strict:device"))

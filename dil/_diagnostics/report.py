@@ -15,6 +15,7 @@ from dil._base.typing import Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.plots import plot_report
 from dil._diagnostics.record import NUMBERS, Entry, Record
+from dil._frameworks.arguments import split_arguments
 from dil._frameworks.registry import leaves_of, owner
 from dil._frameworks.transforms import vjp
 
@@ -88,6 +89,9 @@ def report(
     cotangent: Tree | None,
 ) -> Report:
     """Return the report of one call of the layer that has this policy; see `Layer.report`."""
+    if not split_arguments(args, kwargs)[1].floats:
+        message = f"{policy.layer}: no argument holds a float array, so there is no gradient to report on"
+        raise OptionError(message)
     with Record() as record:
         y, pull = vjp(lambda args, kwargs: layer(*args, **kwargs), args, dict(kwargs))
         pull(_ones(y) if cotangent is None else cotangent)
@@ -99,9 +103,6 @@ def report(
             f"{policy.layer}: its report holds numbers, which there are none of while a program is traced or "
             f"compiled (by jax.jit or jax.vmap, say); call layer.report outside, or use dil.record"
         )
-        raise OptionError(message)
-    if not backward:
-        message = f"{policy.layer}: no argument holds a float array, so there is no gradient to report on"
         raise OptionError(message)
     return Report(forward[0], backward[0])
 
