@@ -57,8 +57,9 @@ class Primitive:
         node = Node(self, values, options or NO_OPTIONS, y, parents, seen) if parents else NOWHERE
         if trace.entries is None and not isinstance(y, tuple) and self.known.get(y.dtype):
             return Box(y, trace, node, 0)
-        if trace not in MADE and is_of_objects(y):  # the user has written boxes into an object array
-            if trace_of(y) is not trace:  # that of an enclosing call
+        if trace not in MADE and is_of_objects(y) and (found := trace_of(y)) is not None:
+            # the user has written boxes into an object array
+            if found is not trace:  # that of an enclosing call
                 return y
             begin(trace)
             return self(*args, **options)
