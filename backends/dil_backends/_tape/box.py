@@ -243,6 +243,29 @@ def is_recorded(x: Any) -> bool:
     return False
 
 
+ORDINARY: set[type] = set()
+"""The types of operands that were met and are no arrays with operators of their own."""
+WITH_OPERATORS = {
+    "matrix": "np.asarray(x) of it, with `@` for the matrix product",
+    "MaskedArray": "np.where(mask, 0.0, x.data) and the count of what is left",
+}
+
+
+def check_type(found: type) -> None:
+    """Remember the type of an operand. Raise for arrays of NumPy whose operators mean something else than its arrays'.
+
+    NumPy asks the box first for `u * x`, and would not apply the mask, or take the matrix product.
+    """
+    for base in found.__mro__:
+        if base.__name__ in WITH_OPERATORS and base.__module__.partition(".")[0] == "numpy":
+            msg = (
+                f"an array that is being differentiated met a numpy {base.__name__}, whose operators are its own; "
+                f"write {WITH_OPERATORS[base.__name__]}"
+            )
+            raise UnsupportedFunctionError(msg)
+    ORDINARY.add(found)
+
+
 def innermost_trace(args: Any, name: str) -> Trace | None:
     """Return the innermost trace among the boxes of the arguments."""
     return opened(args, name)[0]
@@ -264,6 +287,8 @@ def opened(args: Any, name: str) -> tuple[Trace | None, Any, list[Parent], bool]
     for a in args:
         position += 1  # faster than `enumerate`, and every operation comes here
         if type(a) is not Box:
+            if type(a) not in ORDINARY:
+                check_type(type(a))
             continue
         if a._trace is not trace:
             if trace is not None:

@@ -109,7 +109,9 @@ class Tape:
         if MADE:
             args, options = joined(args), joined(options)
         if "out" in options and options.pop("out") is not None:
-            refuse(f"{name}(out=...)")
+            refuse(
+                f"{name}(out=...)", f"write `F = F + u` for `F += u`, a new name in the place of out=, or {OTHERWISE}"
+            )
         try:
             return function(*args, **options) if options else function(*args)
         except FAILURES as e:

@@ -103,9 +103,19 @@ class Pull:
                     total = slots[targets[k]]
                     slots[targets[k]] = g if total is None else plus(total, g)
         found = [slots[slot] for slot in program.results]
-        return tuple(
-            [self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)]
+        return self._distinct(
+            [self._tape.zeros_like(self._primals[i]) if g is None else g for i, g in zip(wanted, found, strict=True)],
+            cotangents,
         )
+
+    def _distinct(self, gradients: list[Any], cotangents: Arrays) -> Arrays:
+        """Return arrays that the user may write into: none is another one, a cotangent or a view."""
+        kept = set(map(id, cotangents))
+        for i, g in enumerate(gradients):
+            if type(g) is not Box and (id(g) in kept or getattr(g, "base", None) is not None):
+                gradients[i] = self._tape.plain.asarray(g, copy=True)
+            kept.add(id(g))
+        return tuple(gradients)
 
     def work(self) -> int:
         """Return how many numbers the values between the outputs and the first primal have."""
