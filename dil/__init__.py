@@ -96,7 +96,7 @@ def __getattr__(name: str) -> Any:
             return found
     place = _ELSEWHERE.get(name)
     if place is None and not name.startswith("_"):
-        homes = (import_module(f"dil.{package}") for package in _PACKAGES)
+        homes = (import_module(f"dil.{package}") for package in ("control", "linear", "ode", "solvers"))
         place = next((f"{home.__name__}.{name}" for home in homes if name in home.__all__), None)
     message = f"module 'dil' has no attribute {name!r}" + (f"; it is {place}" if place else "")
     raise AttributeError(message)
