@@ -78,6 +78,11 @@ def in_unit(a: Array, unit: Scalar) -> Array:
     return a if isinstance(unit, float) and unit == 1.0 else a / unit
 
 
+def times(unit: Scalar, a: Array) -> Array:
+    """Return unit * a. The number 1.0 costs no operation."""
+    return a if isinstance(unit, float) and unit == 1.0 else unit * a
+
+
 def is_finite(x: Scalar) -> Scalar:
     """Return whether x is neither infinite nor NaN."""
     if isinstance(x, int | float):
@@ -106,6 +111,16 @@ def count_from_zero(like: Scalar) -> Scalar:
 def greater(a: Scalar, b: Scalar) -> Scalar:
     """Return the greater one of a and b, and b where one of them is NaN."""
     return select(a > b, a, b)
+
+
+def smaller(a: Scalar, b: Scalar) -> Scalar:
+    """Return the smaller one of a and b, and b where one of them is NaN."""
+    return select(a < b, a, b)
+
+
+def any_of(mask: Scalar) -> Any:
+    """Return whether a mask holds for any problem: a bool, or an array of shape ()."""
+    return mask if isinstance(mask, bool) else array_namespace(mask).any(mask)
 
 
 def divided(a: Scalar, b: Scalar) -> Scalar:

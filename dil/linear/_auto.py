@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, full, size
+from dil._base.arrays import array_namespace, eps, full, size
 from dil._base.errors import OptionError
-from dil._base.operator import Operator, as_operator
+from dil._base.operator import Operator, as_operator, shifted
 from dil._base.options import is_integer
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
+from dil._frameworks.loops import with_loop
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._dense_cost import krylov_budget
@@ -20,6 +21,7 @@ from dil.linear._direct import Direct, solved_by_inverse
 from dil.linear._gmres import GMRES
 from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
+from dil.linear._racing_cg import racing_cg
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._solver import LinearSolver
 
@@ -105,8 +107,19 @@ class Auto:
             first = direct(A, b, loop=loop)
         else:
             trial, most = (budget // 4, budget * 3 // 2) if has_fallback else (None, max_iter)
-            solver = (CG if A.symmetric else BiCGSTAB)(damping, rtol, most)
-            first = solver.tried(A, b, loop=loop, x0=x0, trial=trial)
+            if A.symmetric and x0 is None:
+                first = racing_cg(
+                    shifted(A, damping),
+                    b,
+                    rtol=eps(array_namespace(b), b.dtype) ** 0.75 if rtol is None else rtol,
+                    max_iter=max(100, 10 * n) if most is None else most,
+                    backend=backend,
+                    loops=with_loop(backend.loops, loop),
+                    trial=None if trial is None else 3 * trial,
+                )
+            else:
+                solver = (CG if A.symmetric else BiCGSTAB)(damping, rtol, most)
+                first = solver.tried(A, b, loop=loop, x0=x0, trial=trial)
         if has_fallback and not dense_first:
             curvature_failures = (Status.INDEFINITE, Status.SINGULAR) if dense_allowed else ()
             first = _retry(first, (Status.MAX_ITER, Status.STAGNATED, *curvature_failures), direct, A, b, loop)

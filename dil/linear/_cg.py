@@ -174,6 +174,8 @@ class State(NamedTuple):
     checking: Scalar
     """Whether v is x."""
     steps: Scalar
+    products: Scalar
+    """The steps and the checks."""
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,13 @@ class System:
     scalars: Scalars
     trial: int | None
 
-    def part(self, rows: Rows, _: State) -> Part[System, State] | None:
+    def part(self, rows: Rows) -> System | None:
         """Return some systems of the batch, or None if they cannot be solved alone."""
         H = matrix_of_part(self.H, rows, self.b)
         if H is None:
             return None
         b, bb, target_rr, accepted_rr = map(rows.take, (self.b, self.bb, self.target_rr, self.accepted_rr))
-        return Part(replace(self, H=H, b=b, bb=bb, target_rr=target_rr, accepted_rr=accepted_rr), lambda _: True)
+        return replace(self, H=H, b=b, bb=bb, target_rr=target_rr, accepted_rr=accepted_rr)
 
 
 def cg(
@@ -211,7 +213,22 @@ def cg(
     loops: Loops,
     trial: int | None = None,
 ) -> Solution:
-    """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial.
+    """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial."""
+    return told(iterated(matvec, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=trial))
+
+
+class Iterated(NamedTuple):
+    """The end of the iteration, in a unit of b in which squares neither underflow nor overflow."""
+
+    system: System
+    last: State
+    unit: Scalar
+
+
+def iterated(
+    matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loops: Loops, trial: int | None = None
+) -> Iterated:
+    """Iterate from x = 0 until each problem has ended; b: (*batch, n).
 
     The check of the true residual and the recurrence share one loop with one product, because each loop takes time to
     compile.
@@ -225,16 +242,30 @@ def cg(
     system = System(as_operator(matvec), b, bb, bb * (0.5 * rtol) ** 2, bb * rtol**2, rtol, max_iter, scalars, trial)
     nonzero = bb > 0  # False for NaN
     zero, no = 0.0 * bb, nonzero & False
-    first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, no, count_from_zero(bb))
-    run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), LEAVING)
-    last = repeat_leaving(system, step, lambda s: s.active, first, run=run, part=System.part)
-    failed = logical_not(last.rr <= system.accepted_rr)
-    x = last.x if in_range else last.x * scale
-    status, steps = (
-        scalars.array(k, b, xp.int32) for k in (curvature_status(last, failed, max_iter, machine_eps), last.steps)
+    first = State(
+        xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, no, count_from_zero(bb), count_from_zero(bb)
     )
+    run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), LEAVING)
+    last = repeat_leaving(system, step, lambda s: s.active, first, run=run, part=_part)
+    return Iterated(system, last, 1.0 if in_range else scale)
+
+
+def _part(system: System, rows: Rows, _: State) -> Part[System, State] | None:
+    alone = system.part(rows)
+    return None if alone is None else Part(alone, lambda _: True)
+
+
+def told(found: Iterated) -> Solution:
+    """Return the solution with the status of each problem."""
+    system, last, unit = found
+    xp, b, bb, scalars = array_namespace(system.b), system.b, system.bb, system.scalars
+    machine_eps = eps(xp, b.dtype)
+    failed = logical_not(last.rr <= system.accepted_rr)
+    x = last.x if isinstance(unit, float) and unit == 1.0 else last.x * unit
+    found = curvature_status(last, failed, system.max_iter, machine_eps)
+    status, steps, products = (scalars.array(k, b, xp.int32) for k in (found, last.steps, last.products))
     residual = scalars.array(sqrt(last.rr / select(bb == 0, 1.0, bb)), b, b.dtype)
-    return Solution(x, status, steps, residual, {"indefinite": status == int(Status.INDEFINITE)})
+    return Solution(x, status, steps, residual, {"indefinite": status == int(Status.INDEFINITE), "products": products})
 
 
 def step(system: System, s: State) -> State:
@@ -252,7 +283,7 @@ def step(system: System, s: State) -> State:
     positive = curvature > machine_eps * curvature_sum  # False for NaN, negative curvature and null directions
     alpha = s.rr / select(moving & positive, vHv, math.inf)
     path_length = s.path_length + alpha * sqrt(s.vv)
-    steps = select(moving, s.steps + 1, s.steps)
+    steps, products = select(moving, s.steps + 1, s.steps), select(s.active, s.products + 1, s.products)
     x = s.x + alpha * s.v
     r = select(s.checking, b, s.r) - select(s.checking, 1.0, alpha) * Hv
     rr = dot(r, r)
@@ -271,4 +302,5 @@ def step(system: System, s: State) -> State:
     vv = select(iterating, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
     true_rr = select(s.checking, rr, s.true_rr)
     rr = select(s.active & logical_not(checking), rr, s.rr)
-    return State(x, r, v, rr, vv, true_rr, curvature, curvature_sum, path_length, iterating | checking, checking, steps)
+    active = iterating | checking
+    return State(x, r, v, rr, vv, true_rr, curvature, curvature_sum, path_length, active, checking, steps, products)

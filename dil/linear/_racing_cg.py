@@ -1,0 +1,224 @@
+"""Conjugate gradients that precondition themselves: by a diagonal, by orthogonal residuals, or not at all."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from dil._base.arrays import array_namespace, eps, full, logical_not, select
+from dil._base.operator import Operator
+from dil._base.scalars import (
+    Scalar,
+    any_of,
+    count,
+    count_from_zero,
+    either,
+    greater,
+    smaller,
+    sqrt,
+    times,
+)
+from dil._base.solution import Solution
+from dil._base.status import Status
+from dil._base.typing import Array
+from dil._frameworks.iteration import repeat
+from dil._frameworks.loops import Loops, runs_later
+from dil._frameworks.protocol import Backend
+from dil.linear._cg import Iterated, State, System, iterated, told
+from dil.linear._curvature_status import curvature_status
+from dil.linear._diagonal import estimated_diagonal
+from dil.linear._scaled_cg import Method, Turn, take_turn
+from dil.linear._window import Window
+
+FIRST = 8
+"""The steps of plain CG. Problems that are to converge in about 28 steps at their pace go on with it."""
+LIKELY = 64
+"""Problems that are to converge within this number of steps at the pace of the first ones are not scaled."""
+PROBES = 8
+NEARLY_DIAGONAL = 0.05
+"""The `difference` of the estimates of a diagonal up to which the matrix counts as diagonal, and is scaled at once."""
+FLAT = 1.0
+"""The standard deviation of log(diagonal) up to which scaling is not tried."""
+TURNS, TURN = 6, 16
+"""The turns of a race end at 16, 16, 32, 32, 64 and 64 steps of their method."""
+LEAD = 6.0
+"""A method is dropped when its error is this number of times that of the other, in the energy norm."""
+
+
+class Race(NamedTuple):
+    """Two methods that take turns. They change places after each turn."""
+
+    now: Method
+    other: Method
+    window: Window
+    """The residuals of the method whose residuals are kept orthogonal, which takes every second turn."""
+    open: Scalar
+    """Whether a problem is neither solved nor failed."""
+    turn: Any
+    """An int, or an array of shape () in a trace."""
+    checks: Scalar
+    """Products spent on true residuals."""
+
+
+def racing_cg(
+    A: Operator, b: Array, *, rtol: float, max_iter: int, backend: Backend, loops: Loops, trial: int | None = None
+) -> Solution:
+    """Solve A x = b with a symmetric positive definite A by the cheapest of three ways; b: (*batch, n).
+
+    1. Plain CG takes 8 steps. It goes on if they promise that it converges in about 28.
+    2. Otherwise 2 products with vectors of random signs tell whether A is nearly diagonal. If so, CG goes on with the
+       diagonal as a preconditioner. If not, and if the 8 steps promise that CG converges in about 64, it goes on with
+       orthogonal residuals (see `Window`), which take no more steps than plain CG, but for rounding.
+    3. Otherwise 6 products more improve the estimate of the diagonal. If its entries differ little, CG goes on with
+       orthogonal residuals. If not, this method and CG with the diagonal race. They take turns of 16, 16, 32 and 64
+       steps. A method is dropped if its error in the energy norm, which both share, is 6 times that of the other.
+
+    So the products are at most about twice those of the better method, and 16 more. `extra` holds "products", and
+    "scaled": whether the diagonal won.
+
+    `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps.
+    """
+    plain = iterated(A, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=min(FIRST, max_iter))
+    slow = _is_slow(plain.system, plain.last)
+
+    def raced(first: Solution) -> Solution:
+        race, probed = _start(plain.system, plain.last, slow, backend, loops)
+        last = repeat(lambda now: _advance(plain.system, now, loops, trial), lambda now: now.open, race, loops=loops)
+        return _ended(plain, last, slow, probed, first)
+
+    return loops.run_if(any_of(slow), raced, told(plain))  # type: ignore[no-any-return]
+
+
+def _is_slow(system: System, last: State) -> Scalar:
+    """Return whether a problem was given up after the first steps for its pace, and for no other reason."""
+    machine_eps = eps(array_namespace(system.b), system.b.dtype)
+    healthy = (last.curvature > machine_eps * last.curvature_sum) & (last.curvature < math.inf)
+    return healthy & (last.rr > system.accepted_rr) & (last.steps == FIRST) & (system.max_iter > FIRST)
+
+
+def _start(system: System, plain: State, slow: Scalar, backend: Backend, loops: Loops) -> tuple[Race, Any]:
+    """Return the race before its first turn, and the number of probes."""
+    b, scalars = system.b, system.scalars
+    unlikely = slow & (plain.rr > system.bb * system.rtol ** (2 * FIRST / LIKELY))
+
+    def read(x: Array) -> Scalar:
+        return scalars.read(x[..., 0])
+
+    def goes_on(k: Any, difference: Array) -> Any:
+        unclear = unlikely & (read(difference) > NEARLY_DIAGONAL)
+        return either(k < 2, lambda: any_of(slow), lambda: any_of(unclear))
+
+    H, like = (system.H, b) if system.H.one is None else (system.H.one, b[0, ...])
+    found = estimated_diagonal(H, like, backend, probes=PROBES, seed=0, goes_on=goes_on)
+    is_diagonal = read(found.difference) <= NEARLY_DIAGONAL
+    scales = slow & (is_diagonal | (unlikely & (read(_spread(found.root)) > FLAT)))
+    traced = runs_later(loops, b)
+    scaled = Method.start(system, plain, found.root + full(b, 0.0), scales)
+    orthogonal = Method.start(system, plain, full(b, 1.0) if traced else 1.0, slow & logical_not(is_diagonal))
+    window = Window.empty(b, grows=not traced).with_row(plain.r / sqrt(select(slow, plain.rr, 1.0)), loops)
+    return Race(scaled, orthogonal, window, slow, 0, count_from_zero(plain.rr)), found.products
+
+
+def _spread(root: Array) -> Array:
+    """Return the standard deviation of the logarithm of the diagonal, (*batch, 1)."""
+    xp = array_namespace(root)
+    return 2 * xp.std(xp.log(root), axis=-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _advance(system: System, race: Race, loops: Loops, trial: int | None) -> Race:
+    """Let one method take its turn, check the problems that have ended, and change places."""
+    method, other, k = race.now, race.other, race.turn
+    most = system.max_iter - FIRST - other.steps
+    limit = smaller(select(race.open & other.in_race & (k < TURNS), TURN * 2 ** (k // 2), system.max_iter), most)
+    takes = race.open & method.in_race
+    turn = Turn(system, loops, trial, limit, FIRST + other.steps, k % 2 == 1)
+    method, window = take_turn(turn, method._replace(going=takes & (method.steps < limit)), race.window)
+    over = (method.steps < limit) | (limit >= most) | (method.tt <= system.target_rr)
+    race = _checked(system, race._replace(now=method, window=window), takes & over, most, loops)
+    method, other = _judged(race.now, race.other, k)
+    return Race(other, method, race.window, race.open, k + 1, race.checks)
+
+
+def _checked(system: System, race: Race, over: Scalar, most: Scalar, loops: Loops) -> Race:
+    """Compute the true residual where a method has ended. The problem is solved, has failed, or starts again from it.
+
+    The method that ends is the one that is chosen.
+    """
+    dot, method, other = system.scalars.dot, race.now, race.other
+
+    def check(race: Race) -> Race:
+        t = system.b - system.H(method.x)
+        tt = dot(t, t)
+        claims = (method.tt <= system.target_rr) & (method.steps < most)
+        again = over & claims & (tt > system.accepted_rr) & (4 * tt < method.checked)
+        r = select(again, times(method.R, t), method.r)
+        rr = dot(r, r)
+        restarted = method._replace(
+            r=r,
+            p=select(again, r, method.p),
+            rr=select(again, rr, method.rr),
+            pp=select(again, rr, method.pp),
+            tt=select(over, tt, method.tt),
+            checked=select(over, tt, method.checked),
+        )
+        dropped = other._replace(in_race=other.in_race & logical_not(over))
+        window = race.window.without(again & (race.turn % 2 == 1))
+        still_open = race.open & logical_not(over & logical_not(again))
+        return Race(restarted, dropped, window, still_open, race.turn, race.checks + count(over))
+
+    return loops.run_if(any_of(over), check, race)  # type: ignore[no-any-return]
+
+
+def _judged(method: Method, other: Method, k: Any) -> tuple[Method, Method]:
+    """Drop the method that is behind, when both have taken the same number of turns."""
+    gain, other_gain = method.won - method.won_before, other.won - other.won_before
+    best = greater(method.won + gain, other.won + other_gain)
+    error, other_error = best - method.won, best - other.won
+    last = k == TURNS - 1
+    ahead = select(last, method.won >= other.won, other_error > LEAD * error)
+    behind = select(last, method.won < other.won, error > LEAD * other_error)
+    both = method.in_race & other.in_race & (k % 2 == 1) & (k < TURNS)
+    return (
+        method._replace(in_race=method.in_race & logical_not(both & behind)),
+        other._replace(in_race=other.in_race & logical_not(both & ahead)),
+    )
+
+
+class Last(NamedTuple):
+    """What the status depends on."""
+
+    curvature: Scalar
+    curvature_sum: Scalar
+    steps: Scalar
+
+
+def _ended(plain: Iterated, race: Race, slow: Scalar, probed: Any, first: Solution) -> Solution:
+    """Return the solution by the method that was chosen, or by plain CG for the problems that did not race."""
+    system, scalars = plain.system, plain.system.scalars
+    xp, b, chosen = array_namespace(system.b), system.b, race.now.in_race
+    method, other = race.now, race.other
+    curvature, curvature_sum, tt = (
+        select(chosen, a, z)
+        for a, z in (
+            (method.curvature, other.curvature),
+            (method.curvature_sum, other.curvature_sum),
+            (method.tt, other.tt),
+        )
+    )
+    steps = FIRST + method.steps + other.steps
+    failed = logical_not(tt <= system.accepted_rr)
+    found = curvature_status(Last(curvature, curvature_sum, steps), failed, system.max_iter, eps(xp, b.dtype))
+    assert first.status is not None
+    assert first.iterations is not None
+    assert first.residual is not None
+
+    def merged(new: Scalar, old: Array) -> Array:
+        found: Array = select(slow if scalars.single else slow[..., 0], scalars.array(new, b, old.dtype), old)
+        return found
+
+    x = either(chosen, lambda: method.x, lambda: other.x)
+    status, iterations = merged(found, first.status), merged(steps, first.iterations)
+    residual = merged(sqrt(tt / select(system.bb == 0, 1.0, system.bb)), first.residual)
+    products = merged(steps + probed + race.checks + (plain.last.products - plain.last.steps), first.iterations)
+    extra = {"indefinite": status == int(Status.INDEFINITE), "products": products}
+    return Solution(select(slow, times(plain.unit, x), first.value), status, iterations, residual, extra)

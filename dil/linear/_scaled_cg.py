@@ -1,0 +1,161 @@
+"""Conjugate gradients with a diagonal scaling and orthogonal residuals, which can pause and go on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from dil._base.arrays import array_namespace, eps, select
+from dil._base.rows import Rows
+from dil._base.scalars import Scalar, any_of, count_from_zero, either, greater, in_unit, smaller, sqrt, times
+from dil._base.typing import Array
+from dil._frameworks.leaving import LEAVING, Part, Run, repeat_leaving
+from dil._frameworks.loops import Loops
+from dil.linear._cg import State, System
+from dil.linear._restarts import TRIAL_SHARE
+from dil.linear._window import Window
+
+
+class Method(NamedTuple):
+    """Conjugate gradients for R A R y = R b with a diagonal R; x = R y. Vectors: (*batch, n)."""
+
+    R: Any
+    """R, or the number 1.0."""
+    y: Array
+    r: Array
+    """R (b - A x)."""
+    p: Array
+    rr: Scalar
+    """<r, r>. It is positive while the problem is going."""
+    pp: Scalar
+    tt: Scalar
+    """<b - A x, b - A x>: of the recurrence, or of the true residual after a check."""
+    checked: Scalar
+    """The true one at the last check."""
+    won: Scalar
+    """The decrease of 1/2 <x, A x> - <b, x> since the start. It does not depend on R."""
+    won_before: Scalar
+    """The decrease up to three quarters of the turn."""
+    curvature: Scalar
+    """<p, R A R p> / <p, p> of the last direction p, also if its step was refused."""
+    curvature_sum: Scalar
+    """The sum of |<p, R A R p>| / <p, p> so far."""
+    steps: Scalar
+    in_race: Scalar
+    """Whether the method may still be the one that is chosen."""
+    going: Scalar
+
+    @property
+    def x(self) -> Array:
+        """The iterate in the unknowns of A."""
+        return times(self.R, self.y)
+
+    @staticmethod
+    def start(system: System, plain: State, R: Any, in_race: Scalar) -> Method:
+        """Return the method before its first step, at the x of a state of plain CG."""
+        r = times(R, plain.r)
+        rr = system.scalars.dot(r, r)
+        y, tt, zero, none = in_unit(plain.x, R), plain.rr, 0.0 * rr, count_from_zero(rr)
+        return Method(R, y, r, r, rr, rr, tt, tt, zero, zero, zero, zero, none, in_race, in_race)
+
+
+class Progress(NamedTuple):
+    """A method within its turn."""
+
+    method: Method
+    window: Window
+    """The residuals of the method, or of the other one."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The systems of a batch, and where a turn ends."""
+
+    system: System
+    loops: Loops
+    trial: int | None
+    """A problem ends if its relative residual is above rtol ** TRIAL_SHARE after this number of steps."""
+    limit: Scalar
+    """The steps of the method at which the turn ends."""
+    before: Scalar
+    """The steps of the other method, and those before both."""
+    orthogonal: Any
+    """Whether the residuals of the method are kept orthogonal: a bool, or an array of shape () in a trace."""
+
+    def part(self, rows: Rows, _: Progress) -> Part[Turn, Progress] | None:
+        """Return some systems of the batch, or None if they cannot be solved alone."""
+        alone = self.system.part(rows)
+        if alone is None:
+            return None
+        limit, before = map(rows.take, (self.limit, self.before))
+        return Part(replace(self, system=alone, limit=limit, before=before), lambda _: True)
+
+
+def take_turn(turn: Turn, method: Method, window: Window) -> Progress:
+    """Run the method until the turn is over, or each of its problems has ended."""
+    b, loops = turn.system.b, turn.loops
+    run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), LEAVING)
+    first = Progress(method, window)
+    return repeat_leaving(turn, _step, lambda now: now.method.going, first, run=run, part=Turn.part)
+
+
+def _step(turn: Turn, now: Progress) -> Progress:
+    """Minimise the quadratic along p. A problem that has ended takes a step of zero, and keeps its r and p."""
+    m, system, dot = now.method, turn.system, turn.system.scalars.dot
+    machine_eps = eps(array_namespace(system.b), system.b.dtype)
+    Ap = times(m.R, system.H(times(m.R, m.p)))
+    pAp = dot(m.p, Ap)
+    curvature = select(m.going, pAp / select(m.going, m.pp, 1.0), m.curvature)
+    curvature_sum = m.curvature_sum + select(m.going, abs(curvature), 0.0)
+    # False for NaN, negative curvature and null directions
+    moving = m.going & (curvature > machine_eps * curvature_sum)
+    alpha = m.rr / select(moving, pAp, math.inf)
+    r = _orthogonal(turn, now, m.r - alpha * Ap, moving)
+    rr = dot(r, r)
+    t = in_unit(r, m.R)
+    tt = rr if t is r else dot(t, t)
+    steps, won = select(moving, m.steps + 1, m.steps), m.won + 0.5 * alpha * m.rr
+    going = moving & (tt > system.target_rr) & (steps < turn.limit)
+    if turn.trial is not None:
+        enough = tt <= system.bb * system.rtol ** (2 * TRIAL_SHARE)
+        going = going & ((steps + turn.before != turn.trial) | enough)
+    beta = rr / select(moving, m.rr, 1.0)
+    after = m._replace(
+        y=m.y + alpha * m.p,
+        r=r,
+        p=either(moving, lambda: r + beta * m.p, lambda: m.p),
+        rr=select(moving, rr, m.rr),
+        pp=select(moving, rr + beta * beta * m.pp, m.pp),  # r is orthogonal to the old p
+        tt=select(moving, tt, m.tt),
+        won=won,
+        won_before=select(4 * steps <= 3 * turn.limit, won, m.won_before),
+        curvature=curvature,
+        curvature_sum=curvature_sum,
+        steps=steps,
+        going=going,
+    )
+    return Progress(after, _kept(turn, now.window, after, moving))
+
+
+def _kept(turn: Turn, window: Window, method: Method, moving: Scalar) -> Window:
+    """Return the window with the residual of the method, if it is one whose residuals are kept."""
+    if turn.orthogonal is False:
+        return window
+    unit = select(moving, sqrt(select(method.rr > 0, method.rr, 1.0)), math.inf)
+    return window.with_row(method.r / unit, turn.loops, turn.orthogonal)
+
+
+def _orthogonal(turn: Turn, now: Progress, r: Array, moving: Scalar) -> Array:
+    """Return r, without its components along the residuals of the window if they are more than rounding.
+
+    What is taken away is lost for x, so it must be small beside the tolerance.
+    """
+    if turn.orthogonal is False or not now.window.used:
+        return r
+    system, m, machine_eps = turn.system, now.method, eps(array_namespace(r), r.dtype)
+    size = sqrt(m.rr)
+    harmless = 0.01 * system.rtol * sqrt(system.bb) * size / sqrt(select(m.tt > 0, m.tt, 1.0))
+    allowed = greater(smaller(harmless, machine_eps**0.5 * size), 4 * machine_eps * size)
+    lost = turn.orthogonal & moving & (now.window.component(r, system.scalars) > allowed)
+    return turn.loops.run_if(any_of(lost), lambda r: either(lost, lambda: now.window.orthogonal(r), lambda: r), r)  # type: ignore[no-any-return]
