@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, full, size
+from dil._base.arrays import array_namespace, device, full, size
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.options import declares
@@ -29,12 +29,19 @@ from dil._diagnostics.failure_policy import Policy, without_approximate
 from dil._diagnostics.newton_comparison import Point
 from dil._diagnostics.record import Record, add_entry, open_records, recording, with_records_of_forward_call
 from dil._diagnostics.smoothness import check_smoothness
-from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
+from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, gives_step, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem, RepeatedPull, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
-from dil._layers.few_unknowns import checked_solution, matrix_of_few, with_inverse
+from dil._layers.few_unknowns import (
+    FewPulled,
+    checked_solution,
+    in_numbers,
+    matrix_of_few,
+    pull_few,
+    with_inverse,
+)
 from dil._layers.first_calls import FirstCalls, is_readable
 from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
 from dil._layers.together import solved_together
@@ -75,10 +82,15 @@ class ImplicitRule:
         problem, u, v = self.find(), y[0], cotangents[0]
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
+        places = tuple([1 + problem.arguments.floats.index(i) for i in wrt])
+        few = FewPulled()
+        if not self.looks_further(F, u):
+            few = pull_few(pull, v, Fu, _outputs(y)[:2], places, self.linear_solver, problem)
+        if few.cotangents is not None:
+            return few.cotangents
         part = of_part(problem, u, F.arrays(floats))
         A = transposed_operator(problem, pull, u, floats)
-        A = replace(A, _pull=pull, _rows=lambda rows: part(rows).T)
-        places = tuple([1 + problem.arguments.floats.index(i) for i in wrt])
+        A = replace(A, _pull=pull, _rows=lambda rows: part(rows).T, matrix=few.matrix)
         g = problem.backend.linear_solve(self.system(F, Fu, A, (u, *floats), y, places), v)
         return pull((-g,), places)
 
@@ -148,10 +160,11 @@ class ImplicitRule:
         matrix = matrix_of_few(A, b, self.linear_solver, backend)
         if matrix is not None:
             inverse = inverse_of_few(matrix, b, backend, symmetric=A.symmetric)
-            if inverse is not None and not self.looks_further(F, at.u):
-                g = checked_solution(inverse, A, b, Fu, at.u, at.start, backend)
+            read = None if inverse is None else in_numbers(b, Fu, at.u, at.start, backend)
+            if inverse is not None and read is not None and not self.looks_further(F, at.u):
+                g = checked_solution(inverse, read, b, step=gives_step(A))
                 if g is not None:
-                    return g
+                    return backend.asarray(g, dtype=b.dtype, device=device(b))
             A = with_inverse(A, matrix, inverse)
         unasked = self.policy.on_failure == "ignore" and not recording()
         scale = scale_of(at.u, at.start)
