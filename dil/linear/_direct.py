@@ -116,6 +116,21 @@ def inverse_of_few(matrix: Array, b: Array, backend: Backend, *, symmetric: bool
     return invert(rows, eps(array_namespace(b), b.dtype), symmetric=symmetric)
 
 
+def solution_of_few(A: Operator, b: Array, backend: Backend) -> tuple[Array | None, Operator]:
+    """Return x with A x = b for one problem of few unknowns, and A with its matrix if that was made on the way.
+
+    None stands for x if there are more unknowns, or if A or b needs a closer look: A is badly conditioned, for example,
+    or symmetric and not positive definite. Whoever needs no more than x saves the arrays of a `Solution`.
+    """
+    if b.ndim != 1 or not 0 < b.shape[-1] <= MOST_INVERTED or not isinstance(numbers := backend.loops.numbers(b), list):
+        return None, A
+    matrix = dense(A, b, backend)
+    inverse = inverse_of_few(matrix, b, backend, symmetric=A.symmetric)
+    found = None if inverse is None else numbers_times_inverse(inverse, numbers, b)
+    x = None if found is None else backend.asarray(found[0], dtype=b.dtype, device=device(b))
+    return x, replace(A, matrix=matrix)
+
+
 def solved_by_inverse(A: Operator, b: Array, backend: Backend) -> Solution | None:
     """Return the solution by the inverse of a small matrix, or None if there is none, or b needs a closer look."""
     inverse = A._inverse
