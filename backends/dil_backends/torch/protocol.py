@@ -10,7 +10,9 @@ from typing import Any, cast
 import torch
 from torch.utils import _pytree as pytree
 
+from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, CapturedError
+from dil._base.typing import Namespace
 from dil._frameworks.differentiable_solve import differentiable_solve
 from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.loops import EAGER, write_row
@@ -30,6 +32,7 @@ __all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "vjp"]
 Tensor = torch.Tensor
 
 NATIVE = "torch"
+FLOAT_CUTS = True
 THIS = cast(Backend, sys.modules[__name__])
 
 
@@ -90,6 +93,11 @@ def to_numpy(x: Any, /) -> Any:
     """Copy a tensor to the host. NumPy has no bfloat16, so such a tensor becomes float32."""
     x = whole(x.detach()).cpu()
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def namespace() -> Namespace:
+    """Return the array API namespace."""
+    return array_namespace(asarray(0.0))
 
 
 def info() -> BackendInfo:
