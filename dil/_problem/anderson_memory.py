@@ -33,7 +33,9 @@ class Memory(NamedTuple):
 def nothing(f: Array, count: int, regularisation: float) -> Memory:
     """Return an empty memory for `count` differences of vectors like f."""
     xp, batch = array_namespace(f), f.shape[:-1]
-    dG, dF = (xp.stack([full(f, 0.0)] * count, axis=-2) for _ in range(2))
+    # shared out among devices as f is, and of memory of its own
+    row = full(f, 0.0)[..., None, :]
+    dG, dF = (xp.repeat(row, count, axis=-2) for _ in range(2))
     scale, right = full(f, 0.0, shape=(*batch, count, 1)), full(f, 0.0, shape=(*batch, count))
     # a value below the rounding of the matrix could let the solve meet a pivot of zero
     ridge = max(regularisation, 4 * count * eps(xp, f.dtype)) * eye(count, f)

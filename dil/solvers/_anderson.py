@@ -147,17 +147,24 @@ class Anderson:
             norms: Array = xp.linalg.vector_norm(in_units(x, unit), axis=-1, keepdims=True)
             return norms
 
+        def is_short(size: Scalar, size_u: Scalar, way: Array, unit: Array) -> Scalar:
+            """Return what `StoppingTest.is_short` of a whole vector does, from lengths that are known and finite."""
+            rounding = 4 * eps(xp, start.dtype) * length(way, unit)
+            return (size <= rtol * size_u) | (size <= rounding) & (rounding < math.inf)
+
         def step(started: Start, s: Iterate) -> Iterate:
             u = s.g - as_dtype(correction(s.memory, backend.dense.cholesky_solve), start.dtype)
             if all_hold(s.going, loops) is False:  # a problem that has ended must stay where it is
                 u = xp.where(s.going, u, s.u)
             g, moved = self._evaluated(started, u)
-            size = length(moved, s.unit)
+            size, size_u = length(moved, s.unit), length(u, s.unit)
             # no entry of a step can be short unless its length is
-            close = size <= slack * length(u, s.unit) + s.reach
+            close = size <= slack * size_u + s.reach
             trial = Trial(u, g, in_units(moved, s.unit), size, length(u - s.u, s.unit), close)
 
             def is_solution(close: Scalar) -> Scalar:
+                if test.is_whole and all_hold(size_u < math.inf, loops) is True:
+                    return close & is_short(size, size_u, u - started.u, s.unit)
                 if (
                     test.leaves is None and u.shape[-1] >= MANY
                 ):  # a part of the entries mostly says no at a small part of the cost
