@@ -71,6 +71,8 @@ TARGETS = {
     "dil/solvers/_verify.py": "test_forward_solvers.py test_solvers.py test_units.py",
     "dil/solvers/_no_minimum.py": "test_silent_errors.py test_forward_solvers.py",
     "dil/solvers/_anderson.py": "test_forward_solvers.py test_roots.py test_rounding.py",
+    "dil/_problem/anderson_memory.py": "test_forward_solvers.py test_roots.py test_rounding.py",
+    "dil/_layers/continued.py": "test_continued_points.py",
     "dil/solvers/_rounding.py": "test_rounding.py",
     "dil/ode/_newton.py": "test_ode.py test_ode_failures.py test_units.py",
     "dil/ode/_adaptive.py": "test_ode_adaptive.py",

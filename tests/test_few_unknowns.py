@@ -100,3 +100,25 @@ def test_a_score_whose_gradient_raises_beside_nan_is_cut_back(b, n):
     layer = dil.argmin(score, dil.solvers.Newton(), init=lambda t: 0.0 * t + 5.0, derivatives=known)
     t = b.asarray(np.linspace(1.0, 2.0, n))
     np.testing.assert_allclose(b.to_numpy(layer(t)), 1.0 / np.linspace(1.0, 2.0, n), rtol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "limit"), [(1, 24), (2, 28), (5, 28)])
+def test_a_pullback_on_torch_takes_few_operations(n, limit):
+    """Each operation on a tiny tensor costs as much as hundreds of its numbers."""
+    torch = pytest.importorskip("torch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counted(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    W, t = 0.3 * torch.sin(torch.arange(n * n) + 1.0).reshape(n, n).double(), torch.ones(n).double().requires_grad_()
+    layer = dil.root(lambda u, t: u + torch.tanh(W @ u) - t, dil.solvers.Newton(), init=torch.zeros_like)
+    y, v = layer(t), torch.linspace(1.0, 2.0, n).double()
+    torch.autograd.grad(y, t, v, retain_graph=True)  # the first one looks for kinks
+    with Counted() as counted:
+        torch.autograd.grad(y, t, v, retain_graph=True)
+    assert counted.count <= limit

@@ -107,7 +107,7 @@ def test_a_tangent_of_none_is_zero(eager):
 
 VALUES = {
     "vector": (lambda x: 2.0 * x, r"one number, an array of shape \(\); .*shape \(2,\) .*reduce it, or use dil.vjp"),
-    "float": (lambda x: 3.0, "returned 3.0 of type float; reduce it"),
+    "bool": (lambda x: True, "returned True of type bool; reduce it"),
     "dict": (lambda x: {"v": array_namespace(x).sum(x)}, "of type dict; reduce it"),
     "int": (lambda x: to_int(array_namespace(x).sum(x)), "dtype .*int64"),
 }
@@ -118,6 +118,30 @@ def test_grad_of_a_function_that_returns_no_number(plain, kind):
     fn, text = VALUES[kind]
     with pytest.raises(dil.DilError, match=text):
         dil.grad(fn)(plain.asarray(X))
+
+
+@pytest.mark.parametrize("constant", [3.0, 3], ids=str)
+def test_grad_of_a_function_that_returns_a_python_number(plain, constant):
+    """Its gradient is zero, as that of a constant array; torch's float() may have cut the number from the argument."""
+    x = plain.asarray(X)
+    if plain.backend == "torch":
+        with pytest.raises(dil.ShapeError, match=r"of type (float|int), which float\(\) or item\(\) may have cut"):
+            dil.grad(lambda x: constant)(x)
+        return
+    value, gradient = dil.value_and_grad(lambda x: constant)(x)
+    assert plain.to_numpy(value) == 3.0
+    assert value.dtype == x.dtype
+    np.testing.assert_array_equal(plain.to_numpy(gradient), np.zeros(2))
+
+
+def test_grad_where_a_python_constant_wins():
+    hinge = dil.grad(lambda u: max(0, u[0] - 1))
+    np.testing.assert_array_equal(hinge(np.array([0.5, 2.0])), [0.0, 0.0])
+    np.testing.assert_array_equal(hinge(np.array([1.5, 2.0])), [1.0, 0.0])
+    np.testing.assert_array_equal(dil.grad(lambda u: sum(x for x in u if x > 9))(np.ones(2)), [0.0, 0.0])
+    assert dil.grad(lambda z: 1.0)(1.0 + 2.0j) == 0.0
+    assert type(dil.value_and_grad(np.sum)(np.ones(2))[0]) is np.float64  # a float of Python too
+    assert dil.value_and_grad(lambda z: 1.0)(np.ones((), np.complex64))[0].dtype == np.float32
 
 
 @pytest.mark.parametrize("argnums", [2, -3, (0, 5)], ids=str)

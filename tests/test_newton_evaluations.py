@@ -154,3 +154,28 @@ def test_an_error_in_the_gradient_of_an_accepted_point_is_raised():
     layer = dil.argmin(lambda u, t: (Square.apply(u) * t).sum(), Newton(), init=torch.tensor([3.0]))
     with pytest.raises(ValueError, match="no gradient here"):
         layer(torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("many scalar roots", 680), ("one minimum", 1000)])
+def test_a_solve_on_torch_takes_few_operations(kind, limit):
+    """Operations on masks and numbers cost as much as those of the user's function."""
+    torch = pytest.importorskip("torch")
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counted(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += 1
+            return func(*args, **(kwargs or {}))
+
+    if kind == "one minimum":
+        layer = dil.argmin(lambda u, t: ((u - t) ** 4).sum() + (u**2).sum(), Newton(), init=torch.zeros_like)
+    else:
+        layer = dil.root(lambda u, t: u**3 - t, Newton(), init=torch.ones_like, batch_ndim=1)
+    t = torch.linspace(1.0, 1.2, 10, dtype=torch.float64)
+    layer.solve(t)
+    with Counted() as counted:
+        found = layer.solve(t)
+    assert int(found.status.max()) == 0
+    assert counted.count <= limit

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import array_api_compat.cupy
 import cupy
 import cupyx
 import numpy as np
 
 from dil._base.errors import BackendError
-from dil._base.typing import Array
+from dil._base.typing import Array, Namespace
 from dil._frameworks.complex_parts import STANDARD as complex_parts
 from dil._frameworks.loops import EAGER as loops
 from dil._frameworks.protocol import BackendInfo
 from dil._frameworks.reports import eager_reports
+from dil_backends._tape import user_namespace
 from dil_backends._taped import (
     adopt,
     assert_constant,
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 NATIVE = "cupy"
+FLOAT_CUTS = False
 
 
 def owns(x: object, /) -> bool:
@@ -69,6 +72,11 @@ def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
 def to_numpy(x: Array, /) -> Any:
     """Copy an array to the host."""
     return cupy.asnumpy(constant(x))
+
+
+def namespace() -> Namespace:
+    """Return the array API namespace. Its functions take arrays that are being differentiated."""
+    return user_namespace(array_api_compat.cupy)
 
 
 def info() -> BackendInfo:

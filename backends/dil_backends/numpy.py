@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError
-from dil._base.typing import Array
+from dil._base.typing import Array, Namespace
 from dil._frameworks.complex_parts import STANDARD as complex_parts
 from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
-from dil_backends._tape import as_one_box
+from dil_backends._tape import as_one_box, user_namespace
 from dil_backends._taped import (
     assert_constant,
     children,
@@ -32,6 +33,7 @@ from dil_backends._taped import linear_solve as _linear_solve
 __all__ = ["assert_constant", "children", "compiler", "complex_parts", "constant", "fixed", "implicit", "vjp"]
 
 NATIVE = "numpy"
+FLOAT_CUTS = False
 PLAIN = (np.ndarray, np.generic)
 
 
@@ -78,6 +80,11 @@ def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Any:
 def to_numpy(x: Array, /) -> Any:
     """Return x as a NumPy array, without its boxes."""
     return np.asarray(constant(x))
+
+
+def namespace() -> Namespace:
+    """Return the array API namespace. Its functions take arrays that are being differentiated."""
+    return user_namespace(array_namespace(np.zeros(())))
 
 
 def info() -> BackendInfo:

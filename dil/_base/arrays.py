@@ -8,9 +8,9 @@ from types import ModuleType
 from typing import Any
 
 from array_api_compat import array_namespace as find_namespace
-from array_api_compat import device
+from array_api_compat import device as find_device
 
-from dil._base.typing import Array, DType, Namespace
+from dil._base.typing import Array, Device, DType, Namespace
 
 __all__ = [
     "all_finite",
@@ -20,6 +20,7 @@ __all__ = [
     "eps",
     "eye",
     "factor_dtype",
+    "finite_max",
     "full",
     "inner",
     "is_complex",
@@ -53,6 +54,20 @@ def array_namespace(*arrays: Any) -> Namespace:
     return found
 
 
+HAVE_DEVICE: set[type] = set()
+"""Cache: the types of arrays whose attribute `device` is what `array_api_compat` finds."""
+
+
+def device(x: Array) -> Device:
+    """Return the device of an array, as `array_api_compat` finds it."""
+    if type(x) in HAVE_DEVICE:
+        return getattr(x, "device", None)  # a traced array of JAX may have none
+    found = find_device(x)
+    if type(x) in NAMESPACES and found is not None and getattr(x, "device", None) == found:
+        HAVE_DEVICE.add(type(x))
+    return found
+
+
 @lru_cache(maxsize=256)
 def is_float(xp: Namespace, dtype: DType) -> bool:
     """Return whether a dtype is real floating."""
@@ -81,6 +96,12 @@ def _is_dtype(xp: Namespace, dtype: DType, kind: str) -> bool:
 def eps(xp: Namespace, dtype: DType) -> float:
     """Return the machine epsilon of a dtype."""
     return float(xp.finfo(dtype).eps)
+
+
+@lru_cache(maxsize=256)
+def finite_max(xp: Namespace, dtype: DType) -> float:
+    """Return the largest finite number of a dtype."""
+    return float(xp.finfo(dtype).max)
 
 
 def factor_dtype(x: Array) -> DType:

@@ -118,7 +118,8 @@ def iterate(
         new = step(given, state)
         if single:
             return new, active(given, new)
-        new = freeze(mask, state, new, batch_ndim)
+        if batch_ndim == 0 or run.loops.number(array_namespace(mask).all(mask)) is not True:
+            new = freeze(mask, state, new, batch_ndim)
         return new, mask & active(given, new)
 
     def part_now(given: G, rows: Rows, now: tuple[S, Any]) -> Part[G, tuple[S, Any]] | None:

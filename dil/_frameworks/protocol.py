@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.operator import Operator
-from dil._base.typing import Array, Arrays, Device, DType, Tree
+from dil._base.typing import Array, Arrays, Device, DType, Namespace, Tree
 from dil._frameworks.complex_parts import ComplexParts
 from dil._frameworks.dense import Dense
 from dil._frameworks.loops import Loops
@@ -190,6 +190,9 @@ class Backend(Autodiff, Protocol):
 
     NATIVE: str
     """Root module of the framework's array types, such as "torch"."""
+    FLOAT_CUTS: bool
+    """Whether float() of an array that is being differentiated is a number. Elsewhere it raises, so that a function
+    that returns a Python number does not depend on the array."""
 
     loops: Loops
     dense: Dense
@@ -245,6 +248,10 @@ class Backend(Autodiff, Protocol):
 
     def to_numpy(self, x: Array, /) -> Any:
         """Copy a concrete array to a NumPy array."""
+        ...
+
+    def namespace(self) -> Namespace:
+        """Return the array API namespace. Its functions take all that `owns` calls an array of this framework."""
         ...
 
     def info(self) -> BackendInfo:

@@ -16,7 +16,6 @@ from functools import cache
 from operator import is_
 from typing import Any, cast
 
-from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, DTypeError
 from dil._base.html import Mark, table
 from dil._base.tree import LEAF, flatten
@@ -251,7 +250,7 @@ def _namespace_of(name: str) -> Namespace:
     if reason is not None:
         message = f"the backend {name!r} cannot be used here: {reason}"
         raise BackendError(message)
-    return array_namespace(module.asarray(0.0))
+    return module.namespace()
 
 
 def backend(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from dil._base.arrays import array_namespace, is_float, is_inexact
+from dil._base.arrays import array_namespace, full, is_complex, is_float, is_inexact
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.tree import Structure
 from dil._base.typing import AnyArray, Array, Arrays, Tree
@@ -147,6 +147,10 @@ def grad(fn: Callable[..., AnyArray], argnums: int | tuple[int, ...] = 0) -> Cal
 
     Notes
     -----
+    A function may return a Python number where a constant wins, as max(0.0, u[0]) does. Its gradient is zero, as that
+    of a constant array. torch's float() and item() cut such a number from the arguments without an error, so that it is
+    refused there.
+
     The gradient in a complex array z follows the convention of its framework: d/dRe z + i d/dIm z on NumPy, CuPy and
     torch, and its conjugate on JAX.
 
@@ -206,7 +210,7 @@ def value_and_grad(
 
         chosen_args = [args[i] for i in places]
         flat, leaves, pull = run_in_its_framework(partial(_flat_vjp, fn_of_chosen), fn_of_chosen, *chosen_args)
-        value = flat.join(leaves)
+        value = with_numbers_as_constants(flat.join(leaves), flat)
         if getattr(value, "shape", None) != ():
             message = (
                 f"grad needs a function that returns one number, an array of shape (); this one returned "
@@ -219,7 +223,8 @@ def value_and_grad(
                 f"take the real part or the modulus of a complex number, or use dil.vjp"
             )
             raise DTypeError(message)
-        gradients = flat.like_arguments(pull((array_namespace(value).ones_like(value),)))
+        cotangents = tuple(map(array_namespace(value).ones_like, leaves))  # none if the value is a Python number
+        gradients = flat.like_arguments(pull(cotangents))
         return value, gradients[0] if isinstance(argnums, int) else gradients
 
     return lambda *args, **kwargs: guarded(evaluate, args, kwargs, exact=False)
@@ -303,6 +308,26 @@ class Flat:
             return tuple(leaves)
         args: tuple[Tree, ...] = self.arguments.structure.unflatten(leaves)[0]
         return args
+
+
+def with_numbers_as_constants(value: Tree, flat: Flat) -> Tree:
+    """Return the value of a function. A Python number becomes an array, whose gradient is zero.
+
+    Such a number, as that of `max(0.0, u[0])`, is a constant if float() cannot have cut it from the arguments.
+    """
+    if owner(value) is not None or not isinstance(value, int | float) or isinstance(value, bool):  # np.float64 is both
+        return value
+    if flat.backend.FLOAT_CUTS:
+        message = (
+            f"grad needs a function that returns one number, an array of shape (); this one returned "
+            f"{_describe(value)}, which float() or item() may have cut from the arguments; compute it with the "
+            f"functions of array_namespace(u), such as maximum for max; a constant is asarray(value)"
+        )
+        raise ShapeError(message)
+    like = flat.floats[0]
+    xp = array_namespace(like)
+    dtype = xp.finfo(like.dtype).dtype if is_complex(xp, like.dtype) else like.dtype
+    return full(like, value, shape=(), dtype=dtype)
 
 
 def constant(tree: Tree) -> Tree:

@@ -24,15 +24,15 @@ MOST_NUMBERS = 2**20
 
 def has_inverse(linear_solver: LinearSolver, J: Operator, u: Array, backend: Backend) -> bool:
     """Return whether the systems at u, (*batch, n), are solved by a factorisation, so that an inverse costs little."""
-    if size(u.shape) * u.shape[-1] > MOST_NUMBERS or size(u.shape) == 0:
+    if size(u.shape) * u.shape[-1] > MOST_NUMBERS or size(u.shape) == 0 or not factorises(linear_solver):
         return False
+    return isinstance(linear_solver, Direct) or krylov_budget(J, u, backend) == 0
+
+
+def factorises(linear_solver: LinearSolver) -> bool:
+    """Return whether a solver factorises the matrix itself, at least where an iteration would cost more."""
     if isinstance(linear_solver, Direct):
         return linear_solver.damping == 0
-    return _may_factorise(linear_solver) and krylov_budget(J, u, backend) == 0
-
-
-def _may_factorise(linear_solver: LinearSolver) -> bool:
-    """Return whether a solver factorises the matrix itself where an iteration would cost more."""
     if isinstance(linear_solver, Auto):
         return linear_solver.damping == 0 and linear_solver.dense is None and linear_solver.max_iter is None
     return isinstance(linear_solver, FollowingAuto)

@@ -113,10 +113,13 @@ def fixed_point(
 
     Notes
     -----
-    `FixedPoint(rtol=r)` and `Anderson(rtol=r)` leave an error in y of up to ||J^-1|| r ||y||, and the gradient has it
-    too. The default linear solver stops at a residual of r / 10, at most 1e-3, relative to the right-hand side, if that
-    is looser than its own tolerance. Its error in the gradient is at most ||J^-1|| r / 10, relative to ||v||: a tenth
-    beside that of y. With `refine` it is tight, because then y is. `linear_solver=dil.linear.Auto()` is always tight.
+    `FixedPoint(rtol=r)` and `Anderson(rtol=r)` leave an error in y of up to ||J^-1|| r ||y||, and the derivative at y
+    has it too. So the derivative is taken at a better point, except on JAX: Anderson's iteration goes on from y,
+    without a graph. y itself stays.
+    The default linear solver stops at a residual of r / 10, at most 1e-3, relative to the right-hand side, if that is
+    looser than its own tolerance. Its error in the gradient is at most ||J^-1|| r / 10, relative to ||v||. With
+    `refine` it is tight, because then y is. `linear_solver=dil.linear.Auto()` is always tight, and takes the derivative
+    at y.
 
     Examples
     --------

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, full, size
+from dil._base.arrays import array_namespace, device, full, size
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.options import declares
@@ -29,12 +29,20 @@ from dil._diagnostics.failure_policy import Policy, without_approximate
 from dil._diagnostics.newton_comparison import Point
 from dil._diagnostics.record import Record, add_entry, open_records, recording, with_records_of_forward_call
 from dil._diagnostics.smoothness import check_smoothness
-from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, probes_of
+from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, gives_step, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem, RepeatedPull, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
-from dil._layers.few_unknowns import checked_solution, matrix_of_few, with_inverse
+from dil._layers.continued import is_long, way_to_solution
+from dil._layers.few_unknowns import (
+    FewPulled,
+    checked_solution,
+    in_numbers,
+    matrix_of_few,
+    pull_few,
+    with_inverse,
+)
 from dil._layers.first_calls import FirstCalls, is_readable
 from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
 from dil._layers.together import solved_together
@@ -75,11 +83,20 @@ class ImplicitRule:
         problem, u, v = self.find(), y[0], cotangents[0]
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
+        places = tuple([1 + problem.arguments.floats.index(i) for i in wrt])
+        way, few = way_to_solution(F, u, Fu, floats, self.linear_solver), FewPulled()
+        if way is not None:
+            u = u + way
+            (Fu,), pull = problem.backend.vjp(F, u, *floats)
+        elif not self.looks_further(F, u):
+            few = pull_few(pull, v, Fu, _outputs(y)[:2], places, self.linear_solver, problem)
+        if few.cotangents is not None:
+            return few.cotangents
         part = of_part(problem, u, F.arrays(floats))
         A = transposed_operator(problem, pull, u, floats)
-        A = replace(A, _pull=pull, _rows=lambda rows: part(rows).T)
-        places = tuple([1 + problem.arguments.floats.index(i) for i in wrt])
-        g = problem.backend.linear_solve(self.system(F, Fu, A, (u, *floats), y, places), v)
+        A = replace(A, _pull=pull, _rows=lambda rows: part(rows).T, matrix=few.matrix)
+        system = self.system(F, Fu, A, (u, *floats), (u, *y[1:]), places, way)
+        g = problem.backend.linear_solve(system, v)
         return pull((-g,), places)
 
     @with_records_of_forward_call
@@ -109,7 +126,11 @@ class ImplicitRule:
         if all(tangent is None for tangent in t):
             return (full(u, 0.0), *zeros)
         (Fu,), (Ft,) = jvp_from_vjp(problem.backend, F, (u, *floats), (None, *t))
-        system = self.system(F, Fu, jacobian(F, u, *floats), (u, *floats), y)
+        way = way_to_solution(F, u, Fu, floats, self.linear_solver)
+        if way is not None:
+            u = u + way
+            (Fu,), (Ft,) = jvp_from_vjp(problem.backend, F, (u, *floats), (None, *t))
+        system = self.system(F, Fu, jacobian(F, u, *floats), (u, *floats), (u, *y[1:]), way=way)
         return (problem.backend.linear_solve(system, -Ft), *zeros)
 
     def batched(
@@ -127,16 +148,19 @@ class ImplicitRule:
         params: Arrays,
         y: Arrays,
         wrt: tuple[int, ...] | None = None,
+        way: Array | None = None,
     ) -> LinearSystem:
         """Return the system with the matrix A, which is J or J^T at params = (u, *floats).
 
-        Its solve checks the answer and y, and applies the policy. `wrt` are the places in `params` of the arguments
-        whose gradient is wanted; None: of all.
+        Its solve checks the answer and u, and applies the policy. `wrt` are the places in `params` of the arguments
+        whose gradient is wanted; None: of all. `way` leads from the solver's answer to u, if they differ.
         """
         backend = F.problem.backend
-        maps = DerivativeMaps(self, F.with_fixed([NOT_HELD] * len(F.fixed)), A.transposed, len(params), len(y), wrt)
+        fixed, has_way = F.with_fixed([NOT_HELD] * len(F.fixed)), way is not None
+        maps = DerivativeMaps(self, fixed, A.transposed, len(params), len(y), wrt, has_way)
         # arrays that are only checked take no part in the derivative
-        constants = tuple(backend.constant(x) for x in (Fu, *y, *params[1:], *F.fixed))
+        ways = () if way is None else (way,)
+        constants = tuple(backend.constant(x) for x in (Fu, *y, *ways, *params[1:], *F.fixed))
         return LinearSystem(
             maps.build, params, A, maps.solve, constants, fixed=F.fixed, many=maps.many, batched=maps.batched
         )
@@ -148,10 +172,11 @@ class ImplicitRule:
         matrix = matrix_of_few(A, b, self.linear_solver, backend)
         if matrix is not None:
             inverse = inverse_of_few(matrix, b, backend, symmetric=A.symmetric)
-            if inverse is not None and not self.looks_further(F, at.u):
-                g = checked_solution(inverse, A, b, Fu, at.u, at.start, backend)
+            read = None if inverse is None else in_numbers(b, Fu, at.u, at.start, backend)
+            if inverse is not None and read is not None and at.way is None and not self.looks_further(F, at.u):
+                g = checked_solution(inverse, read, b, step=gives_step(A))
                 if g is not None:
-                    return g
+                    return backend.asarray(g, dtype=b.dtype, device=device(b))
             A = with_inverse(A, matrix, inverse)
         unasked = self.policy.on_failure == "ignore" and not recording()
         scale = scale_of(at.u, at.start)
@@ -163,6 +188,10 @@ class ImplicitRule:
             return value
         here = Point(at.u, solution.value, at.floats, scale, at.wrt)
         status = check_stationarity(DerivativeSolve(F, A, b, Fu, here, solution, self.linear_solver))
+        if at.way is not None:
+            far = without_approximate(status) == int(Status.CONVERGED)
+            far = far & is_long(at.way, b, scale, transposed=A.transposed)
+            status = array_namespace(b).where(far, full(status, int(Status.NOT_STATIONARY)), status)
         status = check_curvature(status, A, b, solution, backend)
         status = check_degenerate(status, A, b, backend)
         status = self.smooth(status, F, A, Fu, here)
@@ -181,6 +210,10 @@ class ImplicitRule:
         if recording() or B.shape[0] == 0 or not declares(self.linear_solver, "_takes_many"):
             return None
         point = Point(at.u, at.u, at.floats, scale_of(at.u, at.start))
+        if at.way is not None and bool(
+            array_namespace(B).any(is_long(at.way, B, point.scale, transposed=A.transposed))
+        ):
+            return None
         solve = solved_together(self.linear_solver, F, A, B, at.Fu, point)
         return None if solve is None or self._bends(solve) else solve.here.g
 
@@ -225,6 +258,8 @@ class At(NamedTuple):
     pairs: Pairs | None
     floats: Arrays
     wrt: tuple[int, ...] | None
+    way: Array | None = None
+    """The way from the solver's answer to u, if they differ."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +275,8 @@ class DerivativeMaps:
     """The number of outputs of the call."""
     wrt: tuple[int, ...] | None = None
     """The places in the parameters of the arguments whose gradient is wanted; None: of all."""
+    has_way: bool = False
+    """Whether the way from the solver's answer to u follows the outputs."""
 
     def build(self, *arrays: Array) -> Operator:
         """Return J or J^T; arrays: u, the float arguments, the other arguments."""
@@ -275,8 +312,9 @@ class DerivativeMaps:
     def _at(self, A: Operator, b: Array, constants: Arrays) -> tuple[Optimality, Operator, Array, At]:
         Fu, *rest = constants
         (u, start, pairs), rest = _outputs(rest[: self.outputs]), rest[self.outputs :]
+        way, rest = (rest[0], rest[1:]) if self.has_way else (None, rest)
         count = self.params - 1
-        return self.F.with_fixed(rest[count:]), A, b, At(Fu, u, start, pairs, tuple(rest[:count]), self.wrt)
+        return self.F.with_fixed(rest[count:]), A, b, At(Fu, u, start, pairs, tuple(rest[:count]), self.wrt, way)
 
 
 def _outputs(y: Sequence[Array]) -> tuple[Array, Array | None, Pairs | None]:

@@ -98,7 +98,8 @@ class Score:
         if owner(value) is None:
             message = (
                 f"the score {self.name!r} returned {value!r} of type {type(value).__name__}; expected an "
-                f"array of shape {batch}, computed from the unknown with the functions of array_namespace(u)"
+                f"array of shape {batch}, computed from the unknown with the functions of array_namespace(u), such as "
+                f"maximum for max"
             )
             raise ShapeError(message)
         shape = tuple(value.shape)  # type: ignore[attr-defined]

@@ -8,9 +8,9 @@ from typing import Any
 
 from dil._base.arrays import array_namespace, is_complex, is_inexact, size
 from dil._base.errors import DTypeError, ShapeError
-from dil._base.tree import Structure
+from dil._base.tree import LEAF, Structure
 from dil._base.typing import Array, DType, Tree
-from dil._frameworks.registry import common_owner, complex_parts_of, leaves_of, owner
+from dil._frameworks.registry import as_one_array, common_owner, complex_parts_of, leaves_of, owner
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ class Space:
         ShapeError
             If the tree has another structure, shape or dtype.
         """
+        if owner(tree) is not None and self._is_like(array := as_one_array(tree)):
+            return self.joined([array])
         vector, space = space_of(tree, len(self.batch), f"the result of {what}")
         if space != self:
             message = f"{what} returned {space.describe()}; expected {self.describe()}, like the unknown"
@@ -90,6 +92,11 @@ class Space:
                 message += "; join the entries to one array, as xp.stack([...]) does"
             raise ShapeError(message)
         return vector
+
+    def _is_like(self, array: Array) -> bool:
+        """Return whether the trees of this space are one real array, and this is one of them."""
+        plain = self.structure is LEAF and not self.split
+        return plain and array.dtype == self.dtype and tuple(array.shape) == self.shapes[0]
 
     def covector(self, tree: Tree, what: str) -> Array:
         """Return the vectors (*batch, n) of a gradient, which is complex by the convention of its framework.

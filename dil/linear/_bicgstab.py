@@ -11,6 +11,7 @@ from dil._base.options import check_linear_options
 from dil._base.scalars import Scalar, divided, either, in_unit, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
+from dil._frameworks.iteration import choose
 from dil.linear._restarts import TRIAL_SHARE, Pass, Progress, Task, restarted
 
 
@@ -194,11 +195,11 @@ def _step(task: Task, given: Given, i: Iterate) -> Iterate:
     improved = finite & logical_not(blocked) & (rr < i.least)
     return Iterate(
         dx,
-        select(blocked, i.r, r),
+        choose(blocked, i.r, r, task.loops),
         p,
         rho,
         select(blocked, i.rr, rr),
-        select(improved, dx, i.best_dx),
+        choose(improved, dx, i.best_dx, task.loops),
         select(improved, rr, i.least),
         unit,
         scale,

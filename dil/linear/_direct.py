@@ -8,10 +8,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, eye, full, max_abs, nonzero_max_abs, nonzero_or_one, size
+from dil._base.arrays import (
+    array_namespace,
+    device,
+    eps,
+    eye,
+    finite_max,
+    full,
+    max_abs,
+    nonzero_max_abs,
+    nonzero_or_one,
+    size,
+)
 from dil._base.numpy_inverse import numpy_inverse
 from dil._base.operator import Operator, as_operator
-from dil._base.small_inverse import KnownInverse, condition_limit, residual_slack, small_inverse
+from dil._base.small_inverse import KnownInverse, Numbers, condition_limit, residual_slack, small_inverse
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Arrays, Loop, Matvec
@@ -105,6 +116,21 @@ def inverse_of_few(matrix: Array, b: Array, backend: Backend, *, symmetric: bool
     return invert(rows, eps(array_namespace(b), b.dtype), symmetric=symmetric)
 
 
+def solution_of_few(A: Operator, b: Array, backend: Backend) -> tuple[Array | None, Operator]:
+    """Return x with A x = b for one problem of few unknowns, and A with its matrix if that was made on the way.
+
+    None stands for x if there are more unknowns, or if A or b needs a closer look: A is badly conditioned, for example,
+    or symmetric and not positive definite. Whoever needs no more than x saves the arrays of a `Solution`.
+    """
+    if b.ndim != 1 or not 0 < b.shape[-1] <= MOST_INVERTED or not isinstance(numbers := backend.loops.numbers(b), list):
+        return None, A
+    matrix = dense(A, b, backend)
+    inverse = inverse_of_few(matrix, b, backend, symmetric=A.symmetric)
+    found = None if inverse is None else numbers_times_inverse(inverse, numbers, b)
+    x = None if found is None else backend.asarray(found[0], dtype=b.dtype, device=device(b))
+    return x, replace(A, matrix=matrix)
+
+
 def solved_by_inverse(A: Operator, b: Array, backend: Backend) -> Solution | None:
     """Return the solution by the inverse of a small matrix, or None if there is none, or b needs a closer look."""
     inverse = A._inverse
@@ -124,12 +150,15 @@ def solved_by_inverse(A: Operator, b: Array, backend: Backend) -> Solution | Non
 def times_inverse(inverse: KnownInverse, b: Array, backend: Backend) -> tuple[list[float], float] | None:
     """Return A^-1 b and its relative residual, or None if b, (n,), needs a closer look or cannot be read."""
     numbers = backend.loops.numbers(b)
-    if not isinstance(numbers, list):
-        return None
-    xp = array_namespace(b)
-    found = inverse.solve(numbers, eps(xp, b.dtype))
+    return numbers_times_inverse(inverse, numbers, b) if isinstance(numbers, list) else None
+
+
+def numbers_times_inverse(inverse: KnownInverse, b: Numbers, like: Array) -> tuple[Numbers, float] | None:
+    """Return A^-1 b and its relative residual, or None if b needs a closer look; its dtype is that of `like`."""
+    xp = array_namespace(like)
+    found = inverse.solve(b, eps(xp, like.dtype))
     # a Python number: NumPy warns where it makes a float32 of a number that is too large for it
-    return found if found is not None and max(map(abs, found[0])) <= float(xp.finfo(b.dtype).max) else None
+    return found if found is not None and max(map(abs, found[0])) <= finite_max(xp, like.dtype) else None
 
 
 def dense(A: Operator, b: Array, backend: Backend) -> Array:
@@ -252,7 +281,7 @@ def _divide(a: Array, b: Array, symmetric: bool, probes: Arrays) -> Solution:
     """Solve systems of one unknown, with the statuses of `Direct`; a: (*batch, 1), b: (*batch, k)."""
     xp = array_namespace(b)
     zero, regular, finite = b == 0, a != 0, xp.isfinite(a) & xp.isfinite(b)
-    divisor, most = nonzero_or_one(a), float(xp.finfo(b.dtype).max)
+    divisor, most = nonzero_or_one(a), finite_max(xp, b.dtype)
     size_a = xp.abs(divisor)
     fits = xp.abs(b) <= most * xp.where(size_a < 1, size_a, full(size_a, 1.0))
     solved = finite & (zero | (regular & fits))
@@ -272,7 +301,7 @@ def _divide(a: Array, b: Array, symmetric: bool, probes: Arrays) -> Solution:
 def _multiply(x: Array, unit: Array, unit_A: Array) -> tuple[Array, Array]:
     """Return x unit / unit_A, and whether each entry fits in the dtype; zero where it does not."""
     xp = array_namespace(x)
-    one, largest = full(unit_A, 1.0), float(xp.finfo(x.dtype).max)
+    one, largest = full(unit_A, 1.0), finite_max(xp, x.dtype)
     small, large = xp.where(unit_A < 1, unit_A, one), xp.where(unit_A < 1, one, unit_A)
     ratio_fits = unit <= largest * small
     ratio = xp.where(ratio_fits, unit, full(unit, 0.0)) / small / large

@@ -15,7 +15,7 @@ from dil._base.scalars import Scalar, Scalars, count, count_from_zero, either, g
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop
-from dil._frameworks.iteration import repeat
+from dil._frameworks.iteration import choose, repeat
 from dil._frameworks.leaving import LEAVING, Part, Run, iterate
 from dil._frameworks.loops import Loops, with_loop
 from dil.linear._part import matrix_of_part
@@ -238,8 +238,8 @@ def _update(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> P
     if task.trial is not None:
         active = active & ((new.steps < task.trial) | (best_error <= task.rtol**TRIAL_SHARE))
     return Progress(
-        select(better, new.x, s.x),
-        select(better, r, s.r),
+        choose(better, new.x, s.x, task.loops),
+        choose(better, r, s.r, task.loops),
         best_error,
         active,
         new.steps,

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from dil._base.arrays import (
     array_namespace,
     eps,
-    eye,
     factor_dtype,
     full,
     logical_not,
@@ -21,8 +20,9 @@ from dil._base.arrays import (
 from dil._base.errors import OptionError
 from dil._base.scalars import Scalar, as_column
 from dil._base.solution import Solution
-from dil._base.typing import Array, DType, Norm, Tree
+from dil._base.typing import Array, Norm, Tree
 from dil._frameworks.loops import Loops
+from dil._problem.anderson_memory import Memory, as_dtype, correction, forgotten, nothing, remembered
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._progress import check_watched
@@ -147,17 +147,24 @@ class Anderson:
             norms: Array = xp.linalg.vector_norm(in_units(x, unit), axis=-1, keepdims=True)
             return norms
 
+        def is_short(size: Scalar, size_u: Scalar, way: Array, unit: Array) -> Scalar:
+            """Return what `StoppingTest.is_short` of a whole vector does, from lengths that are known and finite."""
+            rounding = 4 * eps(xp, start.dtype) * length(way, unit)
+            return (size <= rtol * size_u) | (size <= rounding) & (rounding < math.inf)
+
         def step(started: Start, s: Iterate) -> Iterate:
             u = s.g - as_dtype(correction(s.memory, backend.dense.cholesky_solve), start.dtype)
             if all_hold(s.going, loops) is False:  # a problem that has ended must stay where it is
                 u = xp.where(s.going, u, s.u)
             g, moved = self._evaluated(started, u)
-            size = length(moved, s.unit)
+            size, size_u = length(moved, s.unit), length(u, s.unit)
             # no entry of a step can be short unless its length is
-            close = size <= slack * length(u, s.unit) + s.reach
+            close = size <= slack * size_u + s.reach
             trial = Trial(u, g, in_units(moved, s.unit), size, length(u - s.u, s.unit), close)
 
             def is_solution(close: Scalar) -> Scalar:
+                if test.is_whole and all_hold(size_u < math.inf, loops) is True:
+                    return close & is_short(size, size_u, u - started.u, s.unit)
                 if (
                     test.leaves is None and u.shape[-1] >= MANY
                 ):  # a part of the entries mostly says no at a small part of the cost
@@ -211,25 +218,6 @@ class Anderson:
         problem, _, arrays = started
         image: Array = problem.backend.constant(problem.image(u, *arrays))
         return (image if self.mixing == 1 else u + self.mixing * (image - u)), image - u
-
-
-class Memory(NamedTuple):
-    """The last differences."""
-
-    dG: Array
-    """Differences of successive u + mixing (step(u) - u), (*batch, m, n): zero where a step is constant."""
-    dF: Array
-    """Differences of successive f."""
-    scale: Array
-    """The inverse norm of each row of dF, (*batch, m, 1): zero for a row that counts no more, or not yet."""
-    gram: Array
-    """The inner products of the rows of dF at norm one, (*batch, m, m), with the regularisation on the diagonal."""
-    right: Array
-    """The inner products of the rows at norm one with the last f, (*batch, m)."""
-    place: Any
-    """The row that is the oldest one."""
-    ridge: Array
-    """The regularisation, a multiple of the identity, (*batch, m, m)."""
 
 
 class Iterate(NamedTuple):
@@ -340,11 +328,6 @@ def accepted(old: Iterate, t: Trial, taken: Scalar, s: Iterate, max_iter: int, l
     )
 
 
-def as_dtype(x: Array, dtype: DType) -> Array:
-    """Return x in a dtype, itself if it has it."""
-    return x if x.dtype == dtype else array_namespace(x).astype(x, dtype)
-
-
 def all_hold(mask: Scalar, loops: Loops) -> Any:
     """Return whether a mask holds for all problems: a bool where that can be read at no cost."""
     return mask if isinstance(mask, bool) else loops.number(array_namespace(mask).all(mask))
@@ -363,46 +346,3 @@ def some_hold(mask: Scalar) -> Any:
 def none_holds(mask: Scalar, loops: Loops) -> bool:
     """Return whether a mask holds for no problem, as far as that can be read at no cost."""
     return not mask if isinstance(mask, bool) else loops.number(array_namespace(mask).any(mask)) is False
-
-
-def nothing(f: Array, count: int, regularisation: float) -> Memory:
-    """Return an empty memory for `count` differences of vectors like f."""
-    xp, batch = array_namespace(f), f.shape[:-1]
-    dG, dF = (xp.stack([full(f, 0.0)] * count, axis=-2) for _ in range(2))
-    scale, right = full(f, 0.0, shape=(*batch, count, 1)), full(f, 0.0, shape=(*batch, count))
-    # a value below the rounding of the matrix could let the solve meet a pivot of zero
-    ridge = max(regularisation, 4 * count * eps(xp, f.dtype)) * eye(count, f)
-    ridge = xp.broadcast_to(ridge, (*batch, count, count))
-    return Memory(dG, dF, scale, full(f, 0.0, shape=(*batch, count, count)) + ridge, right, 0, ridge)
-
-
-def correction(memory: Memory, solve: Callable[[Array, Array], Array]) -> Array:
-    """Return dG gamma, where gamma solves dF gamma = f in the least-squares sense. Rows that do not count get zero.
-
-    The rows of dF have norm one in the normal equations, so that no row is lost by its size. `solve` takes positive
-    definite matrices.
-    """
-    gamma = solve(memory.gram, memory.right[..., None]) * memory.scale
-    return (gamma.mT @ memory.dG)[..., 0, :]
-
-
-def forgotten(memory: Memory, forget: Scalar) -> Memory:
-    """Return the memory without the rows of the problems in `forget`, (*batch, 1)."""
-    if forget is None or forget is False:
-        return memory
-    which = forget if isinstance(forget, bool) else forget[..., None]
-    scale = select(which, full(memory.scale, 0.0), memory.scale)
-    return memory._replace(scale=scale, gram=select(which, full(memory.gram, 0.0) + memory.ridge, memory.gram))
-
-
-def remembered(memory: Memory, dg: Array, df: Array, f: Array, loops: Loops) -> Memory:
-    """Replace the oldest difference by a new one. A difference of zero has inner products of zero."""
-    xp, place, set_row = array_namespace(df), memory.place, loops.set_row
-    dG, dF = set_row(memory.dG, place, dg), set_row(memory.dF, place, df)
-    tiny = float(xp.finfo(df.dtype).smallest_normal)
-    inverse = 1.0 / (xp.linalg.vector_norm(df, axis=-1, keepdims=True) + tiny)
-    scale = set_row(memory.scale, place, inverse)
-    products = (xp.stack([df, f], axis=-2) @ dF.mT) * scale.mT
-    row = products[..., 0, :] * inverse + memory.ridge[..., place, :]
-    gram = set_row(set_row(memory.gram, place, row).mT, place, row).mT
-    return Memory(dG, dF, scale, gram, products[..., 1, :], (place + 1) % memory.ridge.shape[-1], memory.ridge)

@@ -18,12 +18,12 @@ from dil._frameworks.loops import Loops
 from dil._problem.terms import within_rounding_of_terms
 from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
-from dil.linear._direct import Direct
+from dil.linear._direct import Direct, solution_of_few
 from dil.linear._normal_cg import NormalCG
 from dil.solvers._finish import finish
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
-from dil.solvers._linearised import linearised, remember, remember_trial, residual_at, score_at
+from dil.solvers._linearised import linearised, records, remember, remember_trial, residual_at, score_at
 from dil.solvers._no_minimum import is_cut, is_unbounded
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
@@ -37,6 +37,8 @@ TINY = 2.0**-10
 """A line search halves the length to here. What an interpolation cuts from a longer one ends in narrow valleys."""
 CRAMPED = 2.0**-4
 """A step that is cut to less than this makes the solver look whether F is within its rounding."""
+LEFT_OF_ONE = 2.0**-10
+"""The share of F that the step of one equation may leave."""
 STEP = 5.0
 """About how many evaluations of F a step costs: a record of F, products with J, and trials of the line search."""
 
@@ -171,14 +173,17 @@ class Newton:
 
     def _step(self, started: Start, s: Iterate) -> Step:
         """Return the Newton step, or the best one found, in a direction of descent."""
-        F, J = linearised(started, s.u)
+        (F, J), loops = linearised(started, s.u), started.problem.backend.loops
+        alone = self.equations == "hessian" and not started.problem.symmetric and not records(started, s.u)
+        at = of_one_equation(J, F, self.damping, loops) if alone else None
+        if at is not None:
+            return at._replace(done=is_rounded(started, s, J, at))
         found = self._solve(started, J, F, s)
         if started.problem.symmetric:
-            assert found.status is not None
-            rough = (found.status != int(Status.CONVERGED))[..., None]
+            rough = None if found.status is None else (found.status != int(Status.CONVERGED))[..., None]
             at = downhill(started, s.u, J, F, found.value, rough)
         else:
-            at = towards_root(J, F, found.value, started.problem.backend.loops)
+            at = towards_root(J, F, found.value, loops)
         return at._replace(done=is_rounded(started, s, J, at))
 
     def _solve(self, started: Start, J: Operator, F: Array, s: Iterate) -> Solution:
@@ -198,6 +203,9 @@ class Newton:
     def _dense(self, started: Start, J: Operator, F: Array) -> Solution:
         """Solve by Cholesky, in which the unknowns may have any units. CG serves where H is not positive definite."""
         backend, xp = started.problem.backend, array_namespace(F)
+        x, J = solution_of_few(J, F, backend) if self.damping == 0 else (None, J)
+        if x is not None:
+            return Solution(x)
         first = Direct(damping=self.damping)(J, F)
         assert first.status is not None
         assert first.extra is not None
@@ -277,8 +285,10 @@ def merit(started: Start, u: Array, unit: Array) -> Array:
     return 0.5 * dot(F, F)
 
 
-def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array, rough: Array) -> Step:
+def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array, rough: Array | None) -> Step:
     """Return a step that lowers the score: turned round if it points uphill, down the gradient if it is level.
+
+    `rough` is None where the step is known to solve H d = F.
 
     CG that meets no curvature along the gradient itself gives none. The step along it is as long as Newton's would be
     with the sign of the curvature turned: of the size of u, whatever the units of the score, but no measure of how far
@@ -287,6 +297,7 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
     backend, xp, slope, size = started.problem.backend, array_namespace(u), dot(gradient, step), norm(gradient)
     unit, uphill = full(slope, 1.0), ~(slope > 0)
     if backend.loops.number(xp.any(uphill)) is False:
+        rough = uphill if rough is None else rough
         return Step(gradient, step, unit, merit(started, u, unit), slope, rough, uphill, size, uphill)
     level, step, slope = (slope == 0) & (size > 0), xp.where(slope < 0, -step, step), xp.abs(slope)
 
@@ -297,7 +308,25 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
 
     step, slope = backend.loops.run_if(xp.any(level), along, (step, slope))
     no = level & ~level
-    return Step(gradient, step, unit, merit(started, u, unit), slope, level | rough, no, size, no)
+    rough = level if rough is None else level | rough
+    return Step(gradient, step, unit, merit(started, u, unit), slope, rough, no, size, no)
+
+
+def of_one_equation(J: Operator, F: Array, damping: float, loops: Loops) -> Step | None:
+    """Return the step F / J of one equation a problem, or None if it does not solve J d = F in all problems.
+
+    The linear model then comes to zero at the step, so that nothing but F has to be computed: in units of F, the merit
+    is 1/2 and its slope 1. A batch of many small problems pays for each operation.
+    """
+    if F.shape[-1] != 1 or J.matrix is None:
+        return None
+    xp, a = array_namespace(F), J.matrix[..., 0]
+    size, step = xp.abs(F), F / (a + damping if damping else a)
+    solves = xp.abs(F - a * step) <= LEFT_OF_ONE * size  # False for NaN, and where the step underflows
+    if loops.number(xp.all(solves)) is not True:
+        return None
+    slope, none = xp.astype(size > 0, F.dtype), size < 0
+    return Step(F, step, nonzero_or_one(size), 0.5 * slope, slope, none, none, size, none)
 
 
 def towards_root(J: Operator, F: Array, step: Array, loops: Loops) -> Step:

@@ -18,6 +18,11 @@ class StoppingTest(NamedTuple):
     leaves: Sequence[int] | None
     """The number of entries of each leaf of one problem, whose norms are compared. None: every entry is compared."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether one norm, that of the whole vector, is compared."""
+        return self.leaves is not None and len(self.leaves) == 1
+
     def is_short(self, step: Array, u: Array, start: Array, rtol: float) -> Array:
         """Return whether a step is within rtol of u, or within the rounding of the way from the start; (*batch, 1)."""
         if self.leaves is None:

@@ -13,7 +13,7 @@ from dil._frameworks.dense import Crossover
 from dil._frameworks.loops import EAGER
 from dil._frameworks.protocol import BackendInfo
 from dil._frameworks.reports import eager_reports
-from dil_backends._tape import is_box
+from dil_backends._tape import is_box, user_namespace
 from dil_backends._taped import (
     adopt,
     assert_constant,
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 NATIVE = "array_api_strict"
+FLOAT_CUTS = False
 DEVICES = {name: xp.Device(name) for name in ("CPU_DEVICE", "device1", "device2")}
 """All but the first stand for GPUs: NumPy cannot convert their arrays, and arrays of two devices cannot be combined."""
 CPU = DEVICES["CPU_DEVICE"]
@@ -81,6 +82,10 @@ def asarray(x, *, dtype=None, device=None):
         message = f"array_api_strict has no device {device!r}; expected one of {', '.join(DEVICES)}"
         raise BackendError(message)
     return xp.asarray(np.asarray(x), dtype=dtype, device=place)
+
+
+def namespace():
+    return user_namespace(xp)
 
 
 def info():

@@ -10,6 +10,7 @@ from dil_backends._tape.entries import as_one_box
 from dil_backends._tape.implicit import PullbackRule, implicit
 from dil_backends._tape.namespace import namespace
 from dil_backends._tape.pull import Pull, vjp
+from dil_backends._tape.user_namespace import user_namespace
 
 __all__ = [
     "Box",
@@ -20,6 +21,7 @@ __all__ = [
     "implicit",
     "is_box",
     "namespace",
+    "user_namespace",
     "value_type",
     "vjp",
 ]

@@ -29,6 +29,14 @@ WRITE = (
     "writing into an array that is being differentiated would cut the derivative; keep it in array code: join the "
     "entries by np.stack or np.concatenate, or use dil's `constant` if it shall be cut"
 )
+OF_COMPAT = (
+    "`{}` of array_api_compat got an array that is being differentiated, and would make a NumPy array of it; take the "
+    "functions from that array, xp = array_namespace(u), from the handle, xp = dil.backend('numpy').xp, or from NumPy"
+)
+ITEM = (
+    "NumPy could not write an entry of an array, as in v.flat[0] = u[0]; an array that is being differentiated is not "
+    "written into another one: join the entries by np.stack or np.concatenate"
+)
 LATE = (
     "scipy.special was imported inside the function that is being differentiated; import it before, and call the "
     "function again"
@@ -41,6 +49,7 @@ def array_of_box(x: Any, dtype: Any, caller: FrameType | None) -> Any:
     Functions of SciPy make an array of numbers of it, sooner or later, and only NumPy's arrays hold objects.
     """
     module = module_of(caller)
+    refuse_compat(caller)
     if not module.startswith("scipy.sparse."):
         if accept_boxes():
             raise UnsupportedFunctionError(LATE)
@@ -56,6 +65,21 @@ def array_of_box(x: Any, dtype: Any, caller: FrameType | None) -> Any:
     if array is None:
         raise UnsupportedFunctionError(SPARSE)
     return array
+
+
+def refuse_compat(frame: FrameType | None) -> None:
+    """Raise, if a function of array_api_compat makes an array of a box or writes into one, itself or by NumPy."""
+    while frame is not None and module_of(frame).startswith(("numpy.", "dil_backends._tape.")):
+        frame = frame.f_back
+    name = "" if frame is None else frame.f_code.co_name
+    if module_of(frame).startswith("array_api_compat.") and name != "asarray":
+        raise UnsupportedFunctionError(OF_COMPAT.format(name))
+
+
+def explain_item(error: Exception) -> None:
+    """Raise an error that says what to write for `v.flat[0] = u[0]`, where NumPy drops the error of the box."""
+    if str(error) == "Error setting single item of array.":
+        raise UnsupportedFunctionError(ITEM) from error
 
 
 def refuse_writing() -> NoReturn:

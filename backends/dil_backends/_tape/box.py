@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -12,14 +13,27 @@ from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
 from dil_backends._tape.entries import is_of_objects, join
 from dil_backends._tape.methods import attribute
-from dil_backends._tape.sparse import FAILURES, explain_sparse, is_sparse
+from dil_backends._tape.sparse import FAILURES, SPARSE, explain_sparse, is_sparse, is_sparse_type
 from dil_backends._tape.trace import MADE, Node, Parent, Trace
+
+OPERANDS = frozenset((list, tuple, Fraction))
+"""The types that NumPy takes for arrays or numbers beside an array, and whose own operators the rules would meet."""
+
+
+def operand(x: Box, other: Any) -> Any:
+    """Return what NumPy makes of an operand beside an array. Other libraries take none of them."""
+    tape = x._trace.tape
+    if tape.__name__ != "array_api_compat.numpy":
+        return other
+    return float(other) if type(other) is Fraction else tape.asarray(other)
 
 
 def binary_operator(name: str) -> tuple[Any, Any]:
     """Return the two methods of a binary operator: `box op other` and `other op box`."""
 
     def straight(self: Box, other: object) -> Any:
+        if type(other) in OPERANDS:
+            other = operand(self, other)
         try:
             return getattr(self._trace.tape, name)(self, other)
         except FAILURES as e:
@@ -27,6 +41,8 @@ def binary_operator(name: str) -> tuple[Any, Any]:
             raise
 
     def reflected(self: Box, other: object) -> Any:
+        if type(other) in OPERANDS:
+            other = operand(self, other)
         try:
             return getattr(self._trace.tape, name)(other, self)
         except FAILURES as e:
@@ -114,15 +130,29 @@ class Box:
     __ceil__ = refuse_conversion("math.ceil of an array that is being differentiated", ROUNDING.format("ceil"))
     __trunc__ = refuse_conversion("math.trunc of an array that is being differentiated", ROUNDING.format("trunc"))
     __complex__ = refuse_conversion("complex() of an array that is being differentiated")
+    as_integer_ratio = refuse_conversion(
+        "a fraction of an array that is being differentiated, as the module `statistics` makes it,",
+        " (np.mean, np.var or np.median of np.stack([...]) for statistics.mean and the others)",
+    )
     __index__ = refuse_conversion("using an array that is being differentiated as an integer")
 
     def __matmul__(self, other: Any) -> Any:
         tape = self._trace.tape
+        if type(other) in OPERANDS:
+            other = operand(self, other)
         return tape.times_sparse(self, S=other) if is_sparse(other) else tape.matmul(self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
         tape = self._trace.tape
+        if type(other) in OPERANDS:
+            other = operand(self, other)
         return tape.sparse_times(self, S=other) if is_sparse(other) else tape.matmul(other, self)
+
+    def __divmod__(self, other: Any) -> tuple[Any, Any]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Any, Any]:
+        return other // self, other % self
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return self._trace.tape.array_of_box(self, dtype, sys._getframe(1))
@@ -149,6 +179,9 @@ class Box:
         return int(self.shape[0])
 
     def __iter__(self) -> Iterator[Any]:
+        if not self.shape:
+            msg = "iteration over a 0-d array"
+            raise TypeError(msg)
         return iter(self._trace.tape.unstack(self))
 
     def __bool__(self) -> bool:
@@ -180,6 +213,10 @@ class Box:
         return self._trace.tape
 
     def __array_ufunc__(self, ufunc: Any, method: str, *args: object, **options: Any) -> Any:
+        for x in args:
+            if type(x) in OPERANDS:
+                args = tuple([operand(self, a) if type(a) in OPERANDS else a for a in args])
+                break
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
         return self._trace.tape.dispatch(name, args, options)
 
@@ -263,6 +300,8 @@ def check_type(found: type) -> None:
                 f"write {WITH_OPERATORS[base.__name__]}"
             )
             raise UnsupportedFunctionError(msg)
+    if is_sparse_type(found):
+        raise UnsupportedFunctionError(SPARSE)
     ORDINARY.add(found)
 
 

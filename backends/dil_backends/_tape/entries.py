@@ -45,7 +45,7 @@ FAILED = (
 )
 OF_OBJECTS = re.compile(
     r"dtype\('O'\)|object_?\b.*(dtype|array|type)|(dtype|array|type)\b.*object|no callable \w+ method|"
-    r"not supported for the input types|'(int|float|complex)' object has no attribute"
+    r"not supported for the input types|holds references|'(bool|int|float|complex)' object has no attribute"
 )
 """What errors of NumPy and SciPy say of an array of objects."""
 NUMBERS = (int, float, complex, np.number, np.bool_)

@@ -34,6 +34,7 @@ class Implicit:
 
     __slots__ = ("rule", "solve")
     cut: frozenset[int] = frozenset()
+    hides = False
 
     def __init__(self, solve: Callable[..., Arrays], rule: PullbackRule) -> None:
         self.solve = solve

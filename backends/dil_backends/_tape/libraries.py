@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from dil._base.typing import Namespace
 
 BESIDE = {"special": {"numpy": "scipy.special", "cupy": "cupyx.scipy.special"}}
 """Name of the extension -> library -> its module."""
+
+
+def own_function(raw: Namespace, name: str) -> Any:
+    """Return NumPy's or CuPy's own function, with all the arguments that NumPy takes, or None if there is none."""
+    library = raw.__name__.rpartition(".")[2]
+    found: Any = sys.modules[library] if library in BESIDE["special"] else None
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def extension(raw: Namespace, name: str) -> ModuleType:

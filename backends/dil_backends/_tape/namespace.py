@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial, reduce
 from types import ModuleType
@@ -11,11 +12,11 @@ from array_api_compat import array_namespace
 
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
-from dil_backends._tape.array_protocol import array_of_box, refuse_writing
+from dil_backends._tape.array_protocol import array_of_box, refuse_compat, refuse_writing
 from dil_backends._tape.box import Box, constant, holds_box, is_recorded, unboxed, value_type
 from dil_backends._tape.entries import joined
 from dil_backends._tape.influence import influence
-from dil_backends._tape.libraries import BESIDE, extension
+from dil_backends._tape.libraries import BESIDE, extension, own_function
 from dil_backends._tape.numpy_functions import DIRECT
 from dil_backends._tape.primitive import Primitive
 from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, INSTEAD, NUMPY, OWN, RULES
@@ -66,7 +67,7 @@ class Tape:
         # error: it returns the namespace of the first. NumPy's own functions dispatch to the box in any case.
         self.__name__: str = raw.__name__
         self._raw = raw
-        self._within = within
+        self.within = within
         self.root: Tape = root or self
         self.plain = Plain(raw, within)
         self.complex_dtypes: set[DType] = set()  # those met so far
@@ -82,7 +83,7 @@ class Tape:
         return found
 
     def _find(self, name: str) -> Any:
-        full = self._within + name
+        full = self.within + name
         if full in ALIASES:
             return reduce(getattr, ALIASES[full].split("."), self.root)
         if full in RULES:
@@ -109,6 +110,7 @@ class Tape:
         if MADE:
             args, options = joined(args), joined(options)
         if "out" in options and options.pop("out") is not None:
+            refuse_compat(sys._getframe(1))
             refuse(
                 f"{name}(out=...)", f"write `F = F + u` for `F += u`, a new name in the place of out=, or {OTHERWISE}"
             )
@@ -124,9 +126,11 @@ class Tape:
         known = name if name in NUMPY else ".".join([ALIASES.get(ufunc, ufunc), *method])
         if known in NUMPY and hasattr(self._raw, known.partition(".")[0]):
             return with_arguments_of_numpy(known, NUMPY[known], self.root)
+        if ALIASES.get(name, name) in CONSTANT and (own := own_function(self._raw, name)) is not None:
+            return without_derivative(name, own)
         function: Any = self
         for part in name.split("."):
-            function = getattr(function, part, None) or refuse(name, INSTEAD.get(name, OTHERWISE))
+            function = getattr(function, part, None) or refuse(name, instead_of(name))
         return function  # type: ignore[no-any-return]
 
     def box(self, trace: Trace, y: Any, node: Node, index: int = 0) -> Any:
@@ -157,6 +161,11 @@ class Tape:
         return known
 
 
+def instead_of(name: str) -> str:
+    """Return what to write in the place of a function without a rule."""
+    return INSTEAD.get(name) or INSTEAD.get(name.rpartition(".")[2], OTHERWISE)
+
+
 def composed(function: Callable[..., Any], raw: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function`, which is written with functions of the tape. Calls without boxes use `raw`."""
 
@@ -182,7 +191,7 @@ def without_rule(name: str, raw: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any, **options: Any) -> Any:
         if holds_box(args) or any(map(holds_box, options.values())):
-            refuse(name, INSTEAD.get(name, OTHERWISE))
+            refuse(name, instead_of(name))
         return raw(*args, **options)
 
     return call
@@ -198,6 +207,10 @@ def namespace(x: Any) -> Tape:
     """Return the tape's namespace for a raw array or a box. There is one namespace for each raw namespace."""
     kind = value_type(x)
     if kind not in TAPE_OF:
-        raw = array_namespace(constant(x))
-        TAPE_OF[kind] = TAPES.setdefault(raw, Tape(raw))
+        TAPE_OF[kind] = tape_over(array_namespace(constant(x)))
     return TAPE_OF[kind]
+
+
+def tape_over(raw: Namespace) -> Tape:
+    """Return the tape's namespace over a raw namespace."""
+    return TAPES.setdefault(raw, Tape(raw))

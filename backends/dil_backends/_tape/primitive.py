@@ -9,6 +9,7 @@ from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
 from dil_backends._tape.entries import begin, is_of_objects, trace_of
+from dil_backends._tape.left_out import zero_where_left_out
 from dil_backends._tape.rules.rule import Rule, fit, refuse
 from dil_backends._tape.trace import MADE, Node
 
@@ -25,7 +26,7 @@ class Primitive:
     """
 
     __slots__ = (
-        *("complex_dtypes", "cut", "each", "formulas", "holomorphic", "known", "name", "plain", "positional"),
+        *("complex_dtypes", "cut", "each", "formulas", "hides", "holomorphic", "known", "name", "plain", "positional"),
         *("prepare", "rule", "tape", "value"),
     )
 
@@ -37,6 +38,7 @@ class Primitive:
         self.prepare = rule.prepare
         self.each = rule.each
         self.holomorphic = rule.holomorphic
+        self.hides = rule.hides
         self.positional = rule.positional
         self.tape = tape
         self.plain: Namespace = tape.plain
@@ -65,8 +67,11 @@ class Primitive:
             return self(*args, **options)
         return self.tape.box(trace, y, node)
 
-    def pull(self, node: Node, c: Any, wanted: Sequence[int]) -> list[Any]:
-        """Return the cotangents of the wanted arguments. Raw functions are used if no enclosing trace records."""
+    def pull(self, node: Node, c: Any, wanted: Sequence[int], *, left_out: bool = False) -> list[Any]:
+        """Return the cotangents of the wanted arguments. Raw functions are used if no enclosing trace records.
+
+        With `left_out`, a later operation leaves entries out, and a NaN of the derivative does not count there.
+        """
         args, y, options = node.args, node.y, node.options
         xp = self.plain
         if node.seen or type(c) is Box or type(c) is tuple:
@@ -76,6 +81,7 @@ class Primitive:
             if self.holomorphic is None:
                 refuse(self.name, OF_COMPLEX)
             c = xp.conj(c)
+        cotangent = c
         if self.prepare is not None:
             c = self.prepare(xp, c, y, *args, **options)
         found = []
@@ -86,6 +92,8 @@ class Primitive:
                 g = self.formulas[i](xp, c, y, *args, **options)
             else:
                 g = self.formulas[i](xp, c, y, *args)
+            if left_out:
+                g = zero_where_left_out(xp, cotangent, g)
             found.append(fit(xp, xp.conj(g) if conjugated else g, args[i]))
         return found
 

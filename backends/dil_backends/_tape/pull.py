@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 from dil._base.errors import BackendError, DTypeError, ShapeError
 from dil._base.typing import Array, Arrays
+from dil_backends._tape.array_protocol import explain_item
 from dil_backends._tape.box import Box
 from dil_backends._tape.entries import explain_objects, joined
+from dil_backends._tape.left_out import with_entries_left_out
 from dil_backends._tape.namespace import Tape, namespace
 from dil_backends._tape.rules.rule import fit
+from dil_backends._tape.scipy_advice import explain_scipy
 from dil_backends._tape.scipy_functions import accept_boxes
-from dil_backends._tape.sparse import FAILURES
 from dil_backends._tape.trace import Node, close_trace, open_trace
 
 
@@ -24,7 +26,9 @@ def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
     trace = open_trace(tape)
     try:
         outputs: Any = joined(fn(*[Box(p, trace, root) for p, root in zip(primals, roots, strict=True)]))
-    except FAILURES as e:
+    except Exception as e:
+        explain_scipy(e)
+        explain_item(e)
         explain_objects(e, trace.entries is not None)
         raise
     finally:
@@ -158,6 +162,7 @@ class Pull:
         places: list[int] = []
         positions: list[tuple[int, ...]] = []
         targets: list[tuple[int, ...]] = []
+        hiding = False
         for node in self._nodes():
             arguments: tuple[int, ...] = ()
             goals: tuple[int, ...] = ()
@@ -168,6 +173,7 @@ class Pull:
                     goals += (goal + k,)
             if arguments:
                 parted = isinstance(node.y, tuple)
+                hiding = hiding or node.primitive.hides
                 nodes.append(node)
                 several.append(parted)
                 places.append(slots)
@@ -177,7 +183,13 @@ class Pull:
                 slots += len(node.y) if parted else 1
         seeds = [slot_of[s[0]] + s[1] if s and s[0] in slot_of else None for s in self._sources]
         results = [slot_of[self._roots[i]] for i in wanted]
-        columns = (nodes[::-1], several[::-1], places[::-1], positions[::-1], targets[::-1])
+        columns = (
+            with_entries_left_out(nodes[::-1]) if hiding else nodes[::-1],
+            several[::-1],
+            places[::-1],
+            positions[::-1],
+            targets[::-1],
+        )
         return Program(*columns, seeds, results, slots)
 
     def _nodes(self) -> list[Node]:

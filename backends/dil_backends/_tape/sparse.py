@@ -9,7 +9,7 @@ from dil._base.errors import UnsupportedFunctionError
 SPARSE = (
     "the tape knows the products `S @ u`, `u @ S` and `S.dot(u)` of a sparse matrix of SciPy, and no other function of "
     "scipy.sparse; write `S @ u` for `S * u` and for `np.dot(S, u)`, `S @ (v * u)` for `S.multiply(v) @ u`, "
-    "and `S.toarray() + u` for `S + u`"
+    "`u[0] * (S @ v)` for `(u[0] * S) @ v`, and `S.toarray() + u` for `S + u`"
 )
 FAILURES = (TypeError, ValueError, AttributeError, NotImplementedError)
 """What is raised where a sparse matrix is taken for an array."""
@@ -18,7 +18,11 @@ KNOWN: dict[type, bool] = {}
 
 def is_sparse(x: object) -> bool:
     """Whether x is a sparse matrix. No library is imported to see it."""
-    kind = type(x)
+    return is_sparse_type(type(x))
+
+
+def is_sparse_type(kind: type) -> bool:
+    """Whether the objects of a type are sparse matrices."""
     if kind not in KNOWN:
         KNOWN[kind] = callable(getattr(kind, "tocsr", None))
     return KNOWN[kind]

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, CapturedError, DTypeError
+from dil._base.typing import Namespace
 from dil._frameworks.protocol import BackendInfo, Compiler, Pull, PullWithWork
 from dil_backends.jax.attach import is_zero
 from dil_backends.jax.complex_parts import COMPLEX_PARTS as complex_parts
@@ -25,6 +27,7 @@ from dil_backends.jax.varying import axes_of, cast, checked
 __all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "linear_solve", "loops", "reports"]
 
 NATIVE = "jax"
+FLOAT_CUTS = False
 Arrays = tuple[jax.Array, ...]
 
 UNDIFFERENTIABLE = ("callbacks do not support JVP", "(jvp) to a custom_vjp")
@@ -149,6 +152,11 @@ def _device(device: Any) -> Any:
 def to_numpy(x: jax.Array, /) -> Any:
     """Copy an array to the host."""
     return np.asarray(x)
+
+
+def namespace() -> Namespace:
+    """Return the array API namespace."""
+    return array_namespace(asarray(0.0))
 
 
 def info() -> BackendInfo:

@@ -37,7 +37,7 @@ KERNELS = ("flash", "mem_efficient", "math", "cudnn")
 """The kernels of scaled dot-product attention."""
 
 Kernels = tuple[bool, ...]
-_is_allowed = [getattr(torch.backends.cuda, f"{name}_sdp_enabled") for name in KERNELS]
+_is_allowed = [getattr(torch._C, f"_get_{name}_sdp_enabled") for name in KERNELS]
 
 
 def attention_kernels() -> Kernels:
@@ -45,13 +45,14 @@ def attention_kernels() -> Kernels:
     return tuple([is_allowed() for is_allowed in _is_allowed])
 
 
-@contextmanager
-def allowing(kernels: Kernels) -> Iterator[None]:
+def allowing(kernels: Kernels) -> AbstractContextManager[object]:
     """Allow the kernels of attention that were allowed at the forward call: others may have no second derivative."""
     here = attention_kernels()
-    if kernels == here:
-        yield
-        return
+    return nullcontext() if kernels == here else _allowing(kernels, here)
+
+
+@contextmanager
+def _allowing(kernels: Kernels, here: Kernels) -> Iterator[None]:
     _allow(kernels)
     try:
         yield

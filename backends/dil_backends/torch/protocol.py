@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
 
-from dil._base.errors import BackendError, CapturedError, UnsupportedFunctionError
+from dil._base.arrays import array_namespace
+from dil._base.errors import BackendError, CapturedError
+from dil._base.typing import Namespace
 from dil._frameworks.differentiable_solve import differentiable_solve
 from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.loops import EAGER, write_row
@@ -22,7 +23,8 @@ from dil_backends.torch.dense import DENSE as dense
 from dil_backends.torch.dtensors import added_up, is_dtensor, still_together, whole
 from dil_backends.torch.function import implicit
 from dil_backends.torch.guards import guard
-from dil_backends.torch.tracking import is_tracked, transforming
+from dil_backends.torch.rows import map_rows
+from dil_backends.torch.tracking import has_tangent, is_tracked, transforming
 from dil_backends.torch.vjp import vjp
 
 __all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "vjp"]
@@ -30,9 +32,7 @@ __all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "vjp"]
 Tensor = torch.Tensor
 
 NATIVE = "torch"
-FEW_ROWS = 4
-"""The most rows for which a loop costs less than a call of `torch.vmap`."""
-_FUNCTORCH: Any = torch._C._functorch
+FLOAT_CUTS = True
 THIS = cast(Backend, sys.modules[__name__])
 
 
@@ -95,6 +95,11 @@ def to_numpy(x: Any, /) -> Any:
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
+def namespace() -> Namespace:
+    """Return the array API namespace."""
+    return array_namespace(asarray(0.0))
+
+
 def info() -> BackendInfo:
     """Describe torch. The CPU is always among its devices."""
     found = ["cpu"]
@@ -102,34 +107,6 @@ def info() -> BackendInfo:
         kind = torch.accelerator.current_accelerator()
         found += [f"{kind}:{i}" for i in range(torch.accelerator.device_count())]
     return BackendInfo(NATIVE, torch.__version__, tuple(found), None)
-
-
-def _map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /) -> Any:
-    """Apply fn to many rows at once by vmap. If torch cannot, apply fn to one row after the other.
-
-    `torch.vmap` raises RuntimeError for some graphs: an `autograd.Function` that reads its tensors or leaves torch, or
-    nested layers. If fn itself raises, the loop raises the same error again.
-    """
-    if (at_once == 1 or rows.shape[0] <= FEW_ROWS) and not transforming():
-        return torch.stack([fn(row) for row in rows.unbind()])
-    try:
-        with _rules_may_be_missing():
-            return torch.vmap(fn, chunk_size=at_once)(rows)
-    except (RuntimeError, UnsupportedFunctionError):
-        return torch.stack([fn(row) for row in rows])
-
-
-@contextmanager
-def _rules_may_be_missing() -> Iterator[None]:
-    """Let torch take the rows of one operation one by one without a warning.
-
-    It warns to standard error, past the filters of Python, for the derivative of `conj` of the array API, for example.
-    """
-    _FUNCTORCH._set_vmap_fallback_warning_enabled(False)
-    try:
-        yield
-    finally:
-        _FUNCTORCH._set_vmap_fallback_warning_enabled(True)
 
 
 def _number(x: Any, /) -> Any:
@@ -143,7 +120,7 @@ def _number(x: Any, /) -> Any:
 
 def _numbers(x: Any, /) -> Any:
     """Return a CPU tensor as a list of Python numbers, under the conditions of `_number`."""
-    readable = x.is_cpu and not x.requires_grad and not transforming()
+    readable = x.is_cpu and not x.requires_grad and not transforming() and not has_tangent(x)
     return whole(x).tolist() if readable else added_up(x)
 
 
@@ -190,7 +167,7 @@ def _on_host(fn: Callable[..., Any], like: Any, /, *arrays: Any) -> Any:
 loops = replace(
     EAGER,
     while_loop=_while_loop,
-    map_rows=_map_rows,
+    map_rows=map_rows,
     set_row=_set_row,
     on_host=_on_host,
     number=_number,

@@ -216,9 +216,10 @@ def _nodes(roots: Sequence[Any]) -> set[Any]:
     todo = [node for node in roots if node is not None]
     seen = set(todo)
     while todo:
-        fresh = {node for node, _ in todo.pop().next_functions if node is not None and node not in seen}
-        seen |= fresh
-        todo.extend(fresh)
+        for node, _ in todo.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                todo.append(node)
     return seen
 
 

@@ -41,6 +41,8 @@ class Rule:
     """One formula for any number of array arguments. It gets the position of its argument after y."""
     holomorphic: bool | None = False
     """Whether the formulas are c -> f'(z) c, without the conjugates that complex arrays need. None: for real arrays."""
+    hides: bool = False
+    """Whether entries may be left out of its value, so that a NaN there has no derivative: see `left_out.py`."""
     options: frozenset[str] = field(init=False)
     """Keywords that the formulas accept. The tape refuses others (`out=`, `where=`) by name."""
     positional: float = field(init=False)

@@ -18,11 +18,17 @@ from dil_backends._tape.rules.elementwise import SEVERAL
 from dil_backends._tape.rules.numpy_own import (
     diagonals,
     differences,
+    distinct,
     einsum,
     elementwise,
     joining,
+    missing,
+    numbers,
     padding,
+    polynomials,
     products,
+    scans,
+    selection,
     shapes,
     statistics,
 )
@@ -38,11 +44,13 @@ NUMPY_RULES: dict[str, Rule] = {
     **{name: Rule(formulas, holomorphic=True) for name, formulas in elementwise.BINARY.items()},
     "convolution": Rule(products.CONVOLUTION),
     "contract": Rule((), each=einsum.contracted),
+    **missing.MASKED_RULES,
 }
 
 NUMPY_OWN: dict[str, Callable[..., Value]] = {
     "convolution": lambda xp, a, v: xp.convolve(a, v),
     "contract": einsum.contract,
+    **missing.MASKED_OWN,
 }
 
 NUMPY_ALIASES: dict[str, str] = {
@@ -99,8 +107,14 @@ NUMPY: dict[str, Callable[..., Value]] = {
             *(statistics.nanmean, statistics.nanvar, statistics.nanstd, statistics.nanmax, statistics.nanmin),
             *(statistics.cumsum, statistics.cumprod, statistics.sort, statistics.partition, statistics.median),
             *(statistics.percentile, statistics.quantile, statistics.cov, statistics.corrcoef, statistics.compress),
-            *(statistics.take, differences.diff, differences.ediff1d, differences.gradient, differences.trapezoid),
-            *(differences.interp, differences.linspace, differences.logspace),
+            *(missing.nancumsum, missing.nancumprod, missing.nanmedian, missing.nanpercentile, missing.nanquantile),
+            *(selection.take, selection.choose, selection.extract, selection.trim_zeros, selection.resize),
+            *(selection.bincount, numbers.divmod, numbers.modf, numbers.ldexp, numbers.matvec, numbers.vecmat),
+            *(numbers.unwrap, distinct.unique, distinct.union1d, distinct.intersect1d, distinct.setdiff1d),
+            *(distinct.setxor1d, polynomials.vander, polynomials.poly, polynomials.polyadd, polynomials.polysub),
+            *(polynomials.polymul, polynomials.polyder, polynomials.polyint, polynomials.polyfit, polynomials.roots),
+            *(differences.diff, differences.ediff1d, differences.gradient, differences.trapezoid),
+            *(differences.interp, differences.linspace, differences.logspace, differences.geomspace),
         )
     },
     **{f"{name}.outer": partial(outer_of, name) for name in SEVERAL if name != "where"},
@@ -110,4 +124,6 @@ NUMPY: dict[str, Callable[..., Value]] = {
     "minimum.reduce": reduced(statistics.min),
     "add.accumulate": accumulated(statistics.cumsum),
     "multiply.accumulate": accumulated(statistics.cumprod),
+    **{f"{name}.accumulate": scans.accumulate_by(name) for name in scans.ASSOCIATIVE},
+    **{f"{name}.reduce": scans.reduce_by(name) for name in scans.REDUCED},
 }

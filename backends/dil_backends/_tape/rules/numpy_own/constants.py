@@ -6,6 +6,7 @@ CONSTANT = (
     *("digitize", "argpartition", "argwhere", "flatnonzero", "lexsort", "nanargmax", "nanargmin", "array_equiv"),
     *("isposinf", "isneginf", "fix", "around", "heaviside", "common_type", "min_scalar_type", "may_share_memory"),
     *("shares_memory", "array_str", "array_repr", "array2string", "spacing", "isscalar", "iterable", "in1d"),
+    *("diag_indices_from", "tril_indices_from", "triu_indices_from"),
 )
 
 WRITING = "it writes in place; make a new array by `np.where`, `np.concatenate` or `np.stack`"
@@ -17,7 +18,17 @@ SCIMATH = {
 """Functions of `np.emath`, and those of NumPy without a change of dtype by the values."""
 
 INSTEAD: dict[str, str] = {
-    **dict.fromkeys(("copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal", "add.at"), WRITING),
+    **dict.fromkeys(("copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal"), WRITING),
+    **dict.fromkeys(
+        ("histogram", "histogram2d", "histogramdd", "histogram_bin_edges"),
+        "its counts are piecewise constant, so take it of dil's `constant` of the array",
+    ),
+    "reduceat": "write the reductions of the slices, or a sparse matrix of zeros and ones, S @ u",
+    "at": WRITING,
+    "reduce": "write the operator, or functools.reduce with it",
+    "accumulate": "write the operator in a loop, and join its values by `np.stack`",
+    "frexp": "write `np.log2`",
+    "sort_complex": "write `np.sort`",
     "full": "write `np.ones(shape) * value`",
     "apply_along_axis": "write the function with axis=, or stack its values by `np.stack`",
     "apply_over_axes": "call the function with a tuple of axes",

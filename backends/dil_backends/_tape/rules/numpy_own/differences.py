@@ -148,6 +148,16 @@ def linspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: 
     return (samples, step if intervals > 0 else float("nan")) if retstep else samples  # as NumPy's
 
 
+def geomspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: bool = True, dtype: Any = None,
+              axis: int = 0) -> Value:  # fmt: skip
+    """Return samples with a constant ratio, for start and stop of one sign."""
+    start, stop = xp.broadcast_arrays(*alike(xp, start, stop))
+    dtype = xp.complex128 if dtype is None and is_complex(xp, start.dtype) else dtype or float
+    steps = linspace(xp, xp.zeros_like(start), xp.ones_like(start), num, endpoint)
+    samples = xp.moveaxis(start * xp.pow(stop / start, steps), 0, axis)
+    return xp.astype(samples, xp.empty(0, dtype=dtype).dtype)
+
+
 def logspace(xp: Namespace, start: Value, stop: Value, num: int = 50, endpoint: bool = True, base: Value = 10.0,
              dtype: Any = None, axis: int = 0) -> Value:  # fmt: skip
     powers = xp.pow(

@@ -9,6 +9,7 @@ from typing import Any
 from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.numpy_own.arrays import alike, as_array, cast, common_dtype
+from dil_backends._tape.rules.numpy_own.missing import kept, present
 from dil_backends._tape.rules.rule import Formula, Value, refuse
 
 SINC_TERMS = 12
@@ -58,7 +59,9 @@ def fmin(xp: Namespace, x1: Value, x2: Value) -> Value:
 
 def without_nan(xp: Namespace, a: Value, b: Value, extremum: Any) -> Value:
     a, b = alike(xp, a, b)
-    return xp.where(xp.isnan(a), b, xp.where(xp.isnan(b), a, extremum(a, b)))
+    no_a, no_b = xp.isnan(a), xp.isnan(b)
+    a, b = kept(xp, a, ~no_a | no_b, 0.0), kept(xp, b, ~no_b | no_a, 0.0)  # NaN where both are
+    return xp.where(no_a, b, xp.where(no_b, a, extremum(a, b)))
 
 
 def nan_to_num(xp: Namespace, x: Value, copy: bool = True, nan: Value = 0.0, posinf: Value = None,
@@ -71,7 +74,7 @@ def nan_to_num(xp: Namespace, x: Value, copy: bool = True, nan: Value = 0.0, pos
         return real + 1j * imag
     limits = xp.finfo(x.dtype)
     high, low = (limits.max if posinf is None else posinf), (limits.min if neginf is None else neginf)
-    x = xp.where(xp.isnan(x), nan, x)
+    x = present(xp, x, nan)
     return xp.where(x == math.inf, high, xp.where(x == -math.inf, low, x))
 
 

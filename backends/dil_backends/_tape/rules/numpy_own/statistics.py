@@ -9,20 +9,21 @@ from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.axes import axes_of
 from dil_backends._tape.rules.numpy_own.arrays import as_array, by_axis, flat, is_number
+from dil_backends._tape.rules.numpy_own.missing import kept, present
 from dil_backends._tape.rules.rule import Axis, Value, refuse
 
 
 def sum(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None = None, keepdims: bool = False,
         initial: Value = None, where: Value = None) -> Value:  # fmt: skip
     a = as_array(xp, a)
-    total = xp.sum(a if where is None else xp.where(where, a, 0.0), axis=axis, dtype=dtype, keepdims=keepdims)
+    total = xp.sum(a if where is None else kept(xp, a, where, 0.0), axis=axis, dtype=dtype, keepdims=keepdims)
     return total if initial is None else total + initial
 
 
 def prod(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None = None, keepdims: bool = False,
          initial: Value = None, where: Value = None) -> Value:  # fmt: skip
     a = as_array(xp, a)
-    product = xp.prod(a if where is None else xp.where(where, a, 1.0), axis=axis, dtype=dtype, keepdims=keepdims)
+    product = xp.prod(a if where is None else kept(xp, a, where, 1.0), axis=axis, dtype=dtype, keepdims=keepdims)
     return product if initial is None else product * initial
 
 
@@ -44,7 +45,7 @@ def masked(xp: Namespace, a: Value, where: Value, initial: Value, fill: float) -
     if initial is None:
         msg = "max and min with where= need initial=, as in NumPy"
         raise ValueError(msg)
-    return xp.where(where, as_array(xp, a), fill)
+    return kept(xp, as_array(xp, a), where, fill)
 
 
 def ptp(xp: Namespace, a: Value, axis: Axis = None, out: None = None, keepdims: bool = False) -> Value:
@@ -73,7 +74,7 @@ def var(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None
     a, correction = cast(xp, a, dtype), ddof if correction is None else correction
     if where is None:
         return xp.var(a, axis=axis, correction=correction, keepdims=keepdims)
-    a = xp.where(where, a, 0.0)  # a NaN that is left out would come back as 0 NaN in the derivative of the square
+    a = kept(xp, a, where, 0.0)  # a NaN that is left out would come back as 0 NaN in the derivative of the square
     deviation = a - mean(xp, a, axis, keepdims=True, where=where)
     square = xp.real(xp.conj(deviation) * deviation)
     total = sum(xp, square, axis, keepdims=keepdims, where=where)
@@ -127,11 +128,11 @@ def nanstd(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: N
 
 
 def nanmax(xp: Namespace, a: Value, axis: Axis = None, out: None = None, keepdims: bool = False) -> Value:
-    return with_nan(xp, a, axis, keepdims, xp.max(xp.where(xp.isnan(a), -math.inf, a), axis=axis, keepdims=keepdims))
+    return with_nan(xp, a, axis, keepdims, xp.max(present(xp, a, -math.inf), axis=axis, keepdims=keepdims))
 
 
 def nanmin(xp: Namespace, a: Value, axis: Axis = None, out: None = None, keepdims: bool = False) -> Value:
-    return with_nan(xp, a, axis, keepdims, xp.min(xp.where(xp.isnan(a), math.inf, a), axis=axis, keepdims=keepdims))
+    return with_nan(xp, a, axis, keepdims, xp.min(present(xp, a, math.inf), axis=axis, keepdims=keepdims))
 
 
 def with_nan(xp: Namespace, a: Value, axis: Axis, keepdims: bool, found: Value) -> Value:
@@ -228,15 +229,3 @@ def corrcoef(xp: Namespace, x: Value, y: Value = None, rowvar: bool = True) -> V
 def compress(xp: Namespace, condition: Value, a: Value, axis: int | None = None) -> Value:
     a, axis = by_axis(xp, a, axis)
     return xp.take(a, xp.nonzero(flat(xp, condition))[0], axis=axis)
-
-
-def take(xp: Namespace, a: Value, indices: Any, axis: int | None = None, out: None = None,
-         mode: str = "raise") -> Value:  # fmt: skip
-    if mode != "raise":
-        refuse(f"take(mode={mode!r})")
-    a, axis = by_axis(xp, a, axis)
-    indices = as_array(xp, indices)
-    if indices.ndim == 1:
-        return xp.take(a, indices, axis=axis)
-    taken = xp.take(a, flat(xp, indices), axis=axis)
-    return xp.reshape(taken, (*a.shape[:axis], *indices.shape, *a.shape[axis + 1 :]))
