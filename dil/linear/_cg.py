@@ -11,7 +11,7 @@ from dil._base.errors import OptionError
 from dil._base.operator import Operator, as_operator, shifted
 from dil._base.options import check_linear_options
 from dil._base.rows import Rows
-from dil._base.scalars import Scalar, Scalars, count_from_zero, sqrt
+from dil._base.scalars import Scalar, Scalars, count_from_zero, sqrt, times
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
@@ -184,6 +184,9 @@ class System:
 
     H: Operator
     b: Array
+    """The right-hand sides in `unit`."""
+    unit: Scalar
+    """A unit in which squares neither underflow nor overflow, or the number 1.0."""
     bb: Scalar
     """<b, b>."""
     target_rr: Scalar
@@ -200,8 +203,9 @@ class System:
         H = matrix_of_part(self.H, rows, self.b)
         if H is None:
             return None
-        b, bb, target_rr, accepted_rr = map(rows.take, (self.b, self.bb, self.target_rr, self.accepted_rr))
-        return replace(self, H=H, b=b, bb=bb, target_rr=target_rr, accepted_rr=accepted_rr)
+        b, unit, bb = map(rows.take, (self.b, self.unit, self.bb))
+        target_rr, accepted_rr = map(rows.take, (self.target_rr, self.accepted_rr))
+        return replace(self, H=H, b=b, unit=unit, bb=bb, target_rr=target_rr, accepted_rr=accepted_rr)
 
 
 def cg(
@@ -214,21 +218,13 @@ def cg(
     trial: int | None = None,
 ) -> Solution:
     """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial."""
-    return told(iterated(matvec, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=trial))
-
-
-class Iterated(NamedTuple):
-    """The end of the iteration, in a unit of b in which squares neither underflow nor overflow."""
-
-    system: System
-    last: State
-    unit: Scalar
+    return told(*iterated(matvec, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=trial))
 
 
 def iterated(
     matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loops: Loops, trial: int | None = None
-) -> Iterated:
-    """Iterate from x = 0 until each problem has ended; b: (*batch, n).
+) -> tuple[System, State]:
+    """Iterate from x = 0 until each problem has ended; b: (*batch, n). Return the systems and the last state.
 
     The check of the true residual and the recurrence share one loop with one product, because each loop takes time to
     compile.
@@ -239,7 +235,8 @@ def iterated(
     if not in_range:  # squares of tiny and huge entries would underflow or overflow
         b = b / scale
     bb = scalars.dot(b, b)
-    system = System(as_operator(matvec), b, bb, bb * (0.5 * rtol) ** 2, bb * rtol**2, rtol, max_iter, scalars, trial)
+    unit, target, accepted = 1.0 if in_range else scale, bb * (0.5 * rtol) ** 2, bb * rtol**2
+    system = System(as_operator(matvec), b, unit, bb, target, accepted, rtol, max_iter, scalars, trial)
     nonzero = bb > 0  # False for NaN
     zero, no = 0.0 * bb, nonzero & False
     first = State(
@@ -247,7 +244,7 @@ def iterated(
     )
     run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), LEAVING)
     last = repeat_leaving(system, step, lambda s: s.active, first, run=run, part=_part)
-    return Iterated(system, last, 1.0 if in_range else scale)
+    return system, last
 
 
 def _part(system: System, rows: Rows, _: State) -> Part[System, State] | None:
@@ -255,17 +252,16 @@ def _part(system: System, rows: Rows, _: State) -> Part[System, State] | None:
     return None if alone is None else Part(alone, lambda _: True)
 
 
-def told(found: Iterated) -> Solution:
+def told(system: System, last: State) -> Solution:
     """Return the solution with the status of each problem."""
-    system, last, unit = found
     xp, b, bb, scalars = array_namespace(system.b), system.b, system.bb, system.scalars
     machine_eps = eps(xp, b.dtype)
     failed = logical_not(last.rr <= system.accepted_rr)
-    x = last.x if isinstance(unit, float) and unit == 1.0 else last.x * unit
     found = curvature_status(last, failed, system.max_iter, machine_eps)
     status, steps, products = (scalars.array(k, b, xp.int32) for k in (found, last.steps, last.products))
     residual = scalars.array(sqrt(last.rr / select(bb == 0, 1.0, bb)), b, b.dtype)
-    return Solution(x, status, steps, residual, {"indefinite": status == int(Status.INDEFINITE), "products": products})
+    extra = {"indefinite": status == int(Status.INDEFINITE), "products": products}
+    return Solution(times(system.unit, last.x), status, steps, residual, extra)
 
 
 def step(system: System, s: State) -> State:

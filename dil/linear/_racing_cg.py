@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, full, logical_not, select
 from dil._base.operator import Operator
+from dil._base.rows import Rows
 from dil._base.scalars import (
     Scalar,
     any_of,
@@ -22,9 +23,10 @@ from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array
 from dil._frameworks.iteration import repeat
+from dil._frameworks.leaving import Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops, runs_later
 from dil._frameworks.protocol import Backend
-from dil.linear._cg import Iterated, State, System, iterated, told
+from dil.linear._cg import State, System, iterated, told
 from dil.linear._curvature_status import curvature_status
 from dil.linear._diagonal import estimated_diagonal
 from dil.linear._scaled_cg import Method, Turn, take_turn
@@ -60,6 +62,18 @@ class Race(NamedTuple):
     """Products spent on true residuals."""
 
 
+class Found(NamedTuple):
+    """What is known of the solutions, before and after the race. Vectors: (*batch, n); status and the rest: batch."""
+
+    plain: State
+    slow: Scalar
+    x: Array
+    status: Any
+    iterations: Any
+    residual: Any
+    products: Array
+
+
 def racing_cg(
     A: Operator, b: Array, *, rtol: float, max_iter: int, backend: Backend, loops: Loops, trial: int | None = None
 ) -> Solution:
@@ -78,15 +92,26 @@ def racing_cg(
 
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps.
     """
-    plain = iterated(A, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=min(FIRST, max_iter))
-    slow = _is_slow(plain.system, plain.last)
+    system, plain = iterated(A, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=min(FIRST, max_iter))
+    first, slow = told(system, plain), _is_slow(system, plain)
+    assert first.extra is not None
 
-    def raced(first: Solution) -> Solution:
-        race, probed = _start(plain.system, plain.last, slow, backend, loops)
-        last = repeat(lambda now: _advance(plain.system, now, loops, trial), lambda now: now.open, race, loops=loops)
-        return _ended(plain, last, slow, probed, first)
+    def race(system: System, found: Found) -> Found:
+        start, probed = _start(system, found.plain, found.slow, backend, loops)
+        last = repeat(lambda now: _advance(system, now, loops, trial), lambda now: now.open, start, loops=loops)
+        return _ended(system, last, found, probed)
 
-    return loops.run_if(any_of(slow), raced, told(plain))  # type: ignore[no-any-return]
+    # the few slow problems of a large batch race without the others
+    run = Run(tuple(b.shape[:-1]), b.shape[-1], loops)
+    start = Found(plain, slow, first.value, first.status, first.iterations, first.residual, first.extra["products"])
+    found = repeat_leaving(system, race, lambda found: found.slow, start, run=run, part=_part)
+    extra = {"indefinite": found.status == int(Status.INDEFINITE), "products": found.products}
+    return Solution(found.x, found.status, found.iterations, found.residual, extra)
+
+
+def _part(system: System, rows: Rows, _: Found) -> Part[System, Found] | None:
+    alone = system.part(rows)
+    return None if alone is None else Part(alone, lambda _: True)
 
 
 def _is_slow(system: System, last: State) -> Scalar:
@@ -129,7 +154,8 @@ def _advance(system: System, race: Race, loops: Loops, trial: int | None) -> Rac
     """Let one method take its turn, check the problems that have ended, and change places."""
     method, other, k = race.now, race.other, race.turn
     most = system.max_iter - FIRST - other.steps
-    limit = smaller(select(race.open & other.in_race & (k < TURNS), TURN * 2 ** (k // 2), system.max_iter), most)
+    taken = count(race.open & other.in_race & (k < TURNS))
+    limit = smaller(taken * (TURN * 2 ** (k // 2)) + (1 - taken) * system.max_iter, most)
     takes = race.open & method.in_race
     turn = Turn(system, loops, trial, limit, FIRST + other.steps, k % 2 == 1)
     method, window = take_turn(turn, method._replace(going=takes & (method.steps < limit)), race.window)
@@ -192,33 +218,33 @@ class Last(NamedTuple):
     steps: Scalar
 
 
-def _ended(plain: Iterated, race: Race, slow: Scalar, probed: Any, first: Solution) -> Solution:
-    """Return the solution by the method that was chosen, or by plain CG for the problems that did not race."""
-    system, scalars = plain.system, plain.system.scalars
-    xp, b, chosen = array_namespace(system.b), system.b, race.now.in_race
-    method, other = race.now, race.other
-    curvature, curvature_sum, tt = (
-        select(chosen, a, z)
-        for a, z in (
-            (method.curvature, other.curvature),
-            (method.curvature_sum, other.curvature_sum),
-            (method.tt, other.tt),
-        )
+def _ended(system: System, race: Race, found: Found, probed: Any) -> Found:
+    """Return what was found, with the solutions of the slow problems by the method that was chosen."""
+    scalars, b, slow = system.scalars, system.b, found.slow
+    chosen = race.now.in_race
+    method = race.now._replace(
+        **{
+            name: select(chosen, getattr(race.now, name), getattr(race.other, name))
+            for name in ("tt", "curvature", "curvature_sum")
+        }
     )
-    steps = FIRST + method.steps + other.steps
-    failed = logical_not(tt <= system.accepted_rr)
-    found = curvature_status(Last(curvature, curvature_sum, steps), failed, system.max_iter, eps(xp, b.dtype))
-    assert first.status is not None
-    assert first.iterations is not None
-    assert first.residual is not None
+    steps = FIRST + race.now.steps + race.other.steps
+    failed = logical_not(method.tt <= system.accepted_rr)
+    last = Last(method.curvature, method.curvature_sum, steps)
+    status = curvature_status(last, failed, system.max_iter, eps(array_namespace(b), b.dtype))
+    products = steps + probed + race.checks + (found.plain.products - found.plain.steps)
 
     def merged(new: Scalar, old: Array) -> Array:
-        found: Array = select(slow if scalars.single else slow[..., 0], scalars.array(new, b, old.dtype), old)
-        return found
+        here: Array = select(slow if scalars.single else slow[..., 0], scalars.array(new, b, old.dtype), old)
+        return here
 
-    x = either(chosen, lambda: method.x, lambda: other.x)
-    status, iterations = merged(found, first.status), merged(steps, first.iterations)
-    residual = merged(sqrt(tt / select(system.bb == 0, 1.0, system.bb)), first.residual)
-    products = merged(steps + probed + race.checks + (plain.last.products - plain.last.steps), first.iterations)
-    extra = {"indefinite": status == int(Status.INDEFINITE), "products": products}
-    return Solution(select(slow, times(plain.unit, x), first.value), status, iterations, residual, extra)
+    x = either(chosen, lambda: race.now.x, lambda: race.other.x)
+    return Found(
+        plain=found.plain,
+        slow=slow & False,
+        x=select(slow, times(system.unit, x), found.x),
+        status=merged(status, found.status),
+        iterations=merged(steps, found.iterations),
+        residual=merged(sqrt(method.tt / select(system.bb == 0, 1.0, system.bb)), found.residual),
+        products=merged(products, found.products),
+    )
