@@ -47,12 +47,12 @@ class Auto:
     5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`, and problems in which
        BiCGSTAB breaks down go to `GMRES`.
 
-    CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 28 steps. Otherwise 2 products with
-    vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the pace
-    promises 64 steps, or if 6 further products show that the diagonal is flat, CG goes on and keeps up to 64 residuals,
-    to which it makes new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues are far from the
-    others, and this prevents it. In all other cases both ways take turns until one is clearly ahead. The products are
-    at most about twice those of plain CG. A start x0 is used by plain CG alone.
+    CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 28 steps. Otherwise 2 products
+    with vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the
+    pace promises 64 steps, or if 6 further products show that the diagonal is flat, CG goes on and keeps up to 64
+    residuals, to which it makes new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues are far
+    from the others, and this prevents it. In all other cases both ways take turns until one is clearly ahead. The
+    products are at most about twice those of plain CG. A start x0 is used by plain CG alone.
 
     If a symmetric matrix is not positive definite, `extra["indefinite"]` is true. An argmin layer then ends the problem
     `NOT_MINIMUM`: the gradient is that of a stationary point that is not a minimum.

@@ -88,8 +88,7 @@ def racing_cg(
        steps. The diagonal is dropped if its error in the energy norm, which both share, is 6 times that of the other.
 
     So the products are at most about twice those of the better method and 16 more, or 80 more than those of the
-    diagonal. `extra` holds "products", and
-    "scaled": whether the diagonal won.
+    diagonal. `extra["products"]` counts them.
 
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps.
     """
