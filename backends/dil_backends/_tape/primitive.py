@@ -26,8 +26,8 @@ class Primitive:
     """
 
     __slots__ = (
-        *("complex_dtypes", "cut", "each", "formulas", "hides", "holomorphic", "known", "name", "plain", "positional"),
-        *("prepare", "rule", "tape", "value"),
+        *("complex_dtypes", "cut", "each", "elementwise", "formulas", "hides", "holomorphic", "known", "name", "plain"),
+        *("positional", "prepare", "rule", "tape", "value"),
     )
 
     def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
@@ -39,6 +39,7 @@ class Primitive:
         self.each = rule.each
         self.holomorphic = rule.holomorphic
         self.hides = rule.hides
+        self.elementwise = rule.elementwise
         self.positional = rule.positional
         self.tape = tape
         self.plain: Namespace = tape.plain

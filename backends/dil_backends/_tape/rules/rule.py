@@ -43,6 +43,8 @@ class Rule:
     """Whether the formulas are c -> f'(z) c, without the conjugates that complex arrays need. None: for real arrays."""
     hides: bool = False
     """Whether entries may be left out of its value, so that a NaN there has no derivative: see `left_out.py`."""
+    elementwise: bool = False
+    """Whether an entry of its value is computed from one entry of each argument."""
     options: frozenset[str] = field(init=False)
     """Keywords that the formulas accept. The tape refuses others (`out=`, `where=`) by name."""
     positional: float = field(init=False)

@@ -40,8 +40,8 @@ from dil_backends._tape.rules.rule import Rule, Value
 __all__ = ["CONSTANT", "INSTEAD", "NUMPY", "NUMPY_ALIASES", "NUMPY_OWN", "NUMPY_RULES"]
 
 NUMPY_RULES: dict[str, Rule] = {
-    **{name: Rule((formula,), holomorphic=True) for name, formula in elementwise.UNARY.items()},
-    **{name: Rule(formulas, holomorphic=True) for name, formulas in elementwise.BINARY.items()},
+    **{name: Rule((formula,), holomorphic=True, elementwise=True) for name, formula in elementwise.UNARY.items()},
+    **{name: Rule(formulas, holomorphic=True, elementwise=True) for name, formulas in elementwise.BINARY.items()},
     "convolution": Rule(products.CONVOLUTION),
     "contract": Rule((), each=einsum.contracted),
     **missing.MASKED_RULES,
