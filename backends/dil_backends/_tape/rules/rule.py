@@ -63,6 +63,10 @@ OTHERWISE = (
 )
 
 
+MASKED = "write `np.where(mask, f(np.where(mask, x, 1.0)), 0.0)` for `f(x, out=np.zeros_like(x), where=mask)`"
+"""What to write for the mask of a ufunc. The inner `where` keeps a NaN out of the derivative."""
+
+
 def refuse(name: str, instead: str = OTHERWISE) -> NoReturn:
     """Raise an error that names the function, and what to write instead."""
     msg = f"the tape has no derivative rule for `{name}`; {instead}"
