@@ -323,8 +323,8 @@ OVERRIDES = ("__array_ufunc__", "__array_function__", *(f"__{r}{name}__" for nam
 
 def takes_operations(kind: type) -> bool:
     """Whether a type that is no array takes NumPy's operations itself, as arrays with units do."""
-    other = kind is not Box and not issubclass(kind, np.ndarray) and not hasattr(kind, "__array_namespace__")
-    return other and hasattr(kind, "__array_ufunc__")
+    is_array = kind is Box or hasattr(kind, "__dlpack__")  # CuPy's arrays have `__array_ufunc__`, too
+    return not is_array and hasattr(kind, "__array_ufunc__")
 
 
 def check_type(found: type) -> None:
