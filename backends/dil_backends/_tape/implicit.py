@@ -35,6 +35,7 @@ class Implicit:
     __slots__ = ("rule", "solve")
     cut: frozenset[int] = frozenset()
     hides = False
+    elementwise = False
 
     def __init__(self, solve: Callable[..., Arrays], rule: PullbackRule) -> None:
         self.solve = solve
