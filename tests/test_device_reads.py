@@ -80,3 +80,24 @@ def test_a_backward_pass_copies_no_vector(reads):
     assert all(size == 1 for size in reads["copied"]), f"arrays of sizes {reads['copied']} were copied"
     expected = 1.0 / np.geomspace(1.0, 100.0, 100)
     assert np.max(np.abs(b.to_numpy(gradient) - expected)) <= 1e-9 * np.max(expected)
+
+
+def test_auto_reads_no_step_of_its_own(reads):
+    """It asks for the pace, for each probe, and at the end of each turn, but not at each step."""
+    n = 200
+    b = dil.backend("array_api_strict", device="device1", dtype="float64")
+    spectrum = b.asarray(np.concatenate([np.geomspace(1e2, 1e6, 30), np.linspace(1.0, 2.0, n - 30)]))
+    v = np.random.default_rng(0).standard_normal(n)
+    v = b.asarray(v / np.linalg.norm(v))
+
+    def mirrored(p):
+        return p - 2 * v * array_namespace(p).sum(v * p)
+
+    A = dil.linear.Operator(lambda p: mirrored(spectrum * mirrored(p)), symmetric=True)
+    reads["scalars"] = 0
+    found = dil.linear.Auto(dense=0)(A, b.asarray(np.random.default_rng(1).standard_normal(n)))
+    scalars, copied = reads["scalars"], list(reads["copied"])
+    steps = int(b.to_numpy(found.iterations))
+    assert steps > 64
+    assert scalars <= steps / 8 + 48, f"{scalars} reads in {steps} steps"
+    assert not copied, f"arrays of sizes {copied} were copied from the device"

@@ -38,9 +38,10 @@ class Auto:
     1. Problems with up to 32 unknowns are solved by `Direct`, and so are those for which a dense solve costs fewer than
        32 steps of the iteration. The sizes of the problem, and constant overheads of the framework, say how many
        steps it costs.
-    2. Other problems are solved by `CG` if A is known to be symmetric, and by `BiCGSTAB` otherwise. After a quarter of
-       the steps that a dense solve costs, the iteration stops if the relative residual is above rtol ** (2/7). It also
-       stops once it has cost 3/2 of a dense solve. Problems that are not solved go to `Direct`.
+    2. Other problems are solved by `BiCGSTAB`, or by `CG` if A is known to be symmetric. If CG would take long, it
+       chooses a preconditioner: see below. After a quarter of the steps that a dense solve costs, or three quarters if
+       A is symmetric, the iteration stops if the relative residual is above rtol ** (2/7). It also stops once it has
+       cost 3/2 of a dense solve. Problems that are not solved go to `Direct`.
     3. The matrices of `Direct` may hold 2^22 numbers for the batch. If they would hold more, the iteration continues to
        max_iter.
     4. At moderate sizes, every problem in which the iteration fails goes to `Direct`. If the dense matrix is singular,
@@ -48,10 +49,20 @@ class Auto:
     5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`, and problems in which
        BiCGSTAB breaks down go to `GMRES`.
 
+    CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 28 steps. Otherwise 2 products
+    with vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the
+    pace promises 64 steps, or if 6 further products show that the diagonal is flat, CG goes on and keeps up to 64
+    residuals, to which it makes new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues are far
+    from the others, and this prevents it. In all other cases both ways take turns until one is clearly ahead. The
+    products are at most about twice those of plain CG. A start x0 is used by plain CG alone.
+
     `str(solution.extra["choice"])` says in a sentence what was done and why, and so do `layer.report` and `dil.record`.
 
     If a symmetric matrix is not positive definite, `extra["indefinite"]` is true. An argmin layer then ends the problem
     `NOT_MINIMUM`: the gradient is that of a stationary point that is not a minimum.
+
+    Sources: Bekas, Kokiopoulou and Saad 2007, section 2, and Bradley and Murray 2011 (the diagonal); Simon 1984
+    (residuals that are kept orthogonal); Hestenes and Stiefel 1952 (the energy, by which both ways are compared).
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ FLAT = 1.0
 TURNS, TURN = 6, 16
 """The turns of a race end at 16, 16, 32, 32, 64 and 64 steps of their method."""
 LEAD = 6.0
-"""A method is dropped when its error is this number of times that of the other, in the energy norm."""
+"""The diagonal is dropped when its error is this number of times that of the other, in the energy norm."""
 
 
 class Race(NamedTuple):
@@ -88,10 +88,11 @@ def racing_cg(
        orthogonal residuals (see `Window`), which take no more steps than plain CG, but for rounding.
     3. Otherwise 6 products more improve the estimate of the diagonal. If its entries differ little, CG goes on with
        orthogonal residuals. If not, this method and CG with the diagonal race. They take turns of 16, 16, 32 and 64
-       steps. A method is dropped if its error in the energy norm, which both share, is 6 times that of the other.
+       steps. The diagonal is dropped if its error in the energy norm, which both share, is 6 times that of the other.
 
-    So the products are at most about twice those of the better method, and 16 more. `extra` holds "products", and in
-    "raced" the `Course` and the `First` steps, for the sentence of a report.
+    So the products are at most about twice those of the better method and 16 more, or 80 more than those of the
+    diagonal. `extra["products"]` counts them, and `extra["raced"]` holds the `Course` and the `First` steps, for the
+    sentence of a report.
 
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps.
     """
@@ -205,18 +206,22 @@ def _checked(system: System, race: Race, over: Scalar, most: Scalar, loops: Loop
     return loops.run_if(any_of(over), check, race)  # type: ignore[no-any-return]
 
 
-def _judged(method: Method, other: Method, k: Any) -> tuple[Method, Method]:
-    """Drop the method that is behind, when both have taken the same number of turns."""
-    gain, other_gain = method.won - method.won_before, other.won - other.won_before
-    best = greater(method.won + gain, other.won + other_gain)
-    error, other_error = best - method.won, best - other.won
+def _judged(orthogonal: Method, scaled: Method, k: Any) -> tuple[Method, Method]:
+    """Drop the method that is behind, when both have taken the same number of turns.
+
+    A few large eigenvalues hold the method with orthogonal residuals up until it has found them. Then it is quick. So
+    it stays until the last turn.
+    """
+    gain, scaled_gain = orthogonal.won - orthogonal.won_before, scaled.won - scaled.won_before
+    least = greater(orthogonal.won + gain, scaled.won + scaled_gain)
+    behind = least - scaled.won > LEAD * (least - orthogonal.won)
     last = k == TURNS - 1
-    ahead = select(last, method.won >= other.won, other_error > LEAD * error)
-    behind = select(last, method.won < other.won, error > LEAD * other_error)
-    both = method.in_race & other.in_race & (k % 2 == 1) & (k < TURNS)
+    both = orthogonal.in_race & scaled.in_race & (k % 2 == 1) & (k < TURNS)
+    drops_scaled = select(last, orthogonal.won >= scaled.won, behind)
+    drops_orthogonal = last & (orthogonal.won < scaled.won)
     return (
-        method._replace(in_race=method.in_race & logical_not(both & behind)),
-        other._replace(in_race=other.in_race & logical_not(both & ahead)),
+        orthogonal._replace(in_race=orthogonal.in_race & logical_not(both & drops_orthogonal)),
+        scaled._replace(in_race=scaled.in_race & logical_not(both & drops_scaled)),
     )
 
 

@@ -158,4 +158,6 @@ def _orthogonal(turn: Turn, now: Progress, r: Array, moving: Scalar) -> Array:
     harmless = 0.01 * system.rtol * sqrt(system.bb) * size / sqrt(select(m.tt > 0, m.tt, 1.0))
     allowed = greater(smaller(harmless, machine_eps**0.5 * size), 4 * machine_eps * size)
     lost = turn.orthogonal & moving & (now.window.component(r, system.scalars) > allowed)
+    if turn.loops.steps_per_read(r) > 1:  # to ask would make the host wait for the device
+        return select(lost, now.window.orthogonal(r), r)  # type: ignore[no-any-return]
     return turn.loops.run_if(any_of(lost), lambda r: either(lost, lambda: now.window.orthogonal(r), lambda: r), r)  # type: ignore[no-any-return]
