@@ -229,11 +229,11 @@ def measure(framework: str, name: str, n: int, condition: float, seconds: float)
 
 MEASURED = (
     "Backward passes of quadratic problems with a known gradient, in float64: 'scales': a diagonal from 1 to the "
-    "condition number, with springs between neighbours; 'few': up to 50 large eigenvalues over a floor of 1 to 2, in the "
-    "basis of a reflection. Each library has its own default solver and tolerance, so the errors differ; torchopt and "
-    "jaxopt are shown with CG, too. 'by hand': the paper's Algorithm 1. optimistix builds the Jacobian, and is tried up "
-    "to 1,000 unknowns. Times are medians of the processor's; JAX is compiled, and compilation excluded. 'ratio': the "
-    "time of dil over that of the library, in turn, with quartiles."
+    "condition number, with springs between neighbours; 'few': up to 50 large eigenvalues over a floor of 1 to 2,"
+    " in the basis of a reflection. Each library has its own default solver and tolerance, so the errors differ; "
+    "torchopt and jaxopt are shown with CG, too. 'by hand': the paper's Algorithm 1. optimistix builds the "
+    "Jacobian, and is tried up to 1,000 unknowns. Times are medians of the processor's; JAX is compiled, and "
+    "compilation excluded. 'ratio': the time of dil over that of the library, in turn, with quartiles."
 )
 
 

@@ -99,7 +99,9 @@ class Solution(NamedTuple):
 
 def _shapes(tree: Tree) -> Iterator[str]:
     """Describe the leaves of a tree: arrays by dtype and shape, all else by its text."""
-    if isinstance(tree, Mapping):
+    if isinstance(tree, tuple) and type(tree).__str__ is not tuple.__str__:
+        yield str(tree)  # a record that says itself what it means
+    elif isinstance(tree, Mapping):
         yield from (f"{key}: {text}" for key, part in tree.items() for text in _shapes(part))
     elif isinstance(tree, list | tuple):
         yield from (f"{i}: {text}" for i, part in enumerate(tree) for text in _shapes(part))

@@ -19,6 +19,7 @@ from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.plots import plot_record
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import loaded
+from dil.linear._choice_in_words import sentence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +61,8 @@ class Entry:
     bound : float array
         A bound of the relative error of the gradient for the cotangent given: see `Layer.report`. It is NaN in forward
         mode.
+    choice : str or None
+        What `dil.linear.Auto` did in a backward solve and why, in a sentence. None for other solvers.
     """
 
     layer: str
@@ -75,6 +78,12 @@ class Entry:
     bound: Any = None
     policy: Policy | None = field(default=None, repr=False)
     """The policy object of the layer. It tells which layer the entry belongs to."""
+    _choice: Any = field(default=None, repr=False)
+    """The numbers of the choice, (*batch, fields)."""
+
+    @property
+    def choice(self) -> str | None:
+        return None if self._choice is None else sentence(self._choice)
 
     def numbers(self) -> Iterator[tuple[str, Any]]:
         """Yield the name and values of every number that is not None."""
@@ -89,6 +98,7 @@ class Entry:
             share = "" if len(codes) == 1 else f" ({codes.count(code)} of {len(codes)} problems)"
             lines.append(f"  {'status':<12} {name_of(code)}: {sentence_of(code)}{share}")
         lines += [f"  {name:<12} {_range(values)}" for name, values in self.numbers()]
+        lines += [] if self.choice is None else [f"  {'choice':<12} {self.choice}"]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -96,7 +106,8 @@ class Entry:
             ("status", outcome(self.status)),
             *((name, in_words(x)) for name, x in self.numbers()),
         ]
-        return table(f"{self.stage} solve of the {self.layer}", (), rows, reasons(self.status) + legend(rows))
+        notes = reasons(self.status) + legend(rows) + said_of_choice(self.choice)
+        return table(f"{self.stage} solve of the {self.layer}", (), rows, notes)
 
 
 NUMBERS = ("iterations", "residual", "stationarity", "lowest", "highest", "condition", "asymmetry", "bound")
@@ -161,7 +172,10 @@ class Record:
         ]
         header = ("layer", "stage", "solves", "problems", *names) if rows else ()
         notes = reasons(_statuses(self.entries)) if rows else ["no solve was recorded"]
-        return table("dil.Record", header, rows, notes + legend(rows))
+        notes = [*notes, *legend(rows)]
+        for (layer, stage), entries in self._groups():
+            notes += said_of_choice(_choice_of(entries), f"{layer}, {stage}: ")
+        return table("dil.Record", header, rows, notes)
 
     def _groups(self) -> ItemsView[tuple[str, str], list[Entry]]:
         """Return the entries by layer and stage."""
@@ -297,6 +311,11 @@ def _listen(policy: Policy, stage: Stage, names: tuple[str, ...], *values: Any) 
         record.entries.append(entry)
 
 
+def said_of_choice(choice: str | None, front: str = "") -> list[str]:
+    """Return the note below a table that tells the choice of the linear solver, if there was one."""
+    return [] if choice is None else [f"{front}Auto chose: {choice}."]
+
+
 def _range(values: Any) -> str:
     """Format one number, or the least, the median and the largest of several."""
     text = in_words(values)
@@ -309,7 +328,17 @@ def _summary(layer: str, stage: str, entries: list[Entry]) -> str:
     for name in NUMBERS:
         if any(getattr(entry, name) is not None for entry in entries):
             lines.append(f"  {name:<12} {_range(_of_all(name, entries))}")
+    choice = _choice_of(entries)
+    lines += [] if choice is None else [f"  {'choice':<12} {choice}"]
     return "\n".join(lines)
+
+
+def _choice_of(entries: Sequence[Entry]) -> str | None:
+    """Return the sentence for all problems of some solves."""
+    import numpy as np
+
+    known = [entry._choice for entry in entries if entry._choice is not None]
+    return sentence(np.concatenate([x.reshape((-1, x.shape[-1])) for x in known])) if known else None
 
 
 def _statuses(entries: Sequence[Entry]) -> Any:

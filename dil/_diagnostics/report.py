@@ -14,7 +14,7 @@ from dil._base.spread import in_words, legend
 from dil._base.typing import Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.plots import plot_report
-from dil._diagnostics.record import NUMBERS, Entry, Record
+from dil._diagnostics.record import NUMBERS, Entry, Record, said_of_choice
 from dil._frameworks.arguments import split_arguments
 from dil._frameworks.registry import leaves_of, owner
 from dil._frameworks.transforms import vjp
@@ -49,7 +49,8 @@ class Report:
         notes = [f"{entry.stage} solve: {text}" for entry in solves for text in reasons(entry.status)]
         if (self.backward.bound >= 1).any():
             notes.append("bound: where it is 1 or more, nothing is known of the gradient.")
-        return table(f"dil.Report of the {self.forward.layer}", ("", "forward", "backward"), rows, notes + legend(rows))
+        notes = [*notes, *legend(rows), *said_of_choice(self.backward.choice)]
+        return table(f"dil.Report of the {self.forward.layer}", ("", "forward", "backward"), rows, notes)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the relative errors that were found, one row each and one dot for each problem. It needs matplotlib.

@@ -48,6 +48,7 @@ from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
 from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, of_part, transposed_operator
 from dil._problem.problem import Optimality, Problem
+from dil.linear._choice import Choice
 from dil.linear._direct import inverse_of_few
 from dil.linear._solver import LinearSolver
 
@@ -201,7 +202,9 @@ class ImplicitRule:
             bound = array_namespace(b).where(holds, found.bound, full(found.bound, float("inf")))
             found = found._replace(bound=bound)
             counts = {"iterations": solution.iterations, "residual": solution.residual}
-            add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict()})
+            choice = (solution.extra or {}).get("choice")
+            told = {"_choice": choice.numbers() if isinstance(choice, Choice) else None}
+            add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict(), **told})
         return self.policy.apply(backend, "backward solve", status, solution.value)
 
     @with_records_of_forward_call

@@ -16,7 +16,9 @@ from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.loops import with_loop
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
-from dil.linear._dense_cost import krylov_budget
+from dil.linear._choice import Choice
+from dil.linear._choice_in_words import Reason, Tried
+from dil.linear._dense_cost import FEWEST_TRIED, krylov_budget
 from dil.linear._direct import Direct, solved_by_inverse
 from dil.linear._gmres import GMRES
 from dil.linear._least_norm import LeastNorm
@@ -53,6 +55,8 @@ class Auto:
     residuals, to which it makes new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues are far
     from the others, and this prevents it. In all other cases both ways take turns until one is clearly ahead. The
     products are at most about twice those of plain CG. A start x0 is used by plain CG alone.
+
+    `str(solution.extra["choice"])` says in a sentence what was done and why, and so do `layer.report` and `dil.record`.
 
     If a symmetric matrix is not positive definite, `extra["indefinite"]` is true. An argmin layer then ends the problem
     `NOT_MINIMUM`: the gradient is that of a stationary point that is not a minimum.
@@ -105,7 +109,7 @@ class Auto:
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
         if found is not None:
-            return found
+            return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.FEW, FEWEST_TRIED))
         damping, rtol, max_iter = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)
         one = b if A.one is None else b[0, ...]
@@ -116,6 +120,8 @@ class Auto:
         dense_allowed = dense_first or (has_fallback and n <= backend.dense.crossover.general)
         if dense_first:
             first = direct(A, b, loop=loop)
+            reason, few = self._reason(A, n)
+            first = _with_choice(first, Choice.of(Tried.DIRECT, first, reason, few))
         else:
             trial, most = (budget // 4, budget * 3 // 2) if has_fallback else (None, max_iter)
             if A.symmetric and x0 is None:
@@ -131,17 +137,35 @@ class Auto:
             else:
                 solver = (CG if A.symmetric else BiCGSTAB)(damping, rtol, most)
                 first = solver.tried(A, b, loop=loop, x0=x0, trial=trial)
+            kind, raced = Tried.CG if A.symmetric else Tried.BICGSTAB, (first.extra or {}).get("raced")
+            first = _with_choice(first, Choice.of(kind, first, Reason.ITERATES, FEWEST_TRIED, raced))
         if has_fallback and not dense_first:
             curvature_failures = (Status.INDEFINITE, Status.SINGULAR) if dense_allowed else ()
-            first = _retry(first, (Status.MAX_ITER, Status.STAGNATED, *curvature_failures), direct, A, b, loop)
+            failures = (Status.MAX_ITER, Status.STAGNATED, *curvature_failures)
+            first = _retry(first, failures, direct, Tried.DIRECT, A, b, loop)
         if A.one is not None:
             return first  # a right-hand side that failed is solved again by itself
         if dense_allowed:
-            return _retry(first, (Status.SINGULAR,), LeastNorm(damping, rtol), A, b, loop)
+            return _retry(first, (Status.SINGULAR,), LeastNorm(damping, rtol), Tried.LEAST_NORM, A, b, loop)
         if A.symmetric:
-            return _retry(first, (Status.INDEFINITE, Status.SINGULAR), MINRES(damping, rtol, max_iter), A, b, loop)
+            minres = MINRES(damping, rtol, max_iter)
+            return _retry(first, (Status.INDEFINITE, Status.SINGULAR), minres, Tried.MINRES, A, b, loop)
         gmres = GMRES(damping=damping, rtol=rtol, max_iter=max_iter)
-        return _retry(first, (Status.SINGULAR, Status.STAGNATED), gmres, A, b, loop)
+        return _retry(first, (Status.SINGULAR, Status.STAGNATED), gmres, Tried.GMRES, A, b, loop)
+
+    def _reason(self, A: Operator, n: int) -> tuple[Reason, int]:
+        """Return why a dense solve comes first, and the limit that decided."""
+        if self.dense is not None:
+            return Reason.ASKED, self.dense
+        if n <= FEWEST_TRIED:
+            return Reason.FEW, FEWEST_TRIED
+        return (Reason.CHEAPER_THAN_CG if A.symmetric else Reason.CHEAPER_THAN_BICGSTAB), FEWEST_TRIED
+
+
+def _with_choice(solution: Solution, choice: Choice) -> Solution:
+    """Return a solution that tells what was chosen."""
+    extra = {name: x for name, x in (solution.extra or {}).items() if name != "raced"}
+    return solution._replace(extra={**extra, "choice": choice})
 
 
 class Retry(NamedTuple):
@@ -156,7 +180,7 @@ class Retry(NamedTuple):
 
 
 def _retry(
-    first: Solution, failures: Sequence[Status], second: LinearSolver, A: Operator, b: Array, loop: Loop
+    first: Solution, failures: Sequence[Status], second: LinearSolver, kind: Tried, A: Operator, b: Array, loop: Loop
 ) -> Solution:
     """Return the solution, with the problems whose first status is in `failures` solved again by `second`."""
     backend, xp = backend_of_system(b, "dil.linear.Auto"), array_namespace(b)
@@ -186,6 +210,7 @@ def _retry(
     indefinite = (first.extra or {}).get("indefinite", selected & ~selected) | (first.status == int(Status.INDEFINITE))
     start = Retry(selected, first.value, first.status, first.iterations, first.residual, indefinite)
     last: Retry = backend.loops.run_if(some, solve_selected, start)
-    return Solution(
-        last.x, last.status, last.steps, last.residual, {**(first.extra or {}), "indefinite": last.indefinite}
-    )
+    assert first.extra is not None
+    choice = first.extra["choice"].then(kind, selected, last.status, last.steps)
+    extra = {**first.extra, "indefinite": last.indefinite, "choice": choice}
+    return Solution(last.x, last.status, last.steps, last.residual, extra)

@@ -27,6 +27,8 @@ from dil._frameworks.leaving import Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops, runs_later
 from dil._frameworks.protocol import Backend
 from dil.linear._cg import State, System, Trial, iterated, told
+from dil.linear._choice import Course, First
+from dil.linear._choice_in_words import Way
 from dil.linear._curvature_status import curvature_status
 from dil.linear._diagonal import estimated_diagonal
 from dil.linear._scaled_cg import Method, Turn, take_turn
@@ -74,6 +76,7 @@ class Found(NamedTuple):
     iterations: Any
     residual: Any
     products: Array
+    course: Course
 
 
 def racing_cg(
@@ -90,7 +93,8 @@ def racing_cg(
        steps. The diagonal is dropped if its error in the energy norm, which both share, is 6 times that of the other.
 
     So the products are at most about twice those of the better method and 16 more, or 80 more than those of the
-    diagonal. `extra["products"]` counts them.
+    diagonal. `extra["products"]` counts them, and `extra["raced"]` holds the `Course` and the `First` steps, for the
+    sentence of a report.
 
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps.
     """
@@ -99,15 +103,18 @@ def racing_cg(
     assert first.extra is not None
 
     def race(system: System, found: Found) -> Found:
-        start, probed = _start(system, found.plain, found.slow, backend, loops)
+        start, course = _start(system, found.plain, found.slow, backend, loops)
         last = repeat(lambda now: _advance(system, now, loops, trial), lambda now: now.open, start, loops=loops)
-        return _ended(system, last, found, probed)
+        return _ended(system, last, found, course)
 
     # the few slow problems of a large batch race without the others
     run = Run(tuple(b.shape[:-1]), b.shape[-1], loops)
-    start = Found(plain, slow, first.value, first.status, first.iterations, first.residual, first.extra["products"])
+    course = Course.plain(count_from_zero(system.bb), slow & False)
+    solved = first.value, first.status, first.iterations, first.residual, first.extra["products"]
+    start = Found(plain, slow, *solved, course)
     found = repeat_leaving(system, race, lambda found: found.slow, start, run=run, part=_part)
-    extra = {"indefinite": found.status == int(Status.INDEFINITE), "products": found.products}
+    raced = found.course, First(FIRST, LIKELY, plain.rr, system.bb)
+    extra = {"indefinite": found.status == int(Status.INDEFINITE), "products": found.products, "raced": raced}
     return Solution(found.x, found.status, found.iterations, found.residual, extra)
 
 
@@ -123,8 +130,8 @@ def _is_slow(system: System, last: State) -> Scalar:
     return healthy & (last.rr > system.accepted_rr) & (last.steps == FIRST) & (system.max_iter > FIRST)
 
 
-def _start(system: System, plain: State, slow: Scalar, backend: Backend, loops: Loops) -> tuple[Race, Any]:
-    """Return the race before its first turn, and the number of probes."""
+def _start(system: System, plain: State, slow: Scalar, backend: Backend, loops: Loops) -> tuple[Race, Course]:
+    """Return the race before its first turn, with the way of each problem and the number of probes."""
     b, scalars = system.b, system.scalars
     unlikely = slow & (plain.rr > system.bb * system.rtol ** (2 * FIRST / LIKELY))
 
@@ -143,7 +150,11 @@ def _start(system: System, plain: State, slow: Scalar, backend: Backend, loops: 
     scaled = Method.start(system, plain, found.root + full(b, 0.0), scales)
     orthogonal = Method.start(system, plain, full(b, 1.0) if traced else 1.0, slow & logical_not(is_diagonal))
     window = Window.empty(b, grows=not traced).with_row(plain.r / sqrt(select(slow, plain.rr, 1.0)), loops)
-    return Race(scaled, orthogonal, window, slow, 0, count_from_zero(plain.rr)), found.products
+    none = count_from_zero(plain.rr)
+    calm = select(unlikely, none + int(Way.FLAT), none + int(Way.LIKELY))
+    way = select(is_diagonal, none + int(Way.NEARLY_DIAGONAL), select(scales, none + int(Way.RACE), calm))
+    course = Course(way, found.products, none, none, scales)
+    return Race(scaled, orthogonal, window, slow, 0, none), course
 
 
 def _spread(root: Array) -> Array:
@@ -224,7 +235,7 @@ class Last(NamedTuple):
     steps: Scalar
 
 
-def _ended(system: System, race: Race, found: Found, probed: Any) -> Found:
+def _ended(system: System, race: Race, found: Found, course: Course) -> Found:
     """Return what was found, with the solutions of the slow problems by the method that was chosen."""
     scalars, b, slow = system.scalars, system.b, found.slow
     chosen = race.now.in_race
@@ -238,13 +249,21 @@ def _ended(system: System, race: Race, found: Found, probed: Any) -> Found:
     failed = logical_not(method.tt <= system.accepted_rr)
     last = Last(method.curvature, method.curvature_sum, steps)
     status = curvature_status(last, failed, system.max_iter, eps(array_namespace(b), b.dtype))
-    products = steps + probed + race.checks + (found.plain.products - found.plain.steps)
+    products = steps + course.probes + race.checks + (found.plain.products - found.plain.steps)
 
     def merged(new: Scalar, old: Array) -> Array:
         here: Array = select(slow if scalars.single else slow[..., 0], scalars.array(new, b, old.dtype), old)
         return here
 
     x = either(chosen, lambda: race.now.x, lambda: race.other.x)
+    diagonal_now = race.turn % 2 == 0
+    taken = Course(
+        course.way,
+        count_from_zero(system.bb) + course.probes,
+        select(diagonal_now, race.now.steps, race.other.steps),
+        select(diagonal_now, race.other.steps, race.now.steps),
+        chosen == diagonal_now,
+    )
     return Found(
         plain=found.plain,
         slow=slow & False,
@@ -253,4 +272,5 @@ def _ended(system: System, race: Race, found: Found, probed: Any) -> Found:
         iterations=merged(steps, found.iterations),
         residual=merged(sqrt(method.tt / select(system.bb == 0, 1.0, system.bb)), found.residual),
         products=merged(products, found.products),
+        course=Course(*(select(slow, new, old) for new, old in zip(taken, found.course, strict=True))),
     )
