@@ -120,7 +120,7 @@ class InParts:
         """Return the derivative of the result i in the input j from that of their parts."""
         if self.returned[i]:
             last = block.ndim - self.inputs[j].ndim - 1
-            block = self.parts.join(array_namespace(block).moveaxis(block, last, -1))
+            block = self.parts.join(_last(block, last))
         return self.parts.cotangent(self.parts.join(block)) if self.given[j] else block
 
 
@@ -149,9 +149,15 @@ def _by_pushforwards(parts: InParts, out: Arrays, pull: Pull) -> list[list[Array
     except SecondDerivativeError:  # a pushforward is the pullback of a pullback
         return None
     return [
-        [_reshaped(array_namespace(dy).moveaxis(dy, 0, -1), y, x) for dy, x in zip(row, parts.inputs, strict=True)]
+        [_reshaped(_last(dy), y, x) for dy, x in zip(row, parts.inputs, strict=True)]
         for row, y in zip(rows, out, strict=True)
     ]
+
+
+def _last(x: Array, axis: int = 0) -> Array:
+    """Return x with an axis moved to the end."""
+    order = [*(i for i in range(x.ndim) if i != axis), axis]  # torch.vmap has no rule for moveaxis
+    return array_namespace(x).permute_dims(x, tuple(order))  # type: ignore[no-any-return]
 
 
 def _reshaped(block: Array, y: Array, x: Array) -> Array:

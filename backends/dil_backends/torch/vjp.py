@@ -61,7 +61,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
             return tuple(torch.zeros_like(x) for x in wanted)
         record = torch.is_grad_enabled() and (again or any(is_tracked(ct) for ct in cotangents))
         given = [placed_like(cotangents[i], out[i]) for i in live]
-        if record and kept:
+        if record:
             refuse_once(roots, wanted)
         try:
             found = _grad(roots, wanted, given, retain_graph=True, create_graph=record, allow_unused=True)
