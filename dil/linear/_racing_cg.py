@@ -87,8 +87,8 @@ def racing_cg(
        orthogonal residuals. If not, this method and CG with the diagonal race. They take turns of 16, 16, 32 and 64
        steps. A method is dropped if its error in the energy norm, which both share, is 6 times that of the other.
 
-    So the products are at most about twice those of the better method, and 16 more. `extra` holds "products", and
-    "scaled": whether the diagonal won.
+    So the products are at most about twice those of the better method, and 16 more, if none is dropped that would have
+    won. `extra` holds "products" and "indefinite".
 
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps.
     """
