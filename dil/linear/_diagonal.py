@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from dil._base.arrays import array_namespace, device, full, nonzero_max_abs, select
 from dil._base.scalars import either
 from dil._base.typing import Array, Matvec
+from dil._frameworks.loops import Loops
 from dil._frameworks.protocol import Backend
 
 
@@ -47,6 +48,7 @@ def estimated_diagonal(
     *,
     probes: int,
     seed: int,
+    loops: Loops,
     goes_on: Callable[[Any, Array], Any] = lambda k, difference: True,
 ) -> Diagonal:
     """Return the diagonal of A as R, by products with vectors of random signs; `like`: (*batch, n).
@@ -75,7 +77,7 @@ def estimated_diagonal(
 
     zero = full(like, 0.0)
     first = Estimate(full(like, 1.0), zero, zero, zero, full(like[..., :1], 1.0), 0, 0)
-    last: Estimate = backend.loops.while_loop(lambda s: (s.k < probes) & goes_on(s.k, s.difference), advance, first)
+    last: Estimate = loops.while_loop(lambda s: (s.k < probes) & goes_on(s.k, s.difference), advance, first)
     return Diagonal(last.root, last.difference, last.k)
 
 

@@ -143,7 +143,7 @@ def _start(system: System, plain: State, slow: Scalar, backend: Backend, loops: 
         return either(k < 2, lambda: any_of(slow), lambda: any_of(unclear))
 
     H, like = (system.H, b) if system.H.one is None else (system.H.one, b[0, ...])
-    found = estimated_diagonal(H, like, backend, probes=PROBES, seed=0, goes_on=goes_on)
+    found = estimated_diagonal(H, like, backend, probes=PROBES, seed=0, loops=loops, goes_on=goes_on)
     is_diagonal = read(found.difference) <= NEARLY_DIAGONAL
     scales = slow & (is_diagonal | (unlikely & (read(_spread(found.root)) > FLAT)))
     traced = runs_later(loops, b)

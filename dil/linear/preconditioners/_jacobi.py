@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dil._base.arrays import array_namespace, device, eps, full, nonzero_max_abs
+from dil._base.arrays import device
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.options import check_integer
 from dil._base.typing import AnyArray, Array, Loop
+from dil._frameworks.loops import with_loop
+from dil.linear._diagonal import estimated_diagonal
 from dil.linear._right_hand_side import backend_of_system
-from dil.linear.preconditioners._preconditioner import Prepared, columns
+from dil.linear.preconditioners._preconditioner import Prepared
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +32,14 @@ class Jacobi:
 
     Notes
     -----
-    The estimate is the mean of z * (A z) over vectors z of random signs. One vector is enough for a diagonal matrix.
-    Entries off the diagonal add noise, which falls as 1 / sqrt(probes). The mean of (A z)^2 estimates the sum of
-    squares of each row, and its root is the norm of the row. An estimate below half the norm of its row is replaced by
-    that half, so the result is positive for every A.
+    The mean of z * (A z) over vectors z of random signs is the diagonal, with an error of the size of the entries off
+    the diagonal. In rows that are small this noise is larger than the diagonal, so the estimate has three rounds, with
+    a quarter, a quarter and a half of the probes. Each estimates the diagonal of the matrix that the round before has
+    scaled to rows of about one size. One vector is enough for a diagonal matrix. The mean of (A z)^2 estimates the sum
+    of squares of each row, and its root is the norm of the row. An estimate below half the norm of its row is replaced
+    by that half, so the result is positive for every A.
 
-    Sources: Hutchinson 1990; Bekas, Kokiopoulou and Saad 2007, section 2.
+    Sources: Hutchinson 1990; Bekas, Kokiopoulou and Saad 2007, section 2; Bradley and Murray 2011 (the rounds).
 
     Raises
     ------
@@ -63,28 +67,17 @@ class Jacobi:
 
     def prepare(self, A: Operator, b: Array, /, *, loop: Loop) -> Prepared:
         """Return r -> r / diagonal."""
-        if self.diagonal is None:
-            estimate = self._estimate(A, b, loop)
-            return Prepared(lambda r: r / estimate, self.probes)
-        given = self.diagonal() if callable(self.diagonal) else self.diagonal
         backend = backend_of_system(b, "dil.linear.Jacobi")
+        if self.diagonal is None and b.shape[-1] == 0:
+            return Prepared(lambda r: r)
+        if self.diagonal is None:
+            loops = with_loop(backend.loops, loop)
+            found = estimated_diagonal(A, b, backend, probes=self.probes, seed=self.seed, loops=loops)
+            # the square of the root may overflow or underflow
+            return Prepared(lambda r: found.root * (found.root * r), self.probes)
+        given = self.diagonal() if callable(self.diagonal) else self.diagonal
         diagonal = backend.asarray(given, dtype=b.dtype, device=device(b))
         if tuple(diagonal.shape) not in (tuple(b.shape), tuple(b.shape[-1:])):
             message = f"the diagonal has shape {tuple(diagonal.shape)}; expected {tuple(b.shape)}, like b"
             raise ShapeError(message)
         return Prepared(lambda r: r / diagonal)
-
-    def _estimate(self, A: Operator, b: Array, loop: Loop) -> Array:
-        import numpy as np
-
-        xp, backend = array_namespace(b), backend_of_system(b, "dil.linear.Jacobi")
-        signs = np.random.default_rng(self.seed).choice([-1.0, 1.0], (self.probes, b.shape[-1]))
-        shape = (self.probes, *(1,) * (b.ndim - 1), b.shape[-1])
-        random_signs = backend.asarray(signs.reshape(shape), dtype=b.dtype, device=device(b))
-        z = random_signs + full(b, 0.0)  # the same probes for every problem
-        products = columns(A, z, loop)
-        unit = nonzero_max_abs(xp.max(xp.abs(products), axis=0))
-        products = products / unit  # squares of tiny and huge entries would underflow or overflow
-        mean = xp.mean(z * products, axis=0)
-        row_norms = xp.sqrt(xp.mean(products * products, axis=0))
-        return unit * xp.maximum(mean, 0.5 * xp.maximum(row_norms, full(row_norms, eps(xp, b.dtype))))  # type: ignore[no-any-return]
