@@ -95,7 +95,7 @@ def spectrum(
 ) -> Spectrum:
     """Return the Ritz values of the Hessian of a layer's score at its solution, by Lanczos' method.
 
-    They say which linear solver and preconditioner suit the layer: see the page on spectra.
+    They say which linear solver and preconditioner suit the layer.
 
     Parameters
     ----------
@@ -245,10 +245,11 @@ def _plot(spectrum: Spectrum, ax: Axes) -> Axes:
     floor = float(np.min(weights[weights > 0], initial=1.0)) / 2
     for k, (x, y) in enumerate(zip(values, weights, strict=True)):
         colour = f"C{k}" if len(values) <= LINES else "C0"
-        ax.vlines(x, floor, np.maximum(y, floor), color=colour, alpha=0.7)
+        ax.vlines(x, float(np.finfo(float).tiny), np.maximum(y, floor), color=colour, alpha=0.7)
         ax.plot(x, np.maximum(y, floor), "o", color=colour, alpha=0.7, markersize=3)
     known = values[~np.isnan(values)]
     ax.set_xscale("log" if known.size and known.min() > 0 else "linear")
     ax.set_yscale("log")
+    ax.set_ylim(floor, 2.0)
     ax.set(xlabel="Ritz value", ylabel="weight", title=f"{len(values)} problems" if len(values) > 1 else "")
     return ax
