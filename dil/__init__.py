@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dil._diagnostics.check_gradients import GradientReport, check_gradients
     from dil._diagnostics.record import Entry, Record, record
     from dil._diagnostics.report import Report
+    from dil._frameworks.jacobians import jacobian
     from dil._frameworks.protocol import BackendInfo
     from dil._frameworks.registry import BackendHandle, backend, backends
     from dil._frameworks.transforms import constant, grad, jvp, value_and_grad, vjp
@@ -54,6 +55,7 @@ _MODULES = {
     "_diagnostics.check_gradients": ("GradientReport", "check_gradients"),
     "_diagnostics.record": ("Entry", "Record", "record"),
     "_diagnostics.report": ("Report",),
+    "_frameworks.jacobians": ("jacobian",),
     "_frameworks.protocol": ("BackendInfo",),
     "_frameworks.registry": ("BackendHandle", "backend", "backends"),
     "_frameworks.transforms": ("constant", "grad", "jvp", "value_and_grad", "vjp"),
@@ -67,10 +69,9 @@ _MODULES = {
 _ELSEWHERE = {
     "ImplicitModule": "dil_backends.nn.ImplicitModule",
     "jax": "dil.backend('jax'); layers take the arrays of JAX as they are",
-    "hessian": "the Jacobian of dil.grad(fn), a row for each unit vector e: dil.vjp(dil.grad(fn), x)[1](e)",
-    "jacfwd": "dil.jvp(fn, (x,), (e,)) for each unit vector e, a column each; on torch and JAX, their own jacfwd",
-    "jacobian": "dil.vjp(fn, x)[1](e) for each unit vector e, a row each; on torch and JAX, their own jacrev",
-    "jacrev": "dil.vjp(fn, x)[1](e) for each unit vector e, a row each; on torch and JAX, their own jacrev",
+    "hessian": "dil.jacobian(dil.grad(fn))",
+    "jacfwd": "dil.jacobian(fn), which takes the mode of fewer passes",
+    "jacrev": "dil.jacobian(fn), which takes the mode of fewer passes",
     "minimize": "dil.argmin(score, dil.solvers.SciPy(), init=u0)",
     "mpc": "dil.control.mpc_rollout",
     "nn": "dil_backends.nn",
@@ -136,6 +137,7 @@ __all__ = [
     "control",
     "fixed_point",
     "grad",
+    "jacobian",
     "jvp",
     "kepler",
     "linear",

@@ -76,6 +76,26 @@ def pull_takes_what_is_asked_for(handle: BackendHandle) -> None:
         _expect_near(handle, again_y, dy, "pull with wrt differs from pull")
 
 
+def pull_takes_many_cotangents(handle: BackendHandle) -> None:
+    """Check that pull.many returns the pullback of each row, also through `implicit` and a linear solve."""
+    module = handle.module
+    x, b, *rows = _vectors(handle, 5)
+    square = module.implicit(lambda a: (a * a,), Square())
+
+    def solved(d: Array, b: Array) -> Arrays:
+        d = 2.0 + array_namespace(d).cos(square(d)[0])
+        system = LinearSystem(_diagonal, (d,), _diagonal(d), lambda A, b: b / A(b * 0.0 + 1.0))
+        return (module.linear_solve(system, b), d)
+
+    _, pull = module.vjp(solved, x, b)
+    stacked = handle.xp.stack(rows)
+    for wrt in (None, (1, 0)):
+        found = pull.many((stacked, 2.0 * stacked), wrt)
+        for i, row in enumerate(rows):
+            for many, one in zip(found, pull((row, 2.0 * row), wrt), strict=True):
+                _expect_near(handle, many[i, ...], one, "many pullbacks differ from one at a time")
+
+
 def while_loop_may_run_zero_times(handle: BackendHandle) -> None:
     """Check that a loop whose condition is false returns its state, and that a loop of three steps takes three."""
     (x,) = _vectors(handle, 1)
@@ -153,11 +173,8 @@ def linear_solve_is_differentiable(handle: BackendHandle) -> None:
     d = d * d + 1.0
 
     def solve(d: Array, b: Array) -> Arrays:
-        def operator(d: Array) -> Operator:
-            return Operator(lambda p: d * p, lambda p: d * p)
-
         # the solver is a black box: it can use the products with A only
-        system = LinearSystem(operator, (d,), operator(d), lambda A, b: b / A(b * 0.0 + 1.0))
+        system = LinearSystem(_diagonal, (d,), _diagonal(d), lambda A, b: b / A(b * 0.0 + 1.0))
         return (handle.module.linear_solve(system, b),)
 
     (x,), pull = handle.module.vjp(solve, d, b)
@@ -245,6 +262,7 @@ LAWS: tuple[Law, ...] = (
     nested_vjp_is_symmetric,
     vjp_keeps_dtype_device_and_shape,
     pull_takes_what_is_asked_for,
+    pull_takes_many_cotangents,
     while_loop_may_run_zero_times,
     run_if_runs_what_holds,
     scan_steps_through_its_rows,
@@ -264,6 +282,11 @@ def _smooth(x: Array) -> Arrays:
     """Return a vector function whose Jacobian is not symmetric."""
     xp = array_namespace(x)
     return (xp.sin(x) * xp.cumulative_sum(x) + xp.exp(0.5 * x),)
+
+
+def _diagonal(d: Array) -> Operator:
+    """Return the matrix with the diagonal d by its products."""
+    return Operator(lambda p: d * p, lambda p: d * p)
 
 
 def _vectors(handle: BackendHandle, count: int) -> list[Array]:

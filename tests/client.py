@@ -89,6 +89,7 @@ def derivatives(x: Any) -> dict[str, Any]:
     return {
         "grad": dil.grad(lambda x: minimum(x))(x),
         "value and grad": dil.value_and_grad(lambda x: (layer(x) ** 2).sum())(x),
+        "jacobian": dil.jacobian(layer)(x),
         "vjp": pull(np.ones_like(y)),
         "jvp": dil.jvp(layer, (x,), (np.ones_like(x),)),
         "constant": dil.grad(lambda x: (x * dil.constant(layer(x))).sum())(x),

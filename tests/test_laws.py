@@ -32,9 +32,27 @@ def breaking(**changes):
 def half_pull(vjp):
     def broken(fn, *primals):
         out, pull = vjp(fn, *primals)
-        return out, lambda v, wrt=None: tuple(0.5 * g for g in pull(v, wrt))
+        return out, Pull(pull, pull.many, lambda v, wrt=None: tuple(0.5 * g for g in pull(v, wrt)))
 
     return broken
+
+
+def first_row_for_all(vjp):
+    def broken(fn, *primals):
+        out, pull = vjp(fn, *primals)
+        return out, Pull(pull, lambda v, wrt=None: pull.many(tuple(x[:1, ...] + 0.0 * x for x in v), wrt))
+
+    return broken
+
+
+class Pull:
+    """A pullback with another `many`, or that is another one."""
+
+    def __init__(self, pull, many, one=None):
+        self.one, self.many, self.work = one or pull, many, pull.work
+
+    def __call__(self, v, wrt=None):
+        return self.one(v, wrt)
 
 
 def ones_for_cotangents(implicit):
@@ -52,6 +70,7 @@ def ones_for_cotangents(implicit):
     "changes",
     [
         {"vjp": half_pull},
+        {"vjp": first_row_for_all},
         {"implicit": ones_for_cotangents},
         {"constant": lambda constant: lambda x: x},
         {"run_if": lambda run_if: lambda condition, fn, state: run_if(condition == condition, fn, state)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.special
 
 import dil
 
@@ -99,3 +100,35 @@ def test_a_layer_fits_data_with_gaps():
     gradient = dil.grad(lambda y: layer(y)[0])(Y)
     np.testing.assert_allclose(gradient[THERE], expected[0], rtol=1e-10, atol=1e-14)
     assert gradient[~THERE] == 0.0
+
+
+X = np.array([[NAN, 0.5, 2.0], [1.0, -0.7, 0.4], [0.3, 1.6, -1.1]])
+MIXING = {
+    "matrix @ vector": lambda w: X @ w,
+    "matrix @ matrix": lambda w: X @ (w[:, None] * np.ones(3)),
+    "dot": lambda w: np.dot(X, w),
+    "einsum": lambda w: np.einsum("ij,j->i", X, w),
+    "inner": lambda w: np.inner(w, X),
+    "solve": lambda w: np.linalg.solve(np.where(np.isnan(X), 1.0, X), w) * X[0],
+}
+"""Functions of a square matrix with a NaN: their gradients have the shape of their values, and mix its entries."""
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_a_nan_of_a_matrix_is_never_a_gradient_of_zero(name):
+    w = np.array([0.3, -1.2, 0.8])
+
+    def score(w):
+        return np.nansum(MIXING[name](w) ** 2)
+
+    found = dil.grad(score)(w)
+    expected = np.array([score(w + e) - score(w - e) for e in 1e-6 * np.eye(3)]) / 2e-6
+    assert np.all(np.isnan(found) | np.isclose(found, expected, rtol=1e-6))
+    assert not np.all(np.isnan(found))
+
+
+def test_special_functions_of_entries_that_are_left_out():
+    def score(u):
+        return np.nansum(scipy.special.expit(u * Y) + scipy.special.xlogy(u, Y) + np.exp2(u * Y))
+
+    assert np.all((dil.grad(score)(U) == 0.0) == ~THERE)

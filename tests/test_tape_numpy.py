@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+import warnings
 from functools import partial
 
 import array_api_strict
@@ -306,6 +307,15 @@ STATISTICS = [
     own("sort#axis", lambda a: np.sort(a, 0), (2, 4), domain="apart"),
     own("partition", lambda a: np.partition(a, 2), (6,), domain="apart"),
     own("partition#axis", lambda a: np.partition(a, (1, 3), axis=0), (5, 2), domain="apart"),
+    own("average#axes", lambda a, w: np.average(a, axis=(2, 0), weights=w), (2, 3, 4), (4, 2), domain="positive"),
+    own("average#counts", lambda a: np.average(a, axis=0, weights=[1, 3], returned=True), (2, 3)),
+    own("mean#listed", lambda a: np.mean(a, axis=1, where=[True, False, True]), (2, 3)),
+    own("std#listed", lambda a: np.std(a, axis=1, where=[True, False, True]), (2, 3)),
+    own("max#listed", lambda a: np.max(a, where=[True, False, True], initial=-9.0), (2, 3), domain="apart"),
+    own("meshgrid", lambda a, b: np.meshgrid(a, b), (2,), (3,)),
+    own("meshgrid#sparse", lambda a, b: np.meshgrid(a, b, 1.0, sparse=True, copy=False), (2,), (3,)),
+    own("meshgrid#ij", lambda a, b: np.meshgrid(a, b, sparse=True, indexing="ij"), (2,), (3,)),
+    own("vander#none", lambda a: [np.vander(a, 0), a], (3,)),
     own("cov#both", lambda m, y: np.cov(m, y), (2, 4), (4,)),
     own("cov#rows", lambda m, y: np.cov(m, y), (4,), (2, 4)),
     own("cov", np.cov, (3, 5)),
@@ -429,6 +439,10 @@ SCANS = [
     ),
     own("logaddexp.accumulate#axis", lambda a: np.logaddexp.accumulate(a, axis=1), (2, 5)),
     own("logaddexp.reduce#all", lambda a: np.logaddexp.reduce(a, axis=None, keepdims=True), (2, 3)),
+    own("logaddexp.reduce#axes", lambda a: np.logaddexp.reduce(a, axis=(2, 0)), (2, 3, 2)),
+    own("hypot.reduce#axes", lambda a: np.hypot.reduce(a, axis=(0, -1), keepdims=True), (2, 3, 2)),
+    own("add.reduce#where", lambda a: np.add.reduce(a, where=MASK, initial=2.0), (2, 3)),
+    own("maximum.reduce#where", lambda a: np.maximum.reduce(a, 1, where=MASK, initial=-9.0), (2, 3), domain="apart"),
     own("logaddexp.reduce#keepdims", lambda a: np.logaddexp.reduce(a, axis=1, keepdims=True), (2, 3)),
 ]  # fmt: skip
 
@@ -494,6 +508,7 @@ METHODS_CASES = {
     "cumsum": lambda u: u.cumsum() + u.cumsum(0).ravel(),
     "diagonal": lambda u: u.diagonal() + u.diagonal(offset=1),
     "dot": lambda u: u.dot(u.T) + u.dot(np.arange(6.0).reshape(3, 2)),
+    "flat": lambda u: sum(u.flat) + u.flat[1:3],
     "flatten": lambda u: u.flatten() + u.flatten("F"),
     "max": lambda u: u.max() + u.max(axis=0) + u.max(1, keepdims=True),
     "mean": lambda u: u.mean() + u.mean(0) + u.mean(axis=1, keepdims=True),
@@ -674,6 +689,11 @@ REFUSED = {
     "`sum` was called with out=": lambda u: np.sum(u, 0, None, np.zeros(())),
     r"sum\(out=...\)": lambda u: u.sum(out=np.zeros(())),
     "`copyto`; it writes in place; make a new array by": lambda u: np.copyto(np.zeros(3), u),
+    r"`clip` was called with 4 positional arguments.*in place": lambda u: np.clip(u, 0.0, 1.0, np.zeros(3)),
+    r"`dot` was called with 3 positional arguments.*in place": lambda u: np.dot(np.eye(3), u, np.zeros(3)),
+    r"`exp` was called with where=.*np\.where\(mask": lambda u: np.exp(u, where=u > 0.0),
+    r"divide\(out=...\)`.*np\.where\(mask": lambda u: np.divide(u, u, out=np.zeros(3), where=u != 0.0),
+    r"`histogram`.*np\.bincount": lambda u: np.histogram(np.arange(3.0), 2, weights=u),
     "`put`; it writes in place": lambda u: np.put(u, [0], 1.0),
     "`fill_diagonal`; it writes in place": lambda u: np.fill_diagonal(u, 1.0),
     "`piecewise`; write `np.where`": lambda u: np.piecewise(u, [u > 0], [1.0]),
@@ -829,6 +849,30 @@ def test_keywords_of_numpy():
         assert y.dtype == np.asarray(f(single)).dtype == np.float64
         np.testing.assert_allclose(y, f(single), rtol=1e-15)
         assert pull((np.ones_like(y),))[0].dtype == np.float32
+
+
+@pytest.mark.parametrize("ddof", [1, 2, 4])
+@pytest.mark.parametrize("f", [np.nanvar, np.nanstd, partial(np.var, where=MASK), partial(np.std, where=MASK)])
+def test_a_variance_without_a_degree_of_freedom_is_that_of_numpy(f, ddof):
+    a = np.asarray([[1.0, NAN, NAN], [0.3, 0.9, 1.4]]) if f in (np.nanvar, np.nanstd) else np.asarray(UNEVEN[1:])
+    a = a if a.ndim > 1 else np.stack([a[:3], a[1:]])
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy warns of too few degrees of freedom
+        (y,), _ = vjp(lambda u: (f(u, axis=1, ddof=ddof),), a)
+        np.testing.assert_allclose(y, f(a, axis=1, ddof=ddof), rtol=1e-14)
+
+
+def test_weights_of_another_shape_are_no_weights():
+    with pytest.raises(ValueError, match=r"weights of shape \(2, 3\) do not fit"):
+        dil.grad(lambda u: np.sum(np.average(u, axis=(1, 0), weights=np.ones((2, 3)))))(np.ones((2, 3, 4)))
+
+
+def test_the_path_of_einsum_is_found_beside_boxes():
+    def f(u):
+        return np.einsum("ij,jk,k", u, u, u[0], optimize=np.einsum_path("ij,jk,k", u, u, u[0])[0]).sum()
+
+    u = np.arange(9.0).reshape(3, 3)
+    np.testing.assert_allclose(dil.grad(f)(u), dil.grad(lambda u: np.sum(u @ u @ u[0]))(u), rtol=1e-14)
 
 
 IN_PLACE = ["iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"]

@@ -10,7 +10,7 @@ from dil._base.typing import Array, Arrays
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.many import with_many
 from dil._frameworks.no_systems import NoSystems
-from dil._frameworks.protocol import Autodiff, LinearSystem, Vectorise
+from dil._frameworks.protocol import Autodiff, LinearSystem, Pull, Vectorise
 
 T = TypeVar("T")
 
@@ -59,15 +59,30 @@ class LinearRule:
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return w = A^-T v for b, and the gradient of -<w, A(params) x> at fixed x for the parameters."""
+        return self._pulled(self.system.T, args, y, cotangents, wrt, lambda pull: pull)
+
+    def pullbacks(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return the same for many v, (k, *batch, n), by one solve with many right-hand sides."""
+        return self._pulled(with_many(self.system.T), args, y, cotangents, wrt, lambda pull: pull.many)
+
+    def _pulled(
+        self,
+        system: LinearSystem,
+        args: Arrays,
+        y: Arrays,
+        cotangents: Arrays,
+        wrt: Sequence[int],
+        pulls: Callable[[Pull], Callable[[Arrays], Arrays]],
+    ) -> Arrays:
         (x,), (params, _, _) = y, self._split(args)
-        w = self._solve(self.system.T, args, cotangents[0])
+        w = self._solve(system, args, cotangents[0])
         chosen = [i - 1 for i in wrt if i > 0]
         found: dict[int, Array] = {0: w}
         if chosen:
             _, pull = self.backend.vjp(
                 lambda *values: self._product(args, chosen, values, x), *(params[i] for i in chosen)
             )
-            found.update(zip((i + 1 for i in chosen), pull((-w,)), strict=True))
+            found.update(zip((i + 1 for i in chosen), pulls(pull)((-w,)), strict=True))
         return tuple(found[i] for i in wrt)
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:

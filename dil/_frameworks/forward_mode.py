@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dil._base.arrays import array_namespace
 from dil._base.typing import Array, Arrays
-from dil._frameworks.protocol import Autodiff
+from dil._frameworks.protocol import Autodiff, Pull
 
 
 def jvp_from_vjp(
@@ -18,6 +18,10 @@ def jvp_from_vjp(
     """
     wrt = [i for i, tangent in enumerate(tangents) if tangent is not None]
     out, pull = backend.vjp(fn, *primals)
+    return out, pushforward(backend, out, pull, wrt)(tuple(tangent for tangent in tangents if tangent is not None))
+
+
+def pushforward(backend: Autodiff, out: Arrays, pull: Pull, wrt: Sequence[int]) -> Pull:
+    """Return the pushforward of a function, from its value and its pullback. It takes the tangents of `wrt`."""
     zeros = tuple(array_namespace(x).zeros_like(x) for x in out)
-    _, push = backend.vjp(lambda *w: pull(w, wrt), *zeros)
-    return out, push(tuple(tangent for tangent in tangents if tangent is not None))
+    return backend.vjp(lambda *w: pull(w, wrt), *zeros)[1]

@@ -29,6 +29,10 @@ class Pull(Protocol):
         """Return one cotangent for each primal in `wrt` (all primals if None), and compute no others."""
         ...
 
+    def many(self, cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
+        """Return the pullback of each row of the cotangents, (k, *shape), stacked. A linear solve meets all at once."""
+        ...
+
     def work(self) -> int:
         """Return how many intermediate numbers a pull to the first primal makes, at least."""
         ...
@@ -40,10 +44,16 @@ class PullWithWork:
 
     pull: Callable[[Any, Sequence[int] | None], Any]
     work: Callable[[], int]
+    map_rows: Callable[[Callable[..., Any], Any], Any]
+    """`map_rows(fn, stacked)`: return fn of each row of the stacked arrays, stacked."""
 
     def __call__(self, cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
         """Return the cotangents of the primals."""
         return self.pull(cotangents, wrt)  # type: ignore[no-any-return]
+
+    def many(self, cotangents: Arrays, wrt: Sequence[int] | None = None, /) -> Arrays:
+        """Return the cotangents of the primals for each row, stacked."""
+        return self.map_rows(lambda *row: self.pull(row, wrt), cotangents)  # type: ignore[no-any-return]
 
 
 class Rule(Protocol):
@@ -82,6 +92,15 @@ class RepeatedRule(Rule, Protocol):
 
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
         """Return the pullback of cotangents of `y[0]`, without a derivative of its own, or None if there is none."""
+        ...
+
+
+@runtime_checkable
+class StackedRule(Rule, Protocol):
+    """A rule that knows how to do many pullbacks at one point at once. A framework without `vmap` asks it."""
+
+    def pullbacks(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
+        """Return the pullback of each row of the cotangents, (k, *shape), stacked; None stands for zeros."""
         ...
 
 

@@ -111,7 +111,7 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
     (np.float64(8.0), np.float64(12.0))
     """
     if not (isinstance(args, tuple | list) and isinstance(tangents, tuple | list)):
-        message = f"jvp takes a tuple of arguments and one of tangents, jvp(f, (x,), (t,)); got {_describe(args)}"
+        message = f"jvp takes a tuple of arguments and one of tangents, jvp(f, (x,), (t,)); got {describe(args)}"
         raise OptionError(message)
     return guarded(run_in_its_framework, lambda *args: _jvp(fn, args, tangents), fn, *args, exact=False)  # type: ignore[no-any-return]
 
@@ -177,49 +177,21 @@ def value_and_grad(
     >>> dil.value_and_grad(lambda u: np.sum(u**2))(np.asarray([1.0, 2.0]))
     (np.float64(5.0), array([2., 4.]))
     """
-    chosen = (argnums,) if isinstance(argnums, int) else argnums
-    if not isinstance(chosen, tuple | list) or not chosen or not all(isinstance(i, int) for i in chosen):
-        message = f"argnums={argnums!r}; expected an int or a tuple of ints, the positions of arguments"
-        raise OptionError(message)
+    chosen = positions(argnums)
 
     def evaluate(args: tuple[Tree, ...], kwargs: dict[str, Tree]) -> tuple[Array, Tree]:
-        if any(not -len(args) <= i < len(args) for i in chosen):
-            message = f"argnums={argnums!r}, but the function was called with {len(args)} positional arguments"
-            raise OptionError(message)
-        places = [i % len(args) for i in chosen]
-        if len(set(places)) < len(places):
-            message = f"argnums={argnums!r} names an argument twice"
-            raise OptionError(message)
-
-        if kwargs or not all(owner(x) is not None for x in args):
-            given, structure = leaves_of((args, kwargs))
-            args, kwargs = structure.unflatten(with_numbers_as_arrays(given, structure))
-        for i in places:
-            leaves = leaves_of(args[i])[0]
-            if not any(owner(x) is not None and is_inexact(array_namespace(x), x.dtype) for x in leaves):
-                held = f" but {_describe(leaves[0])}" if leaves else ""
-                way = "pass a floating array, such as np.asarray(2.0), or a float such as 2.0 without arrays"
-                message = f"argument {i} holds no floating array{held}, so it has no gradient; {way}"
-                raise DTypeError(message)
-
-        def fn_of_chosen(*values: Tree) -> Tree:
-            merged = list(args)
-            for i, value in zip(places, values, strict=True):
-                merged[i] = value
-            return fn(*merged, **kwargs)
-
-        chosen_args = [args[i] for i in places]
+        fn_of_chosen, chosen_args = with_chosen(fn, chosen, args, kwargs)
         flat, leaves, pull = run_in_its_framework(partial(_flat_vjp, fn_of_chosen), fn_of_chosen, *chosen_args)
         value = with_numbers_as_constants(flat.join(leaves), flat)
         if getattr(value, "shape", None) != ():
             message = (
                 f"grad needs a function that returns one number, an array of shape (); this one returned "
-                f"{_describe(value)}; reduce it, or use dil.vjp"
+                f"{describe(value)}; reduce it, or use dil.vjp"
             )
             raise ShapeError(message)
         if not is_float(array_namespace(value), value.dtype):
             message = (
-                f"grad needs a real floating result; this function returned {_describe(value)}; a score is real, so "
+                f"grad needs a real floating result; this function returned {describe(value)}; a score is real, so "
                 f"take the real part or the modulus of a complex number, or use dil.vjp"
             )
             raise DTypeError(message)
@@ -228,6 +200,48 @@ def value_and_grad(
         return value, gradients[0] if isinstance(argnums, int) else gradients
 
     return lambda *args, **kwargs: guarded(evaluate, args, kwargs, exact=False)
+
+
+def positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the positions that `argnums` gives, as a tuple."""
+    chosen = (argnums,) if isinstance(argnums, int) else argnums
+    if not isinstance(chosen, tuple | list) or not chosen or not all(isinstance(i, int) for i in chosen):
+        message = f"argnums={argnums!r}; expected an int or a tuple of ints, the positions of arguments"
+        raise OptionError(message)
+    return tuple(chosen)
+
+
+def with_chosen(
+    fn: Callable[..., Tree], chosen: tuple[int, ...], args: tuple[Tree, ...], kwargs: dict[str, Tree]
+) -> tuple[Callable[..., Tree], list[Tree]]:
+    """Return fn as a function of the arguments at the positions `chosen` alone, and these arguments."""
+    argnums = chosen[0] if len(chosen) == 1 else chosen
+    if any(not -len(args) <= i < len(args) for i in chosen):
+        message = f"argnums={argnums!r}, but the function was called with {len(args)} positional arguments"
+        raise OptionError(message)
+    places = [i % len(args) for i in chosen]
+    if len(set(places)) < len(places):
+        message = f"argnums={argnums!r} names an argument twice"
+        raise OptionError(message)
+
+    if kwargs or not all(owner(x) is not None for x in args):
+        given, structure = leaves_of((args, kwargs))
+        args, kwargs = structure.unflatten(with_numbers_as_arrays(given, structure))
+    for i in places:
+        leaves = leaves_of(args[i])[0]
+        if not any(owner(x) is not None and is_inexact(array_namespace(x), x.dtype) for x in leaves):
+            held = f" but {describe(leaves[0])}" if leaves else ""
+            way = "pass a floating array, such as np.asarray(2.0), or a float such as 2.0 without arrays"
+            message = f"argument {i} holds no floating array{held}, so it has no gradient; {way}"
+            raise DTypeError(message)
+
+    def fn_of_chosen(*values: Tree) -> Tree:
+        merged = list(args)
+        for i, value in zip(places, values, strict=True):
+            merged[i] = value
+        return fn(*merged, **kwargs)
+
+    return fn_of_chosen, [args[i] for i in places]
 
 
 class Flat:
@@ -265,7 +279,7 @@ class Flat:
         cotangents = tuple(x for x, kind in zip(leaves, self.rest, strict=True) if kind is FLOAT_ARRAY)
         for ct, y in zip(cotangents, like, strict=True):
             if owner(ct) is not self.backend or ct.shape != y.shape or ct.dtype != y.dtype:
-                message = f"a cotangent is {_describe(ct)}; expected {_describe(y)}, like the output"
+                message = f"a cotangent is {describe(ct)}; expected {describe(y)}, like the output"
                 raise ShapeError(message)
         return cotangents
 
@@ -288,13 +302,13 @@ class Flat:
                 if owner(x) is None or not is_inexact(array_namespace(x), x.dtype):
                     if _is_direction(t):
                         message = (
-                            f"a tangent is given for {_describe(x)}, which has no derivative; pass a floating array, "
+                            f"a tangent is given for {describe(x)}, which has no derivative; pass a floating array, "
                             f"or None as its tangent"
                         )
                         raise DTypeError(message)
                     continue
                 if t is not None and (getattr(t, "shape", None) != x.shape or t.dtype != x.dtype):
-                    message = f"a tangent is {_describe(t)}; expected {_describe(x)}, like its argument"
+                    message = f"a tangent is {describe(t)}; expected {describe(x)}, like its argument"
                     raise ShapeError(message)
                 found.append(t)
         return found
@@ -310,7 +324,9 @@ class Flat:
         return args
 
 
-def with_numbers_as_constants(value: Tree, flat: Flat) -> Tree:
+def with_numbers_as_constants(
+    value: Tree, flat: Flat, needed: str = "grad needs a function that returns one number, an array of shape ()"
+) -> Tree:
     """Return the value of a function. A Python number becomes an array, whose gradient is zero.
 
     Such a number, as that of `max(0.0, u[0])`, is a constant if float() cannot have cut it from the arguments.
@@ -319,9 +335,9 @@ def with_numbers_as_constants(value: Tree, flat: Flat) -> Tree:
         return value
     if flat.backend.FLOAT_CUTS:
         message = (
-            f"grad needs a function that returns one number, an array of shape (); this one returned "
-            f"{_describe(value)}, which float() or item() may have cut from the arguments; compute it with the "
-            f"functions of array_namespace(u), such as maximum for max; a constant is asarray(value)"
+            f"{needed}; this one returned {describe(value)}, which float() or item() may have cut from the arguments; "
+            f"compute it with the functions of array_namespace(u), such as maximum for max; a constant is "
+            f"asarray(value)"
         )
         raise ShapeError(message)
     like = flat.floats[0]
@@ -363,7 +379,7 @@ def _is_direction(tangent: Any) -> bool:
     return bool(array_namespace(tangent).isdtype(tangent.dtype, ("real floating", "complex floating")))
 
 
-def _describe(x: object) -> str:
+def describe(x: object) -> str:
     own = owner(x)
     if own is None:
         return f"{x!r} of type {type(x).__name__}"

@@ -31,7 +31,8 @@ from dil._diagnostics.record import Record, add_entry, open_records, recording, 
 from dil._diagnostics.smoothness import check_smoothness
 from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, gives_step, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
-from dil._frameworks.protocol import LinearSystem, RepeatedPull, Vectorise
+from dil._frameworks.many import with_many
+from dil._frameworks.protocol import LinearSystem, Pull, RepeatedPull, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
 from dil._layers.continued import is_long, way_to_solution
@@ -81,24 +82,51 @@ class ImplicitRule:
     @with_records_of_forward_call
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
         """Return -g^T F_args for the arguments in `wrt`, where J^T g = v."""
-        problem, u, v = self.find(), y[0], cotangents[0]
+        problem, v = self.find(), cotangents[0]
         F, floats = problem.optimality(args)
-        (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        places = tuple([1 + problem.arguments.floats.index(i) for i in wrt])
-        way, few = way_to_solution(F, u, Fu, floats, self.linear_solver), FewPulled()
-        if way is not None:
-            u = u + way
-            (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        elif not self.looks_further(F, u):
-            few = pull_few(pull, v, Fu, _outputs(y)[:2], places, self.linear_solver, problem)
+        places, at = _places(problem, wrt), self._linearised(F, floats, y)
+        few = FewPulled()
+        if at.way is None and not self.looks_further(F, at.u):
+            few = pull_few(at.pull, v, at.Fu, _outputs(y)[:2], places, self.linear_solver, problem)
         if few.cotangents is not None:
             return few.cotangents
+        g = problem.backend.linear_solve(self._transposed_system(F, floats, y, places, at, few.matrix), v)
+        return at.pull((-g,), places)
+
+    @with_records_of_forward_call
+    def pullbacks(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return the pullbacks of many v, (k, *batch, n), by one solve with many right-hand sides."""
+        problem = self.find()
+        F, floats = problem.optimality(args)
+        places, at = _places(problem, wrt), self._linearised(F, floats, y)
+        system = with_many(self._transposed_system(F, floats, y, places, at))
+        return at.pull.many((-problem.backend.linear_solve(system, cotangents[0]),), places)
+
+    def _linearised(self, F: Optimality, floats: Arrays, y: Arrays) -> Linearised:
+        """Return F and its pullback at the solution, or at a better point near it."""
+        vjp, u = F.problem.backend.vjp, y[0]
+        (Fu,), pull = vjp(F, u, *floats)
+        way = way_to_solution(F, u, Fu, floats, self.linear_solver)
+        if way is not None:
+            u = u + way
+            (Fu,), pull = vjp(F, u, *floats)
+        return Linearised(u, Fu, pull, way)
+
+    def _transposed_system(
+        self,
+        F: Optimality,
+        floats: Arrays,
+        y: Arrays,
+        places: tuple[int, ...],
+        at: Linearised,
+        matrix: Array | None = None,
+    ) -> LinearSystem:
+        """Return the system of J^T. Its `matrix` may be at hand."""
+        problem, u = F.problem, at.u
         part = of_part(problem, u, F.arrays(floats))
-        A = transposed_operator(problem, pull, u, floats)
-        A = replace(A, _pull=pull, _rows=lambda rows: part(rows).T, matrix=few.matrix)
-        system = self.system(F, Fu, A, (u, *floats), (u, *y[1:]), places, way)
-        g = problem.backend.linear_solve(system, v)
-        return pull((-g,), places)
+        A = transposed_operator(problem, at.pull, u, floats)
+        A = replace(A, _pull=at.pull, _rows=lambda rows: part(rows).T, matrix=matrix)
+        return self.system(F, at.Fu, A, (u, *floats), (u, *y[1:]), places, at.way)
 
     @with_records_of_forward_call
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
@@ -252,6 +280,16 @@ class ImplicitRule:
         return SMOOTH.are_new(F.problem, u, self.solver)
 
 
+class Linearised(NamedTuple):
+    """F and its pullback at a point."""
+
+    u: Array
+    Fu: Array
+    pull: Pull
+    way: Array | None
+    """The way from the solver's answer to u, if they differ."""
+
+
 class At(NamedTuple):
     """The point of a derivative: F, the outputs of the call, and its float arguments."""
 
@@ -318,6 +356,11 @@ class DerivativeMaps:
         way, rest = (rest[0], rest[1:]) if self.has_way else (None, rest)
         count = self.params - 1
         return self.F.with_fixed(rest[count:]), A, b, At(Fu, u, start, pairs, tuple(rest[:count]), self.wrt, way)
+
+
+def _places(problem: Problem, wrt: Sequence[int]) -> tuple[int, ...]:
+    """Return the places of the arguments `wrt` among the unknown and the float arguments."""
+    return tuple([1 + problem.arguments.floats.index(i) for i in wrt])
 
 
 def _outputs(y: Sequence[Array]) -> tuple[Array, Array | None, Pairs | None]:

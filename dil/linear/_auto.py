@@ -49,7 +49,7 @@ class Auto:
     5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`, and problems in which
        BiCGSTAB breaks down go to `GMRES`.
 
-    CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 28 steps. Otherwise 2 products
+    CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 40 steps. Otherwise 2 products
     with vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the
     pace promises 64 steps, or if 6 further products show that the diagonal is flat, CG goes on and keeps up to 64
     residuals, to which it makes new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues are far

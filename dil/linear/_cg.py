@@ -178,6 +178,13 @@ class State(NamedTuple):
     """The steps and the checks."""
 
 
+class Trial(NamedTuple):
+    """A problem ends after `steps` if its relative residual is above rtol ** share."""
+
+    steps: int
+    share: float
+
+
 @dataclass(frozen=True)
 class System:
     """The systems of a batch, and when to stop."""
@@ -196,7 +203,7 @@ class System:
     rtol: float
     max_iter: int
     scalars: Scalars
-    trial: int | None
+    trial: Trial | None
 
     def part(self, rows: Rows) -> System | None:
         """Return some systems of the batch, or None if they cannot be solved alone."""
@@ -218,11 +225,12 @@ def cg(
     trial: int | None = None,
 ) -> Solution:
     """Solve H x = b; b: (*batch, n). See `CG`, and `CG.tried` for the trial."""
-    return told(*iterated(matvec, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=trial))
+    known = None if trial is None else Trial(trial, TRIAL_SHARE)
+    return told(*iterated(matvec, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=known))
 
 
 def iterated(
-    matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loops: Loops, trial: int | None = None
+    matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loops: Loops, trial: Trial | None = None
 ) -> tuple[System, State]:
     """Iterate from x = 0 until each problem has ended; b: (*batch, n). Return the systems and the last state.
 
@@ -286,7 +294,7 @@ def step(system: System, s: State) -> State:
     may_continue = positive & (steps < max_iter)
     proceed = may_continue & (rr > system.target_rr)
     if system.trial is not None:
-        proceed = proceed & ((steps != system.trial) | (rr <= bb * system.rtol ** (2 * TRIAL_SHARE)))
+        proceed = proceed & ((steps != system.trial.steps) | (rr <= bb * system.rtol ** (2 * system.trial.share)))
     # rounding separates the true residual from the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
     drift = 8 * machine_eps * curvature_sum * path_length
     checking = moving & logical_not(proceed | (positive & (drift * drift < system.accepted_rr)))

@@ -26,7 +26,7 @@ from dil._frameworks.iteration import repeat
 from dil._frameworks.leaving import Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops, runs_later
 from dil._frameworks.protocol import Backend
-from dil.linear._cg import State, System, iterated, told
+from dil.linear._cg import State, System, Trial, iterated, told
 from dil.linear._choice import Course, First
 from dil.linear._choice_in_words import Way
 from dil.linear._curvature_status import curvature_status
@@ -35,7 +35,9 @@ from dil.linear._scaled_cg import Method, Turn, take_turn
 from dil.linear._window import Window
 
 FIRST = 8
-"""The steps of plain CG. Problems that are to converge in about 28 steps at their pace go on with it."""
+"""The steps of plain CG before its pace is looked at."""
+SOON = 40
+"""Problems that are to converge within this number of steps, at the pace of the first ones, go on with plain CG."""
 LIKELY = 64
 """Problems that are to converge within this number of steps at the pace of the first ones are not scaled."""
 PROBES = 8
@@ -82,9 +84,9 @@ def racing_cg(
 ) -> Solution:
     """Solve A x = b with a symmetric positive definite A by the cheapest of three ways; b: (*batch, n).
 
-    1. Plain CG takes 8 steps. It goes on if they promise that it converges in about 28.
+    1. Plain CG takes 8 steps. It goes on if they promise that it converges in 40.
     2. Otherwise 2 products with vectors of random signs tell whether A is nearly diagonal. If so, CG goes on with the
-       diagonal as a preconditioner. If not, and if the 8 steps promise that CG converges in about 64, it goes on with
+       diagonal as a preconditioner. If not, and if the 8 steps promise that CG converges in 64, it goes on with
        orthogonal residuals (see `Window`), which take no more steps than plain CG, but for rounding.
     3. Otherwise 6 products more improve the estimate of the diagonal. If its entries differ little, CG goes on with
        orthogonal residuals. If not, this method and CG with the diagonal race. They take turns of 16, 16, 32 and 64
@@ -96,7 +98,7 @@ def racing_cg(
 
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps.
     """
-    system, plain = iterated(A, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=min(FIRST, max_iter))
+    system, plain = iterated(A, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=Trial(FIRST, FIRST / SOON))
     first, slow = told(system, plain), _is_slow(system, plain)
     assert first.extra is not None
 

@@ -107,6 +107,10 @@ class StageRule:
         """Return the theorem's pullback of z."""
         return self.theorem.pullback(args, y[:1], cotangents[:1], wrt)
 
+    def pullbacks(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return the theorem's pullbacks of z, for many cotangents."""
+        return self.theorem.pullbacks(args, y[:1], cotangents[:1], wrt)
+
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return the theorem's pushforward of z."""
         (dz,) = self.theorem.pushforward(args, y[:1], tangents)

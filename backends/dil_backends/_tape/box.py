@@ -9,6 +9,8 @@ from functools import cache
 from operator import attrgetter
 from typing import Any
 
+import numpy as np
+
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
 from dil_backends._tape.entries import is_of_objects, join
@@ -36,6 +38,8 @@ def binary_operator(name: str) -> tuple[Any, Any]:
             other = operand(self, other)
         try:
             return getattr(self._trace.tape, name)(self, other)
+        except GivesWay:
+            return of_other(name, self, other)
         except FAILURES as e:
             explain_sparse(e, (other,))
             raise
@@ -45,11 +49,24 @@ def binary_operator(name: str) -> tuple[Any, Any]:
             other = operand(self, other)
         try:
             return getattr(self._trace.tape, name)(other, self)
+        except GivesWay:
+            return of_other(name, other, self)
         except FAILURES as e:
             explain_sparse(e, (other,))
             raise
 
     return straight, reflected
+
+
+class GivesWay(UnsupportedFunctionError):
+    """An operand has `__array_ufunc__`, by which it takes the operation itself."""
+
+
+def of_other(name: str, left: Any, right: Any) -> Any:
+    """Return what an operand makes of an operator that takes it itself, by NumPy's rule (NEP 13)."""
+    if any(getattr(x, "__array_ufunc__", ...) is None for x in (left, right)):
+        return NotImplemented  # it has the operator alone
+    return getattr(np, {"pow": "power"}.get(name, name))(left, right)
 
 
 def refuse_conversion(what: str, instead: str = "") -> Any:
@@ -140,13 +157,19 @@ class Box:
         tape = self._trace.tape
         if type(other) in OPERANDS:
             other = operand(self, other)
-        return tape.times_sparse(self, S=other) if is_sparse(other) else tape.matmul(self, other)
+        try:
+            return tape.times_sparse(self, S=other) if is_sparse(other) else tape.matmul(self, other)
+        except GivesWay:
+            return of_other("matmul", self, other)
 
     def __rmatmul__(self, other: Any) -> Any:
         tape = self._trace.tape
         if type(other) in OPERANDS:
             other = operand(self, other)
-        return tape.sparse_times(self, S=other) if is_sparse(other) else tape.matmul(other, self)
+        try:
+            return tape.sparse_times(self, S=other) if is_sparse(other) else tape.matmul(other, self)
+        except GivesWay:
+            return of_other("matmul", other, self)
 
     def __divmod__(self, other: Any) -> tuple[Any, Any]:
         return self // other, self % other
@@ -218,9 +241,14 @@ class Box:
                 args = tuple([operand(self, a) if type(a) in OPERANDS else a for a in args])
                 break
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
-        return self._trace.tape.dispatch(name, args, options)
+        try:
+            return self._trace.tape.dispatch(name, args, options)
+        except GivesWay:
+            return NotImplemented
 
-    def __array_function__(self, function: Any, types: object, args: Any, options: Any) -> Any:
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> Any:
+        if len(types) > 1 and any(map(takes_operations, types)):
+            return NotImplemented
         return self._trace.tape.dispatch(full_name(function), args, options)
 
 
@@ -288,11 +316,28 @@ WITH_OPERATORS = {
 }
 
 
+OVERRIDES = ("__array_ufunc__", "__array_function__", *(f"__{r}{name}__" for name in (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul") for r in ("", "r")))  # fmt: skip
+"""What a subclass of NumPy's arrays may define so that its operations are not theirs."""
+
+
+def takes_operations(kind: type) -> bool:
+    """Whether a type that is no array takes NumPy's operations itself, as arrays with units do."""
+    is_array = kind is Box or hasattr(kind, "__dlpack__")  # CuPy's arrays have `__array_ufunc__`, too
+    return not is_array and hasattr(kind, "__array_ufunc__")
+
+
 def check_type(found: type) -> None:
     """Remember the type of an operand. Raise for arrays of NumPy whose operators mean something else than its arrays'.
 
     NumPy asks the box first for `u * x`, and would not apply the mask, or take the matrix product.
     """
+    if takes_operations(found):
+        msg = (
+            f"an array that is being differentiated met a {found.__name__}, which takes NumPy's operations itself, in "
+            "a function that does not ask it; write the function of the array in it"
+        )
+        raise GivesWay(msg)
     for base in found.__mro__:
         if base.__name__ in WITH_OPERATORS and base.__module__.partition(".")[0] == "numpy":
             msg = (
@@ -302,6 +347,12 @@ def check_type(found: type) -> None:
             raise UnsupportedFunctionError(msg)
     if is_sparse_type(found):
         raise UnsupportedFunctionError(SPARSE)
+    if issubclass(found, np.ndarray) and any(getattr(found, m) is not getattr(np.ndarray, m) for m in OVERRIDES):
+        msg = (
+            f"an array that is being differentiated met a {found.__name__}, a kind of NumPy array with operations of "
+            "its own, which the derivative does not know; write np.asarray(x) of it"
+        )
+        raise UnsupportedFunctionError(msg)
     ORDINARY.add(found)
 
 

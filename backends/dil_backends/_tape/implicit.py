@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays
@@ -29,12 +29,22 @@ class PullbackRule(Protocol):
         ...
 
 
+@runtime_checkable
+class StackedPullbackRule(PullbackRule, Protocol):
+    """A rule that knows how to do many pullbacks at one point at once."""
+
+    def pullbacks(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
+        """Return the pullback of each row of the cotangents, (k, *shape), stacked; None stands for zeros."""
+        ...
+
+
 class Implicit:
     """A function whose derivative the caller gave. A node refers to it as to a `Primitive`."""
 
     __slots__ = ("rule", "solve")
     cut: frozenset[int] = frozenset()
     hides = False
+    elementwise = False
 
     def __init__(self, solve: Callable[..., Arrays], rule: PullbackRule) -> None:
         self.solve = solve
@@ -57,3 +67,19 @@ class Implicit:
                 msg = f"a pullback returned shape {g.shape} for an argument of shape {args[i].shape}"
                 raise ShapeError(msg)
         return [None if g is None else fit(namespace(g), g, args[i]) for i, g in zip(wanted, found, strict=True)]
+
+    def pull_rows(self, node: Node, rows: list[Arrays], wanted: Sequence[int]) -> list[list[Any]]:
+        """Return the cotangents of the wanted arguments for each of many cotangents."""
+        if not isinstance(self.rule, StackedPullbackRule) or len(rows) < 2:
+            return [self.pull(node, c, wanted) for c in rows]
+        stacked = tuple([namespace(parts[0]).stack(list(parts)) for parts in zip(*rows, strict=True)])
+        args, y, c = lifted(node.args, node.y, stacked)
+        found = self.rule.pullbacks(args, y, c, tuple(wanted))
+        for i, g in zip(wanted, found, strict=True):
+            if g is not None and g.shape != (len(rows), *args[i].shape):
+                msg = f"{len(rows)} pullbacks returned shape {g.shape} for an argument of shape {args[i].shape}"
+                raise ShapeError(msg)
+        return [
+            [None if g is None else fit(namespace(g), g[r, ...], args[i]) for i, g in zip(wanted, found, strict=True)]
+            for r in range(len(rows))
+        ]

@@ -2,7 +2,8 @@
 
 The cotangent of an entry that is left out is zero. The functions before get it: for `np.nansum((u - y) ** 2)` the
 square multiplies it by 2 (u - y), which is NaN where y is, and 0 NaN is NaN. So a NaN counts as zero there, where the
-cotangent is exactly zero, in all operations that such a function depends on. An entry that is used keeps its NaN.
+cotangent is exactly zero, in all elementwise operations that such a function depends on. An entry that is used keeps
+its NaN. Other operations mix entries, also where the shapes agree: of a square X with a NaN, a product X @ u keeps it.
 """
 
 from __future__ import annotations
@@ -43,13 +44,10 @@ def with_entries_left_out(nodes: Sequence[Node]) -> list[Any]:
         affected = node in before
         if affected or node.primitive.hides:
             before.update(parent for _, parent, _ in node.parents)
-        elementwise = affected and hasattr(node.primitive, "formulas") and not isinstance(node.y, tuple)
-        found.append(BeforeLeftOut(node) if elementwise else node)
+        found.append(BeforeLeftOut(node) if affected and node.primitive.elementwise else node)
     return found
 
 
 def zero_where_left_out(xp: Namespace, c: Any, g: Any) -> Any:
-    """Return g with zeros for the NaN of entries whose cotangent c is zero. In other shapes g mixes entries."""
-    if g.shape != c.shape:
-        return g
+    """Return g with zeros for the NaN of entries whose cotangent c is zero."""
     return xp.masked(g, ~((c == 0) & xp.isnan(g)), 0.0)

@@ -51,6 +51,7 @@ METHODS: dict[str, Callable[..., Any]] = {
 ATTRIBUTES: dict[str, Callable[[Any, Any], Any]] = {
     "real": lambda tape, x: tape.dispatch("real", (x,), {}),
     "imag": lambda tape, x: tape.dispatch("imag", (x,), {}),
+    "flat": lambda tape, x: tape.dispatch("ravel", (x,), {}),
     "itemsize": lambda tape, x: x.dtype.itemsize,
     "nbytes": lambda tape, x: x.size * x.dtype.itemsize,
 }
@@ -58,7 +59,6 @@ ATTRIBUTES: dict[str, Callable[[Any, Any], Any]] = {
 INSTEAD: dict[str, str] = {
     **dict.fromkeys(("item", "tolist", "tobytes", "dumps", "dump", "tofile"), "keep the array, or one entry as `u[i]`"),
     **dict.fromkeys(("data", "ctypes", "view", "getfield"), "keep the array; `astype` changes its dtype"),
-    "flat": "write `u.ravel()`",
     "fill": "write `np.full_like(u, value)`",
     "sort": "write `np.sort(u)`, which makes a new array",
     "partition": "write `np.partition(u, kth)`, which makes a new array",

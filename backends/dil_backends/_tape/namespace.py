@@ -20,7 +20,7 @@ from dil_backends._tape.libraries import BESIDE, extension, own_function
 from dil_backends._tape.numpy_functions import DIRECT
 from dil_backends._tape.primitive import Primitive
 from dil_backends._tape.rules import ALIASES, COMPOSED, CONSTANT, INSTEAD, NUMPY, OWN, RULES
-from dil_backends._tape.rules.rule import OTHERWISE, refuse
+from dil_backends._tape.rules.rule import MASKED, OTHERWISE, refuse
 from dil_backends._tape.sparse import FAILURES, explain_sparse
 from dil_backends._tape.spelling import with_arguments_of_numpy
 from dil_backends._tape.trace import MADE, Node, Trace
@@ -111,9 +111,8 @@ class Tape:
             args, options = joined(args), joined(options)
         if "out" in options and options.pop("out") is not None:
             refuse_compat(sys._getframe(1))
-            refuse(
-                f"{name}(out=...)", f"write `F = F + u` for `F += u`, a new name in the place of out=, or {OTHERWISE}"
-            )
+            way = MASKED if "where" in options else "write `F = F + u` for `F += u`, a new name in the place of out="
+            refuse(f"{name}(out=...)", f"{way}, or {OTHERWISE}")
         try:
             return function(*args, **options) if options else function(*args)
         except FAILURES as e:

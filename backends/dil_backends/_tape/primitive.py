@@ -10,7 +10,7 @@ from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
 from dil_backends._tape.entries import begin, is_of_objects, trace_of
 from dil_backends._tape.left_out import zero_where_left_out
-from dil_backends._tape.rules.rule import Rule, fit, refuse
+from dil_backends._tape.rules.rule import MASKED, Rule, fit, refuse
 from dil_backends._tape.trace import MADE, Node
 
 NO_OPTIONS: dict[str, Any] = {}
@@ -26,8 +26,8 @@ class Primitive:
     """
 
     __slots__ = (
-        *("complex_dtypes", "cut", "each", "formulas", "hides", "holomorphic", "known", "name", "plain", "positional"),
-        *("prepare", "rule", "tape", "value"),
+        *("complex_dtypes", "cut", "each", "elementwise", "formulas", "hides", "holomorphic", "known", "name", "plain"),
+        *("positional", "prepare", "rule", "tape", "value"),
     )
 
     def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
@@ -39,6 +39,7 @@ class Primitive:
         self.each = rule.each
         self.holomorphic = rule.holomorphic
         self.hides = rule.hides
+        self.elementwise = rule.elementwise
         self.positional = rule.positional
         self.tape = tape
         self.plain: Namespace = tape.plain
@@ -106,6 +107,6 @@ class Primitive:
         extra = ", ".join(f"{key}=" for key in sorted(options.keys() - self.rule.options))
         msg = (
             f"the tape's `{self.name}` was called with {extra or f'{len(args)} positional arguments'}; "
-            "it takes the arguments of the array API standard only"
+            f"{MASKED if 'where' in options else 'it takes the arguments of the array API standard only'}"
         )
         return UnsupportedFunctionError(msg)

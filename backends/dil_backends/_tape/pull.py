@@ -10,6 +10,7 @@ from dil._base.typing import Array, Arrays
 from dil_backends._tape.array_protocol import explain_item
 from dil_backends._tape.box import Box
 from dil_backends._tape.entries import explain_objects, joined
+from dil_backends._tape.implicit import Implicit
 from dil_backends._tape.left_out import with_entries_left_out
 from dil_backends._tape.namespace import Tape, namespace
 from dil_backends._tape.rules.rule import fit
@@ -112,6 +113,33 @@ class Pull:
             cotangents,
         )
 
+    def many(self, cotangents: Arrays, wrt: Sequence[int] | None = None) -> Arrays:
+        """Return the cotangents for each row of `cotangents`, (k, *shape), stacked, by one sweep.
+
+        An operation takes the rows one by one. A function with a custom derivative may take them at once.
+        """
+        wanted = tuple(range(len(self._primals)) if wrt is None else wrt)
+        program = self._program(wanted)
+        rows: list[list[Any]] = [[None] * program.slots for _ in range(cotangents[0].shape[0])]
+        for r, slots in enumerate(rows):
+            self._seed_slots(slots, program.seeds, tuple([c[r, ...] for c in cotangents]))
+        for node, several, slot, positions, targets in zip(*program[:5], strict=True):
+            cs = [self._parts(slots, node, slot) if several else slots[slot] for slots in rows]
+            live = [r for r, c in enumerate(cs) if c is not None]
+            for r, found in zip(live, _pulled_rows(node, [cs[r] for r in live], positions), strict=True):
+                slots = rows[r]
+                slots[slot] = None
+                for target, g in zip(targets, found, strict=True):
+                    if g is not None:
+                        slots[target] = g if slots[target] is None else plus(slots[target], g)
+        zeros = {slot: self._tape.zeros_like(self._primals[i]) for i, slot in zip(wanted, program.results, strict=True)}
+        return tuple(
+            [
+                self._tape.stack([zeros[slot] if slots[slot] is None else slots[slot] for slots in rows])
+                for slot in program.results
+            ]
+        )
+
     def _distinct(self, gradients: list[Any], cotangents: Arrays) -> Arrays:
         """Return arrays that the user may write into: none is another one, a cotangent or a view."""
         kept = set(map(id, cotangents))
@@ -203,6 +231,13 @@ class Pull:
                     reached[number] = parent
                     todo.append(parent)
         return [reached[number] for number in sorted(reached)]
+
+
+def _pulled_rows(node: Node, rows: list[Any], wanted: Sequence[int]) -> list[list[Any]]:
+    """Return the cotangents of the wanted arguments for each of many cotangents of a node."""
+    if isinstance(node.primitive, Implicit):
+        return node.primitive.pull_rows(node, rows, wanted)
+    return [node.primitive.pull(node, c, wanted) for c in rows]
 
 
 def plus(total: Any, g: Any) -> Any:

@@ -42,6 +42,14 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /)
         return jax.lax.map(fn, rows)
 
 
+def map_many(fn: Callable[..., Any], stacked: Arrays, /) -> Any:
+    """Apply fn to the rows of several arrays at once by vmap, or to one row after the other as above."""
+    try:
+        return jax.vmap(fn)(*stacked)
+    except NotImplementedError:
+        return jax.lax.map(lambda row: fn(*row), stacked)
+
+
 def set_row(memory: Any, i: Any, row: Any, /) -> Any:
     """Return the memory with another row. XLA writes it in place inside a loop."""
     return memory.at[..., i, :].set(row)

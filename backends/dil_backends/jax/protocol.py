@@ -21,6 +21,7 @@ from dil_backends.jax.guard import compiled, guard, may_run_programs
 from dil_backends.jax.implicit import implicit
 from dil_backends.jax.linear_solve import linear_solve
 from dil_backends.jax.loops import LOOPS as loops
+from dil_backends.jax.loops import map_many
 from dil_backends.jax.reports import REPORTS as reports
 from dil_backends.jax.varying import axes_of, cast, checked
 
@@ -108,7 +109,7 @@ def vjp(fn: Callable[..., Arrays], /, *primals: jax.Array) -> tuple[Arrays, Pull
         return tuple(every) if wrt is None else tuple(every[i] for i in wrt)
 
     # XLA fuses what a pull computes, so only its results have to be made
-    return out, PullWithWork(pull, lambda: primals[0].size)
+    return out, PullWithWork(pull, lambda: primals[0].size, map_many)
 
 
 def assert_constant(x: jax.Array, message: str, /) -> None:

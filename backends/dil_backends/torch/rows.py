@@ -40,6 +40,20 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /)
         _FUNCTORCH._set_vmap_fallback_warning_enabled(True)
 
 
+def map_many(fn: Callable[..., Any], stacked: tuple[Any, ...], /) -> tuple[Any, ...]:
+    """Apply fn, which returns a tuple, to the rows of several tensors at once, or to one after the other as above."""
+    _FUNCTORCH._set_vmap_fallback_warning_enabled(False)
+    try:
+        if stacked[0].shape[0] > FEW_ROWS or transforming():
+            return tuple(torch.vmap(fn)(*stacked))
+    except (RuntimeError, UnsupportedFunctionError):
+        pass  # what fn itself raises, the loop raises again
+    finally:
+        _FUNCTORCH._set_vmap_fallback_warning_enabled(True)
+    found = [fn(*row) for row in zip(*(x.unbind() for x in stacked), strict=True)]
+    return tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+
+
 def _vmap(fn: Callable[[Any], Any], rows: Tensor) -> Any:
     """Return `torch.vmap(fn)(rows)` of a function of one tensor, without its handling of trees, which takes 40 us."""
     _load_rules()

@@ -14,6 +14,7 @@ from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
 from dil._frameworks.protocol import Pull, PullWithWork
 from dil_backends.torch.dtensors import added_up, placed_like, users_own
 from dil_backends.torch.isolation import without_hooks
+from dil_backends.torch.rows import map_many
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming, transforms
 from dil_backends.torch.user_function import CLEAR, refuse_no_rows, refuse_transformed
 
@@ -58,9 +59,9 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         wanted = inputs if wrt is None else [inputs[i] for i in wrt]
         if not roots or not wanted:
             return tuple(torch.zeros_like(x) for x in wanted)
-        record = torch.is_grad_enabled() and (again or any(ct.requires_grad for ct in cotangents))
+        record = torch.is_grad_enabled() and (again or any(is_tracked(ct) for ct in cotangents))
         given = [placed_like(cotangents[i], out[i]) for i in live]
-        if record and kept:
+        if record:
             refuse_once(roots, wanted)
         try:
             found = _grad(roots, wanted, given, retain_graph=True, create_graph=record, allow_unused=True)
@@ -71,7 +72,8 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
             [torch.zeros_like(x) if g is None else placed_like(g, x) for g, x in zip(found, wanted, strict=True)]
         )
 
-    return (out if again else tuple(y.detach() for y in out)), PullWithWork(pull, lambda: _work(roots, inputs))
+    values = out if again else tuple(y.detach() for y in out)
+    return values, PullWithWork(pull, lambda: _work(roots, inputs), map_many)
 
 
 def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
@@ -109,7 +111,7 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
             raise
         return every if wrt is None else tuple(every[i] for i in wrt)
 
-    return out, PullWithWork(pull, lambda: primals[0].numel())  # the graph is that of the transform
+    return out, PullWithWork(pull, lambda: primals[0].numel(), map_many)  # the graph is that of the transform
 
 
 def autograd_on() -> AbstractContextManager[object]:

@@ -74,9 +74,13 @@ HOLOMORPHIC = frozenset(
 RULES: dict[str, Rule] = {
     **{
         name: Rule((formula,), holomorphic=name in HOLOMORPHIC)
-        for name, formula in (UNARY | REDUCTIONS | SHAPES | PARTS | TRANSFORMS).items()
+        for name, formula in (REDUCTIONS | SHAPES | TRANSFORMS).items()
     },
-    **{name: Rule(formulas, holomorphic=name in HOLOMORPHIC) for name, formulas in SEVERAL.items()},
+    **{
+        name: Rule((formula,), holomorphic=name in HOLOMORPHIC, elementwise=True)
+        for name, formula in (UNARY | PARTS).items()
+    },
+    **{name: Rule(formulas, holomorphic=name in HOLOMORPHIC, elementwise=True) for name, formulas in SEVERAL.items()},
     **LINALG,
     **numpy_own.NUMPY_RULES,
     **SPECIAL,

@@ -43,6 +43,8 @@ class Rule:
     """Whether the formulas are c -> f'(z) c, without the conjugates that complex arrays need. None: for real arrays."""
     hides: bool = False
     """Whether entries may be left out of its value, so that a NaN there has no derivative: see `left_out.py`."""
+    elementwise: bool = False
+    """Whether an entry of its value is computed from one entry of each argument."""
     options: frozenset[str] = field(init=False)
     """Keywords that the formulas accept. The tape refuses others (`out=`, `where=`) by name."""
     positional: float = field(init=False)
@@ -59,6 +61,10 @@ class Rule:
 OTHERWISE = (
     "write the score without it, or give the layer its products with derivatives=, or use the torch or JAX backend"
 )
+
+
+MASKED = "write `np.where(mask, f(np.where(mask, x, 1.0)), 0.0)` for `f(x, out=np.zeros_like(x), where=mask)`"
+"""What to write for the mask of a ufunc. The inner `where` keeps a NaN out of the derivative."""
 
 
 def refuse(name: str, instead: str = OTHERWISE) -> NoReturn:

@@ -399,9 +399,17 @@ def of_complex(name: str) -> bool | None:
     return True if name in HOLOMORPHIC else None
 
 
+ALONG_AXES = frozenset({"softmax", "log_softmax", "log_weighted_sum"})
+"""The functions that are not elementwise."""
+
+
+def rule_of(name: str, formulas: tuple[Formula | None, ...]) -> Rule:
+    return Rule(formulas, holomorphic=of_complex(name), elementwise=name not in ALONG_AXES)
+
+
 SPECIAL: dict[str, Rule] = {
-    **{f"special.{name}": Rule((formula,), holomorphic=of_complex(name)) for name, formula in UNARY.items()},
-    **{f"special.{name}": Rule(formulas, holomorphic=of_complex(name)) for name, formulas in SEVERAL.items()},
+    **{f"special.{name}": rule_of(name, (formula,)) for name, formula in UNARY.items()},
+    **{f"special.{name}": rule_of(name, formulas) for name, formulas in SEVERAL.items()},
     "special.log_sum": Rule((log_sum,), holomorphic=of_complex("log_sum")),
 }
 SPECIAL_OWN: dict[str, Callable[..., Value]] = {

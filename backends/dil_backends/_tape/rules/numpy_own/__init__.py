@@ -35,13 +35,13 @@ from dil_backends._tape.rules.numpy_own import (
 from dil_backends._tape.rules.numpy_own.arrays import as_array
 from dil_backends._tape.rules.numpy_own.constants import CONSTANT, INSTEAD
 from dil_backends._tape.rules.numpy_own.statistics import cast
-from dil_backends._tape.rules.rule import Rule, Value
+from dil_backends._tape.rules.rule import Axis, Rule, Value
 
 __all__ = ["CONSTANT", "INSTEAD", "NUMPY", "NUMPY_ALIASES", "NUMPY_OWN", "NUMPY_RULES"]
 
 NUMPY_RULES: dict[str, Rule] = {
-    **{name: Rule((formula,), holomorphic=True) for name, formula in elementwise.UNARY.items()},
-    **{name: Rule(formulas, holomorphic=True) for name, formulas in elementwise.BINARY.items()},
+    **{name: Rule((formula,), holomorphic=True, elementwise=True) for name, formula in elementwise.UNARY.items()},
+    **{name: Rule(formulas, holomorphic=True, elementwise=True) for name, formulas in elementwise.BINARY.items()},
     "convolution": Rule(products.CONVOLUTION),
     "contract": Rule((), each=einsum.contracted),
     **missing.MASKED_RULES,
@@ -69,9 +69,9 @@ def outer_of(name: str, xp: Namespace, a: Value, b: Value) -> Value:
 def reduced(function: Callable[..., Value]) -> Callable[..., Value]:
     """Return a reduction with the arguments of `ufunc.reduce`: the first axis by default."""
 
-    def reduce(xp: Namespace, array: Value, axis: int | None = 0, dtype: Any = None, out: None = None,
-               keepdims: bool = False) -> Value:  # fmt: skip
-        return function(xp, cast(xp, array, dtype), axis=axis, keepdims=keepdims)
+    def reduce(xp: Namespace, array: Value, axis: Axis = 0, dtype: Any = None, out: None = None,
+               keepdims: bool = False, initial: Value = None, where: Value = None) -> Value:  # fmt: skip
+        return function(xp, cast(xp, array, dtype), axis=axis, keepdims=keepdims, initial=initial, where=where)
 
     return reduce
 
@@ -98,7 +98,7 @@ NUMPY: dict[str, Callable[..., Value]] = {
             *(joining.hsplit, joining.vsplit, joining.dsplit),
             *(shapes.reshape, shapes.ravel, shapes.copy, shapes.astype, shapes.rollaxis, shapes.tile),
             *(shapes.atleast_1d, shapes.atleast_2d, shapes.atleast_3d, shapes.flipud, shapes.fliplr, shapes.rot90),
-            *(shapes.roll, shapes.repeat, shapes.swapaxes, padding.pad),
+            *(shapes.roll, shapes.repeat, shapes.swapaxes, shapes.meshgrid, padding.pad),
             *(elementwise.fmax, elementwise.fmin, elementwise.nan_to_num, elementwise.select, elementwise.where),
             *(elementwise.clip, elementwise.polyval, elementwise.float_power),
             elementwise.real_if_close,

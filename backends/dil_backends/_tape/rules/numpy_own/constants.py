@@ -6,7 +6,7 @@ CONSTANT = (
     *("digitize", "argpartition", "argwhere", "flatnonzero", "lexsort", "nanargmax", "nanargmin", "array_equiv"),
     *("isposinf", "isneginf", "fix", "around", "heaviside", "common_type", "min_scalar_type", "may_share_memory"),
     *("shares_memory", "array_str", "array_repr", "array2string", "spacing", "isscalar", "iterable", "in1d"),
-    *("diag_indices_from", "tril_indices_from", "triu_indices_from"),
+    *("diag_indices_from", "tril_indices_from", "triu_indices_from", "einsum_path"),
 )
 
 WRITING = "it writes in place; make a new array by `np.where`, `np.concatenate` or `np.stack`"
@@ -21,7 +21,8 @@ INSTEAD: dict[str, str] = {
     **dict.fromkeys(("copyto", "put", "place", "putmask", "put_along_axis", "fill_diagonal"), WRITING),
     **dict.fromkeys(
         ("histogram", "histogram2d", "histogramdd", "histogram_bin_edges"),
-        "its counts are piecewise constant, so take it of dil's `constant` of the array",
+        "its counts are piecewise constant, so take it of dil's `constant` of the array; sums of weights between edges "
+        "are np.bincount(np.digitize(x, edges), weights=w)",
     ),
     "reduceat": "write the reductions of the slices, or a sparse matrix of zeros and ones, S @ u",
     "at": WRITING,

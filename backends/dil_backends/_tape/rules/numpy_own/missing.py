@@ -26,7 +26,7 @@ MASKED_OWN: dict[str, Callable[..., Any]] = {"masked": lambda xp, x, mask, fill:
 
 def kept(xp: Namespace, x: Value, mask: Value, fill: Value) -> Value:
     """Return the entries of x where the mask holds, and `fill` elsewhere. No NaN comes back from there."""
-    return xp.masked(x, xp.constant(mask), fill)
+    return xp.masked(x, as_array(xp, xp.constant(mask)), fill)
 
 
 def present(xp: Namespace, a: Value, fill: Value) -> Value:

@@ -14,6 +14,8 @@ def vander(xp: Namespace, x: Value, N: int | None = None, increasing: bool = Fal
     x = flat(xp, x)
     x = xp.astype(x, xp.result_type(x.dtype, xp.int64))  # as NumPy, which multiplies it by integers
     columns = [x**k for k in range(x.size if N is None else N)]
+    if not columns:
+        return xp.zeros((x.size, 0), dtype=x.dtype)
     return xp.stack(columns if increasing else columns[::-1], axis=-1)
 
 

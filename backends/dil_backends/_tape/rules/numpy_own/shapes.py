@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from dil._base.typing import Namespace
-from dil_backends._tape.rules.numpy_own.arrays import as_array
+from dil_backends._tape.rules.numpy_own.arrays import as_array, flat
 from dil_backends._tape.rules.rule import Value, refuse
 
 
@@ -107,3 +107,16 @@ def swapaxes(xp: Namespace, a: Value, axis1: int, axis2: int) -> Value:
     order = list(range(a.ndim))
     order[axis1], order[axis2] = order[axis2], order[axis1]
     return xp.permute_dims(a, tuple(order))
+
+
+def meshgrid(xp: Namespace, *xi: Value, copy: bool = True, sparse: bool = False, indexing: str = "xy") -> Any:
+    """Return the coordinates of a grid. With `sparse`, each has length one along the axes of the others."""
+    vectors = [flat(xp, x) for x in xi]
+    if not sparse:
+        return tuple(xp.meshgrid(*vectors, indexing=indexing))
+    n = len(vectors)
+    axes = [1, 0, *range(2, n)] if indexing == "xy" and n > 1 else range(n)
+    return tuple(
+        xp.reshape(x, tuple(x.size if k == axis else 1 for k in range(n)))
+        for x, axis in zip(vectors, axes, strict=True)
+    )

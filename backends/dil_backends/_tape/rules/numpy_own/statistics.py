@@ -66,7 +66,8 @@ def cast(xp: Namespace, a: Value, dtype: Any) -> Value:
 
 def counted(xp: Namespace, a: Value, where: Value, axis: Axis, keepdims: bool) -> Value:
     """Return how many entries of a the mask has along the axis."""
-    return xp.sum(xp.astype(xp.broadcast_to(where, a.shape), a.dtype), axis=axis, keepdims=keepdims)
+    mask = as_array(xp, xp.constant(where))
+    return xp.sum(xp.astype(xp.broadcast_to(mask, a.shape), a.dtype), axis=axis, keepdims=keepdims)
 
 
 def var(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None = None, ddof: float = 0,
@@ -78,7 +79,8 @@ def var(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None
     deviation = a - mean(xp, a, axis, keepdims=True, where=where)
     square = xp.real(xp.conj(deviation) * deviation)
     total = sum(xp, square, axis, keepdims=keepdims, where=where)
-    return total / (counted(xp, square, where, axis, keepdims) - correction)
+    freedom = counted(xp, square, where, axis, keepdims) - correction
+    return total / xp.where(freedom > 0, freedom, 0.0)
 
 
 def std(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None = None, ddof: float = 0,
@@ -96,7 +98,12 @@ def average(xp: Namespace, a: Value, axis: Axis = None, weights: Value = None, r
     weights = xp.ones(a.shape, dtype=a.dtype) if weights is None else as_array(xp, weights)
     if weights.shape != a.shape:
         along = axes_of(axis, a.ndim)
+        if weights.shape != tuple(a.shape[k] for k in along):
+            msg = f"average: weights of shape {weights.shape} do not fit the axes {along} of shape {a.shape}"
+            raise ValueError(msg)
+        weights = xp.permute_dims(weights, tuple(sorted(range(len(along)), key=along.__getitem__)))
         weights = xp.reshape(weights, tuple(n if k in along else 1 for k, n in enumerate(a.shape)))
+    weights = xp.astype(weights, xp.result_type(a.dtype, weights.dtype, *([] if a.dtype.kind in "fc" else [float])))
     scale = xp.sum(xp.broadcast_to(weights, a.shape), axis=axis, keepdims=keepdims)
     found = xp.sum(a * weights, axis=axis, keepdims=keepdims) / scale
     return (found, scale) if returned else found
@@ -119,12 +126,20 @@ def nanmean(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: 
 
 def nanvar(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None = None, ddof: float = 0,
            keepdims: bool = False) -> Value:  # fmt: skip
-    return var(xp, a, axis, dtype, None, ddof, keepdims, where=~xp.isnan(a))
+    found = var(xp, a, axis, dtype, None, ddof, keepdims, where=~xp.isnan(a))
+    return where_free(xp, a, axis, ddof, keepdims, found)
 
 
 def nanstd(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None = None, ddof: float = 0,
            keepdims: bool = False) -> Value:  # fmt: skip
-    return std(xp, a, axis, dtype, None, ddof, keepdims, where=~xp.isnan(a))
+    found = std(xp, a, axis, dtype, None, ddof, keepdims, where=~xp.isnan(a))
+    return where_free(xp, a, axis, ddof, keepdims, found)
+
+
+def where_free(xp: Namespace, a: Value, axis: Axis, ddof: float, keepdims: bool, found: Value) -> Value:
+    """Return `found`, and NaN where the entries of a that are no NaN leave no degree of freedom."""
+    count = xp.sum(xp.astype(~xp.isnan(a), xp.float64), axis=axis, keepdims=keepdims)
+    return xp.where(count > ddof, found, math.nan)
 
 
 def nanmax(xp: Namespace, a: Value, axis: Axis = None, out: None = None, keepdims: bool = False) -> Value:
