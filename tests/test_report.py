@@ -313,7 +313,7 @@ def test_printed():
     said = [line.split()[0] for line in lines[lines.index("backward solve of the argmin layer of 'bowl'") + 1 :]]
     assert said == [
         *("status", "iterations", "residual", "stationarity"),
-        *("lowest", "highest", "condition", "asymmetry", "bound"),
+        *("lowest", "highest", "condition", "asymmetry", "bound", "choice"),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from dil._base.errors import DTypeError, OptionError
 from dil._base.one_line import made_by, one_line
+from dil._base.operator import Operator
 from dil._base.options import is_integer
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
@@ -28,6 +29,7 @@ from dil._layers.independence import check_independence
 from dil._layers.programs import Programs
 from dil._layers.theorem import ImplicitRule
 from dil._problem.equation import Equation
+from dil._problem.jacobian import jacobian
 from dil._problem.score import Score
 from dil.linear._solver import LinearSolver
 
@@ -121,6 +123,18 @@ class Layer:
         # vmap asks the rule for one solve of many calls where operations run at once
         rule = AnswerRule(call)
         return rebuilt(call, call.backend.implicit(rule.solve, rule)(*map(call.backend.constant, arrays)))
+
+    def _linearised(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Operator, Array]:
+        """Return dF/du at the solution of a call, and the solution as a vector, for `dil.linear.spectrum`."""
+        at = partial(value_at_start, self)
+        return guarded(run_in_its_framework, self._matrix, at, args, kwargs, init)  # type: ignore[no-any-return]
+
+    def _matrix(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> tuple[Operator, Array]:
+        call, arrays = self.begin(args, kwargs, init)
+        constants = tuple(call.backend.constant(x) for x in arrays)
+        u = call.backend.constant(call.run(constants).y)
+        F, floats = call.problem().optimality(constants)
+        return jacobian(F, u, *floats), u
 
     def report(self, *args: Tree, init: Tree | None = None, cotangent: Tree | None = None, **kwargs: Tree) -> Report:
         """Solve, pull a cotangent back, and report on both: statuses, stationarity, curvature, and an error bound.

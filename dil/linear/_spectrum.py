@@ -78,15 +78,20 @@ def _extreme_ritz_values(last: Iterate, steps: int) -> Extremes:
     known = xp.isfinite(last.diagonal)
     # rows that were not reached hold an entry of T, which lies between its extreme eigenvalues, and no coupling
     filler = xp.where(known[..., :1], last.diagonal[..., :1], full(last.diagonal[..., :1], 0.0))
-    diagonal = xp.where(known, last.diagonal, filler)
     coupling = xp.where(known[..., 1:], last.off_diagonal[..., :-1], full(last.off_diagonal[..., :-1], 0.0))
-    index = xp.arange(steps, device=device(last.diagonal))
-    row, column = index[:, None], index[None, :]
-    T = xp.where(row == column, diagonal[..., None], full(diagonal[..., None], 0.0))
-    padded = xp.concat([coupling, full(last.off_diagonal[..., :1], 0.0)], axis=-1)
-    T = T + xp.where(column == row + 1, padded[..., None], full(padded[..., None], 0.0))
-    T = T + xp.where(row == column + 1, padded[..., None, :], full(padded[..., None, :], 0.0))
+    T = tridiagonal(xp.where(known, last.diagonal, filler), coupling)
     values = xp.astype(xp.linalg.eigvalsh(xp.astype(T, factor_dtype(T))), T.dtype)
     has_values = known[..., 0]
     nan = full(last.beta, float("nan"))
     return Extremes(xp.where(has_values, values[..., 0], nan), xp.where(has_values, values[..., -1], nan))
+
+
+def tridiagonal(diagonal: Array, coupling: Array) -> Array:
+    """Return symmetric matrices with this diagonal, (*batch, m), and these entries beside it, (*batch, m - 1)."""
+    xp = array_namespace(diagonal)
+    index = xp.arange(diagonal.shape[-1], device=device(diagonal))
+    row, column = index[:, None], index[None, :]
+    T = xp.where(row == column, diagonal[..., None], full(diagonal[..., None], 0.0))
+    padded = xp.concat([coupling, full(diagonal[..., :1], 0.0)], axis=-1)
+    T = T + xp.where(column == row + 1, padded[..., None], full(padded[..., None], 0.0))
+    return T + xp.where(row == column + 1, padded[..., None, :], full(padded[..., None, :], 0.0))  # type: ignore[no-any-return]
