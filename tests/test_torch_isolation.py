@@ -9,7 +9,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch.nn.utils import parametrize  # noqa: E402
-from torch.utils.checkpoint import checkpoint  # noqa: E402
+from torch.utils.checkpoint import (  # noqa: E402
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 import dil  # noqa: E402
 from dil_backends.nn import ImplicitModule  # noqa: E402
@@ -99,6 +103,62 @@ def test_a_checkpoint_around_a_layer_solves_once_more(reentrant):
         found = x.grad
     assert solves == 2
     close(found, gradient(lambda x: LAYERS["LBFGS"](torch.sinh(x)), X.clone().requires_grad_()))
+
+
+@pytest.mark.transform("an activation checkpoint around a layer, of both kinds")
+@pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE])
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_selective_checkpoint_keeps_no_operation_of_a_solve(name, policy):
+    seen = []
+
+    def choose(context, operation, *args, **kwargs):
+        seen.append(operation)
+        return policy
+
+    def contexts():
+        return create_selective_checkpoint_contexts(choose)
+
+    def around(x):
+        return LAYERS[name](torch.sinh(x)).sin()
+
+    x = given(name)
+    y = checkpoint(around, x, use_reentrant=False, context_fn=contexts)
+    close(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(around(x).sum(), x)[0])
+    assert set(seen) == {torch.ops.aten.sinh.default, torch.ops.aten.sin.default}
+    assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+
+
+def test_a_selective_checkpoint_is_on_again_after_a_layer_and_below_other_modes():
+    class Counts(torch.utils._python_dispatch.TorchDispatchMode):
+        products = sines = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            self.products += operation == torch.ops.aten.mul.Tensor
+            self.sines += operation == torch.ops.aten.sin.default
+            return operation(*args, **(kwargs or {}))
+
+    model = ImplicitModule(Quartic(), dil.solvers.Newton(), init=start)
+    counts, kept = Counts(), []
+
+    def choose(context, operation, *args, **kwargs):
+        kept.append(operation)
+        return CheckpointPolicy.MUST_SAVE
+
+    def around(x):
+        with counts:
+            return model(x).sin()
+
+    x = X.clone().requires_grad_()
+    y = checkpoint(around, x, use_reentrant=False, context_fn=lambda: create_selective_checkpoint_contexts(choose))
+    close(torch.autograd.grad(y.sum(), x)[0], torch.autograd.grad(model(x).sin().sum(), x)[0])
+    assert kept == [torch.ops.aten.sin.default]
+    assert counts.sines == 1  # the replay ends before it
+    assert counts.products > 2  # the modes of others still see a solve
+
+
+class Quartic(torch.nn.Module):
+    def forward(self, u, x):
+        return quartic(u, x)
 
 
 # --- caches of weights, compiled autograd, inference mode ---
@@ -315,6 +375,35 @@ def test_a_sparse_matrix_that_requires_grad(layout):
     sparse = getattr(dense, layout)().requires_grad_()
     (found,) = torch.autograd.grad(layer(sparse, X).sum(), sparse)
     close(found.to_dense(), -torch.outer(torch.linalg.solve(dense.mT, torch.ones(3, dtype=F64)), layer(dense, X)))
+
+
+@pytest.mark.transform("sparse arguments")
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_second_derivatives_beside_a_sparse_matrix(layout):
+    dense = torch.diag(X.abs() + 1.0) + 0.1
+    layer = dil.root(lambda u, A, b: A @ u + u**3 - b, dil.solvers.Newton(), init=lambda A, b: torch.zeros_like(b))
+
+    def twice(A):
+        A, b = A.detach().requires_grad_(), X.clone().requires_grad_()
+        (g,) = torch.autograd.grad(layer(A, b).sum(), b, create_graph=True)
+        return [x.to_dense() for x in torch.autograd.grad((g * g).sum(), (A, b))]
+
+    for found, expected in zip(twice(getattr(dense, layout)()), twice(dense), strict=True):
+        close(found, expected)
+
+
+@pytest.mark.transform("sparse arguments")
+def test_a_sparse_matrix_within_torch_func():
+    dense = torch.diag(X.abs() + 1.0) + 0.1
+    layer = dil.root(lambda u, A, b: A @ u + u**3 - b, dil.solvers.Newton(), init=lambda A, b: torch.zeros_like(b))
+
+    def loss(A, b):
+        return layer(A, b).pow(2).sum()
+
+    for transform in (torch.func.grad, torch.func.jacrev):
+        close(transform(loss, 1)(dense.to_sparse(), X), transform(loss, 1)(dense, X))
+    close(torch.func.grad(loss)(dense.to_sparse(), X).to_dense(), torch.func.grad(loss)(dense, X))
 
 
 @pytest.mark.transform("`Embedding(sparse=True)` in a score")

@@ -116,7 +116,9 @@ def _step(turn: Turn, now: Progress) -> Progress:
     t = in_unit(r, m.R)
     tt = rr if t is r else dot(t, t)
     steps, won = select(moving, m.steps + 1, m.steps), m.won + 0.5 * alpha * m.rr
-    going = moving & (tt > system.target_rr) & (steps < turn.limit)
+    # residuals that rounding has made nearly parallel are no orthogonal basis, and r may grow until it overflows
+    bounded = machine_eps * tt <= system.bb
+    going = moving & (tt > system.target_rr) & (steps < turn.limit) & bounded
     if turn.trial is not None:
         enough = tt <= system.bb * system.rtol ** (2 * TRIAL_SHARE)
         going = going & ((steps + turn.before != turn.trial) | enough)

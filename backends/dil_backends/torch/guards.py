@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from dil._base.errors import BackendError, UnsupportedFunctionError
 from dil._frameworks.registry import leaves_of
+from dil_backends.torch.dispatch_modes import without_selective_checkpoints
 from dil_backends.torch.dtensors import distributed, together
 from dil_backends.torch.isolation import above_autograd, autocasts, isolated
 from dil_backends.torch.tracking import transforms
@@ -42,13 +43,14 @@ def _compiles_frames() -> bool:
 
 def _guarded(fn: Callable[..., Any], exact: bool, *args: Any, **kwargs: Any) -> Any:
     if not exact:
-        with above_autograd():
+        with above_autograd(), without_selective_checkpoints():
             return fn(*args, **kwargs)
     refuse_tracers()
     kinds = autocasts()
     if kinds:
         args, kwargs = pytree.tree_map(partial(_widened, kinds), (args, kwargs))
-    with isolated(), together(leaves_of((args, kwargs))[0] if distributed() else ()):
+    shards = together(leaves_of((args, kwargs))[0] if distributed() else ())
+    with isolated(), without_selective_checkpoints(), shards:
         return fn(*args, **kwargs)
 
 

@@ -79,7 +79,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
 def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
     """Return the same inside a transform of `torch.func`, where plain autograd may not start a graph."""
     # an alias drops the wrapper of a finished transform, which remains if a pull is called after the transform ends
-    primals = tuple(x.view_as(x) for x in primals)
+    primals = tuple(_alias(x) for x in primals)
     once: list[SecondDerivativeError] = []
 
     def watched(*inputs: Tensor) -> Tensors:
@@ -147,8 +147,13 @@ def _input(x: Tensor, recording: bool) -> Tensor:
     """
     kept = (recording and x.requires_grad) or has_tangent(x)
     if kept or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = x.view_as(x)
+        x = _alias(x)
     return (x if kept else x.detach()).requires_grad_()
+
+
+def _alias(x: Tensor) -> Tensor:
+    """Return a view of x, or a copy of a sparse tensor, which has no views."""
+    return x.view_as(x) if x.layout == torch.strided else x.clone()
 
 
 def refuse_missing(error: Exception) -> None:
