@@ -91,6 +91,18 @@ def test_gpu_without_a_gpu(tmp_path):
     assert "## Memory" in (tmp_path / "gpu.md").read_text()
 
 
+def test_spectra_quick(tmp_path):
+    """Each matrix is solved by Auto and by each single solver, and the products are those of converged solves."""
+    rows = run("spectra", tmp_path, "--matrices", "3")["rows"]
+    assert [row["kind"] for row in rows] == ["clustered", "geometric", "one outlier"]
+    for row in rows:
+        assert row["status"] == "CONVERGED"
+        assert len(row["products"]) == 5
+        assert row["products"]["CG, Jacobi()"] == 8 + 2  # an unrotated matrix is diagonal
+        assert row["auto"] <= 2 * row["products"]["CG"]
+    assert "maximum against CG" in (tmp_path / "spectra.md").read_text()
+
+
 def test_tape_quick(tmp_path):
     """Each case runs, and agrees with autograd where that is installed."""
     record = run("tape", tmp_path, "--seconds", "0")

@@ -113,6 +113,17 @@ def linear(axes: Axes, found: Row) -> None:
     axes.legend()
 
 
+def spectra(axes: Axes, found: Row) -> None:
+    """Draw the products of `Auto` against those of the best single solver."""
+    for kind in dict.fromkeys(row["kind"] for row in found["rows"]):
+        rows = [row for row in found["rows"] if row["kind"] == kind and any(row["products"].values())]
+        best = [min(k for k in row["products"].values() if k is not None) for row in rows]
+        axes.loglog(best, [row["auto"] for row in rows], "o", label=kind, alpha=0.7, markersize=4)
+    axes.axline((10, 10), (100, 100), color="#e64a19", linewidth=1)
+    axes.set(xlabel="products of the best single solver", ylabel="products of Auto")
+    axes.legend()
+
+
 def silent(axes: Axes, found: Row) -> None:
     """Draw the error of each gradient against that of its argmin, by what the status says."""
     for told, color, name in ((False, "#3f51b5", "CONVERGED"), (True, "#e64a19", "a warning")):
@@ -148,7 +159,8 @@ def table1(axes: Axes, found: Row) -> None:
 
 
 PICTURES: dict[str, Callable[[Axes, Row], None]] = {
-    f.__name__: f for f in (backward, batched, jax_peers, linear, plan, silent, table1, tape, torch_calls, trust)
+    f.__name__: f
+    for f in (backward, batched, jax_peers, linear, plan, silent, spectra, table1, tape, torch_calls, trust)
 }
 
 
