@@ -41,6 +41,10 @@ MODULES = {
     ),
     "scipy.optimize": "use a layer, dil.argmin for a minimum, dil.root or dil.fixed_point for a solution",
     "scipy.signal": "use np.convolve, np.correlate or np.fft; a filter with feedback is a sparse matrix, S @ u",
+    "scipy.sparse.linalg": (
+        "solve with np.linalg.solve(S.toarray(), u), or by products alone with dil.root(lambda x, u: S @ x - u, ...); "
+        "besides products such as S @ u, the tape knows no other function of scipy.sparse"
+    ),
     "scipy.spatial": "a distance is np.linalg.norm(x[:, None, :] - y[None, :, :], axis=-1), or its square np.sum(...)",
     "scipy.spatial.transform": "write the rotation matrix with np.cos, np.sin and np.stack",
     "scipy.stats": (
