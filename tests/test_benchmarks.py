@@ -103,6 +103,14 @@ def test_spectra_quick(tmp_path):
     assert "maximum against CG" in (tmp_path / "spectra.md").read_text()
 
 
+def test_peers_quick(tmp_path):
+    """The gradient of dil is right, and so is that by hand."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    rows = run("peers", tmp_path, "--sizes", "40", "--seconds", "0", "--frameworks", "torch")["rows"]
+    assert len([row for row in rows if row["library"] == "dil"]) == 6
+    assert all(row["error"] < 1e-6 for row in rows if row["library"] in ("dil", "by hand, CG"))
+
+
 def test_tape_quick(tmp_path):
     """Each case runs, and agrees with autograd where that is installed."""
     record = run("tape", tmp_path, "--seconds", "0")

@@ -124,6 +124,17 @@ def spectra(axes: Axes, found: Row) -> None:
     axes.legend()
 
 
+def peers(axes: Axes, found: Row) -> None:
+    """Draw the time of the backward pass at 10,000 unknowns against the condition number."""
+    rows = [row for row in found["rows"] if (row["problem"], row["framework"], row["n"]) == ("scales", "torch", 10_000)]
+    for library in dict.fromkeys(row["library"] for row in rows):
+        own = [row for row in rows if row["library"] == library]
+        style = {"color": "#e64a19", "linewidth": 2} if library == "dil" else {"alpha": 0.7}
+        axes.loglog([row["condition"] for row in own], [row["ms"] for row in own], "o-", label=library, **style)
+    axes.set(xlabel="condition number", ylabel="backward pass [ms]", title="scales, 10,000 unknowns, torch")
+    axes.legend()
+
+
 def silent(axes: Axes, found: Row) -> None:
     """Draw the error of each gradient against that of its argmin, by what the status says."""
     for told, color, name in ((False, "#3f51b5", "CONVERGED"), (True, "#e64a19", "a warning")):
@@ -160,7 +171,7 @@ def table1(axes: Axes, found: Row) -> None:
 
 PICTURES: dict[str, Callable[[Axes, Row], None]] = {
     f.__name__: f
-    for f in (backward, batched, jax_peers, linear, plan, silent, spectra, table1, tape, torch_calls, trust)
+    for f in (backward, batched, jax_peers, linear, peers, plan, silent, spectra, table1, tape, torch_calls, trust)
 }
 
 
