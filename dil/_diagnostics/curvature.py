@@ -11,7 +11,7 @@ from dil._base.status import Status
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
-from dil.linear._spectrum import extremes
+from dil.linear._extremes import extremes
 
 PRODUCTS = 8
 """The number of products with the Hessian that a check by Lanczos' method takes."""

@@ -15,7 +15,7 @@ from dil._frameworks.random_vectors import standard_normal
 from dil._problem.jacobian import operator
 from dil._problem.problem import Optimality, Problem
 from dil.linear._auto import Auto
-from dil.linear._spectrum import Extremes, extremes
+from dil.linear._extremes import Extremes, extremes
 
 SAFETY = 2.0
 """The factor on the first-order estimate of the error."""

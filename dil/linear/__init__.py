@@ -13,8 +13,8 @@ from dil.linear._direct import Direct
 from dil.linear._gmres import GMRES
 from dil.linear._minres import MINRES
 from dil.linear._normal_cg import NormalCG
-from dil.linear._ritz_values import Spectrum, spectrum
 from dil.linear._solver import LinearSolver
+from dil.linear._spectrum import Spectrum, spectrum
 from dil.linear._warm_start import WarmStart
 from dil.linear.preconditioners import Jacobi, LBFGSPairs, Nystrom
 

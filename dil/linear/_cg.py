@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, logical_not, select
 from dil._base.errors import OptionError
@@ -251,11 +251,12 @@ def iterated(
         xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, no, count_from_zero(bb), count_from_zero(bb)
     )
     run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), LEAVING)
-    last = repeat_leaving(system, step, lambda s: s.active, first, run=run, part=_part)
+    last = repeat_leaving(system, step, lambda s: s.active, first, run=run, part=part_of)
     return system, last
 
 
-def _part(system: System, rows: Rows, _: State) -> Part[System, State] | None:
+def part_of(system: System, rows: Rows, _: Any) -> Part[System, Any] | None:
+    """Return some systems of a batch, or None if they cannot be solved alone."""
     alone = system.part(rows)
     return None if alone is None else Part(alone, lambda _: True)
 

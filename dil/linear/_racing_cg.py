@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, full, logical_not, select
 from dil._base.operator import Operator
-from dil._base.rows import Rows
 from dil._base.scalars import (
     Scalar,
     any_of,
@@ -23,14 +22,15 @@ from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array
 from dil._frameworks.iteration import repeat
-from dil._frameworks.leaving import Part, Run, repeat_leaving
+from dil._frameworks.leaving import Run, repeat_leaving
 from dil._frameworks.loops import Loops, runs_later
 from dil._frameworks.protocol import Backend
-from dil.linear._cg import State, System, Trial, iterated, told
+from dil.linear._cg import State, System, Trial, iterated, part_of, told
 from dil.linear._choice import Course, First
 from dil.linear._choice_in_words import Way
 from dil.linear._curvature_status import curvature_status
 from dil.linear._diagonal import estimated_diagonal
+from dil.linear._restarts import TRIAL_SHARE
 from dil.linear._scaled_cg import Method, Turn, take_turn
 from dil.linear._window import Window
 
@@ -102,10 +102,11 @@ def racing_cg(
     system, plain = iterated(A, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=Trial(FIRST, FIRST / SOON))
     first, slow = told(system, plain), _is_slow(system, plain)
     assert first.extra is not None
+    known = None if trial is None else Trial(trial, TRIAL_SHARE)
 
     def race(system: System, found: Found) -> Found:
         start, course = _start(system, found.plain, found.slow, backend, loops)
-        last = repeat(lambda now: _advance(system, now, loops, trial), lambda now: now.open, start, loops=loops)
+        last = repeat(lambda now: _advance(system, now, loops, known), lambda now: now.open, start, loops=loops)
         return _ended(system, last, found, course)
 
     # the few slow problems of a large batch race without the others
@@ -113,15 +114,10 @@ def racing_cg(
     course = Course.plain(count_from_zero(system.bb), slow & False)
     solved = first.value, first.status, first.iterations, first.residual, first.extra["products"]
     start = Found(plain, slow, *solved, course)
-    found = repeat_leaving(system, race, lambda found: found.slow, start, run=run, part=_part)
+    found = repeat_leaving(system, race, lambda found: found.slow, start, run=run, part=part_of)
     raced = found.course, First(FIRST, LIKELY, plain.rr, system.bb)
     extra = {"indefinite": found.status == int(Status.INDEFINITE), "products": found.products, "raced": raced}
     return Solution(found.x, found.status, found.iterations, found.residual, extra)
-
-
-def _part(system: System, rows: Rows, _: Found) -> Part[System, Found] | None:
-    alone = system.part(rows)
-    return None if alone is None else Part(alone, lambda _: True)
 
 
 def _is_slow(system: System, last: State) -> Scalar:
@@ -164,7 +160,7 @@ def _spread(root: Array) -> Array:
     return 2 * xp.std(xp.log(root), axis=-1, keepdims=True)  # type: ignore[no-any-return]
 
 
-def _advance(system: System, race: Race, loops: Loops, trial: int | None) -> Race:
+def _advance(system: System, race: Race, loops: Loops, trial: Trial | None) -> Race:
     """Let one method take its turn, check the problems that have ended, and change places."""
     method, other, k = race.now, race.other, race.turn
     most = system.max_iter - FIRST - other.steps

@@ -12,8 +12,7 @@ from dil._base.scalars import Scalar, any_of, count_from_zero, either, greater, 
 from dil._base.typing import Array
 from dil._frameworks.leaving import LEAVING, Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops
-from dil.linear._cg import State, System
-from dil.linear._restarts import TRIAL_SHARE
+from dil.linear._cg import State, System, Trial
 from dil.linear._window import Window
 
 
@@ -74,8 +73,8 @@ class Turn:
 
     system: System
     loops: Loops
-    trial: int | None
-    """A problem ends if its relative residual is above rtol ** TRIAL_SHARE after this number of steps."""
+    trial: Trial | None
+    """Its steps are those of both methods, and those before."""
     limit: Scalar
     """The steps of the method at which the turn ends."""
     before: Scalar
@@ -120,8 +119,8 @@ def _step(turn: Turn, now: Progress) -> Progress:
     bounded = machine_eps * tt <= system.bb
     going = moving & (tt > system.target_rr) & (steps < turn.limit) & bounded
     if turn.trial is not None:
-        enough = tt <= system.bb * system.rtol ** (2 * TRIAL_SHARE)
-        going = going & ((steps + turn.before != turn.trial) | enough)
+        enough = tt <= system.bb * system.rtol ** (2 * turn.trial.share)
+        going = going & ((steps + turn.before != turn.trial.steps) | enough)
     beta = rr / select(moving, m.rr, 1.0)
     after = m._replace(
         y=m.y + alpha * m.p,
