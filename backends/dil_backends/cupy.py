@@ -27,6 +27,7 @@ from dil_backends._taped import (
     guard,
     implicit,
     linear_solve,
+    once,
     value_type,
     vjp,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "implicit",
     "linear_solve",
     "loops",
+    "once",
     "vjp",
 ]
 

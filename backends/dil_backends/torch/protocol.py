@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from dil._base.errors import BackendError, CapturedError, UnsupportedFunctionError
 from dil._frameworks.differentiable_solve import differentiable_solve
+from dil._frameworks.fixed import called as once
 from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.loops import EAGER, write_row
 from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
@@ -25,7 +26,7 @@ from dil_backends.torch.guards import guard
 from dil_backends.torch.tracking import is_tracked, transforming
 from dil_backends.torch.vjp import vjp
 
-__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "vjp"]
+__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "once", "vjp"]
 
 Tensor = torch.Tensor
 
