@@ -33,7 +33,8 @@ class Equation:
 
     def once(self, once: Callable[..., Any]) -> Equation:
         """Return the equation for a program that holds it once. `once` is `Backend.once`."""
-        return replace(self, fn=once(self.fn))
+        fn = once(self.fn)
+        return self if fn is self.fn else replace(self, fn=fn)
 
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Tree:
         return self.fn(u, *args, **kwargs)

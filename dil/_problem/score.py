@@ -89,7 +89,8 @@ class Score:
 
         A score with derivatives of the user's stays as it is: a backend may not be able to trace it.
         """
-        return self if self.derivatives is not None else replace(self, fn=once(self.fn))
+        fn = self.fn if self.derivatives is not None else once(self.fn)
+        return self if fn is self.fn else replace(self, fn=fn)
 
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Array:
         return self.fn(u, *args, **kwargs)  # type: ignore[no-any-return]
