@@ -8,7 +8,7 @@ import pytest
 import dil
 from dil._base.arrays import array_namespace
 
-K = (1.0, 2.0, 4.0)
+K = (1.0, 4.0)
 X = np.asarray([1.0, 2.0])
 
 
@@ -122,9 +122,9 @@ def test_a_pullback_that_is_called_after_a_change():
 def test_an_ode_in_a_loop():
     def last(x):
         ends = 0.0 * x
-        for k in K[:2]:
+        for k in K:
             ends = ends + dil.ode.odeint(lambda t, y, x: -k * x * y, jnp.ones(2), [0.0, 0.1], (x,))[-1]  # noqa: B023
         return jnp.sum(ends)
 
-    expected = sum(-0.1 * k / (1.0 + 0.1 * k * X) ** 2 for k in K[:2])
+    expected = sum(-0.1 * k / (1.0 + 0.1 * k * X) ** 2 for k in K)
     np.testing.assert_allclose(jax.grad(jax.jit(last))(jnp.asarray(X)), expected, rtol=1e-4)

@@ -808,6 +808,8 @@ def test_quotients_and_signs_of_python_numbers_are_those_of_arrays():
 @pytest.mark.parametrize("shape", [(2,), (1, 2)])
 def test_lbfgs_starts_from_zero_in_any_unit(plain, unit, shape):
     """The way along which the score falls to zero is the scale of the first step, where the start has none."""
+    if plain.backend == "jax" and (unit, shape) not in ((1e-150, (2,)), (1e150, (1, 2))):
+        pytest.skip("JAX compiles each case; the ends are kept")
 
     def score(u):
         return array_namespace(u).sum(array_namespace(u).cosh(u / unit - 2.0), axis=-1)

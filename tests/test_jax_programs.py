@@ -142,3 +142,25 @@ def test_integration_in_float32_truncates_nothing():
         warnings.simplefilter("error")
         y = dil.ode.odeint(lambda t, y: -y, jnp.ones(2), [0.0, 0.5, 1.0], method="sdirk2", rtol=1e-3)
     np.testing.assert_allclose(y[-1], np.exp(-1.0), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fn", "solver"),
+    [
+        (dil.argmin, energy, dil.solvers.Newton()),
+        (dil.argmin, energy, dil.solvers.LBFGS()),
+        (dil.root, lambda u, t: u + jnp.tanh(u) - t, dil.solvers.Newton()),
+        (dil.fixed_point, lambda u, t: 0.5 * jnp.tanh(u) + t, dil.solvers.Anderson()),
+    ],
+    ids=["Newton", "LBFGS", "root", "fixed point"],
+)
+def test_a_program_traces_the_users_function_once(kind, fn, solver):
+    calls = []
+
+    def counted(u, t):
+        calls.append(1)
+        return fn(u, t)
+
+    layer = kind(counted, solver, init=lambda t: 0.0 * t)
+    jax.jit(jax.grad(lambda t: jnp.sum(layer(t)))).trace(jnp.ones(3))
+    assert len(calls) == 1

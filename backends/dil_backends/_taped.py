@@ -12,6 +12,7 @@ from dil._base.errors import CapturedError
 from dil._base.typing import Array
 from dil._frameworks.dense import Crossover, Dense, Overheads
 from dil._frameworks.differentiable_solve import differentiable_solve
+from dil._frameworks.fixed import called as once
 from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.protocol import Autodiff, LinearSystem
 from dil_backends._tape import constant, implicit, is_box, value_type, vjp
@@ -29,6 +30,7 @@ __all__ = [
     "guard",
     "implicit",
     "linear_solve",
+    "once",
     "value_type",
     "vjp",
 ]

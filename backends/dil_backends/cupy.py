@@ -29,6 +29,7 @@ from dil_backends._taped import (
     guard,
     implicit,
     linear_solve,
+    once,
     value_type,
     vjp,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "implicit",
     "linear_solve",
     "loops",
+    "once",
     "vjp",
 ]
 

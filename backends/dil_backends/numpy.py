@@ -25,12 +25,13 @@ from dil_backends._taped import (
     dense_solves,
     fixed,
     implicit,
+    once,
     value_type,
     vjp,
 )
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["assert_constant", "children", "compiler", "complex_parts", "constant", "fixed", "implicit", "vjp"]
+__all__ = ["assert_constant", "children", "compiler", "complex_parts", "constant", "fixed", "implicit", "once", "vjp"]
 
 NATIVE = "numpy"
 FLOAT_CUTS = False

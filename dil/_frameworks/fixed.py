@@ -26,6 +26,16 @@ def with_variables_of_now(fn: Callable[..., Any]) -> Callable[..., Any]:
     return copy
 
 
+def identity_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the user's function, of which fn may be a version by `fixed` or `once` of a backend."""
+    return getattr(fn, "identity", fn)
+
+
+def called(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return fn: operations run at once, and no program holds it."""
+    return fn
+
+
 @cache
 def _assigns(code: CodeType) -> bool:
     """Whether a function, or one within it, assigns to a variable that it captures."""

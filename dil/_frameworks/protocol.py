@@ -254,6 +254,13 @@ class Backend(Autodiff, Protocol):
         """
         ...
 
+    def once(self, fn: Callable[..., Any], /) -> Callable[..., Any]:
+        """Return fn as a function that a program, if one is being recorded, holds once for all its calls.
+
+        Return fn itself where operations run at once. `identity` is as for `fixed`.
+        """
+        ...
+
     def guard(self, fn: Callable[..., Any], /, *, exact: bool) -> Callable[..., Any]:
         """Wrap fn so that the framework does not change it, for example by compiling it.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, max_abs
 from dil._base.errors import BackendError, CapturedError, DilError, DTypeError, ShapeError
+from dil._base.options import declares
 from dil._base.quasi_newton import Pairs
 from dil._base.solution import Solution
 from dil._base.status import EXPLAINS_NON_FINITE, Status
@@ -92,6 +93,8 @@ class Call:
         start, expected = self._start(init, arrays)
         self.has_start = expected is not None
         what = f"the result of the solver {_name(self.solver)!r}"
+        if declares(self.solver, "_array_code"):  # another solver may call the function with numbers, on the host
+            self.condition = self.condition.once(self.backend.once)
         result = self.solver(self.condition, init, *args, **kwargs)
         solution = _as_solution(result)
         y, self.space = space_of(solution.value, self.condition.batch_ndim, what)

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from dil._base.arrays import size
 from dil._base.typing import Array
+from dil._frameworks.fixed import identity_of
 from dil._frameworks.protocol import Backend
 from dil._problem.problem import Problem
 
@@ -50,8 +51,7 @@ def is_readable(backend: Backend, x: Array) -> bool:
 
 
 def _owner(problem: Problem) -> Callable[..., Any]:
-    fn = problem.condition.fn
-    return getattr(fn, "identity", fn)
+    return identity_of(problem.condition.fn)
 
 
 def _key(problem: Problem, y: Array, solver: object) -> Hashable:

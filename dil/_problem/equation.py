@@ -31,5 +31,10 @@ class Equation:
         """Return the equation as it is now. `fix` is `Backend.fixed`."""
         return replace(self, fn=fix(self.fn))
 
+    def once(self, once: Callable[..., Any]) -> Equation:
+        """Return the equation for a program that holds it once. `once` is `Backend.once`."""
+        fn = once(self.fn)
+        return self if fn is self.fn else replace(self, fn=fn)
+
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Tree:
         return self.fn(u, *args, **kwargs)

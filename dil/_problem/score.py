@@ -84,6 +84,14 @@ class Score:
         """
         return replace(self, fn=fix(self.fn), derivatives=self.derivatives and _fixed(self.derivatives))
 
+    def once(self, once: Callable[..., Any]) -> Score:
+        """Return the score for a program that holds it once. `once` is `Backend.once`.
+
+        A score with derivatives of the user's stays as it is: a backend may not be able to trace it.
+        """
+        fn = self.fn if self.derivatives is not None else once(self.fn)
+        return self if fn is self.fn else replace(self, fn=fn)
+
     def __call__(self, u: Tree, *args: Tree, **kwargs: Tree) -> Array:
         return self.fn(u, *args, **kwargs)  # type: ignore[no-any-return]
 

@@ -9,6 +9,7 @@ from dil._base.arrays import array_namespace, device, eps, eye, full, nonzero_or
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.fixed import identity_of
 from dil._frameworks.protocol import Backend
 from dil.control._score import PlanScore, time_first
 from dil.solvers._finish import finish
@@ -85,7 +86,7 @@ class ILQR:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun, the score of a plan, from init, (*batch, horizon, n_u)."""
-        if not isinstance(getattr(fun, "fn", None), PlanScore):
+        if not isinstance(identity_of(getattr(fun, "fn", fun)), PlanScore):
             message = (
                 "ILQR solves plans only, dil.control.plan(..., solver=ILQR()); take dil.solvers.LBFGS() for a score"
             )
@@ -289,7 +290,7 @@ def _task(started: Start) -> Task:
     problem, _, arrays = started
     args, kwargs = problem.arguments.call(arrays)
     named = dict(zip(("x0", "theta_c", "theta_h"), args, strict=False)) | kwargs
-    plan = problem.score.fn
+    plan = identity_of(problem.score.fn)
     assert isinstance(plan, PlanScore)
     return Task(started, problem.backend, plan, named["x0"], named.get("theta_c"), named.get("theta_h"))
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dil._base.arrays import array_namespace, device, full
 from dil._base.typing import Array
+from dil._frameworks.fixed import identity_of
 from dil.solvers._start import Start
 
 
@@ -18,7 +19,7 @@ def evaluate(started: Start, u: Array) -> Array:
 
 def broadcasts(started: Start) -> bool:
     """Whether the score takes unknowns with more leading dimensions than its arguments, as that of a plan does."""
-    return bool(getattr(started.problem.score.fn, "broadcasts", False))
+    return bool(getattr(identity_of(started.problem.score.fn), "broadcasts", False))
 
 
 def evaluate_rows(started: Start, rows: Array) -> Array:

@@ -23,6 +23,7 @@ from dil_backends._taped import (
     dense_solves,
     fixed,
     implicit,
+    once,
     value_type,
     vjp,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "guard",
     "implicit",
     "linear_solve",
+    "once",
     "vjp",
 ]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import Jaxpr
 
 from dil._frameworks.registry import leaves_of
 
@@ -16,7 +18,8 @@ Tree = Any
 class Trace(NamedTuple):
     """A function of arrays that was traced, and the structure of its result."""
 
-    program: Any
+    run: Callable[..., list[Any]]
+    """The function of what it captured, and of its arguments. A program holds it once, and so its derivatives."""
     consts: list[Any]
     structure: Any
 
@@ -53,7 +56,7 @@ class Fixed:
             self._traces[key] = trace
         if trace is None:
             return flat(*arrays)
-        return trace.structure.unflatten(jax.core.eval_jaxpr(trace.program, trace.consts, *arrays))
+        return trace.structure.unflatten(trace.run(trace.consts, *arrays))
 
     def _key(self, x: Any) -> Hashable:
         """Return the key of an argument that is no array: an object without a hash is known by its identity."""
@@ -63,6 +66,11 @@ class Fixed:
             self._held[id(x)] = x
             return type(x), id(x)
         return type(x), x
+
+
+def fixed(fn: Callable[..., Tree], /) -> Fixed:
+    """Return a function that is traced at its first call. One that is so already is returned unchanged."""
+    return fn if isinstance(fn, Fixed) else Fixed(fn)
 
 
 def _traced(flat: Callable[..., Tree], arrays: list[Any]) -> Trace | None:
@@ -78,4 +86,19 @@ def _traced(flat: Callable[..., Tree], arrays: list[Any]) -> Trace | None:
     program = jax.make_jaxpr(run)(*arrays)
     # a copy of each NumPy array, which may be written into
     consts = [x.copy() if isinstance(x, np.ndarray) else x for x in program.consts]
-    return Trace(program.jaxpr, consts, structure) if plain else None
+    return Trace(_function(program.jaxpr), consts, structure) if plain else None
+
+
+def _function(program: Jaxpr) -> Callable[..., list[Any]]:
+    """Return a program as a function, which JAX traces, differentiates and lowers once for all its calls.
+
+    `jax.jit` keeps all three by the program. XLA writes the function into every call again, so that it runs as fast.
+    """
+    evaluate = partial(jax.core.eval_jaxpr, program)
+    called = jax.jit(evaluate)
+
+    def run(consts: list[Any], *arrays: Any) -> list[Any]:
+        traced = any(isinstance(x, jax.core.Tracer) for x in arrays)
+        return (called if traced else evaluate)(consts, *arrays)
+
+    return run

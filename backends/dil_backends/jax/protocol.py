@@ -16,7 +16,7 @@ from dil._frameworks.protocol import BackendInfo, Compiler, Pull, PullWithWork
 from dil_backends.jax.attach import is_zero
 from dil_backends.jax.complex_parts import COMPLEX_PARTS as complex_parts
 from dil_backends.jax.dense import DENSE as dense
-from dil_backends.jax.fixed import Fixed as fixed
+from dil_backends.jax.fixed import fixed
 from dil_backends.jax.guard import compiled, guard, may_run_programs
 from dil_backends.jax.implicit import implicit
 from dil_backends.jax.linear_solve import linear_solve
@@ -25,7 +25,7 @@ from dil_backends.jax.loops import map_many
 from dil_backends.jax.reports import REPORTS as reports
 from dil_backends.jax.varying import axes_of, cast, checked
 
-__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "linear_solve", "loops", "reports"]
+__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "linear_solve", "loops", "once", "reports"]
 
 NATIVE = "jax"
 FLOAT_CUTS = False
@@ -73,8 +73,16 @@ def constant(x: Any, /) -> Any:
 
 def compiler() -> Compiler | None:
     """Return `jax.jit` for calls outside any program, and None while one is traced."""
-    traced = isinstance(jnp.add(_ONE, _ONE), jax.core.Tracer)
-    return None if traced else Compiler(compiled, _is_traced, frozenset({"jax", "jaxlib"}))
+    return None if _records() else Compiler(compiled, _is_traced, frozenset({"jax", "jaxlib"}))
+
+
+def once(fn: Callable[..., Any], /) -> Callable[..., Any]:
+    """Return fn as it is now, traced once, while a program is traced."""
+    return fixed(fn) if _records() else fn
+
+
+def _records() -> bool:
+    return isinstance(jnp.add(_ONE, _ONE), jax.core.Tracer)
 
 
 def _is_traced(x: object) -> bool:

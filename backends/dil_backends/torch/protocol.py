@@ -14,6 +14,7 @@ from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError, CapturedError
 from dil._base.typing import Namespace
 from dil._frameworks.differentiable_solve import differentiable_solve
+from dil._frameworks.fixed import called as once
 from dil._frameworks.fixed import with_variables_of_now as fixed
 from dil._frameworks.loops import EAGER, write_row
 from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
@@ -27,7 +28,7 @@ from dil_backends.torch.rows import map_rows
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming
 from dil_backends.torch.vjp import vjp
 
-__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "vjp"]
+__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "once", "vjp"]
 
 Tensor = torch.Tensor
 
