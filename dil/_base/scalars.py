@@ -40,6 +40,18 @@ class Scalars:
         """Return <a, b>."""
         return self.number(inner(a, b)) if self.single else dot(a, b)
 
+    def holds(self, mask: Array) -> Scalar:
+        """Return a mask (*batch, 1) as a scalar."""
+        return self.number(mask[0]) if self.single else mask
+
+    def none(self, mask: Scalar) -> bool:
+        """Return whether a mask holds for no problem, as far as that can be read at no cost."""
+        return not mask if isinstance(mask, bool) else self.number(array_namespace(mask).any(mask)) is False
+
+    def finite(self, a: Array) -> Scalar:
+        """Return whether all entries of a are finite."""
+        return self.read(max_abs(a)) < math.inf  # `isfinite` takes a library several passes
+
     def dots(self, a: Array, others: Sequence[Array]) -> list[Scalar]:
         """Return <a, b> for each of the others, by one reduction: arrays on many devices send one message."""
         xp = array_namespace(a)
@@ -61,6 +73,8 @@ class Scalars:
 
     def norm(self, a: Array) -> Scalar:
         """Return the Euclidean norm of a. The squares of its entries may underflow or overflow."""
+        if a.shape[-1] == 1:
+            return self.read(max_abs(a))
         unit = self.unit(a)
         a = in_unit(a, unit)
         return unit * sqrt(self.dot(a, a))
@@ -81,6 +95,16 @@ def in_unit(a: Array, unit: Scalar) -> Array:
 def times(unit: Scalar, a: Array) -> Array:
     """Return unit * a. The number 1.0 costs no operation."""
     return a if isinstance(unit, float) and unit == 1.0 else unit * a
+
+
+def filled(like: Scalar, value: float) -> Scalar:
+    """Return a scalar with one value for each problem."""
+    return value if isinstance(like, float) else full(like, value)
+
+
+def nonzero(x: Scalar) -> Scalar:
+    """Return x with zeros replaced by one, so that x can be a divisor."""
+    return select(x == 0, filled(x, 1.0), x)
 
 
 def is_finite(x: Scalar) -> Scalar:

@@ -6,10 +6,32 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from dil._base.arrays import all_finite, array_namespace, dot, eps, full, max_abs, nonzero_max_abs, nonzero_or_one, norm
+from dil._base.arrays import (
+    all_finite,
+    array_namespace,
+    eps,
+    full,
+    logical_not,
+    max_abs,
+    nonzero_max_abs,
+    norm,
+    select,
+)
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
-from dil._base.scalars import reader
+from dil._base.scalars import (
+    Scalar,
+    Scalars,
+    any_of,
+    as_column,
+    count,
+    filled,
+    greater,
+    in_unit,
+    is_finite,
+    nonzero,
+    smaller,
+)
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.status import Status
@@ -119,78 +141,83 @@ class Newton:
         if not problem.symmetric and self.equations == "truncated":
             message = "equations='truncated' is for scores; take Newton() for a root or a fixed point"
             raise OptionError(message)
-        xp, rtol, loops = array_namespace(u), tolerance(u, self.rtol, 0.5), problem.backend.loops
+        rtol, loops = tolerance(u, self.rtol, 0.5), problem.backend.loops
 
         def descend(started: Start, s: Iterate) -> Iterate:
-            at = self._step(started, s)
-            usable = s.going & ~at.done & all_finite(at.step) & all_finite(at.value)
+            at = self._step(started, s, scalars)
+            usable = s.going & logical_not(at.done) & scalars.finite(at.step) & is_finite(at.value)
             flat = usable & at.flat
-            going = usable & ~flat
-            found = backtrack(started, s.u, at._replace(step=only(going, at.step, loops)), going)
-            steps = s.steps + xp.astype(s.going, s.steps.dtype)
+            going = usable & logical_not(flat)
+            found = backtrack(started, s.u, at._replace(step=only(going, at.step, loops)), going, scalars)
+            steps = s.steps + count(s.going)
             taken = found.length > 0
-            near = usable & taken & ~at.rough & is_short(at.step, found.u, started.u, rtol)
+            short = scalars.holds(is_short(at.step, found.u, started.u, rtol))
+            near = usable & taken & logical_not(at.rough) & short
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
-            going = usable & taken & ~solved & (steps < self.max_iter)
-            broken = s.broken | (s.going & ~at.done & ~usable)
-            slope = at.size if started.problem.space.batch == () else xp.where(s.going, at.size, s.slope)
+            going = usable & taken & logical_not(solved) & (steps < self.max_iter)
+            broken = s.broken | (s.going & logical_not(at.done | usable))
+            slope = at.size if started.problem.space.batch == () else select(s.going, at.size, s.slope)
             cramped = found.length < CRAMPED
             return Iterate(found.u, slope, steps, going, near, solved | at.done, s.singular | flat, broken, cramped)
 
         remember(started, u)
-        slope = norm(residual_at(started, u))
-        finite = xp.isfinite(slope)
-        there = finite & (slope == 0)
-        none = ~finite & finite
-        first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, none, ~finite, none)
+        size = norm(residual_at(started, u))[..., 0]
+        single = u.ndim == 1 and not (self.history or self.progress) and isinstance(loops.number(size), float)
+        scalars = Scalars(loops.number, loops.numbers, single)
+        slope = scalars.read(size)
+        finite = is_finite(slope)
+        there, broken = finite & (slope == 0), logical_not(finite)
+        steps = 0 if scalars.single else zeros_like_count(u)
+        first = Iterate(u, slope, steps, finite & (slope != 0), there, there, broken & finite, broken, broken & finite)
 
         def residual(s: Iterate) -> Array:
-            return s.slope / nonzero_or_one(slope)
+            return as_column(s.slope / nonzero(slope), u)
 
         last, extra = iterate_problems(
             self, started, descend, first, max_iter=self.max_iter, residual=residual, evaluations=STEP
         )
-        ended = ~last.broken
-        solved = solved_or_rounded(started, last.u, last.solved, ended)
+        there, broken, singular, steps = (as_column(x, u) for x in (there, last.broken, last.singular, last.steps))
+        ended = ~broken
+        solved = solved_or_rounded(started, last.u, as_column(last.solved, u), ended)
         # a linear solve in one norm can miss an entry whose unit is small
-        verdict = judge(started, last.u, solved, ~(solved | last.broken))
+        verdict = judge(started, last.u, solved, ~(solved | broken))
         solved = solved & ~verdict.far
         return finish(
             problem.space,
             last.u,
-            last.steps,
+            steps,
             residual(last),
             max_iter=self.max_iter,
             solved=solved,
             far=verdict.far,
-            singular=last.singular,
-            broken=last.broken,
+            singular=singular,
+            broken=broken,
             extra=extra,
             cut=is_cut(started, there) if problem.symmetric else None,
             diverged=is_unbounded(started, last.u, ended & (residual(last) > 0.25)) if problem.symmetric else None,
             rootless=verdict.rootless,
         )
 
-    def _step(self, started: Start, s: Iterate) -> Step:
+    def _step(self, started: Start, s: Iterate, scalars: Scalars) -> Step:
         """Return the Newton step, or the best one found, in a direction of descent."""
         (F, J), loops = linearised(started, s.u), started.problem.backend.loops
         alone = self.equations == "hessian" and not started.problem.symmetric and not records(started, s.u)
-        at = of_one_equation(J, F, self.damping, loops) if alone else None
+        at = of_one_equation(J, F, self.damping, scalars) if alone else None
         if at is not None:
-            return at._replace(done=is_rounded(started, s, J, at))
-        found = self._solve(started, J, F, s)
+            return at._replace(done=is_rounded(started, s, J, at, scalars))
+        found = self._solve(started, J, F, s, scalars)
         if started.problem.symmetric:
-            rough = None if found.status is None else (found.status != int(Status.CONVERGED))[..., None]
-            at = downhill(started, s.u, J, F, found.value, rough)
+            rough = None if found.status is None else scalars.read(found.status != int(Status.CONVERGED))
+            at = downhill(started, s.u, J, F, found.value, rough, scalars)
         else:
-            at = towards_root(J, F, found.value, loops)
-        return at._replace(done=is_rounded(started, s, J, at))
+            at = towards_root(J, F, found.value, loops, scalars)
+        return at._replace(done=is_rounded(started, s, J, at, scalars))
 
-    def _solve(self, started: Start, J: Operator, F: Array, s: Iterate) -> Solution:
+    def _solve(self, started: Start, J: Operator, F: Array, s: Iterate, scalars: Scalars) -> Solution:
         """Solve the linear system."""
         loop = started.problem.backend.loops.while_loop
         if self.equations == "truncated":
-            return self._truncated(started, J, F, forcing(norm(F), s))
+            return self._truncated(started, J, F, forcing(scalars.norm(F), s, eps(array_namespace(F), F.dtype)))
         if self.equations == "normal":
             return NormalCG(damping=self.damping)(J, F, loop=loop)
         if not started.problem.symmetric and J.matrix is not None and F.shape[-1] == 1:
@@ -217,58 +244,58 @@ class Newton:
 
         return Solution(*backend.loops.run_if(xp.any(other), by_cg, (first.value, first.status)))
 
-    def _truncated(self, started: Start, hessian: Matvec, gradient: Array, forced: Array) -> Solution:
+    def _truncated(self, started: Start, hessian: Matvec, gradient: Array, forced: Scalar) -> Solution:
         """Return a step with ||H d - F|| <= forced ||F||. The class `CG` takes no tolerance for each problem."""
         backend = started.problem.backend
         return cg(
             lambda p: hessian(p) + self.damping * p,
             gradient,
-            rtol=reader(backend.loops.number, gradient.ndim == 1)(forced[..., 0]),
+            rtol=forced if isinstance(forced, float) or gradient.ndim > 1 else backend.loops.number(forced[0]),
             max_iter=max(100, 10 * gradient.shape[-1]),
             loops=backend.loops,
         )
 
 
-def forcing(slope: Array, s: Iterate) -> Array:
+def forcing(slope: Scalar, s: Iterate, machine_eps: float) -> Scalar:
     """Return the relative tolerance of a truncated step: 0.9 (||F|| / ||F of the step before||)^1.618, 1/2 at most.
 
     Eisenstat and Walker 1996, eq. 2.6, without its safeguard: convergence is superlinear, of order 1.618. A truncated
     step can be short because it is rough: where one was short enough to be the last, the next is solved for to the
     full, and judged in its place.
     """
-    xp = array_namespace(slope)
-    wanted = 0.9 * (slope / nonzero_or_one(s.slope)) ** GOLDEN
-    finest = full(slope, eps(xp, slope.dtype) ** 0.75)
-    wanted = xp.where(s.near | (wanted < finest), finest, wanted)
-    return xp.where(wanted < 0.5, wanted, full(slope, 0.5))  # type: ignore[no-any-return]
+    wanted = 0.9 * smaller(slope / nonzero(s.slope), filled(slope, 1.0)) ** GOLDEN
+    finest = machine_eps**0.75
+    wanted = select(s.near | (wanted < finest), filled(slope, finest), wanted)
+    return smaller(wanted, filled(slope, 0.5))
 
 
 class Step(NamedTuple):
-    """A step d, to be subtracted, and what it promises; vectors (*batch, n), the rest (*batch, 1)."""
+    """A step d, to be subtracted, and what it promises; vectors (*batch, n), the rest (*batch, 1) or Python numbers."""
 
     F: Array
     """F(u)."""
     step: Array
-    unit: Array
+    unit: Scalar
     """What F is divided by in the merit of a root, so that the squares of a tiny or huge one are right."""
-    value: Array
+    value: Scalar
     """The merit at u."""
-    slope: Array
+    slope: Scalar
     """How fast the merit falls along d."""
-    rough: Array
+    rough: Scalar
     """Whether d is far from solving J d = F; it may then be short far from any root."""
-    flat: Array
+    flat: Scalar
     """Whether the merit of a root is stationary where F is not zero, so that J is singular."""
-    size: Array
+    size: Scalar
     """||F||."""
-    done: Array
+    done: Scalar
     """Whether F is as small as the rounding of its terms."""
 
 
-def only(going: Array, step: Array, loops: Loops) -> Array:
+def only(going: Scalar, step: Array, loops: Loops) -> Array:
     """Return the step of the problems that are going, and zero for the others."""
-    xp = array_namespace(step)
-    return step if loops.number(xp.all(going)) is True else xp.where(going, step, full(step, 0.0))
+    if not isinstance(going, bool) and loops.number(array_namespace(step).all(going)) is True:
+        return step
+    return select(going, step, full(step, 0.0))  # type: ignore[no-any-return]
 
 
 def divided(F: Array, a: Array, loops: Loops) -> Array:
@@ -277,15 +304,17 @@ def divided(F: Array, a: Array, loops: Loops) -> Array:
     return only(all_finite(step), step, loops)
 
 
-def merit(started: Start, u: Array, unit: Array) -> Array:
-    """Return what a step must lower, (*batch, 1): the score, or 1/2 ||F||^2 in units of F."""
+def merit(started: Start, u: Array, unit: Scalar, scalars: Scalars) -> Scalar:
+    """Return what a step must lower: the score, or 1/2 ||F||^2 in units of F."""
     if started.problem.symmetric:
-        return score_at(started, u)[..., None]
-    F = residual_at(started, u) / unit
-    return 0.5 * dot(F, F)
+        return scalars.read(score_at(started, u))
+    F = in_unit(residual_at(started, u), unit)
+    return 0.5 * scalars.dot(F, F)
 
 
-def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array, rough: Array | None) -> Step:
+def downhill(
+    started: Start, u: Array, J: Operator, gradient: Array, step: Array, rough: Scalar | None, scalars: Scalars
+) -> Step:
     """Return a step that lowers the score: turned round if it points uphill, down the gradient if it is level.
 
     `rough` is None where the step is known to solve H d = F.
@@ -294,25 +323,27 @@ def downhill(started: Start, u: Array, J: Operator, gradient: Array, step: Array
     with the sign of the curvature turned: of the size of u, whatever the units of the score, but no measure of how far
     the minimum is.
     """
-    backend, xp, slope, size = started.problem.backend, array_namespace(u), dot(gradient, step), norm(gradient)
-    unit, uphill = full(slope, 1.0), ~(slope > 0)
-    if backend.loops.number(xp.any(uphill)) is False:
+    loops, slope, size = started.problem.backend.loops, scalars.dot(gradient, step), scalars.norm(gradient)
+    unit, uphill = filled(slope, 1.0), logical_not(slope > 0)
+    value = merit(started, u, unit, scalars)
+    if scalars.none(uphill):
         rough = uphill if rough is None else rough
-        return Step(gradient, step, unit, merit(started, u, unit), slope, rough, uphill, size, uphill)
-    level, step, slope = (slope == 0) & (size > 0), xp.where(slope < 0, -step, step), xp.abs(slope)
+        return Step(gradient, step, unit, value, slope, rough, uphill, size, uphill)
+    level, step, slope = (slope == 0) & (size > 0), select(slope < 0, -step, step), abs(slope)
 
-    def along(given: tuple[Array, Array]) -> tuple[Array, Array]:
+    def along(given: tuple[Array, Scalar]) -> tuple[Array, Scalar]:
         g = gradient / nonzero_max_abs(gradient)
-        step = xp.where(level, gradient * dot(g, g) / nonzero_or_one(xp.abs(dot(g, J(g)))), given[0])
-        return step, xp.where(level, dot(gradient, step), given[1])
+        length = scalars.dot(g, g) / nonzero(abs(scalars.dot(g, J(g))))
+        step = select(level, gradient * length, given[0])
+        return step, select(level, scalars.dot(gradient, step), given[1])
 
-    step, slope = backend.loops.run_if(xp.any(level), along, (step, slope))
-    no = level & ~level
+    step, slope = loops.run_if(any_of(level), along, (step, slope))
+    no = level & logical_not(level)
     rough = level if rough is None else level | rough
-    return Step(gradient, step, unit, merit(started, u, unit), slope, rough, no, size, no)
+    return Step(gradient, step, unit, value, slope, rough, no, size, no)
 
 
-def of_one_equation(J: Operator, F: Array, damping: float, loops: Loops) -> Step | None:
+def of_one_equation(J: Operator, F: Array, damping: float, scalars: Scalars) -> Step | None:
     """Return the step F / J of one equation a problem, or None if it does not solve J d = F in all problems.
 
     The linear model then comes to zero at the step, so that nothing but F has to be computed: in units of F, the merit
@@ -323,107 +354,105 @@ def of_one_equation(J: Operator, F: Array, damping: float, loops: Loops) -> Step
     xp, a = array_namespace(F), J.matrix[..., 0]
     size, step = xp.abs(F), F / (a + damping if damping else a)
     solves = xp.abs(F - a * step) <= LEFT_OF_ONE * size  # False for NaN, and where the step underflows
-    if loops.number(xp.all(solves)) is not True:
+    if scalars.number(xp.all(solves)) is not True:
         return None
-    slope, none = xp.astype(size > 0, F.dtype), size < 0
-    return Step(F, step, nonzero_or_one(size), 0.5 * slope, slope, none, none, size, none)
+    size = scalars.read(size[..., 0])
+    slope, none = select(size > 0, filled(size, 1.0), 0.0), size < 0
+    return Step(F, step, nonzero(size), 0.5 * slope, slope, none, none, size, none)
 
 
-def towards_root(J: Operator, F: Array, step: Array, loops: Loops) -> Step:
+def towards_root(J: Operator, F: Array, step: Array, loops: Loops, scalars: Scalars) -> Step:
     """Return a step that lowers 1/2 ||F||^2: that of steepest descent where the one given does not.
 
     Along J^T F the linear model is least at ||J^T F||^2 / ||J J^T F||^2 (Cauchy's step).
     """
-    xp, unit = array_namespace(F), nonzero_max_abs(F)
-    target = F / unit
-    ahead = J(step) / unit
-    slope, value = dot(target, ahead), 0.5 * dot(target, target)
+    unit = scalars.largest(F)
+    target, ahead = F / unit, J(step) / unit
+    slope, value = scalars.dot(target, ahead), 0.5 * scalars.dot(target, target)
     falls = (slope > 0) | (value == 0)
 
-    def cauchy(given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def cauchy(given: tuple[Array, Array, Scalar]) -> tuple[Array, Array, Scalar]:
         step, ahead, _ = given
         g = J.T(target)
-        g = g / nonzero_max_abs(g)
+        g = g / scalars.largest(g)
         Jg = J(g)
-        height = nonzero_max_abs(Jg)
+        height = scalars.largest(Jg)
         Jg = Jg / height
-        length = dot(target, Jg) / nonzero_or_one(dot(Jg, Jg))
-        ahead = xp.where(falls, ahead, length * Jg)
-        return xp.where(falls, step, (unit / height) * length * g), ahead, dot(target, ahead)
+        length = scalars.dot(target, Jg) / nonzero(scalars.dot(Jg, Jg))
+        ahead = select(falls, ahead, length * Jg)
+        return select(falls, step, (unit / height) * length * g), ahead, scalars.dot(target, ahead)
 
-    step, ahead, slope = loops.run_if(xp.any(~falls), cauchy, (step, ahead, slope))
+    step, ahead, slope = loops.run_if(any_of(logical_not(falls)), cauchy, (step, ahead, slope))
     remainder = target - ahead
-    rough, flat = dot(remainder, remainder) > 0.5 * value, (slope == 0) & (value > 0)
-    return Step(F, step, unit, value, slope, rough, flat, norm(F), flat & ~flat)
+    rough, flat = scalars.dot(remainder, remainder) > 0.5 * value, (slope == 0) & (value > 0)
+    return Step(F, step, unit, value, slope, rough, flat, scalars.norm(F), flat & logical_not(flat))
 
 
 class Iterate(NamedTuple):
-    """One Newton step; u: (*batch, n), the rest (*batch, 1)."""
+    """One Newton step; u: (*batch, n), the rest (*batch, 1) or Python numbers."""
 
     u: Array
-    slope: Array
+    slope: Scalar
     """The norm of the gradient at the start of the step."""
-    steps: Array
-    going: Array
-    near: Array
+    steps: Scalar
+    going: Scalar
+    near: Scalar
     """Whether the step was short enough to be the last."""
-    solved: Array
-    singular: Array
-    broken: Array
-    cramped: Array
+    solved: Scalar
+    singular: Scalar
+    broken: Scalar
+    cramped: Scalar
     """Whether the line search cut the last step to less than `CRAMPED` of it."""
 
 
-def is_rounded(started: Start, s: Iterate, J: Operator, at: Step) -> Array:
-    """Return whether F is as small as the rounding of its terms, (*batch, 1).
+def is_rounded(started: Start, s: Iterate, J: Operator, at: Step, scalars: Scalars) -> Scalar:
+    """Return whether F is as small as the rounding of its terms.
 
     A look is due where the last step was cut short, for there no step lowers F but by chance, although it need not be
     short: J may be tiny. And it is due where the last step did not halve F and the next one is short beside the largest
     entry of u: an entry that is zero at the solution, as by symmetry, never has a step that is short beside itself.
     """
-    xp, run_if = array_namespace(at.F), started.problem.backend.loops.run_if
-    stalled = at.size > 0.5 * s.slope
+    run_if, stalled = started.problem.backend.loops.run_if, at.size > 0.5 * s.slope
 
-    def look(due: Array) -> Array:
+    def look(due: Scalar) -> Scalar:
         condition, floats = started.problem.optimality(started.arrays)
-        return due & within_rounding_of_terms(condition, J, at.F, s.u, floats)[..., None]
+        return due & scalars.read(within_rounding_of_terms(condition, J, at.F, s.u, floats))
 
-    def doubt(due: Array) -> Array:
+    def doubt(due: Scalar) -> Scalar:
         way = max_abs(s.u) + max_abs(s.u - started.u)
-        short = (max_abs(at.step) <= eps(xp, s.u.dtype) ** (1 / 3) * way)[..., None]
+        short = scalars.read(max_abs(at.step) <= eps(array_namespace(way), s.u.dtype) ** (1 / 3) * way)
         due = due & (s.cramped | short)
-        return run_if(xp.any(due), look, due)  # type: ignore[no-any-return]
+        return run_if(any_of(due), look, due)
 
     due = s.going & (s.cramped | stalled)
-    return run_if(xp.any(due), doubt, due)  # type: ignore[no-any-return]
+    return run_if(any_of(due), doubt, due)
 
 
 class Trial(NamedTuple):
-    """A point under trial, (*batch, n), and its step length, (*batch, 1)."""
+    """A point under trial, (*batch, n), and its step length."""
 
     u: Array
-    length: Array
-    going: Array
+    length: Scalar
+    going: Scalar
 
 
-def falls_by_gradients(started: Start, trial: Array, at: Step, value: Array) -> Array:
-    """Return whether the gradients at both ends of a full step tell that the score falls, (*batch, 1).
+def falls_by_gradients(started: Start, trial: Array, at: Step, value: Scalar, scalars: Scalars) -> Scalar:
+    """Return whether the gradients at both ends of a full step tell that the score falls.
 
     A score that is a small sum of large terms loses more digits than its gradient. So the parabola through the two
     slopes stands for the values (Hager and Zhang 2005, eq. 4.1), if these agree to half of the digits. Where no problem
     has such values, as where the score is NaN, no gradient is asked for: it may raise there.
     """
-    xp = array_namespace(trial)
-    close = value - at.value <= eps(xp, trial.dtype) ** 0.5 * (xp.abs(at.value) + xp.abs(value))
+    close = value - at.value <= eps(array_namespace(trial), trial.dtype) ** 0.5 * (abs(at.value) + abs(value))
 
-    def gentle(close: Array) -> Array:
-        left = dot(residual_at(started, trial), at.step)
-        return close & (xp.abs(left) <= 0.5 * at.slope)  # type: ignore[no-any-return]
+    def gentle(close: Scalar) -> Scalar:
+        left = scalars.dot(residual_at(started, trial), at.step)
+        return close & (abs(left) <= 0.5 * at.slope)
 
-    return started.problem.backend.loops.run_if(xp.any(close), gentle, close)  # type: ignore[no-any-return]
+    return started.problem.backend.loops.run_if(any_of(close), gentle, close)
 
 
-def backtrack(started: Start, u: Array, at: Step, going: Array) -> Trial:
+def backtrack(started: Start, u: Array, at: Step, going: Scalar, scalars: Scalars) -> Trial:
     """Shorten the length of u - length * step until the merit falls enough; zero where none is found.
 
     F at the full step, which nearly always is the next iterate, is linearised for the step from there.
@@ -433,47 +462,51 @@ def backtrack(started: Start, u: Array, at: Step, going: Array) -> Trial:
     last length (Dennis and Schnabel 1983, algorithm A6.3.1). It is 0.1 where the merit is not finite. A shortened step
     towards a root must lower the merit itself, without an allowance for rounding.
     """
-    xp, root, loops = array_namespace(u), not started.problem.symmetric, started.problem.backend.loops
-    rounding = 8 * eps(xp, u.dtype)
+    root, loops, machine_eps = (
+        not started.problem.symmetric,
+        started.problem.backend.loops,
+        eps(array_namespace(u), u.dtype),
+    )
+    rounding = 8 * machine_eps
 
     def shorten(s: Trial) -> Trial:
-        trial = merit(started, s.u, at.unit)
+        trial = merit(started, s.u, at.unit, scalars)
         wanted = at.value - 1e-4 * s.length * at.slope
         lower = (trial < wanted) & (trial > -math.inf)  # False for NaN
-        going = s.going & ~lower
+        going = s.going & logical_not(lower)
 
         def look(s: Trial) -> Trial:
             first = s.length == 1
-            lower = trial <= wanted + rounding * (xp.abs(at.value) + xp.abs(trial))
+            lower = trial <= wanted + rounding * (abs(at.value) + abs(trial))
             if root:  # where F is rounding, a shortened step that does not lower it would be taken again and again
                 lower = lower & (first | (trial <= wanted) & (trial < at.value))
-            going = s.going & ~(lower & xp.isfinite(trial))
-            return loops.run_if(xp.any(going), doubt, s._replace(going=going))  # type: ignore[no-any-return]
+            going = s.going & logical_not(lower & is_finite(trial))
+            return loops.run_if(any_of(going), doubt, s._replace(going=going))  # type: ignore[no-any-return]
 
         def doubt(s: Trial) -> Trial:
             # the score does not resolve such a step: its change is of second order, below rounding
-            dull = is_short(at.step, u, started.u, 16 * eps(xp, u.dtype) ** 0.5)
+            dull = scalars.holds(is_short(at.step, u, started.u, 16 * machine_eps**0.5))
             if not root:
-                dull = dull | falls_by_gradients(started, s.u, at, trial)
-            going = s.going & ~((s.length == 1) & dull)
-            return loops.run_if(xp.any(going), cut, s._replace(going=going))  # type: ignore[no-any-return]
+                dull = dull | falls_by_gradients(started, s.u, at, trial, scalars)
+            going = s.going & logical_not((s.length == 1) & dull)
+            return loops.run_if(any_of(going), cut, s._replace(going=going))  # type: ignore[no-any-return]
 
         def cut(s: Trial) -> Trial:
             promised = s.length * at.slope
             bend = 2 * (trial - at.value + promised)
-            share = promised / xp.where(bend > 0, bend, full(bend, math.inf))  # NaN and infinity give the least
-            share = xp.where(share > SHORTEST_CUT, share, full(share, SHORTEST_CUT))
-            share = xp.where((share < LONGEST_CUT) & (s.length <= TINY), share, full(share, LONGEST_CUT))
-            length = xp.where(s.going, share * s.length, s.length)
+            # NaN and infinity give the least share
+            share = greater(promised / select(bend > 0, bend, math.inf), filled(promised, SHORTEST_CUT))
+            share = select((share < LONGEST_CUT) & (s.length <= TINY), share, LONGEST_CUT)
+            length = select(s.going, share * s.length, s.length)
             spent = s.going & (length < rounding)
-            length = xp.where(spent, 0.0 * length, length)
-            return Trial(u - length * at.step, length, s.going & ~spent)
+            length = select(spent, 0.0 * length, length)
+            return Trial(u - length * at.step, length, s.going & logical_not(spent))
 
-        return loops.run_if(xp.any(going), look, s._replace(going=going))  # type: ignore[no-any-return]
+        return loops.run_if(any_of(going), look, s._replace(going=going))  # type: ignore[no-any-return]
 
-    length = xp.astype(going, at.value.dtype)
-    if loops.number(xp.any(going)) is False:
+    length = select(going, filled(at.value, 1.0), 0.0)
+    if scalars.none(going):
         return Trial(u, length, going)
     first = Trial(u - at.step, length, going)
     remember_trial(started, first.u)
-    return loops.while_loop(lambda s: xp.any(s.going), shorten, first)  # type: ignore[no-any-return]
+    return loops.while_loop(lambda s: any_of(s.going), shorten, first)  # type: ignore[no-any-return]
