@@ -50,7 +50,7 @@ class Scalars:
 
     def finite(self, a: Array) -> Scalar:
         """Return whether all entries of a are finite."""
-        return self.read(max_abs(a)) < math.inf  # `isfinite` takes a library several passes
+        return is_finite(self.read(max_abs(a)))
 
     def dots(self, a: Array, others: Sequence[Array]) -> list[Scalar]:
         """Return <a, b> for each of the others, by one reduction: arrays on many devices send one message."""
@@ -111,7 +111,7 @@ def is_finite(x: Scalar) -> Scalar:
     """Return whether x is neither infinite nor NaN."""
     if isinstance(x, int | float):
         return math.isfinite(x)
-    return array_namespace(x).isfinite(x)
+    return abs(x) < math.inf  # `isfinite` takes a library several passes
 
 
 def sqrt(x: Scalar) -> Scalar:
@@ -125,6 +125,11 @@ def count(condition: Scalar) -> Scalar:
         return int(condition)
     xp = array_namespace(condition)
     return xp.astype(condition, xp.int32)
+
+
+def indicator(condition: Scalar, like: Scalar) -> Scalar:
+    """Return one where the condition holds, else zero, as a float like another scalar."""
+    return float(condition) if isinstance(condition, bool) else array_namespace(like).astype(condition, like.dtype)
 
 
 def count_from_zero(like: Scalar) -> Scalar:

@@ -28,6 +28,7 @@ from dil._base.scalars import (
     filled,
     greater,
     in_unit,
+    indicator,
     is_finite,
     nonzero,
     smaller,
@@ -36,6 +37,7 @@ from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Matvec, Tree
+from dil._frameworks.iteration import choose
 from dil._frameworks.loops import Loops
 from dil._problem.terms import within_rounding_of_terms
 from dil.linear._auto import Auto
@@ -156,7 +158,7 @@ class Newton:
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & taken & logical_not(solved) & (steps < self.max_iter)
             broken = s.broken | (s.going & logical_not(at.done | usable))
-            slope = at.size if started.problem.space.batch == () else select(s.going, at.size, s.slope)
+            slope = at.size if started.problem.space.batch == () else choose(s.going, at.size, s.slope, loops)
             cramped = found.length < CRAMPED
             return Iterate(found.u, slope, steps, going, near, solved | at.done, s.singular | flat, broken, cramped)
 
@@ -357,7 +359,7 @@ def of_one_equation(J: Operator, F: Array, damping: float, scalars: Scalars) -> 
     if scalars.number(xp.all(solves)) is not True:
         return None
     size = scalars.read(size[..., 0])
-    slope, none = select(size > 0, filled(size, 1.0), 0.0), size < 0
+    slope, none = indicator(size > 0, size), size < 0
     return Step(F, step, nonzero(size), 0.5 * slope, slope, none, none, size, none)
 
 
@@ -504,7 +506,7 @@ def backtrack(started: Start, u: Array, at: Step, going: Scalar, scalars: Scalar
 
         return loops.run_if(any_of(going), look, s._replace(going=going))  # type: ignore[no-any-return]
 
-    length = select(going, filled(at.value, 1.0), 0.0)
+    length = indicator(going, at.value)
     if scalars.none(going):
         return Trial(u, length, going)
     first = Trial(u - at.step, length, going)
