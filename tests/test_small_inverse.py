@@ -6,6 +6,7 @@ import random
 import pytest
 
 from dil._base.numpy_inverse import numpy_inverse
+from dil._base.reciprocal import reciprocal
 from dil._base.small_inverse import condition_limit, product, small_inverse, transpose
 
 EPS = 2.0**-52
@@ -84,3 +85,21 @@ def test_a_step_is_short_in_the_scale_of_each_entry(transposed, invert):
         scale = [0.5 * s if i == j else 2.0 * s for j, s in enumerate(size)]
         assert not found.step_is_short(F, scale, 1.0, transposed=transposed)
     assert not found.step_is_short([math.nan, *F[1:]], size, 1e9, transposed=transposed)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("a", [2.0, -3.0, 1e-50, 1e50, 1e-70, -1e70, 0.0, math.nan, math.inf])
+def test_one_unknown_has_the_answers_of_a_matrix(a, symmetric):
+    alone, matrix = (invert([[a]], EPS, symmetric=symmetric) for invert in (reciprocal, small_inverse))
+    assert (alone is None) == (matrix is None)
+    if alone is None or matrix is None:
+        return
+    assert alone.condition == pytest.approx(matrix.condition)
+    for b in (0.7 * a, -1e20 * a, 0.0, math.nan, math.inf, 1e-300, 1e300):
+        one, other = alone.solve([b], EPS), matrix.solve([b], EPS)
+        assert (one is None) == (other is None)
+        assert one is None or one[0] == pytest.approx(other[0], rel=4 * EPS)
+    for F, scale in ((0.9 * a, 1.0), (-1.1 * a, 1.0), (math.nan, 1.0), (0.0, 0.0), (a, 0.0)):
+        for transposed in (False, True):
+            short = alone.step_is_short([F], [scale], 1.0, transposed=transposed)
+            assert short == matrix.step_is_short([F], [scale], 1.0, transposed=transposed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import mul
 from typing import NamedTuple, Protocol
 
 SAFE = 1e60
@@ -101,7 +102,7 @@ def small_inverse(A: Rows, machine_eps: float, *, symmetric: bool) -> SmallInver
 
 def product(A: Rows, x: Numbers) -> Numbers:
     """Return A x."""
-    return [sum([a * v for a, v in zip(row, x, strict=True)]) for row in A]
+    return [sum(map(mul, row, x)) for row in A]
 
 
 def transpose(A: Rows) -> Rows:

@@ -22,6 +22,7 @@ from dil._base.arrays import (
 )
 from dil._base.numpy_inverse import numpy_inverse
 from dil._base.operator import Operator, as_operator
+from dil._base.reciprocal import reciprocal
 from dil._base.small_inverse import KnownInverse, Numbers, condition_limit, residual_slack, small_inverse
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
@@ -112,6 +113,8 @@ def inverse_of_few(matrix: Array, b: Array, backend: Backend, *, symmetric: bool
     rows = backend.loops.numbers(matrix)
     if not isinstance(rows, list):
         return None
+    if len(rows) == 1:
+        return reciprocal(rows, eps(array_namespace(b), b.dtype), symmetric=symmetric)
     invert = small_inverse if len(rows) <= MOST_IN_PYTHON else numpy_inverse
     return invert(rows, eps(array_namespace(b), b.dtype), symmetric=symmetric)
 
