@@ -144,14 +144,15 @@ class LBFGS:
 
         value, gradient = read(value) / unit, gradient / unit
         count = 0 if single else zeros_like_count(u)
-        finite = (read(norm(gradient)[..., 0]) < math.inf) & (abs(value) < math.inf)
+        slope, size_u = read(norm(gradient)[..., 0]), read(norm(u)[..., 0])
+        finite = (slope < math.inf) & (abs(value) < math.inf)
         # a probe along the gradient, whose curvature gives the length of the first step
-        probe = -(eps(xp, u.dtype) ** 0.5) * reach(read(norm(u)[..., 0]), abs(value)) * gradient
+        probe = -(eps(xp, u.dtype) ** 0.5) * reach(size_u, abs(value)) * gradient
         memory = nothing(u, self.memory, value, backend.loops)
         change = evaluate(started, unit, read, u + probe)[1] - gradient
         direction, memory = memory.learn(probe, change).downhill(gradient, backend.dense)
-        solved = finite & (read(norm(gradient)[..., 0]) == 0)
-        extent, size = (read(norm(x)[..., 0]) if single else None for x in (u, direction))
+        solved = finite & (slope == 0)
+        extent, size = (size_u, read(norm(direction)[..., 0])) if single else (None, None)
         close = memory.is_near(gradient, u, u, rtol, extent)
         going = finite & logical_not(solved)
         scalars = count, count + 3, going, close, solved, unit, extent, size
@@ -161,6 +162,7 @@ class LBFGS:
             return norm(s.gradient)
 
         last, extra = iterate_problems(self, started, descend, first, max_iter=self.max_iter, residual=residual)
+        left = residual(last)
         steps, evaluations, ended, cut, finite = (
             as_column(x, u) for x in (last.steps, last.evaluations, last.solved, solved, finite)
         )
@@ -169,13 +171,13 @@ class LBFGS:
             problem.space,
             last.u,
             steps,
-            residual(last),
+            left,
             max_iter=self.max_iter,
             solved=verdict.solved,
             broken=~finite,
             far=verdict.far,
             cut=is_cut(started, cut),
-            diverged=is_unbounded(started, last.u, finite & (residual(last) > 0.25)),
+            diverged=is_unbounded(started, last.u, finite & (left > 0.25)),
             extra={
                 "pairs": in_own_units(last.memory.as_pairs(), gradient_unit),
                 "evaluations": evaluations[..., 0],

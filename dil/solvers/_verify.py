@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import mul
 from typing import NamedTuple, TypeVar
 
-from dil._base.arrays import array_namespace, dot, eps, factor_dtype, full, max_abs, nonzero_max_abs, nonzero_or_one
+from dil._base.arrays import (
+    array_namespace,
+    dot,
+    eps,
+    factor_dtype,
+    full,
+    inner,
+    max_abs,
+    nonzero_max_abs,
+    nonzero_or_one,
+)
 from dil._base.errors import SecondDerivativeError
 from dil._base.operator import Operator
 from dil._base.scale import nonzero_scale
@@ -14,7 +25,7 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.terms import within_rounding_of_terms
 from dil.linear._cg import CG
-from dil.linear._direct import dense
+from dil.linear._direct import dense, inverse_of_few
 from dil.solvers._linearised import linearised
 from dil.solvers._start import Start
 
@@ -33,6 +44,13 @@ class Verdict(NamedTuple):
 
     solved: Array
     far: Array
+
+
+class Most(NamedTuple):
+    """What may be left at a solution: the Newton step, relative to u, and twice its promise, relative to the energy."""
+
+    step: float
+    promise: float
 
 
 def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array) -> Array:
@@ -58,9 +76,9 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
     small gradient. For up to 64 unknowns the Newton step d is computed, or, where dense solves are slow, a lower bound
     of it (8 steps of conjugate gradients on H d = F, in units of u). One of three must hold. Each entry of d is within
     eps ** (1/3) |u|, or within eps ** (1/2) of the way from the start. The decrease that d promises, <F, d> / 2, is
-    within 4 eps of the energy <u, H u>, and H is definite. F is within its rounding. A problem that is not solved
-    becomes so if F is within its rounding, or if the promise is within rtol ** 2 of the energy. A score without a
-    second derivative is not verified.
+    within 4 eps or rtol ** 2 of the energy <u, H u>, whichever is more, and H is definite. F is within its rounding. A
+    problem that is not solved becomes so if F is within its rounding, or if the promise is within rtol ** 2 of the
+    energy. A score without a second derivative is not verified.
     """
     backend, xp = started.problem.backend, array_namespace(u)
     none = solved & ~solved
@@ -72,8 +90,13 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         machine, few = eps(xp, u.dtype), u.shape[-1] <= max(PRODUCTS, backend.dense.crossover.symmetric)
         way = machine ** (1 / 6) * xp.abs(u - started.u)
         scale = nonzero_scale(xp.maximum(xp.abs(u), way))
+        # in 16 bits, the rounding of the score hides large errors
+        most = Most(min(machine ** (1 / 3), SHORT), max(min(8 * machine, SHORT**2), 2 * rtol**2))
         if few:
-            matrix = dense(H, u, backend) if H.matrix is None else H.matrix
+            matrix = dense(H, u, backend)
+            all_solved = backend.loops.number(xp.all(now.solved)) is True
+            if all_solved and passes_by_inverse(matrix, F, u, scale, most, backend):
+                return now
             H = Operator(lambda p: (matrix @ p[..., None])[..., 0], symmetric=True)
             step, definite = _dense_step(scale[..., :, None] * matrix * scale[..., None, :], scale * F, backend)
         else:
@@ -84,14 +107,30 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         condition, floats = started.problem.optimality(started.arrays)
         rounded = within_rounding_of_terms(condition, H, F, u, floats)[..., None]
         unknown = ~xp.all(xp.isfinite(step), axis=-1, keepdims=True)
-        short = max_abs(step)[..., None] <= min(machine ** (1 / 3), SHORT)
-        level = min(8 * machine, SHORT**2)  # in 16 bits, the rounding of the score hides large errors
-        passed = short | (definite & (promise <= level * energy)) | rounded | unknown
+        short = max_abs(step)[..., None] <= most.step
+        passed = short | (definite & (promise <= most.promise * energy)) | rounded | unknown
         now_solved = rounded | (definite & (promise <= 2 * rtol**2 * energy))
         return Verdict((now.solved & passed) | (ended & now_solved), now.solved & ~passed)
 
     unseen = Verdict(solved, none)
     return if_differentiable(lambda: backend.loops.run_if(xp.any(ended), look, unseen), unseen)
+
+
+def passes_by_inverse(H: Array, F: Array, u: Array, scale: Array, most: Most, backend: Backend) -> bool:
+    """Return whether H of one problem is known to be positive definite, and its Newton step or its promise is small.
+
+    Few unknowns are inverted in numbers, at a part of the cost of arrays.
+    """
+    inverse, read = inverse_of_few(H, F, backend, symmetric=True), backend.loops.numbers(F)
+    if inverse is None or not isinstance(read, list):
+        return False
+    if inverse.step_is_short(read, backend.loops.numbers(scale), most.step, transposed=False):
+        return True
+    found = inverse.solve(read, eps(array_namespace(u), u.dtype))
+    if found is None:
+        return False
+    energy, promise = inner(u, (H @ u[..., None])[..., 0]), sum(map(mul, read, found[0]))
+    return bool(abs(promise) <= most.promise * abs(float(energy)))
 
 
 def if_differentiable(look: Callable[[], V], otherwise: V) -> V:
