@@ -147,7 +147,7 @@ NAMED = (
     ),
     Mutant("dil/control/_dare.py", "radius < 1.0 and np.abs(F).max() <= 1e-3 * size", "radius < 1.0"),
     Mutant("dil/control/_dare.py", " and _least_eigenvalue(Q) >= -1e-12 * size_Q", ""),
-    Mutant("dil/solvers/_newton.py", "& ~at.rough & is_short(at.step", "& is_short(at.step"),
+    Mutant("dil/solvers/_newton.py", "taken & logical_not(at.rough) & short", "taken & short"),
     Mutant("dil/ode/_adaptive.py", "xp.max(max_abs(slope / scale))", "xp.max(nonzero_max_abs(slope / scale))"),
     Mutant("dil/ode/_methods.py", "scaled(0.5 * h, (1.0, stages.last)", "scaled(0.25 * h, (1.0, stages.last)"),
     Mutant("dil/ode/_methods.py", "h * h / (6.0 * (h + last))", "h * h / (12.0 * (h + last))"),
