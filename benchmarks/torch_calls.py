@@ -608,7 +608,7 @@ def main(
         "captured tensors; 16 and 21 at 1e-6. 'DEQ, backward': 8 evaluations and 14 products at 1e-3, where torchdeq "
         "takes 1 and 11; 4 and 18 at 1e-5, where it takes 1 and 19. The evaluations continue the iteration from the "
         "loose point: the error of the gradient is 3e-5 at 1e-3 and 3e-6 at 1e-5, that of torchdeq 1.6e-2 and 2e-5. So "
-        "0.8 of its time at 1e-3 is out of reach, whatever an operation costs.",
+        "0.8 of its time at 1e-3 is out of reach with these counts.",
         markdown(HEADS, cells(rows)),
     ]
     if out is not None:
