@@ -24,7 +24,7 @@ from dil.solvers._finish import finish
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._linearised import linearised, records, remember, remember_trial, residual_at, score_at
-from dil.solvers._no_minimum import is_cut, is_unbounded
+from dil.solvers._no_minimum import is_cut, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
@@ -37,6 +37,8 @@ TINY = 2.0**-10
 """A line search halves the length to here. What an interpolation cuts from a longer one ends in narrow valleys."""
 CRAMPED = 2.0**-4
 """A step that is cut to less than this makes the solver look whether F is within its rounding."""
+MOST_IDLE = 4
+"""The most cut steps that may not lower the score."""
 LEFT_OF_ONE = 2.0**-10
 """The share of F that the step of one equation may leave."""
 STEP = 5.0
@@ -132,17 +134,37 @@ class Newton:
             near = usable & taken & ~at.rough & is_short(at.step, found.u, started.u, rtol)
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & taken & ~solved & (steps < self.max_iter)
+            idle = s.idle
+            if problem.symmetric and loops.number(xp.any(s.cramped)) is not False:
+                # where a score does not change as its gradient says, short steps lead nowhere
+                idle = s.idle + xp.astype(s.cramped & ~(at.value < s.value), s.idle.dtype)
+                going = going & (idle < MOST_IDLE)
             broken = s.broken | (s.going & ~at.done & ~usable)
             slope = at.size if started.problem.space.batch == () else xp.where(s.going, at.size, s.slope)
             cramped = found.length < CRAMPED
-            return Iterate(found.u, slope, steps, going, near, solved | at.done, s.singular | flat, broken, cramped)
+            found_flat = s.singular | flat
+            return Iterate(
+                found.u, slope, steps, going, near, solved | at.done, found_flat, broken, cramped, at.value, idle
+            )
 
         remember(started, u)
         slope = norm(residual_at(started, u))
         finite = xp.isfinite(slope)
         there = finite & (slope == 0)
         none = ~finite & finite
-        first = Iterate(u, slope, zeros_like_count(u), finite & ~there, there, there, none, ~finite, none)
+        first = Iterate(
+            u,
+            slope,
+            zeros_like_count(u),
+            finite & ~there,
+            there,
+            there,
+            none,
+            ~finite,
+            none,
+            full(slope, math.inf),
+            zeros_like_count(u),
+        )
 
         def residual(s: Iterate) -> Array:
             return s.slope / nonzero_or_one(slope)
@@ -168,6 +190,7 @@ class Newton:
             extra=extra,
             cut=is_cut(started, there) if problem.symmetric else None,
             diverged=is_unbounded(started, last.u, ended & (residual(last) > 0.25)) if problem.symmetric else None,
+            wrong=is_wrong(started, last.u, ended & ~solved) if problem.symmetric else None,
             rootless=verdict.rootless,
         )
 
@@ -372,6 +395,10 @@ class Iterate(NamedTuple):
     broken: Array
     cramped: Array
     """Whether the line search cut the last step to less than `CRAMPED` of it."""
+    value: Array
+    """The merit at the start of the step."""
+    idle: Array
+    """The number of cut steps that did not lower the score."""
 
 
 def is_rounded(started: Start, s: Iterate, J: Operator, at: Step) -> Array:
