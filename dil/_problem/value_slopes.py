@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, dot, eps, full
 from dil._base.scale import nonzero_scale
 from dil._base.typing import Array, Arrays
+from dil._frameworks.loops import runs_later
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Problem
 
@@ -97,7 +99,7 @@ def _errors(problem: Problem, u: Array, arrays: Arrays, d: Array) -> Errors:
         along = dot(backend.constant(gradient), d)
         return xp.concat([backend.constant(value)[..., None], along], axis=-1)  # type: ignore[no-any-return]
 
-    found = backend.loops.map_rows(row, xp.stack([u + d, u - d, u]))
+    found = _at_each(problem, row, xp.stack([u + d, u - d, u]))
     (right, left, here), (ahead, behind) = (found[i, ..., :1] for i in range(3)), (found[i, ..., 1:] for i in range(2))
     rise, fall = right - here, here - left
     change, turned = 0.5 * (rise + fall), 0.5 * (ahead + behind)
@@ -118,9 +120,19 @@ def _noise(problem: Problem, u: Array, arrays: Arrays, d: Array) -> Array:
     """
     xp, backend = array_namespace(u), problem.backend
     points = xp.stack([u + (k / REACH) * d for k in range(-REACH, REACH + 1)])
-    values = backend.loops.map_rows(lambda x: backend.constant(problem.value(x, *arrays))[..., None], points)
+    values = _at_each(problem, lambda x: backend.constant(problem.value(x, *arrays))[..., None], points)
     still = xp.max(values, axis=0) == xp.min(values, axis=0)
     for _ in range(3):
         values = values[1:, ...] - values[:-1, ...]
     noise = xp.max(xp.abs(values), axis=0)
     return xp.where(still, full(noise, float("inf")), noise)  # type: ignore[no-any-return]
+
+
+def _at_each(problem: Problem, row: Callable[[Array], Array], points: Array) -> Array:
+    """Return `row` of each point, (k, *batch, n), at once in a program, which then holds the score once.
+
+    Elsewhere the score meets plain arrays alone: a framework may not be able to map it, or run it otherwise from then.
+    """
+    if runs_later(problem.backend.loops, points):
+        return problem.backend.loops.map_rows(row, points)
+    return array_namespace(points).stack([row(points[i, ...]) for i in range(points.shape[0])])  # type: ignore[no-any-return]
