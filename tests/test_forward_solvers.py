@@ -318,7 +318,7 @@ def test_steepest_descent_takes_the_place_of_a_step_that_leads_uphill(unit):
 def test_a_truncated_step_is_as_exact_as_the_last_one_helped(unit):
     """0.9 (||F|| / ||F of the step before||)^1.618, and at most 1/2."""
     no = np.asarray([False])
-    last = Iterate(np.ones(1), np.asarray([unit]), no, no, no, no, no, no, no)
+    last = Iterate(np.ones(1), np.asarray([unit]), no, no, no, no, no, no, no, no, no)
     for ratio, expected in ((0.1, 0.9 * 0.1 ** ((1 + 5**0.5) / 2)), (0.9, 0.5), (10.0, 0.5)):
         np.testing.assert_allclose(forcing(np.asarray([ratio * unit]), last, np.finfo(float).eps), expected, rtol=1e-12)
 

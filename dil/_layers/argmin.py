@@ -55,7 +55,7 @@ def argmin(
         When the backward pass looks for a solution on a kink of the score and for random numbers in the score: at the
         first pass with new shapes, at each pass, or never. "first" sees jumps of the gradient alone, and it cannot look
         while code is traced, as on JAX. "always" also works there; it costs five evaluations of the gradient and one
-        product with the Hessian.
+        product with the Hessian. Unless "never", the first call with new shapes compares the score with its gradient.
 
     Returns
     -------

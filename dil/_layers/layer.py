@@ -27,6 +27,7 @@ from dil._layers.answer import AnswerRule, answer_of, rebuilt
 from dil._layers.call import Call, Solver, solved, start_of
 from dil._layers.independence import check_independence
 from dil._layers.programs import Programs
+from dil._layers.score_check import check_score
 from dil._layers.theorem import ImplicitRule
 from dil._problem.equation import Equation
 from dil._problem.jacobian import jacobian
@@ -103,6 +104,7 @@ class Layer:
             call = program.call
             (y,) = program.run(*arrays)
         check_independence(call, y, arrays)
+        y = check_score(call, y, arrays, self.check_smoothness)
         return call.problem().space.unravel(y)
 
     def rule(self, call: Call) -> ImplicitRule:

@@ -32,7 +32,7 @@ from dil._diagnostics.smoothness import check_smoothness
 from dil._diagnostics.stationarity import DerivativeSolve, check_stationarity, gives_step, probes_of
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.many import with_many
-from dil._frameworks.protocol import LinearSystem, Pull, RepeatedPull, Vectorise
+from dil._frameworks.protocol import Backend, LinearSystem, Pull, RepeatedPull, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
 from dil._layers.continued import is_long, way_to_solution
@@ -212,6 +212,7 @@ class ImplicitRule:
         A = replace(A, pairs=at.pairs, probes=() if unasked else probes_of(A, Fu, scale, backend))
         solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
         _check_solution(solution, b)
+        solution = _with_nan(solution, b, backend)
         if unasked:  # nobody would hear of the point, and a look at it may cost more than the solve
             value: Array = solution.value
             return value
@@ -370,6 +371,20 @@ def _outputs(y: Sequence[Array]) -> tuple[Array, Array | None, Pairs | None]:
     has_start = len(rest) % count == 1
     pairs = rest[has_start:]
     return u, rest[0] if has_start else None, Pairs(*pairs) if pairs else None
+
+
+def _with_nan(solution: Solution, b: Array, backend: Backend) -> Solution:
+    """Return the solution with NaN in the problems whose b is not finite, as of an operation that is differentiated.
+
+    Solvers that meet no finite number return the last iterate, which is zero: a gradient that looks right.
+    """
+    code = None if solution.status is None else backend.loops.number(solution.status)
+    if code is None or (isinstance(code, int) and code != Status.NON_FINITE):
+        return solution
+    xp = array_namespace(b)
+    failed = xp.asarray(solution.status, device=device(b)) == int(Status.NON_FINITE)
+    lost = xp.any(~xp.isfinite(b), axis=-1, keepdims=True) & failed[..., None]
+    return solution._replace(value=xp.where(lost, full(b, float("nan")), solution.value))
 
 
 def _check_solution(solution: object, b: Array) -> None:

@@ -26,6 +26,7 @@ from dil._layers.first_calls import is_readable
 from dil._layers.independence import check_independence
 from dil._layers.layer import Layer, value_at_start
 from dil._layers.programs import Programs
+from dil._layers.score_check import check_score
 from dil._layers.theorem import ImplicitRule
 from dil._problem.problem import Optimality
 from dil.linear._solver import LinearSolver
@@ -114,7 +115,7 @@ class Value:
             call = program.call
             v, y = program.run(*arrays)
         check_independence(call, y, arrays)
-        return v
+        return check_score(call, y, arrays, self.layer.check_smoothness, v)
 
     def rule(self, call: Call) -> EnvelopeRule:
         """Return the rule that differentiates the value of one call with respect to its arrays."""

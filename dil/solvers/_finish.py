@@ -25,6 +25,7 @@ def finish(
     diverged: Array | None = None,
     far: Array | None = None,
     cut: Array | None = None,
+    wrong: Array | None = None,
     rootless: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from the last state of the loop, (*batch, 1) each.
@@ -36,6 +37,7 @@ def finish(
         *((holds, status) for holds, status in failures if holds is not None),
         (solved, Status.CONVERGED),
         (broken, Status.NON_FINITE),
+        *(() if wrong is None else ((wrong, Status.WRONG_DERIVATIVE),)),
         *(() if rootless is None else ((rootless, Status.NO_ROOT),)),
         *(() if far is None else ((far, Status.NOT_STATIONARY),)),
         *(() if singular is None else ((singular, Status.SINGULAR),)),

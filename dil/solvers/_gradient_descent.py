@@ -11,13 +11,17 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
-from dil.solvers._no_minimum import is_cut, is_unbounded
+from dil.solvers._no_minimum import is_cut, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
 
 FORGETTING = 0.95
 """What is left of the largest 1 / curvature after a step."""
+PROGRESS = 0.999
+"""The share of the least gradient that counts as progress where rounding hides that of the score."""
+MOST_IDLE = 300
+"""The most evaluations without progress."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class GradientDescent:
             curved = dot(moved, bent)
             longer = xp.where(curved > 0, dot(moved, moved) / curved, 2.0 * s.step)
             step = xp.where(accepted, longer, 0.25 * s.step)
-            new_gradient = xp.where(accepted, gradient, s.gradient)
+            new_gradient, new_value = xp.where(accepted, gradient, s.gradient), xp.where(accepted, value, s.value)
             new_u = xp.where(accepted, trial, s.u)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             # the longest of the last steps belongs to the least curvature that they met
@@ -100,16 +104,25 @@ class GradientDescent:
             flattest = xp.where(accepted, flattest, s.flattest)
             solved = s.solved | (accepted & (curved > 0) & is_short(flattest * new_gradient, new_u, started.u, rtol))
             stuck = s.going & ~accepted & is_short(step * new_gradient, new_u, new_u, rounding)
+            # where the score does not change as its gradient says, no step lowers it, and short ones lead nowhere
+            least, flattest_slope = xp.minimum(s.least, new_value), xp.minimum(s.least_slope, norm(new_gradient))
+            better = (least < s.least - rounding * xp.abs(s.least)) | (flattest_slope < PROGRESS * s.least_slope)
+            idle = xp.where(better, 0 * s.idle, s.idle + 1)
+            least, flattest_slope = xp.where(better, least, s.least), xp.where(better, flattest_slope, s.least_slope)
+            stuck = stuck | (idle >= MOST_IDLE)
             going = s.going & ~solved & ~stuck & (steps < self.max_iter)
             return Descent(
                 new_u,
-                xp.where(accepted, value, s.value),
+                new_value,
                 new_gradient,
                 xp.where(s.going, step, s.step),
                 flattest,
                 steps,
                 going,
                 solved,
+                least,
+                flattest_slope,
+                idle,
             )
 
         value, gradient = evaluate(started, u)
@@ -124,6 +137,9 @@ class GradientDescent:
             zeros_like_count(u),
             finite & (slope > 0),
             finite & (slope == 0),
+            value,
+            slope,
+            zeros_like_count(u),
         )
 
         def residual(s: Descent) -> Array:
@@ -140,6 +156,7 @@ class GradientDescent:
             solved=verdict.solved,
             broken=~finite,
             far=verdict.far,
+            wrong=is_wrong(started, last.u, finite & ~verdict.solved),
             cut=is_cut(started, finite & (slope == 0)),
             diverged=is_unbounded(started, last.u, finite & (residual(last) > 0.25)),
             extra=extra,
@@ -165,3 +182,9 @@ class Descent(NamedTuple):
     steps: Array
     going: Array
     solved: Array
+    least: Array
+    """The least value so far, where progress was last made."""
+    least_slope: Array
+    """The least norm of a gradient so far, where progress was last made."""
+    idle: Array
+    """The number of evaluations since then."""

@@ -16,12 +16,15 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
-from dil.solvers._no_minimum import is_cut, is_unbounded
+from dil.solvers._no_minimum import is_cut, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
 from dil.solvers._quasi_newton_memory import Memory, nothing
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
-from dil.solvers._wolfe import wolfe_search
+from dil.solvers._wolfe import PROBES, wolfe_search
+
+MOST_IDLE = 3
+"""The most searches in a row that may end with nothing."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,12 @@ class LBFGS:
             close = memory.is_near(gradient, new_u, started.u, rtol, extent)
             # one search more shows the curvature along a gradient that only seemed small
             solved = s.solved | (s.near & ((moved & close) | (s.going & logical_not(moved))))
-            lost = False
+            # where the score does not change as its gradient says, no search ends and none lowers it
+            idle = s.going & (line.probes >= PROBES) & logical_not(line.low_value < s.value)
+            idle = select(idle, s.idle + 1, 0 * s.idle)
+            lost = idle >= MOST_IDLE
             if not single or shortest_long(size, extent, machine) >= 1:
-                lost = read(xp.all(xp.abs(direction) <= machine * xp.abs(new_u), axis=-1))
+                lost = lost | read(xp.all(xp.abs(direction) <= machine * xp.abs(new_u), axis=-1))
             going = s.going & (moved | s.memory.learned) & logical_not(solved | lost) & (steps < self.max_iter)
             return Iterate(
                 new_u,
@@ -140,6 +146,7 @@ class LBFGS:
                 s.unit,
                 extent,
                 size,
+                idle,
             )
 
         value, gradient = read(value) / unit, gradient / unit
@@ -155,7 +162,7 @@ class LBFGS:
         extent, size = (size_u, read(norm(direction)[..., 0])) if single else (None, None)
         close = memory.is_near(gradient, u, u, rtol, extent)
         going = finite & logical_not(solved)
-        scalars = count, count + 3, going, close, solved, unit, extent, size
+        scalars = count, count + 3, going, close, solved, unit, extent, size, count
         first = Iterate(u, value, gradient, direction, memory, *scalars)
 
         def residual(s: Iterate) -> Array:
@@ -176,6 +183,7 @@ class LBFGS:
             solved=verdict.solved,
             broken=~finite,
             far=verdict.far,
+            wrong=is_wrong(started, last.u, finite & ~verdict.solved),
             cut=is_cut(started, cut),
             diverged=is_unbounded(started, last.u, finite & (left > 0.25)),
             extra={
@@ -207,6 +215,8 @@ class Iterate(NamedTuple):
     """A bound on ||u|| + ||u - start|| of a single problem in numbers, with which most tests of short steps end."""
     size: Any
     """The norm of the direction of such a problem."""
+    idle: Scalar
+    """The number of searches in a row that took all their probes and did not lower the score."""
 
 
 def evaluate(started: Start, unit: Scalar, read: Callable[[Array], Scalar], u: Array) -> tuple[Scalar, Array]:

@@ -48,7 +48,7 @@ from dil.solvers._finish import finish
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._linearised import linearised, records, remember, remember_trial, residual_at, score_at
-from dil.solvers._no_minimum import is_cut, is_unbounded
+from dil.solvers._no_minimum import is_cut, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
@@ -61,6 +61,8 @@ TINY = 2.0**-10
 """A line search halves the length to here. What an interpolation cuts from a longer one ends in narrow valleys."""
 CRAMPED = 2.0**-4
 """A step that is cut to less than this makes the solver look whether F is within its rounding."""
+MOST_IDLE = 4
+"""The most cut steps that may not lower the score."""
 LEFT_OF_ONE = 2.0**-10
 """The share of F that the step of one equation may leave."""
 STEP = 5.0
@@ -157,10 +159,19 @@ class Newton:
             near = usable & taken & logical_not(at.rough) & short
             solved = s.solved | (near if self.equations != "truncated" else near & s.near)
             going = usable & taken & logical_not(solved) & (steps < self.max_iter)
+            idle = s.idle
+            some = any_of(s.cramped)
+            if problem.symmetric and (some if isinstance(some, bool) else loops.number(some)) is not False:
+                # where a score does not change as its gradient says, short steps lead nowhere
+                idle = s.idle + count(s.cramped & logical_not(at.value < s.value))
+                going = going & (idle < MOST_IDLE)
             broken = s.broken | (s.going & logical_not(at.done | usable))
             slope = at.size if started.problem.space.batch == () else choose(s.going, at.size, s.slope, loops)
             cramped = found.length < CRAMPED
-            return Iterate(found.u, slope, steps, going, near, solved | at.done, s.singular | flat, broken, cramped)
+            found_flat = s.singular | flat
+            return Iterate(
+                found.u, slope, steps, going, near, solved | at.done, found_flat, broken, cramped, at.value, idle
+            )
 
         remember(started, u)
         size = norm(residual_at(started, u))[..., 0]
@@ -169,8 +180,9 @@ class Newton:
         slope = scalars.read(size)
         finite = is_finite(slope)
         there, broken = finite & (slope == 0), logical_not(finite)
-        steps = 0 if scalars.single else zeros_like_count(u)
-        first = Iterate(u, slope, steps, finite & (slope != 0), there, there, broken & finite, broken, broken & finite)
+        none = 0 if scalars.single else zeros_like_count(u)
+        no, high = broken & finite, math.inf if scalars.single else full(slope, math.inf)
+        first = Iterate(u, slope, none, finite & (slope != 0), there, there, no, broken, no, high, none)
 
         def residual(s: Iterate) -> Array:
             return as_column(s.slope / nonzero(slope), u)
@@ -197,6 +209,7 @@ class Newton:
             extra=extra,
             cut=is_cut(started, there) if problem.symmetric else None,
             diverged=is_unbounded(started, last.u, ended & (residual(last) > 0.25)) if problem.symmetric else None,
+            wrong=is_wrong(started, last.u, ended & ~solved) if problem.symmetric else None,
             rootless=verdict.rootless,
         )
 
@@ -405,6 +418,10 @@ class Iterate(NamedTuple):
     broken: Scalar
     cramped: Scalar
     """Whether the line search cut the last step to less than `CRAMPED` of it."""
+    value: Scalar
+    """The merit at the start of the step."""
+    idle: Scalar
+    """The number of cut steps that did not lower the score."""
 
 
 def is_rounded(started: Start, s: Iterate, J: Operator, at: Step, scalars: Scalars) -> Scalar:

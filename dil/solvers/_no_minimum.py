@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import array_namespace, dot, eps, max_abs, nonzero_max_abs, norm
+from dil._base.arrays import array_namespace, dot, eps, max_abs, nonzero_max_abs, norm, size
+from dil._base.scale import scale_of
 from dil._base.typing import Array
+from dil._frameworks.loops import runs_later
 from dil._frameworks.random_vectors import standard_normal
+from dil._problem.value_slopes import gradient_is_wrong
 from dil.solvers._start import Start
 
 
@@ -49,6 +52,23 @@ def is_unbounded(started: Start, u: Array, steep: Array) -> Array:
         return far & (last_slope > 0.5 * slope) & (fallen > 0.75 * slope * length)
 
     found: Array = backend.loops.run_if(xp.any(steep), long, steep)
+    return found
+
+
+def is_wrong(started: Start, u: Array, failed: Array) -> Array:
+    """Return whether the score changes in another way than its gradient says, among the failed problems; (*batch, 1).
+
+    No solver that uses both can find a minimum then. A compiled program would hold the score three times more, so it
+    does not look: the first call of a layer does.
+    """
+    problem, _, arrays = started
+    if size(u.shape) == 0 or runs_later(problem.backend.loops, u):
+        return failed & ~failed
+
+    def look(failed: Array) -> Array:
+        return failed & gradient_is_wrong(problem, u, arrays, scale_of(u, started.u))[..., None]
+
+    found: Array = problem.backend.loops.run_if(array_namespace(u).any(failed), look, failed)
     return found
 
 

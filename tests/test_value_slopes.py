@@ -1,0 +1,207 @@
+"""A score whose gradient has lost a part is told at the first call, on every engine, and no other score is."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from array_api_compat import array_namespace
+
+import dil
+from dil import Status
+from dil.solvers import LBFGS, GradientDescent, Newton
+
+X = np.asarray([1.0, -0.5, 2.0])
+
+
+def zeros(x):
+    return 0.0 * x
+
+
+def total(x):
+    return array_namespace(x).sum(x)
+
+
+def square(u, t):
+    return total((u - t) ** 2)
+
+
+LOST = {
+    "linear": lambda u, t: square(u, t) + total(1.3 * dil.constant(u)),
+    "square": lambda u, t: square(u, t) + 0.7 * total(dil.constant(u) ** 2),
+    "product": lambda u, t: square(u, t) + total(u * dil.constant(u)),
+    "quartic": lambda u, t: square(u, t) + 0.7 * total(dil.constant(u) ** 4),
+    "one entry": lambda u, t: square(u, t) + 1.3 * dil.constant(u)[0] ** 2,
+    "curvature alone": lambda u, t: square(u, t) + 0.7 * total((dil.constant(u) - t) ** 2),
+}
+UNITS = [1e-12, 1.0, 1e12]
+
+
+@pytest.mark.parametrize("score", LOST.values(), ids=LOST)
+def test_a_part_that_is_lost_is_told_at_each_call(plain, score):
+    layer = dil.argmin(score, lambda f, i, t: 1.0 * t, on_failure="warn")
+    x = plain.asarray(X)
+    for _ in range(2):
+        with pytest.warns(dil.ConvergenceWarning, match="first call: WRONG_DERIVATIVE"):
+            layer(x)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("of_u", UNITS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_unit_hides_a_part_that_is_lost(unit, of_u, dtype):
+    if dtype == "float32":
+        unit, of_u = unit**0.5, of_u**0.5
+    x = np.asarray(X * of_u, dtype=dtype)
+    for score in LOST.values():
+        layer = dil.argmin(lambda u, t, f=score: unit * f(u / of_u, t / of_u), lambda f, i, t: t, on_failure="raise")
+        with pytest.raises(dil.ConvergenceError, match="WRONG_DERIVATIVE"):
+            layer(x)
+
+
+def test_only_the_problems_of_a_batch_whose_part_is_lost_are_poisoned(plain):
+    def score(u, t, lost):
+        xp = array_namespace(u)
+        return xp.sum((u - t) ** 2, axis=-1) + lost * xp.sum(dil.constant(u), axis=-1)
+
+    layer = dil.argmin(score, lambda f, i, t, lost: 1.0 * t, batch_ndim=1, on_failure="nan")
+    y = layer(plain.asarray(np.stack([X, X])), plain.asarray(np.asarray([0.0, 1.0])))
+    np.testing.assert_array_equal(np.isnan(plain.to_numpy(y)), [[False] * 3, [True] * 3])
+
+
+@pytest.mark.parametrize("options", [{"check_smoothness": "never"}, {"on_failure": "ignore"}], ids=str)
+def test_a_part_that_is_cut_on_purpose_is_not_told(options):
+    dil.argmin(LOST["linear"], lambda f, i, t: 1.0 * t, **options)(X)
+
+
+def test_a_gradient_of_the_user_is_not_compared():
+    own = dil.Derivatives(gradient=lambda u, t: 2 * (u - t))
+    dil.argmin(LOST["linear"], lambda f, i, t: 1.0 * t, derivatives=own, on_failure="raise")(X)
+
+
+def test_the_value_of_a_score_that_lost_a_part(plain):
+    value = dil.value(LOST["linear"], lambda f, i, t: 1.0 * t, on_failure="nan")
+    assert np.isnan(plain.to_numpy(value(plain.asarray(X))))
+
+
+def test_a_score_that_passed_is_not_evaluated_for_it_again():
+    calls = []
+
+    def score(u, t):
+        calls.append(1)
+        return square(u, t)
+
+    layer = dil.argmin(score, lambda f, i, t: 1.0 * t)
+
+    def evaluations():
+        del calls[:]
+        layer(X)
+        return len(calls)
+
+    first, second = evaluations(), evaluations()
+    assert first <= second + 3
+
+
+# --- false alarms ---
+
+
+def cancelling(u, t):
+    big = 1e6 * total(array_namespace(u).tanh(u))
+    return (big + 0.5 * square(u, t)) - big
+
+
+draw = np.random.default_rng(0)
+W = draw.standard_normal((40, 3))
+FINE = {
+    "relu": lambda u, t: total(array_namespace(u).maximum(u * 1.0, 0.0 * u)) + square(u, t),
+    "l1": lambda u, t: 2.0 * total(array_namespace(u).abs(u)) + square(u, t),
+    "quartic": lambda u, t: total((u - t) ** 4),
+    "a large constant": lambda u, t: 1e6 + square(u, t),
+    "cancelling": cancelling,
+    "stiff": lambda u, t: total(array_namespace(u).exp(20.0 * (u - t)) - 20.0 * (u - t)),
+    "linear": lambda u, t: total(u * t),
+}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("score", FINE.values(), ids=FINE)
+def test_a_score_with_its_own_gradient_is_not_told(plain, score, unit):
+    if plain.backend == "jax" and unit != 1.0:
+        pytest.skip("one unit is enough where each score is compiled")
+    for point in (X, 0.0 * X, np.asarray([0.0, 1e-9, 1e6])):
+        layer = dil.argmin(lambda u, t: unit * score(u, t), lambda f, i, t, p=point: 0.0 * t + plain.asarray(p))
+        layer = dil.argmin(layer.condition.fn, layer.solver, on_failure="raise")
+        layer(plain.asarray(point + 0.3))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_layers_of_relus_and_noise_are_not_told(dtype):
+    """40 kinks near a random point, and random numbers in the score."""
+    noise = np.random.default_rng(1)
+    weights = W.astype(dtype)
+    for k in range(30):
+        x = draw.standard_normal(3).astype(dtype)
+        for score in (
+            lambda u, t: np.sum(np.maximum(weights @ u, 0.0 * (weights @ u))) + square(u, t),
+            lambda u, t, k=k: square(u, t) * float(1.0 + 10.0 ** -(k % 12) * noise.uniform()),
+        ):
+            dil.argmin(score, lambda f, i, t: 1.0 * t, on_failure="raise")(x)
+
+
+def test_complex_unknowns(plain):
+    z = plain.asarray(X + 1j * X[::-1])
+
+    def score(u, t, lost=0.0):
+        xp = array_namespace(u)
+        cut = dil.constant(u)
+        return xp.sum(xp.real((u - t) * xp.conj(u - t))) + lost * xp.sum(xp.imag(cut))
+
+    dil.argmin(score, lambda f, i, t: 1.0 * t, on_failure="raise")(z)
+    with pytest.raises(dil.ConvergenceError, match="WRONG_DERIVATIVE"):
+        dil.argmin(lambda u, t: score(u, t, 1.0), lambda f, i, t: 1.0 * t, on_failure="raise")(z)
+
+
+# --- solvers ---
+
+
+@pytest.mark.parametrize("solver", [LBFGS(), GradientDescent(), Newton()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_solver_ends_soon_where_value_and_gradient_disagree(eager, solver, batch):
+    calls = []
+
+    def score(u, t):
+        calls.append(1)
+        xp, cut = array_namespace(u), dil.constant(u)
+        return xp.sum((u - t) ** 2, axis=-1) + xp.sum(xp.exp(cut), axis=-1)
+
+    x = eager.asarray(np.stack([X, 2 * X]) if batch else X)
+    found = dil.argmin(score, solver, init=zeros, batch_ndim=int(batch)).solve(x)
+    assert len(calls) <= 400
+    statuses = set(np.atleast_1d(eager.to_numpy(found.status)).tolist())
+    # strict arrays stand for those of a compiled program, which does not look for the reason
+    assert statuses == {int(Status.STAGNATED if "strict" in eager.name else Status.WRONG_DERIVATIVE)}
+
+
+# --- cotangents ---
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "linear", [None, dil.linear.CG(), dil.linear.Direct(), dil.linear.GMRES(), dil.linear.MINRES()], ids=str
+)
+def test_a_cotangent_that_is_not_finite_gives_nan(plain, linear, bad):
+    layer = dil.argmin(square, lambda f, i, t: 1.0 * t, linear_solver=linear, on_failure="ignore")
+    _, (g,) = plain.gradients(layer, (X,), np.asarray([1.0, bad, 1.0]))
+    assert np.isnan(g).all()
+
+
+@pytest.mark.parametrize("linear", [None, dil.linear.CG(), dil.linear.GMRES()], ids=str)
+def test_it_gives_nan_in_its_own_problem_alone(plain, linear):
+    layer = dil.root(lambda u, t: u**3 + u - t, Newton(), init=zeros, batch_ndim=1, linear_solver=linear)
+    bad = np.ones((2, 3))
+    bad[1, 0] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dil.ConvergenceWarning)
+        _, (g,) = plain.gradients(layer, (np.stack([X, X]),), bad)
+    np.testing.assert_array_equal(np.isfinite(g), [[True] * 3, [False] * 3])
