@@ -25,6 +25,7 @@ from dil._frameworks.iteration import repeat
 from dil._frameworks.leaving import Run, repeat_leaving
 from dil._frameworks.loops import Loops, runs_later
 from dil._frameworks.protocol import Backend
+from dil.linear._backward_error import MOST, is_rounding
 from dil.linear._cg import State, System, Trial, iterated, part_of, told
 from dil.linear._choice import Course, First
 from dil.linear._choice_in_words import Way
@@ -196,13 +197,17 @@ def _checked(system: System, race: Race, over: Scalar, most: Scalar, loops: Loop
         tt = dot(t, t)
         claims = (method.tt <= system.target_rr) & (method.steps < most)
         again = over & claims & (tt > system.accepted_rr) & (4 * tt < method.checked)
-        r = select(again, times(method.R, t), method.r)
+        r, Rb = times(method.R, t), times(method.R, system.b)
         rr = dot(r, r)
+        norms = method.largest_curvature, system.scalars.norm(method.y), sqrt(dot(Rb, Rb))
+        # the rounding of a product is of the size of its row, so it is judged where the rows are of one size
+        rounded = is_rounding(sqrt(rr), *norms, eps(array_namespace(t), t.dtype)) & (tt <= MOST**2 * system.bb)
         restarted = method._replace(
-            r=r,
+            r=select(over, r, method.r),
             p=select(again, r, method.p),
-            rr=select(again, rr, method.rr),
+            rr=select(over, rr, method.rr),
             pp=select(again, rr, method.pp),
+            rounded=select(over, rounded, method.rounded),
             tt=select(over, tt, method.tt),
             checked=select(over, tt, method.checked),
         )
@@ -248,13 +253,13 @@ def _ended(system: System, race: Race, found: Found, course: Course) -> Found:
     method = race.now._replace(
         **{
             name: select(chosen, getattr(race.now, name), getattr(race.other, name))
-            for name in ("tt", "curvature", "curvature_sum")
+            for name in ("tt", "rounded", "curvature", "curvature_sum")
         }
     )
     steps = FIRST + race.now.steps + race.other.steps
     failed = logical_not(method.tt <= system.accepted_rr)
     last = Last(method.curvature, method.curvature_sum, steps)
-    status = curvature_status(last, failed, system.max_iter, eps(array_namespace(b), b.dtype))
+    status = curvature_status(last, failed, method.rounded, system.max_iter, eps(array_namespace(b), b.dtype))
     products = steps + course.probes + race.checks + (found.plain.products - found.plain.steps)
 
     def merged(new: Scalar, old: Array) -> Array:
