@@ -8,6 +8,7 @@ from array_api_compat import array_namespace
 
 from dil import Status
 from dil.linear import CG, GMRES, MINRES, Auto, BiCGSTAB, Jacobi, Operator, WarmStart
+from dil.linear._backward_error import is_rounding
 
 N = 120
 SOLVERS = {
@@ -129,3 +130,12 @@ def test_under_jit():
     assert int(jax.jit(lambda b: CG()(operator(A), b).status)(b)) == Status.CONVERGED
     assert int(jax.jit(lambda b: CG()(Operator(rough, symmetric=True), b).status)(b)) in TOLD
     assert int(jax.jit(lambda b: Auto(dense=0)(operator(A), b).status)(b)) == Status.CONVERGED
+
+
+def test_a_residual_of_a_hundredth_is_no_rounding():
+    """Where the rounding of A x is as large as b, the residual tells nothing, however small the backward error."""
+    eps = np.finfo(float).eps
+    assert is_rounding(9e-4, 1e13, 1.0, 1.0, eps)
+    assert not is_rounding(1e-2, 1e16, 1.0, 1.0, eps)
+    assert not is_rounding(9e-4, 1e11, 1.0, 1.0, eps)
+    assert not is_rounding(np.nan, 1e16, 1.0, 1.0, eps)
