@@ -194,16 +194,17 @@ def verdicts(rows: Sequence[Row]) -> list[list[str]]:
 def main(
     out: Annotated[Path | None, typer.Option(help="Directory for spectra.md and spectra.json.")] = None,
     matrices: Annotated[int, typer.Option(min=1, help="Matrices to draw.")] = 200,
+    first: Annotated[int, typer.Option(min=0, help="The seed of the first matrix.")] = 0,
 ) -> None:
     """Compare the products of Auto with those of the best single solver on random spectra."""
     dil.backend("numpy")
     bar = Console(stderr=True)
-    rows = [measured(seed) for seed in track(range(matrices), description="matrices", console=bar)]
+    rows = [measured(seed) for seed in track(range(first, first + matrices), description="matrices", console=bar)]
     heads, cells = table(rows)
     goals = verdicts(rows)
     show(Console(), "Auto's products over the best in hindsight", heads, cells)
     show(Console(), "targets", ["ratio", "measured", "at most", "met"], goals)
-    command = f"python benchmarks/spectra.py --matrices {matrices}"
+    command = f"python benchmarks/spectra.py --matrices {matrices} --first {first}"
     if out is not None:
         parts = [
             "# Random spectra",

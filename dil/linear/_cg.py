@@ -11,12 +11,13 @@ from dil._base.errors import OptionError
 from dil._base.operator import Operator, as_operator, shifted
 from dil._base.options import check_linear_options
 from dil._base.rows import Rows
-from dil._base.scalars import Scalar, Scalars, count_from_zero, sqrt, times
+from dil._base.scalars import Scalar, Scalars, count_from_zero, greater, sqrt, times
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.leaving import LEAVING, Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops, with_loop
+from dil.linear._backward_error import is_rounding
 from dil.linear._curvature_status import curvature_status
 from dil.linear._flexible_cg import flexible_cg
 from dil.linear._one_reduction_cg import one_reduction_cg
@@ -55,7 +56,8 @@ class CG:
     3. A direction of zero or negative curvature ends its problem at the previous iterate. The other problems continue.
     4. The recurrence for the residual drifts by rounding. The solver computes the true residual at the end. If the
        true residual misses the tolerance, the iteration restarts from the true residual. It does so only if this
-       residual is at most half of the one that the previous check found.
+       residual is at most half of the one that the previous check found. A residual that is left and is the rounding
+       of a product, at most 4 eps (||H|| ||x|| + ||b||), is CONVERGED.
 
     At max_iter, the last iterate is the nearest one to the solution in the norm of H. Its residual may be larger than
     that of an earlier iterate. If H is not symmetric, the status is MAX_ITER, STAGNATED or INDEFINITE. `layer.report`
@@ -168,6 +170,8 @@ class State(NamedTuple):
     """<p, H p> / <p, p> of the last direction p, also if its step was refused."""
     curvature_sum: Scalar
     """The sum of |<p, H p>| / <p, p> so far. It is at least of the order of the norm of H."""
+    largest_curvature: Scalar
+    """The largest <p, H p> / <p, p> so far: a lower bound of the norm of H."""
     path_length: Scalar
     """The sum of the lengths of the steps from zero to x: a bound on the norm of x."""
     active: Scalar
@@ -246,10 +250,8 @@ def iterated(
     unit, target, accepted = 1.0 if in_range else scale, bb * (0.5 * rtol) ** 2, bb * rtol**2
     system = System(as_operator(matvec), b, unit, bb, target, accepted, rtol, max_iter, scalars, trial)
     nonzero = bb > 0  # False for NaN
-    zero, no = 0.0 * bb, nonzero & False
-    first = State(
-        xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, nonzero, no, count_from_zero(bb), count_from_zero(bb)
-    )
+    zero, no, none = 0.0 * bb, nonzero & False, count_from_zero(bb)
+    first = State(xp.zeros_like(b), b, b, bb, bb, bb, zero, zero, zero, zero, nonzero, no, none, none)
     run = Run(tuple(b.shape[:-1]), b.shape[-1], loops, loops.steps_per_read(b), LEAVING)
     last = repeat_leaving(system, step, lambda s: s.active, first, run=run, part=part_of)
     return system, last
@@ -266,7 +268,9 @@ def told(system: System, last: State) -> Solution:
     xp, b, bb, scalars = array_namespace(system.b), system.b, system.bb, system.scalars
     machine_eps = eps(xp, b.dtype)
     failed = logical_not(last.rr <= system.accepted_rr)
-    found = curvature_status(last, failed, system.max_iter, machine_eps)
+    norms = last.largest_curvature, scalars.norm(last.x), sqrt(bb)
+    rounded = is_rounding(sqrt(last.rr), *norms, machine_eps)
+    found = curvature_status(last, failed, rounded, system.max_iter, machine_eps)
     status, steps, products = (scalars.array(k, b, xp.int32) for k in (found, last.steps, last.products))
     residual = scalars.array(sqrt(last.rr / select(bb == 0, 1.0, bb)), b, b.dtype)
     extra = {"indefinite": status == int(Status.INDEFINITE), "products": products}
@@ -285,6 +289,7 @@ def step(system: System, s: State) -> State:
     moving = s.active & logical_not(s.checking)
     curvature = select(moving, vHv / s.vv, s.curvature)
     curvature_sum = s.curvature_sum + select(moving, abs(curvature), 0.0)
+    largest = greater(curvature, s.largest_curvature)
     positive = curvature > machine_eps * curvature_sum  # False for NaN, negative curvature and null directions
     alpha = s.rr / select(moving & positive, vHv, math.inf)
     path_length = s.path_length + alpha * sqrt(s.vv)
@@ -308,4 +313,5 @@ def step(system: System, s: State) -> State:
     true_rr = select(s.checking, rr, s.true_rr)
     rr = select(s.active & logical_not(checking), rr, s.rr)
     active = iterating | checking
-    return State(x, r, v, rr, vv, true_rr, curvature, curvature_sum, path_length, active, checking, steps, products)
+    curvatures = curvature, curvature_sum, largest
+    return State(x, r, v, rr, vv, true_rr, *curvatures, path_length, active, checking, steps, products)

@@ -27,8 +27,11 @@ class Directions(Protocol):
     def steps(self) -> Scalar: ...
 
 
-def curvature_status(last: Directions, failed: Scalar, max_iter: int, machine_eps: float) -> Scalar:
-    """Return the status of each problem. The first condition that holds decides."""
+def curvature_status(last: Directions, failed: Scalar, rounded: Scalar, max_iter: int, machine_eps: float) -> Scalar:
+    """Return the status of each problem. The first condition that holds decides.
+
+    `failed`: whether the residual is above the tolerance; `rounded`: whether it is rounding all the same.
+    """
     if failed is False:
         return int(Status.CONVERGED)
     reasons = [
@@ -36,6 +39,7 @@ def curvature_status(last: Directions, failed: Scalar, max_iter: int, machine_ep
         (logical_not(abs(last.curvature) < math.inf), Status.NON_FINITE),
         (last.curvature < -machine_eps * last.curvature_sum, Status.INDEFINITE),
         (logical_not(last.curvature > machine_eps * last.curvature_sum), Status.SINGULAR),
+        (rounded, Status.CONVERGED),
         (last.steps >= max_iter, Status.MAX_ITER),
     ]
     return first_of(reasons, Status.STAGNATED)

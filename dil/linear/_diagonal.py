@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, full, nonzero_max_abs, select
+from dil._base.arrays import array_namespace, full, nonzero_max_abs, select
 from dil._base.scalars import either
 from dil._base.typing import Array, Matvec
 from dil._frameworks.loops import Loops
 from dil._frameworks.protocol import Backend
+from dil._frameworks.random_vectors import random_signs
 
 
 class Diagonal(NamedTuple):
@@ -63,12 +64,8 @@ def estimated_diagonal(
 
     Sources: Hutchinson 1990; Bekas, Kokiopoulou and Saad 2007, section 2; Bradley and Murray 2011 (the rounds).
     """
-    xp, n = array_namespace(like), like.shape[-1]
-    import numpy as np
-
-    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], (probes, n))
-    shape = (probes, *(1,) * (like.ndim - 1), n)
-    signs = backend.asarray(drawn.reshape(shape), dtype=like.dtype, device=device(like)) + full(like, 0.0)
+    xp = array_namespace(like)
+    signs = random_signs(backend, like, probes, seed) + full(like, 0.0)
     ends = sorted({max(probes // 4, 1), max(probes // 2, min(2, probes)), probes})
 
     def advance(s: Estimate) -> Estimate:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, TypeAlias
 from dil._base.arrays import array_namespace, eps, full, logical_not, select
 from dil._base.operator import Operator, as_operator
 from dil._base.rows import Rows
-from dil._base.scalars import Scalar, Scalars, count_from_zero, divided, either, is_finite, sqrt
+from dil._base.scalars import Scalar, Scalars, count_from_zero, divided, either, greater, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Matvec
 from dil._frameworks.iteration import repeat
 from dil._frameworks.leaving import LEAVING, Part, Run, iterate
 from dil._frameworks.loops import Loops
+from dil.linear._backward_error import is_rounding
 from dil.linear._part import matrix_of_part
 from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
 
@@ -34,6 +35,8 @@ class Iterate(NamedTuple):
     """<p, A p> / <p, p> of the last direction p, also if its step was refused."""
     curvature_sum: Scalar
     """The sum of |<p, A p>| / <p, p> so far."""
+    largest_curvature: Scalar
+    """The largest <p, A p> / <p, p> so far: a lower bound of the norm of A."""
     positive: Scalar
     steps: Scalar
 
@@ -48,6 +51,7 @@ class Pass(NamedTuple):
     rz: Scalar
     curvature: Scalar
     curvature_sum: Scalar
+    largest_curvature: Scalar
     positive: Scalar
     active: Scalar
     steps: Scalar
@@ -139,7 +143,7 @@ class System:
         """Return the state at x = 0."""
         b, bb, no_steps = self.b, self.bb, count_from_zero(self.bb)
         zero, nonzero = 0.0 * bb, bb > 0
-        return Pass(full(b, 0.0), b, bb, bb, zero, zero, nonzero, nonzero, no_steps, no_steps)
+        return Pass(full(b, 0.0), b, bb, bb, zero, zero, zero, nonzero, nonzero, no_steps, no_steps)
 
     def start_from(self, x0: Array) -> Pass:
         """Return the state at x0, or at zero where the residual at zero is smaller."""
@@ -167,7 +171,8 @@ class System:
         size = self.scalars.largest(z)
         size = select(is_finite(size), size, 1.0)
         z = z / size
-        first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), s.curvature, s.curvature_sum, s.positive, s.steps)
+        curvatures = s.curvature, s.curvature_sum, s.largest_curvature
+        first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), *curvatures, s.positive, s.steps)
 
         given = (self, s.active, size)
         run = self.run(self.loops.steps_per_read(self.b), LEAVING)
@@ -184,6 +189,7 @@ class System:
             last.rz,
             last.curvature,
             last.curvature_sum,
+            last.largest_curvature,
             last.positive,
             restarts,
             last.steps,
@@ -223,12 +229,14 @@ def _step(given: Given, s: Iterate) -> Iterate:
     p = z + divided(rz - dot(s.r, z), s.rz) * s.p
     rz = select(rr == 0, 1.0, rz)  # solved exactly: <r, z> = 0 is then no failure of M
     x = either(positive, lambda: s.x + alpha * s.p, lambda: s.x)
-    return Iterate(x, r, p, rr, rz, curvature, s.curvature_sum + abs(curvature), positive, s.steps + 1)
+    curvatures = curvature, s.curvature_sum + abs(curvature), greater(curvature, s.largest_curvature)
+    return Iterate(x, r, p, rr, rz, *curvatures, positive, s.steps + 1)
 
 
 def _status(last: Pass, system: System, finite: Scalar) -> Scalar:
     """Return the status of each problem. The first condition that holds decides."""
     machine_eps = eps(array_namespace(last.x), last.x.dtype)
+    norms = last.largest_curvature, system.scalars.norm(last.x), sqrt(system.bb)
     computable = is_finite(last.curvature) & is_finite(last.rr) & is_finite(last.rz) & finite
     reasons = [
         (finite & (last.rr <= system.accepted_rr), Status.CONVERGED),
@@ -236,6 +244,7 @@ def _status(last: Pass, system: System, finite: Scalar) -> Scalar:
         (last.curvature < -machine_eps * last.curvature_sum, Status.INDEFINITE),
         (logical_not(last.positive), Status.SINGULAR),
         (last.rz <= 0, Status.PRECONDITIONER),
+        (is_rounding(sqrt(last.rr), *norms, machine_eps), Status.CONVERGED),
         (last.steps >= system.max_iter, Status.MAX_ITER),
     ]
     return first_of(reasons, Status.STAGNATED)

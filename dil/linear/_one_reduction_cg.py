@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 from dil._base.arrays import array_namespace, eps, logical_not, select
 from dil._base.operator import as_operator
 from dil._base.rows import Rows
-from dil._base.scalars import Scalar, Scalars, count, count_from_zero, divided, either, in_unit, sqrt
+from dil._base.scalars import Scalar, Scalars, count, count_from_zero, divided, either, greater, in_unit, sqrt
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Matvec
 from dil._frameworks.leaving import LEAVING, Part, Run, iterate
 from dil._frameworks.loops import Loops
+from dil.linear._backward_error import is_rounding
 from dil.linear._curvature_status import curvature_status
 from dil.linear._part import matrix_of_part
 from dil.linear._restarts import TRIAL_SHARE
@@ -37,6 +38,8 @@ class Iterate(NamedTuple):
     """<p, H p> / <p, p> of the last direction p, also if its step was refused."""
     curvature_sum: Scalar
     """The sum of |<p, H p>| / <p, p> so far. It is at least of the order of the norm of H."""
+    largest_curvature: Scalar
+    """The largest <p, H p> / <p, p> so far: a lower bound of the norm of H."""
     moved: Scalar
     """Whether the last step was taken."""
     steps: Scalar
@@ -52,6 +55,7 @@ class Pass(NamedTuple):
     rr: Scalar
     curvature: Scalar
     curvature_sum: Scalar
+    largest_curvature: Scalar
     active: Scalar
     steps: Scalar
     products: Scalar
@@ -70,10 +74,12 @@ def one_reduction_cg(
     bb = scalars.dot(scaled, scaled)
     system = System(H, scaled, bb, rtol, max_iter, loops, scalars, trial)
     zero, nonzero, none = 0.0 * bb, bb > 0, count_from_zero(bb)  # nonzero is False for NaN
-    first = Pass(xp.zeros_like(b), scaled, bb, bb, zero, nonzero, none, none)
+    first = Pass(xp.zeros_like(b), scaled, bb, bb, zero, zero, nonzero, none, none)
     last = iterate(system, System.advance, lambda _, s: s.active, first, run=system.run(), part=System.part)
     failed = logical_not(last.rr <= system.accepted_rr)
-    status = scalars.array(curvature_status(last, failed, max_iter, system.eps), b, xp.int32)
+    norms = last.largest_curvature, scalars.norm(last.x), sqrt(bb)
+    rounded = is_rounding(sqrt(last.rr), *norms, system.eps)
+    status = scalars.array(curvature_status(last, failed, rounded, max_iter, system.eps), b, xp.int32)
     steps, products = (scalars.array(k, b, xp.int32) for k in (last.steps, last.products))
     residual = scalars.array(sqrt(last.rr / select(bb == 0, 1.0, bb)), b, b.dtype)
     extra = {"products": products, "indefinite": status == int(Status.INDEFINITE)}
@@ -131,13 +137,15 @@ class System:
         curvature = select(positive, last.curvature, divided(pHp, pp))
         restarts = self._positive(curvature, last.curvature_sum) & (last.steps < self.max_iter)
         restarts = restarts & (rr > self.accepted_rr) & (4 * rr < s.rr)
-        return Pass(last.x, r, rr, curvature, last.curvature_sum, restarts, last.steps, last.products + 1)
+        curvatures = curvature, last.curvature_sum, last.largest_curvature
+        return Pass(last.x, r, rr, *curvatures, restarts, last.steps, last.products + 1)
 
     def _started(self, s: Pass) -> Iterate:
         """Return the state before the first step of a pass, which makes beta zero."""
         no_vector, zero = array_namespace(s.x).zeros_like(s.x), 0.0 * self.bb
         vectors, scalars = (s.x, s.r, no_vector, no_vector), (zero + math.inf, zero, zero)
-        return Iterate(*vectors, *scalars, s.curvature, s.curvature_sum, s.active, s.steps, s.products)
+        curvatures = s.curvature, s.curvature_sum, s.largest_curvature
+        return Iterate(*vectors, *scalars, *curvatures, s.active, s.steps, s.products)
 
     def step(self, s: Iterate) -> Iterate:
         """Take one step, unless the residual is small enough or the curvature of its direction is not positive."""
@@ -153,7 +161,8 @@ class System:
         alpha = rr / select(moved, pHp, math.inf)
         x = either(moved, lambda: s.x + alpha * p, lambda: s.x)
         r, steps = s.r - alpha * Hp, s.steps + count(needed)
-        return Iterate(x, r, p, Hp, rr, pHp, pp, curvature, curvature_sum, moved, steps, s.products + 1)
+        curvatures = curvature, curvature_sum, greater(curvature, s.largest_curvature)
+        return Iterate(x, r, p, Hp, rr, pHp, pp, *curvatures, moved, steps, s.products + 1)
 
     def _needed(self, rr: Scalar, steps: Scalar) -> Scalar:
         """Return whether a problem needs a step more: its residual is too large, and its trial has not failed."""

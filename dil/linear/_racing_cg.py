@@ -25,6 +25,7 @@ from dil._frameworks.iteration import repeat
 from dil._frameworks.leaving import Run, repeat_leaving
 from dil._frameworks.loops import Loops, runs_later
 from dil._frameworks.protocol import Backend
+from dil.linear._backward_error import MOST, is_rounding
 from dil.linear._cg import State, System, Trial, iterated, part_of, told
 from dil.linear._choice import Course, First
 from dil.linear._choice_in_words import Way
@@ -46,7 +47,9 @@ NEARLY_DIAGONAL = 0.05
 FLAT = 1.0
 """The standard deviation of log(diagonal) up to which scaling is not tried."""
 TURNS, TURN = 6, 16
-"""The turns of a race end at 16, 16, 32, 32, 64 and 64 steps of their method."""
+"""The turns of a race end at 16, 32 and 64 steps with orthogonal residuals, each before one with the diagonal."""
+BEHIND = 8
+"""The diagonal ends its turns 0, 8 and 16 steps behind the other, which limits what it may lose."""
 LEAD = 6.0
 """The diagonal is dropped when its error is this number of times that of the other, in the energy norm."""
 
@@ -89,11 +92,12 @@ def racing_cg(
        diagonal as a preconditioner. If not, and if the 8 steps promise that CG converges in 64, it goes on with
        orthogonal residuals (see `Window`), which take no more steps than plain CG, but for rounding.
     3. Otherwise 6 products more improve the estimate of the diagonal. If its entries differ little, CG goes on with
-       orthogonal residuals. If not, this method and CG with the diagonal race. They take turns of 16, 16, 32 and 64
-       steps. The diagonal is dropped if its error in the energy norm, which both share, is 6 times that of the other.
+       orthogonal residuals. If not, this method and CG with the diagonal race. The turns end at 16 and 16, 32 and 24,
+       64 and 48 steps. The diagonal is dropped if its error in the energy norm, which both share, is 6 times that of
+       the other.
 
-    Where orthogonal residuals win in s steps, there are at most s + 80 products, and at most 3 s + 16; where the
-    diagonal wins in d steps, at most 2 d + 16. The method that is ahead after 64 steps may be slower later.
+    Where orthogonal residuals win in s steps, there are at most 2 s + 15 products, and at most s + 64; where the
+    diagonal wins in d steps, at most d + 80. The method that is ahead after these turns may be slower later.
     `extra["products"]` counts them, and `extra["raced"]` holds the `Course` and the `First` steps, for the sentence of
     a report.
 
@@ -151,7 +155,7 @@ def _start(system: System, plain: State, slow: Scalar, backend: Backend, loops: 
     calm = select(unlikely, none + int(Way.FLAT), none + int(Way.LIKELY))
     way = select(is_diagonal, none + int(Way.NEARLY_DIAGONAL), select(scales, none + int(Way.RACE), calm))
     course = Course(way, found.products, none, none, scales)
-    return Race(scaled, orthogonal, window, slow, 0, none), course
+    return Race(orthogonal, scaled, window, slow, 0, none), course
 
 
 def _spread(root: Array) -> Array:
@@ -165,14 +169,20 @@ def _advance(system: System, race: Race, loops: Loops, trial: Trial | None) -> R
     method, other, k = race.now, race.other, race.turn
     most = system.max_iter - FIRST - other.steps
     taken = count(race.open & other.in_race & (k < TURNS))
-    limit = smaller(taken * (TURN * 2 ** (k // 2)) + (1 - taken) * system.max_iter, most)
+    limit = smaller(taken * _end_of_turn(k) + (1 - taken) * system.max_iter, most)
     takes = race.open & method.in_race
-    turn = Turn(system, loops, trial, limit, FIRST + other.steps, k % 2 == 1)
+    turn = Turn(system, loops, trial, limit, FIRST + other.steps, k % 2 == 0)
     method, window = take_turn(turn, method._replace(going=takes & (method.steps < limit)), race.window)
     over = (method.steps < limit) | (limit >= most) | (method.tt <= system.target_rr)
     race = _checked(system, race._replace(now=method, window=window), takes & over, most, loops)
-    method, other = _judged(race.now, race.other, k)
+    other, method = _judged(race.other, race.now, k)
     return Race(other, method, race.window, race.open, k + 1, race.checks)
+
+
+def _end_of_turn(k: Any) -> Any:
+    """Return the steps at which turn k ends."""
+    steps = TURN * 2 ** (k // 2)
+    return steps - (k % 2) * (k // 2) * BEHIND
 
 
 def _checked(system: System, race: Race, over: Scalar, most: Scalar, loops: Loops) -> Race:
@@ -187,18 +197,22 @@ def _checked(system: System, race: Race, over: Scalar, most: Scalar, loops: Loop
         tt = dot(t, t)
         claims = (method.tt <= system.target_rr) & (method.steps < most)
         again = over & claims & (tt > system.accepted_rr) & (4 * tt < method.checked)
-        r = select(again, times(method.R, t), method.r)
+        r, Rb = times(method.R, t), times(method.R, system.b)
         rr = dot(r, r)
+        norms = method.largest_curvature, system.scalars.norm(method.y), sqrt(dot(Rb, Rb))
+        # the rounding of a product is of the size of its row, so it is judged where the rows are of one size
+        rounded = is_rounding(sqrt(rr), *norms, eps(array_namespace(t), t.dtype)) & (tt <= MOST**2 * system.bb)
         restarted = method._replace(
-            r=r,
+            r=select(over, r, method.r),
             p=select(again, r, method.p),
-            rr=select(again, rr, method.rr),
+            rr=select(over, rr, method.rr),
             pp=select(again, rr, method.pp),
+            rounded=select(over, rounded, method.rounded),
             tt=select(over, tt, method.tt),
             checked=select(over, tt, method.checked),
         )
         dropped = other._replace(in_race=other.in_race & logical_not(over))
-        window = race.window.without(again & (race.turn % 2 == 1))
+        window = race.window.without(again & (race.turn % 2 == 0))
         still_open = race.open & logical_not(over & logical_not(again))
         return Race(restarted, dropped, window, still_open, race.turn, race.checks + count(over))
 
@@ -239,13 +253,13 @@ def _ended(system: System, race: Race, found: Found, course: Course) -> Found:
     method = race.now._replace(
         **{
             name: select(chosen, getattr(race.now, name), getattr(race.other, name))
-            for name in ("tt", "curvature", "curvature_sum")
+            for name in ("tt", "rounded", "curvature", "curvature_sum")
         }
     )
     steps = FIRST + race.now.steps + race.other.steps
     failed = logical_not(method.tt <= system.accepted_rr)
     last = Last(method.curvature, method.curvature_sum, steps)
-    status = curvature_status(last, failed, system.max_iter, eps(array_namespace(b), b.dtype))
+    status = curvature_status(last, failed, method.rounded, system.max_iter, eps(array_namespace(b), b.dtype))
     products = steps + course.probes + race.checks + (found.plain.products - found.plain.steps)
 
     def merged(new: Scalar, old: Array) -> Array:
@@ -253,7 +267,7 @@ def _ended(system: System, race: Race, found: Found, course: Course) -> Found:
         return here
 
     x = either(chosen, lambda: race.now.x, lambda: race.other.x)
-    diagonal_now = race.turn % 2 == 0
+    diagonal_now = race.turn % 2 == 1
     taken = Course(
         course.way,
         count_from_zero(system.bb) + course.probes,

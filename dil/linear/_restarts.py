@@ -18,6 +18,7 @@ from dil._base.typing import Array, Loop
 from dil._frameworks.iteration import choose, repeat
 from dil._frameworks.leaving import LEAVING, Part, Run, iterate
 from dil._frameworks.loops import Loops, with_loop
+from dil.linear._backward_error import is_rounding
 from dil.linear._part import matrix_of_part
 from dil.linear._right_hand_side import backend_of_system
 
@@ -228,13 +229,17 @@ def _update(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> P
     error = task.error(new.x, r)
     # if x is so large that b is below the rounding of A x, the residual means nothing
     norm_A = greater(new.norm_A, s.norm_A)
-    below_rounding = task.eps * norm_A * task.scalars.norm(new.x) > 0.1
+    norm_x = task.scalars.norm(new.x)
+    below_rounding = task.eps * norm_A * norm_x > 0.1
     better = (error < s.error) & logical_not(below_rounding)  # False for NaN
     gained = better & (error <= gain * s.error)
     passes_without_gain = select(gained, 0, s.passes_without_gain + 1)
     finite = new.finite & is_finite(error)
     best_error = select(better, error, s.error)
+    # another pass would gain nothing
+    rounded = logical_not(gained) & _is_rounded(task, best_error, norm_A, norm_x)
     active = finite & (best_error > task.rtol) & (passes_without_gain < patience) & (new.steps < task.max_iter)
+    active = active & logical_not(rounded)
     if task.trial is not None:
         active = active & ((new.steps < task.trial) | (best_error <= task.rtol**TRIAL_SHARE))
     return Progress(
@@ -252,6 +257,11 @@ def _update(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> P
     )
 
 
+def _is_rounded(task: Task, error: Scalar, norm_A: Scalar, norm_x: Scalar) -> Scalar:
+    """Return whether the residual is rounding. A measure is no residual."""
+    return False if task.measure is not None else is_rounding(error, norm_A, norm_x, 1.0, task.eps)
+
+
 def _solution(task: Task, s: Progress, unit: Scalar, finite_b: Scalar) -> Solution:
     """Return the unscaled x and the status of each problem. The first condition that holds decides."""
     xp, scalars = array_namespace(s.x), task.scalars
@@ -259,11 +269,13 @@ def _solution(task: Task, s: Progress, unit: Scalar, finite_b: Scalar) -> Soluti
     fits = scalars.read(xp.all(xp.abs(s.x) <= x_max, axis=-1))
     x = either(fits, lambda: s.x, lambda: xp.zeros_like(s.x)) * unit
     meaningful = fits & finite_b
+    rounded = _is_rounded(task, s.error, s.norm_A, scalars.norm(s.x))
     reasons = [
         (logical_not(meaningful), Status.NON_FINITE),
         (s.error <= task.rtol, Status.CONVERGED),
         (logical_not(s.finite), Status.NON_FINITE),
         (s.singular, Status.SINGULAR),
+        (rounded, Status.CONVERGED),
         (s.steps >= task.max_iter, Status.MAX_ITER),
     ]
     code, steps, products = (

@@ -26,12 +26,14 @@ class Method(NamedTuple):
     """R (b - A x)."""
     p: Array
     rr: Scalar
-    """<r, r>. It is positive while the problem is going."""
+    """<r, r>: of the recurrence, or of the true residual after a check. It is positive while the problem is going."""
     pp: Scalar
     tt: Scalar
     """<b - A x, b - A x>: of the recurrence, or of the true residual after a check."""
     checked: Scalar
     """The true one at the last check."""
+    rounded: Scalar
+    """Whether the true residual at the last check is rounding."""
     won: Scalar
     """The decrease of 1/2 <x, A x> - <b, x> since the start. It does not depend on R."""
     won_before: Scalar
@@ -40,6 +42,8 @@ class Method(NamedTuple):
     """<p, R A R p> / <p, p> of the last direction p, also if its step was refused."""
     curvature_sum: Scalar
     """The sum of |<p, R A R p>| / <p, p> so far."""
+    largest_curvature: Scalar
+    """The largest <p, R A R p> / <p, p> so far: a lower bound of the norm of R A R."""
     steps: Scalar
     in_race: Scalar
     """Whether the method may still be the one that is chosen."""
@@ -56,7 +60,8 @@ class Method(NamedTuple):
         r = times(R, plain.r)
         rr = system.scalars.dot(r, r)
         y, tt, zero, none = in_unit(plain.x, R), plain.rr, 0.0 * rr, count_from_zero(rr)
-        return Method(R, y, r, r, rr, rr, tt, tt, zero, zero, zero, zero, none, in_race, in_race)
+        no = in_race & False
+        return Method(R, y, r, r, rr, rr, tt, tt, no, zero, zero, zero, zero, zero, none, in_race, in_race)
 
 
 class Progress(NamedTuple):
@@ -133,6 +138,7 @@ def _step(turn: Turn, now: Progress) -> Progress:
         won_before=select(4 * steps <= 3 * turn.limit, won, m.won_before),
         curvature=curvature,
         curvature_sum=curvature_sum,
+        largest_curvature=greater(curvature, m.largest_curvature),
         steps=steps,
         going=going,
     )
