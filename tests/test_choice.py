@@ -18,6 +18,7 @@ N = 200
 RNG = np.random.default_rng(0)
 Q = np.linalg.qr(RNG.standard_normal((N, N)))[0]
 ROOTS = np.geomspace(1.0, 1e3, N) ** 0.5
+GENERAL = np.random.default_rng(6).standard_normal((N, N)) / N**0.5
 LOCAL = np.zeros((N, 12))
 LOCAL[:60] = np.linalg.qr(RNG.standard_normal((60, 12)))[0]
 LARGE = np.linalg.qr(RNG.standard_normal((500, 500)))[0]
@@ -48,6 +49,7 @@ def centring(size):
 
 
 PLAIN, STEPS = r"plain CG won (no digit|[\d.]+ digits?) in 8 steps; ", r"(\d+) steps?"
+BICGSTAB = r"BiCGSTAB won (no digit|[\d.]+ digits?) in 8 steps; "
 OTHER = "CG with orthogonal residuals"
 DIAGONAL = PLAIN + r"the diagonal from 8 products; "
 KINDS = {
@@ -110,6 +112,25 @@ KINDS = {
         f"plain CG met negative curvature after {STEPS}; MINRES took {STEPS}",
     ),
     "converged slowly": (np.eye(N) + 0.2 * swap(N), False, {"dense": 0}, f"BiCGSTAB took {STEPS}"),
+    "general, flat": (
+        np.eye(N) + 0.97 * GENERAL,
+        False,
+        {"dense": 0},
+        f"{BICGSTAB}rows and columns differ little in size, say 8 products; BiCGSTAB took {STEPS}",
+    ),
+    "general, scaled": (
+        ROOTS[:, None] ** 2 * (np.eye(N) + 0.3 * GENERAL),
+        False,
+        {"dense": 0},
+        f"{BICGSTAB}the sizes of rows and columns from 8 products; BiCGSTAB scaled by them took {STEPS}",
+    ),
+    "general, not scaled": (
+        np.eye(N) + (LOCAL * np.geomspace(1e2, 1e4, 12)) @ LOCAL.T + 0.1 * np.diag(np.ones(N - 1), 1),
+        False,
+        {"dense": 0},
+        f"{BICGSTAB}the sizes of rows and columns from 8 products; BiCGSTAB scaled by them lost a race after 16 steps; "
+        f"BiCGSTAB took {STEPS}",
+    ),
     "breakdown": (
         np.roll(np.eye(20), 1, 0),
         False,

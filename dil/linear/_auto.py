@@ -25,6 +25,7 @@ from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
 from dil.linear._racing_cg import racing_cg
 from dil.linear._right_hand_side import backend_of_system
+from dil.linear._scaled_bicgstab import scaled_bicgstab
 from dil.linear._solver import LinearSolver
 
 MAX_DENSE_NUMBERS = 2**22
@@ -38,10 +39,10 @@ class Auto:
     1. Problems with up to 32 unknowns are solved by `Direct`, and so are those for which a dense solve costs fewer than
        32 steps of the iteration. The sizes of the problem, and constant overheads of the framework, say how many
        steps it costs.
-    2. Other problems are solved by `BiCGSTAB`, or by `CG` if A is known to be symmetric. If CG would take long, it
-       chooses a preconditioner: see below. After a quarter of the steps that a dense solve costs, or three quarters if
-       A is symmetric, the iteration stops if the relative residual is above rtol ** (2/7). It also stops once it has
-       cost 3/2 of a dense solve. Problems that are not solved go to `Direct`.
+    2. Other problems are solved by `BiCGSTAB`, or by `CG` if A is known to be symmetric. If they would take long, they
+       choose a preconditioner: see below. After a quarter of the steps that a dense solve costs, or three quarters if
+       A is symmetric or a preconditioner was looked for, the iteration stops if the relative residual is above
+       rtol ** (2/7). It also stops once it has cost 3/2 of a dense solve. Problems that are not solved go to `Direct`.
     3. The matrices of `Direct` may hold 2^22 numbers for the batch. If they would hold more, the iteration continues to
        max_iter.
     4. At moderate sizes, every problem in which the iteration fails goes to `Direct`. If the dense matrix is singular,
@@ -55,7 +56,17 @@ class Auto:
     residuals, to which it makes new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues are far
     from the others, and this prevents it. In all other cases both ways take turns until one is clearly ahead. The
     products are rarely more than those of plain CG; on 800 random spectra (`benchmarks/spectra.py`) they were at most
-    1.8 times as many. A start x0 is used by plain CG alone.
+    1.8 times as many.
+
+    BiCGSTAB chooses a diagonal M for A M y = b, x = M y, if products with the transpose of A are known. It takes 8
+    plain steps, and goes on if their pace promises 40 steps. Otherwise 8 products with random vectors show the sizes of
+    the rows and columns of A, from which M follows. If its entries differ little, plain BiCGSTAB goes on. If not, 16
+    steps with M follow. If they win an eighth of the digits of rtol, BiCGSTAB with M goes on. If not, plain BiCGSTAB
+    takes 16 steps more, and the way that is ahead goes on. Where plain BiCGSTAB wins, there are at most 40 products
+    more, and a few that check residuals.
+
+    A start x0 is used by plain CG and plain BiCGSTAB alone.
+
 
     `extra["products"]` counts the products of all methods that a problem went through.
     `str(solution.extra["choice"])` says in a sentence what was done and why, and so do `layer.report` and `dil.record`.
@@ -64,7 +75,8 @@ class Auto:
     `NOT_MINIMUM`: the gradient is that of a stationary point that is not a minimum.
 
     Sources: Bekas, Kokiopoulou and Saad 2007, section 2, and Bradley and Murray 2011 (the diagonal); Simon 1984
-    (residuals that are kept orthogonal); Hestenes and Stiefel 1952 (the energy, by which both ways are compared).
+    (residuals that are kept orthogonal); Hestenes and Stiefel 1952 (the energy, by which both ways are compared); Ruiz
+    2001, and Bradley and Murray 2011 (the sizes of rows and columns, by products).
 
     Parameters
     ----------
@@ -136,6 +148,9 @@ class Auto:
                     loops=with_loop(backend.loops, loop),
                     trial=None if trial is None else 3 * trial,
                 )
+            elif not A.symmetric and A.rmatvec is not None and x0 is None:
+                options = BiCGSTAB(damping, rtol, most)
+                first = scaled_bicgstab(options, shifted(A, damping), b, backend=backend, loop=loop, trial=trial)
             else:
                 solver = (CG if A.symmetric else BiCGSTAB)(damping, rtol, most)
                 first = solver.tried(A, b, loop=loop, x0=x0, trial=trial)

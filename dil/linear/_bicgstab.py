@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dil._base.arrays import array_namespace, device, logical_not, select
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options
-from dil._base.scalars import Scalar, divided, either, in_unit, is_finite, sqrt
+from dil._base.scalars import Scalar, divided, either, in_unit, is_finite, sqrt, times
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import choose
@@ -100,8 +100,15 @@ class Given(NamedTuple):
     """The number of steps before the pass."""
     goal: Scalar
     """<r, r> at which the pass ends."""
+    trial: Scalar
+    """The number of steps at which the pass ends if r is above `on_track`; below zero, if it never does."""
     on_track: Scalar
     """The norm of r that a trial must reach."""
+    look: Scalar
+    """A number of steps like `trial`, for `hurdle`."""
+    hurdle: Scalar
+    M: Array | float
+    """The diagonal that preconditions from the right: A M y = b and x = M y. It is one where none does."""
 
 
 class Iterate(NamedTuple):
@@ -129,18 +136,29 @@ class Iterate(NamedTuple):
 
 def bicgstab(task: Task, s: Progress) -> Pass:
     """Run BiCGSTAB from x and its residual, with a shadow residual that differs from pass to pass."""
+    given, first, unit = started(task, s)
+    return ended(s, given, task.iterate(given, step, is_active, first), unit)
+
+
+def started(task: Task, s: Progress) -> tuple[Given, Iterate, Scalar]:
+    """Return what a pass holds fixed, its first state, and the unit of its residuals."""
     dot, size = task.scalars.dot, task.scalars.norm(s.r)
     nonzero = select(size > 0, size, 1.0)
     r = s.r / nonzero  # of norm one, because the squares of a small residual would underflow
     goal = (0.5 * task.rtol) ** 2 / nonzero / nonzero
+    trial = -1 if task.trial is None else task.trial
     on_track = task.rtol**TRIAL_SHARE / nonzero
     shadow = r * _weights(r, s.passes)
-    given = Given(s.active, shadow, dot(shadow, shadow), s.steps, goal, on_track)
+    given = Given(s.active, shadow, dot(shadow, shadow), s.steps, goal, trial, on_track, -1, 0.0 * on_track, 1.0)
     rr, null = dot(r, r), array_namespace(r).zeros_like(r)
     zero, no = 0.0 * rr, s.active & False
     first = Iterate(null, r, r, dot(shadow, r), rr, null, rr, zero + 1.0, zero, s.active, no, no, s.steps)
-    last = task.iterate(given, _step, _active, first)
-    x = s.x + last.best_dx * (size / last.unit)
+    return given, first, size
+
+
+def ended(s: Progress, given: Given, last: Iterate, unit: Scalar) -> Pass:
+    """Return the result of a pass that started from s."""
+    x = s.x + times(given.M, last.best_dx * (unit / last.unit))
     products = s.products + 2 * (last.steps - s.steps)
     return Pass(x, last.steps, products, last.singular, last.finite, last.unit * last.scale)
 
@@ -156,19 +174,18 @@ def _weights(r: Array, passes: Scalar) -> Array | float:
     return 1.0 + 0.75 * select(passes > 0, irregular, 0.0)  # type: ignore[no-any-return]
 
 
-def _active(task: Task, given: Given, i: Iterate) -> Scalar:
+def is_active(task: Task, given: Given, i: Iterate) -> Scalar:
     """Return whether a pass goes on."""
     going = given.active & i.finite & logical_not(i.broken) & (i.rr > given.goal) & (i.steps < task.max_iter)
-    if task.trial is None:
-        return going
-    return going & ((i.steps != task.trial) | (i.least <= given.on_track * given.on_track))
+    on_track = (i.steps != given.trial) | (i.least <= given.on_track * given.on_track)
+    return going & on_track & ((i.steps != given.look) | (i.least <= given.hurdle * given.hurdle))
 
 
-def _step(task: Task, given: Given, i: Iterate) -> Iterate:
+def step(task: Task, given: Given, i: Iterate) -> Iterate:
     """Take a step along p, then a stabilising step along s, which reduces the residual."""
     dot, eps, shadow, weight = task.scalars.dot, task.eps, given.shadow, given.weight
     is_first = i.steps == given.first_step
-    Ap = task.A(i.p)
+    Ap = task.A(times(given.M, i.p))
     unit = either(is_first, lambda: task.scalars.unit(Ap), lambda: i.unit)
     v = in_unit(Ap, unit)
     pp, vv, sv = dot(i.p, i.p), dot(v, v), dot(shadow, v)
@@ -178,7 +195,7 @@ def _step(task: Task, given: Given, i: Iterate) -> Iterate:
     blocked = p_is_null | (sv * sv <= (4 * eps) ** 2 * weight * vv)
     alpha = divided(i.rho, select(blocked, 1.0, sv))
     s = i.r - alpha * v
-    t = in_unit(task.A(s), unit)
+    t = in_unit(task.A(times(given.M, s)), unit)
     ss, tt, ts = dot(s, s), dot(t, t), dot(t, s)
     s_is_null = tt <= tiny * ss
     solved = ss <= given.goal

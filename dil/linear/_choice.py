@@ -14,15 +14,15 @@ from dil.linear._choice_in_words import MOST_ATTEMPTS, Reason, Tried, sentence
 
 
 class Course(NamedTuple):
-    """The course of conjugate gradients that look for the cheapest way; scalars of the problems, see `Scalar`."""
+    """The course of CG or BiCGSTAB that look for the cheapest way; scalars of the problems, see `Scalar`."""
 
     way: Scalar
     """A `Way`."""
     probes: Any
     diagonal: Scalar
-    """The steps with the diagonal."""
+    """The steps with the diagonal, or with the sizes of rows and columns."""
     orthogonal: Scalar
-    """The steps with orthogonal residuals."""
+    """The steps with orthogonal residuals, or of plain BiCGSTAB after the first."""
     by_diagonal: Scalar
     """Whether the method with the diagonal was chosen."""
 
@@ -33,7 +33,7 @@ class Course(NamedTuple):
 
 
 class First(NamedTuple):
-    """The first steps of plain CG."""
+    """The first steps of plain CG or BiCGSTAB."""
 
     steps: int
     likely: int

@@ -35,7 +35,7 @@ class Reason(IntEnum):
 
 
 class Way(IntEnum):
-    """How conjugate gradients go on after their first steps."""
+    """How conjugate gradients, or BiCGSTAB, go on after their first steps."""
 
     PLAIN = 0
     NEARLY_DIAGONAL = 1
@@ -62,17 +62,17 @@ class Numbers(NamedTuple):
     reason: int
     way: int
     first: int
-    """The steps of plain CG before it goes on in another way."""
+    """The steps of plain CG, or of plain BiCGSTAB, before it goes on in another way."""
     tenths: int
     """Ten times the digits that they won."""
     likely: int
     """The steps below which their pace was to solve the problem, for `Way.LIKELY`."""
     probes: int
-    """The products that an estimate of the diagonal took."""
+    """The products that an estimate of the diagonal, or of the sizes, took."""
     diagonal: int
-    """The steps of CG with the diagonal."""
+    """The steps of CG with the diagonal, or of BiCGSTAB scaled by the sizes of rows and columns."""
     orthogonal: int
-    """The steps of CG with orthogonal residuals."""
+    """The steps of CG with orthogonal residuals, or of plain BiCGSTAB after the first."""
     by_diagonal: int
     """Whether the method with the diagonal is the one that was chosen."""
     attempts: tuple[Attempt, ...]
@@ -142,12 +142,10 @@ def _iterated(problems: Sequence[Numbers], place: int) -> list[str]:
     """Return the parts of a story about CG or BiCGSTAB."""
     one, status = problems[0], problems[0].attempts[place].status
     if one.attempts[place].solver == Tried.BICGSTAB:
-        return [_ended("BiCGSTAB", status, [p.attempts[place].steps for p in problems])]
+        return _scaled(problems, place)
     if one.way == Way.PLAIN:
         return [_ended("plain CG", status, [p.attempts[place].steps for p in problems])]
-    won = _span([p.tenths / 10 for p in problems])
-    digits = "no digit" if max(p.tenths for p in problems) < 1 else f"{won} digit{'' if won == '1' else 's'}"
-    start = f"plain CG won {digits} in {_steps([p.first for p in problems])}"
+    start = _began("plain CG", problems)
     probes = _count(max(p.probes for p in problems), "product")
     by_diagonal, orthogonal = [p.diagonal for p in problems], [p.orthogonal for p in problems]
     other = "CG with orthogonal residuals"
@@ -165,6 +163,30 @@ def _iterated(problems: Sequence[Numbers], place: int) -> list[str]:
     if one.by_diagonal:
         return [*start_of_race, lost.format(other, _steps(orthogonal)), _ended(with_it, status, by_diagonal)]
     return [*start_of_race, lost.format(with_it, _steps(by_diagonal)), _ended(other, status, orthogonal)]
+
+
+def _scaled(problems: Sequence[Numbers], place: int) -> list[str]:
+    """Return the parts of a story about BiCGSTAB."""
+    one, status, name = problems[0], problems[0].attempts[place].status, "BiCGSTAB"
+    if one.way == Way.PLAIN:
+        return [_ended(name, status, [p.attempts[place].steps for p in problems])]
+    start, probes = _began(name, problems), _count(max(p.probes for p in problems), "product")
+    scaled, plain = [p.diagonal for p in problems], [p.orthogonal for p in problems]
+    if one.way == Way.FLAT:
+        return [start, f"rows and columns differ little in size, say {probes}", _ended(name, status, plain)]
+    start_of_race = [start, f"the sizes of rows and columns from {probes}"]
+    with_sizes, lost = f"{name} scaled by them", "{} lost a race after {}"
+    if not one.by_diagonal:
+        return [*start_of_race, lost.format(with_sizes, _steps(scaled)), _ended(name, status, plain)]
+    race = [lost.format(name, _steps(plain))] if one.orthogonal else []
+    return [*start_of_race, *race, _ended(with_sizes, status, scaled)]
+
+
+def _began(name: str, problems: Sequence[Numbers]) -> str:
+    """Return what the first steps of an iteration won."""
+    won = _span([p.tenths / 10 for p in problems])
+    digits = "no digit" if max(p.tenths for p in problems) < 1 else f"{won} digit{'' if won == '1' else 's'}"
+    return f"{name} won {digits} in {_steps([p.first for p in problems])}"
 
 
 def _followed(problems: Sequence[Numbers], place: int) -> str:
@@ -186,7 +208,7 @@ def _ended(name: str, status: int, steps: Sequence[int]) -> str:
         Status.MAX_ITER: "gave up after {}",
         Status.STAGNATED: "gave up after {}",
         Status.INDEFINITE: "met negative curvature after {}",
-        Status.SINGULAR: "broke down after {}" if name == "BiCGSTAB" else "found the matrix singular after {}",
+        Status.SINGULAR: "broke down after {}" if name.startswith("BiCGSTAB") else "found the matrix singular after {}",
         Status.NON_FINITE: "met numbers that are not finite after {}",
     }
     known = {int(code): text for code, text in ends.items()}
@@ -211,7 +233,7 @@ def _in_short(problem: Numbers) -> str:
     what = {
         Tried.DIRECT: "dense",
         Tried.CG: _kind_of_cg(problem),
-        Tried.BICGSTAB: "by BiCGSTAB",
+        Tried.BICGSTAB: "by scaled BiCGSTAB" if problem.by_diagonal else "by BiCGSTAB",
         Tried.LEAST_NORM: "by least norm",
         Tried.MINRES: "by MINRES",
         Tried.GMRES: "by GMRES",

@@ -149,6 +149,44 @@ def restarted(
 
     A pass gains if it multiplies the error by `gain` or less. A problem ends after `patience` passes without gain.
     """
+    start = prepared(options, A, b, loop=loop, x0=x0, measure=measure, trial=trial)
+
+    def advance(task: Task, s: Progress) -> Progress:
+        return updated(task, s, recurrence(task, s), gain, patience)
+
+    def part(task: Task, rows: Rows, _: Progress) -> Part[Task, Progress] | None:
+        alone = None if task.measure is not None else task.part(rows)
+        return None if alone is None else Part(alone, lambda _: True)
+
+    last = iterate(start.task, advance, lambda _, s: s.active, start.first, run=start.task.run(), part=part)
+    return start.solution(last)
+
+
+class Prepared(NamedTuple):
+    """Systems whose right-hand sides have norm one, and the state before the first pass."""
+
+    task: Task
+    first: Progress
+    unit: Scalar
+    """The norm of the right-hand side that was given, or one."""
+    finite_b: Scalar
+
+    def solution(self, last: Progress) -> Solution:
+        """Return the solution of the systems that were given."""
+        return _solution(self.task, last, self.unit, self.finite_b)
+
+
+def prepared(
+    options: LinearOptions,
+    A: Operator,
+    b: Array,
+    *,
+    loop: Loop | None,
+    x0: Array | None = None,
+    measure: Callable[[Task], Measure] | None = None,
+    trial: int | None = None,
+) -> Prepared:
+    """Return the systems A x = b, b: (*batch, n), with the scale of b taken out."""
     name = f"dil.linear.{type(options).__name__}"
     backend = backend_of_system(b, name, x0)
     xp, n = array_namespace(b), b.shape[-1]
@@ -174,15 +212,7 @@ def restarted(
     if x0 is not None:
         first = _from_guess(task, first, _scaled_guess(scalars, x0, unit))
 
-    def advance(task: Task, s: Progress) -> Progress:
-        return _update(task, s, recurrence(task, s), gain, patience)
-
-    def part(task: Task, rows: Rows, _: Progress) -> Part[Task, Progress] | None:
-        alone = None if task.measure is not None else task.part(rows)
-        return None if alone is None else Part(alone, lambda _: True)
-
-    last = iterate(task, advance, lambda _, s: s.active, first, run=task.run(), part=part)
-    return _solution(task, last, unit, finite_b)
+    return Prepared(task, first, unit, finite_b)
 
 
 def _from_zero(task: Task, nonzero: Scalar, error: Scalar, finite_b: Scalar) -> Progress:
@@ -223,7 +253,7 @@ def _from_guess(task: Task, s: Progress, x0: Array) -> Progress:
     return repeat(at_guess, lambda s: s.active & (s.products < task.check_products), s, loops=task.loops)
 
 
-def _update(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> Progress:
+def updated(task: Task, s: Progress, new: Pass, gain: float, patience: int) -> Progress:
     """Return the state after a pass: keep the x of lower error, and decide by the true residuals which problems end."""
     r = task.b - task.A(new.x)
     error = task.error(new.x, r)

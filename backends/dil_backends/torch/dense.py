@@ -60,6 +60,6 @@ DENSE = Dense(
     lu_solve,
     triangular_solve,
     Crossover(symmetric=256, general=1024),
-    Overheads(symmetric_step=6e4, general_step=4e5, dense=8e5, row=0.0, read_by_row=1 / 32, alone=2**15),
+    Overheads(symmetric_step=6e4, general_step=1.6e5, dense=8e5, row=0.0, read_by_row=1 / 32, alone=2**15),
     host,
 )
