@@ -67,7 +67,6 @@ class Auto:
 
     A start x0 is used by plain CG and plain BiCGSTAB alone.
 
-
     `extra["products"]` counts the products of all methods that a problem went through.
     `str(solution.extra["choice"])` says in a sentence what was done and why, and so do `layer.report` and `dil.record`.
 
