@@ -180,7 +180,11 @@ def systems(b: Any) -> dil.Solution:
     A = dil.linear.Operator(product, symmetric=True)
     prepared: preconditioners.Prepared = preconditioners.Prepared(product)
     assert prepared.products == 0
-    warm = dil.linear.WarmStart(dil.linear.CG())
+    warm, recycle = dil.linear.WarmStart(dil.linear.CG()), dil.linear.Recycle(directions=8)
+    found, memory = recycle.solve(A, b, recycle.empty(b))
+    assert found.status is not None
+    recycle.solve(A, b, memory)
+    recycle.forget()
     layer = dil.argmin(lambda u, t: ((u - t) ** 2).sum(), dil.solvers.Newton(), init=np.zeros_like)
     seen: dil.linear.Spectrum = dil.linear.spectrum(layer, b, steps=2)
     assert seen.condition >= 1

@@ -103,6 +103,15 @@ def test_spectra_quick(tmp_path):
     assert "maximum against CG" in (tmp_path / "spectra.md").read_text()
 
 
+def test_training_quick(tmp_path):
+    """Both loops have the same losses, and the memory takes fewer products after its first steps."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    (row,) = run("training", tmp_path, "--only", "48 units", "--steps", "6")["rows"]
+    assert row["difference"] < 1e-9
+    assert 4 * row["products"][1] < 3 * row["products"][0]
+
+
 def test_peers_quick(tmp_path):
     """The gradient of dil is right, and so is that by hand."""
     pytest.importorskip("torch", reason="torch is not installed")

@@ -13,6 +13,7 @@ from dil.linear._direct import Direct
 from dil.linear._gmres import GMRES
 from dil.linear._minres import MINRES
 from dil.linear._normal_cg import NormalCG
+from dil.linear._recycle import Recycle
 from dil.linear._solver import LinearSolver
 from dil.linear._spectrum import Spectrum, spectrum
 from dil.linear._warm_start import WarmStart
@@ -33,6 +34,7 @@ __all__ = [
     "Nystrom",
     "OneStep",
     "Operator",
+    "Recycle",
     "Spectrum",
     "WarmStart",
     "preconditioners",

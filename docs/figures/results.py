@@ -169,9 +169,36 @@ def table1(axes: Axes, found: Row) -> None:
     axes.legend()
 
 
+def training(axes: Axes, found: Row) -> None:
+    """Draw the products of the loops with a memory beside those without."""
+    rows = found["rows"]
+    place = np.arange(len(rows))
+    for shift, key, color in ((-0.2, 0, "#9fa8da"), (0.2, 1, "#3f51b5")):
+        products = [row["products"][key] / row["steps"] for row in rows]
+        axes.barh(place + shift, products, 0.4, color=color, label=("Auto", "Recycle")[key])
+    axes.set_yticks(place, [row["loop"] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="products of a backward pass")
+    axes.legend()
+
+
 PICTURES: dict[str, Callable[[Axes, Row], None]] = {
     f.__name__: f
-    for f in (backward, batched, jax_peers, linear, peers, plan, silent, spectra, table1, tape, torch_calls, trust)
+    for f in (
+        backward,
+        batched,
+        jax_peers,
+        linear,
+        peers,
+        plan,
+        silent,
+        spectra,
+        table1,
+        tape,
+        torch_calls,
+        training,
+        trust,
+    )
 }
 
 

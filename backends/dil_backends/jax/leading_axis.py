@@ -18,5 +18,5 @@ def moved_to_front(arrays: Sequence[Any], axes: Sequence[Axis], spread: slice) -
     places: list[Axis] = [None if axis is None else 0 for axis in axes]
     for i in range(len(moved))[spread]:
         if axes[i] is None:
-            moved[i], places[i] = jnp.broadcast_to(moved[i], (size, *moved[i].shape)), 0
+            moved[i], places[i] = jnp.broadcast_to(moved[i], (size, *jnp.shape(moved[i]))), 0
     return moved, places
