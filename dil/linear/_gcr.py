@@ -67,7 +67,8 @@ def gcr(system: System, rows: int, most: Array) -> Found:
     rr = dot(b, b)
     none, no = full(rr, 0, dtype=xp.int32), rr != rr
     first = Progress(full(b, 0.0), b, store, 0.0 * store, rr, no, none, 0)
-    last = repeat(partial(_step, system), partial(_going, system, rows, most), first, loops=system.loops)
+    how: Any = {"loops": system.loops, "steps_per_read": system.loops.steps_per_read(b)}
+    last = repeat(partial(_step, system), partial(_going, system, rows, most), first, **how)
     r = b - system.A(last.x)
     residual = norm(r)
     return Found(last.x, residual, residual <= system.rtol, last.steps, last.z, last.w, last.count)
@@ -79,6 +80,8 @@ def _going(system: System, rows: int, most: Array, s: Progress) -> Any:
 
 
 def _step(system: System, s: Progress) -> Progress:
+    if isinstance(s.count, int) and s.count >= s.z.shape[-2]:
+        return s  # on a device the condition is read after some steps only
     xp, machine_eps = array_namespace(s.x), eps(array_namespace(s.x), s.x.dtype)
     active = (s.rr > (0.5 * system.rtol) ** 2) & ~s.broken
     z = system.M(s.r)
