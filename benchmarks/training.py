@@ -34,7 +34,7 @@ MEASURED = (
     "alone. 'difference' is the largest difference of two losses of the same step, relative to the first loss. The "
     "target of the products is a third. Softmax regression: 640 weights for 1,000 digits of 8 x 8 pixels, and a "
     "penalty of its own for each pixel, chosen by Adam (rate 0.05) so that 797 other digits have the least loss; "
-    "backward through `dil.argmin` with `LBFGS()`. Blocks: z = tanh(W z + U x + c) with 48 or 256 units for 64 digits, "
+    "backward through `dil.argmin` with `LBFGS(max_iter=20_000)`. Blocks: z = tanh(W z + U x + c) with 48 or 256 units for 64 digits, "
     "and two convolutions of 16 channels on 8 x 8 for 4 random images (1,024 unknowns each), trained by Adam (rate "
     "1e-3) with all data in each step; backward through `dil.fixed_point` with `Anderson()`."
 )
@@ -104,7 +104,7 @@ def softmax(linear_solver: Any) -> Iterator[float]:
         W = w.reshape(64, 10)
         return entropy(X @ W, y) + 0.5 * torch.sum(torch.exp(log_penalty)[:, None] * W**2)
 
-    layer = dil.argmin(score, dil.solvers.LBFGS(), linear_solver=linear_solver)
+    layer = dil.argmin(score, dil.solvers.LBFGS(max_iter=20_000), linear_solver=linear_solver)
     log_penalty, w = torch.full((64,), -6.0, requires_grad=True), torch.zeros(640)
     optimizer = torch.optim.Adam([log_penalty], lr=0.05)
     while True:
