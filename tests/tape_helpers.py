@@ -141,9 +141,9 @@ def failures_of_a_wrong_formula(name, position, cases, monkeypatch):
     """The number of cases of a rule that fail if one of its formulas is wrong by one in a hundred thousand."""
     pull = _tape.Primitive.pull
 
-    def wrong(self, node, c, wanted, **how):
+    def wrong(self, node, c, wanted, used=None):
         factors = [1 + 1e-5 * (self.name == name and i == position) for i in wanted]
-        return [factor * g for factor, g in zip(factors, pull(self, node, c, wanted, **how), strict=True)]
+        return [factor * g for factor, g in zip(factors, pull(self, node, c, wanted, used), strict=True)]
 
     monkeypatch.setattr(_tape.Primitive, "pull", wrong)
     failed = 0

@@ -10,8 +10,7 @@ A function that mixes entries in another way than `rules/uses.py` knows uses all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from array_api_compat import device as device_of
 
@@ -19,8 +18,7 @@ from dil_backends._tape.box import constant
 from dil_backends._tape.trace import Node
 
 
-@dataclass(frozen=True)
-class Used:
+class Used(NamedTuple):
     """The entries of a node's value and of its wanted arguments that are used, Boolean. None stands for all."""
 
     of_value: Any
@@ -68,6 +66,8 @@ class Sweep(Protocol):
 
 def with_entries_left_out(program: Sweep) -> list[Any]:
     """Return the nodes of a program, the last first, with stand-ins before functions that leave entries out."""
+    if not any(map(leaves_out, program.nodes, program.positions)):
+        return program.nodes
     uses: dict[int, Any] = dict.fromkeys(slot for slot in program.seeds if slot is not None)  # by slot; None for all
     found: list[Any] = []
     columns = (program.nodes, program.several, program.places, program.positions, program.targets)
@@ -84,6 +84,12 @@ def with_entries_left_out(program: Sweep) -> list[Any]:
     return found
 
 
+def leaves_out(node: Node, positions: tuple[int, ...]) -> bool:
+    """Whether a node is of a function that leaves entries out, and there are any."""
+    primitive = node.primitive
+    return primitive.hides and (positions != (0,) or not bool(primitive.plain.all(constant(node.args[1]))))
+
+
 def used_parts(node: Node, slot: int, uses: dict[int, Any]) -> Any:
     """Return the used entries of each output of a node, or None for all entries of all outputs."""
     parts = [uses.get(slot + k, False) for k in range(len(node.y))]
@@ -97,16 +103,19 @@ def used_parts(node: Node, slot: int, uses: dict[int, Any]) -> Any:
 def used_entries(node: Node, used: Any, i: int) -> Any:
     """Return the entries of argument i that are used, if those of the value are. None stands for all."""
     primitive, args, y = node.primitive, list(map(constant, node.args)), constant(node.y)
-    if not primitive.elementwise and primitive.uses is None:
-        return None
     xp, shape = primitive.plain, args[i].shape
-    if used is None:
-        used = xp.ones(y.shape, dtype=xp.bool, device=device_of(y))
+    if primitive.hides:
+        mask = args[1] if i == 0 else ~args[1]
+        if used is not None:
+            mask = mask & used
+        mask = shrunk(xp, mask if mask.shape == y.shape else xp.broadcast_to(mask, y.shape), shape)
+        return None if bool(xp.all(mask)) else mask
     if primitive.elementwise:
         return shrunk(xp, used, shape)
+    if primitive.uses is None:
+        return None
     n = [xp.astype(part, xp.float64) for part in used] if isinstance(used, tuple) else xp.astype(used, xp.float64)
-    mask = shrunk(xp, primitive.uses(xp, n, y, i, *args, **node.options) != 0.0, shape)
-    return None if primitive.hides and bool(xp.all(mask)) else mask
+    return shrunk(xp, primitive.uses(xp, n, y, i, *args, **node.options) != 0.0, shape)
 
 
 def shrunk(xp: Any, used: Any, shape: tuple[int, ...]) -> Any:

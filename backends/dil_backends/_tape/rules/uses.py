@@ -54,7 +54,6 @@ def of_scan(xp: Namespace, n: Value, y: Value, i: int, x: Value, axis: int | Non
 MOVES = (
     *("reshape", "expand_dims", "squeeze", "permute_dims", "matrix_transpose", "moveaxis", "flip", "roll", "unstack"),
     *("tril", "triu", "broadcast_to", "astype", "indexed", "placed", "gather", "scatter", "sum", "join", "pile"),
-    "masked",
 )
 PRODUCTS = ("matmul", "vecdot", "contract")
 REDUCED = ("mean", "prod", "var", "std", "max", "min", "norm", "power_norm")
