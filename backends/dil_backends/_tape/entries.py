@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dil._base.errors import DilError, UnsupportedFunctionError
+from dil._base.errors import CapturedError, DilError, UnsupportedFunctionError
 from dil_backends._tape.trace import MADE, Node, Trace
 
 MOST = 256
@@ -42,6 +42,12 @@ OF_OTHERS = (
 FAILED = (
     "NumPy made an object array of arrays that are being differentiated, as it does for np.array([...]), and a "
     f"function did not take it ({{}}); keep it in array code: {INSTEAD}"
+)
+OF_POLYNOMIAL = (
+    "np.polynomial evaluates, differentiates and multiplies polynomials whose coefficients are being differentiated; "
+    "a fit or the roots it does not take ({}): write np.polyfit(x, u, n)[::-1] for Polynomial.fit(x, u, n).convert()"
+    ".coef and for polyfit, np.linalg.lstsq(chebvander(x, n), u)[0] for chebfit and its kin, and "
+    "np.roots(c[::-1]) for roots"
 )
 OF_OBJECTS = re.compile(
     r"dtype\('O'\)|object_?\b.*(dtype|array|type)|(dtype|array|type)\b.*object|no callable \w+ method|"
@@ -150,10 +156,22 @@ def explain_objects(error: Exception, has_entries: bool) -> None:
         raise type(error.__cause__)(str(error.__cause__)) from error  # it has the reason, and NumPy's names none
     if str(error) == TOO_LONG:
         shorten(error)
+    if has_entries and not isinstance(error, CapturedError) and within(error, "numpy.polynomial."):
+        raise UnsupportedFunctionError(OF_POLYNOMIAL.format(error)) from error
     if has_entries and isinstance(error, UnsupportedFunctionError) and "np.stack" not in str(error):
         raise UnsupportedFunctionError(FAILED.format(error)) from error
     if has_entries and not isinstance(error, DilError) and OF_OBJECTS.search(str(error)):
         raise UnsupportedFunctionError(FAILED.format(error)) from error
+
+
+def within(error: Exception, package: str) -> bool:
+    """Whether an error was raised in a module of a package."""
+    line = error.__traceback__
+    while line is not None:
+        if str(line.tb_frame.f_globals.get("__name__")).startswith(package):
+            return True
+        line = line.tb_next
+    return False
 
 
 def shorten(error: Exception) -> None:
