@@ -152,8 +152,8 @@ def is_entry(x: object) -> bool:
 
 def explain_objects(error: Exception, has_entries: bool) -> None:
     """Raise an error that says what to write, if an error of NumPy came from a box or from an object array of boxes."""
-    if isinstance(error.__cause__, DilError) and not isinstance(error, DilError):
-        raise type(error.__cause__)(str(error.__cause__)) from error  # it has the reason, and NumPy's names none
+    if (reason := reason_of(error)) is not None:
+        raise type(reason)(str(reason)) from (reason if isinstance(error, SystemError) else error)
     if str(error) == TOO_LONG:
         shorten(error)
     if has_entries and not isinstance(error, CapturedError) and within(error, "numpy.polynomial."):
@@ -162,6 +162,17 @@ def explain_objects(error: Exception, has_entries: bool) -> None:
         raise UnsupportedFunctionError(FAILED.format(error)) from error
     if has_entries and not isinstance(error, DilError) and OF_OBJECTS.search(str(error)):
         raise UnsupportedFunctionError(FAILED.format(error)) from error
+
+
+def reason_of(error: Exception) -> DilError | None:
+    """Return the error of the library from which an error of NumPy came, if any: it has the reason, NumPy's names none.
+
+    A loop of NumPy goes on after an error. Where Python notices, as under a debugger, each turn adds a SystemError.
+    """
+    cause = None if isinstance(error, DilError) else error.__cause__
+    while isinstance(cause, SystemError):
+        cause = cause.__cause__
+    return cause if isinstance(cause, DilError) else None
 
 
 def within(error: Exception, package: str) -> bool:
