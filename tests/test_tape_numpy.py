@@ -525,6 +525,7 @@ METHODS_CASES = {
     "sum": lambda u: u.sum() + u.sum(1)[:, None] + u.sum(axis=0, keepdims=True) + u.sum(where=MASK),
     "swapaxes": lambda u: u.swapaxes(0, 1),
     "take": lambda u: u.take([0, 5, 0]) + u.take([1, 1, 2], axis=1)[0],
+    "to_device": lambda u: u.to_device("cpu") * 2.0,
     "trace": lambda u: u.trace() + u.trace(offset=1),
     "transpose": lambda u: u.transpose() + u.transpose(1, 0) + u.transpose((1, 0)) + u.transpose(None),
     "var": lambda u: u.var() + u.var(1, ddof=1)[0],
