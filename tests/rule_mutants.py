@@ -276,8 +276,10 @@ class Runs:
 
 def failed(item: pytest.Item, following: pytest.Item | None) -> bool:
     from _pytest.runner import runtestprotocol
+    from _pytest.warnings import catch_warnings_for_item
 
-    return any(phase.failed for phase in runtestprotocol(item, log=False, nextitem=following))
+    with catch_warnings_for_item(item.config, item.ihook, when="runtest", item=item):  # the marks of the test
+        return any(phase.failed for phase in runtestprotocol(item, log=False, nextitem=following))
 
 
 def forked(run: Callable[[], int]) -> int:

@@ -144,6 +144,19 @@ def test_grad_where_a_python_constant_wins():
     assert dil.value_and_grad(lambda z: 1.0)(np.ones((), np.complex64))[0].dtype == np.float32
 
 
+def test_jvp_of_a_python_number(plain):
+    """Its tangent is zero, as its gradient is, and refused on torch as its gradient is."""
+    x = plain.asarray(X)
+    if plain.backend == "torch":
+        with pytest.raises(dil.ShapeError, match=r"float\(\) or item\(\) may have cut"):
+            dil.jvp(lambda x: 3.0, (x,), (x,))
+        return
+    value, tangent = dil.jvp(lambda x: max(-9.0, 3.0), (x,), (x,))
+    assert (plain.to_numpy(value), plain.to_numpy(tangent)) == (3.0, 0.0)
+    assert value.dtype == tangent.dtype == x.dtype
+    assert dil.jvp(lambda x: (x, 3.0), (x,), (x,))[1][1] is None  # beside arrays it is auxiliary
+
+
 @pytest.mark.parametrize("argnums", [2, -3, (0, 5)], ids=str)
 def test_argnums_out_of_range(eager, argnums):
     with pytest.raises(dil.OptionError, match=r"argnums=.*, but the function was called with 2 positional arguments"):

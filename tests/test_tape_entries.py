@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import array_api_strict
 import numpy as np
@@ -324,6 +325,18 @@ def test_the_cost_is_bounded(monkeypatch):
     with pytest.raises(dil.UnsupportedFunctionError, match=r"operations did not suffice.*X @ u") as caught:
         dil.grad(lambda u: np.sum(np.ones((100, 40)).dot(u)))(np.ones(40))
     assert len(caught.traceback) < 30
+
+
+def test_the_reason_is_told_where_python_notices_each_turn_of_a_loop(monkeypatch):
+    """With a trace function, as a debugger has one, each call after the first error is a SystemError."""
+    monkeypatch.setattr(entries, "LONGEST", 1000)
+    before = sys.gettrace()
+    sys.settrace(lambda *event: None)
+    try:
+        with pytest.raises(dil.UnsupportedFunctionError, match=r"operations did not suffice.*X @ u"):
+            dil.grad(lambda u: np.sum(np.ones((100, 40)).dot(u)))(np.ones(40))
+    finally:
+        sys.settrace(before)
 
 
 def test_what_is_captured_is_refused():

@@ -132,3 +132,114 @@ def test_special_functions_of_entries_that_are_left_out():
         return np.nansum(scipy.special.expit(u * Y) + scipy.special.xlogy(u, Y) + np.exp2(u * Y))
 
     assert np.all((dil.grad(score)(U) == 0.0) == ~THERE)
+
+
+ROOTS = {
+    "sqrt": lambda u: np.sqrt(u) ** 2,
+    "power": lambda u: (u**0.5) ** 2,
+    "log": lambda u: np.exp(np.log(u)),
+    "product": lambda u: np.sqrt(u * 3.0) * np.sqrt(u),
+    "turned": lambda u: (np.sqrt(u)[::-1] ** 2)[::-1],
+    "row": lambda u: np.stack([np.sqrt(u), 1.0 + u]) ** 2,
+}
+
+
+READING = ("nansum", "nanmean", "nanmin", "nanvar", "nanstd", "nancumsum", "nan_to_num", "where=", "mean where=")
+
+
+@pytest.mark.parametrize("name", ROOTS)
+@pytest.mark.parametrize("reduction", READING)
+def test_an_entry_that_is_used_is_never_taken_for_one_that_is_left_out(name, reduction):
+    """Its cotangent is zero and its derivative infinite: 0 times infinity is not known, and not zero."""
+
+    def score(u):
+        x = ROOTS[name](u)
+        return REDUCTIONS[reduction]((x[0] if x.ndim > 1 else x) * np.where(THERE, 1.0, NAN))
+
+    with np.errstate(all="ignore"):
+        gradient = dil.grad(score)(np.array([0.0, 0.7, 1.4, 0.2]))
+    assert np.isnan(gradient[0])
+    assert gradient[1] == 0.0
+
+
+BEFORE = {
+    "product with a matrix": lambda y: np.tanh(np.stack([y, y * 2.0], axis=1)) @ np.array([[0.3], [1.2]]),
+    "einsum": lambda y: np.einsum("ij,jk->ik", np.sin(np.stack([y, y * 2.0], axis=1)), np.ones((2, 2))),
+    "vecdot": lambda y: np.linalg.vecdot(np.stack([y, y**2], axis=1), np.array([0.3, 1.2])),
+    "mean of rows": lambda y: np.mean(np.exp(np.stack([y, y**2], axis=1)), axis=1),
+    "largest of rows": lambda y: np.max(np.sin(np.stack([y, y**2], axis=1)), axis=1),
+    "norm of rows": lambda y: np.linalg.norm(np.stack([y, y**2], axis=1), axis=1),
+    "deviation of rows": lambda y: np.std(np.stack([y, y**2, np.cos(y)], axis=1), axis=1),
+    "product of rows": lambda y: np.prod(np.stack([y, y**2], axis=1), axis=1),
+    "running sum": lambda y: np.cumsum(np.sin(np.stack([y, y**2], axis=1)), axis=1)[:, 1:],
+    "running product": lambda y: np.cumprod(np.sin(np.stack([y, y**2], axis=1)), axis=1)[:, 1:],
+    "iteration": lambda y: np.stack([np.sin(entry) for entry in y**2]),
+    "roll": lambda y: np.roll(np.sin(np.roll(y, 1)), -1),
+    "rows by index": lambda y: np.exp(y)[np.array([3, 1, 1, 0, 2])],
+    "by mask": lambda y: np.exp(y)[np.array([True, True, False, True])],
+    "twice": lambda y: np.exp(y) * np.concatenate([y[:2], np.flip(y[2:][::-1])]),
+    "triangle": lambda y: np.tril(np.sin(y)[:, None] * np.ones(4)),
+}
+"""Functions of data with a NaN, each of which mixes entries of one problem alone."""
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_data_that_are_left_out_have_the_gradient_zero(name):
+    f = BEFORE[name]
+    gradient = dil.grad(lambda y: np.nansum(f(y) * 1.5))
+    expected = dil.grad(lambda y: 1.5 * np.sum(f(y)[~np.isnan(f(Y))]))(np.where(THERE, Y, 0.0))
+    np.testing.assert_allclose(gradient(Y), np.where(THERE, expected, 0.0), rtol=1e-14)
+
+
+def test_data_of_which_a_part_is_used_keep_their_nan():
+    """The third entry of a value is left out, and its argument is used by the fourth."""
+    gradient = dil.grad(lambda u: np.nansum(np.sqrt(u)[np.array([0, 1, 2, 2])] * np.array([1.0, 1.0, NAN, 0.0])))
+    with np.errstate(all="ignore"):
+        found = gradient(np.array([1.0, 2.0, 0.0, 3.0]))
+    np.testing.assert_array_equal(np.isnan(found), [False, False, True, False])
+
+
+READ = {
+    **BEFORE,
+    "matmul": lambda y: np.exp(np.outer(y, y)) @ np.exp(y),
+    "vector @ matrix": lambda y: np.exp(y) @ np.sin(np.outer(y, y)),
+    "batch @ matrix": lambda y: np.exp(np.ones((2, 4, 1)) * y) @ np.sin(np.outer(y, y)),
+    "contraction": lambda y: np.einsum("i,ij,kj->ik", np.exp(y), np.outer(y, y), np.sin(np.outer(y, y))),
+    "solve": lambda y: np.linalg.solve(np.eye(4) * 9.0 + np.outer(y, y), np.exp(y)),
+    "fft": lambda y: np.real(np.fft.fft(np.exp(y))),
+    "sort": lambda y: np.sort(np.exp(y)),
+    "columns": lambda y: np.sin(np.outer(y, y)).sum(axis=0),
+    "running product of all": lambda y: np.cumprod(np.exp(y)),
+    "running sum with a start": lambda y: np.cumsum(np.concatenate([[0.0], np.exp(y)])),
+    "transpose": lambda y: np.moveaxis(np.exp(y)[:, None, None] * np.ones((1, 2, 3)), 0, 1).T,
+    "repeat": lambda y: np.tile(np.repeat(np.exp(y), 2), (2, 1)),
+    "scatter of a gather": lambda y: dil.grad(lambda x: np.sum(x[np.array([0, 2, 2])] ** 3))(np.exp(y)),
+    "kron": lambda y: np.kron(np.exp(y), np.sin(y)),
+    "convolution": lambda y: np.convolve(np.exp(y), np.sin(y)),
+    "pad": lambda y: np.pad(np.exp(y), 2, mode="reflect"),
+    "parts": lambda y: np.stack(np.split(np.exp(y), 2)[::-1]),
+    "order p": lambda y: np.linalg.norm(np.exp(np.outer(y, y)), 3, axis=0),
+    "special": lambda y: scipy.special.logsumexp(np.outer(y, y), axis=1),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_an_entry_that_is_read_is_never_left_out(name):
+    """The mask is a product with 0 and 1, if nothing is NaN."""
+    y = np.array([0.4, -1.1, 0.9, 1.7])
+    v = np.array([0.3, 1.0, -0.6, 0.8])
+    shape = READ[name](y).shape
+    draws = np.random.default_rng(7)
+    for _ in range(5):
+        mask, weights = draws.random(shape) < 0.4, draws.normal(size=shape)
+
+        def left_out(y, mask=mask, weights=weights):
+            return np.sum(READ[name](np.sinh(y)) * weights, where=mask)
+
+        def product(y, mask=mask, weights=weights):
+            return np.sum(READ[name](np.sinh(y)) * weights * mask)
+
+        for derivative in (dil.grad, lambda f: dil.grad(lambda y: dil.grad(f)(y) @ v)):
+            expected = derivative(product)(y)
+            found = derivative(left_out)(y)
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12 * np.max(np.abs(expected), initial=0.0))

@@ -94,13 +94,15 @@ def jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree],
     -------
     out, tangent : trees
         fn(*args) and its directional derivative, with None in the place of each leaf that is not a floating array.
+        A Python number, as that of `max(0.0, u[0])`, is a constant array as in `grad`, with the tangent zero.
 
     Raises
     ------
     BackendError
         If the arguments hold no array, or arrays of two backends.
     OptionError, ShapeError
-        If `args` or `tangents` is not a tuple or list, or a tangent is not like its argument.
+        If `args` or `tangents` is not a tuple or list, or a tangent is not like its argument. On torch, if the result
+        is a Python number, which float() may have cut from the arguments.
     DTypeError
         If an argument without a derivative, such as a Python number or an integer array, gets a tangent.
 
@@ -125,7 +127,11 @@ def _jvp(fn: Callable[..., Tree], args: Sequence[Tree], tangents: Sequence[Tree]
         message = f"jvp got {len(args)} arguments and {len(tangents)} tangents; give one tangent (or None) for each"
         raise ShapeError(message)
     leaves, out_tangents = jvp_from_vjp(flat.backend, flat, flat.floats, flat.tangents(args, tangents))
-    return flat.join(leaves), flat.join(out_tangents, is_tangent=True)
+    out = flat.join(leaves)
+    value = with_numbers_as_constants(out, flat, "jvp needs a function that returns arrays")
+    if value is not out:
+        return value, array_namespace(value).zeros_like(value)
+    return out, flat.join(out_tangents, is_tangent=True)
 
 
 def grad(fn: Callable[..., AnyArray], argnums: int | tuple[int, ...] = 0) -> Callable[..., Tree]:

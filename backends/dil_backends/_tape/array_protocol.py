@@ -21,9 +21,9 @@ CUT = (
 )
 OF_DTYPE = (
     "making a NumPy array of dtype {} of an array that is being differentiated would cut the derivative, as "
-    "np.array([...], dtype=float) does, F[:] = u, a function of SciPy, and np.mean, np.std or np.median of "
-    f"np.array([...]) or of a list; leave out dtype=, and keep it in array code: {entries.INSTEAD}, or use dil's "
-    "`constant` if it shall be cut"
+    "np.array([...], dtype=float) does, F[:] = u, a function of SciPy or of np.random, and np.mean, np.std or "
+    f"np.median of np.array([...]) or of a list; leave out dtype=, and keep it in array code: {entries.INSTEAD}, or "
+    "use dil's `constant` if it shall be cut"
 )
 WRITE = (
     "writing into an array that is being differentiated would cut the derivative; keep it in array code: join the "

@@ -217,6 +217,10 @@ class Box:
     def __deepcopy__(self, memo: object) -> Box:
         return self
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        msg = "an array that is being differentiated cannot be pickled; pickle `dil.constant(u)`, the array in it"
+        raise UnsupportedFunctionError(msg)
+
     def __repr__(self) -> str:
         return f"Box({self.value!r})"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dil._base.errors import DilError, UnsupportedFunctionError
+from dil._base.errors import CapturedError, DilError, UnsupportedFunctionError
 from dil_backends._tape.trace import MADE, Node, Trace
 
 MOST = 256
@@ -42,6 +42,12 @@ OF_OTHERS = (
 FAILED = (
     "NumPy made an object array of arrays that are being differentiated, as it does for np.array([...]), and a "
     f"function did not take it ({{}}); keep it in array code: {INSTEAD}"
+)
+OF_POLYNOMIAL = (
+    "np.polynomial evaluates, differentiates and multiplies polynomials whose coefficients are being differentiated; "
+    "a fit or the roots it does not take ({}): write np.polyfit(x, u, n)[::-1] for Polynomial.fit(x, u, n).convert()"
+    ".coef and for polyfit, np.linalg.lstsq(chebvander(x, n), u)[0] for chebfit and its kin, and "
+    "np.roots(c[::-1]) for roots"
 )
 OF_OBJECTS = re.compile(
     r"dtype\('O'\)|object_?\b.*(dtype|array|type)|(dtype|array|type)\b.*object|no callable \w+ method|"
@@ -146,14 +152,37 @@ def is_entry(x: object) -> bool:
 
 def explain_objects(error: Exception, has_entries: bool) -> None:
     """Raise an error that says what to write, if an error of NumPy came from a box or from an object array of boxes."""
-    if isinstance(error.__cause__, DilError) and not isinstance(error, DilError):
-        raise type(error.__cause__)(str(error.__cause__)) from error  # it has the reason, and NumPy's names none
+    if (reason := reason_of(error)) is not None:
+        raise type(reason)(str(reason)) from (reason if isinstance(error, SystemError) else error)
     if str(error) == TOO_LONG:
         shorten(error)
+    if has_entries and not isinstance(error, CapturedError) and within(error, "numpy.polynomial."):
+        raise UnsupportedFunctionError(OF_POLYNOMIAL.format(error)) from error
     if has_entries and isinstance(error, UnsupportedFunctionError) and "np.stack" not in str(error):
         raise UnsupportedFunctionError(FAILED.format(error)) from error
     if has_entries and not isinstance(error, DilError) and OF_OBJECTS.search(str(error)):
         raise UnsupportedFunctionError(FAILED.format(error)) from error
+
+
+def reason_of(error: Exception) -> DilError | None:
+    """Return the error of the library from which an error of NumPy came, if any: it has the reason, NumPy's names none.
+
+    A loop of NumPy goes on after an error. Where Python notices, as under a debugger, each turn adds a SystemError.
+    """
+    cause = None if isinstance(error, DilError) else error.__cause__
+    while isinstance(cause, SystemError):
+        cause = cause.__cause__
+    return cause if isinstance(cause, DilError) else None
+
+
+def within(error: Exception, package: str) -> bool:
+    """Whether an error was raised in a module of a package."""
+    line = error.__traceback__
+    while line is not None:
+        if str(line.tb_frame.f_globals.get("__name__")).startswith(package):
+            return True
+        line = line.tb_next
+    return False
 
 
 def shorten(error: Exception) -> None:

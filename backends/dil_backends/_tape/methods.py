@@ -21,6 +21,11 @@ def transpose(tape: Any, x: Any, *axes: Any) -> Any:
     return tape.transpose(x, axes[0] if len(axes) == 1 else axes or None)
 
 
+def to_device(tape: Any, x: Any, device: Any, /, *, stream: None = None) -> Any:
+    """Return x, which is there already. Raises for another device."""
+    return tape.asarray(x, device=device)
+
+
 def compress(tape: Any, x: Any, condition: Any, axis: int | None = None, out: None = None) -> Any:
     return tape.dispatch("compress", (condition, x, axis), {"out": out})
 
@@ -46,6 +51,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "reshape": reshape,
     "transpose": transpose,
     "compress": compress,
+    "to_device": to_device,
 }
 
 ATTRIBUTES: dict[str, Callable[[Any, Any], Any]] = {
@@ -87,7 +93,8 @@ def attribute(x: Any, tape: Any, kind: type, name: str) -> Any:
             return partial(refuse_method, name)
     elif x._trace.entries is not None and x.ndim == 0 and isinstance(getattr(np, name, None), np.ufunc):
         return partial(of_ufunc, tape, name, x)
-    msg = f"an array that is being differentiated has no attribute `{name}`"
+    of_array = f"; `dil.constant(u).{name}` is that of the array in it" if hasattr(kind, name) else ""
+    msg = f"an array that is being differentiated has no attribute `{name}`{of_array}"
     raise AttributeError(msg)
 
 

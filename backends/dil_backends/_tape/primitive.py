@@ -9,7 +9,7 @@ from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
 from dil_backends._tape.entries import begin, is_of_objects, trace_of
-from dil_backends._tape.left_out import zero_where_left_out
+from dil_backends._tape.left_out import Used
 from dil_backends._tape.rules.rule import MASKED, Rule, fit, refuse
 from dil_backends._tape.trace import MADE, Node
 
@@ -27,7 +27,7 @@ class Primitive:
 
     __slots__ = (
         *("complex_dtypes", "cut", "each", "elementwise", "formulas", "hides", "holomorphic", "known", "name", "plain"),
-        *("positional", "prepare", "rule", "tape", "value"),
+        *("positional", "prepare", "rule", "tape", "uses", "value"),
     )
 
     def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
@@ -40,6 +40,7 @@ class Primitive:
         self.holomorphic = rule.holomorphic
         self.hides = rule.hides
         self.elementwise = rule.elementwise
+        self.uses = rule.uses
         self.positional = rule.positional
         self.tape = tape
         self.plain: Namespace = tape.plain
@@ -68,10 +69,10 @@ class Primitive:
             return self(*args, **options)
         return self.tape.box(trace, y, node)
 
-    def pull(self, node: Node, c: Any, wanted: Sequence[int], *, left_out: bool = False) -> list[Any]:
+    def pull(self, node: Node, c: Any, wanted: Sequence[int], used: Used | None = None) -> list[Any]:
         """Return the cotangents of the wanted arguments. Raw functions are used if no enclosing trace records.
 
-        With `left_out`, a later operation leaves entries out, and a NaN of the derivative does not count there.
+        They are zero in entries that are not `used`, also where the derivative is NaN.
         """
         args, y, options = node.args, node.y, node.options
         xp = self.plain
@@ -82,7 +83,6 @@ class Primitive:
             if self.holomorphic is None:
                 refuse(self.name, OF_COMPLEX)
             c = xp.conj(c)
-        cotangent = c
         if self.prepare is not None:
             c = self.prepare(xp, c, y, *args, **options)
         found = []
@@ -93,9 +93,11 @@ class Primitive:
                 g = self.formulas[i](xp, c, y, *args, **options)
             else:
                 g = self.formulas[i](xp, c, y, *args)
-            if left_out:
-                g = zero_where_left_out(xp, cotangent, g)
+            if used is not None and self.elementwise:
+                g = xp.masked(g, used.of_value, 0.0)  # before `fit` adds it to entries that are used
             found.append(fit(xp, xp.conj(g) if conjugated else g, args[i]))
+        if used is not None and not self.elementwise:
+            return [g if u is None else xp.masked(g, u, 0.0) for g, u in zip(found, used.of_arguments, strict=True)]
         return found
 
     def _check_options(self, options: dict[str, Any]) -> None:

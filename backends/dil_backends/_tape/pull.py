@@ -211,14 +211,9 @@ class Pull:
                 slots += len(node.y) if parted else 1
         seeds = [slot_of[s[0]] + s[1] if s and s[0] in slot_of else None for s in self._sources]
         results = [slot_of[self._roots[i]] for i in wanted]
-        columns = (
-            with_entries_left_out(nodes[::-1]) if hiding else nodes[::-1],
-            several[::-1],
-            places[::-1],
-            positions[::-1],
-            targets[::-1],
-        )
-        return Program(*columns, seeds, results, slots)
+        columns = (nodes[::-1], several[::-1], places[::-1], positions[::-1], targets[::-1])
+        program = Program(*columns, seeds, results, slots)
+        return program._replace(nodes=with_entries_left_out(program)) if hiding else program
 
     def _nodes(self) -> list[Node]:
         """Return the nodes that the outputs depend on, in the order in which they were made."""

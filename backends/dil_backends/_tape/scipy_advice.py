@@ -6,6 +6,7 @@ within, or not at all.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from itertools import takewhile
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from dil._base.errors import UnsupportedFunctionError
-from dil_backends._tape.array_protocol import module_of
+from dil_backends._tape.array_protocol import CUT, module_of
 from dil_backends._tape.box import holds_box
+from dil_backends._tape.sparse import SPARSE
 
 TEXT = (
     "`{}` computes with NumPy arrays of numbers, which would cut the derivative of an array that is being "
@@ -68,30 +70,50 @@ FUNCTIONS = {
     "pinvh": "use np.linalg.pinv",
 }
 """What to write in the place of functions of scipy.linalg that np.linalg does not have."""
+OF_GAMMA = {
+    "comb": "write np.exp(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))",
+    "perm": "write np.exp(gammaln(n + 1) - gammaln(n - k + 1))",
+    "factorial": "write gamma(n + 1)",
+}
+"""What to write in the place of functions of scipy.special that are no ufuncs."""
+OF_COMPILED = re.compile(r"must be numpy\.ndarray, not Box")
+COMPILED = (
+    "a compiled function takes no array that is being differentiated ({}); solve with np.linalg.solve(S.toarray(), u) "
+    "in the place of splu(S).solve(u) and factorized(S)(u), or by products alone with "
+    "dil.root(lambda x, u: S @ x - u, ...)"
+)
+"""What is said where no frame tells the function: SuperLU has none."""
 
 
 def explain_scipy(error: Exception) -> None:
     """Raise an error that names the function of SciPy that the user called, if the error came out of one with a box."""
-    frames = library_frames(error.__traceback__)
+    if OF_COMPILED.search(str(error)):
+        raise UnsupportedFunctionError(COMPILED.format(error)) from error
+    # compiled code may go on after an error of a box, into the user's code, where Python notices it
+    frames = library_frames(error.__traceback__, also_called=isinstance(error, SystemError))
     refused = isinstance(error, UnsupportedFunctionError) or isinstance(error.__cause__, UnsupportedFunctionError)
     if not frames or not (refused or any(map(has_box, frames))):
         return
     package, name = called(frames)
-    if package not in ("scipy.special", "scipy.sparse"):  # they know the tape, and have sentences of their own
+    if package == "scipy.sparse" and not refused:
+        raise UnsupportedFunctionError(SPARSE) from error
+    knows = package in ("scipy.special", "scipy.sparse") and str(error) != CUT  # it has a sentence of its own
+    if not knows:
         raise UnsupportedFunctionError(TEXT.format(f"{package}.{name}", advice(package, name))) from error
 
 
-def library_frames(traceback: TracebackType | None) -> list[FrameType]:
+def library_frames(traceback: TracebackType | None, *, also_called: bool = False) -> list[FrameType]:
     """Return the frames of SciPy in which an error was raised, the outermost first. NumPy and the tape may be within.
 
-    They are empty if the error came from the user's code, such as the function that SciPy minimises.
+    They are empty if the error came from the user's code, such as the function that SciPy minimises, unless
+    `also_called`.
     """
     found: list[FrameType] = []
     while traceback is not None:
         module = module_of(traceback.tb_frame)
         if module.startswith("scipy."):
             found.append(traceback.tb_frame)
-        elif not module.startswith(("numpy.", "dil_backends._tape.")):
+        elif not also_called and not module.startswith(("numpy.", "dil_backends._tape.")):
             found = []
         traceback = traceback.tb_next
     return found
@@ -149,6 +171,8 @@ def named(owner: Any) -> str:
 
 def advice(package: str, name: str) -> str:
     """Return what to write in the place of a function of SciPy."""
+    if package == "scipy.special" and name in OF_GAMMA:
+        return OF_GAMMA[name]
     if package == "scipy.linalg":
         if hasattr(np.linalg, name):
             return f"use np.linalg.{name}"

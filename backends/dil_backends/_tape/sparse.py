@@ -9,7 +9,9 @@ from dil._base.errors import UnsupportedFunctionError
 SPARSE = (
     "the tape knows the products `S @ u`, `u @ S` and `S.dot(u)` of a sparse matrix of SciPy, and no other function of "
     "scipy.sparse; write `S @ u` for `S * u` and for `np.dot(S, u)`, `S @ (v * u)` for `S.multiply(v) @ u`, "
-    "`u[0] * (S @ v)` for `(u[0] * S) @ v`, and `S.toarray() + u` for `S + u`"
+    "`u[0] * (S @ v)` for `(u[0] * S) @ v`, `S.toarray() + u` for `S + u`, "
+    "`u * v` for `diags(u) @ v`, and `R @ (u * v[j])` "
+    "for `coo_matrix((u, (i, j)), shape) @ v`, with R = coo_matrix((np.ones(k), (i, np.arange(k))), (shape[0], k))"
 )
 FAILURES = (TypeError, ValueError, AttributeError, NotImplementedError)
 """What is raised where a sparse matrix is taken for an array."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import reduce, wraps
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -27,14 +28,18 @@ class UserNamespace:
     `__name__` is that of the raw namespace, by which array_api_compat recognises it.
     """
 
-    def __init__(self, raw: Namespace, tape: Tape, own: Any) -> None:
+    def __init__(self, raw: Namespace, tape: Tape, own: Any, root: str = "") -> None:
         self.__name__: str = raw.__name__
         self._raw = raw
         self._tape = tape
         self._own = own  # the module of NumPy with the same functions
+        self._root = root or raw.__name__
 
     def __repr__(self) -> str:
         return f"<{self.__name__}, whose functions take arrays that are being differentiated>"
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return restored, (self._root, self._tape.within)
 
     def __dir__(self) -> list[str]:
         return dir(self._raw)
@@ -43,7 +48,7 @@ class UserNamespace:
         found = getattr(self._raw, name)
         own = getattr(self._own, name, None)
         if isinstance(found, ModuleType):
-            found = UserNamespace(found, getattr(self._tape, name), own)
+            found = UserNamespace(found, getattr(self._tape, name), own, self._root)
         elif callable(found) and not isinstance(found, type) and found is not own and not name.startswith("__"):
             found = taking_boxes(found, self._tape, name)
         setattr(self, name, found)
@@ -53,6 +58,11 @@ class UserNamespace:
 def user_namespace(raw: Namespace) -> UserNamespace:
     """Return the namespace of users over a raw namespace of the array API."""
     return UserNamespace(raw, tape_over(raw), np)
+
+
+def restored(root: str, within: str) -> Any:
+    """Return the namespace of users that was pickled by the name of its raw namespace."""
+    return reduce(getattr, within.split(".")[:-1], user_namespace(import_module(root)))
 
 
 def taking_boxes(raw: Callable[..., Any], tape: Tape, name: str) -> Callable[..., Any]:

@@ -58,6 +58,7 @@ from dil_backends._tape.rules.sets import unique_all, unique_counts, unique_inve
 from dil_backends._tape.rules.singular import cond, nuclear, pinv, polar, pseudoinverse, singular, svd, svdvals
 from dil_backends._tape.rules.sparse import SPARSE, SPARSE_OWN
 from dil_backends._tape.rules.special import SPECIAL, SPECIAL_ALIASES, SPECIAL_OWN, logsumexp, multigammaln
+from dil_backends._tape.rules.uses import with_uses
 from dil_backends._tape.rules.without_derivative import OF_NO_ARRAY, OF_THE_STANDARD
 
 __all__ = ["ALIASES", "COMPOSED", "CONSTANT", "INSTEAD", "NUMPY", "OF_NO_ARRAY", "OWN", "RULES"]
@@ -71,23 +72,28 @@ HOLOMORPHIC = frozenset(
     }
 )
 
-RULES: dict[str, Rule] = {
-    **{
-        name: Rule((formula,), holomorphic=name in HOLOMORPHIC)
-        for name, formula in (REDUCTIONS | SHAPES | TRANSFORMS).items()
-    },
-    **{
-        name: Rule((formula,), holomorphic=name in HOLOMORPHIC, elementwise=True)
-        for name, formula in (UNARY | PARTS).items()
-    },
-    **{name: Rule(formulas, holomorphic=name in HOLOMORPHIC, elementwise=True) for name, formulas in SEVERAL.items()},
-    **LINALG,
-    **numpy_own.NUMPY_RULES,
-    **SPECIAL,
-    **SPARSE,
-    "join": Rule((), each=joined),
-    "pile": Rule((), each=lambda xp, c, y, i, *xs, axis=0: c[along(axis, c.ndim, i)]),
-}
+RULES: dict[str, Rule] = with_uses(
+    {
+        **{
+            name: Rule((formula,), holomorphic=name in HOLOMORPHIC)
+            for name, formula in (REDUCTIONS | SHAPES | TRANSFORMS).items()
+        },
+        **{
+            name: Rule((formula,), holomorphic=name in HOLOMORPHIC, elementwise=True)
+            for name, formula in (UNARY | PARTS).items()
+        },
+        **{
+            name: Rule(formulas, holomorphic=name in HOLOMORPHIC, elementwise=True)
+            for name, formulas in SEVERAL.items()
+        },
+        **LINALG,
+        **numpy_own.NUMPY_RULES,
+        **SPECIAL,
+        **SPARSE,
+        "join": Rule((), each=joined),
+        "pile": Rule((), each=lambda xp, c, y, i, *xs, axis=0: c[along(axis, c.ndim, i)]),
+    }
+)
 
 COMPOSED: dict[str, Callable[..., Value]] = {
     **{

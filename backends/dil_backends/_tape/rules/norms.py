@@ -13,7 +13,7 @@ from typing import Any
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.axes import axes_of
 from dil_backends._tape.rules.elementwise import ratio
-from dil_backends._tape.rules.reductions import restore
+from dil_backends._tape.rules.reductions import exact, restore, scale_of
 from dil_backends._tape.rules.rule import Axis, Value
 from dil_backends._tape.rules.singular import svdvals
 
@@ -37,10 +37,15 @@ def power_norm(xp: Namespace, x: Value, p: float, *, axis: Axis = None, keepdims
 
 def pull_power_norm(xp: Namespace, c: Value, y: Value, x: Value, p: float, *, axis: Axis = None,
                     keepdims: bool = False) -> Value:  # fmt: skip
-    """Return c (|x| / y)^(p-1) sign x."""
+    """Return c (|x| / y)^(p-1) sign x, also where powers underflow, and NaN where y has overflowed."""
     size = xp.abs(x)
     zero = xp.constant(size) == 0.0
-    share = ratio(xp, xp.where(zero, 1.0, size), restore(xp, y, x, axis, keepdims))
+    good = exact(xp, y, p)
+    y = restore(xp, y, x, axis, keepdims)
+    if good is not True:
+        size = size / scale_of(xp, x, axis, restore(xp, good, x, axis, keepdims), smallest=p < 0)
+        y = xp.power_norm(size, p, axis=axis, keepdims=True) + 0.0 * xp.constant(y)
+    share = ratio(xp, xp.where(zero, 1.0, size), y)
     slope = xp.where(
         zero | (xp.constant(share) == 0.0), 0.0, xp.where(xp.constant(share) == 0.0, 1.0, share) ** (p - 1)
     )

@@ -7,9 +7,10 @@ would spoil the other problems of a batch.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
-from dil._base.typing import Namespace
+from dil._base.typing import DType, Namespace
 from dil_backends._tape.rules.axes import along, axes_of, inverse
 from dil_backends._tape.rules.elementwise import ratio
 from dil_backends._tape.rules.rule import Axis, Formula, Value
@@ -27,6 +28,70 @@ def centred(xp: Namespace, x: Value, y: Value, axis: Axis, correction: float) ->
     """Return (x - mean x) / (n - correction)."""
     freedom = x.size / max(y.size, 1) - correction
     return (x - xp.mean(x, axis=axis, keepdims=True)) * (1.0 / freedom if freedom else math.nan)
+
+
+def exact(xp: Namespace, y: Value, power: float) -> Value:
+    """Return where y ** power, of which y >= 0 is a root, has not overflowed or lost digits; True for everywhere."""
+    low, high = bounds(xp, y.dtype, power)
+    y = xp.constant(y)
+    if y.ndim == 0 and low < float(y) < high:
+        return True
+    found = (y > low) & (y < high)
+    return True if bool(xp.all(found)) else found
+
+
+@lru_cache
+def bounds(xp: Namespace, dtype: DType, power: float) -> tuple[float, float]:
+    """Return between which numbers y ** power is exact to rounding."""
+    limits = xp.finfo(dtype)
+    roots = [math.log(x) / power for x in (limits.smallest_normal / limits.eps, limits.max)]
+    low, high = sorted(math.exp(max(-700.0, min(root, 700.0))) for root in roots)
+    return low, high
+
+
+def scale_of(xp: Namespace, x: Value, axis: Axis, exact: Value, smallest: bool = False) -> Value:
+    """Return by what to divide x before powers of it: the largest |x| along the axes, or the smallest.
+
+    It has no derivative. It is 1 where powers are exact, and in the place of 0 and infinity.
+    """
+    size = xp.abs(xp.constant(x))
+    if not x.size:
+        return size
+    found = (xp.min if smallest else xp.max)(size, axis=axis, keepdims=True)
+    return xp.where((found == 0.0) | xp.isinf(found) | exact, 1.0, found)
+
+
+def unit(xp: Namespace, x: Value, y: Value, axis: Axis, keepdims: bool) -> Value:
+    """Return x / y for the Euclidean norm y along the axes, 0 where x is 0, and NaN where y has overflowed.
+
+    It is right where squares underflow. An infinite y is no length: beside it a finite number would mislead.
+    """
+    good = exact(xp, y, 2.0)
+    y = restore(xp, y, x, axis, keepdims)
+    if good is True:
+        return x / y
+    x = x / scale_of(xp, x, axis, restore(xp, good, x, axis, keepdims))
+    return ratio(xp, x, xp.norm(x, axis=axis, keepdims=True)) + 0.0 * xp.constant(y)
+
+
+def pull_std(xp: Namespace, c: Value, y: Value, x: Value, axis: Axis = None, *, correction: float = 0.0,
+             keepdims: bool = False) -> Value:  # fmt: skip
+    """Return c (x - mean x) / ((n - correction) y)."""
+    good = exact(xp, y, 2.0)
+    freedom = x.size / max(y.size, 1) - correction
+    c, y = (restore(xp, z, x, axis, keepdims) for z in (c, y))
+    deviation = x - xp.mean(x, axis=axis, keepdims=True)
+    # of equal numbers, the mean is rounded, and y is not zero
+    deviation = deviation - xp.mean(deviation, axis=axis, keepdims=True)
+    if good is not True:
+        good = restore(xp, good, x, axis, keepdims)
+        size = xp.max(xp.abs(xp.constant(deviation)), axis=axis, keepdims=True)
+        # where no square has underflown, y is zero by itself
+        c = xp.where((xp.constant(y) == 0.0) & (size * size > 0.0), 0.0, c) + 0.0 * xp.constant(y)
+        deviation = deviation / scale_of(xp, deviation, axis, good)
+        norm = xp.norm(deviation, axis=axis, keepdims=True)
+        y = xp.where(good, y, norm * (freedom**-0.5 if freedom > 0 else math.nan))
+    return ratio(xp, c, y) * (deviation * (1.0 / freedom if freedom else math.nan))
 
 
 def shared(xp: Namespace, c: Value, y: Value, x: Value, axis: Axis = None, keepdims: bool = False) -> Value:
@@ -96,14 +161,12 @@ REDUCTIONS: dict[str, Formula] = {
     "var": lambda xp, c, y, x, axis=None, *, correction=0.0, keepdims=False: (
         restore(xp, 2.0 * c, x, axis, keepdims) * centred(xp, x, y, axis, correction)
     ),
-    "std": lambda xp, c, y, x, axis=None, *, correction=0.0, keepdims=False: (
-        restore(xp, ratio(xp, c, y), x, axis, keepdims) * centred(xp, x, y, axis, correction)
-    ),
+    "std": pull_std,
     "max": lambda xp, c, y, x, axis=None, *, keepdims=False: shared(xp, c, y, x, axis, keepdims),
     "min": lambda xp, c, y, x, axis=None, *, keepdims=False: shared(xp, c, y, x, axis, keepdims),
     # the Euclidean norm; it is in OWN because `linalg.vector_norm` has other orders too
     "norm": lambda xp, c, y, x, axis=None, *, keepdims=False: (
-        restore(xp, c, x, axis, keepdims) * ratio(xp, x, restore(xp, y, x, axis, keepdims))
+        restore(xp, c, x, axis, keepdims) * unit(xp, x, y, axis, keepdims)
     ),
     "cumulative_sum": scan_sum,
     "cumulative_prod": scan_prod,

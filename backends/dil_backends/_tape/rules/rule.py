@@ -45,6 +45,8 @@ class Rule:
     """Whether entries may be left out of its value, so that a NaN there has no derivative: see `left_out.py`."""
     elementwise: bool = False
     """Whether an entry of its value is computed from one entry of each argument."""
+    uses: Formula | None = None
+    """How often the entries of an argument are used: see `uses.py`. None: every entry of the value reads all."""
     options: frozenset[str] = field(init=False)
     """Keywords that the formulas accept. The tape refuses others (`out=`, `where=`) by name."""
     positional: float = field(init=False)

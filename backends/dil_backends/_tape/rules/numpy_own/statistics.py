@@ -88,8 +88,11 @@ def std(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: None
     if where is None:
         correction = ddof if correction is None else correction
         return xp.std(cast(xp, a, dtype), axis=axis, correction=correction, keepdims=keepdims)
-    square = var(xp, a, axis, dtype, None, ddof, keepdims, where=where, correction=correction)
-    return xp.where(square == 0, 0.0, xp.sqrt(xp.where(square == 0, 1.0, square)))  # the subgradient 0 at 0
+    a, correction = kept(xp, cast(xp, a, dtype), where, 0.0), ddof if correction is None else correction
+    deviation = kept(xp, a - mean(xp, a, axis, keepdims=True, where=where), where, 0.0)
+    freedom = counted(xp, xp.abs(xp.constant(a)), where, axis, keepdims) - correction
+    # not the root of the variance: the norm has the subgradient 0 at 0, and its squares may overflow
+    return xp.norm(deviation, axis=axis, keepdims=keepdims) / xp.sqrt(xp.where(freedom > 0, freedom, 0.0))
 
 
 def average(xp: Namespace, a: Value, axis: Axis = None, weights: Value = None, returned: bool = False, *,

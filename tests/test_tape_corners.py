@@ -1,0 +1,106 @@
+"""Everyday expressions that a tape cannot follow: an error says what to write instead, and what it says is right."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.sparse
+import scipy.sparse.linalg
+import scipy.special
+from numpy.polynomial import Polynomial
+from numpy.polynomial.chebyshev import chebfit, chebvander
+
+import dil
+
+U = np.array([0.6, -1.1, 0.9, 0.4])
+X = np.arange(4.0)
+S = scipy.sparse.csc_matrix(np.diag([2.0, 3.0, 4.0, 5.0]) + np.eye(4, k=1))
+AT = (np.array([0, 2, 1, 0]), np.array([1, 1, 3, 2]))
+
+REFUSED = {
+    "a bracketing solver": (lambda u: scipy.optimize.brentq(lambda t: t - u[0], -5, 5), r"scipy.optimize.brentq.*root"),
+    "bisection": (lambda u: scipy.optimize.bisect(lambda t: t - u[0], -5, 5), r"scipy.optimize.bisect.*dil\.root"),
+    "a diagonal matrix": (scipy.sparse.diags, r"`u \* v` for `diags\(u\) @ v`"),
+    "a diagonal array": (scipy.sparse.diags_array, r"`u \* v` for `diags\(u\) @ v`"),
+    "SuperLU": (scipy.sparse.linalg.splu(S).solve, r"np\.linalg\.solve\(S\.toarray\(\), u\)"),
+    "a factorization": (scipy.sparse.linalg.factorized(S), r"np\.linalg\.solve\(S\.toarray\(\), u\)"),
+    "a pickle": (pickle.dumps, r"pickle `dil\.constant\(u\)`"),
+    "a fit": (lambda u: Polynomial.fit(X, u, 2)(0.5), r"np\.polyfit\(x, u, n\)\[::-1\]"),
+    "a Chebyshev fit": (lambda u: chebfit(X, u, 2), r"chebvander\(x, n\), u\)"),
+    "roots": (lambda u: Polynomial(u).roots(), r"np\.roots\(c\[::-1\]\)"),
+    "binomial coefficients": (lambda u: scipy.special.comb(u, 2), r"scipy\.special\.comb.*gammaln"),
+    "factorials": (lambda u: scipy.special.factorial(u), r"scipy\.special\.factorial.*gamma\(n \+ 1\)"),
+    "random numbers": (lambda u: np.random.default_rng(0).normal(u), r"np\.random"),
+    "another device": (lambda u: u.to_device("elsewhere"), "to another device"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_says_what_to_write(name):
+    f, match = REFUSED[name]
+    with pytest.raises(dil.UnsupportedFunctionError, match=match):
+        dil.grad(lambda u: np.sum(f(u)))(U)
+
+
+ADVICE = {
+    "fit": (lambda u: np.polyfit(X, u, 2)[::-1], lambda u: Polynomial.fit(X, u, 2).convert().coef),
+    "Chebyshev fit": (lambda u: np.linalg.lstsq(chebvander(X, 2), u)[0], lambda u: chebfit(X, u, 2)),
+    "roots": (lambda u: np.sort(np.roots(u[::-1]).real), lambda u: np.sort(Polynomial(u).roots().real)),
+    "diagonal": (lambda u: u * X, lambda u: scipy.sparse.diags([u], [0]) @ X),
+    "entries of a sparse matrix": (
+        lambda u: scipy.sparse.coo_matrix((np.ones(4), (AT[0], np.arange(4))), (5, 4)) @ (u * X[AT[1]]),
+        lambda u: scipy.sparse.coo_matrix((u, AT), (5, 4)) @ X,
+    ),
+    "solve": (lambda u: np.linalg.solve(S.toarray(), u), scipy.sparse.linalg.splu(S).solve),
+    "comb": (
+        lambda u: np.exp(scipy.special.gammaln(u + 9.0) - scipy.special.gammaln(3.0) - scipy.special.gammaln(u + 7.0)),
+        lambda u: scipy.special.comb(u + 8.0, 2),
+    ),
+    "device": (lambda u: u.to_device("cpu"), lambda u: u),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_what_is_advised_is_the_same(name):
+    advised, refused = ADVICE[name]
+    np.testing.assert_allclose(advised(U), refused(U), rtol=1e-10, atol=1e-12)
+    weights = np.cos(np.arange(advised(U).size))
+    found = dil.grad(lambda u: advised(u) @ weights)(U)
+    steps = 1e-6 * np.eye(4)
+    expected = [(advised(U + e) - advised(U - e)) @ weights / 2e-6 for e in steps]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_an_attribute_of_memory_is_that_of_the_array():
+    def score(u):
+        assert not hasattr(u, "strides")
+        with pytest.raises(AttributeError, match=r"`dil\.constant\(u\)\.strides`"):
+            _ = u.strides
+        with pytest.raises(AttributeError, match=r"no attribute `foo`$"):
+            _ = u.foo
+        assert dil.constant(u).strides == U.strides
+        return np.sum(u * copy.deepcopy(u))
+
+    np.testing.assert_array_equal(dil.grad(score)(U), 2 * U)
+
+
+def test_an_error_of_the_user_stays():
+    def score(u):
+        return scipy.optimize.brentq(lambda t: t - missing(u), -5, 5)  # noqa: F821
+
+    with pytest.raises(NameError, match="missing"):
+        dil.grad(score)(U)
+
+
+def test_a_namespace_can_be_pickled():
+    xp = dil.backend("numpy").xp
+    for original in (xp, xp.linalg):
+        again = pickle.loads(pickle.dumps(original))
+        assert repr(again) == repr(original)
+    again = pickle.loads(pickle.dumps(xp.linalg))
+    np.testing.assert_allclose(dil.grad(again.vector_norm)(U), U / np.linalg.norm(U), rtol=1e-15)
+    np.testing.assert_array_equal(dil.grad(lambda u: copy.deepcopy(xp).sum(u))(U), np.ones(4))
