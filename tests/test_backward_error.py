@@ -91,6 +91,24 @@ def test_a_start_keeps_the_rule():
         assert all(int(warm(rough, b + 1e-3 * k * b[::-1]).status) in TOLD for k in range(2))
 
 
+def test_a_start_at_rounding_costs_few_steps_and_spoils_nothing():
+    """CG from an x that is as good as rounding allows went on to max_iter, 10 N steps, and lost digits."""
+    steps, calls = 0, 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        Q, _ = np.linalg.qr(rng.standard_normal((N, N)))
+        values = np.linspace(1.0, 2.0, N)
+        values[0] = 1e10
+        A, b, warm = (Q * values) @ Q.T, rng.standard_normal(N), WarmStart(CG())
+        there = Operator(lambda p, A=(A + A.T) / 2: p @ A, symmetric=True)
+        cold = warm(there, b)
+        for right in (2 * b, 3 * b, b + 1e-9 * np.sin(np.arange(N))):
+            found = warm(there, right)
+            assert float(found.residual) <= 3 * float(cold.residual)
+            steps, calls = steps + int(found.iterations), calls + 1
+    assert steps <= 2 * N * calls
+
+
 @pytest.mark.parametrize("name", ["Auto", "CG", "MINRES", "GMRES", "BiCGSTAB"])
 @pytest.mark.parametrize("part", [1e-2, 1e-5, 1e-9])
 def test_a_right_hand_side_outside_the_range_is_told(name, part):

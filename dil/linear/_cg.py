@@ -64,7 +64,8 @@ class CG:
     tests the symmetry.
 
     With a preconditioner or a start x0, the solver uses the flexible method. Every time its recurrence stops, it
-    computes the true residual and tests that.
+    computes the true residual and tests that. From a residual that is rounding, it stops when 32 steps do not halve the
+    residual, and keeps the better of the two iterates.
 
     With `one_reduction`, the solver computes <r, r> and <r, H r> together, and finds <p, H p> and H p by recurrences.
     It keeps one vector more. Each solve takes two products more: one before it stops, and one for the true residual,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, full, logical_not, select
 from dil._base.operator import Operator, as_operator
@@ -19,6 +19,9 @@ from dil._frameworks.loops import Loops
 from dil.linear._backward_error import is_rounding
 from dil.linear._part import matrix_of_part
 from dil.linear.preconditioners._preconditioner import Preconditioner, prepared
+
+PATIENCE = 32
+"""The steps without a halved <r, r> after which a pass ends, if the true residual that it started from is rounding."""
 
 
 class Iterate(NamedTuple):
@@ -39,6 +42,10 @@ class Iterate(NamedTuple):
     """The largest <p, A p> / <p, p> so far: a lower bound of the norm of A."""
     positive: Scalar
     steps: Scalar
+    halved_rr: Scalar
+    """<r, r> when it was last halved."""
+    halved_at: Scalar
+    """The steps then."""
 
 
 class Pass(NamedTuple):
@@ -72,7 +79,9 @@ def flexible_cg(
     """Solve A x = b; b, x0 and x: (*batch, n).
 
     The rules are those of `dil.linear.CG`: b is scaled, the test is relative and on the true residual, a pass restarts
-    from the true residual while the residual falls, and each problem has a status. The coefficient of the last
+    from the true residual while the residual falls, and each problem has a status. A pass that starts from a residual
+    that is rounding may gain nothing: it ends when <r, r> is not halved in 32 steps, and an x with a larger residual is
+    dropped. The coefficient of the last
     direction is <z_new, r_new - r> / <z, r>, so the preconditioner z = M r may change from step to step.
 
     A problem uses its start x0 if the residual at x0 is at most ||b||. The tolerance remains relative to b.
@@ -172,19 +181,21 @@ class System:
         size = select(is_finite(size), size, 1.0)
         z = z / size
         curvatures = s.curvature, s.curvature_sum, s.largest_curvature
-        first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), *curvatures, s.positive, s.steps)
+        first = Iterate(s.x, s.r, z, s.rr, dot(s.r, z), *curvatures, s.positive, s.steps, s.rr, s.steps)
 
-        given = (self, s.active, size)
+        given = Given(self, s.active, size, s.rr, self.scalars.norm(s.x))
         run = self.run(self.loops.steps_per_read(self.b), LEAVING)
         last = iterate(given, _step, _active, first, run=run, part=_part)
         r = self.b - self.A(last.x)
         rr = dot(r, r)
+        lost = given.starts_from_rounding(last) & (rr > s.rr)
+        rr = select(lost, s.rr, rr)
         restarts = (
             last.positive & (last.rz > 0) & (rr > self.accepted_rr) & (4 * rr < s.rr) & (last.steps < self.max_iter)
         )
         return Pass(
-            last.x,
-            r,
+            either(lost, lambda: s.x, lambda: last.x),
+            either(lost, lambda: s.r, lambda: r),
             rr,
             last.rz,
             last.curvature,
@@ -197,25 +208,43 @@ class System:
         )
 
 
-Given: TypeAlias = tuple[System, Scalar, Scalar]
-"""What a pass holds fixed: the systems, those that are active, and the size of the first M r."""
+class Given(NamedTuple):
+    """What a pass holds fixed."""
+
+    system: System
+    active: Scalar
+    size: Scalar
+    """The size of the first M r."""
+    start_rr: Scalar
+    """<r, r> of the true residual that the pass started from."""
+    start_norm: Scalar
+    """The norm of the x that it started from."""
+
+    def starts_from_rounding(self, i: Iterate) -> Scalar:
+        """Return whether the true residual at the start is rounding, by what is known of the norm of A by now."""
+        system, machine_eps = self.system, eps(array_namespace(self.system.b), self.system.b.dtype)
+        norms = i.largest_curvature, self.start_norm, sqrt(system.bb)
+        return is_rounding(sqrt(self.start_rr), *norms, machine_eps)
 
 
 def _active(given: Given, i: Iterate) -> Scalar:
     """Return whether a pass goes on."""
-    system, active, _ = given
-    return active & i.positive & (i.rz > 0) & (i.rr > system.target_rr) & (i.steps < system.max_iter)
+    system = given.system
+    goes_on = given.active & i.positive & (i.rz > 0) & (i.rr > system.target_rr) & (i.steps < system.max_iter)
+    return goes_on & logical_not(given.starts_from_rounding(i) & (i.steps >= i.halved_at + PATIENCE))
 
 
 def _part(given: Given, rows: Rows, i: Iterate) -> Part[Given, Iterate] | None:
     """Return some systems of a pass."""
-    system, active, size = given
-    alone = system.part(rows, i)
-    return None if alone is None else Part((alone.given, rows.take(active), rows.take(size)), alone.holds)
+    alone = given.system.part(rows, i)
+    if alone is None:
+        return None
+    active, size, rr, norm = map(rows.take, given[1:])
+    return Part(Given(alone.given, active, size, rr, norm), alone.holds)
 
 
 def _step(given: Given, s: Iterate) -> Iterate:
-    system, _, size = given
+    system, size = given.system, given.size
     dot = system.scalars.dot
     Ap = system.A(s.p)
     pAp = dot(s.p, Ap)
@@ -230,7 +259,9 @@ def _step(given: Given, s: Iterate) -> Iterate:
     rz = select(rr == 0, 1.0, rz)  # solved exactly: <r, z> = 0 is then no failure of M
     x = either(positive, lambda: s.x + alpha * s.p, lambda: s.x)
     curvatures = curvature, s.curvature_sum + abs(curvature), greater(curvature, s.largest_curvature)
-    return Iterate(x, r, p, rr, rz, *curvatures, positive, s.steps + 1)
+    steps, halves = s.steps + 1, rr <= 0.5 * s.halved_rr
+    halved = select(halves, rr, s.halved_rr), select(halves, steps, s.halved_at)
+    return Iterate(x, r, p, rr, rz, *curvatures, positive, steps, *halved)
 
 
 def _status(last: Pass, system: System, finite: Scalar) -> Scalar:
