@@ -119,10 +119,17 @@ KINDS = {
         f"{BICGSTAB}rows and columns differ little in size, say 8 products; BiCGSTAB took {STEPS}",
     ),
     "general, scaled": (
-        ROOTS[:, None] ** 2 * (np.eye(N) + 0.3 * GENERAL),
+        ROOTS[:, None] ** 2 * (np.eye(N) + 0.1 * GENERAL),
         False,
         {"dense": 0},
         f"{BICGSTAB}the sizes of rows and columns from 8 products; BiCGSTAB scaled by them took {STEPS}",
+    ),
+    "general, scaled after a race": (
+        ROOTS[:, None] ** 2 * (np.eye(N) + 0.3 * GENERAL),
+        False,
+        {"dense": 0},
+        f"{BICGSTAB}the sizes of rows and columns from 8 products; BiCGSTAB lost a race after 11 steps; "
+        f"BiCGSTAB scaled by them took {STEPS}",
     ),
     "general, not scaled": (
         np.eye(N) + (LOCAL * np.geomspace(1e2, 1e4, 12)) @ LOCAL.T + 0.1 * np.diag(np.ones(N - 1), 1),
