@@ -35,8 +35,8 @@ MEASURED = (
     "target of the products is a third. Softmax regression: 640 weights for 1,000 digits of 8 x 8 pixels, and a "
     "penalty of its own for each pixel, chosen by Adam (rate 0.05) so that 797 other digits have the least loss; "
     "backward through `dil.argmin` with `LBFGS(max_iter=20_000)`. Blocks: z = tanh(W z + U x + c) with 48 or 256 "
-    "units "
-    "for 64 digits, and two convolutions of 16 channels on 8 x 8 for 4 random images (1,024 unknowns each), trained by Adam (rate "
+    "units for 64 digits, and two convolutions of 16 channels on 8 x 8 for 4 random images (1,024 unknowns each), "
+    "trained by Adam (rate "
     "1e-3) with all data in each step; backward through `dil.fixed_point` with `Anderson()`."
 )
 

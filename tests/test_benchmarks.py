@@ -112,6 +112,20 @@ def test_training_quick(tmp_path):
     assert 4 * row["products"][1] < 3 * row["products"][0]
 
 
+def test_general_quick(tmp_path):
+    """Each matrix of a seed is solved by Auto, and the ratios of the table are those of the rows."""
+    rows = run("general", tmp_path, "--seeds", "1", "--kinds", "rows,columns,to 0.1")["rows"]
+    names = ("rows", "columns", "to 0.1")
+    assert [row["kind"] for row in rows] == [name + end for name in names for end in ("", ", transposed")]
+    for row in rows:
+        assert row["converged"]["Auto"]
+        assert set(row["products"]) == {"Auto", "BiCGSTAB", "GMRES"}
+        took_M = "scaled by them took" in row["choice"]
+        assert took_M == (row["group"] != "discs")
+        assert row["products"]["Auto"] <= (0.8 if took_M else 1.1) * row["products"]["BiCGSTAB"]
+    assert "| discs | 2 | 0 |" in (tmp_path / "general.md").read_text()
+
+
 def test_peers_quick(tmp_path):
     """The gradient of dil is right, and so is that by hand."""
     pytest.importorskip("torch", reason="torch is not installed")

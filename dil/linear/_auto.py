@@ -58,12 +58,12 @@ class Auto:
     products are rarely more than those of plain CG; on 800 random spectra (`benchmarks/spectra.py`) they were at most
     1.8 times as many.
 
-    BiCGSTAB chooses a diagonal M for A M y = b, x = M y, if products with the transpose of A are known. It takes 8
-    plain steps, and goes on if their pace promises 40 steps. Otherwise 8 products with random vectors show the sizes of
-    the rows and columns of A, from which M follows. If its entries differ little, plain BiCGSTAB goes on. If not, 16
-    steps with M follow. If they win an eighth of the digits of rtol, BiCGSTAB with M goes on. If not, plain BiCGSTAB
-    takes 16 steps more, and the way that is ahead goes on. Where plain BiCGSTAB wins, there are at most 40 products
-    more, and a few that check residuals.
+    BiCGSTAB chooses a diagonal M for A M y = b, x = M y, if products with the transpose of A are known. It takes 16
+    plain steps, and goes on if their pace promises 64 steps. Otherwise 8 products with random vectors show the sizes of
+    the rows and columns of A, from which M follows. If its entries differ little, plain BiCGSTAB goes on. If not, 11
+    steps with M follow. If they win a sixth of the digits of rtol, BiCGSTAB with M goes on. If not, plain BiCGSTAB
+    takes 11 steps more, and the way that is ahead goes on. Where plain BiCGSTAB wins, there are at most 32 products
+    more, as many as its first 16 steps took.
 
     A start x0 is used by plain CG and plain BiCGSTAB alone.
 

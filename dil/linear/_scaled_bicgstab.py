@@ -21,12 +21,13 @@ from dil.linear._choice_in_words import Way
 from dil.linear._restarts import TRIAL_SHARE, Progress, Task, prepared, updated
 from dil.linear._row_column_scales import PRODUCTS, row_column_scales
 
-FIRST, SOON = 8, 40
-"""Problems that are to converge within 40 steps, at the pace of the first 8, go on with plain BiCGSTAB."""
+FIRST, SOON = 16, 64
+"""Problems that are to converge within 64 steps, at the pace of the first 16, go on with plain BiCGSTAB."""
 FLAT = 1.0
 """The standard deviation of log(M) up to which M is not tried. Noise alone is 0.3 to 0.7."""
-TURN = 16
-ENOUGH = 1 / 8
+TURN = FIRST - (PRODUCTS + 2) // 2
+"""The steps of a turn. M, its turn and two checks of residuals take as many products as the first steps."""
+ENOUGH = 1 / 6
 """The share of the digits that BiCGSTAB with M must win in a turn to go on at once."""
 AHEAD = 1 / 32
 """The share of the digits by which plain BiCGSTAB must then be ahead. Where units differ, M is the likelier way."""
@@ -36,13 +37,28 @@ PLAIN, SCALED, COMPARED, WITH_M, WITHOUT_M = range(5)
 """The stages of a problem: the first steps, a turn with M, as many plain steps more, and what was chosen."""
 
 
+class Kept(NamedTuple):
+    """What a pass of plain BiCGSTAB goes on from; see `Iterate`. Vectors: (*batch, n).
+
+    The least residual so far is not kept, because the race knows it.
+    """
+
+    dx: Array
+    r: Array
+    p: Array
+    rho: Scalar
+    rr: Scalar
+    unit: Scalar
+    scale: Scalar
+
+
 class Race(NamedTuple):
     """The state between two passes. Vectors: (*batch, n)."""
 
     progress: Progress
     stage: Scalar
     M: Array
-    plain: Iterate
+    plain: Kept
     """Plain BiCGSTAB after the first steps."""
     resumable: Scalar
     """Whether `plain` is in its first pass, which started from zero."""
@@ -72,23 +88,24 @@ def scaled_bicgstab(
 ) -> Solution:
     """Solve A x = b, b: (*batch, n), by BiCGSTAB for A M y = b, x = M y, with a diagonal M if this pays.
 
-    1. Plain BiCGSTAB takes 8 steps. It goes on if they promise that it converges in 40.
+    1. Plain BiCGSTAB takes 16 steps. It goes on if they promise that it converges in 64.
     2. Otherwise 8 products estimate M, see `row_column_scales`. If its entries differ little, plain BiCGSTAB goes on.
-    3. Otherwise BiCGSTAB with M takes 16 steps from where the first 8 ended. If it wins an eighth of the digits of
-       rtol, it goes on. If not, plain BiCGSTAB takes 16 steps more, from its own state. It goes on if its residual is
+    3. Otherwise BiCGSTAB with M takes 11 steps from where the first 16 ended. If it wins a sixth of the digits of
+       rtol, it goes on. If not, plain BiCGSTAB takes 11 steps more, from its own state. It goes on if its residual is
        then clearly the smaller one; both ways have the residual of A x = b. If not, BiCGSTAB with M goes on.
 
-    Where plain BiCGSTAB goes on, there are at most 40 products more than those of plain BiCGSTAB alone, and a few that
-    check the residual. `extra["raced"]` is as for `racing_cg`: `Course.diagonal` counts the steps with M, and
-    `Course.orthogonal` the plain ones after the first.
+    Where plain BiCGSTAB goes on, there are at most 32 products more than those of plain BiCGSTAB alone, as many as the
+    first 16 steps took: 8 for M, 22 with it, and 2 checks of the residual. So they are fewer than twice those of plain
+    BiCGSTAB, unless that breaks down. `extra["raced"]` is as for `racing_cg`: `Course.diagonal` counts the steps with
+    M, and `Course.orthogonal` the plain ones after the first.
 
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps, or after three
     times that number once M is estimated.
     """
     start = prepared(options, A, b, loop=loop)
     systems, s = Systems(start.task, backend, trial), start.first
-    no, none, zero = s.active & False, count_from_zero(s.error), 0.0 * s.error
-    _, plain, _ = started(start.task, s)
+    no, none, zero, null = s.active & False, count_from_zero(s.error), 0.0 * s.error, full(b, 0.0)
+    plain = Kept(null, null, null, zero, zero, zero, zero)
     first = Race(s, none, full(b, 1.0), plain, no, no, zero + 1.0, no, none, none)
     last = repeat(partial(_advance, systems), lambda race: race.progress.active, first, loops=start.task.loops)
     solution, estimated = start.solution(last.progress), (last.with_M > 0) | (last.without_M > 0)
@@ -121,7 +138,8 @@ def _advance(systems: Systems, race: Race) -> Race:
         hurdle=hurdle / select(unit > 0, unit, 1.0),
         M=1.0 if known is False else select(uses_M, race.M, 1.0),
     )
-    first = _selected(fresh, first, race.plain._replace(steps=s.steps))
+    begun = _selected(fresh, _kept(first), race.plain)
+    first = first._replace(**begun._asdict(), best_dx=begun.dx, least=begun.rr)
     last = task.iterate(given, step, is_active, first)
     new = ended(origin, given, last, unit)
     # the norm of A M is not that of A
@@ -135,6 +153,8 @@ def _advance(systems: Systems, race: Race) -> Race:
     tried, compared = select(over, none + COMPARED, WITH_M), select(over, none + WITH_M, WITHOUT_M)
     progress = progress._replace(
         active=select(moves, unsolved, progress.active) & (slow | logical_not(ends_trial)),
+        # a pass that is cut short does not count, so that plain BiCGSTAB has the same shadow residuals as alone
+        passes=select(moves & over, s.passes, progress.passes),
         passes_without_gain=select(moves, 0, progress.passes_without_gain),
     )
     taken = progress.steps - s.steps
@@ -147,7 +167,7 @@ def _advance(systems: Systems, race: Race) -> Race:
     )
     if not task.scalars.single:
         after = _selected(s.active, after, race)
-    return task.loops.run_if(any_of(slow), partial(_estimated, systems, slow, last, s.passes == 0), after)  # type: ignore[no-any-return]
+    return _estimated(systems, slow, _kept(last), s.passes == 0, after)
 
 
 def _hurdle(task: Task, race: Race) -> tuple[Scalar, Scalar]:
@@ -164,23 +184,44 @@ def _hurdle(task: Task, race: Race) -> tuple[Scalar, Scalar]:
     return select(stage == PLAIN, none + FIRST, turn), select(stage == PLAIN, first, error * factor)
 
 
-def _estimated(systems: Systems, slow: Scalar, plain: Iterate, resumable: Scalar, race: Race) -> Race:
+def _kept(i: Iterate) -> Kept:
+    """Return what is kept of a state."""
+    return Kept(i.dx, i.r, i.p, i.rho, i.rr, i.unit, i.scale)
+
+
+class Sizes(NamedTuple):
+    """M, (*batch, n), and whether its entries differ enough to try it."""
+
+    M: Array
+    wide: Scalar
+
+
+def _estimated(systems: Systems, slow: Scalar, plain: Kept, resumable: Scalar, race: Race) -> Race:
     """Return the race with an M for the problems that are slow."""
-    task, b, xp = systems.task, systems.task.b, array_namespace(systems.task.b)
-    A, like = (task.A, b) if task.A.one is None else (task.A.one, b[0, ...])
-    M = row_column_scales(A, like, systems.backend, task.loops) + full(b, 0.0)
-    wide = task.scalars.read(xp.std(xp.log(M), axis=-1)) > FLAT
-    error = race.progress.error
+    task, some = systems.task, any_of(slow)
+    if (some if isinstance(some, bool) else task.loops.number(some)) is False:
+        return race
+    # a branch with little state: a compiler copies what goes into a branch and comes out of it
+    sizes: Sizes = task.loops.run_if(some, partial(_measured, systems, slow), Sizes(race.M, race.raced))
+    error, wide = race.progress.error, sizes.wide
     found = race._replace(
         stage=select(wide, 0 * race.stage + SCALED, WITHOUT_M),
-        M=M,
+        M=sizes.M,
         plain=plain,
         resumable=resumable,
         resumes=resumable & logical_not(wide),
         first_rr=select(error < 1, error * error, 2.0),
         raced=wide,
     )
-    return _selected(slow, found, race)
+    return _selected(slow, found, race._replace(M=sizes.M, raced=wide))
+
+
+def _measured(systems: Systems, slow: Scalar, old: Sizes) -> Sizes:
+    """Return the sizes of the rows and columns of the slow problems, and the old ones of the others."""
+    task, b, xp = systems.task, systems.task.b, array_namespace(systems.task.b)
+    A, like = (task.A, b) if task.A.one is None else (task.A.one, b[0, ...])
+    M = row_column_scales(A, like, systems.backend, task.loops) + full(b, 0.0)
+    return _selected(slow, Sizes(M, task.scalars.read(xp.std(xp.log(M), axis=-1)) > FLAT), old)
 
 
 S = TypeVar("S", bound=tuple[Any, ...])

@@ -124,6 +124,20 @@ def spectra(axes: Axes, found: Row) -> None:
     axes.legend()
 
 
+def general(axes: Axes, found: Row) -> None:
+    """Draw the products of `Auto` against those of BiCGSTAB; crosses where BiCGSTAB did not converge."""
+    for place, group in enumerate(dict.fromkeys(row["group"] for row in found["rows"])):
+        for solved, marker in ((True, "o"), (False, "x")):
+            rows = [r for r in found["rows"] if r["group"] == group and r["converged"]["BiCGSTAB"] == solved]
+            points = [[row["products"][name] for row in rows] for name in ("BiCGSTAB", "Auto")]
+            label = group if solved else None
+            axes.loglog(*points, marker, color=f"C{place}", label=label, alpha=0.7, markersize=4)
+    axes.axline((10, 10), (100, 100), color="#e64a19", linewidth=1)
+    axes.axline((10, 20), (100, 200), color="#e64a19", linewidth=1, linestyle=":")
+    axes.set(xlabel="products of BiCGSTAB", ylabel="products of Auto")
+    axes.legend()
+
+
 def peers(axes: Axes, found: Row) -> None:
     """Draw the time of the backward pass at 10,000 unknowns against the condition number."""
     rows = [row for row in found["rows"] if (row["problem"], row["framework"], row["n"]) == ("scales", "torch", 10_000)]
@@ -187,6 +201,7 @@ PICTURES: dict[str, Callable[[Axes, Row], None]] = {
     for f in (
         backward,
         batched,
+        general,
         jax_peers,
         linear,
         peers,
