@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -157,26 +160,34 @@ def square(u, t):
     return ((u - t) ** 2).sum()
 
 
+def bowl(u, t):
+    return square(u, t) + 0.1 * (u**4).sum()
+
+
 def branch(u, t):
-    return square(u, t) * (2.0 if t.sum() > 0 else 1.0)
+    return bowl(u, t) if t.sum() > 0 else bowl(u, 2 * t)
 
 
 def item(u, t):
-    return square(u, t) * t[0].detach().item() ** 2
+    return square(u, t) * (1 + t[0].detach().item() ** 2) + bowl(u, t)
 
 
 def numpy_inside(u, t):
-    return square(u, t) * float(t.detach().numpy()[0]) ** 2
+    return square(u, t) * float(1 + t.detach().numpy()[0] ** 2) + bowl(u, t)
+
+
+def mappable_item(u, t):
+    return square(u, t) * (1 + t[0].detach() ** 2) + bowl(u, t)
 
 
 def dynamic_shape(u, t):
-    return square(u, t) + t[t > 0].sum()
+    return bowl(u, t) + (u[t > 0] ** 2).sum()
 
 
 def written_into(u, t):
     v = torch.zeros(4, dtype=F64)
     v += u
-    return square(v, t)
+    return bowl(v, t)
 
 
 def random(u, t):
@@ -193,42 +204,166 @@ def counter():
 
     def score(u, t):
         count.add_(t.detach().sum())
-        return square(u, t)
+        return bowl(u, t)
 
     return score
 
 
 CANNOT_BE_MAPPED = {
-    "branch": branch,
-    "item": item,
-    "numpy": numpy_inside,
-    "dynamic shape": dynamic_shape,
-    "in place": written_into,
-    "random": random,
-    "BatchNorm": statistics(),
-    "buffer": counter(),
+    "branch": (
+        branch,
+        lambda u, t: torch.where(t.sum() > 0, bowl(u, t), bowl(u, 2 * t)),
+    ),
+    "item": (item, mappable_item),
+    "numpy": (numpy_inside, mappable_item),
+    "dynamic shape": (dynamic_shape, lambda u, t: bowl(u, t) + (u**2 * (t > 0)).sum()),
+    "in place": (written_into, bowl),
+    "buffer": (counter(), bowl),
 }
+"""Scores that torch.vmap refuses, each with one for it that has the same numbers."""
+FEW = ROWS[:3]
 MAPS = {
-    "forward": lambda f: func.vmap(f)(ROWS),
-    "vmap of grad": lambda f: func.vmap(func.grad(lambda t: f(t).sum()))(ROWS),
-    "vmap of jacrev": lambda f: func.vmap(func.jacrev(f))(ROWS),
-    "nested": lambda f: func.vmap(func.vmap(f))(ROWS[None]),
+    "forward": lambda f: func.vmap(f)(FEW),
+    "vmap of grad": lambda f: func.vmap(func.grad(lambda t: (f(t) ** 2).sum()))(FEW),
+    "vmap of jacrev": lambda f: func.vmap(func.jacrev(f))(FEW),
+    "nested": lambda f: func.vmap(func.vmap(f))(FEW[None]),
 }
+MORE_MAPS = {
+    "in_dims": lambda f: func.vmap(lambda t, _: f(t), in_dims=(1, None))(FEW.T, SIZES),
+    "vmap of jacfwd": lambda f: func.vmap(func.jacfwd(f))(FEW),
+    "vmap of hessian": lambda f: func.vmap(func.hessian(lambda t: (f(t) ** 2).sum()))(FEW[:2]),
+    "vmap of a third derivative": lambda f: func.vmap(
+        func.grad(lambda t: func.hessian(lambda t: (f(t) ** 2).sum())(t).sum())
+    )(FEW[:2]),
+    "nested, of grad": lambda f: func.vmap(func.vmap(func.grad(lambda t: f(t).sum())))(torch.stack([FEW, -FEW])),
+    "backward": lambda f: gradient_by_backward(func.vmap(f)),
+}
+AROUND = {
+    "grad of vmap": lambda f: func.grad(lambda t: (func.vmap(f)(t) ** 2).sum())(FEW),
+    "jacrev of vmap": lambda f: func.jacrev(func.vmap(f))(FEW),
+    "jvp of vmap": lambda f: func.jvp(func.vmap(f), (FEW,), (FEW,))[1],
+}
+"""Derivatives of torch.func around vmap. torch.func differentiates the rows one by one."""
+NOT_BY_TORCH_FUNC = {(score, how) for score in ("numpy", "buffer") for how in ("grad of vmap", "jvp of vmap")}
+ROW_BY_ROW = "a layer under torch.vmap takes its rows one after the other, which is slow: torch.vmap cannot map"
+unsaid = pytest.mark.filterwarnings("ignore:a layer under torch.vmap takes its rows:UserWarning")
+
+
+def gradient_by_backward(f):
+    t = FEW.clone().requires_grad_()
+    (f(t) ** 2).sum().backward()
+    return t.grad
 
 
 def users_own_newton(fun, u, t):
     return Newton()(fun, u, t)
 
 
-@pytest.mark.parametrize("solver", [Newton(), users_own_newton], ids=["of dil", "of the user"])
+def assert_equal_numbers(transform, score, make=dil.argmin, solver=None):
+    """The numbers of a score that torch.vmap refuses are those of the mappable score beside it."""
+    fn, mappable = CANNOT_BE_MAPPED[score]
+    found = transform(make(fn, solver or Newton(), init=torch.zeros_like))
+    expected = transform(make(mappable, Newton(), init=torch.zeros_like))
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.transform("torch.func.vmap of a score that it cannot map")
 @pytest.mark.parametrize("transform", MAPS)
 @pytest.mark.parametrize("score", CANNOT_BE_MAPPED)
-def test_a_score_that_torch_cannot_map_is_named(score, transform, solver):
-    fn = CANNOT_BE_MAPPED[score]
-    fn(ROWS[0], ROWS[0])  # right for one row
-    layer = dil.argmin(fn, solver, init=torch.zeros_like)
-    with pytest.raises(dil.UnsupportedFunctionError, match=r"torch.vmap cannot map the function of a layer; keep"):
+@unsaid
+def test_a_score_that_torch_cannot_map_has_the_numbers_of_its_rows(score, transform):
+    assert_equal_numbers(MAPS[transform], score)
+
+
+@pytest.mark.transform("torch.func.vmap of a score that it cannot map")
+@pytest.mark.parametrize("transform", MORE_MAPS)
+@unsaid
+def test_every_transform_of_such_a_score_has_the_numbers_of_its_rows(transform):
+    assert_equal_numbers(MORE_MAPS[transform], "branch")
+
+
+@pytest.mark.parametrize("transform", ["vmap of grad", "nested"])
+@pytest.mark.parametrize("make", [dil.argmin, dil.value])
+@pytest.mark.parametrize("solver", [Newton(), users_own_newton], ids=["of dil", "of the user"])
+@unsaid
+def test_values_and_solvers_of_the_user_take_such_a_score(solver, make, transform):
+    assert_equal_numbers(MAPS[transform], "branch", make, solver)
+
+
+@pytest.mark.parametrize("transform", AROUND)
+@pytest.mark.parametrize("score", CANNOT_BE_MAPPED)
+@unsaid
+def test_a_derivative_around_vmap_of_such_a_score_is_right_or_refused(score, transform):
+    if (score, transform) not in NOT_BY_TORCH_FUNC:
+        assert_equal_numbers(AROUND[transform], score)
+        return
+    with pytest.raises(dil.UnsupportedFunctionError, match=r"torch.func cannot differentiate the function of a layer"):
+        assert_equal_numbers(AROUND[transform], score)
+
+
+@pytest.mark.parametrize(
+    ("solver", "transform"),
+    [*((Newton(), name) for name in MAPS), (users_own_newton, "vmap of grad"), (users_own_newton, "vmap of jacrev")],
+)
+def test_rows_one_after_the_other_are_told(transform, solver):
+    layer = dil.argmin(branch, solver, init=torch.zeros_like)
+    with pytest.warns(UserWarning, match=ROW_BY_ROW) as told:
         MAPS[transform](layer)
+    assert {Path(w.filename).name for w in told} == {Path(__file__).name}
+
+
+def test_rows_one_after_the_other_are_told_once_a_line():
+    layer = dil.argmin(branch, Newton(), init=torch.zeros_like)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            func.vmap(layer)(FEW)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("solver", [Newton(), users_own_newton], ids=["of dil", "of the user"])
+def test_a_random_score_wants_the_flag_of_vmap(solver):
+    layer = dil.argmin(random, solver, init=torch.zeros_like)
+    gradient = func.grad(lambda t: layer(t).sum())
+    with pytest.raises(dil.UnsupportedFunctionError, match=r"draws random numbers; pass randomness='same'"):
+        func.vmap(gradient)(FEW)
+    for flag in ("same", "different"):
+        torch.testing.assert_close(func.vmap(gradient, randomness=flag)(FEW), torch.ones_like(FEW))
+
+
+@pytest.mark.parametrize("flag", ["same", "different"])
+@unsaid
+def test_rows_one_after_the_other_draw_as_the_flag_says(flag):
+    def score(u, t):
+        return square(u, t) if t.sum() > -100 else u.sum()
+
+    def solver(fun, u, t):
+        return t + torch.rand((), dtype=F64)
+
+    layer = dil.argmin(score, solver, init=torch.zeros_like, on_failure="ignore")
+    drawn, again = ((func.vmap(layer, randomness=flag)(FEW) - FEW)[:, 0] for _ in range(2))
+    assert bool(((drawn - drawn[0]).abs() < 1e-12).all()) == (flag == "same")
+    assert bool(((drawn - again).abs() > 1e-9).all())
+
+
+@pytest.mark.parametrize("solver", [Newton(), users_own_newton], ids=["of dil", "of the user"])
+@unsaid
+def test_a_captured_array_in_a_score_that_torch_cannot_map_is_refused(solver):
+    def layer(w):
+        return dil.argmin(lambda u, t: square(u, t * w) if t.sum() > 0 else square(u, t), solver, init=torch.zeros_like)
+
+    rows = FEW.abs()
+    with pytest.raises(dil.CapturedError):
+        func.vmap(layer(torch.ones(4, dtype=F64, requires_grad=True)))(rows)
+    for outer in (func.grad, func.jacrev, func.jacfwd):
+        with pytest.raises(dil.CapturedError):
+            outer(lambda w: func.vmap(layer(w))(rows).sum())(torch.ones(4, dtype=F64))
+    with pytest.raises(dil.CapturedError):
+        func.vmap(lambda t, w: layer(w)(t))(rows, rows)
+    for w, dim in ((rows, 0), (rows[0], None)):
+        with pytest.raises(dil.CapturedError):
+            func.vmap(func.grad(lambda w, t: layer(w)(t).sum()), in_dims=(dim, 0))(w, rows)
+    torch.testing.assert_close(func.vmap(layer(torch.ones(4, dtype=F64)))(rows), rows)
 
 
 @pytest.mark.parametrize("make", [statistics, counter])

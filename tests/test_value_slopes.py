@@ -103,6 +103,48 @@ def test_a_score_that_passed_is_not_evaluated_for_it_again():
     assert first <= second + 3
 
 
+# --- reports, records, and compiled programs ---
+
+
+def test_the_report_alone_shows_a_part_that_is_lost(plain):
+    for score in ["linear"] if plain.backend == "jax" else ["linear", "square", "curvature alone"]:
+        rep = dil.argmin(LOST[score], lambda f, i, t: 1.0 * t).report(plain.asarray(X))
+        assert Status(int(rep.backward.status)) is Status.WRONG_DERIVATIVE
+        assert not rep.ok
+        assert "WRONG_DERIVATIVE" in str(rep)
+
+
+def test_the_report_of_a_right_score_is_ok(eager):
+    assert dil.argmin(square, lambda f, i, t: 1.0 * t).report(eager.asarray(X)).ok
+
+
+def test_the_report_names_the_problems_of_a_batch(eager):
+    def score(u, t, lost):
+        xp = array_namespace(u)
+        return xp.sum((u - t) ** 2, axis=-1) + lost * xp.sum(dil.constant(u) ** 2, axis=-1)
+
+    layer = dil.argmin(score, lambda f, i, t, lost: 1.0 * t, batch_ndim=1)
+    rep = layer.report(eager.asarray(np.stack([X, X])), eager.asarray(np.asarray([0.0, 1.0])))
+    assert rep.backward.status.tolist() == [Status.CONVERGED, Status.WRONG_DERIVATIVE]
+
+
+@pytest.mark.parametrize("make", [dil.argmin, dil.value])
+def test_a_record_shows_a_part_that_is_lost(engine, make):
+    layer = make(LOST["square"], lambda f, i, t: 1.0 * t, on_failure="ignore")
+    with dil.record() as record:
+        engine.gradients(layer, (X,), X if make is dil.argmin else np.asarray(1.0))
+    backward = [entry for entry in record.entries if entry.stage == "backward"]
+    assert [Status(int(entry.status)) for entry in backward] == [Status.WRONG_DERIVATIVE]
+
+
+def test_always_tells_in_the_backward_pass_of_any_program(engine):
+    layer = dil.argmin(LOST["square"], lambda f, i, t: 1.0 * t, check_smoothness="always")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        engine.gradients(layer, (X,), X)
+    assert any("backward solve: WRONG_DERIVATIVE" in str(w.message) for w in told)
+
+
 # --- false alarms ---
 
 
@@ -133,6 +175,9 @@ def test_a_score_with_its_own_gradient_is_not_told(plain, score, unit):
         layer = dil.argmin(lambda u, t: unit * score(u, t), lambda f, i, t, p=point: 0.0 * t + plain.asarray(p))
         layer = dil.argmin(layer.condition.fn, layer.solver, on_failure="raise")
         layer(plain.asarray(point + 0.3))
+        if unit == 1.0 and plain.backend != "jax":
+            report = layer.report(plain.asarray(point + 0.3))
+            assert Status.WRONG_DERIVATIVE not in set(np.atleast_1d(report.backward.status).tolist())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

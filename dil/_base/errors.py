@@ -35,6 +35,10 @@ class UnsupportedFunctionError(DilError, TypeError):
     """A function has no derivative rule on this backend."""
 
 
+class UnmappableError(UnsupportedFunctionError):
+    """The `vmap` of a framework cannot map a function. One row after the other still can be computed."""
+
+
 class SecondDerivativeError(UnsupportedFunctionError):
     """A function has a first derivative only, and the derivative of a solution needs the second one of the score."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full, max_abs
-from dil._base.errors import BackendError, CapturedError, DilError, DTypeError, ShapeError
+from dil._base.errors import BackendError, CapturedError, DilError, DTypeError, ShapeError, UnmappableError
 from dil._base.options import declares
 from dil._base.quasi_newton import Pairs
 from dil._base.solution import Solution
@@ -189,6 +189,10 @@ class Call:
         condition = problem.value if traced else problem.residual
         try:
             (value,), _ = backend.vjp(lambda u: (condition(u, *constants),), y)
+        except UnmappableError:
+            rule = CapturesRule(self)
+            self.differentiable(rule.solve, rule, [y, *constants])
+            return
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             if self.has_start or isinstance(error, DilError):
                 raise
@@ -203,6 +207,26 @@ class Call:
             f"no gradient; pass it as an argument, or detach it"
         )
         backend.assert_constant(value, message)
+
+
+@dataclass(frozen=True)
+class CapturesRule:
+    """The look for captured arrays at one row after the other, where `vmap` cannot map the function of a layer."""
+
+    call: Call
+
+    def solve(self, *arrays: Array) -> Arrays:
+        """Look at one row. Return the solution."""
+        self.call.refuse_captured(arrays[0], list(arrays[1:]))
+        return arrays[:1]
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Sequence[Array | None]:
+        """Return zero cotangents."""
+        return [None for _ in wrt]
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return zero tangents."""
+        return (full(y[0], 0.0),)
 
 
 @dataclass

@@ -6,9 +6,12 @@ from dil._base.arrays import array_namespace, full, size
 from dil._base.scale import scale_of
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, CheckSmoothness
+from dil._diagnostics.failure_policy import without_approximate
+from dil._diagnostics.newton_comparison import Point
 from dil._frameworks.constants import as_constant
 from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls, is_readable
+from dil._problem.problem import Optimality
 from dil._problem.score import Score
 from dil._problem.value_slopes import gradient_is_wrong
 
@@ -27,6 +30,16 @@ def check_score(
     if answer is not None:
         return _checked(call, y, arrays, check_smoothness, answer[..., None])[..., 0]
     return _checked(call, y, arrays, check_smoothness, y)
+
+
+def with_wrong_gradient(status: Array, F: Optimality, here: Point) -> Array:
+    """Return the statuses, with WRONG_DERIVATIVE where a solve converged and the score changes in another way."""
+    problem, u = F.problem, here.u
+    if not isinstance(problem.condition, Score):
+        return status
+    wrong = gradient_is_wrong(problem, u, F.arrays(here.floats), here.scale)
+    wrong = wrong & (without_approximate(status) == int(Status.CONVERGED))
+    return array_namespace(u).where(wrong, full(status, int(Status.WRONG_DERIVATIVE)), status)  # type: ignore[no-any-return]
 
 
 def _checked(call: Call, y: Array, arrays: list[Array], check_smoothness: CheckSmoothness, answer: Array) -> Array:

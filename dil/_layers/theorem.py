@@ -46,6 +46,7 @@ from dil._layers.few_unknowns import (
 )
 from dil._layers.first_calls import FirstCalls, is_readable
 from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
+from dil._layers.score_check import with_wrong_gradient
 from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, of_part, transposed_operator
 from dil._problem.problem import Optimality, Problem
@@ -266,7 +267,8 @@ class ImplicitRule:
         if size(u.shape) == 0 or not self.looks_further(F, u):
             return status
         if recording() or self.check_smoothness == "always":
-            return check_smoothness(status, F, A.T if A.transposed else A, Fu, here)
+            status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here)
+            return with_wrong_gradient(status, F, here)
         if is_readable(backend, u):
             # one of many relus is near its bend now and then, and the derivative of its side is right
             status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here, bends=False)

@@ -5,18 +5,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-from dil._base.errors import CapturedError, DilError, ShapeError, UnsupportedFunctionError
+from dil._base.errors import CapturedError, DilError, ShapeError, UnmappableError, UnsupportedFunctionError
 from dil._frameworks.protocol import BatchedRule, RepeatedPull, Rule
 from dil._frameworks.reports import users_line
 from dil_backends.torch.dtensors import added_up, is_dtensor, placed_like, replication_allowed, still_together, together
 from dil_backends.torch.guards import old_vmap_level, refuse_no_numbers, refuse_old_vmap, taken_apart
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
 from dil_backends.torch.passes import Passes
+from dil_backends.torch.row_by_row import (
+    foreign_refused,
+    pulled_by_rows,
+    pushed_by_rows,
+    refusing_foreign,
+    stack_of_rows,
+    tell_of_rows,
+)
 from dil_backends.torch.tracking import has_tangent, transforming
 from dil_backends.torch.user_function import VmapOfFunction
 from dil_backends.torch.vjp import autograd_on
@@ -45,7 +54,7 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def forward(solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Tensors:
         """Solve. Autograd is on, because a user's solver may call backward()."""
-        with autograd_on(), without_hooks(), together(args):
+        with autograd_on(), without_hooks(), together(args), foreign_refused():
             refuse_no_numbers(args)
             plain = [x.clone() if x.is_inference() else x.detach() for x in args]
             versions = [x._version for x in plain]
@@ -78,22 +87,24 @@ class Implicit(torch.autograd.Function):
         with isolated(), still_together(saved, ctx.replicating), allowing(ctx.kernels), _forward_mode_on():
             if transforming():
                 saved = tuple(forward_ad.unpack_dual(x).primal for x in saved)  # type: ignore[no-untyped-call]
-            return ctx.rule.pushforward(saved[: ctx.count], saved[ctx.count :], tangents[2:])
+            args, y = saved[: ctx.count], saved[ctx.count :]
+            return pushed_by_rows(Implicit.apply, ctx.rule, args, y, tangents[2:])
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, solve: Callable[..., Tensors], rule: Rule, *args: Tensor) -> Any:
         """Solve all problems at once if the rule knows how, and one after the other otherwise."""
-        dims = in_dims[2:]
-        together = _together(info, dims, rule, args)
+        dims, refused = in_dims[2:], not isinstance(rule, BatchedRule)
+        try:
+            together = _together(info, dims, rule, args)
+        except UnmappableError as error:
+            tell_of_rows(error)
+            together, refused = None, True
         if together is not None:
             return together, (0,) * len(together)
         if info.batch_size == 0:
             raise ShapeError(NO_ROWS)
-        found = [
-            Implicit.apply(solve, rule, *_row(args, dims, i))  # type: ignore[no-untyped-call]
-            for i in range(info.batch_size)
-        ]
-        stacked = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+        with refusing_foreign() if refused else nullcontext():
+            stacked = stack_of_rows(partial(Implicit.apply, solve, rule), info, dims, args)
         return stacked, (0,) * len(stacked)
 
 
@@ -166,7 +177,7 @@ def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor 
         shared = _shared_pull(ctx, args, y, cotangents[0])
         pulled: Any = None if shared is None else shared(cotangents[0], wrt)  # type: ignore[arg-type]
         if pulled is None:
-            pulled = ctx.rule.pullback(args, y, cotangents, wrt)
+            pulled = pulled_by_rows(Implicit.apply, ctx.rule, args, y, cotangents, wrt)
         found = {i: x if x is None else placed_like(x, args[i]) for i, x in zip(wrt, pulled, strict=True)}
     return (None, None, *(found.get(i) for i in range(ctx.count)))
 
@@ -207,10 +218,6 @@ def _will_run(node: Any) -> bool:
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # torch raises for a leaf whose gradient is asked for
         return True
-
-
-def _row(args: Tensors, in_dims: Sequence[int | None], i: int) -> Tensors:
-    return tuple(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True))
 
 
 def _with_node(x: Tensor) -> Tensor:

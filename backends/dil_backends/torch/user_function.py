@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dil._base.errors import DilError, UnsupportedFunctionError
+from dil._base.errors import DilError, UnmappableError, UnsupportedFunctionError
 from dil_backends.torch.tracking import transforms
 
 Tensor = torch.Tensor
@@ -116,12 +116,16 @@ def refuse_transformed(fn: Callable[..., Any], tensors: Sequence[Tensor], error:
 def _refused(error: Exception, *, mapped: bool) -> UnsupportedFunctionError:
     """Return the error for a function of the user that works, but not inside a transform of torch."""
     what = "torch.vmap cannot map" if mapped else "torch.func cannot differentiate"
+    if mapped and "randomness" in str(error):
+        return UnsupportedFunctionError(
+            f"{what} the function of a layer, which draws random numbers; pass randomness='same' or 'different' to "
+            f"torch.vmap (torch: {_first_line(error)})"
+        )
     instead = "write it for a batch and set batch_ndim=1, or call the layer in a loop"
     if not mapped:
         instead = "or call backward() or torch.autograd.grad"
-    return UnsupportedFunctionError(
-        f"{what} the function of a layer; {WHAT_TO_DO}, {instead} (torch: {_first_line(error)})"
-    )
+    kind = UnmappableError if mapped else UnsupportedFunctionError
+    return kind(f"{what} the function of a layer; {WHAT_TO_DO}, {instead} (torch: {_first_line(error)})")
 
 
 def _no_rows(error: Exception) -> UnsupportedFunctionError:
