@@ -57,6 +57,15 @@ def largest(xp: Namespace, x: Value) -> Value:
     return xp.max(xp.abs(x), axis=(-2, -1), keepdims=True)
 
 
+def alike(xp: Namespace, difference: Value, cw: Value, scale: Value, noise: float, rounding: Value) -> Value:
+    """Return whether the cotangents cw of two values differ by rounding alone.
+
+    `rounding` is that of their products with the scale of the values. A matrix of zeros has no scale.
+    """
+    of_zeros = difference <= noise * largest(xp, row(xp, cw))
+    return xp.where(scale > 0.0, scale * difference <= rounding, of_zeros)
+
+
 class Pairs:
     """The pairs of values of one decomposition, and which of them have a gap that is rounding.
 
@@ -101,14 +110,14 @@ class Pairs:
         xp = self.xp
         rounding = self.noise * (largest(xp, m) + self.scale * largest(xp, row(xp, cw)))
         still = xp.abs(skew) <= rounding
-        even = self.scale * xp.abs(row(xp, cw) - self.sign * column(xp, cw)) <= rounding
-        alike = still & even & (self.diagonal | self.unambiguous(m, rounding))
+        even = alike(xp, xp.abs(row(xp, cw) - self.sign * column(xp, cw)), cw, self.scale, self.noise, rounding)
+        shown = still & even & (self.diagonal | self.unambiguous(m, rounding))
         if self.sign > 0.0 and bool(xp.any(self.diagonal & ~still)):
             refuse_derivative(self.name, PHASE)
-        if bool(xp.any(self.tied & ~alike)):
+        if bool(xp.any(self.tied & ~shown)):
             refuse_derivative(self.name, COINCIDE.format(self.values))
         near = xp.abs(xp.constant(self.gap)) <= math.sqrt(xp.finfo(self.w.dtype).eps) * self.scale
-        return self.tied | (near & alike)
+        return self.tied | (near & shown)
 
     def unambiguous(self, m: Value, rounding: Value) -> Value:
         """Return whether the basis of a pair shows what the function is, as explained at the top of this file."""

@@ -15,6 +15,7 @@ from dil_backends._tape.rules.clusters import (
     COINCIDE_AGAIN,
     PHASE,
     Pairs,
+    alike,
     largest,
     noise,
     refuse_derivative,
@@ -125,7 +126,7 @@ def without_mixing(xp: Namespace, w: Value, v: Value, cw: Value, m: Value, mixin
         refuse_derivative("eig", PHASE)
     one = unit(xp, w)
     tied = xp.abs(row(xp, w) - column(xp, w)) <= rounding * scale
-    uneven = scale * xp.abs(row(xp, cw) - column(xp, cw)) > size
+    uneven = ~alike(xp, xp.abs(row(xp, cw) - column(xp, cw)), cw, scale, rounding, size)
     if bool(xp.any(tied & ~one & (uneven | (xp.abs(mixing) > size)))):
         refuse_derivative("eig", COINCIDE.format("eigenvalues"))
     return tied | one
