@@ -232,12 +232,14 @@ class Runs:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         tests = self.tests_of_functions(session.items)
         functions: dict[tuple[object, ...], list[FunctionType]] = {}
+        gc.unfreeze()  # `get_objects` leaves out what conftest.py has frozen
         for found in gc.get_objects():
             if type(found) is FunctionType and found.__code__.co_filename.startswith(str(PACKAGE)):
                 functions.setdefault(place_of(found.__code__), []).append(found)
         plain = {path: compile(path.read_text(), str(path), "exec", dont_inherit=True) for path in FILES}
         for mutant in self.mutants:
             replaced = changed(mutant, plain[mutant.path])
+            assert any(old in functions for old, _ in replaced), f"no function has the code of {mutant}"
             chosen = {test.item: test.seconds for old, _ in replaced for test in tests.get(old, [])}
             items = sorted(chosen, key=chosen.__getitem__)
 

@@ -27,7 +27,24 @@ REASONS: dict[str, tuple[str, ...]] = {
         "rules/clusters.py: check_vectors: hermitian_part(xp, random) -> random",
         "rules/clusters.py: check_vectors: on_diagonal(xp, v) + 0.0 * random -> on_diagonal(xp, v) - 0.0 * random",
     ),
+    "only whether a count is zero is read": (
+        "rules/uses.py: count: rule.each(xp, n, y, i, *args, *... -> -rule.each(xp, n, y, i, *args, ...",
+        "rules/uses.py: count: rule.formulas[i](xp, n, y, *arg... -> -rule.formulas[i](xp, n, y, *ar...",
+        "rules/uses.py: count: formula(xp, n, y, i, *ones, **o... -> -formula(xp, n, y, i, *ones, **...",
+        "rules/uses.py: of_reduction: REDUCTIONS['sum'](xp, n, y, x, ... -> -REDUCTIONS['sum'](xp, n, y, x,...",
+        "rules/uses.py: of_scan: scan_sum(xp, n, y, x, axis, inc... -> -scan_sum(xp, n, y, x, axis, in...",
+    ),
+    "zero or NaN is added, as it is subtracted": (
+        "rules/norms.py: pull_power_norm: xp.power_norm(size, p, axis=axi... -> xp.power_norm(size, p, axis=axi...",
+        "rules/reductions.py: unit: ratio(xp, x, xp.norm(x, axis=ax... -> ratio(xp, x, xp.norm(x, axis=ax...",
+        "rules/reductions.py: pull_std: xp.where((xp.constant(y) == 0.0... -> xp.where((xp.constant(y) == 0.0...",
+    ),
+    "the way for numbers out of the range gives the same in it, more slowly": (
+        "rules/reductions.py: bounds: -700.0 -> 700.0",
+    ),
+    "the array is empty": ("rules/reductions.py: scale_of: size -> -size",),
     "only its size is read": (
+        "rules/numpy_own/statistics.py: std: a - mean(xp, a, axis, keepdims=... -> mean(xp, a, axis, keepdims=True...",
         "rules/clusters.py: slope: by_w - ratio * v -> ratio * v - by_w",
         "rules/singular.py: pull_singular: p - q -> q - p (2)",
     ),
