@@ -104,3 +104,44 @@ def test_a_namespace_can_be_pickled():
     again = pickle.loads(pickle.dumps(xp.linalg))
     np.testing.assert_allclose(dil.grad(again.vector_norm)(U), U / np.linalg.norm(U), rtol=1e-15)
     np.testing.assert_array_equal(dil.grad(lambda u: copy.deepcopy(xp).sum(u))(U), np.ones(4))
+
+
+@pytest.mark.parametrize("kind", ["MaskedArray", "matrix"])
+def test_an_argument_whose_operators_are_its_own_is_refused(kind):
+    masked = np.ma.array([[1.0, 2.0, 3.0]], mask=[[0, 1, 0]])
+    x = masked if kind == "MaskedArray" else np.array([[1.0, 2.0]]).view(np.matrix)
+    for attempt in (
+        lambda: dil.grad(lambda x: np.sum(x**2))(x),
+        lambda: dil.jvp(lambda x: np.sum(x**2), (x,), (np.ones(x.shape),)),
+    ):
+        with pytest.raises(dil.UnsupportedFunctionError, match=kind):
+            attempt()
+
+
+@pytest.mark.parametrize("f", [np.exp, np.tanh, lambda w: w], ids=["exp", "tanh", "w"])
+@pytest.mark.parametrize("decomposition", ["eigh", "svd"])
+def test_a_matrix_function_at_zero_is_refused(f, decomposition):
+    W = np.arange(9.0).reshape(3, 3) + 1.0
+
+    def by_eigh(A):
+        w, V = np.linalg.eigh((A + A.T) / 2)
+        return np.sum(W * ((V * f(w)) @ V.T))
+
+    def by_svd(A):
+        U, s, Vh = np.linalg.svd(A)
+        return np.sum(W * ((U * f(s)) @ Vh))
+
+    score = by_eigh if decomposition == "eigh" else by_svd
+    with pytest.raises(dil.UnsupportedFunctionError, match="coincide"):
+        dil.grad(score)(np.zeros((3, 3)))
+    both = np.stack([np.diag([1.0, 2.0, 3.0]), np.zeros((3, 3))])
+    with pytest.raises(dil.UnsupportedFunctionError, match="coincide"):
+        dil.grad(lambda A: score(A[0]) + score(A[1]))(both)
+
+
+def test_what_is_defined_at_zero_is_right():
+    zero = np.zeros((3, 3))
+    np.testing.assert_array_equal(dil.grad(lambda A: np.sum(np.linalg.eigvalsh(A)))(zero), np.eye(3))
+    np.testing.assert_array_equal(dil.grad(lambda A: np.sum(np.linalg.svd(A)[1] ** 2))(zero), zero)
+    with pytest.raises(dil.UnsupportedFunctionError, match="coincide"):
+        dil.grad(lambda A: np.linalg.eigvalsh(A) @ np.arange(3.0))(zero)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dil._base.errors import BackendError, DTypeError, ShapeError
 from dil._base.typing import Array, Arrays
 from dil_backends._tape.array_protocol import explain_item
-from dil_backends._tape.box import Box
+from dil_backends._tape.box import Box, check_type
 from dil_backends._tape.entries import explain_objects, joined
 from dil_backends._tape.implicit import Implicit
 from dil_backends._tape.left_out import with_entries_left_out
@@ -22,6 +24,9 @@ from dil_backends._tape.trace import Node, close_trace, open_trace
 def vjp(fn: Callable[..., Arrays], /, *primals: Array) -> tuple[Arrays, Pull]:
     """Return fn(*primals), a tuple of arrays, and the pullback."""
     accept_boxes()
+    for p in primals:
+        if isinstance(p, np.ndarray) and type(p) is not np.ndarray:
+            check_type(type(p))
     tape = tape_of_primals(primals)
     roots = [Node(None, (), {}, p, [], False) for p in primals]
     trace = open_trace(tape)

@@ -56,8 +56,8 @@ def adopt(x: object, /, dtype: Any = None) -> Any:
         promotes = jax.config.jax_numpy_dtype_promotion == "standard"  # type: ignore[attr-defined]
         return x.astype(dtype) if promotes and jnp.promote_types(x.dtype, dtype) == dtype else x
     if isinstance(x, np.ndarray | np.generic):
-        if x.dtype == jax.dtypes.float0:  # the tangent of an integer, which holds no number
-            return x
+        if x.dtype == jax.dtypes.float0 or isinstance(x, np.ma.MaskedArray):
+            return x  # the tangent of an integer holds no number, and JAX has no masked arrays
         if not (x.dtype == bool or jnp.issubdtype(x.dtype, np.number)):
             message = f"a NumPy array of dtype {x.dtype} is no array of numbers for JAX; convert it"
             raise DTypeError(message)
