@@ -130,7 +130,7 @@ class Recycle:
         backend, A = backend_of_system(b, "dil.linear.Recycle"), as_operator(A)
         self._check(memory, b)
         loops = with_loop(backend.loops, loop)
-        price = max(krylov_budget(A, b, backend), FEWEST_TRIED) * (1 if A.symmetric else 2)
+        price = max(krylov_budget(A, b, backend) * (1 if A.symmetric else 2), b.shape[-1])
         state = _State.of(b, memory)
         if memory.can_invert:
             state = loops.run_if(memory.spent > price, lambda s: _with_inverse(s, A, self.damping, b, backend), state)
