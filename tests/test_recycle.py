@@ -65,6 +65,15 @@ def test_a_drifting_matrix_costs_a_third(eager, kind):
     assert 3 * with_memory <= without
 
 
+def test_an_inverse_that_has_aged_is_built_anew(eager):
+    solve = Solved(eager, Recycle(), symmetric=True)
+    counts = [solve(A, b)[0] for A, b in drifting("symmetric", 40, change=0.03)]
+    renewed = [k for k, count in enumerate(counts) if count > N]
+    assert len(renewed) >= 2
+    assert counts[renewed[-1]] <= N + 3  # the inverse is that of this very matrix
+    assert np.mean(counts[10:]) <= N / 2
+
+
 def test_every_problem_of_a_batch_has_its_own_memory(eager):
     several = [list(drifting("general", 8, change=1e-3, seed=seed)) for seed in range(3)]
     solve = Solved(eager, Recycle())

@@ -85,7 +85,7 @@ class InverseMemory(NamedTuple):
 
     def with_cost(self, products: Array) -> InverseMemory:
         """Return the memory after a solve that took a number of products, shape ()."""
-        fewest = array_namespace(self.fewest).minimum(self.fewest, 0.0 * self.fewest + products)
+        fewest = array_namespace(self.fewest).minimum(self.fewest, products)
         return self._replace(fewest=fewest, spent=self.spent + products - fewest)
 
     def product(self, backend: Backend) -> Matvec:
