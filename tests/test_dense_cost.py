@@ -13,6 +13,7 @@ from dil._frameworks.registry import common_owner
 from dil.linear import CG, Auto, BiCGSTAB, Operator
 from dil.linear._dense_cost import NUMBERS_AT_ONCE, krylov_budget
 from dil.linear._direct import dense
+from dil.linear._scaled_bicgstab import FIRST
 from engines import engines
 
 LIGHT, HEAVY = (0, 0), (10**8, 0)
@@ -107,8 +108,9 @@ def test_a_hard_system_costs_a_trial_and_a_dense_solve(engine, symmetric):
     assert budget > 0
     found = Auto()(A_, b)
     assert int(found.status) == Status.CONVERGED
-    # a hard system gets more steps, in which it may find a preconditioner
-    assert int(found.iterations) == n + 3 * (budget // 4)
+    # a hard system gets more steps, in which it may find a preconditioner; but not before BiCGSTAB looks for one
+    trial = budget // 4
+    assert int(found.iterations) == n + (3 * trial if symmetric or trial >= FIRST else trial)
     exact = np.linalg.solve(handle.to_numpy(A), handle.to_numpy(b))
     assert np.linalg.norm(handle.to_numpy(found.value) - exact) <= 1e-9 * np.linalg.norm(exact)
 

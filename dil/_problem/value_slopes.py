@@ -134,5 +134,5 @@ def _at_each(problem: Problem, row: Callable[[Array], Array], points: Array) -> 
     Elsewhere the score meets plain arrays alone: a framework may not be able to map it, or run it otherwise from then.
     """
     if runs_later(problem.backend.loops, points):
-        return problem.backend.loops.map_rows(row, points)
+        return problem.backend.loops.map_rows(row, points, 1)  # the score itself, which may have no map
     return array_namespace(points).stack([row(points[i, ...]) for i in range(points.shape[0])])  # type: ignore[no-any-return]

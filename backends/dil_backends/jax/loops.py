@@ -34,6 +34,8 @@ def scan(step: Step, carry: Arrays, xs: Arrays, /) -> tuple[Arrays, Arrays]:
 
 def map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /) -> Any:
     """Apply fn to many rows at once by vmap. If fn has no batching rule, apply it to one row after the other."""
+    if at_once == 1:
+        return jax.lax.map(fn, rows)
     try:
         if at_once is None or at_once >= rows.shape[0]:
             return jax.vmap(fn)(rows)
