@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 from dil._base.arrays import array_namespace, device, dot, eye, full, select, size
 from dil._base.typing import Array, Matvec
 from dil._frameworks.protocol import Backend
-
-MOST_NUMBERS = 2**22
-"""The most numbers that the directions, their images or the inverses of a batch may take: 32 MiB in float64."""
+from dil.linear._window import MOST_NUMBERS
 
 
 class InverseMemory(NamedTuple):

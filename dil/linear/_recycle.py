@@ -18,8 +18,9 @@ from dil.linear._auto import Auto
 from dil.linear._dense_cost import FEWEST_TRIED, krylov_budget
 from dil.linear._direct import dense
 from dil.linear._gcr import System, gcr
-from dil.linear._inverse_memory import MOST_NUMBERS, InverseMemory
+from dil.linear._inverse_memory import InverseMemory
 from dil.linear._right_hand_side import backend_of_system
+from dil.linear._window import MOST_NUMBERS
 
 LONGEST_REST = 64.0
 """The most solves in a row that do without the memory after it did not help."""
