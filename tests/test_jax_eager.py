@@ -70,6 +70,31 @@ def test_the_second_call_compiles_nothing(layer, compiles):
     assert compiles()[before:] == []
 
 
+def scaled(u, t, shape):
+    return quartic(u, t) + 0.0 * np.prod(shape(u))
+
+
+@pytest.mark.parametrize(
+    ("score", "init", "more"),
+    [
+        (quartic, jnp.zeros_like, ()),
+        (scaled, lambda t, shape: 0.0 * t, (np.shape,)),
+        (quartic, functools.partial(jnp.multiply, 0.0), ()),
+        (jax.jit(quartic), start, ()),
+        (lambda u, t, act: quartic(u, t) + 0.0 * jnp.sum(act(t)), lambda t, act: 0.0 * t, (jax.nn.relu,)),
+    ],
+    ids=["a function of JAX", "a function of NumPy", "partial", "jit", "an argument"],
+)
+def test_a_function_of_a_framework_does_not_make_it_code_of_the_user(score, init, more, compiles):
+    """Its modules do not change, so a layer that reads them keeps its program."""
+    layer = dil.argmin(score, dil.solvers.GradientDescent(), init=init)
+    layer(T, *more)
+    other = layer(T + 1.0, *more)
+    before = len(compiles())
+    np.testing.assert_array_equal(layer(T + 1.0, *more), other)
+    assert compiles()[before:] == []
+
+
 def test_a_weak_type_takes_the_program_of_its_dtype(compiles):
     """`jnp.asarray(0.5)` has one, and what an optimiser makes of it has none."""
     layer = dil.argmin(lambda u, t: (u - t) ** 2, dil.solvers.LBFGS(), init=lambda t: 0 * t)

@@ -189,7 +189,10 @@ class Key:
 
 
 def homes_of(*functions: Any) -> frozenset[str]:
-    """Return the packages of functions, and of those that they bind or hold as objects, without dil's own."""
+    """Return the packages of functions, and of those that they bind or hold as objects.
+
+    dil, Python's own modules and NumPy are no home: `init=np.zeros_like` does not make NumPy the user's.
+    """
     found: set[str] = set()
     todo, seen = list(functions), set[int]()
     while todo and len(seen) < MOST_PARTS:
@@ -206,7 +209,7 @@ def homes_of(*functions: Any) -> frozenset[str]:
         else:
             found.add(_package(type(x)))
             todo += [value for value in getattr(x, "__dict__", {}).values() if callable(value)]
-    return frozenset(found) - {"dil", "builtins", ""}
+    return frozenset(found) - {"dil", "numpy", ""} - sys.stdlib_module_names
 
 
 @functools.cache

@@ -56,7 +56,7 @@ class Programs:
             return None
         built = Key(
             compiler.is_traced,
-            homes_of(call.condition.fn, *call.start.statics, *call.arguments.statics),
+            homes_of(call.condition.fn, *call.start.statics, *call.arguments.statics) - compiler.packages,
             compiler.packages,
         )
         try:
