@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import collections
 import contextvars
 import ctypes
 import functools
@@ -317,3 +318,28 @@ def test_not_a_number_has_a_key():
     held = [float("nan")]
     fn = lambda u: held[0] * u  # noqa: E731
     assert key_of(fn) == key_of(fn)
+
+
+Pair = collections.namedtuple("Pair", ["first", "second"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (range(3), range(4)),
+        (slice(0, 2), slice(0, 2, -1)),
+        (np.dtype("f4"), np.dtype("f8")),
+        (Pair(1.0, 2.0), Pair(1.0, 3.0)),
+    ],
+    ids=["range", "slice", "dtype", "named tuple"],
+)
+def test_what_cannot_change_has_a_key(first, second):
+    held = [first]
+
+    def score(u):
+        return u if held else 2 * u
+
+    before = key_of(score)
+    assert key_of(score) == before
+    held[0] = second
+    assert key_of(score) != before

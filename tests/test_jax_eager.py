@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import gc
 import logging
@@ -34,6 +35,17 @@ def layer_at(target):
     return dil.fixed_point(lambda u, t: 0.0 * u + target(t), dil.solvers.FixedPoint(), init=start)
 
 
+class Model:
+    """A step that reads what its object holds."""
+
+    def __init__(self, weight):
+        self.weight = weight
+        self.layer = dil.fixed_point(self.step, dil.solvers.FixedPoint(), init=start)
+
+    def step(self, u, t):
+        return 0.0 * u + self.weight * t
+
+
 def gradient(layer, t=T):
     return jax.grad(lambda t: jnp.sum(layer(t) ** 2))(t)
 
@@ -53,6 +65,7 @@ def compiles(caplog):
         dil.root(lambda u, t: u**3 + u - t, dil.solvers.Newton(), init=start),
         dil.fixed_point(lambda u, t: 0.5 * jnp.cos(u) + t, dil.solvers.Anderson(), init=start),
         dil.value(quartic, dil.solvers.Newton(), init=start),
+        Model(2.0).layer,
         functools.partial(
             dil.control.plan(
                 lambda x, u, t: jnp.sum((u - t) ** 2, axis=-1), lambda x, u, t: x, 1, solver=dil.control.ILQR()
@@ -60,7 +73,7 @@ def compiles(caplog):
             jnp.zeros(1),
         ),
     ],
-    ids=["LBFGS", "Newton", "root", "fixed point", "value", "plan"],
+    ids=["LBFGS", "Newton", "root", "fixed point", "value", "a layer of its own model", "plan"],
 )
 def test_the_second_call_compiles_nothing(layer, compiles):
     gradient(layer)
@@ -95,6 +108,17 @@ def test_a_function_of_a_framework_does_not_make_it_code_of_the_user(score, init
     assert compiles()[before:] == []
 
 
+@pytest.mark.parametrize("made", [lambda: np.random.default_rng(0), lambda: collections.deque([1.0])])
+def test_a_layer_that_is_compiled_at_every_call_says_so_once(made):
+    held = made()
+    layer = layer_at(lambda t: t if held is not None else 2 * t)
+    layer(T)
+    with pytest.warns(UserWarning, match=f"compiled at every call.*{type(held).__name__}, which may") as record:
+        layer(T)
+    assert record[0].filename == __file__
+    layer(T)
+
+
 def test_a_weak_type_takes_the_program_of_its_dtype(compiles):
     """`jnp.asarray(0.5)` has one, and what an optimiser makes of it has none."""
     layer = dil.argmin(lambda u, t: (u - t) ** 2, dil.solvers.LBFGS(), init=lambda t: 0 * t)
@@ -105,17 +129,6 @@ def test_a_weak_type_takes_the_program_of_its_dtype(compiles):
     before = len([name for name in compiles() if "traced" in name])
     assert layer(strong) == layer(weak)
     assert len([name for name in compiles() if "traced" in name]) == before
-
-
-class Model:
-    """A step that reads what its object holds."""
-
-    def __init__(self, weight):
-        self.weight = weight
-        self.layer = dil.fixed_point(self.step, dil.solvers.FixedPoint(), init=start)
-
-    def step(self, u, t):
-        return 0.0 * u + self.weight * t
 
 
 def closure():

@@ -40,7 +40,11 @@ STANDARD = Path(sysconfig.get_path("stdlib"))
 
 
 class UnknownStateError(Exception):
-    """An object may change in a way that no key shows."""
+    """An object may change in a way that no key shows. Its argument names what a user can replace, or there is none."""
+
+
+class Cache:
+    """A base of objects that only remember results. They are no part of a key."""
 
 
 @dataclass
@@ -69,14 +73,18 @@ class Key:
         """
         self._parts += 1
         if self._parts > MOST_PARTS:
-            raise UnknownStateError
+            what = f"more than {MOST_PARTS:,} objects"
+            raise UnknownStateError(what)
         if isinstance(x, PLAIN):
             plain = repr(x) if isinstance(x, float | complex) else x  # 0.0 == -0.0, and NaN equals nothing
             more = () if type(x) in PLAIN or isinstance(x, enum.Enum) else vars(x) if hasattr(x, "__dict__") else ()
             return type(x), plain, self.of(dict(more)) if more else ()
         if isinstance(x, types.ModuleType) and self._may_change(x.__name__.partition(".")[0]):
-            raise UnknownStateError  # which names of it are read is not known
-        if isinstance(x, types.ModuleType | types.BuiltinFunctionType) or type(x).__name__ in ("ufunc", "dtype"):
+            what = f"the module {x.__name__} as an object"  # which names of it are read is not known
+            raise UnknownStateError(what)
+        if isinstance(x, range | slice):
+            return type(x), self.of(x.start), self.of(x.stop), self.of(x.step)
+        if isinstance(x, types.ModuleType | types.BuiltinFunctionType) or type(x).__name__.endswith(("ufunc", "DType")):
             return self._identity(x)
         if isinstance(x, type) and not self._may_change(_package(x)):
             return self._identity(x)
@@ -87,6 +95,8 @@ class Key:
         return self._of_object(x)
 
     def _of_object(self, x: Any) -> Hashable:
+        if isinstance(x, Cache):
+            return "cache"
         if owner(x) is not None:
             return self._of_array(x)
         if isinstance(x, type):
@@ -122,7 +132,8 @@ class Key:
         if hasattr(x, "at"):  # an array of JAX, which nothing can change
             return self._identity(x)
         if not hasattr(x, "tobytes") or x.nbytes > MOST_BYTES or x.dtype.hasobject:
-            raise UnknownStateError
+            what = f"an array of {type(x).__module__.partition('.')[0]} of shape {tuple(x.shape)}"
+            raise UnknownStateError(what)
         return type(x), x.shape, x.dtype.str, crc32(x.tobytes())
 
     def _of_function(self, fn: types.FunctionType) -> Hashable:
@@ -166,7 +177,7 @@ class Key:
             return type(x), self.of(x.__func__)
         if isinstance(x, property):
             return property, self.of(x.fget)
-        if type(x).__name__ in ("member_descriptor", "getset_descriptor", "_abc_data"):  # a slot
+        if type(x).__name__ in ("member_descriptor", "getset_descriptor", "_tuplegetter", "_abc_data"):  # a slot
             return self._identity(x)
         return self.of(x)
 
@@ -178,7 +189,8 @@ class Key:
         if module == "re" or (module in self.immutable and (_is_opaque(kind) or kind.__dictoffset__ == 0)):
             return self._identity(x)  # such as a jitted function, a device or a sharding
         if (kind.__dictoffset__ == 0 and not hasattr(kind, "__slots__")) or _is_opaque(kind):
-            raise UnknownStateError
+            what = f"an object of {kind.__module__}.{kind.__qualname__}"
+            raise UnknownStateError(what)
         names: Mapping[str, Any] = getattr(x, "__dict__", {})
         slots = [(base, s) for base in kind.__mro__ for s in _names(vars(base).get("__slots__", ()))]
         found = [(s, getattr(x, _mangled(base, s))) for base, s in slots if hasattr(x, _mangled(base, s))]

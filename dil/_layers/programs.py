@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any
 
 from dil._base.options import declares
 from dil._base.typing import Array, Arrays
+from dil._diagnostics.failure_policy import frameworks_of
 from dil._diagnostics.record import recording
+from dil._frameworks.reports import users_line
 from dil._layers.call import Call, SolvedCall, Solver
-from dil._layers.captured import Key, UnknownStateError, homes_of
+from dil._layers.captured import Cache, Key, UnknownStateError, homes_of
 
 MOST_PROGRAMS = 32
 """The largest number of programs of one layer. The one that was used least recently goes first."""
@@ -29,12 +32,13 @@ class Program:
     """Objects that the key knows by their identity."""
 
 
-class Programs:
+class Programs(Cache):
     """The compiled calls of one layer. A copy or a pickle of it is empty."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Program] = OrderedDict()
         self._lock = Lock()
+        self._unknown = 0
 
     def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
         return Programs, ()
@@ -66,9 +70,23 @@ class Programs:
                 self._kept[key] = found
                 if len(self._kept) > MOST_PROGRAMS:
                     self._kept.popitem(last=False)
-        except (UnknownStateError, TypeError):  # a part has no hash
+        except UnknownStateError as error:
+            self._tell(call, *error.args)
+            return None
+        except TypeError:  # a part has no hash
             return None
         return found
+
+    def _tell(self, call: Call, what: str = "") -> None:
+        """Warn at the second call that each call is compiled anew, and never again."""
+        self._unknown += bool(what)
+        if what and self._unknown == 2:
+            message = (
+                f"{call.policy.layer} is compiled at every call, because its functions hold {what}, which may change "
+                "unnoticed; take what you need out of it before you make the layer, or call the layer in a compiled "
+                "function of your own (jax.jit), which reads it once"
+            )
+            warnings.warn_explicit(message, UserWarning, *users_line(frameworks_of(call.backend)))
 
 
 def _is_array_code(solver: Solver) -> bool:
