@@ -160,6 +160,46 @@ def test_layer_of_torch(form):
         assert torch.autograd.grad(first, t)[0].item() == pytest.approx(exact(2), rel=1e-7)
 
 
+BLOCKS = pytest.mark.parametrize("form", ["to_sparse_bsr", "to_sparse_bsc"])
+
+
+def blocks(form, **options):
+    torch = pytest.importorskip("torch")
+    S = getattr(torch.eye(4, dtype=torch.float64) * 2, form)((2, 2)).clone()
+    return S.requires_grad_() if options.get("grad") else S
+
+
+@BLOCKS
+@pytest.mark.parametrize("kind", [dil.root, dil.argmin])
+@pytest.mark.filterwarnings("ignore:Sparse BS. tensor support is in beta state:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta state:UserWarning")
+def test_a_torch_matrix_of_blocks_is_refused_by_name(form, kind):
+    torch = pytest.importorskip("torch")
+    F = {dil.root: lambda u, S, b: S @ u - b, dil.argmin: lambda u, S, b: 0.5 * u @ (S @ u) - b @ u}[kind]
+    layer = kind(F, dil.solvers.Newton(), init=lambda S, b: torch.zeros_like(b))
+    b = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    S = blocks(form)
+    for run in (lambda: layer(S, b), lambda: torch.func.grad(lambda b: layer(S, b).sum())(b)):
+        with pytest.raises(dil.UnsupportedFunctionError, match="COO or CSR instead"):
+            run()
+    torch.testing.assert_close(layer(S.to_sparse(), b), b / 2)
+
+
+@BLOCKS
+@pytest.mark.filterwarnings("ignore:Sparse BS. tensor support is in beta state:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta state:UserWarning")
+def test_the_gradient_in_a_torch_matrix_of_blocks_is_refused_by_name(form):
+    torch = pytest.importorskip("torch")
+    b = torch.ones(4, dtype=torch.float64)
+    layer = dil.root(lambda u, S, b: S.to_dense() @ u - b, dil.solvers.Newton(), init=lambda S, b: 0 * b)
+    with pytest.raises(dil.UnsupportedFunctionError, match=r"requires a gradient .* COO or CSR instead"):
+        layer(blocks(form, grad=True), b)
+    for S in (blocks(form), blocks(form, grad=True).detach()):  # its numbers alone can be used
+        torch.testing.assert_close(layer(S, b), b / 2)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(blocks(form, grad=True), b), b / 2)
+
+
 def test_layer_of_jax():
     jax = pytest.importorskip("jax")
     from jax.experimental.sparse import BCOO

@@ -36,6 +36,7 @@ LOST = {
     "curvature alone": lambda u, t: square(u, t) + 0.7 * total((dil.constant(u) - t) ** 2),
 }
 UNITS = [1e-12, 1.0, 1e12]
+UNREAD = "these arrays stand for those of a compiled program, whose numbers cannot be read"
 
 
 @pytest.mark.parametrize("score", LOST.values(), ids=LOST)
@@ -68,6 +69,31 @@ def test_only_the_problems_of_a_batch_whose_part_is_lost_are_poisoned(plain):
     layer = dil.argmin(score, lambda f, i, t, lost: 1.0 * t, batch_ndim=1, on_failure="nan")
     y = layer(plain.asarray(np.stack([X, X])), plain.asarray(np.asarray([0.0, 1.0])))
     np.testing.assert_array_equal(np.isnan(plain.to_numpy(y)), [[False] * 3, [True] * 3])
+
+
+@pytest.mark.parametrize("make", [dil.argmin, dil.value])
+@pytest.mark.parametrize("score", LOST.values(), ids=LOST)
+def test_where_the_answer_is_poisoned_its_derivative_is_too(eager, make, score):
+    if eager.name == "array_api_strict":
+        pytest.skip(UNREAD)
+    layer = make(score, lambda f, i, t: 1.0 * t, on_failure="nan")
+    y, (g,) = eager.gradients(layer, (X,), X if make is dil.argmin else np.asarray(1.0))
+    assert np.isnan(y).all()
+    assert np.isnan(g).all()
+
+
+def test_the_derivatives_of_the_other_problems_are_finite(eager):
+    if eager.name == "array_api_strict":
+        pytest.skip(UNREAD)
+
+    def score(u, t, lost):
+        xp = array_namespace(u)
+        return xp.sum((u - t) ** 2, axis=-1) + lost * xp.sum(dil.constant(u), axis=-1)
+
+    lost = eager.asarray(np.asarray([0.0, 1.0]))
+    layer = dil.argmin(score, lambda f, i, t, lost: 1.0 * t, batch_ndim=1, on_failure="nan")
+    _, (g,) = eager.gradients(lambda t: layer(t, lost), (np.stack([X, X]),), np.ones((2, 3)))
+    np.testing.assert_array_equal(np.isnan(g), [[False] * 3, [True] * 3])
 
 
 @pytest.mark.parametrize("options", [{"check_smoothness": "never"}, {"on_failure": "ignore"}], ids=str)

@@ -22,6 +22,7 @@ from dil_backends.torch.named_tensors import (
     refuse_shards,
     tensors_of_call,
 )
+from dil_backends.torch.patched_forward import naming_patches
 from dil_backends.torch.stateless_score import StatelessScore
 
 if TYPE_CHECKING:
@@ -126,6 +127,9 @@ class ImplicitModule(torch.nn.Module):
         OptionError
             If the score has a parameter whose shape is not yet known (a lazy module before its first call), or draws
             random numbers.
+        CapturedError
+            If the score computes with tensors that are neither its own nor arguments, as a `forward` does that was
+            replaced by a function which keeps the module.
         UnsupportedFunctionError
             If the score changes the unknown, an argument or a parameter in place.
         """
@@ -134,7 +138,8 @@ class ImplicitModule(torch.nn.Module):
     def _answer(self, args: tuple[Tree, ...], kwargs: dict[str, Tree], init: Tree | None) -> Tree:
         score = self._score()
         args, kwargs = self._ready(score, args, kwargs)
-        y = self._layer(score)(*args, init=init, **kwargs)
+        with naming_patches(self.score):
+            y = self._layer(score)(*args, init=init, **kwargs)
         if score.written:
             del kwargs["score_module"]
             with torch.no_grad(), isolated():

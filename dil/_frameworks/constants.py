@@ -23,7 +23,10 @@ class ZeroRule:
         return tuple(full(x, 0.0) for x in y)
 
 
-def as_constant(backend: Backend, fn: Callable[..., Arrays], *arrays: Array) -> Arrays:
-    """Return fn of the arrays as a constant. fn gets plain arrays, whatever transforms and hooks are active."""
-    values = backend.implicit(fn, ZeroRule())(*(backend.constant(x) for x in arrays))
+def as_constant(backend: Backend, fn: Callable[..., Arrays], *arrays: Array, rule: ZeroRule | None = None) -> Arrays:
+    """Return fn of the arrays as a constant. fn gets plain arrays, whatever transforms and hooks are active.
+
+    `rule` is a ZeroRule, which may know how to do many calls of fn at once.
+    """
+    values = backend.implicit(fn, ZeroRule() if rule is None else rule)(*(backend.constant(x) for x in arrays))
     return tuple(backend.constant(x) for x in values)

@@ -26,6 +26,7 @@ def finish(
     far: Array | None = None,
     cut: Array | None = None,
     wrong: Array | None = None,
+    random: Array | None = None,
     rootless: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from the last state of the loop, (*batch, 1) each.
@@ -37,6 +38,7 @@ def finish(
         *((holds, status) for holds, status in failures if holds is not None),
         (solved, Status.CONVERGED),
         (broken, Status.NON_FINITE),
+        *(() if random is None else ((random, Status.RANDOM),)),
         *(() if wrong is None else ((wrong, Status.WRONG_DERIVATIVE),)),
         *(() if rootless is None else ((rootless, Status.NO_ROOT),)),
         *(() if far is None else ((far, Status.NOT_STATIONARY),)),

@@ -11,7 +11,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
-from dil.solvers._no_minimum import is_cut, is_unbounded, is_wrong
+from dil.solvers._no_minimum import is_cut, is_random, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import verified
@@ -157,6 +157,7 @@ class GradientDescent:
             broken=~finite,
             far=verdict.far,
             wrong=is_wrong(started, last.u, finite & ~verdict.solved),
+            random=is_random(started, last.u, finite & ~verdict.solved),
             cut=is_cut(started, finite & (slope == 0)),
             diverged=is_unbounded(started, last.u, finite & (residual(last) > 0.25)),
             extra=extra,

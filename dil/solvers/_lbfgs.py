@@ -16,7 +16,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Tree
 from dil.solvers._finish import finish
 from dil.solvers._leaving import iterate_problems
-from dil.solvers._no_minimum import is_cut, is_unbounded, is_wrong
+from dil.solvers._no_minimum import is_cut, is_random, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
 from dil.solvers._quasi_newton_memory import Memory, nothing
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
@@ -184,6 +184,7 @@ class LBFGS:
             broken=~finite,
             far=verdict.far,
             wrong=is_wrong(started, last.u, finite & ~verdict.solved),
+            random=is_random(started, last.u, finite & ~verdict.solved),
             cut=is_cut(started, cut),
             diverged=is_unbounded(started, last.u, finite & (left > 0.25)),
             extra={

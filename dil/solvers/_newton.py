@@ -48,7 +48,7 @@ from dil.solvers._finish import finish
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._linearised import linearised, records, remember, remember_trial, residual_at, score_at
-from dil.solvers._no_minimum import is_cut, is_unbounded, is_wrong
+from dil.solvers._no_minimum import is_cut, is_random, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
@@ -210,6 +210,7 @@ class Newton:
             cut=is_cut(started, there) if problem.symmetric else None,
             diverged=is_unbounded(started, last.u, ended & (residual(last) > 0.25)) if problem.symmetric else None,
             wrong=is_wrong(started, last.u, ended & ~solved) if problem.symmetric else None,
+            random=is_random(started, last.u, ended & ~solved) if problem.symmetric else None,
             rootless=verdict.rootless,
         )
 

@@ -1,4 +1,4 @@
-"""Scores whose minimum cannot be found: cut from the unknown, or without a lower bound."""
+"""Scores whose minimum cannot be found: cut from the unknown, without a lower bound, or random."""
 
 from __future__ import annotations
 
@@ -69,6 +69,27 @@ def is_wrong(started: Start, u: Array, failed: Array) -> Array:
         return failed & gradient_is_wrong(problem, u, arrays, scale_of(u, started.u))[..., None]
 
     found: Array = problem.backend.loops.run_if(array_namespace(u).any(failed), look, failed)
+    return found
+
+
+def is_random(started: Start, u: Array, failed: Array) -> Array:
+    """Return whether the score has another value and another gradient at the same point; (*batch, 1).
+
+    Only the failed problems are looked at, and none in a compiled program, which would hold the score twice more.
+    """
+    problem, xp = started.problem, array_namespace(u)
+    if size(u.shape) == 0 or runs_later(problem.backend.loops, u):
+        return failed & ~failed
+
+    def look(failed: Array) -> Array:
+        # one after the other: a map may give all rows the same random numbers
+        (value, gradient), (again, turned) = (_at(started, u[None, ...]) for _ in range(2))
+        many = eps(xp, u.dtype) ** 0.5  # the sums of a device may change by rounding
+        other = xp.abs(again - value) > many * xp.abs(value)
+        bent = max_abs(turned - gradient) > many * max_abs(gradient)
+        return failed & (other & bent[..., None])[0, ...]  # type: ignore[no-any-return]
+
+    found: Array = problem.backend.loops.run_if(xp.any(failed), look, failed)
     return found
 
 

@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from dil._base.errors import CapturedError, DilError, ShapeError, UnmappableError, UnsupportedFunctionError
 from dil._frameworks.protocol import BatchedRule, RepeatedPull, Rule
 from dil._frameworks.reports import users_line
+from dil_backends.torch.block_matrices import refuse_gradient_of_blocks
 from dil_backends.torch.dtensors import added_up, is_dtensor, placed_like, replication_allowed, still_together, together
 from dil_backends.torch.guards import old_vmap_level, refuse_no_numbers, refuse_old_vmap, taken_apart
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
@@ -222,6 +223,9 @@ def _will_run(node: Any) -> bool:
 
 def _with_node(x: Tensor) -> Tensor:
     """Return an alias of a leaf. The engine answers `_will_run` for the node of the alias, not for a leaf."""
-    plain = x.is_leaf and x.requires_grad and x.layout == torch.strided and not transforming()
+    if x.layout != torch.strided:
+        refuse_gradient_of_blocks(x)
+        return x
+    plain = x.is_leaf and x.requires_grad and not transforming()
     # not `view_as`, whose derivative refuses the sparse gradient of an embedding
     return torch.ops.aten.alias.default(x) if plain else x

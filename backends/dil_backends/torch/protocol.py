@@ -24,6 +24,7 @@ from dil_backends.torch.dense import DENSE as dense
 from dil_backends.torch.dtensors import added_up, is_dtensor, still_together, whole
 from dil_backends.torch.function import implicit
 from dil_backends.torch.guards import guard
+from dil_backends.torch.patched_forward import OTHER_KIND
 from dil_backends.torch.rows import map_rows
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming
 from dil_backends.torch.vjp import vjp
@@ -77,8 +78,7 @@ def compiler() -> None:
 def assert_constant(x: Tensor, message: str, /) -> None:
     """Raise if a derivative with respect to x is being recorded."""
     if is_tracked(x):
-        hint = "; a score that is a torch.nn.Module belongs into dil_backends.nn.ImplicitModule"
-        raise CapturedError(message + hint)
+        raise CapturedError(message + OTHER_KIND)
 
 
 def asarray(x: object, *, dtype: Any = None, device: Any = None) -> Tensor:

@@ -32,7 +32,7 @@ def map_rows(fn: Callable[[Any], Any], rows: Any, at_once: int | None = None, /)
     _FUNCTORCH._set_vmap_fallback_warning_enabled(False)
     try:
         if at_once is not None and at_once < rows.shape[0]:
-            return torch.vmap(fn, chunk_size=at_once)(rows)
+            return _with_memory(torch.vmap(fn, chunk_size=at_once)(rows))
         return _vmap(fn, rows)
     except (RuntimeError, UnsupportedFunctionError):
         return torch.stack([fn(row) for row in rows])
@@ -45,7 +45,7 @@ def map_many(fn: Callable[..., Any], stacked: tuple[Any, ...], /) -> tuple[Any, 
     _FUNCTORCH._set_vmap_fallback_warning_enabled(False)
     try:
         if stacked[0].shape[0] > FEW_ROWS or transforming():
-            return tuple(torch.vmap(fn)(*stacked))
+            return tuple(map(_with_memory, torch.vmap(fn)(*stacked)))
     except (RuntimeError, UnsupportedFunctionError):
         pass  # what fn itself raises, the loop raises again
     finally:
@@ -60,9 +60,14 @@ def _vmap(fn: Callable[[Any], Any], rows: Tensor) -> Any:
     level = _FUNCTORCH._vmap_increment_nesting(rows.shape[0], "error")
     try:
         found = fn(_FUNCTORCH._add_batch_dim(rows, 0, level))
-        return _FUNCTORCH._remove_batch_dim(found, level, rows.shape[0], 0)
+        return _with_memory(_FUNCTORCH._remove_batch_dim(found, level, rows.shape[0], 0))
     finally:
         _FUNCTORCH._vmap_decrement_nesting()
+
+
+def _with_memory(x: Any) -> Any:
+    """Return x with numbers that can be read: torch keeps none of the zeros that a linear function has as Hessian."""
+    return x.clone() if x._is_zerotensor() else x
 
 
 @cache

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from dil._base.errors import SecondDerivativeError, UnsupportedFunctionError
 from dil._frameworks.protocol import Pull, PullWithWork
+from dil_backends.torch.block_matrices import refuse_blocks
 from dil_backends.torch.dtensors import added_up, placed_like, users_own
 from dil_backends.torch.isolation import without_hooks
 from dil_backends.torch.rows import map_many
@@ -66,6 +67,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         try:
             found = _grad(roots, wanted, given, retain_graph=True, create_graph=record, allow_unused=True)
         except RuntimeError as error:
+            refuse_blocks(error)
             refuse_missing(error)
             raise
         return tuple(
@@ -107,6 +109,7 @@ def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Te
             every = pull_all(tuple(cotangents))
         except (RuntimeError, IndexError) as error:
             refuse_no_rows(error)
+            refuse_blocks(error)
             refuse_missing(error)
             raise
         return every if wrt is None else tuple(every[i] for i in wrt)
@@ -130,6 +133,7 @@ def _evaluated(fn: Callable[..., Tensors], inputs: Sequence[Tensor]) -> Tensors:
     try:
         return fn(*inputs)
     except RuntimeError as error:
+        refuse_blocks(error)
         if "leaf Variable that requires grad" not in str(error):
             raise
         message = (
