@@ -262,6 +262,21 @@ def test_a_cholesky_factor_has_the_derivative_of_the_triangle_that_is_read(facto
     assert abs(np.sum(g * t) - differences(f, A, t)) <= 1e-9
 
 
+def test_vectors_of_zero_singular_values_are_told_apart_by_the_difference_of_their_cotangents():
+    """Of two zeros, U^H cU - V^H cV is diagonal and not constant: the basis in hand may be a special one."""
+    A = np.diag([3.0, 0.0, 0.0]) @ Q[:3, :3]
+    u, _, vh = np.linalg.svd(A)
+    m = sym(G[:2, :2])
+    left, right = u[:, 1:] @ m @ u[:, 1:].T, vh[1:].T @ (m - np.diag([1.0, 2.0])) @ vh[1:]
+
+    def score(A):
+        u, _, vh = np.linalg.svd(A)
+        return np.sum(left * (u[:, 1:] @ u[:, 1:].T)) + np.sum(right * (vh[1:].T @ vh[1:]))
+
+    with pytest.raises(UnsupportedFunctionError, match="zero singular values coincide"):
+        dil.grad(score)(A)
+
+
 TRUNCATED = {
     "values that rtol drops": [3.0, 2.0, 0.1, 0.05],
     "a pair on both sides": [2.0, 2.0, 0.1, 0.1],

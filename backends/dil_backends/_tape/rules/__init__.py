@@ -56,7 +56,7 @@ from dil_backends._tape.rules.reductions import REDUCTIONS
 from dil_backends._tape.rules.rule import Rule, Value
 from dil_backends._tape.rules.sets import unique_all, unique_counts, unique_inverse, unique_values
 from dil_backends._tape.rules.singular import cond, nuclear, pinv, polar, pseudoinverse, singular, svd, svdvals
-from dil_backends._tape.rules.sparse import SPARSE, SPARSE_OWN
+from dil_backends._tape.rules.sparse import SPARSE, SPARSE_OWN, sparse_times, times_sparse
 from dil_backends._tape.rules.special import SPECIAL, SPECIAL_ALIASES, SPECIAL_OWN, logsumexp, multigammaln
 from dil_backends._tape.rules.uses import with_uses
 from dil_backends._tape.rules.without_derivative import OF_NO_ARRAY, OF_THE_STANDARD
@@ -103,6 +103,7 @@ COMPOSED: dict[str, Callable[..., Value]] = {
             *(getitem, take, take_along_axis, concat, stack, asarray, full, full_like, broadcast_arrays, meshgrid),
             *(repeat, tile, diff, clip, tensordot, transpose),
             *(real, imag, conj, angle, sign, unique_all, unique_counts, unique_inverse, unique_values),
+            *(sparse_times, times_sparse),
         )
     },
     **{
