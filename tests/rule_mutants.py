@@ -226,7 +226,8 @@ class Runs:
         self.mutants = mutants
         self.survivors: list[Mutant] = []
         self.untested: list[Mutant] = []
-        """Mutants of functions that no test calls: they run on import, or never."""
+        """Mutants of functions that no test calls: they run on import, or never. A test may also import a file anew,
+        and call its functions there."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -249,8 +250,9 @@ class Runs:
                         function.__code__ = new
                 return next((FAILED for item in items if failed(item, None)), PASSED)
 
-            if items:
-                report(mutant, forked(run), self.survivors)
+            status = forked(run) if items else PASSED
+            if items and (status != PASSED or str(mutant) in EQUIVALENT):
+                report(mutant, status, self.survivors)
             else:
                 self.untested.append(mutant)
         return True

@@ -42,7 +42,15 @@ REASONS: dict[str, tuple[str, ...]] = {
     "the way for numbers out of the range gives the same in it, more slowly": (
         "rules/reductions.py: bounds: -700.0 -> 700.0",
     ),
-    "the array is empty": ("rules/reductions.py: scale_of: size -> -size",),
+    "the array is empty": (
+        "rules/reductions.py: scale_of: size -> -size",
+        "rules/numpy_own/polynomials.py: roots: p[:0] -> -p[:0]",
+        "rules/numpy_own/selection.py: trim_zeros: filt[:0] -> -filt[:0]",
+    ),
+    "it raises: an array that is differentiated has no integers": (
+        "rules/numpy_own/selection.py: bincount: xp.plain.bincount(xp.unboxed(x,... -> "
+        "-xp.plain.bincount(xp.unboxed(x...",
+    ),
     "only its size is read": (
         "rules/numpy_own/statistics.py: std: a - mean(xp, a, axis, keepdims=... -> mean(xp, a, axis, keepdims=True...",
         "rules/clusters.py: slope: by_w - ratio * v -> ratio * v - by_w",

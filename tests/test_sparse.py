@@ -67,13 +67,13 @@ def test_dtypes(dtype):
 
 
 REFUSED = {
-    "S * u": (lambda S, u: S * u, "write `S @ u`"),
-    "u * S": (lambda S, u: u * S, r"write `S @ u` for `S \* u`"),
+    "S * u[0]": (lambda S, u: S * u[0], "no other function of scipy.sparse"),
+    "u[0] * S": (lambda S, u: u[0] * S, "no other function of scipy.sparse"),
     "S + u": (lambda S, u: S + u, r"S\.toarray\(\) \+ u"),
     "u - S": (lambda S, u: u - S, r"S\.toarray\(\) \+ u"),
     "u[0] + S": (lambda S, u: u[0] + S, r"S\.toarray\(\) \+ u"),
     "u / S": (lambda S, u: u / S, "no other function of scipy.sparse"),
-    "np.dot": (lambda S, u: np.dot(S, u), r"`S @ u` for `S \* u` and for `np\.dot\(S, u\)`"),
+    "np.dot": (lambda S, u: np.dot(S, u), r"`S @ u` for `np\.dot\(S, u\)`"),
     "np.matmul": (lambda S, u: np.matmul(S, u), "the products `S @ u`"),
     "np.add": (lambda S, u: np.add(S, u), r"S\.toarray\(\) \+ u"),
     "multiply": (lambda S, u: S.multiply(u), "no other function of scipy.sparse"),
@@ -94,10 +94,36 @@ def test_what_is_refused_names_the_product(case, kind):
         dil.grad(lambda u: np.sum(f(kind(D), u)))(np.ones(4))
 
 
-def test_a_sparse_array_of_one_axis_is_refused():
-    S = sparse.coo_array(D[0])
-    with pytest.raises(dil.UnsupportedFunctionError, match="toarray"):
-        dil.grad(lambda u: S @ u)(np.ones(4))
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "lil"])
+@pytest.mark.parametrize("shape", [(4,), (4, 4)])
+def test_the_star_of_a_sparse_matrix(kind, shape):
+    """It is the matrix product, as in SciPy. That of a sparse array is refused, because it works entry by entry."""
+    S, A = getattr(sparse, f"{kind}_matrix")(D), getattr(sparse, f"{kind}_array")(D)
+    u = RNG.normal(size=shape)
+    for star, product in ((lambda S, u: S * u, lambda u: D @ u), (lambda S, u: u * S, lambda u: u @ D)):
+        np.testing.assert_allclose(star(S, u), product(u), rtol=1e-12)
+        found = dil.grad(lambda u, star=star: np.sum(star(S, u) ** 3))(u)
+        np.testing.assert_allclose(found, dil.grad(lambda u, f=product: np.sum(f(u) ** 3))(u), rtol=1e-12)
+        with pytest.raises(dil.UnsupportedFunctionError, match="if S is a sparse array"):
+            dil.grad(lambda u, star=star: star(A, u).sum())(u)
+
+
+@pytest.mark.parametrize("spelling", TIMES)
+@pytest.mark.parametrize("shape", [(4,), (4, 4)])
+def test_a_sparse_array_of_one_axis(spelling, shape):
+    """The product with a vector is that with the dense one, to second order."""
+    S, u, times = sparse.coo_array(D[0]), RNG.normal(size=shape), TIMES[spelling]
+    f = lambda u, S=S: (times(S, u) ** 3,)  # noqa: E731
+    np.testing.assert_allclose(f(u)[0], f(u, D[0])[0], rtol=1e-12)
+    np.testing.assert_allclose(dil.grad(lambda u: np.sum(f(u)[0]))(u), dil.grad(lambda u: np.sum(f(u, D[0])[0]))(u))
+    assert_transposed(f, (u,), RNG)
+    assert_transposed(gradient(f, 1), (u, RNG.normal(size=f(u)[0].shape)), RNG, rtol=2e-7)
+
+
+def test_a_sparse_array_of_three_axes_is_refused():
+    S = sparse.coo_array(np.ones((2, 3, 4)))
+    with pytest.raises(dil.UnsupportedFunctionError, match=r"one or two axes.*toarray"):
+        dil.grad(lambda u: np.sum(u @ S))(np.ones(3))
 
 
 def test_a_user_function_of_the_same_name_cuts_nothing():

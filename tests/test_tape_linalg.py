@@ -9,7 +9,7 @@ import pytest
 import dil
 from dil._base.errors import UnsupportedFunctionError
 from dil_backends._tape.rules.eigen import pull_general_spectrum, pull_spectrum
-from dil_backends._tape.rules.factors import cholesky, pull_qr
+from dil_backends._tape.rules.factors import pull_cholesky, pull_qr
 from dil_backends._tape.rules.linalg import LINALG, pull_det, pull_slogdet
 from dil_backends._tape.rules.singular import pull_polar, pull_pseudoinverse, pull_singular
 from linalg_cases import LINALG_CASES, LINALG_COMPLEX, LINALG_COMPLEX_NUMPY_ONLY, LINALG_NUMPY_ONLY
@@ -242,13 +242,39 @@ def test_the_other_triangle_is_not_read():
         assert abs(np.sum(g * t) - differences(lambda A, f=f: np.sum(f(A) ** 2), A, t)) <= 1e-9
 
 
-def test_the_gradient_of_a_cholesky_factor_is_symmetric():
-    """It is that of a symmetric matrix, whichever triangle the factor is computed from."""
-    A = G @ G.T + np.eye(4)
-    g = dil.grad(lambda A: np.sum(np.linalg.cholesky(A) * G))(A)
-    np.testing.assert_allclose(g, g.T, rtol=1e-12, atol=1e-13 * np.max(np.abs(g)))
-    t = sym(RNG.normal(size=(4, 4)))
-    assert abs(np.sum(g * t) - differences(lambda A: np.sum(np.linalg.cholesky(A) * G), A, t)) <= 1e-9
+@pytest.mark.parametrize(
+    ("factor", "upper"),
+    [
+        (np.linalg.cholesky, False),
+        (lambda A: np.linalg.cholesky(A, upper=True), True),
+        (lambda A: dil.backend("numpy").xp.linalg.cholesky(A, upper=True), False),
+    ],
+    ids=["lower", "upper", "upper of the standard"],
+)
+def test_a_cholesky_factor_has_the_derivative_of_the_triangle_that_is_read(factor, upper):
+    """Of a matrix that is not symmetric too. The value is that without a derivative."""
+    A = G @ G.T + np.eye(4) + 0.1 * G
+    f = lambda A: np.sum(factor(A) * (G + G.T))  # noqa: E731
+    value, g = dil.value_and_grad(f)(A)
+    assert value == f(A)
+    np.testing.assert_array_equal(np.tril(g, -1) if upper else np.triu(g, 1), 0.0)
+    t = RNG.normal(size=(4, 4))
+    assert abs(np.sum(g * t) - differences(f, A, t)) <= 1e-9
+
+
+def test_vectors_of_zero_singular_values_are_told_apart_by_the_difference_of_their_cotangents():
+    """Of two zeros, U^H cU - V^H cV is diagonal and not constant: the basis in hand may be a special one."""
+    A = np.diag([3.0, 0.0, 0.0]) @ Q[:3, :3]
+    u, _, vh = np.linalg.svd(A)
+    m = sym(G[:2, :2])
+    left, right = u[:, 1:] @ m @ u[:, 1:].T, vh[1:].T @ (m - np.diag([1.0, 2.0])) @ vh[1:]
+
+    def score(A):
+        u, _, vh = np.linalg.svd(A)
+        return np.sum(left * (u[:, 1:] @ u[:, 1:].T)) + np.sum(right * (vh[1:].T @ vh[1:]))
+
+    with pytest.raises(UnsupportedFunctionError, match="zero singular values coincide"):
+        dil.grad(score)(A)
 
 
 TRUNCATED = {
@@ -369,7 +395,7 @@ def functions_of_complex_matrices():
         "eig": (np.linalg.eig, pull_general_spectrum, square, vectors),
         **{f"svd{x.shape}": (svd, pull_svd, x, both) for x in (square, tall, wide)},
         **{f"qr{x.shape}": (np.linalg.qr, reduced_qr, x, same) for x in (square, tall, wide)},
-        "cholesky": (lambda x: (np.linalg.cholesky(hermitian(x)),), only(cholesky), positive, same),
+        "cholesky": (lambda x: (np.linalg.cholesky(hermitian(x)),), only(pull_cholesky), positive, same),
         "polar": (lambda x: (np.matmul(*svd(x)[::2]),), only(pull_polar), tall, same),
         "pinv": (lambda x: (np.linalg.pinv(x),),
                  only(lambda xp, c, y, x: pull_pseudoinverse(xp, c, y, x, rtol=None)), tall, same),

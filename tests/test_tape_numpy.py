@@ -388,6 +388,7 @@ SELECTION = [
     own("trim_zeros#front", lambda a: np.trim_zeros(np.concatenate([[0.0, 0.0], a, [0.0]]), "f"), (3,)),
     own("resize", lambda a: np.resize(a, (2, 4)), (3,)),
     own("resize#number", lambda a: np.resize(a, 2), (2, 3)),
+    own("bincount#lengths", lambda w: np.bincount([0, 2, 2, 1], weights=w), (4,)),
     own("bincount", lambda w: np.bincount([0, 2, 2, 1], weights=w, minlength=5), (4,)),
     own("unique", lambda a: np.unique(np.concatenate([a, a[:2]])), (4,), domain="apart"),
     own("unique#inverse", lambda a: np.unique(a, return_inverse=True, return_counts=True)[0], (2, 3), domain="apart"),
@@ -410,6 +411,7 @@ POLYNOMIALS = [
     own("polyder#twice", lambda p: np.polyder(p, 2), (4,)),
     own("polyint", np.polyint, (3,)),
     own("polyint#twice", lambda p, k: np.polyint(p, 2, k), (3,), (2,)),
+    own("polyint#one constant", lambda p, k: np.polyint(p, 2, k), (3,), (1,)),
     own("polyfit", lambda y: np.polyfit(UNEVEN, y, 2), (5,)),
     own("polyfit#points", lambda x, y: np.polyfit(np.cumsum(x), y, 1), (4,), (4,), domain="positive"),
     own("polyfit#weights", lambda y, w: np.polyfit(UNEVEN, y, 1, w=w), (5, 2), (5,), domain="positive"),
@@ -422,7 +424,7 @@ NUMBERS = [
     own("divmod#operator", lambda a: divmod(a, 0.7)[1] * a + divmod(0.7, a)[1], (3,), domain="above"),
     own("modf", lambda a: np.modf(a)[0] * a, (3,)),
     own("ldexp", lambda a: np.ldexp(a, [1, -2, 0]), (3,)),
-    own("unwrap", lambda a: np.unwrap(7.0 * a) ** 2, (6,)),
+    own("unwrap", lambda a: np.unwrap(7.0 * a) ** 3, (6,)),
     own("unwrap#period", lambda a: np.unwrap(7.0 * a, period=3.0, axis=0) ** 2, (4, 2)),
     own("geomspace", lambda a, b: np.geomspace(a, b, 4), (), (), domain="positive"),
     own("geomspace#arrays", lambda a: np.geomspace(-a, -2.0, 3, axis=1), (2,), domain="positive"),
@@ -802,6 +804,7 @@ COMPLEX = [
         for name in ["nanvar", "nanstd", "nanmean", "nansum"]
         for options in [{}, {"axis": 1}]
     ),
+    *([of_complex("vecmat", np.vecmat, (2, 3), (3, 4))] if hasattr(np, "vecmat") else []),
     of_complex("float_power", lambda a: np.float_power(a, 2), (3,)),
     of_complex("float_power#exponent", lambda a: np.float_power(2.0, a), (3,)),
     of_complex("nan_to_num", np.nan_to_num, (3,)),
@@ -901,3 +904,28 @@ def test_the_step_of_a_single_sample_is_nan():
     dil.grad(lambda u: [steps.append(np.linspace(u, 1.0, 1, retstep=True)[1]), u][1])(np.asarray(0.5))
     assert np.isnan(steps[0])
     assert np.isnan(np.linspace(0.5, 1.0, 1, retstep=True)[1])
+
+
+def test_the_polynomial_of_a_real_matrix_is_real():
+    """Its eigenvalues are complex."""
+    dtypes = []
+
+    def score(A):
+        dtypes.append(np.poly(A).dtype)
+        return np.sum(np.poly(A))
+
+    found = dil.grad(score)(np.asarray([[0.3, -1.0], [1.0, 0.2]]))
+    assert dtypes == [np.float64]
+    np.testing.assert_allclose(found, [[0.2 - 1.0, -1.0], [1.0, 0.3 - 1.0]], rtol=1e-12)  # of 1 - trace + det
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((0,), None), ((2, 0), 1), ((2, 0), None), ((0, 2), (0, 1))])
+def test_an_extremum_of_no_entry_is_its_initial_value(shape, axis):
+    x = np.zeros(shape)
+    for function in (np.max, np.min, np.maximum.reduce):
+        f = lambda t, function=function: function(x * t, axis=axis, initial=2.0) * t  # noqa: E731
+        t = np.asarray(3.0)
+        np.testing.assert_array_equal(f(t), 6.0)
+        np.testing.assert_array_equal(dil.jvp(f, (t,), (np.asarray(1.0),))[1], np.full_like(f(t), 2.0))
+        with pytest.raises(ValueError, match="zero-size array"):
+            dil.grad(lambda t, function=function: np.sum(function(x * t, axis=axis)))(t)

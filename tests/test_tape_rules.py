@@ -59,7 +59,7 @@ MASK = [[True, False, True], [False, True, True]]
 
 CASES = [
     *map(unary, ["negative", "positive", "abs", "square", "exp", "expm1", "sin", "cos", "tan", "atan"]),
-    *map(unary, ["sinh", "cosh", "tanh", "asinh"]),
+    *map(unary, ["sinh", "cosh", "tanh", "asinh", "sech_squared"]),
     *(unary(name, "positive") for name in ["sqrt", "reciprocal", "log", "log1p", "log2", "log10"]),
     *(unary(name, "unit") for name in ["asin", "acos", "atanh"]),
     unary("acosh", "above"),
@@ -177,6 +177,8 @@ CASES = [
     Case("linalg.det", lambda xp, x: xp.linalg.det(x), ((2, 3, 3),), "regular"),
     Case("linalg.slogdet", lambda xp, x: xp.linalg.slogdet(x), ((2, 3, 3),), "regular"),
     Case("linalg.cholesky", lambda xp, x: xp.linalg.cholesky(spd(xp, x)), ((2, 3, 3),)),
+    Case("linalg.cholesky#triangle", lambda xp, x: xp.linalg.cholesky(xp.tril(spd(xp, x))), ((3, 3),)),
+    Case("cholesky_factor", lambda xp, x: xp.cholesky_factor(spd(xp, x)), ((3, 3),)),
     Case("linalg.cholesky#upper", lambda xp, x: xp.linalg.cholesky(spd(xp, x), upper=True), ((3, 3),)),
     # empty and 0-D arrays
     *(Case(f"sum#{shape}", lambda xp, x: xp.sum(xp.exp(x) * x, axis=0), (shape,)) for shape in [(0,), (0, 2), (2, 0)]),

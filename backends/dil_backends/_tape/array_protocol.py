@@ -94,10 +94,11 @@ def module_of(frame: FrameType | None) -> str:
 def stand_in(caller: FrameType | None) -> Any:
     """Return the array that makes a product of SciPy's sparse matrices give way to the box; None for other callers.
 
-    `S @ u` gives way to `__rmatmul__` if NumPy makes a 0-D object array of u. `S.dot(u)` of a COO matrix looks at the
-    dimension of that array, and then calls `S @ u`. The arrays hold None, so arithmetic with them raises.
+    `S @ u` gives way to `__rmatmul__`, and `S * u` to `__rmul__`, if NumPy makes a 0-D object array of u. `S.dot(u)` of
+    a COO matrix looks at the dimension of that array, and then calls `S @ u`. The arrays hold None, so arithmetic with
+    them raises.
     """
     name, above = (caller.f_code.co_name, caller.f_back) if caller is not None else ("", None)
-    if name == "_matmul_dispatch" and above is not None and above.f_code.co_name == "__matmul__":
-        return np.asarray(None)  # `S * u` of a sparse matrix comes from `__mul__`
+    if name == "_matmul_dispatch" and above is not None and above.f_code.co_name in ("__matmul__", "__mul__"):
+        return np.asarray(None)  # that of a sparse matrix is `S * u` too
     return np.asarray([None]) if name == "dot" else None

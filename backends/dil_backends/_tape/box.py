@@ -15,7 +15,7 @@ from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
 from dil_backends._tape.entries import is_of_objects, join
 from dil_backends._tape.methods import attribute
-from dil_backends._tape.sparse import FAILURES, SPARSE, explain_sparse, is_sparse, is_sparse_type
+from dil_backends._tape.sparse import FAILURES, SPARSE, explain_sparse, is_sparse, is_sparse_matrix, is_sparse_type
 from dil_backends._tape.trace import MADE, Node, Parent, Trace
 
 OPERANDS = frozenset((list, tuple, Fraction))
@@ -41,6 +41,8 @@ def binary_operator(name: str) -> tuple[Any, Any]:
         except GivesWay:
             return of_other(name, self, other)
         except FAILURES as e:
+            if name == "multiply" and self.ndim and is_sparse_matrix(other):
+                return self @ other
             explain_sparse(e, (other,))
             raise
 
@@ -52,6 +54,8 @@ def binary_operator(name: str) -> tuple[Any, Any]:
         except GivesWay:
             return of_other(name, other, self)
         except FAILURES as e:
+            if name == "multiply" and self.ndim and is_sparse_matrix(other):
+                return self.__rmatmul__(other)
             explain_sparse(e, (other,))
             raise
 

@@ -45,6 +45,7 @@ class Implicit:
     cut: frozenset[int] = frozenset()
     hides = False
     elementwise = False
+    multiplies = False
     uses = None
 
     def __init__(self, solve: Callable[..., Arrays], rule: PullbackRule) -> None:

@@ -23,6 +23,8 @@ class Used(NamedTuple):
 
     of_value: Any
     of_arguments: list[Any]
+    of_factors: list[Any]
+    """Those of all arguments of a product, and nothing for other functions."""
 
 
 class BeforeLeftOut:
@@ -73,14 +75,14 @@ def with_entries_left_out(program: Sweep) -> list[Any]:
     columns = (program.nodes, program.several, program.places, program.positions, program.targets)
     for node, several, slot, positions, targets in zip(*columns, strict=True):
         used = used_parts(node, slot, uses) if several else uses.get(slot)
-        of_arguments = [None] * len(positions)
-        if used is not None or node.primitive.hides:
-            of_arguments = [used_entries(node, used, i) for i in positions]
+        of_factors = used_factors(node, used)
+        of_arguments = [of_factors[i] if of_factors else used_entries(node, used, i) for i in positions]
         for target, part in zip(targets, of_arguments, strict=True):
             before = uses.get(target, False)
             uses[target] = part if before is False else None if before is None or part is None else before | part
-        affects = used is not None and (node.primitive.elementwise or any(u is not None for u in of_arguments))
-        found.append(BeforeLeftOut(node, Used(used, of_arguments)) if affects else node)
+        masks = any(u is not None for u in (*of_arguments, *of_factors))
+        affects = used is not None and (node.primitive.elementwise or masks)
+        found.append(BeforeLeftOut(node, Used(used, of_arguments, of_factors)) if affects else node)
     return found
 
 
@@ -102,7 +104,7 @@ def used_parts(node: Node, slot: int, uses: dict[int, Any]) -> Any:
 
 def used_entries(node: Node, used: Any, i: int) -> Any:
     """Return the entries of argument i that are used, if those of the value are. None stands for all."""
-    primitive, args, y = node.primitive, list(map(constant, node.args)), constant(node.y)
+    primitive, args, y = node.primitive, list(map(constant, node.args)), values_of(node.y)
     xp, shape = primitive.plain, args[i].shape
     if primitive.hides:
         mask = args[1] if i == 0 else ~args[1]
@@ -111,11 +113,31 @@ def used_entries(node: Node, used: Any, i: int) -> Any:
         mask = shrunk(xp, mask if mask.shape == y.shape else xp.broadcast_to(mask, y.shape), shape)
         return None if bool(xp.all(mask)) else mask
     if primitive.elementwise:
-        return shrunk(xp, used, shape)
-    if primitive.uses is None:
+        return None if used is None else shrunk(xp, used, shape)
+    if primitive.uses is None or (used is None and primitive.multiplies):
         return None
-    n = [xp.astype(part, xp.float64) for part in used] if isinstance(used, tuple) else xp.astype(used, xp.float64)
-    return shrunk(xp, primitive.uses(xp, n, y, i, *args, **node.options) != 0.0, shape)
+    n = counts(xp, y if used is None else used, whole=used is None)
+    mask = shrunk(xp, primitive.uses(xp, n, y, i, *args, **node.options) != 0.0, shape)
+    return None if bool(xp.all(mask)) else mask
+
+
+def counts(xp: Any, used: Any, *, whole: bool) -> Any:
+    """Return one use of each entry that is used, or of every entry of a value."""
+    if isinstance(used, tuple):
+        return [counts(xp, part, whole=whole) for part in used]
+    return xp.ones(used.shape, dtype=xp.float64, device=device_of(used)) if whole else xp.astype(used, xp.float64)
+
+
+def used_factors(node: Node, used: Any) -> list[Any]:
+    """Return the used entries of all arguments of a product. Zero times the NaN of another is no derivative."""
+    if used is None or not node.primitive.multiplies:
+        return []
+    return [used_entries(node, used, i) for i in range(len(node.args))]
+
+
+def values_of(y: Any) -> Any:
+    """Return the raw value of a node, or those of its outputs."""
+    return tuple(map(constant, y)) if isinstance(y, tuple) else constant(y)
 
 
 def shrunk(xp: Any, used: Any, shape: tuple[int, ...]) -> Any:

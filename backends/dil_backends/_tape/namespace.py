@@ -15,7 +15,7 @@ from dil._base.typing import DType, Namespace
 from dil_backends._tape.array_protocol import array_of_box, refuse_compat, refuse_writing
 from dil_backends._tape.box import Box, constant, holds_box, is_recorded, unboxed, value_type
 from dil_backends._tape.entries import joined
-from dil_backends._tape.influence import influence
+from dil_backends._tape.influence import by_roots, influence
 from dil_backends._tape.libraries import BESIDE, extension, own_function
 from dil_backends._tape.numpy_functions import DIRECT
 from dil_backends._tape.primitive import Primitive
@@ -59,6 +59,7 @@ class Tape:
     recorded = staticmethod(is_recorded)
     unboxed = staticmethod(unboxed)
     influence = staticmethod(influence)
+    by_roots = staticmethod(by_roots)
     array_of_box = staticmethod(array_of_box)
     refuse_writing = staticmethod(refuse_writing)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dil_backends._tape.rules import elementwise
 from dil_backends._tape.rules.rule import Axis
 
 add_reduce: Any = np.add.reduce  # its types know no flag `keepdims` that is a variable
@@ -68,13 +69,26 @@ def placed(g: Any, shape: tuple[int, ...], key: tuple[Any, ...]) -> Any:
     return whole
 
 
+def sech_squared(x: Any) -> Any:
+    if not x.ndim or x.dtype.char not in "fd":
+        return elementwise.sech_squared(np, x)
+    e = np.abs(x)  # two new arrays, not seven: of many numbers, they would cost as much as the exponential
+    e *= -2.0
+    np.exp(e, out=e)
+    root = 1.0 + e
+    root *= root
+    e *= 4.0
+    e /= root
+    return e
+
+
 DIRECT: dict[str, dict[str, Callable[..., Any]]] = {
     "array_api_compat.numpy": {
         **{
             function.__name__: function
             for function in (
                 *(sum, mean, broadcast_to, reshape, expand_dims, astype, squeeze),
-                *(permute_dims, matrix_transpose, placed),
+                *(permute_dims, matrix_transpose, placed, sech_squared),
             )
         },
         "matmul": np.matmul,

@@ -26,8 +26,8 @@ class Primitive:
     """
 
     __slots__ = (
-        *("complex_dtypes", "cut", "each", "elementwise", "formulas", "hides", "holomorphic", "known", "name", "plain"),
-        *("positional", "prepare", "rule", "tape", "uses", "value"),
+        *("complex_dtypes", "cut", "each", "elementwise", "formulas", "hides", "holomorphic", "known", "multiplies"),
+        *("name", "plain", "positional", "prepare", "rule", "tape", "uses", "value"),
     )
 
     def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
@@ -39,6 +39,7 @@ class Primitive:
         self.each = rule.each
         self.holomorphic = rule.holomorphic
         self.hides = rule.hides
+        self.multiplies = rule.multiplies
         self.elementwise = rule.elementwise
         self.uses = rule.uses
         self.positional = rule.positional
@@ -83,6 +84,8 @@ class Primitive:
             if self.holomorphic is None:
                 refuse(self.name, OF_COMPLEX)
             c = xp.conj(c)
+        if used is not None and used.of_factors:
+            args = [a if u is None else xp.masked(a, u, 0.0) for a, u in zip(args, used.of_factors, strict=True)]
         if self.prepare is not None:
             c = self.prepare(xp, c, y, *args, **options)
         found = []

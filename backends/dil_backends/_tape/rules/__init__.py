@@ -20,8 +20,8 @@ from dil_backends._tape.rules import numpy_own
 from dil_backends._tape.rules.axes import along
 from dil_backends._tape.rules.complex import PARTS, angle, conj, imag, real, sign
 from dil_backends._tape.rules.eigen import eig, eigh, eigvals, eigvalsh, general_spectrum, spectrum
-from dil_backends._tape.rules.elementwise import SEVERAL, UNARY, clip, ratio
-from dil_backends._tape.rules.factors import orthogonal_triangular, qr
+from dil_backends._tape.rules.elementwise import SEVERAL, UNARY, clip, ratio, sech_squared
+from dil_backends._tape.rules.factors import cholesky, cholesky_factor, cholesky_of_numpy, orthogonal_triangular, qr
 from dil_backends._tape.rules.fft import COMPOSED_TRANSFORMS, RAW_TRANSFORMS, TRANSFORMS
 from dil_backends._tape.rules.indexing import gather, getitem, placed, scatter, take, take_along_axis
 from dil_backends._tape.rules.linalg import (
@@ -56,7 +56,7 @@ from dil_backends._tape.rules.reductions import REDUCTIONS
 from dil_backends._tape.rules.rule import Rule, Value
 from dil_backends._tape.rules.sets import unique_all, unique_counts, unique_inverse, unique_values
 from dil_backends._tape.rules.singular import cond, nuclear, pinv, polar, pseudoinverse, singular, svd, svdvals
-from dil_backends._tape.rules.sparse import SPARSE, SPARSE_OWN
+from dil_backends._tape.rules.sparse import SPARSE, SPARSE_OWN, sparse_times, times_sparse
 from dil_backends._tape.rules.special import SPECIAL, SPECIAL_ALIASES, SPECIAL_OWN, logsumexp, multigammaln
 from dil_backends._tape.rules.uses import with_uses
 from dil_backends._tape.rules.without_derivative import OF_NO_ARRAY, OF_THE_STANDARD
@@ -68,6 +68,7 @@ HOLOMORPHIC = frozenset(
     {
         *("square", "sqrt", "reciprocal", "exp", "expm1", "log", "log1p", "log2", "log10"),
         *("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+        "sech_squared",
         *("multiply", "divide", "pow", "prod", "cumulative_prod"),
     }
 )
@@ -102,13 +103,14 @@ COMPOSED: dict[str, Callable[..., Value]] = {
             *(getitem, take, take_along_axis, concat, stack, asarray, full, full_like, broadcast_arrays, meshgrid),
             *(repeat, tile, diff, clip, tensordot, transpose),
             *(real, imag, conj, angle, sign, unique_all, unique_counts, unique_inverse, unique_values),
+            *(sparse_times, times_sparse),
         )
     },
     **{
         f"linalg.{function.__name__}": function
         for function in (
             *(outer, diagonal, trace, matrix_power, multi_dot, lstsq, tensorinv, tensorsolve),
-            *(vector_norm, matrix_norm, norm, cond, pinv, eigh, eigvalsh, eig, eigvals, svd, svdvals, qr),
+            *(vector_norm, matrix_norm, norm, cond, pinv, eigh, eigvalsh, eig, eigvals, svd, svdvals, qr, cholesky),
         )
     },
     **COMPOSED_TRANSFORMS,
@@ -129,7 +131,8 @@ OWN: dict[str, Callable[..., Value]] = {
     **{
         function.__name__: function
         for function in (
-            *(spectrum, general_spectrum, singular, orthogonal_triangular, pseudoinverse, polar, nuclear, power_norm),
+            *(spectrum, general_spectrum, singular, orthogonal_triangular, cholesky_factor, pseudoinverse, polar),
+            *(nuclear, power_norm, sech_squared),
         )
     },
     "pow": lambda xp, a, b: a**b,  # the operator is fast for small integer powers
@@ -143,7 +146,7 @@ OWN: dict[str, Callable[..., Value]] = {
 }
 
 CONSTANT: dict[str, str] = {**dict.fromkeys(numpy_own.CONSTANT, "its value is piecewise constant"), **OF_THE_STANDARD}
-NUMPY: dict[str, Callable[..., Value]] = numpy_own.NUMPY
+NUMPY: dict[str, Callable[..., Value]] = {**numpy_own.NUMPY, "linalg.cholesky": cholesky_of_numpy}
 INSTEAD: dict[str, str] = numpy_own.INSTEAD
 
 ALIASES: dict[str, str] = {

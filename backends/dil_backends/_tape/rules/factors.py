@@ -1,6 +1,6 @@
 """Rules of the triangular factors of a matrix: Cholesky and QR.
 
-`linalg.cholesky` assumes that its argument is Hermitian. Its cotangent is Hermitian.
+`linalg.cholesky` reads one triangle of its argument, as `eigh` does, and its derivative is that of what it reads.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.clusters import noise, refuse_derivative
 from dil_backends._tape.rules.conjugates import adjoint, hermitian_part, real
+from dil_backends._tape.rules.eigen import hermitian
 from dil_backends._tape.rules.matrices import on_diagonal
 from dil_backends._tape.rules.rule import Value
 from dil_backends._tape.rules.singular import DEFICIENT, folded
@@ -21,7 +22,21 @@ class QRResult(NamedTuple):
     R: Value
 
 
-def cholesky(xp: Namespace, c: Value, y: Value, x: Value, *, upper: bool = False) -> Value:
+def cholesky(xp: Namespace, x: Value, upper: bool = False) -> Value:
+    """Return the factor of the Hermitian matrix of the lower triangle, which is the one that is read for both."""
+    return xp.cholesky_factor(hermitian(xp, x), upper=bool(upper))
+
+
+def cholesky_of_numpy(xp: Namespace, a: Value, upper: bool = False) -> Value:
+    """Return the factor as NumPy does. It reads the upper triangle for the upper factor."""
+    return xp.cholesky_factor(hermitian(xp, a, "U" if upper else "L"), upper=bool(upper))
+
+
+def cholesky_factor(xp: Namespace, x: Value, *, upper: bool = False) -> Value:
+    return xp.linalg.cholesky(x, upper=upper)
+
+
+def pull_cholesky(xp: Namespace, c: Value, y: Value, x: Value, *, upper: bool = False) -> Value:
     """Return the Hermitian part of L^-H P L^-1.
 
     P is the lower triangle of L^H c with its diagonal halved (Murray 2016).

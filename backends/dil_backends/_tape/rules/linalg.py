@@ -15,7 +15,7 @@ from dil_backends._tape.rules.axes import axes_of
 from dil_backends._tape.rules.clusters import refuse_derivative
 from dil_backends._tape.rules.conjugates import adjoint, conjugate
 from dil_backends._tape.rules.eigen import pull_general_spectrum, pull_spectrum
-from dil_backends._tape.rules.factors import cholesky, pull_qr
+from dil_backends._tape.rules.factors import pull_cholesky, pull_qr
 from dil_backends._tape.rules.matrices import column, row
 from dil_backends._tape.rules.norms import pull_power_norm
 from dil_backends._tape.rules.reductions import others
@@ -104,8 +104,8 @@ LINALG: dict[str, Rule] = {
     "linalg.inv": Rule((lambda xp, c, y, x: -adjoint(xp, y) @ c @ adjoint(xp, y),)),
     "linalg.det": Rule((pull_det,)),
     "linalg.slogdet": Rule((pull_slogdet,)),
-    "linalg.cholesky": Rule((cholesky,)),
     # decompositions, with one signature for the standard's functions and NumPy's
+    "cholesky_factor": Rule((pull_cholesky,)),
     "spectrum": Rule((pull_spectrum,)),
     "general_spectrum": Rule((pull_general_spectrum,)),
     "singular": Rule((pull_singular,)),

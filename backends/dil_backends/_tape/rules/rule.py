@@ -47,6 +47,8 @@ class Rule:
     """Whether an entry of its value is computed from one entry of each argument."""
     uses: Formula | None = None
     """How often the entries of an argument are used: see `uses.py`. None: every entry of the value reads all."""
+    multiplies: bool = False
+    """Whether its value is a sum of products of entries, so that an entry which is used nowhere may count as zero."""
     options: frozenset[str] = field(init=False)
     """Keywords that the formulas accept. The tape refuses others (`out=`, `where=`) by name."""
     positional: float = field(init=False)

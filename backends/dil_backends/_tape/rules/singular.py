@@ -6,19 +6,28 @@ basis of a complement: a function of the space that they span has a derivative.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
 from array_api_compat import device as device_of
 
+from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.clusters import Pairs, check_complement, largest, noise, refuse_derivative
-from dil_backends._tape.rules.conjugates import adjoint, hermitian_part, skew_part
+from dil_backends._tape.rules.conjugates import adjoint, hermitian_part, real, skew_part
 from dil_backends._tape.rules.eigen import hermitian as lower
-from dil_backends._tape.rules.matrices import column, row
+from dil_backends._tape.rules.matrices import column, identity, row
 from dil_backends._tape.rules.rule import Value
+
+Response: TypeAlias = Callable[[Value], list[Value]]
 
 VANISH = "a singular value is zero to rounding, and the function depends on its sign or on its vectors"
 DEFICIENT = "the matrix has not full rank, to rounding"
+CHANGES_RANK = (
+    "the matrix has not full rank, and what is differentiated can raise its rank; an rtol above rounding, such as "
+    "np.linalg.pinv(A, rtol=1e-6), makes it smooth"
+)
 CUT_CLUSTER = "a singular value that rtol keeps and one that it drops coincide to rounding; choose another rtol"
 
 
@@ -126,23 +135,31 @@ def pull_polar(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
 
 
 def pinv(xp: Namespace, x: Value, rcond: Value = None, hermitian: bool = False, *, rtol: Value = None) -> Value:
-    return xp.pseudoinverse(lower(xp, x) if hermitian else x, rtol=rcond if rtol is None else rtol)
+    x = lower(xp, x) if hermitian else x
+    return xp.pseudoinverse(x, rtol=rcond if rtol is None else rtol, by=partial(xp.by_roots, x))
 
 
-def pseudoinverse(xp: Namespace, x: Value, *, rtol: Value) -> Value:
+def pseudoinverse(xp: Namespace, x: Value, *, rtol: Value, by: Response | None = None) -> Value:
     return xp.linalg.pinv(x) if rtol is None else xp.linalg.pinv(x, rtol=rtol)
 
 
-def pull_pseudoinverse(xp: Namespace, c: Value, y: Value, x: Value, *, rtol: Value) -> Value:
+def pull_pseudoinverse(xp: Namespace, c: Value, y: Value, x: Value, *, rtol: Value,
+                       by: Response | None = None) -> Value:  # fmt: skip
     """Return the derivative at constant rank (Golub and Pereyra 1973, equation 4.12).
 
     That formula takes the singular values that rtol drops as zero. `pull_truncated` has those that are not.
+    `by`: see `check_constant_rank`. Without it the rank counts as constant.
     """
+    cuts = False
     if rtol is not None and x.size:
         s = xp.constant(xp.linalg.svdvals(x))
-        rounding = max(x.shape[-2:]) * xp.finfo(s.dtype).eps * largest(xp, row(xp, s))[..., 0]
-        if bool(xp.any(~kept(xp, s, rtol) & (s > rounding))):
+        rounding = max(x.shape[-2:]) * xp.finfo(s.dtype).eps
+        if bool(xp.any(~kept(xp, s, rtol) & (s > rounding * largest(xp, row(xp, s))[..., 0]))):
             return pull_truncated(xp, c, x, rtol)
+        # a value of zero stays below such an rtol, so the truncated pseudoinverse is smooth
+        cuts = bool(xp.all(xp.asarray(rtol, dtype=s.dtype, device=device_of(s)) > rounding))
+    if by is not None and not cuts:
+        check_constant_rank(xp, xp.constant(y), xp.constant(x), by)
     ch, yh = adjoint(xp, c), adjoint(xp, y)
     left, right = ch @ y, y @ ch
     left, right = left - x @ (y @ left), right - (right @ y) @ x
@@ -154,6 +171,28 @@ def pull_pseudoinverse(xp: Namespace, c: Value, y: Value, x: Value, *, rtol: Val
         resth = adjoint(xp, rest)
         left, right = left + rest @ (resth @ left @ y) @ yh, right + yh @ (y @ right @ resth) @ rest
     return left + right - yh @ c @ yh
+
+
+def check_constant_rank(xp: Namespace, y: Value, x: Value, by: Response) -> None:
+    """Raise where a change of what is differentiated raises the rank of x to first order: there y = x^+ jumps.
+
+    A graph's Laplacian keeps its rank for all weights, and so does X^T X with few rows: their dx have no part between
+    the two null spaces. `by(c)` are the derivatives of <c, x>, and a generic c stands for all of them.
+    """
+    if not x.size:
+        return
+    rank = xp.sum(real(xp, xp.matrix_transpose(y) * x), axis=(-2, -1))  # the trace of y x, a projector
+    if not bool(xp.any(rank < min(x.shape[-2:]) - 0.5)):
+        return
+    m, n = x.shape[-2:]
+    size = real(xp, x)
+    generic = xp.cos(1.0 + 2.3 * xp.reshape(xp.arange(x.size, dtype=size.dtype, device=device_of(x)), x.shape))
+    generic = generic * (1.0 + 0.7j) if is_complex(xp, x.dtype) else generic
+    across = (identity(xp, m, x) - x @ y) @ generic @ (identity(xp, n, x) - y @ x)
+    rounding = 100.0 * noise(xp, size) * float(xp.max(1.0 + largest(xp, x) * largest(xp, y)))
+    for change, reference in zip(by(across), by(generic), strict=True):
+        if change.size and bool(xp.max(xp.abs(change)) > rounding * xp.max(xp.abs(reference))):
+            refuse_derivative("pinv", CHANGES_RANK)
 
 
 def kept(xp: Namespace, s: Value, rtol: Value) -> Value:

@@ -267,7 +267,7 @@ def log_softmax(xp: Namespace, c: Value, y: Value, x: Value, axis: Axis = None) 
 
 
 UNARY: dict[str, Formula] = {
-    "expit": lambda xp, c, y, x: c * y * xp.special.expit(-x),  # 1 - y is 0 for a large x
+    "expit": lambda xp, c, y, x: c * (0.25 * xp.sech_squared(0.5 * x)),  # y (1 - y) is 0 for a large x
     "logit": lambda xp, c, y, x: c / (x * (1.0 - x)),
     "log_expit": lambda xp, c, y, x: c * xp.special.expit(-x),
     "softplus": lambda xp, c, y, x: c * xp.special.expit(x),

@@ -53,7 +53,8 @@ def of_scan(xp: Namespace, n: Value, y: Value, i: int, x: Value, axis: int | Non
 
 MOVES = (
     *("reshape", "expand_dims", "squeeze", "permute_dims", "matrix_transpose", "moveaxis", "flip", "roll", "unstack"),
-    *("tril", "triu", "broadcast_to", "astype", "indexed", "placed", "gather", "scatter", "sum", "join", "pile"),
+    *("tril", "triu", "broadcast_to", "astype", "indexed", "placed", "gather", "scatter", "sum", "sort"),
+    *("join", "pile"),
 )
 PRODUCTS = ("matmul", "vecdot", "contract")
 REDUCED = ("mean", "prod", "var", "std", "max", "min", "norm", "power_norm")
@@ -71,4 +72,5 @@ def with_uses(rules: dict[str, Rule]) -> dict[str, Rule]:
     )
     for names, counting in groups:
         found |= {name: replace(rules[name], uses=counting(rules[name])) for name in names}
+    found |= {name: replace(found[name], multiplies=True) for name in PRODUCTS}
     return found

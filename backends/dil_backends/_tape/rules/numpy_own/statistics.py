@@ -29,13 +29,19 @@ def prod(xp: Namespace, a: Value, axis: Axis = None, dtype: Any = None, out: Non
 
 def max(xp: Namespace, a: Value, axis: Axis = None, out: None = None, keepdims: bool = False, initial: Value = None,
         where: Value = None) -> Value:  # fmt: skip
-    found = xp.max(masked(xp, a, where, initial, -math.inf), axis=axis, keepdims=keepdims)
+    a = masked(xp, a, where, initial, -math.inf)
+    if initial is not None and not a.size:
+        return xp.sum(a, axis=axis, keepdims=keepdims) + initial
+    found = xp.max(a, axis=axis, keepdims=keepdims)
     return found if initial is None else xp.maximum(found, initial)
 
 
 def min(xp: Namespace, a: Value, axis: Axis = None, out: None = None, keepdims: bool = False, initial: Value = None,
         where: Value = None) -> Value:  # fmt: skip
-    found = xp.min(masked(xp, a, where, initial, math.inf), axis=axis, keepdims=keepdims)
+    a = masked(xp, a, where, initial, math.inf)
+    if initial is not None and not a.size:
+        return xp.sum(a, axis=axis, keepdims=keepdims) + initial
+    found = xp.min(a, axis=axis, keepdims=keepdims)
     return found if initial is None else xp.minimum(found, initial)
 
 
