@@ -29,6 +29,9 @@ from dil.linear._window import MOST_NUMBERS
 MOST_SHARE = 2 / 3
 """The most steps with the memory, as a share of the products of `Auto` alone: a step costs more than a product."""
 
+MOST_SOLVES = 32
+"""An inverse that costs more solves by `Auto` than this is not built: the matrix would change before it has paid."""
+
 
 @dataclass(frozen=True, eq=False)  # equality is identity, because each instance remembers its own solves
 class Recycle:
@@ -36,8 +39,8 @@ class Recycle:
 
     An instance remembers an approximation M of A^-1. The first call is solved by `Auto`. Each further call solves
     A x = b along the directions z = M r of the residual r. Each direction and its image A z then correct M. If the
-    products of the calls, beyond the fewest of one call, have cost as much as a dense inverse, and the inverse has room
-    (2^22 numbers for the batch), M becomes the inverse of the present A, and learns on from there.
+    products of the calls, beyond the fewest of one call, have cost as much as a dense inverse, which costs at most 32
+    solves by `Auto` and has room (2^22 numbers for the batch), M becomes the inverse of the present A, and learns on.
 
     The answer is the same to the tolerance of the solve. Its digits below the tolerance depend on earlier calls. If a
     call with M takes more than two thirds of the products of `Auto` alone, or more than `directions`, `Auto` solves the
@@ -56,8 +59,8 @@ class Recycle:
     of data: with mini-batches each row of a batch is another problem in every step, and nothing can be remembered. Two
     threads may share an instance. `forget()` deletes the memory.
 
-    A step costs a product of M with a vector besides that of A: about 4 operations on a vector for each direction, and n
-    with an inverse. So it saves time where products with A are dear, as those of large data sets or deep networks, and
+    A step costs a product of M with a vector besides that of A: about 4 operations on a vector for each direction, and
+    n with an inverse. So it saves time where products with A are dear, as those of large data sets or deep networks, and
     costs time where they are cheap. What a product costs is not known, since a clock would make runs differ.
     Problems of a layer for which a dense solve costs fewer than 32 steps are solved by `Auto`.
 
@@ -131,7 +134,7 @@ class Recycle:
         price = max(krylov_budget(A, b, backend) * (1 if A.symmetric else 2), b.shape[-1])
         state = _State.of(b, memory)
         if memory.can_invert:
-            aged = memory.record.spent > price
+            aged = (memory.record.spent > price) & (price <= MOST_SOLVES * memory.record.plain)
             state = loops.run_if(aged, lambda s: _with_inverse(s, A, self.damping, b, backend), state)
         record = state.memory.record
         attempts = (record.plain > 0) & (record.rest == 0)
