@@ -30,7 +30,7 @@ MOST_SHARE = 2 / 3
 """The most steps with the memory, as a share of the products of `Auto` alone: a step costs more than a product."""
 
 MOST_SOLVES = 32
-"""An inverse that costs more solves by `Auto` than this is not built: the matrix would change before it has paid."""
+"""An inverse that costs more solves by `Auto` than this is not built: the matrix changes before it pays."""
 
 
 @dataclass(frozen=True, eq=False)  # equality is identity, because each instance remembers its own solves
