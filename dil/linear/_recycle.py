@@ -60,7 +60,7 @@ class Recycle:
     threads may share an instance. `forget()` deletes the memory.
 
     A step costs a product of M with a vector besides that of A: about 4 operations on a vector for each direction, and
-    n with an inverse. So it saves time where products with A are dear, as those of large data sets or deep networks, and
+    n with an inverse. It saves time where products with A are dear, as those of large data sets or deep networks, and
     costs time where they are cheap. What a product costs is not known, since a clock would make runs differ.
     Problems of a layer for which a dense solve costs fewer than 32 steps are solved by `Auto`.
 
