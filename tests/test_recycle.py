@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -226,28 +228,57 @@ def test_single_precision(eager):
     assert counts[-1] <= N / 4
 
 
-def test_gradients_of_a_layer_are_those_without_memory(eager):
+def trained(eager, n, steps=5):
+    """Return the solver of a fixed-point layer, and the record, after some gradients beside those without a memory."""
     handle = dil.backend(eager.backend, device=eager.device, dtype="float64")
     xp, draw = handle.xp, np.random.default_rng(1)
-    W0, x = 0.4 * draw.standard_normal((40, 40)) / 40**0.5, draw.standard_normal(40)
-    change = draw.standard_normal((40, 40)) / 40**0.5
+    w0, change, x = draw.uniform(-0.9, 0.9, n), draw.standard_normal(n), draw.standard_normal(n)
 
-    def F(z, W, x):
-        return xp.tanh(xp.matmul(W, z) + x)
+    def F(z, w, x):
+        return xp.tanh(w * xp.concat([z[1:], z[:1]]) + x)
 
     remembered = Recycle()
     with_memory, without = (
-        dil.fixed_point(F, dil.solvers.Anderson(), linear_solver=s, init=lambda W, x: 0.0 * x)
+        dil.fixed_point(F, dil.solvers.Anderson(), linear_solver=s, init=lambda w, x: 0.0 * x)
         for s in (remembered, Direct())
     )
-    for k in range(5):
-        W = handle.asarray(W0 + 1e-3 * k * change)
-        found = [
-            handle.to_numpy(dil.grad(lambda W, layer=layer: xp.sum(layer(W, handle.asarray(x)) ** 2))(W))
-            for layer in (with_memory, without)
-        ]
-        np.testing.assert_allclose(*found, rtol=0, atol=1e-9 * np.max(np.abs(found[1])))
+
+    def gradient(layer, w):
+        return handle.to_numpy(dil.grad(lambda w: xp.sum(layer(w, handle.asarray(x)) ** 2))(w))
+
+    with dil.record() as rec:
+        for k in range(steps):
+            w = handle.asarray(w0 + 1e-3 * k * change)
+            found = [gradient(layer, w) for layer in (with_memory, without)]
+            np.testing.assert_allclose(*found, rtol=0, atol=1e-9 * np.max(np.abs(found[1])))
+    return remembered, rec
+
+
+def test_gradients_of_a_layer_are_those_without_memory(eager):
+    remembered, rec = trained(eager, 450)  # Auto iterates here
     assert remembered._memories
+    assert rec.backward[-2].choice == f"the memory took {int(rec.backward[-2].iterations)} steps"
+
+
+def test_a_layer_whose_dense_solve_is_cheap_keeps_no_memory(eager):
+    remembered, rec = trained(eager, 40, steps=2)
+    assert not remembered._memories
+    assert rec.backward[0].choice.startswith("dense: 40 unknowns cost less")
+
+
+def test_it_says_what_it_did(eager):
+    solve, said = Solved(eager, Recycle(), symmetric=True), []
+    first, right = map(solve.handle.asarray, next(drifting("symmetric", 1, change=0.03)))
+    for A, b in drifting("symmetric", 40, change=0.03):
+        count, found = solve(A, b)
+        said.append((count, int(solve.handle.to_numpy(found.iterations)), str(found.extra["choice"])))
+    assert said[0][2] == str(Auto()(Operator(lambda p: first @ p, symmetric=True), right).extra["choice"])
+    renewed = [text for count, _, text in said if N < count <= N + 3]
+    assert renewed
+    assert all(re.fullmatch("the memory with a new inverse took [12] steps?", text) for text in renewed)
+    assert said[-1][2] == f"the memory took {said[-1][1]} steps"
+    gave_up = [text for _, _, text in said if text.startswith("the memory gave up after")]
+    assert all(re.fullmatch(r"the memory gave up after \d+ steps?; .+", text) for text in gave_up)
 
 
 def test_under_jit_and_vmap():

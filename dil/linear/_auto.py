@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, size
+from dil._base.arrays import array_namespace, eps, size
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, as_operator, shifted
 from dil._base.options import is_integer
@@ -26,6 +25,7 @@ from dil.linear._minres import MINRES
 from dil.linear._racing_cg import racing_cg
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._scaled_bicgstab import scaled_bicgstab
+from dil.linear._solve_again import SoFar, solve_again
 from dil.linear._solver import LinearSolver
 
 MAX_DENSE_NUMBERS = 2**22
@@ -184,18 +184,6 @@ def _with_choice(solution: Solution, choice: Choice) -> Solution:
     return solution._replace(extra={**extra, "choice": choice})
 
 
-class Retry(NamedTuple):
-    """The solutions before and after some problems are solved again."""
-
-    selected: Array
-    x: Array
-    status: Array
-    steps: Array
-    residual: Array
-    products: Array
-    indefinite: Array
-
-
 def _retry(
     first: Solution, failures: Sequence[Status], second: LinearSolver, kind: Tried, A: Operator, b: Array, loop: Loop
 ) -> Solution:
@@ -211,26 +199,11 @@ def _retry(
     if backend.loops.number(some) is False:
         return first
 
-    def solve_selected(s: Retry) -> Retry:
-        # the other problems get a right-hand side of zero, which costs no iteration
-        new = second(A, xp.where(s.selected[..., None], b, full(b, 0.0)), loop=loop)
-        assert new.iterations is not None
-        assert new.extra is not None
-        return Retry(
-            s.selected,
-            xp.where(s.selected[..., None], new.value, s.x),
-            xp.where(s.selected, new.status, s.status),
-            xp.where(s.selected, s.steps + new.iterations, s.steps),
-            xp.where(s.selected, new.residual, s.residual),
-            xp.where(s.selected, s.products + new.extra["products"], s.products),
-            s.indefinite | (s.selected & new.extra.get("indefinite", s.selected & ~s.selected)),
-        )
-
     assert first.extra is not None
     indefinite = first.extra.get("indefinite", selected & ~selected) | (first.status == int(Status.INDEFINITE))
     products = first.extra["products"]
-    start = Retry(selected, first.value, first.status, first.iterations, first.residual, products, indefinite)
-    last: Retry = backend.loops.run_if(some, solve_selected, start)
+    start = SoFar(first.value, first.status, first.iterations, first.residual, products, indefinite)
+    last: SoFar = backend.loops.run_if(some, lambda s: solve_again(second, A, b, selected, s, loop), start)
     choice = first.extra["choice"].then(kind, selected, last.status, last.steps)
     extra = {**first.extra, "products": last.products, "indefinite": last.indefinite, "choice": choice}
     return Solution(last.x, last.status, last.steps, last.residual, extra)

@@ -10,7 +10,7 @@ from dil._base.scalars import Scalar
 from dil._base.solution import Solution
 from dil._base.typing import Array
 from dil._frameworks.registry import owner
-from dil.linear._choice_in_words import MOST_ATTEMPTS, Reason, Tried, sentence
+from dil.linear._choice_in_words import ATTEMPT_FIELDS, MOST_ATTEMPTS, Reason, Tried, sentence
 
 
 class Course(NamedTuple):
@@ -105,7 +105,7 @@ class Choice(NamedTuple):
             solver = taken.solver if taken.problems is True else xp.where(taken.problems, zero + taken.solver, zero)
             row += [solver, taken.status, taken.steps - before]
             before = taken.steps
-        row += [0] * (3 * (MOST_ATTEMPTS - len(self.tried)))
+        row += [0] * (ATTEMPT_FIELDS * (MOST_ATTEMPTS - len(self.tried)))
         return xp.stack([column(x) for x in row], axis=-1)  # type: ignore[no-any-return]
 
     def __str__(self) -> str:

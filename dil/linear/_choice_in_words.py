@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from dil._base.status import Status, name_of
 
-MOST_ATTEMPTS = 3
-"""The most solvers that one problem goes through."""
+MOST_ATTEMPTS = 4
+"""The most solvers that one problem goes through: the memory of `Recycle`, and three of `Auto`."""
 
 
 class Tried(IntEnum):
@@ -22,6 +22,10 @@ class Tried(IntEnum):
     LEAST_NORM = 4
     MINRES = 5
     GMRES = 6
+    MEMORY = 7
+    """`Recycle`."""
+    NEW_INVERSE = 8
+    """`Recycle`, after it has built the inverse of this very matrix."""
 
 
 class Reason(IntEnum):
@@ -44,12 +48,18 @@ class Way(IntEnum):
     RACE = 4
 
 
+MEMORIES = {int(Tried.MEMORY): "the memory", int(Tried.NEW_INVERSE): "the memory with a new inverse"}
+
+
 class Attempt(NamedTuple):
     """One solver, how it ended, and its own steps."""
 
     solver: int
     status: int
     steps: int
+
+
+ATTEMPT_FIELDS = len(Attempt._fields)
 
 
 class Numbers(NamedTuple):
@@ -80,8 +90,8 @@ class Numbers(NamedTuple):
     @staticmethod
     def of(row: Sequence[int]) -> Numbers:
         """Return the numbers of a row: one for each field, and three for each attempt."""
-        count = len(row) - 3 * MOST_ATTEMPTS
-        rest = [Attempt(*row[i : i + 3]) for i in range(count, len(row), 3)]
+        count = len(row) - ATTEMPT_FIELDS * MOST_ATTEMPTS
+        rest = [Attempt(*row[i : i + ATTEMPT_FIELDS]) for i in range(count, len(row), ATTEMPT_FIELDS)]
         return Numbers._make([*row[:count], tuple([a for a in rest if a.solver != Tried.NONE])])
 
     @property
@@ -95,6 +105,10 @@ class Numbers(NamedTuple):
         """Whether no step was needed."""
         last = self.attempts[-1]
         return last.status == Status.CONVERGED and sum(a.steps for a in self.attempts) == 0 and self.unknowns > 0
+
+
+FIELDS = len(Numbers._fields) - 1 + MOST_ATTEMPTS * ATTEMPT_FIELDS
+"""The numbers of one problem."""
 
 
 def sentence(numbers: Any) -> str:
@@ -122,12 +136,20 @@ def _story(problems: Sequence[Numbers]) -> list[str]:
     one = problems[0]
     if one.is_zero:
         return ["no step: the right-hand side is zero, or the start is the solution"]
-    first, *later = range(len(one.attempts))
-    parts = [_dense(problems)] if one.attempts[0].solver == Tried.DIRECT else _iterated(problems, first)
+    places = list(range(len(one.attempts)))
+    parts, memory = [], MEMORIES.get(one.attempts[0].solver)
+    if memory is not None:
+        parts = [_ended(memory, one.attempts[0].status, [p.attempts[0].steps for p in problems])]
+        places = places[1:]
+    if not places:
+        return parts
+    first, *later = places
+    dense = one.attempts[first].solver == Tried.DIRECT
+    parts += [_dense(problems, first)] if dense else _iterated(problems, first)
     return parts + [_followed(problems, i) for i in later]
 
 
-def _dense(problems: Sequence[Numbers]) -> str:
+def _dense(problems: Sequence[Numbers], place: int) -> str:
     one, count = problems[0], _count(problems[0].unknowns, "unknown")
     why = {
         Reason.FEW: f"{count}, and up to {one.few} are never iterated",
@@ -135,7 +157,7 @@ def _dense(problems: Sequence[Numbers]) -> str:
         Reason.CHEAPER_THAN_CG: f"{count} cost less than {one.few} steps of CG",
         Reason.CHEAPER_THAN_BICGSTAB: f"{count} cost less than {one.few} steps of BiCGSTAB",
     }[Reason(one.reason)]
-    return f"dense: {why}{_but(one.attempts[0].status)}"
+    return f"dense: {why}{_but(one.attempts[place].status)}"
 
 
 def _iterated(problems: Sequence[Numbers], place: int) -> list[str]:
@@ -237,8 +259,10 @@ def _in_short(problem: Numbers) -> str:
         Tried.LEAST_NORM: "by least norm",
         Tried.MINRES: "by MINRES",
         Tried.GMRES: "by GMRES",
+        Tried.MEMORY: "by the memory",
+        Tried.NEW_INVERSE: "by the memory with a new inverse",
     }[Tried(last.solver)]
-    names = {Tried.DIRECT: "a dense solve", Tried.CG: "CG", Tried.BICGSTAB: "BiCGSTAB"}
+    names = {Tried.DIRECT: "a dense solve", Tried.CG: "CG", Tried.BICGSTAB: "BiCGSTAB", **MEMORIES}
     after = f" after {' and '.join(names[Tried(a.solver)] for a in before)}" if before else ""
     return f"{what}{after}{'' if last.status == Status.CONVERGED else ' but ' + name_of(last.status)}"
 

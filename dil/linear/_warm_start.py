@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any
 
-from dil._base.arrays import array_namespace, device, dot, full, nonzero_max_abs
+from dil._base.arrays import array_namespace, dot, full, nonzero_max_abs
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, as_operator
 from dil._base.solution import Solution
-from dil._base.typing import Array, Arrays, Loop
-from dil._frameworks.protocol import Backend
+from dil._base.typing import Array, Loop
+from dil.linear._kept import Kept
 from dil.linear._right_hand_side import backend_of_system
 
 
@@ -48,7 +47,7 @@ class WarmStart:
     """
 
     solver: Callable[..., Solution]
-    _solutions: dict[Any, Array] = field(default_factory=dict, init=False, repr=False)
+    _solutions: Kept = field(default_factory=Kept, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not callable(self.solver) or isinstance(self.solver, type):
@@ -63,8 +62,7 @@ class WarmStart:
         """Solve each problem of a batch; b and the value: (*batch, n), float; status: batch."""
         backend = backend_of_system(b, "dil.linear.WarmStart")
         loop = backend.loops.while_loop if loop is None else loop
-        key = (backend.NATIVE, tuple(b.shape), str(b.dtype), str(device(b)))
-        start, absent = self._read(backend, key, b)
+        (start,), absent = self._solutions.read(backend, b, lambda: (b,))
         if absent:
             solution, extra_products = self.solver(A, b, loop=loop), 0
         else:
@@ -72,7 +70,7 @@ class WarmStart:
         extra = dict(solution.extra or {})
         if "products" in extra:
             extra["products"] = extra["products"] + extra_products
-        return solution._replace(value=self._write(backend, key, solution.value), extra=extra)
+        return solution._replace(value=self._solutions.write(backend, b, solution.value), extra=extra)
 
     @property
     def uses_pairs(self) -> bool:
@@ -82,32 +80,6 @@ class WarmStart:
     def forget(self) -> None:
         """Forget every solution."""
         self._solutions.clear()
-
-    # Under a compiler, pure callbacks read and write the last solution, although neither is pure. The compiler may run
-    # them twice, in another order or not at all. This does no harm, because every start leads to the same solution.
-    # The read takes b, because a callback that depends on nothing runs when the program is built. The write returns x,
-    # because a callback on which nothing depends is dropped. Reading or writing one entry of a dict is thread-safe.
-
-    def _read(self, backend: Backend, key: Any, b: Array) -> tuple[Array, bool]:
-        """Return the last solution, or b if none is stored, and whether it is known that none is stored."""
-        absent: dict[str, bool] = {}
-
-        def read(b: Array) -> Arrays:
-            last = self._solutions.get(key)
-            absent["now"] = last is None
-            return (b if last is None else last,)
-
-        (start,) = backend.loops.on_host(read, (b,), backend.constant(b))
-        return start, absent.get("now", False)
-
-    def _write(self, backend: Backend, key: Any, x: Array) -> Array:
-        """Store x, and return it."""
-
-        def write(x: Array) -> Arrays:
-            self._solutions[key] = x
-            return (x,)
-
-        return backend.loops.on_host(write, (x,), backend.constant(x))[0]
 
 
 def _scaled(A: Operator, x: Array, b: Array) -> Array:
