@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dil._base.arrays import array_namespace, eps, size
 from dil._base.errors import OptionError
@@ -13,12 +13,14 @@ from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.loops import with_loop
+from dil._frameworks.protocol import Backend
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._choice import Choice
 from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._dense_cost import FEWEST_TRIED, krylov_budget
 from dil.linear._direct import Direct, solved_by_inverse
+from dil.linear._found_symmetry import solved_by_symmetry
 from dil.linear._gmres import GMRES
 from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
@@ -49,6 +51,9 @@ class Auto:
        the result is the least-squares solution of least norm.
     5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`, and problems in which
        BiCGSTAB breaks down go to `GMRES`.
+    6. At these sizes, one product with A and one with its transpose show whether a matrix that is not known to be
+       symmetric is so to rounding, as where a root is that of the gradient of an energy. If those of all problems are,
+       they are solved as symmetric ones, and those with negative eigenvalues as -A x = -b.
 
     CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 40 steps. Otherwise 2 products
     with vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the
@@ -118,11 +123,28 @@ class Auto:
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
     ) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
-        backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
+        backend = backend_of_system(b, "dil.linear.Auto", x0)
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
         if found is not None:
             return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.FEW, FEWEST_TRIED))
+        if self._looks_for_symmetry(A, b, backend, x0):
+            rest = replace(self, damping=0.0)
+            system = shifted(A, self.damping)
+            return solved_by_symmetry(system, b, rest, rest._solve, backend=backend, loop=loop)
+        return self._solve(A, b, loop=loop, x0=x0)
+
+    def _looks_for_symmetry(self, A: Operator, b: Array, backend: Backend, x0: Array | None) -> bool:
+        """Return whether products are to show if A is symmetric: where it is too large for a dense solve."""
+        if A.symmetric or A.rmatvec is None or x0 is not None or size(b.shape) == 0 or self.dense is not None:
+            return False
+        one = b if A.one is None else b[0, ...]
+        fits = size(one.shape) * b.shape[-1] <= MAX_DENSE_NUMBERS
+        return not fits or (self.max_iter is not None and krylov_budget(A, b, backend) > 0)
+
+    def _solve(self, A: Operator, b: Array, /, *, loop: Loop, x0: Array | None = None) -> Solution:
+        """Solve A x = b, and believe what A says of its symmetry."""
+        backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
         damping, rtol, max_iter = self.damping, self.rtol, self.max_iter
         direct = Direct(damping)
         one = b if A.one is None else b[0, ...]

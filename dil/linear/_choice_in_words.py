@@ -70,6 +70,8 @@ class Numbers(NamedTuple):
     """The number of unknowns up to which a dense solve comes first, for `FEW` and `ASKED`; else the steps of the
     iteration below which it does."""
     reason: int
+    symmetric: int
+    """The products that showed that the matrix is symmetric; zero where it was known, or is not."""
     way: int
     first: int
     """The steps of plain CG, or of plain BiCGSTAB, before it goes on in another way."""
@@ -98,7 +100,7 @@ class Numbers(NamedTuple):
     def kind(self) -> tuple[Any, ...]:
         """What decides the words. Problems of one kind differ in their numbers alone."""
         ways = self.way, self.diagonal > 0, self.orthogonal > 0, self.by_diagonal
-        return self.reason, ways, self.is_zero, tuple([(a.solver, a.status) for a in self.attempts])
+        return self.reason, self.symmetric, ways, self.is_zero, tuple([(a.solver, a.status) for a in self.attempts])
 
     @property
     def is_zero(self) -> bool:
@@ -107,6 +109,7 @@ class Numbers(NamedTuple):
         return last.status == Status.CONVERGED and sum(a.steps for a in self.attempts) == 0 and self.unknowns > 0
 
 
+SYMMETRIC = Numbers._fields.index("symmetric")
 FIELDS = len(Numbers._fields) - 1 + MOST_ATTEMPTS * ATTEMPT_FIELDS
 """The numbers of one problem."""
 
@@ -144,6 +147,8 @@ def _story(problems: Sequence[Numbers]) -> list[str]:
     if not places:
         return parts
     first, *later = places
+    if one.symmetric:
+        parts.append(f"{_count(one.symmetric, 'product')} say that the matrix is symmetric")
     dense = one.attempts[first].solver == Tried.DIRECT
     parts += [_dense(problems, first)] if dense else _iterated(problems, first)
     return parts + [_followed(problems, i) for i in later]

@@ -8,12 +8,17 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, eps, select
 from dil._base.rows import Rows
-from dil._base.scalars import Scalar, any_of, count_from_zero, either, greater, in_unit, smaller, sqrt, times
+from dil._base.scalars import Scalar, any_of, count, count_from_zero, either, greater, in_unit, smaller, sqrt, times
 from dil._base.typing import Array
 from dil._frameworks.leaving import LEAVING, Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops
 from dil.linear._cg import State, System, Trial
 from dil.linear._window import Window
+
+MOST_REPAIRS = 256
+"""How often a residual is made orthogonal. Each time costs as much as some steps, and in a long solve, as that of an
+equation on a fine grid, it may come at nearly every step and save none. A few eigenvalues that are far from the others
+are found before."""
 
 
 class Method(NamedTuple):
@@ -45,6 +50,8 @@ class Method(NamedTuple):
     largest_curvature: Scalar
     """The largest <p, R A R p> / <p, p> so far: a lower bound of the norm of R A R."""
     steps: Scalar
+    repairs: Scalar
+    """How often its residual was made orthogonal to those of the window."""
     in_race: Scalar
     """Whether the method may still be the one that is chosen."""
     going: Scalar
@@ -61,7 +68,7 @@ class Method(NamedTuple):
         rr = system.scalars.dot(r, r)
         y, tt, zero, none = in_unit(plain.x, R), plain.rr, 0.0 * rr, count_from_zero(rr)
         no = in_race & False
-        return Method(R, y, r, r, rr, rr, tt, tt, no, zero, zero, zero, zero, zero, none, in_race, in_race)
+        return Method(R, y, r, r, rr, rr, tt, tt, no, zero, zero, zero, zero, zero, none, none, in_race, in_race)
 
 
 class Progress(NamedTuple):
@@ -115,7 +122,7 @@ def _step(turn: Turn, now: Progress) -> Progress:
     # False for NaN, negative curvature and null directions
     moving = m.going & (curvature > machine_eps * curvature_sum)
     alpha = m.rr / select(moving, pAp, math.inf)
-    r = _orthogonal(turn, now, m.r - alpha * Ap, moving)
+    r, repaired = _orthogonal(turn, now, m.r - alpha * Ap, moving)
     rr = dot(r, r)
     t = in_unit(r, m.R)
     tt = rr if t is r else dot(t, t)
@@ -140,6 +147,7 @@ def _step(turn: Turn, now: Progress) -> Progress:
         curvature_sum=curvature_sum,
         largest_curvature=greater(curvature, m.largest_curvature),
         steps=steps,
+        repairs=m.repairs + count(repaired),
         going=going,
     )
     return Progress(after, _kept(turn, now.window, after, moving))
@@ -153,18 +161,19 @@ def _kept(turn: Turn, window: Window, method: Method, moving: Scalar) -> Window:
     return window.with_row(method.r / unit, turn.loops, turn.orthogonal)
 
 
-def _orthogonal(turn: Turn, now: Progress, r: Array, moving: Scalar) -> Array:
-    """Return r, without its components along the residuals of the window if they are more than rounding.
+def _orthogonal(turn: Turn, now: Progress, r: Array, moving: Scalar) -> tuple[Array, Scalar]:
+    """Return r, without its components along the residuals of the window if they are more than rounding, and where.
 
     What is taken away is lost for x, so it must be small beside the tolerance.
     """
     if turn.orthogonal is False or not now.window.used:
-        return r
+        return r, moving & False
     system, m, machine_eps = turn.system, now.method, eps(array_namespace(r), r.dtype)
     size = sqrt(m.rr)
     harmless = 0.01 * system.rtol * sqrt(system.bb) * size / sqrt(select(m.tt > 0, m.tt, 1.0))
     allowed = greater(smaller(harmless, machine_eps**0.5 * size), 4 * machine_eps * size)
     lost = turn.orthogonal & moving & (now.window.component(r, system.scalars) > allowed)
+    lost = lost & (m.repairs < MOST_REPAIRS)
     if turn.loops.steps_per_read(r) > 1:  # to ask would make the host wait for the device
-        return select(lost, now.window.orthogonal(r), r)  # type: ignore[no-any-return]
-    return turn.loops.run_if(any_of(lost), lambda r: either(lost, lambda: now.window.orthogonal(r), lambda: r), r)  # type: ignore[no-any-return]
+        return select(lost, now.window.orthogonal(r), r), lost
+    return turn.loops.run_if(any_of(lost), lambda r: either(lost, lambda: now.window.orthogonal(r), lambda: r), r), lost

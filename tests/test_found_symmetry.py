@@ -1,0 +1,187 @@
+"""`Auto` finds by two products that a large matrix is symmetric, and solves it as one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import dil
+from dil import Status
+from dil.linear import Auto, Operator
+
+N = 2100
+"""More unknowns than a dense solve may have."""
+
+
+class Ring:
+    """d_i x_i + up_i x_(i+1) + down_i x_(i-1) on a ring: a Laplacian, or less, with any values."""
+
+    def __init__(self, engine, d, up=-1.0, down=None, scale=1.0, dtype="float64"):
+        self.handle = dil.backend(engine.backend, device=engine.device, dtype=dtype)
+        up = np.broadcast_to(up, (N,))
+        down = np.roll(up, 1) if down is None else down
+        self.parts = [self.handle.asarray(scale * (x + np.zeros(N))) for x in (d, up, down)]
+        self.calls = 0
+
+    def product(self, p):
+        self.calls += 1
+        d, up, down = self.parts
+        xp = self.handle.xp
+        return d * p + up * xp.roll(p, -1, axis=-1) + down * xp.roll(p, 1, axis=-1)
+
+    def transposed(self, p):
+        self.calls += 1
+        d, up, down = self.parts
+        xp = self.handle.xp
+        return d * p + xp.roll(up * p, 1, axis=-1) + xp.roll(down * p, -1, axis=-1)
+
+    def operator(self, symmetric=False):
+        return Operator(self.product, None if symmetric else self.transposed, symmetric)
+
+    def right(self, *shape, seed=0):
+        return self.handle.asarray(np.random.default_rng(seed).standard_normal((*shape, N)))
+
+    def residual(self, x, b):
+        r = self.handle.to_numpy(b - self.product(x))
+        return np.max(np.linalg.norm(r, axis=-1) / np.linalg.norm(self.handle.to_numpy(b), axis=-1))
+
+
+def status_of(ring, found):
+    return {Status(int(s)).name for s in np.ravel(ring.handle.to_numpy(found.status))}
+
+
+SYMMETRIC = {
+    "a Laplacian": {"d": 2.1},
+    "of negative sign": {"d": -2.1, "up": 1.0},
+    "in tiny units": {"d": 2.1, "scale": 1e-200},
+    "in huge units": {"d": -2.1, "up": 1.0, "scale": 1e200},
+    "a stiff one": {"d": 2.2 + np.linspace(0.0, 50.0, N) ** 2},
+    "of mixed couplings": {"d": 3.0, "up": np.sin(np.arange(N))},
+}
+
+
+@pytest.mark.parametrize("case", SYMMETRIC)
+def test_a_symmetric_matrix_costs_two_products_more_than_a_known_one(eager, case):
+    ring = Ring(eager, **SYMMETRIC[case])
+    b = ring.right()
+    found = Auto()(ring.operator(), b)
+    calls, ring.calls = ring.calls, 0
+    assert status_of(ring, found) == {"CONVERGED"}
+    assert ring.residual(found.value, b) <= 2e-12
+    ring = Ring(eager, **{**SYMMETRIC[case], "d": np.abs(SYMMETRIC[case]["d"]), "up": SYMMETRIC[case].get("up", -1.0)})
+    known = Auto()(ring.operator(symmetric=True), b)
+    assert int(known.extra["products"]) + 2 == int(found.extra["products"]) == calls
+    assert str(found.extra["choice"]).startswith("2 products say that the matrix is symmetric; ")
+
+
+def test_a_matrix_with_eigenvalues_of_both_signs_goes_to_minres(eager):
+    ring = Ring(eager, 1.0, np.sin(np.arange(N)))
+    b = ring.right()
+    found = Auto()(ring.operator(), b)
+    assert status_of(ring, found) == {"CONVERGED"}
+    assert ring.residual(found.value, b) <= 2e-12
+    assert "met negative curvature" in str(found.extra["choice"])
+    assert "MINRES took" in str(found.extra["choice"])
+    assert not bool(found.extra["indefinite"])  # what a root layer may have
+
+
+@pytest.mark.parametrize("part", [1e-11, 1e-6, 0.1])
+def test_a_part_that_is_not_symmetric_is_seen(eager, part):
+    ring = Ring(eager, 2.5, -1.0, -1.0 + part)
+    b = ring.right()
+    found = Auto()(ring.operator(), b)
+    assert status_of(ring, found) == {"CONVERGED"}
+    assert ring.residual(found.value, b) <= 2e-12
+    assert "symmetric" not in str(found.extra["choice"])
+    assert "BiCGSTAB" in str(found.extra["choice"])
+
+
+def test_single_precision(eager):
+    ring = Ring(eager, 2.1, dtype="float32")
+    b = ring.right()
+    found = Auto()(ring.operator(), b)
+    assert status_of(ring, found) == {"CONVERGED"}
+    assert "is symmetric" in str(found.extra["choice"])
+
+
+def test_the_problems_of_a_batch_have_their_own_signs(eager):
+    d = np.asarray([2.1, -2.1, 2.5])[:, None] * np.ones(N)
+    ring = Ring(eager, d)
+    b = ring.right(3)
+    found = Auto()(ring.operator(), b)
+    assert status_of(ring, found) == {"CONVERGED"}
+    assert ring.residual(found.value, b) <= 2e-12
+    assert str(found.extra["choice"]).startswith("3 problems by CG")
+
+
+def test_one_matrix_that_is_not_symmetric_makes_the_batch_general(eager):
+    ring = Ring(eager, 2.5)
+    xp, product, transposed = ring.handle.xp, ring.product, ring.transposed
+    last = ring.handle.asarray(np.asarray([0.0, 0.1])[:, None])
+    A = Operator(
+        lambda p: product(p) + last * xp.roll(p, 1, axis=-1), lambda p: transposed(p) + last * xp.roll(p, -1, axis=-1)
+    )
+    b = ring.right(2)
+    found = Auto()(A, b)
+    assert status_of(ring, found) == {"CONVERGED"}
+    assert "symmetric" not in str(found.extra["choice"])
+    r = ring.handle.to_numpy(b - A(found.value))
+    assert np.max(np.linalg.norm(r, axis=-1) / np.linalg.norm(ring.handle.to_numpy(b), axis=-1)) <= 2e-12
+
+
+def test_many_right_hand_sides(eager):
+    ring = Ring(eager, -2.1, 1.0)
+    B = ring.right(4)
+    A = Operator(ring.product, ring.transposed, one=ring.operator())
+    found = Auto()(A, B)
+    assert status_of(ring, found) == {"CONVERGED"}
+    assert ring.residual(found.value, B) <= 2e-12
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(eager, bad):
+    d = np.full(N, 2.1)
+    d[7] = bad
+    ring = Ring(eager, d)
+    with np.errstate(invalid="ignore"):
+        found = Auto()(ring.operator(), ring.right())
+    assert status_of(ring, found) == {"NON_FINITE"}
+
+
+def test_a_start_and_small_systems_are_not_looked_at(eager):
+    ring = Ring(eager, 2.1)
+    b = ring.right()
+    found = Auto()(ring.operator(), b, x0=0.0 * b)
+    assert "symmetric" not in str(found.extra["choice"])
+    small = Operator(lambda p: 2.0 * p, lambda p: 2.0 * p)
+    found = Auto(max_iter=5)(small, b[:8])
+    assert int(found.extra["products"]) <= 8
+    assert str(found.extra["choice"]).startswith("dense: ")
+
+
+def test_damping_belongs_to_the_matrix(eager):
+    ring = Ring(eager, 2.0)
+    b = ring.right()
+    found = Auto(damping=0.5)(ring.operator(), b)
+    assert status_of(ring, found) == {"CONVERGED"}
+    r = ring.handle.to_numpy(b - ring.product(found.value) - 0.5 * found.value)
+    assert np.linalg.norm(r) <= 2e-12 * np.linalg.norm(ring.handle.to_numpy(b))
+
+
+def test_the_gradient_of_a_large_root_that_is_the_gradient_of_an_energy(engine):
+    """-lap u + u^3 = t on a ring, written with the sign that makes J negative definite."""
+    xp = engine.xp
+
+    def equations(u, t):
+        return t - 2.2 * u + xp.roll(u, 1) + xp.roll(u, -1) - u * u * u
+
+    layer = dil.root(equations, dil.solvers.Newton(), init=lambda t: 0.0 * t)
+    t = 1.0 + 0.5 * np.sin(np.arange(N) / 50.0)
+    y, (gradient,) = engine.gradients(lambda t: xp.sum(layer(t) ** 2), (t,))
+    u = 0.0 * t
+    ring = 2.2 * np.eye(N) - np.roll(np.eye(N), 1, axis=0) - np.roll(np.eye(N), -1, axis=0)
+    for _ in range(30):
+        u = u - np.linalg.solve(ring + np.diag(3 * u * u), ring @ u + u**3 - t)
+    expected = np.linalg.solve(ring + np.diag(3 * u * u), 2 * u)
+    np.testing.assert_allclose(y, np.sum(u * u), rtol=1e-10)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-11 * np.max(np.abs(expected)))
