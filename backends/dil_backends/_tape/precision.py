@@ -21,6 +21,11 @@ def widened(xp: Namespace, args: Any, dtype: DType, cut: frozenset[int]) -> Any:
 
     xp: the raw namespace, or that of the tape if the arguments are boxes.
     """
+    for a in args:
+        if getattr(a, "dtype", dtype) != dtype:
+            break
+    else:  # most often
+        return args
     return tuple([a if i in cut or not hasattr(a, "dtype") else wide(xp, a, dtype) for i, a in enumerate(args)])
 
 
