@@ -145,3 +145,42 @@ def test_what_is_defined_at_zero_is_right():
     np.testing.assert_array_equal(dil.grad(lambda A: np.sum(np.linalg.svd(A)[1] ** 2))(zero), zero)
     with pytest.raises(dil.UnsupportedFunctionError, match="coincide"):
         dil.grad(lambda A: np.linalg.eigvalsh(A) @ np.arange(3.0))(zero)
+
+
+OF_A_NUMBER = {
+    **{name: lambda u, name=name: getattr(np, name)(u, axis=0) ** 2 for name in [
+        *("sum", "prod", "max", "min", "nansum", "nanprod", "nanmax", "nanmin", "cumsum", "cumprod", "nancumprod"),
+    ]},
+    "last axis": lambda u: np.sum(u**2, axis=-1, keepdims=True),
+    "ptp": lambda u: np.ptp(u, axis=0) + u**2,
+    "repeat": lambda u: np.repeat(u, 3, axis=0) ** 2 / 3.0,
+    "method": lambda u: u.max(0) * u.sum(-1),
+    "logsumexp": lambda u: scipy.special.logsumexp(u, axis=0) ** 2,
+    "broadcast_to": lambda u: np.broadcast_to(u, 2) * u / 2.0,
+    "broadcast_arrays": lambda u: np.broadcast_arrays(u, 2.0)[0] * u,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_A_NUMBER)
+def test_the_axis_of_a_number_that_numpy_takes(name):
+    f = lambda u: np.sum(OF_A_NUMBER[name](u))  # noqa: E731
+    assert f(np.asarray(0.37)) == pytest.approx(0.37**2, rel=1e-14)
+    assert dil.grad(f)(np.asarray(0.37)) == pytest.approx(0.74, rel=1e-14)
+    assert dil.grad(dil.grad(f))(np.asarray(0.37)) == pytest.approx(2.0, rel=1e-14)
+
+
+OF_LISTS = {
+    "softmax": lambda u: scipy.special.softmax([u[0], u[1], 0.5]) @ np.arange(3.0),
+    "log_softmax": lambda u: scipy.special.log_softmax([u, 2.0 * u], axis=0)[0] @ u,
+    "logsumexp": lambda u: scipy.special.logsumexp([u[0], u[1], 0.0]),
+    "polygamma": lambda u: np.sum(scipy.special.polygamma([1, 2], [u[0], u[1]])),
+    "multigammaln": lambda u: np.sum(scipy.special.multigammaln([u[0] + 2.0, u[1] + 2.0], 2)),
+}
+
+
+@pytest.mark.parametrize("name", OF_LISTS)
+def test_functions_of_scipy_take_lists(name):
+    f, u, h = OF_LISTS[name], np.array([0.4, 0.7]), 1e-3
+    for i, t in enumerate(np.eye(2)):
+        expected = sum(w * (f(u + k * h * t) - f(u - k * h * t)) for k, w in [(1, 2 / 3), (2, -1 / 12)]) / h
+        assert dil.grad(f)(u)[i] == pytest.approx(expected, rel=1e-8)

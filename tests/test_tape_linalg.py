@@ -461,3 +461,34 @@ def test_a_phase_has_no_derivative():
     w, v = np.linalg.eigh(x)
     with pytest.raises(UnsupportedFunctionError, match="phases"):
         pull_spectrum(Plain(), (np.zeros(3), complex_normal(3, 3)), (w, v), x)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 3, 3)])
+@pytest.mark.parametrize("dtype", [float, complex])
+def test_svd_of_a_hermitian_matrix_has_the_signs_of_numpy(shape, dtype):
+    """Its eigenvalues have both signs, and U and Vh those of `np.linalg.svd(A, hermitian=True)`."""
+    rng = np.random.default_rng(4)
+    A = rng.normal(size=shape) + (1j * rng.normal(size=shape) if dtype is complex else 0.0)
+    A = A + np.conj(np.swapaxes(A, -1, -2))
+    recorded = []
+
+    def score(A):
+        recorded.append([dil.constant(part) for part in np.linalg.svd(A, hermitian=True)])
+        U, s, Vh = np.linalg.svd(A, hermitian=True)
+        return (
+            np.sum(np.abs(U) ** 4)
+            + np.sum(s**3)
+            + np.sum(np.abs(Vh) ** 4)
+            + np.sum(np.real((U * s[..., None, :]) @ Vh))
+        )
+
+    t = np.tril(A)
+    g, h = dil.grad(score)(A), 1e-3
+    for found, expected in zip(recorded[0], np.linalg.svd(A, hermitian=True), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    expected = sum(w * (score(A + k * h * t) - score(A - k * h * t)) for k, w in [(1, 2 / 3), (2, -1 / 12)]) / h
+    assert abs(np.sum(np.real(np.conj(g) * t)) - expected) <= 1e-8 * abs(expected)
+    if dtype is float:
+        signed = lambda A: np.sum(np.linalg.svd(A, hermitian=True)[2][..., -1, :])  # noqa: E731
+        expected = sum(w * (signed(A + k * h * t) - signed(A - k * h * t)) for k, w in [(1, 2 / 3), (2, -1 / 12)]) / h
+        assert abs(np.sum(dil.grad(signed)(A) * t) - expected) <= 1e-7 * (abs(expected) + 1.0)

@@ -204,6 +204,10 @@ SHAPES = [
     own("repeat", lambda a: np.repeat(a, 2, axis=1), (2, 3)),
     own("repeat#list", lambda a: np.repeat(a, [2, 0, 1]), (3,)),
     own("repeat#array", lambda a: np.repeat(a, np.asarray([2, 0, 1]), axis=1), (2, 3)),
+    own("broadcast_to", lambda a: np.broadcast_to(a, (2, 3)), (3,)),
+    own("broadcast_to#length", lambda a: np.broadcast_to(a[0], np.int64(3)), (2,)),
+    own("broadcast_to#list", lambda a: np.broadcast_to(a, [2, 3]), (2, 1)),
+    own("broadcast_arrays", lambda a, b: np.broadcast_arrays(a, b, 2.0, [1.0, 2.0, 3.0])[:2], (3,), (2, 1)),
     own("swapaxes", lambda a: np.swapaxes(a, 0, -1), (2, 3, 4)),
     *(
         own(f"pad#{mode}{width}", lambda a, mode=mode, width=width: np.pad(a, width, mode), (3, 2))

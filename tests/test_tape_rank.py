@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import array_api_strict
 import numpy as np
 import pytest
 
 import dil
 from dil._base.errors import UnsupportedFunctionError
+from dil_backends._tape import namespace, vjp
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -81,3 +83,16 @@ def test_a_layer_of_a_laplacian():
     found = dil.grad(lambda w: layer(w, init=np.zeros(3)) @ b)(w)
     potentials = np.linalg.pinv((EDGES.T * w) @ EDGES) @ b
     np.testing.assert_allclose(found, -((EDGES @ potentials) ** 2), rtol=1e-9)
+
+
+def test_complex_matrices_of_a_strict_namespace():
+    """It compares no complex numbers, and makes no range of them."""
+
+    def pull(A):
+        xp = namespace(A)
+        return vjp(lambda A: (xp.tanh(xp.linalg.pinv(A)),), A)[1]((xp.ones(A.shape[::-1], dtype=xp.complex128),))[0]
+
+    wide = G[:2, :3] + 1j * G[2:4, :3]
+    np.testing.assert_allclose(np.asarray(pull(array_api_strict.asarray(wide))), pull(wide), rtol=1e-13)
+    with pytest.raises(UnsupportedFunctionError, match="can raise its rank"):
+        pull(array_api_strict.asarray(RANK_ONE * (1.0 + 2.0j)))

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +60,7 @@ CASES = {
     "pseudo_huber": [(A(0.9), REAL), (POSITIVE, 1.2)],
     "boxcox": [(POSITIVE, SMALL), (POSITIVE, REAL)],
     "boxcox1p": [(POSITIVE, SMALL), (POSITIVE, REAL)],
-    "expn": [(2, POSITIVE)],
+    "expn": [(2, POSITIVE), (0, POSITIVE)],
     **{key: [(1.5, POSITIVE), (A([[0.0], [2.0]]), POSITIVE)] for key in ["jv", "yv", "iv", "kv", "ive", "kve"]},
     "yn": [(2, POSITIVE), (0, POSITIVE)],
     "kn": [(2, POSITIVE), (0, POSITIVE)],
@@ -385,3 +386,11 @@ def test_the_code_of_scipy_stays_what_it_was():
     assert sp.logsumexp([0.0, 0.0], b=[1, 1]) == math.log(2.0)
     with pytest.raises(TypeError, match="unexpected keyword"):
         sp.softmax(ROWS, axes=1)
+
+
+@pytest.mark.parametrize("f", [sp.expn, sp.yn, sp.kn])
+def test_an_order_that_scipy_cuts_to_an_integer(f):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy warns of the cut
+        found = dil.grad(lambda x: np.sum(f(1.6, x)))(POSITIVE)
+    np.testing.assert_array_equal(found, dil.grad(lambda x: np.sum(f(1, x)))(POSITIVE))

@@ -10,6 +10,7 @@ from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
 from dil_backends._tape.entries import begin, is_of_objects, trace_of
 from dil_backends._tape.left_out import Used
+from dil_backends._tape.precision import PROMOTED, widened
 from dil_backends._tape.rules.rule import MASKED, Rule, fit, refuse
 from dil_backends._tape.trace import MADE, Node
 
@@ -27,7 +28,7 @@ class Primitive:
 
     __slots__ = (
         *("complex_dtypes", "cut", "each", "elementwise", "formulas", "hides", "holomorphic", "known", "multiplies"),
-        *("name", "plain", "positional", "prepare", "rule", "tape", "uses", "value"),
+        *("name", "plain", "positional", "prepare", "rounds", "rule", "tape", "uses", "value"),
     )
 
     def __init__(self, name: str, value: Callable[..., Any], rule: Rule, tape: Any) -> None:
@@ -42,6 +43,7 @@ class Primitive:
         self.multiplies = rule.multiplies
         self.elementwise = rule.elementwise
         self.uses = rule.uses
+        self.rounds = rule.elementwise and len(rule.formulas) > 1 and name not in PROMOTED
         self.positional = rule.positional
         self.tape = tape
         self.plain: Namespace = tape.plain
@@ -88,6 +90,9 @@ class Primitive:
             args = [a if u is None else xp.masked(a, u, 0.0) for a, u in zip(args, used.of_factors, strict=True)]
         if self.prepare is not None:
             c = self.prepare(xp, c, y, *args, **options)
+        primals = args
+        if self.rounds:
+            args = widened(xp, args, y.dtype, self.cut)
         found = []
         for i in wanted:
             if self.each is not None:
@@ -98,7 +103,7 @@ class Primitive:
                 g = self.formulas[i](xp, c, y, *args)
             if used is not None and self.elementwise:
                 g = xp.masked(g, used.of_value, 0.0)  # before `fit` adds it to entries that are used
-            found.append(fit(xp, xp.conj(g) if conjugated else g, args[i]))
+            found.append(fit(xp, xp.conj(g) if conjugated else g, primals[i]))
         if used is not None and not self.elementwise:
             return [g if u is None else xp.masked(g, u, 0.0) for g, u in zip(found, used.of_arguments, strict=True)]
         return found

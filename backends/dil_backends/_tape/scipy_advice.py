@@ -56,9 +56,10 @@ MODULES = {
 """What to write in the place of the functions of a package."""
 FUNCTIONS = {
     **dict.fromkeys(
-        ("solve_triangular", "cho_solve", "lu_solve", "solve_banded", "solveh_banded", "solve_toeplitz"),
-        "use np.linalg.solve(A, b)",
+        ("cho_solve", "lu_solve", "solve_banded", "solveh_banded", "solve_toeplitz"),
+        "use np.linalg.solve(A, b) with the whole matrix A",
     ),
+    "solve_triangular": "use np.linalg.solve(np.triu(A), b), or np.tril(A) for lower=True",
     **dict.fromkeys(("lu", "lu_factor", "cho_factor", "ldl"), "use np.linalg.cholesky, np.linalg.qr or, whole, solve"),
     **dict.fromkeys(
         ("expm", "logm", "sqrtm", "funm", "cosm", "sinm", "fractional_matrix_power"),
@@ -70,6 +71,8 @@ FUNCTIONS = {
     "pinvh": "use np.linalg.pinv",
 }
 """What to write in the place of functions of scipy.linalg that np.linalg does not have."""
+OF_ANOTHER_DEFAULT = {"cholesky": "use np.linalg.cholesky(A, upper=True), or without `upper` for lower=True"}
+"""What to write in the place of functions of scipy.linalg whose namesake in np.linalg gives another result."""
 OF_GAMMA = {
     "comb": "write np.exp(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))",
     "perm": "write np.exp(gammaln(n + 1) - gammaln(n - k + 1))",
@@ -174,6 +177,8 @@ def advice(package: str, name: str) -> str:
     if package == "scipy.special" and name in OF_GAMMA:
         return OF_GAMMA[name]
     if package == "scipy.linalg":
+        if name in OF_ANOTHER_DEFAULT:
+            return OF_ANOTHER_DEFAULT[name]
         if hasattr(np.linalg, name):
             return f"use np.linalg.{name}"
         if name in FUNCTIONS:

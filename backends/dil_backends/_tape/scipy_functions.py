@@ -14,6 +14,7 @@ import threading
 from types import FunctionType
 from typing import Any
 
+from dil_backends._tape.box import holds_box
 from dil_backends._tape.replacement import add_branch
 
 LOCK = threading.Lock()
@@ -42,6 +43,9 @@ def replace_code(function: FunctionType, name: str) -> None:
 
     def of_box(tape: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         bound = signature.bind(*args, **options)
+        for key, value in bound.arguments.items():  # a tuple may be axes
+            if isinstance(value, list) or holds_box(value):
+                bound.arguments[key] = tape.asarray(value)
         return getattr(tape.special, name)(*bound.args, **bound.kwargs)
 
     add_branch(function, of_box)

@@ -10,7 +10,7 @@ from dil_backends._tape.rules.rule import Axis
 
 def axes_of(axis: Axis, ndim: int) -> tuple[int, ...]:
     """Return the axes that `axis` names as non-negative numbers."""
-    if axis is None:
+    if axis is None or not ndim:  # NumPy takes axis 0 or -1 of a number, which has none
         return tuple(range(ndim))
     return tuple(i % ndim for i in (axis if isinstance(axis, tuple) else (axis,)))
 

@@ -176,6 +176,8 @@ def multi_dot(xp: Namespace, arrays: Sequence[Value]) -> Value:
 
 def lstsq(xp: Namespace, a: Value, b: Value, rcond: Value = None) -> tuple[Value, Value, Value, Value]:
     """Return NumPy's four results: the least-norm solution, the squares of the residuals, rank, singular values."""
+    dtype = xp.result_type(a.dtype, b.dtype)
+    a, b = (x if x.dtype == dtype else xp.astype(x, dtype) for x in (a, b))  # single precision stays if both have it
     x = xp.linalg.pinv(a, rtol=rcond) @ b
     raw, n = xp.constant(a), a.shape[-1]
     rank = xp.linalg.matrix_rank(raw) if rcond is None else xp.linalg.matrix_rank(raw, rtol=rcond)

@@ -109,7 +109,7 @@ def meshgrid(xp: Namespace, *arrays: Value, indexing: str = "xy") -> list[Value]
 
 
 def repeat(xp: Namespace, x: Value, repeats: Value, axis: int | None = None) -> Value:
-    x, axis = (xp.reshape(x, (x.size,)), 0) if axis is None else (x, axis % x.ndim)
+    x, axis = (xp.reshape(x, (x.size,)), 0) if axis is None or not x.ndim else (x, axis % x.ndim)
     if not isinstance(repeats, int):
         return take(xp, x, xp.repeat(xp.arange(x.shape[axis], device=device_of(x)), repeats), axis)
     front, n, back = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]

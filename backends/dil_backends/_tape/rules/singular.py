@@ -16,6 +16,7 @@ from dil._base.arrays import is_complex
 from dil._base.typing import Namespace
 from dil_backends._tape.rules.clusters import Pairs, check_complement, largest, noise, refuse_derivative
 from dil_backends._tape.rules.conjugates import adjoint, hermitian_part, real, skew_part
+from dil_backends._tape.rules.eigen import eigh
 from dil_backends._tape.rules.eigen import hermitian as lower
 from dil_backends._tape.rules.matrices import column, identity, row
 from dil_backends._tape.rules.rule import Value
@@ -39,10 +40,19 @@ class SVDResult(NamedTuple):
 
 def svd(xp: Namespace, x: Value, full_matrices: bool = True, compute_uv: bool = True, hermitian: bool = False) -> Value:
     """Return U, S and Vh. With NumPy's `hermitian=True`, x is the Hermitian matrix of its lower triangle."""
-    x = lower(xp, x) if hermitian else x
     if not compute_uv:
-        return svdvals(xp, x)
+        return svdvals(xp, lower(xp, x) if hermitian else x)
+    if hermitian:
+        return of_hermitian(xp, x)
     return SVDResult(*xp.singular(x, full_matrices=bool(full_matrices)))
+
+
+def of_hermitian(xp: Namespace, x: Value) -> SVDResult:
+    """Return the decomposition from eigenvalues and eigenvectors, as NumPy does: the signs of U and Vh are its."""
+    w, v = eigh(xp, x)
+    order = xp.flip(xp.argsort(xp.abs(xp.constant(w)), axis=-1), axis=-1)
+    w, u = xp.take_along_axis(w, order, axis=-1), xp.take_along_axis(v, row(xp, order), axis=-1)
+    return SVDResult(u, xp.abs(w), adjoint(xp, u * row(xp, xp.sign(xp.constant(w)))))
 
 
 def svdvals(xp: Namespace, x: Value) -> Value:

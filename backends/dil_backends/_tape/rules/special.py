@@ -162,6 +162,25 @@ def i1e_slope(xp: Namespace, c: Value, y: Value, x: Value) -> Value:
     return c * (xp.special.i0e(x) - quotient - xp.sign(x) * y)
 
 
+def whole(xp: Namespace, n: Value) -> Value:
+    """Return an order as an integer. SciPy cuts it to one, with a warning."""
+    n = xp.asarray(n)
+    return n if xp.isdtype(n.dtype, "integral") else xp.trunc(n)
+
+
+def pull_expn(xp: Namespace, c: Value, y: Value, n: Value, x: Value) -> Value:
+    """Return -c E_(n-1)(x), by E_(-1) = E_0 (1 + 1 / x), which SciPy does not have."""
+    n = whole(xp, n)
+    lowest = n == 0
+    below = xp.special.expn(xp.where(lowest, 1, n) - 1, x)
+    return -c * xp.where(lowest, y * (1.0 + 1.0 / xp.where(lowest, x, 1.0)), below)
+
+
+def of_whole_order(formula: Formula) -> Formula:
+    """Return the formula of a function whose order v SciPy cuts to an integer."""
+    return lambda xp, c, y, v, x: formula(xp, c, y, whole(xp, v), x)
+
+
 def steps(name: str, below: float, above: float) -> Formula:
     """Return half of `below` times the function of order v - 1 plus `above` times that of order v + 1."""
 
@@ -364,13 +383,13 @@ SEVERAL: dict[str, tuple[Formula | None, ...]] = {
         lambda xp, c, y, x, power: c * (1.0 + x) ** (power - 1.0),
         lambda xp, c, y, x, power: boxcox_exponent(xp, c, xp.log1p(x), power),
     ),
-    "expn": in_last_only("expn", "n", lambda xp, c, y, n, x: -c * xp.special.expn(n - 1, x)),
+    "expn": in_last_only("expn", "n", pull_expn),
     "jv": in_last_only("jv", "v", steps("jv", 1.0, -1.0)),
     "yv": in_last_only("yv", "v", steps("yv", 1.0, -1.0)),
-    "yn": in_last_only("yn", "n", steps("yn", 1.0, -1.0)),
+    "yn": in_last_only("yn", "n", of_whole_order(steps("yn", 1.0, -1.0))),
     "iv": in_last_only("iv", "v", steps("iv", 1.0, 1.0)),
     "kv": in_last_only("kv", "v", steps("kv", -1.0, -1.0)),
-    "kn": in_last_only("kn", "n", steps("kn", -1.0, -1.0)),
+    "kn": in_last_only("kn", "n", of_whole_order(steps("kn", -1.0, -1.0))),
     "ive": in_last_only("ive", "v", lambda xp, c, y, v, x: steps("ive", 1.0, 1.0)(xp, c, y, v, x) - c * xp.sign(x) * y),
     "kve": in_last_only("kve", "v", lambda xp, c, y, v, x: steps("kve", -1.0, -1.0)(xp, c, y, v, x) + c * y),
     "hyp0f1": in_last_only("hyp0f1", "v", lambda xp, c, y, v, z: c * xp.special.hyp0f1(v + 1.0, z) / v),

@@ -99,6 +99,7 @@ NUMPY: dict[str, Callable[..., Value]] = {
             *(shapes.reshape, shapes.ravel, shapes.copy, shapes.astype, shapes.rollaxis, shapes.tile),
             *(shapes.atleast_1d, shapes.atleast_2d, shapes.atleast_3d, shapes.flipud, shapes.fliplr, shapes.rot90),
             *(shapes.roll, shapes.repeat, shapes.swapaxes, shapes.meshgrid, padding.pad),
+            *(shapes.broadcast_to, shapes.broadcast_arrays),
             *(elementwise.fmax, elementwise.fmin, elementwise.nan_to_num, elementwise.select, elementwise.where),
             *(elementwise.clip, elementwise.polyval, elementwise.float_power),
             elementwise.real_if_close,

@@ -18,9 +18,9 @@ def flat(xp: Namespace, x: Value) -> Value:
 
 
 def by_axis(xp: Namespace, x: Value, axis: int | None) -> tuple[Value, int]:
-    """Return x and a non-negative axis of it; the vector of its entries for None."""
+    """Return x and a non-negative axis of it; the vector of its entries for None, and for a number."""
     x = as_array(xp, x)
-    return (flat(xp, x), 0) if axis is None else (x, axis % max(x.ndim, 1))
+    return (flat(xp, x), 0) if axis is None or not x.ndim else (x, axis % x.ndim)
 
 
 def is_number(x: Value) -> bool:

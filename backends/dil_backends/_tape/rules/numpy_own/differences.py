@@ -103,7 +103,10 @@ def interp(space: Namespace, x: Value, xp: Value, fp: Value, left: Value = None,
            period: float | None = None) -> Value:  # fmt: skip
     """Return the piecewise linear function through (xp, fp) at x. At a node, the slope is that after it."""
     nodes, xp = xp, space  # NumPy's name of the nodes is the tape's of the namespace
-    x, nodes, values = as_array(xp, x), as_array(xp, nodes), as_array(xp, fp)
+    # NumPy's result is double precision, whatever it gets, and so are its differences
+    x, nodes = (xp.astype(as_array(xp, a), xp.float64) for a in (x, nodes))
+    values = as_array(xp, fp)
+    values = xp.astype(values, xp.complex128 if is_complex(xp, values.dtype) else xp.float64)
     if period is not None:
         x, nodes, values, left, right = (*periodic(xp, x, nodes, values, abs(period)), None, None)
     n = nodes.shape[0]
@@ -115,8 +118,7 @@ def interp(space: Namespace, x: Value, xp: Value, fp: Value, left: Value = None,
         inside = low + (high - low) / (stop - start) * (x - start)
     below, above = values[0] if left is None else left, values[-1] if right is None else right
     found = xp.where(x < nodes[0], below, xp.where(x > nodes[-1], above, inside))
-    found = xp.where(xp.isnan(x), x, found)
-    return xp.astype(found, xp.complex128 if is_complex(xp, found.dtype) else xp.float64)  # whatever it gets
+    return xp.where(xp.isnan(x), x, found)
 
 
 def periodic(xp: Namespace, x: Value, nodes: Value, values: Value, period: float) -> tuple[Value, ...]:

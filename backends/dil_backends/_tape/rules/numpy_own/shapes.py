@@ -103,6 +103,14 @@ def repeat(xp: Namespace, a: Value, repeats: Any, axis: int | None = None) -> Va
     return xp.repeat(a, repeats, axis=axis)
 
 
+def broadcast_to(xp: Namespace, array: Value, shape: Any, subok: bool = False) -> Value:
+    return xp.broadcast_to(as_array(xp, array), (shape,) if isinstance(shape, Integral) else tuple(shape))
+
+
+def broadcast_arrays(xp: Namespace, *args: Value, subok: bool = False) -> tuple[Value, ...]:
+    return tuple(xp.broadcast_arrays(*(as_array(xp, x) for x in args)))
+
+
 def swapaxes(xp: Namespace, a: Value, axis1: int, axis2: int) -> Value:
     order = list(range(a.ndim))
     order[axis1], order[axis2] = order[axis2], order[axis1]
