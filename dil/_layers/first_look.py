@@ -10,22 +10,22 @@ from typing import NamedTuple
 from dil._base.arrays import full
 from dil._base.typing import Array, Arrays
 from dil._frameworks.constants import ZeroRule, as_constant
-from dil._frameworks.protocol import Vectorise
+from dil._frameworks.protocol import Compile, Vectorise
 from dil._layers.batched_call import batched_call
 from dil._layers.call import Call
 from dil._layers.first_calls import is_readable
-
-Compile = Callable[[Callable[..., Arrays]], Callable[..., Arrays]]
-"""Return a function of arrays, compiled where the framework gains by it."""
 
 
 class Seen(NamedTuple):
     """What a look has found, and said."""
 
-    factor: Array
-    """What the policy makes of one, (*batch, 1)."""
-    told: bool = False
-    """Whether a problem was told."""
+    factor: Array | None = None
+    """What the policy makes of one, (*batch, 1), if a problem was told."""
+
+    @property
+    def told(self) -> bool:
+        """Whether a problem was told."""
+        return self.factor is not None
 
 
 Look = Callable[[Call, Compile, Array, Arrays], Seen]
@@ -50,10 +50,11 @@ class FirstLook(ZeroRule):
         return any(self.found)
 
     def factor(self, y: Array, arrays: Sequence[Array]) -> Array | None:
-        """Look. Return what the policy makes of one, (*batch, 1); None if a compiler traces the values."""
+        """Look. Return what the policy makes of one, (*batch, 1); None if nothing was told."""
         backend, compiler = self.call.backend, self.call.backend.compiler()
         if compiler is None:  # the numbers are those within all transforms
-            return as_constant(backend, self.at_numbers, y, *arrays, rule=self)[0]
+            (factor,) = as_constant(backend, self.at_numbers, y, *arrays, rule=self)
+            return factor if self.told() else None
         y = backend.constant(y)
         if compiler.is_traced(y):
             return None
@@ -62,9 +63,8 @@ class FirstLook(ZeroRule):
 
     def at_numbers(self, y: Array, *arrays: Array) -> Arrays:
         """Look at plain arrays. Return what the policy makes of one."""
-        if not is_readable(self.call.backend, y):
-            return (full(y, 1.0, shape=(*y.shape[:-1], 1)),)
-        return (self._seen(lambda fn: fn, y, arrays),)
+        factor = self._seen(lambda fn: fn, y, arrays) if is_readable(self.call.backend, y) else None
+        return (full(y, 1.0, shape=(*y.shape[:-1], 1)) if factor is None else factor,)
 
     def batched(
         self, axes: Sequence[bool], size: int, vectorise: Vectorise
@@ -78,7 +78,7 @@ class FirstLook(ZeroRule):
         many = replace(self, call=call)
         return many.at_numbers, many
 
-    def _seen(self, compiled: Compile, y: Array, arrays: Arrays) -> Array:
+    def _seen(self, compiled: Compile, y: Array, arrays: Arrays) -> Array | None:
         seen = self.look(self.call, compiled, y, arrays[: len(self.call.arguments.arrays)])
         self.found.append(seen.told)
         return seen.factor

@@ -8,10 +8,11 @@ from dil._base.arrays import array_namespace, device, eps, full, max_abs, size
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays
+from dil._frameworks.protocol import Compile
 from dil._frameworks.random_vectors import standard_normal
 from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls
-from dil._layers.first_look import Compile, FirstLook, Seen
+from dil._layers.first_look import FirstLook, Seen
 from dil._problem.jacobian import jacobian
 
 INDEPENDENT = FirstCalls()
@@ -49,7 +50,7 @@ def _look(which: str, call: Call, compiled: Compile, y: Array, arrays: Arrays) -
             f"one problem, or normalise within each problem"
         )
         raise OptionError(message)
-    return Seen(full(y, 1.0, shape=(*y.shape[:-1], 1)))
+    return Seen()
 
 
 def _couples(call: Call, y: Array, *arrays: Array) -> Arrays:

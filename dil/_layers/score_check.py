@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dil._base.arrays import array_namespace, full, size
-from dil._base.scale import scale_of
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, CheckSmoothness
 from dil._diagnostics.failure_policy import without_approximate
 from dil._diagnostics.newton_comparison import Point
+from dil._frameworks.protocol import Compile
 from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls
-from dil._layers.first_look import Compile, FirstLook, Seen
+from dil._layers.first_look import FirstLook, Seen
+from dil._problem.conjugate_probes import gradient_is_wrong_somewhere
 from dil._problem.problem import Optimality
 from dil._problem.score import Score
 from dil._problem.value_slopes import gradient_is_wrong
@@ -55,18 +56,14 @@ def _checked(call: Call, y: Array, arrays: list[Array], check_smoothness: CheckS
     if look.passed():
         RIGHT.add(problem, y, call.solver)
     # a product, so that the derivative is NaN where the answer is
-    return answer if factor is None or not look.told() else answer * factor
+    return answer if factor is None else answer * factor
 
 
 def _look(call: Call, compiled: Compile, y: Array, arrays: Arrays) -> Seen:
     """Compare the score with its gradient, and apply the policy."""
-
-    def wrong(y: Array, *arrays: Array) -> Arrays:
-        return (gradient_is_wrong(call.problem(), y, arrays, scale_of(y, None)),)
-
-    (found,) = compiled(wrong)(y, *arrays)
+    found = gradient_is_wrong_somewhere(call.problem(), y, arrays, compiled)
+    if found is None or not bool(array_namespace(y).any(found)):
+        return Seen()
     xp, one = array_namespace(y), full(y, 1.0, shape=(*found.shape, 1))
-    if not bool(xp.any(found)):
-        return Seen(one)
     status = xp.where(found, *(full(y, int(s), shape=found.shape, dtype=xp.int32) for s in STATUSES))
-    return Seen(call.policy.apply(call.backend, "first call", status, one), told=True)
+    return Seen(call.policy.apply(call.backend, "first call", status, one))
