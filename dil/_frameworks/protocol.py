@@ -176,11 +176,15 @@ class BackendInfo:
         return self.reason is None
 
 
+Compile = Callable[[Callable[..., Arrays]], Callable[..., Arrays]]
+"""Return a function of arrays, compiled where the framework gains by it."""
+
+
 @dataclass(frozen=True)
 class Compiler:
     """How a framework compiles a function of arrays, for a framework that gains by it."""
 
-    compiled: Callable[[Callable[..., Arrays]], Callable[..., Arrays]]
+    compiled: Compile
     """`compiled(fn)`: return fn, which is traced once for each structure of its arrays. It can be differentiated."""
     is_traced: Callable[[object], bool]
     """Whether an object belongs to a trace, so that it may not be kept."""

@@ -8,10 +8,11 @@ from dil._base.arrays import array_namespace, device, eps, full, max_abs, size
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays
-from dil._frameworks.constants import as_constant
+from dil._frameworks.protocol import Compile
 from dil._frameworks.random_vectors import standard_normal
 from dil._layers.call import Call
-from dil._layers.first_calls import FirstCalls, is_readable
+from dil._layers.first_calls import FirstCalls
+from dil._layers.first_look import FirstLook, Seen
 from dil._problem.jacobian import jacobian
 
 INDEPENDENT = FirstCalls()
@@ -31,18 +32,25 @@ def check_independence(call: Call, y: Array, arrays: list[Array]) -> None:
     """
     problem = call.problem()
     several = size(problem.space.batch) > 1 and problem.space.dimension > 0
-    if not (several and is_readable(call.backend, y) and INDEPENDENT.are_new(problem, y)):
+    if not (several and INDEPENDENT.are_new(problem, y)):
         return
-    compiler, couples = call.backend.compiler(), partial(_couples, call)
-    (found,) = as_constant(call.backend, couples if compiler is None else compiler.compiled(couples), y, *arrays)
+    look = FirstLook(call, partial(_look, f"{call.policy.layer}: batch_ndim={call.condition.batch_ndim}"))
+    look.factor(y, arrays)
+    if look.passed():
+        INDEPENDENT.add(problem, y)
+
+
+def _look(which: str, call: Call, compiled: Compile, y: Array, arrays: Arrays) -> Seen:
+    """Refuse a call whose problems are coupled. `which` names the layer and its batch dimensions."""
+    (found,) = compiled(partial(_couples, call))(y, *arrays)
     if bool(found):
         message = (
-            f"{call.policy.layer}: batch_ndim={call.condition.batch_ndim} says that its problems are independent, but "
-            f"F of one problem depends on the unknown of another, as with batch normalisation in training or attention "
-            f"over the batch; pass batch_ndim=0 to solve them as one problem, or normalise within each problem"
+            f"{which} says that its problems are independent, but F of one problem depends on the unknown of another, "
+            f"as with batch normalisation in training or attention over the batch; pass batch_ndim=0 to solve them as "
+            f"one problem, or normalise within each problem"
         )
         raise OptionError(message)
-    INDEPENDENT.add(problem, y)
+    return Seen()
 
 
 def _couples(call: Call, y: Array, *arrays: Array) -> Arrays:

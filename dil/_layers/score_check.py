@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-
 from dil._base.arrays import array_namespace, full, size
-from dil._base.scale import scale_of
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, CheckSmoothness
 from dil._diagnostics.failure_policy import without_approximate
 from dil._diagnostics.newton_comparison import Point
-from dil._frameworks.constants import ZeroRule, as_constant
-from dil._frameworks.protocol import Vectorise
-from dil._layers.batched_call import batched_call
+from dil._frameworks.protocol import Compile
 from dil._layers.call import Call
-from dil._layers.first_calls import FirstCalls, is_readable
+from dil._layers.first_calls import FirstCalls
+from dil._layers.first_look import FirstLook, Seen
+from dil._problem.conjugate_probes import gradient_is_wrong_somewhere
 from dil._problem.problem import Optimality
 from dil._problem.score import Score
 from dil._problem.value_slopes import gradient_is_wrong
@@ -53,68 +49,21 @@ def _checked(call: Call, y: Array, arrays: list[Array], check_smoothness: CheckS
     asked = isinstance(call.condition, Score) and call.condition.derivatives is None and size(y.shape) > 0
     if not asked or check_smoothness == "never" or call.policy.on_failure == "ignore":
         return answer
-    problem, look = call.problem(), ScoreLook(call)
+    problem, look = call.problem(), FirstLook(call, _look)
     if not RIGHT.are_new(problem, y, call.solver):
         return answer
     factor = look.factor(y, arrays)
     if look.passed():
         RIGHT.add(problem, y, call.solver)
     # a product, so that the derivative is NaN where the answer is
-    return answer if factor is None or not look.told() else answer * factor
+    return answer if factor is None else answer * factor
 
 
-@dataclass(frozen=True)
-class ScoreLook(ZeroRule):
-    """One look at the score of a call, or of the rows of a call under a `vmap` that cannot trace a solver."""
-
-    call: Call
-    found: list[bool] = field(default_factory=list)
-    """Whether something was told, for each time that numbers were seen."""
-
-    def passed(self) -> bool:
-        """Return whether numbers were seen, and no row was told."""
-        return bool(self.found) and not self.told()
-
-    def told(self) -> bool:
-        """Return whether a row was told."""
-        return any(self.found)
-
-    def factor(self, y: Array, arrays: Sequence[Array]) -> Array | None:
-        """Apply the policy. Return what it makes of one, (*batch, 1); None if the values are traced."""
-        backend, compiler = self.call.backend, self.call.backend.compiler()
-        if compiler is None:  # the numbers are those within all transforms
-            return as_constant(backend, self.look, y, *arrays, rule=self)[0]
-        if compiler.is_traced(backend.constant(y)):
-            return None
-        return self._applied(*as_constant(backend, compiler.compiled(self._wrong), y, *arrays))
-
-    def look(self, y: Array, *arrays: Array) -> Arrays:
-        """Apply the policy at plain arrays. Return what it makes of one, (*batch, 1)."""
-        if not is_readable(self.call.backend, y):
-            return (full(y, 1.0, shape=(*y.shape[:-1], 1)),)
-        return (self._applied(*self._wrong(y, *arrays)),)
-
-    def batched(
-        self, axes: Sequence[bool], size: int, vectorise: Vectorise
-    ) -> tuple[Callable[..., Arrays], ScoreLook] | None:
-        """Return the look at `size` calls at once, or None if they are looked at one after the other."""
-        y_has_axis, *rest = axes
-        call = batched_call(self.call, rest, size, vectorise) if y_has_axis else None
-        if call is None:
-            return None
-        call.space = self.call.problem().space.many(size)
-        many = replace(self, call=call)
-        return many.look, many
-
-    def _wrong(self, y: Array, *arrays: Array) -> Arrays:
-        problem, count = self.call.problem(), len(self.call.arguments.arrays)
-        wrong = gradient_is_wrong(problem, y, arrays[:count], scale_of(y, None))
-        status = array_namespace(y).where(wrong, *(full(y, int(s), shape=wrong.shape) for s in STATUSES))
-        return status, full(y, 1.0, shape=(*wrong.shape, 1))
-
-    def _applied(self, status: Array, one: Array) -> Array:
-        xp = array_namespace(status)
-        self.found.append(bool(xp.any(status != int(Status.CONVERGED))))
-        if not self.found[-1]:
-            return one
-        return self.call.policy.apply(self.call.backend, "first call", xp.astype(status, xp.int32), one)
+def _look(call: Call, compiled: Compile, y: Array, arrays: Arrays) -> Seen:
+    """Compare the score with its gradient, and apply the policy."""
+    found = gradient_is_wrong_somewhere(call.problem(), y, arrays, compiled)
+    if found is None or not bool(array_namespace(y).any(found)):
+        return Seen()
+    xp, one = array_namespace(y), full(y, 1.0, shape=(*found.shape, 1))
+    status = xp.where(found, *(full(y, int(s), shape=found.shape, dtype=xp.int32) for s in STATUSES))
+    return Seen(call.policy.apply(call.backend, "first call", status, one))
