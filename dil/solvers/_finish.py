@@ -33,12 +33,12 @@ def finish(
 
     A problem that is neither solved nor broken reached the iteration limit, or it stopped because of rounding.
     """
-    failures = ((cut, Status.NO_DERIVATIVE), (diverged, Status.DIVERGED))
+    # the slopes at two points of a random score do not tell that it falls
+    failures = ((random, Status.RANDOM), (cut, Status.NO_DERIVATIVE), (diverged, Status.DIVERGED))
     reasons = [
         *((holds, status) for holds, status in failures if holds is not None),
         (solved, Status.CONVERGED),
         (broken, Status.NON_FINITE),
-        *(() if random is None else ((random, Status.RANDOM),)),
         *(() if wrong is None else ((wrong, Status.WRONG_DERIVATIVE),)),
         *(() if rootless is None else ((rootless, Status.NO_ROOT),)),
         *(() if far is None else ((far, Status.NOT_STATIONARY),)),
