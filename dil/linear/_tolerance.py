@@ -30,7 +30,7 @@ def tolerance_of_call(rtol: Tolerance, option: float | None, b: Array, backend: 
     """
     if rtol is None:
         return eps(array_namespace(b), b.dtype) ** 0.75 if option is None else option
-    if isinstance(rtol, Real):  # NumPy numbers have a shape, too
+    if isinstance(rtol, Real) or not hasattr(rtol, "shape"):  # NumPy numbers have a shape, too
         check_rtol(rtol)
         return rtol
     given: Any = rtol
