@@ -105,6 +105,26 @@ def test_each_problem_of_a_batch_has_its_own_tolerance(eager):
         np.testing.assert_allclose(u[i], alone, rtol=0.0, atol=1e-13 * np.abs(alone).max())
 
 
+def test_problems_leave_a_large_batch(eager):
+    """The problems of a chain that are solved leave, and each keeps its tolerance: all end at the root of their own."""
+    scale = np.logspace(-6, 3, 64)[:, None]
+    t = scale * (1.0 + np.random.default_rng(0).uniform(size=(64, 50)))
+
+    def chain(u, t):
+        xp = array_namespace(u)
+        end = u[..., :1] * 0.0
+        neighbours = xp.concat([u[..., 1:], end], axis=-1) + xp.concat([end, u[..., :-1]], axis=-1)
+        return 3.0 * u - neighbours + u**3 - t
+
+    found = [
+        dil.root(chain, Newton(linear_solver=solver), init=lambda t: 0.0 * t, batch_ndim=1).solve(eager.asarray(t))
+        for solver in (CG(), Direct())
+    ]
+    assert np.all(eager.to_numpy(found[0].status) == Status.CONVERGED)
+    u, expected = (eager.to_numpy(x.value) for x in found)
+    assert np.all(np.abs(u - expected) <= 1e-13 * np.abs(expected).max(axis=-1, keepdims=True))
+
+
 def test_under_jit_and_vmap():
     jax = pytest.importorskip("jax")
     plain = dil.backend("jax", dtype="float64")
@@ -144,18 +164,19 @@ def test_a_point_without_a_root_is_refused(eager, linear_solver):
     assert int(layer.solve(t).status) != Status.CONVERGED
 
 
-def test_a_short_rough_step_is_no_root(eager):
-    """||F|| is nearly all in the equation with the huge coefficient, which the first loose steps solve alone."""
-    n = 2000
-    a = eager.asarray(np.where(np.arange(n) % 2 == 0, 1e6, 1e-3))
-    t = eager.asarray(np.where(np.arange(n) % 2 == 0, 1.0, 1e-9))
+@pytest.mark.parametrize("linear_solver", [GMRES(), NormalCG()], ids=repr)
+def test_a_short_rough_step_is_not_the_last(eager, linear_solver):
+    """Half of the unknowns hardly move, and half of the equations have tiny coefficients: a loose step is short."""
+    half = np.arange(400) < 200
+    slope, way = (eager.asarray(np.where(half, *ends)) for ends in ((1.0, 1e-9), (1e-9, 0.1)))
 
     def F(u, t):
-        return a * (u - 1.0 - t) + 0.0 * u**2
+        return slope * (u - 1.0 - way * t)
 
-    solution = dil.root(F, Newton(linear_solver=GMRES()), init=lambda t: 0.0 * t + 1.0).solve(t)
-    if int(solution.status) == Status.CONVERGED:
-        np.testing.assert_allclose(eager.to_numpy(solution.value), 1.0 + eager.to_numpy(t), rtol=1e-14)
+    t = eager.asarray(np.linspace(1.0, 2.0, 400))
+    solution = dil.root(F, Newton(linear_solver=linear_solver), init=lambda t: 0.0 * t + 1.0).solve(t)
+    assert int(solution.status) == Status.CONVERGED
+    np.testing.assert_allclose(eager.to_numpy(solution.value), eager.to_numpy(1.0 + way * t), rtol=1e-14)
 
 
 def diagonal(A, b, /, *, loop):
