@@ -41,7 +41,7 @@ def half(u: Any, x: Any) -> Any:
 def layers(x: Any) -> dict[str, dil.Layer]:
     """Return a layer of each kind and forward solver."""
     solvers: list[Any] = [
-        dil.solvers.Newton(rtol=1e-10),
+        dil.solvers.Newton(rtol=1e-10, linear_solver=dil.linear.CG()),
         dil.solvers.LBFGS(memory=5),
         dil.solvers.GradientDescent(max_iter=5_000),
         dil.solvers.SciPy(method="BFGS"),

@@ -32,7 +32,8 @@ from dil.solvers import (
     SciPyRoot,
     _progress,
 )
-from dil.solvers._newton import Iterate, forcing, towards_root
+from dil.solvers._forcing import forcing_of_score
+from dil.solvers._newton import towards_root
 
 ROOT = Path(__file__).parent.parent
 COS = 0.7390851332151607
@@ -317,10 +318,10 @@ def test_steepest_descent_takes_the_place_of_a_step_that_leads_uphill(unit):
 @pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
 def test_a_truncated_step_is_as_exact_as_the_last_one_helped(unit):
     """0.9 (||F|| / ||F of the step before||)^1.618, and at most 1/2."""
-    no = np.asarray([False])
-    last = Iterate(np.ones(1), np.asarray([unit]), no, no, no, no, no, no, no, no, no)
+    no, before = np.asarray([False]), np.asarray([unit])
     for ratio, expected in ((0.1, 0.9 * 0.1 ** ((1 + 5**0.5) / 2)), (0.9, 0.5), (10.0, 0.5)):
-        np.testing.assert_allclose(forcing(np.asarray([ratio * unit]), last, np.finfo(float).eps), expected, rtol=1e-12)
+        found = forcing_of_score(ratio * before, before, no, np.finfo(float).eps)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("solver", [FixedPoint(), FixedPoint(damping=0.5), Anderson()], ids=name)

@@ -26,6 +26,20 @@ def declares(solver: object, flag: str) -> bool:
     return owner is not None and flag in vars(owner) and bool(getattr(solver, flag))
 
 
+def check_callable(name: str, value: object) -> None:
+    """Check that a value is a callable, and not a class of them.
+
+    Raises
+    ------
+    OptionError
+        If the value is neither.
+    """
+    if not callable(value) or isinstance(value, type):
+        hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
+        message = f"{name}={value!r} of type {type(value).__name__}; expected a callable{hint}"
+        raise OptionError(message)
+
+
 def check_integer(name: str, value: object, least: int) -> None:
     """Check that a value is an integer >= `least`.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from dil._base.errors import DTypeError, OptionError
 from dil._base.one_line import made_by, one_line
 from dil._base.operator import Operator
-from dil._base.options import is_integer
+from dil._base.options import check_callable, is_integer
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, CheckSmoothness, Tree
 from dil._diagnostics.failure_policy import Policy
@@ -59,10 +59,7 @@ class Layer:
     def __post_init__(self) -> None:
         loaded()  # `guarded` must know the framework of a compiler that meets the layer before any array
         for name, value in (("solver", self.solver), ("linear_solver", self.linear_solver)):
-            if not callable(value) or isinstance(value, type):
-                hint = f"; did you mean {value.__name__}()?" if isinstance(value, type) else ""
-                message = f"{name}={value!r} of type {type(value).__name__}; expected a callable{hint}"
-                raise OptionError(message)
+            check_callable(name, value)
         if str(getattr(self.solver, "__module__", "")).startswith("scipy."):
             message = (
                 f"solver={one_line(self.solver)} is a function of SciPy, which takes the arguments as args=(...); take "

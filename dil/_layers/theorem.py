@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device, full, size
-from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.options import declares
 from dil._base.quasi_newton import Pairs
@@ -53,7 +52,7 @@ from dil._problem.problem import Optimality, Problem
 from dil.linear._choice import Choice, ToldChoice
 from dil.linear._direct import inverse_of_few
 from dil.linear._recycled_choice import RecycledChoice
-from dil.linear._solver import LinearSolver
+from dil.linear._solver import LinearSolver, check_solution
 
 SMOOTH = FirstCalls()
 """The calls whose F was found to be smooth at a solution."""
@@ -213,7 +212,7 @@ class ImplicitRule:
         scale = scale_of(at.u, at.start)
         A = replace(A, pairs=at.pairs, probes=() if unasked else probes_of(A, Fu, scale, backend))
         solution = self.linear_solver(A, b, loop=backend.loops.while_loop)
-        _check_solution(solution, b)
+        check_solution(solution, b)
         solution = _with_nan(solution, b, backend)
         if unasked:  # nobody would hear of the point, and a look at it may cost more than the solve
             value: Array = solution.value
@@ -388,14 +387,3 @@ def _with_nan(solution: Solution, b: Array, backend: Backend) -> Solution:
     failed = xp.asarray(solution.status, device=device(b)) == int(Status.NON_FINITE)
     lost = xp.any(~xp.isfinite(b), axis=-1, keepdims=True) & failed[..., None]
     return solution._replace(value=xp.where(lost, full(b, float("nan")), solution.value))
-
-
-def _check_solution(solution: object, b: Array) -> None:
-    """Refuse an invalid answer of a linear solver before it turns into a gradient."""
-    if not isinstance(solution, Solution):
-        message = f"the linear solver returned {type(solution).__name__}; expected a dil.Solution whose value is like b"
-        raise ShapeError(message)
-    found = tuple(getattr(solution.value, "shape", (None,)))
-    if found != tuple(b.shape):
-        message = f"the linear solver returned a value of shape {found}; expected shape {tuple(b.shape)}, like b"
-        raise ShapeError(message)

@@ -47,12 +47,13 @@ def rounding(u: Array) -> float:
     return float(min(32 * machine, machine**0.75))
 
 
-def terms_of(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:
+def terms_of(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays, *, draws_first: bool = False) -> Array:
     """Return the size of the terms of F, (*batch, n): those of the unknown and those of the arguments.
 
     Where terms cancel in J u, as forces do in a symmetric structure, they show in J (u * z) for random numbers z. Each
     draw misses some by chance. So draws are added while an entry of F is not within the rounding of its terms, unless F
-    is far above the terms that all entries have.
+    is far above the terms that all entries have. With `draws_first` there is one before that: the terms of a Laplacian
+    cancel in J u of every smooth u.
     """
     backend, xp = F.problem.backend, array_namespace(u)
     phases = TURNS * standard_normal(backend, full(u, 0.0, shape=u.shape[-1:]), 1, 0)[0, ...]
@@ -66,12 +67,14 @@ def terms_of(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) ->
         return Drawn(s.count + 1, xp.maximum(s.terms, xp.abs(J(u * xp.cos((s.count + 1) * phases)))))
 
     first = Drawn(0, xp.abs(J(u)) + xp.abs(change_with_arguments(F, Fu, u, floats)))
-    last: Drawn = backend.loops.while_loop(unknown, draw, first)
+    last: Drawn = backend.loops.while_loop(unknown, draw, draw(first) if draws_first else first)
     return last.terms
 
 
-def within_rounding_of_terms(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:
-    """Return whether each entry of F is within the rounding of its terms, shape batch."""
-    xp = array_namespace(u)
-    small: Array = xp.all(xp.abs(Fu) <= rounding(u) * terms_of(F, J, Fu, u, floats), axis=-1)
+def within_rounding_of_terms(
+    F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays, *, draws_first: bool = False
+) -> Array:
+    """Return whether each entry of F is within the rounding of its terms, shape batch. See `terms_of`."""
+    xp, terms = array_namespace(u), terms_of(F, J, Fu, u, floats, draws_first=draws_first)
+    small: Array = xp.all(xp.abs(Fu) <= rounding(u) * terms, axis=-1)
     return small

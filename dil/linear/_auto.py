@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from dil._base.arrays import array_namespace, eps, size
+from dil._base.arrays import array_namespace, size
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, as_operator, shifted
 from dil._base.options import is_integer
@@ -29,6 +30,7 @@ from dil.linear._right_hand_side import backend_of_system
 from dil.linear._scaled_bicgstab import scaled_bicgstab
 from dil.linear._solve_again import SoFar, solve_again
 from dil.linear._solver import LinearSolver
+from dil.linear._tolerance import Tolerance, tolerance_of_call
 
 MAX_DENSE_NUMBERS = 2**22
 """The most numbers that the dense matrices of a batch may hold: 32 MiB in float64. JAX always reserves this memory."""
@@ -110,6 +112,8 @@ class Auto:
 
     _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+    _takes_tolerance = True
+    """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
     _takes_start = True
     """Whether a start x0 saves steps."""
 
@@ -120,9 +124,20 @@ class Auto:
             raise OptionError(message)
 
     def __call__(
-        self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
+        self,
+        A: Operator | Matvec,
+        b: Array,
+        /,
+        *,
+        loop: Loop | None = None,
+        x0: Array | None = None,
+        rtol: Tolerance = None,
     ) -> Solution:
-        """Solve A x = b for b: (*batch, n); status: batch."""
+        """Solve A x = b for b: (*batch, n); status: batch.
+
+        `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1). A dense solve has no
+        use for it.
+        """
         backend = backend_of_system(b, "dil.linear.Auto", x0)
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
@@ -131,8 +146,9 @@ class Auto:
         if self._looks_for_symmetry(A, b, backend, x0):
             rest = replace(self, damping=0.0)
             system = shifted(A, self.damping)
-            return solved_by_symmetry(system, b, rest, rest._solve, backend=backend, loop=loop)
-        return self._solve(A, b, loop=loop, x0=x0)
+            members = partial(rest, rtol=rtol), partial(rest._solve, rtol=rtol)
+            return solved_by_symmetry(system, b, *members, backend=backend, loop=loop)
+        return self._solve(A, b, loop=loop, x0=x0, rtol=rtol)
 
     def _looks_for_symmetry(self, A: Operator, b: Array, backend: Backend, x0: Array | None) -> bool:
         """Return whether products are to show if A is symmetric: where it is too large for a dense solve."""
@@ -142,10 +158,12 @@ class Auto:
         fits = size(one.shape) * b.shape[-1] <= MAX_DENSE_NUMBERS
         return not fits or (self.max_iter is not None and krylov_budget(A, b, backend) > 0)
 
-    def _solve(self, A: Operator, b: Array, /, *, loop: Loop, x0: Array | None = None) -> Solution:
+    def _solve(
+        self, A: Operator, b: Array, /, *, loop: Loop, x0: Array | None = None, rtol: Tolerance = None
+    ) -> Solution:
         """Solve A x = b, and believe what A says of its symmetry."""
         backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
-        damping, rtol, max_iter = self.damping, self.rtol, self.max_iter
+        damping, max_iter, asked = self.damping, self.max_iter, self.rtol if rtol is None else rtol
         direct = Direct(damping)
         one = b if A.one is None else b[0, ...]
         fits = size(one.shape) * n <= MAX_DENSE_NUMBERS
@@ -163,18 +181,25 @@ class Auto:
                 first = racing_cg(
                     shifted(A, damping),
                     b,
-                    rtol=eps(array_namespace(b), b.dtype) ** 0.75 if rtol is None else rtol,
+                    rtol=tolerance_of_call(rtol, self.rtol, b, backend),
                     max_iter=max(100, 10 * n) if most is None else most,
                     backend=backend,
                     loops=with_loop(backend.loops, loop),
                     trial=None if trial is None else 3 * trial,
                 )
             elif not A.symmetric and A.rmatvec is not None and x0 is None:
-                options = BiCGSTAB(damping, rtol, most)
-                first = scaled_bicgstab(options, shifted(A, damping), b, backend=backend, loop=loop, trial=trial)
+                first = scaled_bicgstab(
+                    BiCGSTAB(damping, max_iter=most),
+                    shifted(A, damping),
+                    b,
+                    backend=backend,
+                    loop=loop,
+                    rtol=asked,
+                    trial=trial,
+                )
             else:
-                solver = (CG if A.symmetric else BiCGSTAB)(damping, rtol, most)
-                first = solver.tried(A, b, loop=loop, x0=x0, trial=trial)
+                solver = (CG if A.symmetric else BiCGSTAB)(damping, max_iter=most)
+                first = solver.tried(A, b, loop=loop, x0=x0, rtol=asked, trial=trial)
             kind, raced = Tried.CG if A.symmetric else Tried.BICGSTAB, (first.extra or {}).get("raced")
             first = _with_choice(first, Choice.of(kind, first, Reason.ITERATES, FEWEST_TRIED, raced))
         if has_fallback and not dense_first:
@@ -184,11 +209,12 @@ class Auto:
         if A.one is not None:
             return first  # a right-hand side that failed is solved again by itself
         if dense_allowed:
-            return _retry(first, (Status.SINGULAR,), LeastNorm(damping, rtol), Tried.LEAST_NORM, A, b, loop)
+            least_norm = partial(LeastNorm(damping), rtol=asked)
+            return _retry(first, (Status.SINGULAR,), least_norm, Tried.LEAST_NORM, A, b, loop)
         if A.symmetric:
-            minres = MINRES(damping, rtol, max_iter)
+            minres = partial(MINRES(damping, max_iter=max_iter), rtol=asked)
             return _retry(first, (Status.INDEFINITE, Status.SINGULAR), minres, Tried.MINRES, A, b, loop)
-        gmres = GMRES(damping=damping, rtol=rtol, max_iter=max_iter)
+        gmres = partial(GMRES(damping=damping, max_iter=max_iter), rtol=asked)
         return _retry(first, (Status.SINGULAR, Status.STAGNATED), gmres, Tried.GMRES, A, b, loop)
 
     def _reason(self, A: Operator, n: int) -> tuple[Reason, int]:

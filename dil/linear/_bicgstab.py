@@ -13,6 +13,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import choose
 from dil.linear._restarts import TRIAL_SHARE, Pass, Progress, Task, restarted
+from dil.linear._tolerance import Tolerance
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,27 @@ class BiCGSTAB:
 
     _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+    _takes_tolerance = True
+    """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
 
     def __post_init__(self) -> None:
         check_linear_options(self)
 
     def __call__(
-        self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
+        self,
+        A: Operator | Matvec,
+        b: Array,
+        /,
+        *,
+        loop: Loop | None = None,
+        x0: Array | None = None,
+        rtol: Tolerance = None,
     ) -> Solution:
-        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch."""
-        return self.tried(A, b, loop=loop, x0=x0)
+        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch.
+
+        `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1).
+        """
+        return self.tried(A, b, loop=loop, x0=x0, rtol=rtol)
 
     def tried(
         self,
@@ -80,13 +93,16 @@ class BiCGSTAB:
         *,
         loop: Loop | None = None,
         x0: Array | None = None,
+        rtol: Tolerance = None,
         trial: int | None = None,
     ) -> Solution:
         """Solve like a call, but give up a problem that is slow after `trial` steps.
 
         A problem is slow if its relative residual after `trial` steps is above rtol ** (2 / 7). It ends STAGNATED.
         """
-        return restarted(bicgstab, self, shifted(A, self.damping), b, loop=loop, x0=x0, patience=3, trial=trial)
+        return restarted(
+            bicgstab, self, shifted(A, self.damping), b, loop=loop, x0=x0, rtol=rtol, patience=3, trial=trial
+        )
 
 
 class Given(NamedTuple):

@@ -24,6 +24,7 @@ from dil.linear._one_reduction_cg import one_reduction_cg
 from dil.linear._part import matrix_of_part
 from dil.linear._restarts import TRIAL_SHARE
 from dil.linear._right_hand_side import backend_of_system
+from dil.linear._tolerance import Tolerance, tolerance_of_call
 from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner
 
 
@@ -96,6 +97,9 @@ class CG:
     preconditioner: Preconditioner | Matvec | None = None
     one_reduction: bool = field(default=False, kw_only=True)
 
+    _takes_tolerance = True
+    """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
+
     def __post_init__(self) -> None:
         check_linear_options(self, "the Hessian")
         check_preconditioner(self.preconditioner)
@@ -124,12 +128,32 @@ class CG:
         """Whether the layer must keep the pairs of its forward solver for the preconditioner."""
         return getattr(self.preconditioner, "uses_pairs", False)
 
-    def __call__(self, A: Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None) -> Solution:
-        """Solve each problem of a batch; b, x0 and the value: (*batch, n), float; status: batch."""
-        return self.tried(A, b, loop=loop, x0=x0)
+    def __call__(
+        self,
+        A: Matvec,
+        b: Array,
+        /,
+        *,
+        loop: Loop | None = None,
+        x0: Array | None = None,
+        rtol: Tolerance = None,
+    ) -> Solution:
+        """Solve each problem of a batch; b, x0 and the value: (*batch, n), float; status: batch.
+
+        `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1).
+        """
+        return self.tried(A, b, loop=loop, x0=x0, rtol=rtol)
 
     def tried(
-        self, A: Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None, trial: int | None = None
+        self,
+        A: Matvec,
+        b: Array,
+        /,
+        *,
+        loop: Loop | None = None,
+        x0: Array | None = None,
+        rtol: Tolerance = None,
+        trial: int | None = None,
     ) -> Solution:
         """Solve like a call, but give up a problem that is slow after `trial` steps.
 
@@ -137,8 +161,7 @@ class CG:
         need 3.5 * trial steps in total. It ends STAGNATED. With a preconditioner or a start x0, `trial` is ignored.
         """
         backend = backend_of_system(b, "dil.linear.CG", x0)
-        xp = array_namespace(b)
-        rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
+        rtol = tolerance_of_call(rtol, self.rtol, b, backend)
         max_iter = max(100, 10 * b.shape[-1]) if self.max_iter is None else self.max_iter
         loops = with_loop(backend.loops, loop)
         H = shifted(A, self.damping)
@@ -205,7 +228,7 @@ class System:
     """<r, r> at which the recurrence stops. It is below the tolerance, so that the true residual rarely misses that."""
     accepted_rr: Scalar
     """<r, r> of the true residual that is accepted."""
-    rtol: float
+    rtol: Scalar
     max_iter: int
     scalars: Scalars
     trial: Trial | None
@@ -216,15 +239,15 @@ class System:
         if H is None:
             return None
         b, unit, bb = map(rows.take, (self.b, self.unit, self.bb))
-        target_rr, accepted_rr = map(rows.take, (self.target_rr, self.accepted_rr))
-        return replace(self, H=H, b=b, unit=unit, bb=bb, target_rr=target_rr, accepted_rr=accepted_rr)
+        target_rr, accepted_rr, rtol = map(rows.take, (self.target_rr, self.accepted_rr, self.rtol))
+        return replace(self, H=H, b=b, unit=unit, bb=bb, target_rr=target_rr, accepted_rr=accepted_rr, rtol=rtol)
 
 
 def cg(
     matvec: Matvec,
     b: Array,
     *,
-    rtol: float,
+    rtol: Scalar,
     max_iter: int,
     loops: Loops,
     trial: int | None = None,
@@ -235,7 +258,7 @@ def cg(
 
 
 def iterated(
-    matvec: Matvec, b: Array, *, rtol: float, max_iter: int, loops: Loops, trial: Trial | None = None
+    matvec: Matvec, b: Array, *, rtol: Scalar, max_iter: int, loops: Loops, trial: Trial | None = None
 ) -> tuple[System, State]:
     """Iterate from x = 0 until each problem has ended; b: (*batch, n). Return the systems and the last state.
 

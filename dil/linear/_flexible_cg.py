@@ -72,7 +72,7 @@ def flexible_cg(
     *,
     preconditioner: Preconditioner | Matvec | None,
     x0: Array | None,
-    rtol: float,
+    rtol: Scalar,
     max_iter: int,
     loops: Loops,
 ) -> Solution:

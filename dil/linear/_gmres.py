@@ -16,6 +16,7 @@ from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import repeat
 from dil.linear._restarts import Pass, Progress, Task, restarted
 from dil.linear._rotations import ArrayRotations, NumberRotations, array_rotations, number_rotations, rows_like
+from dil.linear._tolerance import Tolerance
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class GMRES:
 
     _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+    _takes_tolerance = True
+    """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
 
     def __post_init__(self) -> None:
         check_linear_options(self)
@@ -76,11 +79,21 @@ class GMRES:
             raise OptionError(message)
 
     def __call__(
-        self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
+        self,
+        A: Operator | Matvec,
+        b: Array,
+        /,
+        *,
+        loop: Loop | None = None,
+        x0: Array | None = None,
+        rtol: Tolerance = None,
     ) -> Solution:
-        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch."""
+        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch.
+
+        `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1).
+        """
         recurrence = partial(gmres, restart=self.restart)
-        return restarted(recurrence, self, shifted(A, self.damping), b, loop=loop, x0=x0, gain=0.999)
+        return restarted(recurrence, self, shifted(A, self.damping), b, loop=loop, x0=x0, gain=0.999, rtol=rtol)
 
 
 Rotations: TypeAlias = NumberRotations | ArrayRotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from dil._base.arrays import array_namespace, eps, eye, factor_dtype, full, max_abs, nonzero_or_one, norm
 from dil._base.operator import Operator
@@ -12,6 +13,7 @@ from dil._base.status import Status, first_of
 from dil._base.typing import Array, Loop
 from dil.linear._direct import dense
 from dil.linear._right_hand_side import backend_of_system
+from dil.linear._tolerance import Tolerance, tolerance_of_call
 
 ZERO_POWER, DOUBTFUL_POWER = 3 / 4, 2 / 3
 """A singular value counts as zero below eps ** ZERO_POWER of the largest, and perhaps below the second limit."""
@@ -34,12 +36,14 @@ class LeastNorm:
     damping: float = 0.0
     rtol: float | None = None
 
-    def __call__(self, A: Operator, b: Array, /, *, loop: Loop) -> Solution:
+    def __call__(self, A: Operator, b: Array, /, *, loop: Loop, rtol: Tolerance = None) -> Solution:
         """Solve A x = b for b: (*batch, n); status: batch."""
         xp, dtype, machine_eps = array_namespace(b), factor_dtype(b), eps(array_namespace(b), b.dtype)
-        rtol = machine_eps**0.75 if self.rtol is None else self.rtol
+        backend = backend_of_system(b, "dil.linear.Auto")
+        limit = tolerance_of_call(rtol, self.rtol, b, backend)
+        limit = limit if b.ndim == 1 or isinstance(limit, Real) else limit[..., 0]
         identity = eye(b.shape[-1], b)
-        matrix = xp.astype(dense(A, b, backend_of_system(b, "dil.linear.Auto")) + self.damping * identity, dtype)
+        matrix = xp.astype(dense(A, b, backend) + self.damping * identity, dtype)
         finite = xp.all(xp.isfinite(matrix), axis=(-2, -1)) & xp.all(xp.isfinite(b), axis=-1)
         matrix = xp.where(finite[..., None, None], matrix, xp.astype(identity, dtype))
         size = norm(xp.where(finite[..., None], b, full(b, 0.0)))
@@ -52,7 +56,7 @@ class LeastNorm:
         x = (Vt.mT @ xp.where(kept, coefficients / xp.where(kept, values, 1.0), 0.0)[..., None])[..., 0]
         residual = norm(unit_b - (matrix @ x[..., None])[..., 0])[..., 0]
         dropped = norm(xp.where(kept, full(coefficients, 0.0), coefficients))[..., 0]
-        solved = (residual <= rtol) & (dropped <= rounding)
+        solved = (residual <= limit) & (dropped <= rounding)
         zero = size[..., 0] == 0
         count = xp.where(zero, 0, full(zero, b.shape[-1], dtype=xp.int32))
         status = first_of([(~finite, Status.NON_FINITE), (solved, Status.CONVERGED)], Status.SINGULAR)

@@ -12,6 +12,7 @@ from dil._base.scalars import Scalar, either, greater, in_unit, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import Pass, Progress, Task, restarted
+from dil.linear._tolerance import Tolerance
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,27 @@ class MINRES:
 
     _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+    _takes_tolerance = True
+    """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
 
     def __post_init__(self) -> None:
         check_linear_options(self)
 
     def __call__(
-        self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
+        self,
+        A: Operator | Matvec,
+        b: Array,
+        /,
+        *,
+        loop: Loop | None = None,
+        x0: Array | None = None,
+        rtol: Tolerance = None,
     ) -> Solution:
-        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch."""
-        return restarted(minres, self, shifted(A, self.damping), b, loop=loop, x0=x0)
+        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch.
+
+        `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1).
+        """
+        return restarted(minres, self, shifted(A, self.damping), b, loop=loop, x0=x0, rtol=rtol)
 
 
 class Iterate(NamedTuple):

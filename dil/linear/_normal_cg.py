@@ -12,6 +12,7 @@ from dil._base.scalars import Scalar, count, divided, either, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil.linear._restarts import Measure, Pass, Progress, Task, restarted
+from dil.linear._tolerance import Tolerance
 
 
 @dataclass(frozen=True)
@@ -64,18 +65,30 @@ class NormalCG:
 
     _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+    _takes_tolerance = True
+    """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
 
     def __post_init__(self) -> None:
         check_linear_options(self, "A^T A")
 
     def __call__(
-        self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
+        self,
+        A: Operator | Matvec,
+        b: Array,
+        /,
+        *,
+        loop: Loop | None = None,
+        x0: Array | None = None,
+        rtol: Tolerance = None,
     ) -> Solution:
-        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch."""
+        """Solve each problem of a batch; b, the start x0 and the value: (*batch, n), float; status: batch.
+
+        `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1).
+        """
         A = as_operator(A)
         _ = A.T  # raises if the transpose is missing, before any work is done
         measure = None if self.damping == 0 else normal_error
-        return restarted(normal_cg, self, A, b, loop=loop, x0=x0, measure=measure)
+        return restarted(normal_cg, self, A, b, loop=loop, x0=x0, measure=measure, rtol=rtol)
 
 
 class Given(NamedTuple):
@@ -88,7 +101,7 @@ class Given(NamedTuple):
     """The unit of A."""
     damping: Scalar
     """The damping in the unit of A^T A."""
-    target_rr: float
+    target_rr: Scalar
     target_zz: Scalar
     """<z, z> and <r, r> at which the pass ends, with and without damping."""
 

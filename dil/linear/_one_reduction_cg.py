@@ -62,7 +62,7 @@ class Pass(NamedTuple):
 
 
 def one_reduction_cg(
-    H: Matvec, b: Array, *, rtol: float, max_iter: int, loops: Loops, trial: int | None = None
+    H: Matvec, b: Array, *, rtol: Scalar, max_iter: int, loops: Loops, trial: int | None = None
 ) -> Solution:
     """Solve H x = b; b: (*batch, n). The rules are those of `dil.linear.CG`, and the trial that of `CG.tried`.
 
@@ -94,7 +94,7 @@ class System:
     b: Array
     bb: Scalar
     """<b, b>."""
-    rtol: float
+    rtol: Scalar
     max_iter: int
     loops: Loops
     scalars: Scalars
@@ -119,7 +119,8 @@ class System:
         H = matrix_of_part(as_operator(self.H), rows, self.b)
         if H is None:
             return None
-        return Part(replace(self, H=H, b=rows.take(self.b), bb=rows.take(self.bb)), lambda _: True)
+        b, bb, rtol = map(rows.take, (self.b, self.bb, self.rtol))
+        return Part(replace(self, H=H, b=b, bb=bb, rtol=rtol), lambda _: True)
 
     def active(self, i: Iterate) -> Scalar:
         """Return whether a pass goes on."""

@@ -83,7 +83,7 @@ class Found(NamedTuple):
 
 
 def racing_cg(
-    A: Operator, b: Array, *, rtol: float, max_iter: int, backend: Backend, loops: Loops, trial: int | None = None
+    A: Operator, b: Array, *, rtol: Scalar, max_iter: int, backend: Backend, loops: Loops, trial: int | None = None
 ) -> Solution:
     """Solve A x = b with a symmetric positive definite A by the cheapest of three ways; b: (*batch, n).
 

@@ -21,6 +21,7 @@ from dil._frameworks.loops import Loops, with_loop
 from dil.linear._backward_error import is_rounding
 from dil.linear._part import matrix_of_part
 from dil.linear._right_hand_side import backend_of_system
+from dil.linear._tolerance import Tolerance, tolerance_of_call
 
 S = TypeVar("S", bound=tuple[Any, ...])
 G = TypeVar("G", bound=tuple[Any, ...])
@@ -42,7 +43,7 @@ class Task:
     A: Operator
     b: Array
     damping: float
-    rtol: float
+    rtol: Scalar
     max_iter: int
     loops: Loops
     scalars: Scalars
@@ -67,7 +68,7 @@ class Task:
     def part(self, rows: Rows) -> Task | None:
         """Return some systems of the batch, or None if they cannot be solved alone. They have no measure."""
         A = matrix_of_part(self.A, rows, self.b)
-        return None if A is None else replace(self, A=A, b=rows.take(self.b), measure=None)
+        return None if A is None else replace(self, A=A, b=rows.take(self.b), rtol=rows.take(self.rtol), measure=None)
 
     def iterate(self, given: G, step: Step[G, S], active: Active[G, S], first: S) -> S:
         """Run a recurrence on the active problems. The other problems keep their state.
@@ -140,6 +141,7 @@ def restarted(
     *,
     loop: Loop | None,
     x0: Array | None,
+    rtol: Tolerance = None,
     measure: Callable[[Task], Measure] | None = None,
     gain: float = 0.5,
     patience: int = 1,
@@ -149,7 +151,7 @@ def restarted(
 
     A pass gains if it multiplies the error by `gain` or less. A problem ends after `patience` passes without gain.
     """
-    start = prepared(options, A, b, loop=loop, x0=x0, measure=measure, trial=trial)
+    start = prepared(options, A, b, loop=loop, x0=x0, rtol=rtol, measure=measure, trial=trial)
 
     def advance(task: Task, s: Progress) -> Progress:
         return updated(task, s, recurrence(task, s), gain, patience)
@@ -183,10 +185,11 @@ def prepared(
     *,
     loop: Loop | None,
     x0: Array | None = None,
+    rtol: Tolerance = None,
     measure: Callable[[Task], Measure] | None = None,
     trial: int | None = None,
 ) -> Prepared:
-    """Return the systems A x = b, b: (*batch, n), with the scale of b taken out."""
+    """Return the systems A x = b, b: (*batch, n), with the scale of b taken out. `rtol` is that of the call."""
     name = f"dil.linear.{type(options).__name__}"
     backend = backend_of_system(b, name, x0)
     xp, n = array_namespace(b), b.shape[-1]
@@ -200,7 +203,7 @@ def prepared(
         A,
         b / unit,
         options.damping,
-        eps(xp, b.dtype) ** 0.75 if options.rtol is None else options.rtol,
+        tolerance_of_call(rtol, options.rtol, b, backend),
         max(100, 10 * n) if options.max_iter is None else options.max_iter,
         with_loop(backend.loops, loop),
         scalars,

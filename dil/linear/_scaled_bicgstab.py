@@ -20,6 +20,7 @@ from dil.linear._choice import Course, First
 from dil.linear._choice_in_words import Way
 from dil.linear._restarts import TRIAL_SHARE, Progress, Task, prepared, updated
 from dil.linear._row_column_scales import PRODUCTS, row_column_scales
+from dil.linear._tolerance import Tolerance
 
 FIRST, SOON = 16, 64
 """Problems that are to converge within 64 steps, at the pace of the first 16, go on with plain BiCGSTAB."""
@@ -84,7 +85,14 @@ class Systems:
 
 
 def scaled_bicgstab(
-    options: LinearOptions, A: Operator, b: Array, *, backend: Backend, loop: Loop, trial: int | None = None
+    options: LinearOptions,
+    A: Operator,
+    b: Array,
+    *,
+    backend: Backend,
+    loop: Loop,
+    rtol: Tolerance = None,
+    trial: int | None = None,
 ) -> Solution:
     """Solve A x = b, b: (*batch, n), by BiCGSTAB for A M y = b, x = M y, with a diagonal M if this pays.
 
@@ -102,7 +110,7 @@ def scaled_bicgstab(
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps, or after three
     times that number once M is estimated.
     """
-    start = prepared(options, A, b, loop=loop)
+    start = prepared(options, A, b, loop=loop, rtol=rtol)
     systems, s = Systems(start.task, backend, trial), start.first
     no, none, zero, null = s.active & False, count_from_zero(s.error), 0.0 * s.error, full(b, 0.0)
     plain = Kept(null, null, null, zero, zero, zero, zero)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from dil._base.errors import ShapeError
 from dil._base.operator import Operator
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop
@@ -29,3 +30,20 @@ class LinearSolver(Protocol):
         Python and under a compiler.
         """
         ...
+
+
+def check_solution(solution: object, b: Array) -> None:
+    """Refuse an invalid answer of a linear solver before it turns into a gradient or a step.
+
+    Raises
+    ------
+    ShapeError
+        If it is no `Solution`, or its value has another shape than b.
+    """
+    if not isinstance(solution, Solution):
+        message = f"the linear solver returned {type(solution).__name__}; expected a dil.Solution whose value is like b"
+        raise ShapeError(message)
+    found = tuple(getattr(solution.value, "shape", (None,)))
+    if found != tuple(b.shape):
+        message = f"the linear solver returned a value of shape {found}; expected shape {tuple(b.shape)}, like b"
+        raise ShapeError(message)

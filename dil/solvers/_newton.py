@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -18,7 +19,8 @@ from dil._base.arrays import (
     select,
 )
 from dil._base.errors import OptionError
-from dil._base.operator import Operator
+from dil._base.operator import Operator, shifted
+from dil._base.options import check_callable
 from dil._base.scalars import (
     Scalar,
     Scalars,
@@ -31,12 +33,12 @@ from dil._base.scalars import (
     indicator,
     is_finite,
     nonzero,
-    smaller,
+    sqrt,
 )
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.status import Status
-from dil._base.typing import Array, Matvec, Tree
+from dil._base.typing import Array, Loop, Matvec, Tree
 from dil._frameworks.iteration import choose
 from dil._frameworks.loops import Loops
 from dil._problem.terms import within_rounding_of_terms
@@ -44,7 +46,9 @@ from dil.linear._auto import Auto
 from dil.linear._cg import CG, cg
 from dil.linear._direct import Direct, solution_of_few
 from dil.linear._normal_cg import NormalCG
+from dil.linear._solver import LinearSolver, check_solution
 from dil.solvers._finish import finish
+from dil.solvers._forcing import LOOSEST, finest_forcing, forcing_of_root, forcing_of_score, is_inexact
 from dil.solvers._judge import judge
 from dil.solvers._leaving import iterate_problems
 from dil.solvers._linearised import linearised, records, remember, remember_trial, residual_at, score_at
@@ -54,7 +58,6 @@ from dil.solvers._start import Start, check_positive, start, tolerance, zeros_li
 from dil.solvers._verify import solved_or_rounded
 
 Equations = Literal["hessian", "normal", "truncated"]
-GOLDEN = (1 + 5**0.5) / 2
 SHORTEST_CUT, LONGEST_CUT = 0.1, 0.5
 """The share of a step length that a line search tries next is between these two."""
 TINY = 2.0**-10
@@ -93,12 +96,26 @@ class Newton:
         Whether `extra["history"]` holds the residual after every step, (max_iter, *batch); NaN for steps not taken.
     progress : bool
         Whether to draw a progress bar if the run takes more than a second. Needs rich.
+    linear_solver : callable, optional
+        Solves (J + damping I) d = F, or (H + damping I) d = F, as `dil.linear.CG()` for symmetric J, or
+        `dil.linear.CG(preconditioner=...)`. By default `dil.linear.Auto` for a root; for a minimum, Cholesky's factor
+        or CG, as above. It belongs to `equations="hessian"`.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, or `linear_solver` meets other equations.
 
     Notes
     -----
     Roots: each step lowers 1/2 ||F||^2 (Nocedal and Wright 2006, section 11.2). If the Newton step is not a direction
     of descent, the steepest descent step is taken. If J^T F = 0 but F is not zero, the problem ends SINGULAR. A short
     step does not end a problem if J d is far from F, as at a singular J or with large damping.
+
+    Steps towards a root are solved to the full where a dense solve is cheap. Larger ones are inexact: the tolerance is
+    1/2 far from the root, and tightens as ||F|| falls, for each problem of a batch separately (Eisenstat and Walker
+    1996, second forcing term, with its safeguard). A last step takes off what the one before it left, so the root is as
+    exact as by full steps. A linear solver that takes no tolerance in its call solves each step to its own.
 
     Minima: where H is not positive definite, CG serves, and stops at negative curvature (Nocedal and Wright 2006,
     Algorithm 7.1). The Newton step is then the last iterate of CG, or along the gradient if CG has no iterate. A step
@@ -124,6 +141,7 @@ class Newton:
     damping: float = 0.0
     history: bool = False
     progress: bool = False
+    linear_solver: LinearSolver | None = None
 
     _takes_batch = True
     """Whether it solves a batch by calls of the score alone."""
@@ -137,6 +155,15 @@ class Newton:
             raise OptionError(message)
         check_watched(self)
         CG(damping=self.damping)
+        if self.linear_solver is None:
+            return
+        check_callable("linear_solver", self.linear_solver)
+        if self.equations != "hessian":
+            message = (
+                f"equations={self.equations!r} is solved by CG of its own and takes no linear_solver=; take "
+                f"Newton(linear_solver=...), for the normal equations Newton(linear_solver=dil.linear.NormalCG())"
+            )
+            raise OptionError(message)
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Solve from init; the value has the structure of init."""
@@ -146,6 +173,7 @@ class Newton:
             message = "equations='truncated' is for scores; take Newton() for a root or a fixed point"
             raise OptionError(message)
         rtol, loops = tolerance(u, self.rtol, 0.5), problem.backend.loops
+        finest = finest_forcing(eps(array_namespace(u), u.dtype))
 
         def descend(started: Start, s: Iterate) -> Iterate:
             at = self._step(started, s, scalars)
@@ -157,7 +185,7 @@ class Newton:
             taken = found.length > 0
             short = scalars.holds(is_short(at.step, found.u, started.u, rtol))
             near = usable & taken & logical_not(at.rough) & short
-            solved = s.solved | (near if self.equations != "truncated" else near & s.near)
+            solved = s.solved | (near if at.forced is None else near & (s.near | (at.left <= finest)))
             going = usable & taken & logical_not(solved) & (steps < self.max_iter)
             idle = s.idle
             some = any_of(s.cramped)
@@ -168,10 +196,9 @@ class Newton:
             broken = s.broken | (s.going & logical_not(at.done | usable))
             slope = at.size if started.problem.space.batch == () else choose(s.going, at.size, s.slope, loops)
             cramped = found.length < CRAMPED
-            found_flat = s.singular | flat
-            return Iterate(
-                found.u, slope, steps, going, near, solved | at.done, found_flat, broken, cramped, at.value, idle
-            )
+            found_flat, forced = s.singular | flat, s.forced if at.forced is None else at.forced
+            ends = near, solved | at.done, found_flat, broken
+            return Iterate(found.u, slope, steps, going, *ends, cramped, at.value, idle, forced)
 
         remember(started, u)
         size = norm(residual_at(started, u))[..., 0]
@@ -182,7 +209,8 @@ class Newton:
         there, broken = finite & (slope == 0), logical_not(finite)
         none = 0 if scalars.single else zeros_like_count(u)
         no, high = broken & finite, math.inf if scalars.single else full(slope, math.inf)
-        first = Iterate(u, slope, none, finite & (slope != 0), there, there, no, broken, no, high, none)
+        forced = filled(slope, LOOSEST)
+        first = Iterate(u, slope, none, finite & (slope != 0), there, there, no, broken, no, high, none, forced)
 
         def residual(s: Iterate) -> Array:
             return as_column(s.slope / nonzero(slope), u)
@@ -216,32 +244,59 @@ class Newton:
 
     def _step(self, started: Start, s: Iterate, scalars: Scalars) -> Step:
         """Return the Newton step, or the best one found, in a direction of descent."""
-        (F, J), loops = linearised(started, s.u), started.problem.backend.loops
-        alone = self.equations == "hessian" and not started.problem.symmetric and not records(started, s.u)
+        F, J = linearised(started, s.u)
+        plain = self.equations == "hessian" and self.linear_solver is None
+        alone = plain and not started.problem.symmetric and not records(started, s.u)
         at = of_one_equation(J, F, self.damping, scalars) if alone else None
         if at is not None:
             return at._replace(done=is_rounded(started, s, J, at, scalars))
-        found = self._solve(started, J, F, s, scalars)
-        if started.problem.symmetric:
-            rough = None if found.status is None else scalars.read(found.status != int(Status.CONVERGED))
-            at = downhill(started, s.u, J, F, found.value, rough, scalars)
-        else:
-            at = towards_root(J, F, found.value, loops, scalars)
-        return at._replace(done=is_rounded(started, s, J, at, scalars))
+        if not started.problem.symmetric:
+            at = self._towards_root(started, J, F, s, scalars)
+            return at._replace(done=at.done | is_rounded(started, s, J, at, scalars))
+        forced = None
+        if self.equations == "truncated":
+            forced = forcing_of_score(scalars.norm(F), s.slope, s.near, eps(array_namespace(F), F.dtype))
+        found = self._solve(started, J, F, forced)
+        rough = None if found.status is None else scalars.read(found.status != int(Status.CONVERGED))
+        at = downhill(started, s.u, J, F, found.value, rough, scalars)
+        return at._replace(done=is_rounded(started, s, J, at, scalars), forced=forced)
 
-    def _solve(self, started: Start, J: Operator, F: Array, s: Iterate, scalars: Scalars) -> Solution:
-        """Solve the linear system."""
+    def _towards_root(self, started: Start, J: Operator, F: Array, s: Iterate, scalars: Scalars) -> Step:
+        """Return the step towards a root: inexact, unless a full one is cheap or the solver takes no tolerance."""
+        loops, solver = started.problem.backend.loops, Auto() if self.linear_solver is None else self.linear_solver
+        if self.equations == "normal" or not is_inexact(solver, J, F, started.problem.backend):
+            return towards_root(J, F, self._solve(started, J, F, None).value, loops, scalars)
+        size, machine_eps = scalars.norm(F), eps(array_namespace(F), F.dtype)
+        done = leaves_rounding(started, s, J, F, size, scalars)
+        wanted = forcing_of_root(size, s.slope, s.forced, s.near, machine_eps)
+        forced = select(done, filled(size, LOOSEST), wanted)
+        at = towards_root(J, F, self._solve(started, J, F, forced).value, loops, scalars)
+        return at._replace(forced=greater(forced, at.left), done=done)
+
+    def _solve(self, started: Start, J: Operator, F: Array, forced: Scalar | None) -> Solution:
+        """Solve the linear system, to a tolerance if there is one."""
         loop = started.problem.backend.loops.while_loop
         if self.equations == "truncated":
-            return self._truncated(started, J, F, forcing(scalars.norm(F), s, eps(array_namespace(F), F.dtype)))
+            return self._truncated(started, J, F, forced)
+        if self.linear_solver is not None:
+            return self._by_linear_solver(J, F, loop, forced)
         if self.equations == "normal":
             return NormalCG(damping=self.damping)(J, F, loop=loop)
         if not started.problem.symmetric and J.matrix is not None and F.shape[-1] == 1:
             return Solution(divided(F, J.matrix[..., 0] + self.damping, started.problem.backend.loops))
         if not started.problem.symmetric:
-            return Auto(damping=self.damping)(J, F, loop=loop)
+            return Auto(damping=self.damping)(J, F, loop=loop, rtol=forced)
         few = F.shape[-1] <= started.problem.backend.dense.crossover.symmetric
         return self._dense(started, J, F) if few else CG(damping=self.damping)(J, F, loop=loop)
+
+    def _by_linear_solver(self, J: Operator, F: Array, loop: Loop, forced: Scalar | None) -> Solution:
+        """Solve by the linear solver of the user."""
+        solver: Callable[..., Solution] | None = self.linear_solver
+        assert solver is not None
+        options = {} if forced is None else {"rtol": forced}
+        solution = solver(shifted(J, self.damping), F, loop=loop, **options)
+        check_solution(solution, F)
+        return solution
 
     def _dense(self, started: Start, J: Operator, F: Array) -> Solution:
         """Solve by Cholesky, in which the unknowns may have any units. CG serves where H is not positive definite."""
@@ -272,19 +327,6 @@ class Newton:
         )
 
 
-def forcing(slope: Scalar, s: Iterate, machine_eps: float) -> Scalar:
-    """Return the relative tolerance of a truncated step: 0.9 (||F|| / ||F of the step before||)^1.618, 1/2 at most.
-
-    Eisenstat and Walker 1996, eq. 2.6, without its safeguard: convergence is superlinear, of order 1.618. A truncated
-    step can be short because it is rough: where one was short enough to be the last, the next is solved for to the
-    full, and judged in its place.
-    """
-    wanted = 0.9 * smaller(slope / nonzero(s.slope), filled(slope, 1.0)) ** GOLDEN
-    finest = machine_eps**0.75
-    wanted = select(s.near | (wanted < finest), filled(slope, finest), wanted)
-    return smaller(wanted, filled(slope, 0.5))
-
-
 class Step(NamedTuple):
     """A step d, to be subtracted, and what it promises; vectors (*batch, n), the rest (*batch, 1) or Python numbers."""
 
@@ -305,6 +347,10 @@ class Step(NamedTuple):
     """||F||."""
     done: Scalar
     """Whether F is as small as the rounding of its terms."""
+    left: Scalar
+    """||F - J d|| / ||F|| of a step towards a root."""
+    forced: Scalar | None = None
+    """The tolerance to which J d = F was solved, or None where it was solved to the full."""
 
 
 def only(going: Scalar, step: Array, loops: Loops) -> Array:
@@ -344,7 +390,7 @@ def downhill(
     value = merit(started, u, unit, scalars)
     if scalars.none(uphill):
         rough = uphill if rough is None else rough
-        return Step(gradient, step, unit, value, slope, rough, uphill, size, uphill)
+        return Step(gradient, step, unit, value, slope, rough, uphill, size, uphill, filled(slope, 1.0))
     level, step, slope = (slope == 0) & (size > 0), select(slope < 0, -step, step), abs(slope)
 
     def along(given: tuple[Array, Scalar]) -> tuple[Array, Scalar]:
@@ -356,7 +402,7 @@ def downhill(
     step, slope = loops.run_if(any_of(level), along, (step, slope))
     no = level & logical_not(level)
     rough = level if rough is None else level | rough
-    return Step(gradient, step, unit, value, slope, rough, no, size, no)
+    return Step(gradient, step, unit, value, slope, rough, no, size, no, filled(slope, 1.0))
 
 
 def of_one_equation(J: Operator, F: Array, damping: float, scalars: Scalars) -> Step | None:
@@ -374,7 +420,7 @@ def of_one_equation(J: Operator, F: Array, damping: float, scalars: Scalars) -> 
         return None
     size = scalars.read(size[..., 0])
     slope, none = indicator(size > 0, size), size < 0
-    return Step(F, step, nonzero(size), 0.5 * slope, slope, none, none, size, none)
+    return Step(F, step, nonzero(size), 0.5 * slope, slope, none, none, size, none, filled(slope, 0.0))
 
 
 def towards_root(J: Operator, F: Array, step: Array, loops: Loops, scalars: Scalars) -> Step:
@@ -400,8 +446,10 @@ def towards_root(J: Operator, F: Array, step: Array, loops: Loops, scalars: Scal
 
     step, ahead, slope = loops.run_if(any_of(logical_not(falls)), cauchy, (step, ahead, slope))
     remainder = target - ahead
-    rough, flat = scalars.dot(remainder, remainder) > 0.5 * value, (slope == 0) & (value > 0)
-    return Step(F, step, unit, value, slope, rough, flat, scalars.norm(F), flat & logical_not(flat))
+    left, flat = scalars.dot(remainder, remainder), (slope == 0) & (value > 0)
+    rough, none = left > 0.5 * value, flat & logical_not(flat)
+    left = sqrt(0.5 * left / nonzero(value))
+    return Step(F, step, unit, value, slope, rough, flat, scalars.norm(F), none, left)
 
 
 class Iterate(NamedTuple):
@@ -423,6 +471,30 @@ class Iterate(NamedTuple):
     """The merit at the start of the step."""
     idle: Scalar
     """The number of cut steps that did not lower the score."""
+    forced: Scalar
+    """The tolerance of the last inexact step."""
+
+
+def within_rounding(
+    started: Start, s: Iterate, J: Operator, F: Array, due: Scalar, scalars: Scalars, *, draws_first: bool = False
+) -> Scalar:
+    """Return whether a look is due and F is as small as the rounding of its terms."""
+
+    def look(due: Scalar) -> Scalar:
+        condition, floats = started.problem.optimality(started.arrays)
+        found = within_rounding_of_terms(condition, J, F, s.u, floats, draws_first=draws_first)
+        return due & scalars.read(found)
+
+    return started.problem.backend.loops.run_if(any_of(due), look, due)
+
+
+def leaves_rounding(started: Start, s: Iterate, J: Operator, F: Array, size: Scalar, scalars: Scalars) -> Scalar:
+    """Return whether an inexact step that was short has left rounding, of which no solve to the full takes anything.
+
+    What it left of its linear system is then less than half of F.
+    """
+    due = s.going & s.near & (size > 2 * s.forced * s.slope)
+    return within_rounding(started, s, J, F, due, scalars, draws_first=True)
 
 
 def is_rounded(started: Start, s: Iterate, J: Operator, at: Step, scalars: Scalars) -> Scalar:
@@ -434,15 +506,11 @@ def is_rounded(started: Start, s: Iterate, J: Operator, at: Step, scalars: Scala
     """
     run_if, stalled = started.problem.backend.loops.run_if, at.size > 0.5 * s.slope
 
-    def look(due: Scalar) -> Scalar:
-        condition, floats = started.problem.optimality(started.arrays)
-        return due & scalars.read(within_rounding_of_terms(condition, J, at.F, s.u, floats))
-
     def doubt(due: Scalar) -> Scalar:
         way = max_abs(s.u) + max_abs(s.u - started.u)
         short = scalars.read(max_abs(at.step) <= eps(array_namespace(way), s.u.dtype) ** (1 / 3) * way)
         due = due & (s.cramped | short)
-        return run_if(any_of(due), look, due)
+        return within_rounding(started, s, J, at.F, due, scalars)
 
     due = s.going & (s.cramped | stalled)
     return run_if(any_of(due), doubt, due)
