@@ -129,6 +129,24 @@ def test_a_score_that_passed_is_not_evaluated_for_it_again():
     assert second < first <= second + 3 * 5  # three for each of five directions of three unknowns
 
 
+def test_a_function_that_is_made_anew_at_each_call_is_looked_at_in_one_direction():
+    calls = []
+
+    def call():
+        del calls[:]
+
+        def score(u, t):
+            calls.append(1)
+            return square(u, t)
+
+        dil.argmin(score, lambda f, i, t: 1.0 * t)(X)
+        return len(calls)
+
+    counts = [call() for _ in range(6)]
+    assert len(set(counts[:3])) == 1
+    assert counts[-1] == counts[0] - 3 * 4  # of five directions
+
+
 # --- soft directions ---
 
 

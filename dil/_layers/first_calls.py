@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any
@@ -18,25 +19,27 @@ class FirstCalls:
     """The calls that have passed one check: for each function, the shapes, dtypes and modes.
 
     A function made anew for each call names by `identity` the object that stays, and by `modes` what may change in it.
+    With `by_code`, functions of one code count as one.
     """
 
-    def __init__(self) -> None:
-        self._passed: WeakKeyDictionary[Any, set[Hashable]] = WeakKeyDictionary()
+    def __init__(self, *, by_code: bool = False) -> None:
+        self._passed: WeakKeyDictionary[Any, Counter[Hashable]] = WeakKeyDictionary()
+        self._owner = _code if by_code else _function
 
-    def are_new(self, problem: Problem, y: Array, solver: object = None) -> bool:
-        """Return whether no such call has passed. It is always True for a function that cannot be remembered.
+    def are_new(self, problem: Problem, y: Array, solver: object = None, *, most: int = 0) -> bool:
+        """Return whether at most `most` such calls have passed: always, if the function cannot be remembered.
 
         A check of the point, and not of the function alone, counts per solver.
         """
         try:
-            return _key(problem, y, solver) not in self._passed.setdefault(_owner(problem), set())
+            return self._passed.setdefault(self._owner(problem), Counter())[_key(problem, y, solver)] <= most
         except TypeError:  # an object without a hash or without weak references
             return True
 
     def add(self, problem: Problem, y: Array, solver: object = None) -> None:
         """Remember that such a call has passed, if the function can be remembered."""
         with suppress(TypeError):
-            self._passed.setdefault(_owner(problem), set()).add(_key(problem, y, solver))
+            self._passed.setdefault(self._owner(problem), Counter())[_key(problem, y, solver)] += 1
 
 
 def is_readable(backend: Backend, x: Array) -> bool:
@@ -50,8 +53,14 @@ def is_readable(backend: Backend, x: Array) -> bool:
     return isinstance(loops.number(entry), int | float) or loops.steps_per_read(entry) != 1
 
 
-def _owner(problem: Problem) -> Callable[..., Any]:
+def _function(problem: Problem) -> Callable[..., Any]:
     return identity_of(problem.condition.fn)
+
+
+def _code(problem: Problem) -> Any:
+    """Return the code of the function, which functions that are made anew at each call share."""
+    fn = _function(problem)
+    return getattr(fn, "__code__", fn)
 
 
 def _key(problem: Problem, y: Array, solver: object) -> Hashable:
@@ -63,7 +72,7 @@ def _key(problem: Problem, y: Array, solver: object) -> Hashable:
         problem.space.split,
         str(y.dtype),
         getattr(condition.fn, "modes", None),
-        _hash_of(getattr(solver, "identity", solver)),
+        _hash_of(getattr(getattr(solver, "identity", solver), "__code__", solver)),
     )
 
 

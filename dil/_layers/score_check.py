@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from dil._base.arrays import array_namespace, full, size
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays, CheckSmoothness
@@ -11,13 +13,17 @@ from dil._frameworks.protocol import Compile
 from dil._layers.call import Call
 from dil._layers.first_calls import FirstCalls
 from dil._layers.first_look import FirstLook, Seen
-from dil._problem.conjugate_probes import gradient_is_wrong_somewhere
+from dil._problem.conjugate_probes import MOST, gradient_is_wrong_somewhere
 from dil._problem.problem import Optimality
 from dil._problem.score import Score
 from dil._problem.value_slopes import gradient_is_wrong
 
 RIGHT = FirstCalls()
 """The calls whose score was found to have the gradient that it says."""
+KNOWN = FirstCalls(by_code=True)
+"""The same for its code. A lambda that is made anew at each call is a new function, and looked at in one direction."""
+FUNCTIONS = 3
+"""The functions of one code that are looked at in several directions, and pass, before the others are not."""
 STATUSES = Status.WRONG_DERIVATIVE, Status.CONVERGED
 
 
@@ -49,19 +55,21 @@ def _checked(call: Call, y: Array, arrays: list[Array], check_smoothness: CheckS
     asked = isinstance(call.condition, Score) and call.condition.derivatives is None and size(y.shape) > 0
     if not asked or check_smoothness == "never" or call.policy.on_failure == "ignore":
         return answer
-    problem, look = call.problem(), FirstLook(call, _look)
+    problem = call.problem()
     if not RIGHT.are_new(problem, y, call.solver):
         return answer
+    look = FirstLook(call, partial(_look, MOST if KNOWN.are_new(problem, y, call.solver, most=FUNCTIONS) else 1))
     factor = look.factor(y, arrays)
     if look.passed():
         RIGHT.add(problem, y, call.solver)
+        KNOWN.add(problem, y, call.solver)
     # a product, so that the derivative is NaN where the answer is
     return answer if factor is None else answer * factor
 
 
-def _look(call: Call, compiled: Compile, y: Array, arrays: Arrays) -> Seen:
-    """Compare the score with its gradient, and apply the policy."""
-    found = gradient_is_wrong_somewhere(call.problem(), y, arrays, compiled)
+def _look(most: int, call: Call, compiled: Compile, y: Array, arrays: Arrays) -> Seen:
+    """Compare the score with its gradient along some directions, and apply the policy."""
+    found = gradient_is_wrong_somewhere(call.problem(), y, arrays, compiled, most)
     if found is None or not bool(array_namespace(y).any(found)):
         return Seen()
     xp, one = array_namespace(y), full(y, 1.0, shape=(*found.shape, 1))

@@ -26,7 +26,9 @@ class Probe(NamedTuple):
     """A random vector. The search starts again with it where it ends."""
 
 
-def gradient_is_wrong_somewhere(problem: Problem, u: Array, arrays: Arrays, compiled: Compile) -> Array | None:
+def gradient_is_wrong_somewhere(
+    problem: Problem, u: Array, arrays: Arrays, compiled: Compile, most: int = MOST
+) -> Array | None:
     """Return whether the score changes in another way than its gradient says, shape batch; None if it never does.
 
     As `gradient_is_wrong`, along the directions of conjugate gradients (Hestenes and Stiefel 1952) from a random one.
@@ -35,14 +37,14 @@ def gradient_is_wrong_somewhere(problem: Problem, u: Array, arrays: Arrays, comp
     Where H has no positive curvature, and where the search has ended, the next direction is random.
 
     A product with H is the change of the gradient that the comparison takes anyway. So each direction costs three
-    evaluations of the score and its gradient. Numbers must be readable.
+    evaluations of the score and its gradient. Numbers must be readable. `most`: the largest number of directions.
     """
     if not is_comparable(problem, u):
         return None
     xp, probe = array_namespace(u), Probe(*[standard_normal(problem.backend, u, 1, 0)[0, ...]] * 3)
     compare, confirm = compiled(partial(_compared, problem)), compiled(partial(_confirmed, problem))
     wrong: Array | None = None
-    for _ in range(min(MOST, 2 * u.shape[-1] - 1)):
+    for _ in range(min(most, 2 * u.shape[-1] - 1)):
         suspected, *found = compare(u, *probe, *arrays)
         if bool(suspected):
             (here,) = confirm(u, probe.direction, *found[3:], *arrays)
