@@ -8,6 +8,7 @@ import pytest
 import dil
 from dil import Status
 from dil.linear import Auto, Operator
+from dil.linear._choice_in_words import SYMMETRIC as PLACE
 
 N = 2100
 """More unknowns than a dense solve may have."""
@@ -168,20 +169,39 @@ def test_damping_belongs_to_the_matrix(eager):
     assert np.linalg.norm(r) <= 2e-12 * np.linalg.norm(ring.handle.to_numpy(b))
 
 
-def test_the_gradient_of_a_large_root_that_is_the_gradient_of_an_energy(engine):
+def test_the_gradient_of_a_large_root_that_is_the_gradient_of_an_energy(eager):
     """-lap u + u^3 = t on a ring, written with the sign that makes J negative definite."""
-    xp = engine.xp
+    xp = eager.xp
 
     def equations(u, t):
         return t - 2.2 * u + xp.roll(u, 1) + xp.roll(u, -1) - u * u * u
 
     layer = dil.root(equations, dil.solvers.Newton(), init=lambda t: 0.0 * t)
-    t = 1.0 + 0.5 * np.sin(np.arange(N) / 50.0)
-    y, (gradient,) = engine.gradients(lambda t: xp.sum(layer(t) ** 2), (t,))
-    u = 0.0 * t
-    ring = 2.2 * np.eye(N) - np.roll(np.eye(N), 1, axis=0) - np.roll(np.eye(N), -1, axis=0)
-    for _ in range(30):
-        u = u - np.linalg.solve(ring + np.diag(3 * u * u), ring @ u + u**3 - t)
-    expected = np.linalg.solve(ring + np.diag(3 * u * u), 2 * u)
-    np.testing.assert_allclose(y, np.sum(u * u), rtol=1e-10)
-    np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-11 * np.max(np.abs(expected)))
+    t = eager.asarray(1.0 + 0.5 * np.sin(np.arange(N) / 50.0))
+    u, g = map(eager.to_numpy, (layer(t), dil.grad(lambda t: xp.sum(layer(t) ** 2))(t)))
+
+    def product(p):
+        return 2.2 * p - np.roll(p, 1) - np.roll(p, -1)
+
+    np.testing.assert_allclose(product(u) + u**3, eager.to_numpy(t), rtol=1e-10)
+    np.testing.assert_allclose(product(g) + 3 * u * u * g, 2 * u, rtol=1e-9, atol=1e-10 * np.max(np.abs(u)))
+
+
+def test_under_jit():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    b = jax.numpy.asarray(np.random.default_rng(0).standard_normal(N))
+
+    @jax.jit
+    def solve(b, part):
+        def product(p, up, down):
+            return -2.1 * p + up * jax.numpy.roll(p, -1) + down * jax.numpy.roll(p, 1)
+
+        A = Operator(lambda p: product(p, 1.0, 1.0 - part), lambda p: product(p, 1.0 - part, 1.0))
+        found = Auto()(A, b)
+        return found.value, found.status, found.extra["choice"].numbers()[PLACE]
+
+    for part, told in ((0.0, 2), (0.1, 0)):
+        x, status, symmetric = solve(b, part)
+        r = b + 2.1 * x - jax.numpy.roll(x, -1) - (1.0 - part) * jax.numpy.roll(x, 1)
+        assert (int(status), int(symmetric)) == (0, told)
+        assert float(jax.numpy.linalg.norm(r)) <= 2e-12 * float(jax.numpy.linalg.norm(b))
