@@ -8,7 +8,7 @@ import pytest
 import dil
 from dil import Status
 from dil.linear import Auto, Operator
-from dil.linear._choice_in_words import SYMMETRIC as PLACE
+from dil.linear._choice_in_words import sentence
 
 N = 2100
 """More unknowns than a dense solve may have."""
@@ -52,17 +52,18 @@ def status_of(ring, found):
 
 
 SYMMETRIC = {
-    "a Laplacian": {"d": 2.1},
-    "of negative sign": {"d": -2.1, "up": 1.0},
-    "in tiny units": {"d": 2.1, "scale": 1e-200},
-    "in huge units": {"d": -2.1, "up": 1.0, "scale": 1e200},
+    "a Laplacian": {"d": 2.01},
+    "of negative sign": {"d": -2.01, "up": 1.0},
+    "in tiny units": {"d": 2.01, "scale": 1e-200},
+    "in huge units": {"d": -2.01, "up": 1.0, "scale": 1e200},
     "a stiff one": {"d": 2.2 + np.linspace(0.0, 50.0, N) ** 2},
-    "of mixed couplings": {"d": 3.0, "up": np.sin(np.arange(N))},
+    "of mixed couplings": {"d": 2.002, "up": np.cos(np.arange(N) / 50.0)},
 }
 
 
 @pytest.mark.parametrize("case", SYMMETRIC)
-def test_a_symmetric_matrix_costs_two_products_more_than_a_known_one(eager, case):
+def test_a_symmetric_matrix_costs_some_products_more_than_a_known_one(eager, case):
+    """16 steps of BiCGSTAB, a check of their residual, and two products that show it."""
     ring = Ring(eager, **SYMMETRIC[case])
     b = ring.right()
     found = Auto()(ring.operator(), b)
@@ -71,18 +72,27 @@ def test_a_symmetric_matrix_costs_two_products_more_than_a_known_one(eager, case
     assert ring.residual(found.value, b) <= 2e-12
     ring = Ring(eager, **{**SYMMETRIC[case], "d": np.abs(SYMMETRIC[case]["d"]), "up": SYMMETRIC[case].get("up", -1.0)})
     known = Auto()(ring.operator(symmetric=True), b)
-    assert int(known.extra["products"]) + 2 == int(found.extra["products"]) == calls
-    assert str(found.extra["choice"]).startswith("2 products say that the matrix is symmetric; ")
+    assert int(found.extra["products"]) == calls
+    assert int(known.extra["products"]) + 30 <= calls <= int(known.extra["products"]) + 36
+    assert "; 2 products say that the matrix is symmetric; CG or MINRES took " in str(found.extra["choice"])
+
+
+def test_a_system_that_is_solved_soon_is_not_looked_at(eager):
+    ring = Ring(eager, 4.0)
+    b = ring.right()
+    found = Auto()(ring.operator(), b)
+    assert status_of(ring, found) == {"CONVERGED"}
+    assert ring.calls == int(found.extra["products"]) <= 60
+    assert str(found.extra["choice"]).startswith("BiCGSTAB took ")
 
 
 def test_a_matrix_with_eigenvalues_of_both_signs_goes_to_minres(eager):
-    ring = Ring(eager, 1.0, np.sin(np.arange(N)))
+    ring = Ring(eager, 1.5)
     b = ring.right()
     found = Auto()(ring.operator(), b)
     assert status_of(ring, found) == {"CONVERGED"}
     assert ring.residual(found.value, b) <= 2e-12
-    assert "met negative curvature" in str(found.extra["choice"])
-    assert "MINRES took" in str(found.extra["choice"])
+    assert "CG or MINRES took" in str(found.extra["choice"])
     assert not bool(found.extra["indefinite"])  # what a root layer may have
 
 
@@ -98,25 +108,25 @@ def test_a_part_that_is_not_symmetric_is_seen(eager, part):
 
 
 def test_single_precision(eager):
-    ring = Ring(eager, 2.1, dtype="float32")
+    ring = Ring(eager, 2.002, dtype="float32")
     b = ring.right()
     found = Auto()(ring.operator(), b)
     assert status_of(ring, found) == {"CONVERGED"}
     assert "is symmetric" in str(found.extra["choice"])
 
 
-def test_the_problems_of_a_batch_have_their_own_signs(eager):
-    d = np.asarray([2.1, -2.1, 2.5])[:, None] * np.ones(N)
+def test_the_problems_of_a_batch(eager):
+    d = np.asarray([2.01, 2.02, 2.03])[:, None] * np.ones(N)
     ring = Ring(eager, d)
     b = ring.right(3)
     found = Auto()(ring.operator(), b)
     assert status_of(ring, found) == {"CONVERGED"}
     assert ring.residual(found.value, b) <= 2e-12
-    assert str(found.extra["choice"]).startswith("3 problems by CG")
+    assert "3 problems: BiCGSTAB gave up" in str(found.extra["choice"])
 
 
-def test_one_matrix_that_is_not_symmetric_makes_the_batch_general(eager):
-    ring = Ring(eager, 2.5)
+def test_one_matrix_that_is_not_symmetric_is_solved_as_it_is(eager):
+    ring = Ring(eager, 2.01)
     xp, product, transposed = ring.handle.xp, ring.product, ring.transposed
     last = ring.handle.asarray(np.asarray([0.0, 0.1])[:, None])
     A = Operator(
@@ -125,18 +135,9 @@ def test_one_matrix_that_is_not_symmetric_makes_the_batch_general(eager):
     b = ring.right(2)
     found = Auto()(A, b)
     assert status_of(ring, found) == {"CONVERGED"}
-    assert "symmetric" not in str(found.extra["choice"])
+    assert "1 problem by CG or MINRES after BiCGSTAB in" in str(found.extra["choice"])
     r = ring.handle.to_numpy(b - A(found.value))
     assert np.max(np.linalg.norm(r, axis=-1) / np.linalg.norm(ring.handle.to_numpy(b), axis=-1)) <= 2e-12
-
-
-def test_many_right_hand_sides(eager):
-    ring = Ring(eager, -2.1, 1.0)
-    B = ring.right(4)
-    A = Operator(ring.product, ring.transposed, one=ring.operator())
-    found = Auto()(A, B)
-    assert status_of(ring, found) == {"CONVERGED"}
-    assert ring.residual(found.value, B) <= 2e-12
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -174,14 +175,14 @@ def test_the_gradient_of_a_large_root_that_is_the_gradient_of_an_energy(eager):
     xp = eager.xp
 
     def equations(u, t):
-        return t - 2.2 * u + xp.roll(u, 1) + xp.roll(u, -1) - u * u * u
+        return t - 2.01 * u + xp.roll(u, 1) + xp.roll(u, -1) - u * u * u
 
     layer = dil.root(equations, dil.solvers.Newton(), init=lambda t: 0.0 * t)
     t = eager.asarray(1.0 + 0.5 * np.sin(np.arange(N) / 50.0))
     u, g = map(eager.to_numpy, (layer(t), dil.grad(lambda t: xp.sum(layer(t) ** 2))(t)))
 
     def product(p):
-        return 2.2 * p - np.roll(p, 1) - np.roll(p, -1)
+        return 2.01 * p - np.roll(p, 1) - np.roll(p, -1)
 
     np.testing.assert_allclose(product(u) + u**3, eager.to_numpy(t), rtol=1e-10)
     np.testing.assert_allclose(product(g) + 3 * u * u * g, 2 * u, rtol=1e-9, atol=1e-10 * np.max(np.abs(u)))
@@ -194,14 +195,14 @@ def test_under_jit():
     @jax.jit
     def solve(b, part):
         def product(p, up, down):
-            return -2.1 * p + up * jax.numpy.roll(p, -1) + down * jax.numpy.roll(p, 1)
+            return -2.01 * p + up * jax.numpy.roll(p, -1) + down * jax.numpy.roll(p, 1)
 
         A = Operator(lambda p: product(p, 1.0, 1.0 - part), lambda p: product(p, 1.0 - part, 1.0))
         found = Auto()(A, b)
-        return found.value, found.status, found.extra["choice"].numbers()[PLACE]
+        return found.value, found.status, found.extra["choice"].numbers()
 
-    for part, told in ((0.0, 2), (0.1, 0)):
-        x, status, symmetric = solve(b, part)
-        r = b + 2.1 * x - jax.numpy.roll(x, -1) - (1.0 - part) * jax.numpy.roll(x, 1)
-        assert (int(status), int(symmetric)) == (0, told)
+    for part, told in ((0.0, True), (0.1, False)):
+        x, status, numbers = solve(b, part)
+        r = b + 2.01 * x - jax.numpy.roll(x, -1) - (1.0 - part) * jax.numpy.roll(x, 1)
+        assert (int(status), "symmetric" in sentence(np.asarray(numbers))) == (0, told)
         assert float(jax.numpy.linalg.norm(r)) <= 2e-12 * float(jax.numpy.linalg.norm(b))

@@ -49,7 +49,7 @@ from dil._layers.score_check import with_wrong_gradient
 from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, of_part, transposed_operator
 from dil._problem.problem import Optimality, Problem
-from dil.linear._choice import Choice, ToldChoice
+from dil.linear._choice import Choice
 from dil.linear._direct import inverse_of_few
 from dil.linear._recycled_choice import RecycledChoice
 from dil.linear._solver import LinearSolver, check_solution
@@ -233,7 +233,7 @@ class ImplicitRule:
             found = found._replace(bound=bound)
             counts = {"iterations": solution.iterations, "residual": solution.residual}
             choice = (solution.extra or {}).get("choice")
-            told = {"_choice": choice.numbers() if isinstance(choice, Choice | RecycledChoice | ToldChoice) else None}
+            told = {"_choice": choice.numbers() if isinstance(choice, Choice | RecycledChoice) else None}
             add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict(), **told})
         return self.policy.apply(backend, "backward solve", status, solution.value)
 

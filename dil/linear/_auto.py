@@ -14,14 +14,13 @@ from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.loops import with_loop
-from dil._frameworks.protocol import Backend
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._choice import Choice
 from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._dense_cost import FEWEST_TRIED, krylov_budget
 from dil.linear._direct import Direct, solved_by_inverse
-from dil.linear._found_symmetry import solved_by_symmetry
+from dil.linear._found_symmetry import times_sign
 from dil.linear._gmres import GMRES
 from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
@@ -54,8 +53,9 @@ class Auto:
     5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`, and problems in which
        BiCGSTAB breaks down go to `GMRES`.
     6. At these sizes, one product with A and one with its transpose show whether a matrix that is not known to be
-       symmetric is so to rounding, as where a root is that of the gradient of an energy. If those of all problems are,
-       they are solved as symmetric ones, and those with negative eigenvalues as -A x = -b.
+       symmetric is so to rounding, as where a root is that of the gradient of an energy. They are taken where 16 steps
+       of BiCGSTAB promise more than 64. Such problems are then solved as symmetric ones, and those with negative
+       eigenvalues as -A x = -b.
 
     CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 40 steps. Otherwise 2 products
     with vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the
@@ -138,31 +138,11 @@ class Auto:
         `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1). A dense solve has no
         use for it.
         """
-        backend = backend_of_system(b, "dil.linear.Auto", x0)
+        backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
         if found is not None:
             return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.FEW, FEWEST_TRIED))
-        if self._looks_for_symmetry(A, b, backend, x0):
-            rest = replace(self, damping=0.0)
-            system = shifted(A, self.damping)
-            members = partial(rest, rtol=rtol), partial(rest._solve, rtol=rtol)
-            return solved_by_symmetry(system, b, *members, backend=backend, loop=loop)
-        return self._solve(A, b, loop=loop, x0=x0, rtol=rtol)
-
-    def _looks_for_symmetry(self, A: Operator, b: Array, backend: Backend, x0: Array | None) -> bool:
-        """Return whether products are to show if A is symmetric: where it is too large for a dense solve."""
-        if A.symmetric or A.rmatvec is None or x0 is not None or size(b.shape) == 0 or self.dense is not None:
-            return False
-        one = b if A.one is None else b[0, ...]
-        fits = size(one.shape) * b.shape[-1] <= MAX_DENSE_NUMBERS
-        return not fits or (self.max_iter is not None and krylov_budget(A, b, backend) > 0)
-
-    def _solve(
-        self, A: Operator, b: Array, /, *, loop: Loop, x0: Array | None = None, rtol: Tolerance = None
-    ) -> Solution:
-        """Solve A x = b, and believe what A says of its symmetry."""
-        backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
         damping, max_iter, asked = self.damping, self.max_iter, self.rtol if rtol is None else rtol
         direct = Direct(damping)
         one = b if A.one is None else b[0, ...]
@@ -171,6 +151,7 @@ class Auto:
         budget = krylov_budget(A, b, backend) if fits and self.dense is None else 0
         dense_first = n <= self.dense if self.dense is not None else fits and budget == 0
         dense_allowed = dense_first or (has_fallback and n <= backend.dense.crossover.general)
+        sign = None
         if dense_first:
             first = direct(A, b, loop=loop)
             reason, few = self._reason(A, n)
@@ -196,12 +177,16 @@ class Auto:
                     loop=loop,
                     rtol=asked,
                     trial=trial,
+                    looks=not has_fallback and self.dense is None and A.one is None,
                 )
             else:
                 solver = (CG if A.symmetric else BiCGSTAB)(damping, max_iter=most)
                 first = solver.tried(A, b, loop=loop, x0=x0, rtol=asked, trial=trial)
             kind, raced = Tried.CG if A.symmetric else Tried.BICGSTAB, (first.extra or {}).get("raced")
+            sign = (first.extra or {}).get("sign")
             first = _with_choice(first, Choice.of(kind, first, Reason.ITERATES, FEWEST_TRIED, raced))
+            if sign is not None:
+                first = self._as_symmetric(first, sign, A, b, loop=loop, rtol=rtol)
         if has_fallback and not dense_first:
             curvature_failures = (Status.INDEFINITE, Status.SINGULAR) if dense_allowed else ()
             failures = (Status.MAX_ITER, Status.STAGNATED, *curvature_failures)
@@ -215,7 +200,23 @@ class Auto:
             minres = partial(MINRES(damping, max_iter=max_iter), rtol=asked)
             return _retry(first, (Status.INDEFINITE, Status.SINGULAR), minres, Tried.MINRES, A, b, loop)
         gmres = partial(GMRES(damping=damping, max_iter=max_iter), rtol=asked)
-        return _retry(first, (Status.SINGULAR, Status.STAGNATED), gmres, Tried.GMRES, A, b, loop)
+        failed = _ended(first, (Status.SINGULAR, Status.STAGNATED))
+        # GMRES is no better for a symmetric matrix
+        failed = failed if sign is None else failed & (sign[..., 0] == 0)
+        return _again(first, failed, gmres, Tried.GMRES, A, b, loop)
+
+    def _as_symmetric(
+        self, first: Solution, sign: Array, A: Operator, b: Array, *, loop: Loop, rtol: Tolerance
+    ) -> Solution:
+        """Solve again the problems whose matrix was found to be symmetric; see `signs`."""
+        system, auto = times_sign(shifted(A, self.damping), sign), replace(self, damping=0.0)
+
+        def solver(_: Matvec, b: Array, /, *, loop: Loop) -> Solution:
+            found = auto(system, sign * b, loop=loop, rtol=rtol)
+            # what is indefinite is no failure of a matrix that was not said to be positive definite
+            return found._replace(extra={"products": (found.extra or {})["products"]})
+
+        return _again(first, sign[..., 0] != 0, solver, Tried.SYMMETRIC, A, b, loop)
 
     def _reason(self, A: Operator, n: int) -> tuple[Reason, int]:
         """Return why a dense solve comes first, and the limit that decided."""
@@ -228,7 +229,7 @@ class Auto:
 
 def _with_choice(solution: Solution, choice: Choice) -> Solution:
     """Return a solution that tells what was chosen."""
-    extra = {name: x for name, x in (solution.extra or {}).items() if name != "raced"}
+    extra = {name: x for name, x in (solution.extra or {}).items() if name not in ("raced", "sign")}
     return solution._replace(extra={**extra, "choice": choice})
 
 
@@ -236,13 +237,26 @@ def _retry(
     first: Solution, failures: Sequence[Status], second: LinearSolver, kind: Tried, A: Operator, b: Array, loop: Loop
 ) -> Solution:
     """Return the solution, with the problems whose first status is in `failures` solved again by `second`."""
+    return _again(first, _ended(first, failures), second, kind, A, b, loop)
+
+
+def _ended(first: Solution, failures: Sequence[Status]) -> Array:
+    """Return the problems whose status is one of the failures, shape batch."""
+    assert first.status is not None
+    selected: Array = first.status != first.status
+    for failure in failures:
+        selected = selected | (first.status == int(failure))
+    return selected
+
+
+def _again(
+    first: Solution, selected: Array, second: LinearSolver, kind: Tried, A: Operator, b: Array, loop: Loop
+) -> Solution:
+    """Return the solution, with the selected problems solved again by `second`; selected: batch."""
     backend, xp = backend_of_system(b, "dil.linear.Auto"), array_namespace(b)
     assert first.status is not None
     assert first.iterations is not None
     assert first.residual is not None
-    selected = first.status != first.status
-    for failure in failures:
-        selected = selected | (first.status == int(failure))
     some = xp.any(selected)
     if backend.loops.number(some) is False:
         return first

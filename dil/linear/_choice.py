@@ -94,7 +94,7 @@ class Choice(NamedTuple):
             x = x[..., 0] if x.ndim > like.ndim else x
             return zero + xp.astype(x, xp.int32)  # type: ignore[no-any-return]
 
-        row: list[Any] = [self.unknowns, self.few, self.reason, 0]
+        row: list[Any] = [self.unknowns, self.few, self.reason]
         if self.course is None or self.first is None:
             row += [0] * (len(Course._fields) + len(First._fields) - 1)
         else:
@@ -113,22 +113,6 @@ class Choice(NamedTuple):
         backend = owner(numbers)
         assert backend is not None
         return sentence(backend.to_numpy(numbers))
-
-
-class ToldChoice(NamedTuple):
-    """A choice of `Auto` as the numbers of its sentence, for solves that are branches of one program."""
-
-    table: Array
-    """(*batch, fields), int32."""
-
-    def numbers(self) -> Array:
-        """Return the numbers that the sentence is made of, (*batch, fields) int32."""
-        return self.table
-
-    def __str__(self) -> str:
-        backend = owner(self.table)
-        assert backend is not None
-        return sentence(backend.to_numpy(self.table))
 
 
 def _tenths(first: First) -> Scalar:

@@ -26,6 +26,8 @@ class Tried(IntEnum):
     """`Recycle`."""
     NEW_INVERSE = 8
     """`Recycle`, after it has built the inverse of this very matrix."""
+    SYMMETRIC = 9
+    """`Auto` for a symmetric matrix, where products showed that it is one."""
 
 
 class Reason(IntEnum):
@@ -70,8 +72,6 @@ class Numbers(NamedTuple):
     """The number of unknowns up to which a dense solve comes first, for `FEW` and `ASKED`; else the steps of the
     iteration below which it does."""
     reason: int
-    symmetric: int
-    """The products that showed that the matrix is symmetric; zero where it was known, or is not."""
     way: int
     first: int
     """The steps of plain CG, or of plain BiCGSTAB, before it goes on in another way."""
@@ -100,7 +100,7 @@ class Numbers(NamedTuple):
     def kind(self) -> tuple[Any, ...]:
         """What decides the words. Problems of one kind differ in their numbers alone."""
         ways = self.way, self.diagonal > 0, self.orthogonal > 0, self.by_diagonal
-        return self.reason, self.symmetric, ways, self.is_zero, tuple([(a.solver, a.status) for a in self.attempts])
+        return self.reason, ways, self.is_zero, tuple([(a.solver, a.status) for a in self.attempts])
 
     @property
     def is_zero(self) -> bool:
@@ -109,7 +109,6 @@ class Numbers(NamedTuple):
         return last.status == Status.CONVERGED and sum(a.steps for a in self.attempts) == 0 and self.unknowns > 0
 
 
-SYMMETRIC = Numbers._fields.index("symmetric")
 FIELDS = len(Numbers._fields) - 1 + MOST_ATTEMPTS * ATTEMPT_FIELDS
 """The numbers of one problem."""
 
@@ -147,8 +146,6 @@ def _story(problems: Sequence[Numbers]) -> list[str]:
     if not places:
         return parts
     first, *later = places
-    if one.symmetric:
-        parts.append(f"{_count(one.symmetric, 'product')} say that the matrix is symmetric")
     dense = one.attempts[first].solver == Tried.DIRECT
     parts += [_dense(problems, first)] if dense else _iterated(problems, first)
     return parts + [_followed(problems, i) for i in later]
@@ -224,6 +221,9 @@ def _followed(problems: Sequence[Numbers], place: int) -> str:
     if attempt.solver == Tried.LEAST_NORM:
         left = "" if attempt.status == Status.CONVERGED else ", and a residual remains"
         return f"the solution of least norm took its place{left}"
+    if attempt.solver == Tried.SYMMETRIC:
+        name = "2 products say that the matrix is symmetric; CG or MINRES"
+        return _ended(name, attempt.status, [p.attempts[place].steps for p in problems])
     name = "MINRES" if attempt.solver == Tried.MINRES else "GMRES"
     return _ended(name, attempt.status, [p.attempts[place].steps for p in problems])
 
@@ -266,6 +266,7 @@ def _in_short(problem: Numbers) -> str:
         Tried.GMRES: "by GMRES",
         Tried.MEMORY: "by the memory",
         Tried.NEW_INVERSE: "by the memory with a new inverse",
+        Tried.SYMMETRIC: "by CG or MINRES",
     }[Tried(last.solver)]
     names = {Tried.DIRECT: "a dense solve", Tried.CG: "CG", Tried.BICGSTAB: "BiCGSTAB", **MEMORIES}
     after = f" after {' and '.join(names[Tried(a.solver)] for a in before)}" if before else ""

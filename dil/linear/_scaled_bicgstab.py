@@ -18,6 +18,8 @@ from dil._frameworks.protocol import Backend
 from dil.linear._bicgstab import Iterate, ended, is_active, started, step
 from dil.linear._choice import Course, First
 from dil.linear._choice_in_words import Way
+from dil.linear._found_symmetry import PRODUCTS as LOOK
+from dil.linear._found_symmetry import signs
 from dil.linear._restarts import TRIAL_SHARE, Progress, Task, prepared, updated
 from dil.linear._row_column_scales import PRODUCTS, row_column_scales
 from dil.linear._tolerance import Tolerance
@@ -73,6 +75,8 @@ class Race(NamedTuple):
     """The steps with M."""
     without_M: Scalar
     """The plain steps after M was estimated."""
+    sign: Array
+    """Not zero where the matrix was found to be symmetric, (*batch, 1); see `signs`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Systems:
     task: Task
     backend: Backend
     trial: int | None
+    looks: bool
+    """Whether slow problems are looked at for symmetry."""
 
 
 def scaled_bicgstab(
@@ -93,6 +99,7 @@ def scaled_bicgstab(
     loop: Loop,
     rtol: Tolerance = None,
     trial: int | None = None,
+    looks: bool = False,
 ) -> Solution:
     """Solve A x = b, b: (*batch, n), by BiCGSTAB for A M y = b, x = M y, with a diagonal M if this pays.
 
@@ -109,12 +116,16 @@ def scaled_bicgstab(
 
     `trial`: a problem ends if its relative residual is above rtol ** (2 / 7) after that number of steps, or after three
     times that number once M is estimated.
+
+    `looks`: two products tell of a problem that is slow after the first steps whether its matrix is symmetric. If so,
+    it ends there, not solved. `extra["sign"]`, (*batch, 1), is then as `signs` says, and zero for the others.
     """
     start = prepared(options, A, b, loop=loop, rtol=rtol)
-    systems, s = Systems(start.task, backend, trial), start.first
+    systems, s = Systems(start.task, backend, trial, looks), start.first
     no, none, zero, null = s.active & False, count_from_zero(s.error), 0.0 * s.error, full(b, 0.0)
     plain = Kept(null, null, null, zero, zero, zero, zero)
-    first = Race(s, none, full(b, 1.0), plain, no, no, zero + 1.0, no, none, none)
+    sign = full(b, 0.0, shape=(*b.shape[:-1], 1))
+    first = Race(s, none, full(b, 1.0), plain, no, no, zero + 1.0, no, none, none, sign)
     last = repeat(partial(_advance, systems), lambda race: race.progress.active, first, loops=start.task.loops)
     solution, estimated = start.solution(last.progress), (last.with_M > 0) | (last.without_M > 0)
     way = select(estimated, select(last.raced, none + int(Way.RACE), none + int(Way.FLAT)), none)
@@ -123,7 +134,11 @@ def scaled_bicgstab(
     raced = course, First(FIRST, SOON, last.first_rr, zero + 1.0)
     assert solution.extra is not None
     products = solution.extra["products"] + start.task.scalars.array(course.probes, b, solution.extra["products"].dtype)
-    return solution._replace(extra={"products": products, "raced": raced})
+    if not looks:
+        return solution._replace(extra={"products": products, "raced": raced})
+    looked = LOOK * count(estimated | start.task.scalars.read(last.sign[..., 0] != 0))
+    products = products + start.task.scalars.array(looked, b, products.dtype)
+    return solution._replace(extra={"products": products, "raced": raced, "sign": last.sign})
 
 
 def _advance(systems: Systems, race: Race) -> Race:
@@ -209,6 +224,11 @@ def _estimated(systems: Systems, slow: Scalar, plain: Kept, resumable: Scalar, r
     task, some = systems.task, any_of(slow)
     if (some if isinstance(some, bool) else task.loops.number(some)) is False:
         return race
+    if systems.looks:
+        race, slow = _looked_at(systems, slow, race)
+        some = any_of(slow)
+        if (some if isinstance(some, bool) else task.loops.number(some)) is False:
+            return race
     # a branch with little state: a compiler copies what goes into a branch and comes out of it
     sizes: Sizes = task.loops.run_if(some, partial(_measured, systems, slow), Sizes(race.M, race.raced))
     error, wide = race.progress.error, sizes.wide
@@ -222,6 +242,16 @@ def _estimated(systems: Systems, slow: Scalar, plain: Kept, resumable: Scalar, r
         raced=wide,
     )
     return _selected(slow, found, race._replace(M=sizes.M, raced=wide))
+
+
+def _looked_at(systems: Systems, slow: Scalar, race: Race) -> tuple[Race, Scalar]:
+    """Return the race without the slow problems whose matrix is symmetric, and the slow ones that are left."""
+    task, b = systems.task, systems.task.b
+    sign: Array = task.loops.run_if(any_of(slow), lambda _: signs(task.A, b, systems.backend), race.sign)
+    sign = select(slow if isinstance(slow, bool) or slow.ndim == sign.ndim else slow[..., None], sign, race.sign)
+    left = task.scalars.read(sign[..., 0] == 0)
+    progress = race.progress._replace(active=race.progress.active & (left | logical_not(slow)))
+    return race._replace(progress=progress, sign=sign), slow & left
 
 
 def _measured(systems: Systems, slow: Scalar, old: Sizes) -> Sizes:
