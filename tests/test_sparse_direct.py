@@ -266,6 +266,16 @@ def test_a_pattern_in_place_is_not_followed():
     assert solver(Operator(lambda p: 2.0 * p), np.ones(3)).value.tolist() == [0.5] * 3
 
 
+def test_stored_zeros_belong_to_the_pattern():
+    """So does an entry that is stored twice, once."""
+    given = sparse.coo_array((np.asarray([0.0, 1.0, -1.0]), ([0, 2, 2], [1, 0, 0])), shape=(3, 3))
+    pattern = SparseDirect(given).pattern
+    assert pattern.rows.tolist() == [0, 2, 0, 1, 2]
+    assert pattern.starts.tolist() == [0, 2, 4, 5]
+    assert pattern.T.columns.tolist() == pattern.rows[np.argsort(pattern.rows, kind="stable")].tolist()
+    assert pattern == pattern.T.T
+
+
 def test_single_precision():
     A, pattern = random_matrix(50, 0)
     A, b = A.astype("float32"), np.ones(50, dtype="float32")

@@ -105,25 +105,36 @@ def _of_array(pattern: PatternLike) -> Pattern | None:
     """Return the pattern of a sparse array or of an array of bool, or None if it is neither."""
     import numpy as np
 
-    is_sparse = callable(getattr(pattern, "tocoo", None))
+    is_sparse = callable(getattr(pattern, "tocsc", None))
     if not is_sparse and not (isinstance(pattern, np.ndarray) and pattern.dtype == bool):
         return None
     shape = tuple(pattern.shape)
     if len(shape) != 2 or shape[0] != shape[1]:
         message = f"pattern of shape {shape}; expected (n, n), as of the matrix"
         raise ShapeError(message)
-    entries = pattern.tocoo() if is_sparse else None
-    rows, columns = np.nonzero(pattern) if entries is None else (entries.row, entries.col)
-    return _of_entries(rows, columns, shape[0])
+    return _of_sparse(pattern) if is_sparse else _of_dense(pattern)
 
 
-def _of_entries(rows: Any, columns: Any, n: int) -> Pattern:
-    """Return the pattern of some entries and of the diagonal. Entries may come twice."""
+def _of_sparse(pattern: PatternLike) -> Pattern:
+    """Return the pattern of the entries that a SciPy array stores, and of the diagonal."""
+    import numpy as np
+    import scipy.sparse
+
+    n = pattern.shape[0]
+    columns = pattern.tocsc()
+    ones = np.ones(columns.indices.shape)  # a stored zero belongs to the pattern, and a sum drops zeros
+    found = scipy.sparse.csc_array((ones, columns.indices, columns.indptr), shape=(n, n)) + scipy.sparse.eye_array(n)
+    found = found.tocsc()
+    found.sort_indices()
+    return Pattern(n, found.indptr.astype(np.int32).tobytes(), found.indices.astype(np.int32).tobytes())
+
+
+def _of_dense(pattern: PatternLike) -> Pattern:
+    """Return the pattern of an array of bool, and of the diagonal."""
     import numpy as np
 
-    diagonal = np.arange(n, dtype=np.int64)
-    places = np.concatenate([columns.astype(np.int64) * n + rows, diagonal * (n + 1)])
-    columns, rows = np.divmod(np.unique(places), max(n, 1))
+    n = pattern.shape[0]
+    columns, rows = np.nonzero(pattern.T | np.eye(n, dtype=bool))
     return _of_sorted(rows, columns, n)
 
 

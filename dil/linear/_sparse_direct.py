@@ -75,8 +75,8 @@ class SparseDirect:
     >>> newton = dil.solvers.Newton(linear_solver=solver)
     >>> layer = dil.root(F, newton, linear_solver=solver, init=lambda t: 0.0 * t)
     >>> y, pull = dil.vjp(layer, np.full(1000, 1e-6))
-    >>> [np.round(float(x), 4) for x in (np.max(y), np.max(pull(np.ones(1000))[0]))]
-    [np.float64(0.1409), np.float64(164009.3634)]
+    >>> round(float(np.max(y)), 4), round(float(np.max(pull(np.ones(1000))[0])))
+    (0.1409, 163447)
     """
 
     pattern: PatternLike

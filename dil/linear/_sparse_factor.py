@@ -14,6 +14,8 @@ from dil.linear._pattern import Pattern
 
 THRESHOLD = 0.01
 """A pivot on the diagonal is taken if it is at least this share of the largest in its column."""
+REFINED = 4
+"""A residual above this many eps of its terms is refined."""
 PANEL = 4
 """The columns that SuperLU works on at once. Its own number, for larger blocks, takes 1.5 times as long on a grid."""
 WORST = 1 / 32
@@ -245,8 +247,8 @@ class Scaled:
         with np.errstate(all="ignore"):  # of a matrix that is singular to rounding
             y = factor.solve(rhs.T, trans=trans).T
             r = rhs - (self.A @ y.T).T
-            bound = slack * (norm_A * _sizes(y) + _sizes(rhs))
-            if not np.all(_sizes(r) <= 0.25 * bound):
+            # pivots on the diagonal can lose some digits, which a step of refinement brings back
+            if not np.all(_sizes(r) <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
                 y = y + factor.solve(r.T, trans=trans).T
                 r = rhs - (self.A @ y.T).T
             length, size = _sizes(y), _sizes(rhs)
