@@ -276,6 +276,16 @@ def test_stored_zeros_belong_to_the_pattern():
     assert pattern == pattern.T.T
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits(dtype):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    A = torch.tensor(3.0 * np.eye(20) + np.eye(20, k=1) - 0.5 * np.eye(20, k=-1), dtype=getattr(torch, dtype))
+    found = SparseDirect("tridiagonal")(Operator(lambda p: A @ p), torch.ones(20, dtype=A.dtype))
+    assert (found.value.dtype, int(found.status)) == (A.dtype, 0)
+    expected = np.linalg.solve(A.double().numpy(), np.ones(20))
+    np.testing.assert_allclose(found.value.double().numpy(), expected, rtol=4 * torch.finfo(A.dtype).eps)
+
+
 def test_single_precision():
     A, pattern = random_matrix(50, 0)
     A, b = A.astype("float32"), np.ones(50, dtype="float32")
@@ -319,6 +329,21 @@ def test_a_tiny_entry_that_lacks():
         A[0, 2] = tiny
         found = SparseDirect(0)(Operator(lambda p: A @ p), np.ones(3))
         assert Status(int(found.status)).name == name
+
+
+def test_an_entry_that_lacks_and_does_not_matter_for_this_right_hand_side():
+    A = np.asarray([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    found = SparseDirect(0)(Operator(lambda p: A @ p), np.asarray([1.0, 0.0, 0.0]))
+    assert Status(int(found.status)).name == "WRONG_PATTERN"
+
+
+def test_an_entry_that_lacks_in_small_units():
+    """A random vector has no units, so it does not show the entry. The solution has them."""
+    A = np.asarray([[1.0, 0.0, 1e-13], [0.0, 1.0, 0.0], [0.0, 0.0, 1e-12]])
+    found = SparseDirect(0)(Operator(lambda p: A @ p), np.ones(3))
+    assert Status(int(found.status)).name == "WRONG_PATTERN"
+    found = SparseDirect(2)(Operator(lambda p: A @ p), np.ones(3))
+    np.testing.assert_allclose(found.value, [0.9, 1.0, 1e12], rtol=1e-12)
 
 
 def test_newton_tells_a_wrong_pattern(eager):

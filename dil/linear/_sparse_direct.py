@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, finite_max, full, max_abs, nonzero_max_abs, size
+from dil._base.arrays import array_namespace, device, eps, finite_max, full, size
 from dil._base.operator import Operator, as_operator
 from dil._base.solution import Solution
 from dil._base.status import Status
@@ -53,7 +52,7 @@ class SparseDirect:
 
     A wrong pattern is told and never used: a product with a random vector, and one with the solution, are compared with
     those of the matrix that was recovered. Where a row differs by more than eps ** (2/3) of its terms (3.7e-11 in
-    float64), the status is WRONG_PATTERN and the solution is NaN.
+    float64), and for the solution by more than rounding, the status is WRONG_PATTERN and the solution is NaN.
 
     `extra` holds the numbers of `products` and `colours`, the `fill`, which is the number of entries of the factors
     beside those of the pattern, and the `condition` number.
@@ -138,10 +137,8 @@ class SparseDirect:
         """Return where the pattern is wrong: where a product with v, or with the solution, is not that of A."""
         status, x = found.status, found.x
         residual = b - A(x) - self.damping * x if self.damping else b - A(x)
-        unit = nonzero_max_abs(b)
-        unit = array_namespace(b).where(unit < math.inf, unit, full(unit, 1.0))
-        left = max_abs(found.weight * (residual / unit))
-        wrong: Array = (status == int(Status.CONVERGED)) & ~(left <= found.allowed)
+        far = array_namespace(b).any(~(abs(residual) <= found.allowed), axis=-1)
+        wrong: Array = (status == int(Status.CONVERGED)) & far
         return wrong | (status == int(Status.WRONG_PATTERN))
 
 
@@ -177,17 +174,16 @@ class OnHost(NamedTuple):
     """The answers for the right-hand sides (k, *batch, n), as arrays of the backend. See `Answer`."""
 
     x: Array
+    allowed: Array
     status: Array
     residual: Array
-    allowed: Array
     indefinite: Array
     condition: Array
-    weight: Array
     fill: Array
 
     def of_one(self) -> OnHost:
         """Return the answer for the only right-hand side, without its axis."""
-        return OnHost._make([x[0, ...] for x in self[:6]] + list(self[6:]))
+        return OnHost._make([*(x[0, ...] for x in self[:-1]), self.fill])
 
 
 def _on_host(recovery: Recovery, products: Array, v: Array, rhs: Array, count: int, backend: Backend) -> OnHost:
@@ -195,10 +191,9 @@ def _on_host(recovery: Recovery, products: Array, v: Array, rhs: Array, count: i
     import numpy as np
 
     xp, batch, n = array_namespace(rhs), tuple(rhs.shape[1:-1]), rhs.shape[-1]
-    number = full(rhs, 0.0, shape=(count, *batch))
+    number, vector = full(rhs, 0.0, shape=(count, *batch)), full(rhs, 0.0, shape=(count, *batch, n))
     codes = full(number, 0, dtype=xp.int32)
-    vectors = rhs, full(rhs, 0.0, shape=(*batch, n))
-    like = (vectors[0], codes, number, number, codes != 0, number, vectors[1], number[0, ...])
+    like = (rhs, vector, codes, number, codes != 0, number, number[0, ...])
 
     def run(*arrays: Array) -> Arrays:
         P, w, R = [np.asarray(backend.to_numpy(x), dtype=float) for x in arrays]

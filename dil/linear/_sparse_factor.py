@@ -16,7 +16,7 @@ THRESHOLD = 0.01
 """A pivot on the diagonal is taken if it is at least this share of the largest in its column."""
 REFINED = 4
 """A residual above this many eps of its terms is refined."""
-PANEL = 4
+PANEL, PANEL_BY_DIAGONAL = 8, 4
 """The columns that SuperLU works on at once. Its own number, for larger blocks, takes 1.5 times as long on a grid."""
 WORST = 1 / 32
 """The largest condition number of a matrix that is not singular, in units of 1 / eps."""
@@ -50,9 +50,9 @@ class Recovery:
 
         batch = rhs.shape[1:-1]
         found = [self.solve(products[:, *i], v, rhs[:, *i], count) for i in np.ndindex(*batch)]
-        *rows, weight, fill = zip(*found, strict=True)
+        *rows, fill = zip(*found, strict=True)
         each = [np.stack(x, axis=1).reshape(-1, *batch, *x[0].shape[1:]) for x in rows]
-        return Answer._make([*each, np.stack(weight).reshape(*batch, -1), np.stack(fill).reshape(batch)])
+        return Answer._make([*each, np.stack(fill).reshape(batch)])
 
     def solve(self, products: Any, v: Any, rhs: Any, count: int) -> Answer:
         """Return the solutions for the right-hand sides (m, n), of which the first `count` decide on the status.
@@ -71,29 +71,30 @@ class Recovery:
             return _no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
         data[places.diagonal] += self.damping / unit
-        row_sizes, column_scales = self._scales(data)
-        if not (row_sizes.min() > 0 and column_scales.min() > 0):
+        row_sizes, column_sizes = self._scales(data)
+        if not (row_sizes.min() > 0 and column_sizes.min() > 0):
             return _no_answer(rhs, count, Status.SINGULAR)
-        row_scales, column_scales = 1.0 / row_sizes, 1.0 / column_scales
+        row_scales, column_scales = 1.0 / row_sizes, 1.0 / column_sizes
         data *= row_scales[places.rows] * column_scales[places.columns]
         left, right = (column_scales, row_scales) if self.transposed else (row_scales, column_scales)
         sizes = np.abs(rhs).max(axis=-1, keepdims=True)
         finite = sizes < np.inf
-        b = left * (np.where(finite, rhs, 0.0) / np.where(finite & (sizes > 0), sizes, 1.0))
+        known = np.where(finite, sizes, 0.0)
+        b = left * (np.where(finite, rhs, 0.0) / np.where(known > 0, known, 1.0))
         found = Scaled(self, data).solve(b, count)
-        x = right * found.y * (np.where(finite, sizes, 0.0) / unit)
+        x = right * found.y * (known / unit)
         zero = sizes[:count, 0] == 0
         status = np.where(zero | found.solved, int(Status.CONVERGED), int(Status.SINGULAR))
         fits = finite & (np.abs(x).max(axis=-1, keepdims=True) <= self.largest)
         status = np.where((zero | ~found.solved | fits[:count, 0]) & finite[:count, 0], status, int(Status.NON_FINITE))
+        allowed = np.where(zero[:, None], np.inf, found.allowed / left * known[:count])
         return Answer(
             np.where(fits, x, 0.0),
+            np.where(allowed <= self.largest, allowed, np.inf),
             status,
             np.where(zero, 0.0, found.residual),
-            np.where(zero, np.inf, self.tolerance * found.terms),
             found.indefinite & found.solved & ~zero,
             np.where(found.condition <= self.largest, found.condition, np.inf),
-            np.minimum(left, self.largest),
             found.fill,
         )
 
@@ -168,15 +169,13 @@ class Answer(NamedTuple):
 
     x: Any
     """(m, n)."""
+    allowed: Any
+    """The largest b - A x that rounding explains, (count, n)."""
     status: Any
     """(count,)."""
     residual: Any
-    allowed: Any
-    """The largest entry of `weight` (b - A x) / max|b| if A has the pattern, (count,)."""
     indefinite: Any
     condition: Any
-    weight: Any
-    """The scales of the rows of A, (n,)."""
     fill: Any
     """The entries of the factors beside those of the pattern."""
 
@@ -187,8 +186,8 @@ class Found(NamedTuple):
     y: Any
     solved: Any
     residual: Any
-    terms: Any
-    """||A|| ||y|| + ||b||, (count,)."""
+    allowed: Any
+    """The residual that rounding explains, by the terms of each row or by the norm of all, (count, n)."""
     indefinite: Any
     condition: Any
     fill: float
@@ -230,8 +229,8 @@ class Scaled:
         options: dict[str, Any] = {"panel_size": PANEL}
         if by_diagonal:
             threshold = 0.0 if self.recovery.symmetric else THRESHOLD
-            options |= {"diag_pivot_thresh": threshold, "options": {"SymmetricMode": True}}
-            options["permc_spec"] = "MMD_AT_PLUS_A"
+            options = {"diag_pivot_thresh": threshold, "options": {"SymmetricMode": True}}
+            options |= {"permc_spec": "MMD_AT_PLUS_A", "panel_size": PANEL_BY_DIAGONAL}
         try:
             return import_linalg().splu(self.matrix, **options)
         except RuntimeError as error:
@@ -260,9 +259,12 @@ class Scaled:
             condition = norm_A * np.maximum(of_b[:count], back)
             accurate = _sizes(r) <= slack * terms
             residual = _sizes(r) / np.where(size > 0, size, 1.0)
+            of_rows = (abs(self.A) @ np.abs(y).T).T + np.abs(rhs)
+            of_norm = residual_slack(self.recovery.machine_eps, self._n) * terms[:, None]
+            allowed = np.maximum(self.recovery.tolerance * of_rows, of_norm)
         solved = accurate[:count] & (condition < WORST / self.recovery.machine_eps)
         residual = np.where(np.isfinite(residual), residual, 1.0)[:count]
-        return Found(y[:-1], solved, residual, terms[:count], None, condition, factor.nnz / self.matrix.nnz)
+        return Found(y[:-1], solved, residual, allowed[:count], None, condition, factor.nnz / self.matrix.nnz)
 
     @property
     def _n(self) -> int:
@@ -296,7 +298,7 @@ def _singular(b: Any, count: int) -> Found:
     import numpy as np
 
     inf = np.full(count, np.inf)
-    return Found(np.zeros(b.shape), inf < 0, np.ones(count), inf, None, inf, 0.0)
+    return Found(np.zeros(b.shape), inf < 0, np.ones(count), np.zeros((count, b.shape[-1])), None, inf, 0.0)
 
 
 def _no_answer(rhs: Any, count: int, status: Status) -> Answer:
@@ -309,7 +311,7 @@ def _no_answer(rhs: Any, count: int, status: Status) -> Answer:
         codes = np.where(np.any(rhs[:count] != 0, axis=-1), codes, int(Status.CONVERGED))
         codes = np.where(np.all(np.isfinite(rhs[:count]), axis=-1), codes, int(Status.NON_FINITE))
     inf = np.full(count, np.inf)
-    return Answer(x, codes, np.ones(count), inf, inf < 0, inf, np.ones(rhs.shape[-1]), 0.0)
+    return Answer(x, np.full((count, rhs.shape[-1]), np.inf), codes, np.ones(count), inf < 0, inf, 0.0)
 
 
 @lru_cache(maxsize=8)
