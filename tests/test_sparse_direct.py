@@ -183,6 +183,17 @@ def test_an_indefinite_matrix_with_zeros_on_its_diagonal(eager):
     assert np.abs(A @ x - b).max() < 1e-12 * np.abs(A).sum(-1).max() * np.abs(x).max()
 
 
+def test_pivots_that_lose_digits_are_refined(eager):
+    """A diagonal of a fiftieth of the other entries is taken for pivots, and the factors grow."""
+    A = 0.02 * np.eye(60) + np.eye(60, k=1) + 0.9 * np.eye(60, k=-1) + 0.3 * np.eye(60, k=7)
+    A = A + 0.3 * np.eye(60, k=-7)
+    b = np.random.default_rng(0).standard_normal(60)
+    x, names, _ = solved(eager, SparseDirect(A != 0), A, b)
+    assert names == ["CONVERGED"]
+    terms = np.abs(A).sum(-1).max() * np.abs(x).max() + np.abs(b).max()
+    assert np.abs(A @ x - b).max() < 4 * np.finfo(float).eps * terms
+
+
 @pytest.mark.parametrize(("least", "indefinite"), [(1.0, False), (-1.0, True)])
 def test_a_symmetric_matrix_tells_its_signs(eager, least, indefinite):
     A = np.diag([3.0, least, 2.0, 5.0]) + 0.1 * (np.eye(4, k=1) + np.eye(4, k=-1))
