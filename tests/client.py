@@ -76,6 +76,8 @@ def linear_solvers() -> list[dil.linear.LinearSolver]:
         *(dil.linear.CG(preconditioner=p) for p in mine),
         dil.linear.Neumann(terms=3, step=0.2),
         dil.linear.OneStep(step=0.2),
+        dil.linear.SparseDirect("tridiagonal"),
+        dil.linear.SparseDirect(pattern=np.ones((2, 2), dtype=bool), damping=1e-3),
     ]
 
 

@@ -135,6 +135,12 @@ class Status(IntEnum):
         "cut off or wrong; look for detach, no_grad, stop_gradient, dil.constant and custom derivatives; a layer "
         'takes check_smoothness="never" if that is meant',
     )
+    WRONG_PATTERN = (
+        20,
+        "the matrix dF/du has an entry where the pattern of dil.linear.SparseDirect has none, so nothing was solved; "
+        "give a pattern with all entries dF_i/du_j that can differ from zero, those of the boundary too, or take "
+        "dil.linear.Auto(), which needs none",
+    )
 
     @property
     def ok(self) -> bool:

@@ -15,6 +15,7 @@ from dil.linear._minres import MINRES
 from dil.linear._normal_cg import NormalCG
 from dil.linear._recycle import Recycle
 from dil.linear._solver import LinearSolver
+from dil.linear._sparse_direct import SparseDirect
 from dil.linear._spectrum import Spectrum, spectrum
 from dil.linear._warm_start import WarmStart
 from dil.linear.preconditioners import Jacobi, LBFGSPairs, Nystrom
@@ -35,6 +36,7 @@ __all__ = [
     "OneStep",
     "Operator",
     "Recycle",
+    "SparseDirect",
     "Spectrum",
     "WarmStart",
     "preconditioners",

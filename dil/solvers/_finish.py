@@ -28,6 +28,7 @@ def finish(
     wrong: Array | None = None,
     random: Array | None = None,
     rootless: Array | None = None,
+    wrong_pattern: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from the last state of the loop, (*batch, 1) each.
 
@@ -38,6 +39,7 @@ def finish(
     reasons = [
         *((holds, status) for holds, status in failures if holds is not None),
         (solved, Status.CONVERGED),
+        *(() if wrong_pattern is None else ((wrong_pattern, Status.WRONG_PATTERN),)),
         (broken, Status.NON_FINITE),
         *(() if wrong is None else ((wrong, Status.WRONG_DERIVATIVE),)),
         *(() if rootless is None else ((rootless, Status.NO_ROOT),)),

@@ -56,6 +56,7 @@ from dil.solvers._no_minimum import is_cut, is_random, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
+from dil.solvers._wrong_pattern import is_wrong_pattern, refused
 
 Equations = Literal["hessian", "normal", "truncated"]
 SHORTEST_CUT, LONGEST_CUT = 0.1, 0.5
@@ -97,9 +98,10 @@ class Newton:
     progress : bool
         Whether to draw a progress bar if the run takes more than a second. Needs rich.
     linear_solver : callable, optional
-        Solves (J + damping I) d = F, or (H + damping I) d = F, as `dil.linear.CG()` for symmetric J, or
-        `dil.linear.CG(preconditioner=...)`. By default `dil.linear.Auto` for a root; for a minimum, Cholesky's factor
-        or CG, as above. It belongs to `equations="hessian"`.
+        Solves (J + damping I) d = F, or (H + damping I) d = F, as `dil.linear.CG()` for symmetric J,
+        `dil.linear.CG(preconditioner=...)`, or `dil.linear.SparseDirect(pattern)` for sparse J. By default
+        `dil.linear.Auto` for a root; for a minimum, Cholesky's factor or CG, as above. It belongs to
+        `equations="hessian"`.
 
     Raises
     ------
@@ -240,6 +242,7 @@ class Newton:
             wrong=is_wrong(started, last.u, ended & ~solved) if problem.symmetric else None,
             random=is_random(started, last.u, ended & ~solved) if problem.symmetric else None,
             rootless=verdict.rootless,
+            wrong_pattern=is_wrong_pattern(started, last.u, broken, self.linear_solver, self.damping),
         )
 
     def _step(self, started: Start, s: Iterate, scalars: Scalars) -> Step:
@@ -265,7 +268,9 @@ class Newton:
         """Return the step towards a root: inexact, unless a full one is cheap or the solver takes no tolerance."""
         loops, solver = started.problem.backend.loops, Auto() if self.linear_solver is None else self.linear_solver
         if self.equations == "normal" or not is_inexact(solver, J, F, started.problem.backend):
-            return towards_root(J, F, self._solve(started, J, F, None).value, loops, scalars)
+            found = self._solve(started, J, F, None)
+            at = towards_root(J, F, found.value, loops, scalars)
+            return at._replace(step=refused(at.step, found, self.linear_solver))
         size, machine_eps = scalars.norm(F), eps(array_namespace(F), F.dtype)
         done = leaves_rounding(started, s, J, F, size, scalars)
         wanted = forcing_of_root(size, s.slope, s.forced, s.near, machine_eps)

@@ -1,0 +1,341 @@
+"""A sparse matrix on the host: recovered from its products, compared with a random one, factorised and solved with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from dil._base.errors import OptionError
+from dil._base.small_inverse import residual_slack
+from dil._base.status import Status
+from dil.linear._colouring import Colouring
+from dil.linear._pattern import Pattern
+
+THRESHOLD = 0.01
+"""A pivot on the diagonal is taken if it is at least this share of the largest in its column."""
+REFINED = 4
+"""A residual above this many eps of its terms is refined."""
+PANEL, PANEL_BY_DIAGONAL = 8, 4
+"""The columns that SuperLU works on at once. Its own number, for larger blocks, takes 1.5 times as long on a grid."""
+WORST = 1 / 32
+"""The largest condition number of a matrix that is not singular, in units of 1 / eps."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a matrix D, which is A or its transpose, follows from its products with the seeds of a colouring."""
+
+    pattern: Pattern
+    """The pattern of D."""
+    colouring: Colouring
+    transposed: bool
+    """Whether D is the transpose of the matrix A of the system."""
+    symmetric: bool
+    """Whether A is known to be symmetric."""
+    damping: float
+    machine_eps: float
+    """That of the dtype of the products."""
+    largest: float
+    """The largest finite number of the dtype of the answer."""
+
+    @property
+    def tolerance(self) -> float:
+        """The largest difference of two products, beside their terms, that counts as rounding."""
+        return float(self.machine_eps ** (2 / 3))
+
+    def solve_each(self, products: Any, v: Any, rhs: Any, count: int) -> Answer:
+        """Return the solutions of each problem of a batch: as `solve`, with the axes of the batch before the last."""
+        import numpy as np
+
+        batch = rhs.shape[1:-1]
+        found = [self.solve(products[:, *i], v, rhs[:, *i], count) for i in np.ndindex(*batch)]
+        *rows, fill = zip(*found, strict=True)
+        each = [np.stack(x, axis=1).reshape(-1, *batch, *x[0].shape[1:]) for x in rows]
+        return Answer._make([*each, np.stack(fill).reshape(batch)])
+
+    def solve(self, products: Any, v: Any, rhs: Any, count: int) -> Answer:
+        """Return the solutions for the right-hand sides (m, n), of which the first `count` decide on the status.
+
+        products: those of D with the seeds and with v, (colours + 1, n).
+        """
+        import numpy as np
+
+        largest = np.abs(products).max()
+        if not largest < np.inf:
+            return _no_answer(rhs, count, Status.NON_FINITE)
+        unit = largest or 1.0
+        products = products / unit
+        data = np.take(products[:-1].reshape(-1), self.colouring.places)
+        if self._lacks_an_entry(data, products[-1], v):
+            return _no_answer(rhs, count, Status.WRONG_PATTERN)
+        places = places_of(self.pattern)
+        data[places.diagonal] += self.damping / unit
+        row_sizes, column_sizes = self._scales(data)
+        if not (row_sizes.min() > 0 and column_sizes.min() > 0):
+            return _no_answer(rhs, count, Status.SINGULAR)
+        row_scales, column_scales = 1.0 / row_sizes, 1.0 / column_sizes
+        data *= row_scales[places.rows] * column_scales[places.columns]
+        left, right = (column_scales, row_scales) if self.transposed else (row_scales, column_scales)
+        sizes = np.abs(rhs).max(axis=-1, keepdims=True)
+        finite = sizes < np.inf
+        known = np.where(finite, sizes, 0.0)
+        b = left * (np.where(finite, rhs, 0.0) / np.where(known > 0, known, 1.0))
+        found = Scaled(self, data).solve(b, count)
+        x = right * found.y * (known / unit)
+        zero = sizes[:count, 0] == 0
+        status = np.where(zero | found.solved, int(Status.CONVERGED), int(Status.SINGULAR))
+        fits = finite & (np.abs(x).max(axis=-1, keepdims=True) <= self.largest)
+        status = np.where((zero | ~found.solved | fits[:count, 0]) & finite[:count, 0], status, int(Status.NON_FINITE))
+        allowed = np.where(zero[:, None], np.inf, found.allowed / left * known[:count])
+        return Answer(
+            np.where(fits, x, 0.0),
+            np.where(allowed <= self.largest, allowed, np.inf),
+            status,
+            np.where(zero, 0.0, found.residual),
+            found.indefinite & found.solved & ~zero,
+            np.where(found.condition <= self.largest, found.condition, np.inf),
+            found.fill,
+        )
+
+    def _lacks_an_entry(self, data: Any, product: Any, v: Any) -> bool:
+        """Return whether D v is another vector than that of the matrix recovered, in a row by more than rounding."""
+        import numpy as np
+
+        D = self._matrix(data)
+        gap, terms = np.abs(product - D @ v), abs(D) @ np.abs(v)
+        return bool(np.any(gap > self.tolerance * terms))
+
+    def _matrix(self, data: Any) -> Any:
+        places = places_of(self.pattern)
+        return import_sparse().csc_array((data, places.rows, places.starts), shape=(self.pattern.n,) * 2)
+
+    def _scales(self, data: Any) -> tuple[Any, Any]:
+        """Return what to divide the rows and the columns by: powers of two, which round nothing, or zero.
+
+        These are the sizes of the rows of A, and those of its columns then. For a symmetric matrix they are the roots
+        of the diagonal, and those of the rows then, as in `equilibrate`.
+        """
+        import numpy as np
+
+        places, sizes = places_of(self.pattern), np.abs(data)
+        if self.symmetric:
+            roots = np.sqrt(sizes[places.diagonal])
+            roots = _power_of_two(np.where(roots > 0, roots, 1.0))
+            scaled = sizes / roots[places.rows] / roots[places.columns]
+            both = roots * _power_of_two(np.sqrt(np.maximum.reduceat(scaled[places.by_row], places.row_starts)))
+            return both, both
+
+        def by_row(sizes: Any) -> Any:
+            return _power_of_two(np.maximum.reduceat(sizes[places.by_row], places.row_starts))
+
+        def by_column(sizes: Any) -> Any:
+            return _power_of_two(np.maximum.reduceat(sizes, places.starts[:-1]))
+
+        if self.transposed:
+            columns = by_column(sizes)
+            return by_row(sizes / np.where(columns > 0, columns, 1.0)[places.columns]), columns
+        rows = by_row(sizes)
+        return rows, by_column(sizes / np.where(rows > 0, rows, 1.0)[places.rows])
+
+
+class Places(NamedTuple):
+    """Where the entries of a pattern are, as arrays."""
+
+    rows: Any
+    columns: Any
+    starts: Any
+    """Where each column begins, (n + 1,)."""
+    by_row: Any
+    """The entries in the order of their rows."""
+    row_starts: Any
+    """Where each row begins among them, (n,)."""
+    diagonal: Any
+
+
+@lru_cache(maxsize=8)
+def places_of(pattern: Pattern) -> Places:
+    """Return where the entries of a pattern are. Each row and column has one: that of the diagonal."""
+    import numpy as np
+
+    rows, columns = pattern.rows, pattern.columns
+    by_row = np.argsort(rows, kind="stable")
+    row_starts = np.searchsorted(rows[by_row], np.arange(pattern.n))
+    return Places(rows, columns, pattern.starts, by_row, row_starts, np.flatnonzero(rows == columns))
+
+
+class Answer(NamedTuple):
+    """The solutions of one matrix on the host."""
+
+    x: Any
+    """(m, n)."""
+    allowed: Any
+    """The largest b - A x that rounding explains, (count, n)."""
+    status: Any
+    """(count,)."""
+    residual: Any
+    indefinite: Any
+    condition: Any
+    fill: Any
+    """The entries of the factors beside those of the pattern."""
+
+
+class Found(NamedTuple):
+    """The solutions of a scaled matrix."""
+
+    y: Any
+    solved: Any
+    residual: Any
+    allowed: Any
+    """The residual that rounding explains, by the terms of each row or by the norm of all, (count, n)."""
+    indefinite: Any
+    condition: Any
+    fill: float
+
+
+class Scaled:
+    """The matrix D with rows and columns of size one."""
+
+    def __init__(self, recovery: Recovery, data: Any) -> None:
+        self.recovery = recovery
+        self.matrix = recovery._matrix(data)
+        self.A = self.matrix.T if recovery.transposed else self.matrix
+        self.structure_is_symmetric = recovery.pattern == recovery.pattern.T
+
+    def solve(self, b: Any, count: int) -> Found:
+        """Return the solutions for b: (m, n).
+
+        One more right-hand side, a random one, begins an inverse iteration, which tells the condition number.
+        """
+        import numpy as np
+
+        n = b.shape[-1]
+        rhs = np.concatenate([b, random_vector(n)[None]])
+        norm_A = (abs(self.A) @ np.ones(n)).max()
+        indefinite, found = False, None
+        if self.structure_is_symmetric:
+            # pivots on the diagonal, by an order for symmetric patterns, fill the factors half as much
+            factor = self._factorised(by_diagonal=True)
+            if self.recovery.symmetric:
+                indefinite = factor is None or not _is_definite(factor)
+            found = None if factor is None else self._solved(factor, rhs, count, norm_A)
+        if found is None or not found.solved.all():
+            factor = self._factorised(by_diagonal=False)
+            found = _singular(b, count) if factor is None else self._solved(factor, rhs, count, norm_A)
+        return found._replace(indefinite=np.full(count, indefinite))
+
+    def _factorised(self, *, by_diagonal: bool) -> Any:
+        """Return the factors, or None if a pivot is zero."""
+        options: dict[str, Any] = {"panel_size": PANEL}
+        if by_diagonal:
+            threshold = 0.0 if self.recovery.symmetric else THRESHOLD
+            options = {"diag_pivot_thresh": threshold, "options": {"SymmetricMode": True}}
+            options |= {"permc_spec": "MMD_AT_PLUS_A", "panel_size": PANEL_BY_DIAGONAL}
+        try:
+            return import_linalg().splu(self.matrix, **options)
+        except RuntimeError as error:
+            if "singular" not in str(error):
+                raise
+            return None
+
+    def _solved(self, factor: Any, rhs: Any, count: int, norm_A: float) -> Found:
+        """Return the solutions with one step of refinement, where a residual is above rounding."""
+        import numpy as np
+
+        trans, slack = "T" if self.recovery.transposed else "N", residual_slack(float(np.finfo(float).eps), self._n)
+        with np.errstate(all="ignore"):  # of a matrix that is singular to rounding
+            y = factor.solve(rhs.T, trans=trans).T
+            r = rhs - (self.A @ y.T).T
+            # pivots on the diagonal can lose some digits, which a step of refinement brings back
+            if not np.all(_sizes(r) <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
+                y = y + factor.solve(r.T, trans=trans).T
+                r = rhs - (self.A @ y.T).T
+            length, size = _sizes(y), _sizes(rhs)
+            terms = norm_A * length + size
+            of_b = length / np.where(size > 0, size, 1.0)
+            # the dense solver looks at A^-1 e alone, which shows a null vector of many entries too small by sqrt(n)
+            y_e = y[-1] / np.linalg.norm(y[-1])
+            back = np.linalg.norm(factor.solve(y_e, trans="N" if self.recovery.transposed else "T"))
+            condition = norm_A * np.maximum(of_b[:count], back)
+            accurate = _sizes(r) <= slack * terms
+            residual = _sizes(r) / np.where(size > 0, size, 1.0)
+            of_rows = (abs(self.A) @ np.abs(y).T).T + np.abs(rhs)
+            of_norm = residual_slack(self.recovery.machine_eps, self._n) * terms[:, None]
+            allowed = np.maximum(self.recovery.tolerance * of_rows, of_norm)
+        solved = accurate[:count] & (condition < WORST / self.recovery.machine_eps)
+        residual = np.where(np.isfinite(residual), residual, 1.0)[:count]
+        return Found(y[:-1], solved, residual, allowed[:count], None, condition, factor.nnz / self.matrix.nnz)
+
+    @property
+    def _n(self) -> int:
+        return self.recovery.pattern.n
+
+
+def _is_definite(factor: Any) -> bool:
+    """Return whether the pivots say that a symmetric matrix is positive definite: all lie on the diagonal, all are > 0.
+
+    The pivots are quotients of leading minors, whose signs no positive scale of a row or column changes (Sylvester's
+    criterion; Golub and Van Loan 2013, section 4.2).
+    """
+    import numpy as np
+
+    return bool(np.array_equal(factor.perm_r, factor.perm_c) and np.all(factor.U.diagonal() > 0))
+
+
+def _sizes(rows: Any) -> Any:
+    import numpy as np
+
+    return np.abs(rows).max(axis=-1)
+
+
+def _power_of_two(x: Any) -> Any:
+    import numpy as np
+
+    return np.where(x > 0, np.ldexp(1.0, np.frexp(x)[1]), 0.0)
+
+
+def _singular(b: Any, count: int) -> Found:
+    import numpy as np
+
+    inf = np.full(count, np.inf)
+    return Found(np.zeros(b.shape), inf < 0, np.ones(count), np.zeros((count, b.shape[-1])), None, inf, 0.0)
+
+
+def _no_answer(rhs: Any, count: int, status: Status) -> Answer:
+    """Return what stands for a solution: NaN where the pattern is wrong, else zero, as from other solvers."""
+    import numpy as np
+
+    x = np.full(rhs.shape, np.nan if status is Status.WRONG_PATTERN else 0.0)
+    codes = np.full(count, int(status))
+    if status is Status.SINGULAR:  # of zero, zero is a solution
+        codes = np.where(np.any(rhs[:count] != 0, axis=-1), codes, int(Status.CONVERGED))
+        codes = np.where(np.all(np.isfinite(rhs[:count]), axis=-1), codes, int(Status.NON_FINITE))
+    inf = np.full(count, np.inf)
+    return Answer(x, np.full((count, rhs.shape[-1]), np.inf), codes, np.ones(count), inf < 0, inf, 0.0)
+
+
+@lru_cache(maxsize=8)
+def random_vector(n: int) -> Any:
+    """Return n numbers of random sign between 1/2 and 1 in size, the same in every run."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    return draw.uniform(0.5, 1.0, n) * draw.choice([-1.0, 1.0], n)
+
+
+def import_sparse() -> Any:
+    """Return `scipy.sparse`."""
+    try:
+        import scipy.sparse
+    except ImportError as error:
+        message = f"dil.linear.SparseDirect needs SciPy, which cannot be imported ({error}); pip install scipy"
+        raise OptionError(message) from error
+    return scipy.sparse
+
+
+def import_linalg() -> Any:
+    """Return `scipy.sparse.linalg`."""
+    import_sparse()
+    import scipy.sparse.linalg
+
+    return scipy.sparse.linalg
