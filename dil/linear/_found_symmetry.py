@@ -29,9 +29,10 @@ def signs(A: Operator, b: Array, backend: Backend) -> Array:
     v = standard_normal(backend, b, 1, 4)[0, ...]
     Av, ATv = A(v), A.T(v)
     allowed = min(SAME * machine, SHARE * machine**0.75)
-    symmetric = norm(Av - ATv) <= allowed * norm(Av)  # False for NaN
-    sign = xp.where(dot(v, Av) < 0, full(norm(v), -1.0), full(norm(v), 1.0))
-    return xp.where(symmetric, sign, 0.0 * sign)  # type: ignore[no-any-return]
+    size = norm(Av)
+    symmetric = norm(Av - ATv) <= allowed * size  # False for NaN
+    sign = xp.where(dot(v, Av) < 0, full(size, -1.0), full(size, 1.0))
+    return xp.where(symmetric, sign, full(size, 0.0))  # type: ignore[no-any-return]
 
 
 def times_sign(A: Operator, sign: Array) -> Operator:
