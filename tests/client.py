@@ -68,6 +68,7 @@ def linear_solvers() -> list[dil.linear.LinearSolver]:
     return [
         dil.linear.Auto(),
         dil.linear.BiCGSTAB(),
+        dil.linear.IDR(s=8),
         dil.linear.Direct(),
         dil.linear.GMRES(restart=5),
         dil.linear.MINRES(),

@@ -7,7 +7,7 @@ import pytest
 
 import dil
 from dil._base.options import declares
-from dil.linear import CG, GMRES, MINRES, Auto, BiCGSTAB, NormalCG
+from dil.linear import CG, GMRES, IDR, MINRES, Auto, BiCGSTAB, NormalCG
 from dil.linear._least_norm import LeastNorm
 from dil.linear.preconditioners import Jacobi
 
@@ -21,6 +21,7 @@ SYMMETRIC = {
 }
 GENERAL = {
     "BiCGSTAB": BiCGSTAB(),
+    "IDR": IDR(),
     "GMRES": GMRES(restart=40),
     "NormalCG": NormalCG(),
     "Auto, general": Auto(dense=0),

@@ -23,7 +23,7 @@ from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._dense_cost import FEWEST_TRIED, krylov_budget
 from dil.linear._direct import Direct, solved_by_inverse
 from dil.linear._found_symmetry import times_sign
-from dil.linear._gmres import GMRES
+from dil.linear._idr import IDR
 from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
 from dil.linear._racing_cg import racing_cg
@@ -51,6 +51,12 @@ class Plan(NamedTuple):
     """The most steps."""
 
 
+PATIENCE, END = 64, 1024
+"""The steps after which BiCGSTAB hands a large problem over to IDR: one that is slow, with three times as many steps if
+it looked for a preconditioner, and any. On the matrices of benchmarks/nonsymmetric.py on which BiCGSTAB takes the most
+products, IDR(8) takes an eighth to three quarters of them."""
+
+
 @dataclass(frozen=True)
 class Auto:
     """Solve (A + damping I) x = b by a method that fits the size and the symmetry of A.
@@ -66,8 +72,9 @@ class Auto:
        max_iter.
     4. At moderate sizes, every problem in which the iteration fails goes to `Direct`. If the dense matrix is singular,
        the result is the least-squares solution of least norm.
-    5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`, and problems in which
-       BiCGSTAB breaks down go to `GMRES`.
+    5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`. Problems in which BiCGSTAB
+       breaks down go to `IDR(8)`. So do those whose relative residual is above rtol ** (2/7) after 64 steps of
+       BiCGSTAB, or after 192 if a preconditioner was looked for, and those that are not solved in 1,024 steps.
     6. At these sizes, one product with A and one with its transpose show whether a matrix that is not known to be
        symmetric is so to rounding, as where a root is that of the gradient of an energy. They are taken where 16 steps
        of BiCGSTAB promise more than 64. Such problems are then solved as symmetric ones, and those with negative
@@ -199,6 +206,7 @@ class Auto:
     ) -> tuple[Solution, Array | None]:
         """Solve by an iteration. Return also the signs of problems whose matrix was found to be symmetric, if any."""
         trial, most = plan.trial, plan.most
+        hands_over = not (plan.has_fallback or A.symmetric)
         if A.symmetric and x0 is None:
             first = racing_cg(
                 shifted(A, self.damping),
@@ -211,13 +219,13 @@ class Auto:
             )
         elif not A.symmetric and A.rmatvec is not None and x0 is None:
             first = scaled_bicgstab(
-                BiCGSTAB(self.damping, max_iter=most),
+                BiCGSTAB(self.damping, max_iter=END if hands_over and (most is None or most > END) else most),
                 shifted(A, self.damping),
                 b,
                 backend=backend,
                 loop=loop,
                 rtol=rtol,
-                trial=trial,
+                trial=PATIENCE if hands_over else trial,
                 looks=not plan.has_fallback and self.dense is None and A.one is None,
             )
         else:
@@ -252,11 +260,12 @@ class Auto:
         if A.symmetric:
             minres = partial(MINRES(self.damping, max_iter=self.max_iter), rtol=rtol)
             return _retry(first, (Status.INDEFINITE, Status.SINGULAR), minres, Tried.MINRES, A, b, loop)
-        gmres = partial(GMRES(damping=self.damping, max_iter=self.max_iter), rtol=rtol)
-        failed = _ended(first, (Status.SINGULAR, Status.STAGNATED))
-        # GMRES is no better for a symmetric matrix
+        idr = partial(IDR(8, self.damping, max_iter=self.max_iter), rtol=rtol)
+        ends = self.max_iter is not None and self.max_iter <= END
+        failed = _ended(first, (Status.SINGULAR, Status.STAGNATED, *(() if ends else (Status.MAX_ITER,))))
+        # IDR is no better for a symmetric matrix
         failed = failed if sign is None else failed & (sign[..., 0] == 0)
-        return _again(first, failed, gmres, Tried.GMRES, A, b, loop)
+        return _again(first, failed, idr, Tried.IDR, A, b, loop)
 
     def _as_symmetric(
         self, first: Solution, sign: Array, A: Operator, b: Array, *, loop: Loop, rtol: Tolerance

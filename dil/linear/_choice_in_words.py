@@ -21,7 +21,7 @@ class Tried(IntEnum):
     BICGSTAB = 3
     LEAST_NORM = 4
     MINRES = 5
-    GMRES = 6
+    IDR = 6
     MEMORY = 7
     """`Recycle`."""
     NEW_INVERSE = 8
@@ -224,7 +224,7 @@ def _followed(problems: Sequence[Numbers], place: int) -> str:
     if attempt.solver == Tried.SYMMETRIC:
         name = "2 products say that the matrix is symmetric; CG or MINRES"
         return _ended(name, attempt.status, [p.attempts[place].steps for p in problems])
-    name = "MINRES" if attempt.solver == Tried.MINRES else "GMRES"
+    name = "MINRES" if attempt.solver == Tried.MINRES else "IDR(8)"
     return _ended(name, attempt.status, [p.attempts[place].steps for p in problems])
 
 
@@ -263,7 +263,7 @@ def _in_short(problem: Numbers) -> str:
         Tried.BICGSTAB: "by scaled BiCGSTAB" if problem.by_diagonal else "by BiCGSTAB",
         Tried.LEAST_NORM: "by least norm",
         Tried.MINRES: "by MINRES",
-        Tried.GMRES: "by GMRES",
+        Tried.IDR: "by IDR(8)",
         Tried.MEMORY: "by the memory",
         Tried.NEW_INVERSE: "by the memory with a new inverse",
         Tried.SYMMETRIC: "by CG or MINRES",
