@@ -27,7 +27,7 @@ def is_inexact(solver: LinearSolver, J: Operator, F: Array, backend: Backend) ->
     It is solved to the full where the solver takes no tolerance, where J is known as a matrix of few unknowns, and
     where `Auto` takes a dense solve, which loses nothing by being exact.
     """
-    if J.matrix is not None or not declares(solver, "_takes_tolerance"):
+    if J.matrix is not None or J._given is not None or not declares(solver, "_takes_tolerance"):
         return False
     fits = count_of(F.shape) * F.shape[-1] <= MAX_DENSE_NUMBERS
     return not (isinstance(solver, Auto) and solver.dense is None and fits and krylov_budget(J, F, backend) == 0)
