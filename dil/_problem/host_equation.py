@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dil._base.errors import ShapeError
+from dil._base.errors import DTypeError, ShapeError
 from dil._base.given_matrix import Kept
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.registry import leaves_of, load, owner
@@ -40,14 +40,11 @@ class HostEquation:
 
     def kept(self, *at: Any) -> Kept:
         """Return the user's J as a matrix: that of the last call, if it was at the same arrays."""
-        import numpy as np
-
         last, key = self.jacobian._last, (self.jacobian.matrix or self.fn, *at)
-        same = len(key) == len(last.key) and key[0] is last.key[0]
-        kept = last.kept if same and all(map(np.array_equal, key[1:], last.key[1:])) else None
+        kept = last.get(key)
         if kept is None:
             kept = Kept(self._recovered(at) if self.jacobian.matrix is None else self._matrix(at))
-            last.key, last.kept = (key[0], *(np.array(x) for x in at)), kept
+            last.put(key, kept)
         return kept
 
     def kept_of_equation(self, *at: Any) -> Kept:
@@ -139,7 +136,12 @@ class HostEquation:
             )
             raise ShapeError(message)
         if not is_sparse:
-            return np.asarray(found, dtype=float)
+            found = np.asarray(found)
+        if found.dtype.kind not in "fiub":
+            message = f"derivatives.matrix returned numbers of dtype {found.dtype}; expected real ones"
+            raise DTypeError(message)
+        if not is_sparse:
+            return found.astype(float)
         import scipy.sparse
 
         columns = scipy.sparse.csc_array(found, dtype=float)

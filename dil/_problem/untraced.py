@@ -41,6 +41,12 @@ class Untraced:
 
     def image(self, *arrays: Array) -> Arrays:
         """Return f(u, *arrays)."""
+        if self.space.split or self.arguments.split:
+            message = (
+                f"the {self.condition.kind} {self.condition.name!r} has derivatives=dil.Jacobian(...), which are real, "
+                f"and an unknown or an argument is complex; give its real and its imaginary part as one real array"
+            )
+            raise UnsupportedFunctionError(message)
         return self._run(lambda host, at: (host.value(*at),), (arrays[0],), len(arrays), *arrays)
 
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
