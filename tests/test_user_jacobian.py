@@ -142,6 +142,15 @@ def test_one_factor_serves_both_directions(monkeypatch):
     assert len(made) == 1
 
 
+@pytest.mark.parametrize("make", [lambda: dil.linear.WarmStart(dil.linear.Auto()), dil.linear.Recycle])
+def test_solvers_that_remember(make):
+    layer = layer_of(KINDS["sparse"], linear_solver=make())
+    for shift in (0.0, 0.01, 0.0):
+        _, pull = dil.vjp(lambda t: layer(t, C), T + shift)
+        found = pull(V)[0]
+    np.testing.assert_allclose(found, by_hand()[2], rtol=1e-10)
+
+
 def test_damping_is_that_of_the_solver():
     J, _ = layer_of(KINDS["sparse"])._linearised((T, C), {}, None)
     x = dil.linear.Auto(damping=0.5)(J, V).value
@@ -208,7 +217,9 @@ def test_report_tells_the_error_of_differences():
     assert report.ok
     assert 0 < float(report.backward.differences) < 1e-7
     assert "differences" in str(report)
-    assert layer_of(KINDS["sparse"]).report(T, C).backward.differences is None
+    exact = layer_of(KINDS["sparse"]).report(T, C).backward
+    assert exact.differences is None
+    assert exact.choice == "the given matrix was factorised"
 
 
 def test_the_error_of_differences_grows_with_the_bend():

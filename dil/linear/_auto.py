@@ -146,7 +146,7 @@ class Auto:
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         found = solved_by_given_matrix(A, b, backend, self.damping)
         if found is not None:
-            return found
+            return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.GIVEN, FEWEST_TRIED))
         found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
         if found is not None:
             return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.FEW, FEWEST_TRIED))

@@ -55,9 +55,10 @@ def solved_by_given_matrix(A: Operator, b: Array, backend: Backend, damping: flo
         x, status, residual, condition = (part[0, ...] for part in (x, status, residual, condition))
     none = full(status, 0)
     extra: dict[str, Any] = {"condition": condition, "products": none, "indefinite": none != 0}
+    once = full(status, 1)
     if A.probes:
         extra["probes"] = tuple([found.x[count + j, ...] for j in range(len(A.probes))])
-    return Solution(x, status, none, residual, extra)
+    return Solution(x, status, once, residual, extra)
 
 
 def _solved(given: GivenMatrix, kept: Kept, rhs: Any, machine_eps: float, largest: float) -> Solved:
