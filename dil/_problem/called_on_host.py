@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dil._base.arrays import device
 from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import split_arguments
+from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import common_owner, leaves_of
 
 
@@ -33,8 +35,6 @@ def called_on_host(fn: Callable[..., Tree], u: Tree, args: tuple[Tree, ...], kwa
     return structure.unflatten(list(backend.loops.on_host(run, tuple(map(backend.constant, leaves)), *constants)))
 
 
-def _like(x: Any, like: Array, backend: Any) -> Array:
+def _like(x: Any, like: Array, backend: Backend) -> Array:
     """Return a NumPy array beside another one."""
-    from dil._base.arrays import device
-
-    return backend.asarray(x, dtype=like.dtype, device=device(like))  # type: ignore[no-any-return]
+    return backend.asarray(x, dtype=like.dtype, device=device(like))
