@@ -23,6 +23,7 @@ from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._dense_cost import FEWEST_TRIED, krylov_budget
 from dil.linear._direct import Direct, solved_by_inverse
 from dil.linear._found_symmetry import times_sign
+from dil.linear._given_solve import solved_by_given_matrix
 from dil.linear._idr import IDR
 from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
@@ -95,6 +96,9 @@ class Auto:
     takes 11 steps more, and the way that is ahead goes on. Where plain BiCGSTAB wins, there are at most 32 products
     more, as many as its first 16 steps took.
 
+    Where a layer has `derivatives=dil.Jacobian(matrix=...)`, that matrix is factorised on the host, once for the point
+    and for both directions, and nothing else is tried: by SuperLU as in `SparseDirect` if it is sparse.
+
     A start x0 is used by plain CG and plain BiCGSTAB alone.
 
     `extra["products"]` counts the products of all methods that a problem went through.
@@ -164,6 +168,9 @@ class Auto:
         backend = backend_of_system(b, "dil.linear.Auto", x0)
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         rtol = self.rtol if rtol is None else rtol
+        found = solved_by_given_matrix(A, b, backend, self.damping)
+        if found is not None:
+            return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.GIVEN, FEWEST_TRIED))
         found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
         if found is not None:
             return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.FEW, FEWEST_TRIED))

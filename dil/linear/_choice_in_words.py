@@ -38,6 +38,8 @@ class Reason(IntEnum):
     ASKED = 2
     CHEAPER_THAN_CG = 3
     CHEAPER_THAN_BICGSTAB = 4
+    GIVEN = 5
+    """The user gave the matrix."""
 
 
 class Way(IntEnum):
@@ -153,6 +155,8 @@ def _story(problems: Sequence[Numbers]) -> list[str]:
 
 def _dense(problems: Sequence[Numbers], place: int) -> str:
     one, count = problems[0], _count(problems[0].unknowns, "unknown")
+    if one.reason == Reason.GIVEN:
+        return f"the given matrix was factorised{_but(one.attempts[place].status)}"
     why = {
         Reason.FEW: f"{count}, and up to {one.few} are never iterated",
         Reason.ASKED: f"{count}, and dense={one.few} asks for it",
@@ -258,7 +262,7 @@ def _in_short(problem: Numbers) -> str:
         return "without a step"
     last, before = problem.attempts[-1], problem.attempts[:-1]
     what = {
-        Tried.DIRECT: "dense",
+        Tried.DIRECT: "by the given matrix" if problem.reason == Reason.GIVEN else "dense",
         Tried.CG: _kind_of_cg(problem),
         Tried.BICGSTAB: "by scaled BiCGSTAB" if problem.by_diagonal else "by BiCGSTAB",
         Tried.LEAST_NORM: "by least norm",

@@ -28,7 +28,7 @@ class Recovery:
 
     pattern: Pattern
     """The pattern of D."""
-    colouring: Colouring
+    colouring: Colouring | None
     transposed: bool
     """Whether D is the transpose of the matrix A of the system."""
     symmetric: bool
@@ -63,40 +63,26 @@ class Recovery:
 
         largest = np.abs(products).max()
         if not largest < np.inf:
-            return _no_answer(rhs, count, Status.NON_FINITE)
+            return no_answer(rhs, count, Status.NON_FINITE)
         unit = largest or 1.0
+        assert self.colouring is not None
         products = products / unit
         data = np.take(products[:-1].reshape(-1), self.colouring.places)
         if self._lacks_an_entry(data, products[-1], v):
-            return _no_answer(rhs, count, Status.WRONG_PATTERN)
+            return no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
         data[places.diagonal] += self.damping / unit
+        scaled = self.scaled(data)
+        if scaled is None:
+            return no_answer(rhs, count, Status.SINGULAR)
+        return scaled.answer(rhs, count, unit, transposed=self.transposed)
+
+    def scaled(self, data: Any) -> Scaled | None:
+        """Return the matrix of these entries with rows and columns of size one, or None if one of them is zero."""
         row_sizes, column_sizes = self._scales(data)
         if not (row_sizes.min() > 0 and column_sizes.min() > 0):
-            return _no_answer(rhs, count, Status.SINGULAR)
-        row_scales, column_scales = 1.0 / row_sizes, 1.0 / column_sizes
-        data *= row_scales[places.rows] * column_scales[places.columns]
-        left, right = (column_scales, row_scales) if self.transposed else (row_scales, column_scales)
-        sizes = np.abs(rhs).max(axis=-1, keepdims=True)
-        finite = sizes < np.inf
-        known = np.where(finite, sizes, 0.0)
-        b = left * (np.where(finite, rhs, 0.0) / np.where(known > 0, known, 1.0))
-        found = Scaled(self, data).solve(b, count)
-        x = right * found.y * (known / unit)
-        zero = sizes[:count, 0] == 0
-        status = np.where(zero | found.solved, int(Status.CONVERGED), int(Status.SINGULAR))
-        fits = finite & (np.abs(x).max(axis=-1, keepdims=True) <= self.largest)
-        status = np.where((zero | ~found.solved | fits[:count, 0]) & finite[:count, 0], status, int(Status.NON_FINITE))
-        allowed = np.where(zero[:, None], np.inf, found.allowed / left * known[:count])
-        return Answer(
-            np.where(fits, x, 0.0),
-            np.where(allowed <= self.largest, allowed, np.inf),
-            status,
-            np.where(zero, 0.0, found.residual),
-            found.indefinite & found.solved & ~zero,
-            np.where(found.condition <= self.largest, found.condition, np.inf),
-            found.fill,
-        )
+            return None
+        return Scaled(self, data, 1.0 / row_sizes, 1.0 / column_sizes)
 
     def _lacks_an_entry(self, data: Any, product: Any, v: Any) -> bool:
         """Return whether D v is another vector than that of the matrix recovered, in a row by more than rounding."""
@@ -193,16 +179,54 @@ class Found(NamedTuple):
     fill: float
 
 
+class Side(NamedTuple):
+    """The matrix of a system, which is D or its transpose, and its norm."""
+
+    A: Any
+    norm: float
+    transposed: bool
+
+
 class Scaled:
-    """The matrix D with rows and columns of size one."""
+    """The matrix D with rows and columns of size one, and its factors, which serve the transpose too."""
 
-    def __init__(self, recovery: Recovery, data: Any) -> None:
-        self.recovery = recovery
-        self.matrix = recovery._matrix(data)
-        self.A = self.matrix.T if recovery.transposed else self.matrix
+    def __init__(self, recovery: Recovery, data: Any, row_scales: Any, column_scales: Any) -> None:
+        places = places_of(recovery.pattern)
+        self.recovery, self.row_scales, self.column_scales = recovery, row_scales, column_scales
+        self.matrix = recovery._matrix(data * row_scales[places.rows] * column_scales[places.columns])
         self.structure_is_symmetric = recovery.pattern == recovery.pattern.T
+        self._factors: dict[bool, Any] = {}
 
-    def solve(self, b: Any, count: int) -> Found:
+    def answer(self, rhs: Any, count: int, unit: float, *, transposed: bool) -> Answer:
+        """Return the solutions for (m, n) right-hand sides of D, or of its transpose, in units of `unit`."""
+        import numpy as np
+
+        largest = self.recovery.largest
+        left, right = self.row_scales, self.column_scales
+        if transposed:
+            left, right = right, left
+        sizes = np.abs(rhs).max(axis=-1, keepdims=True)
+        finite = sizes < np.inf
+        known = np.where(finite, sizes, 0.0)
+        b = left * (np.where(finite, rhs, 0.0) / np.where(known > 0, known, 1.0))
+        found = self.solve(b, count, transposed=transposed)
+        x = right * found.y * (known / unit)
+        zero = sizes[:count, 0] == 0
+        status = np.where(zero | found.solved, int(Status.CONVERGED), int(Status.SINGULAR))
+        fits = finite & (np.abs(x).max(axis=-1, keepdims=True) <= largest)
+        status = np.where((zero | ~found.solved | fits[:count, 0]) & finite[:count, 0], status, int(Status.NON_FINITE))
+        allowed = np.where(zero[:, None], np.inf, found.allowed / left * known[:count])
+        return Answer(
+            np.where(fits, x, 0.0),
+            np.where(allowed <= largest, allowed, np.inf),
+            status,
+            np.where(zero, 0.0, found.residual),
+            found.indefinite & found.solved & ~zero,
+            np.where(found.condition <= largest, found.condition, np.inf),
+            found.fill,
+        )
+
+    def solve(self, b: Any, count: int, *, transposed: bool) -> Found:
         """Return the solutions for b: (m, n).
 
         One more right-hand side, a random one, begins an inverse iteration, which tells the condition number.
@@ -210,21 +234,28 @@ class Scaled:
         import numpy as np
 
         n = b.shape[-1]
+        A = self.matrix.T if transposed else self.matrix
+        system = Side(A, (abs(A) @ np.ones(n)).max(), transposed)
         rhs = np.concatenate([b, random_vector(n)[None]])
-        norm_A = (abs(self.A) @ np.ones(n)).max()
         indefinite, found = False, None
         if self.structure_is_symmetric:
             # pivots on the diagonal, by an order for symmetric patterns, fill the factors half as much
             factor = self._factorised(by_diagonal=True)
             if self.recovery.symmetric:
                 indefinite = factor is None or not _is_definite(factor)
-            found = None if factor is None else self._solved(factor, rhs, count, norm_A)
+            found = None if factor is None else self._solved(factor, rhs, count, system)
         if found is None or not found.solved.all():
             factor = self._factorised(by_diagonal=False)
-            found = _singular(b, count) if factor is None else self._solved(factor, rhs, count, norm_A)
+            found = _singular(b, count) if factor is None else self._solved(factor, rhs, count, system)
         return found._replace(indefinite=np.full(count, indefinite))
 
     def _factorised(self, *, by_diagonal: bool) -> Any:
+        """Return the factors, made once, or None if a pivot is zero."""
+        if by_diagonal not in self._factors:
+            self._factors[by_diagonal] = self._factors_now(by_diagonal=by_diagonal)
+        return self._factors[by_diagonal]
+
+    def _factors_now(self, *, by_diagonal: bool) -> Any:
         """Return the factors, or None if a pivot is zero."""
         options: dict[str, Any] = {"panel_size": PANEL}
         if by_diagonal:
@@ -238,28 +269,30 @@ class Scaled:
                 raise
             return None
 
-    def _solved(self, factor: Any, rhs: Any, count: int, norm_A: float) -> Found:
+    def _solved(self, factor: Any, rhs: Any, count: int, system: Side) -> Found:
         """Return the solutions with one step of refinement, where a residual is above rounding."""
         import numpy as np
 
-        trans, slack = "T" if self.recovery.transposed else "N", residual_slack(float(np.finfo(float).eps), self._n)
+        A, norm_A, transposed = system
+        trans, back_trans = ("T", "N") if transposed else ("N", "T")
+        slack = residual_slack(float(np.finfo(float).eps), self._n)
         with np.errstate(all="ignore"):  # of a matrix that is singular to rounding
             y = factor.solve(rhs.T, trans=trans).T
-            r = rhs - (self.A @ y.T).T
+            r = rhs - (A @ y.T).T
             # pivots on the diagonal can lose some digits, which a step of refinement brings back
             if not np.all(_sizes(r) <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
                 y = y + factor.solve(r.T, trans=trans).T
-                r = rhs - (self.A @ y.T).T
+                r = rhs - (A @ y.T).T
             length, size = _sizes(y), _sizes(rhs)
             terms = norm_A * length + size
             of_b = length / np.where(size > 0, size, 1.0)
             # the dense solver looks at A^-1 e alone, which shows a null vector of many entries too small by sqrt(n)
             y_e = y[-1] / np.linalg.norm(y[-1])
-            back = np.linalg.norm(factor.solve(y_e, trans="N" if self.recovery.transposed else "T"))
+            back = np.linalg.norm(factor.solve(y_e, trans=back_trans))
             condition = norm_A * np.maximum(of_b[:count], back)
             accurate = _sizes(r) <= slack * terms
             residual = _sizes(r) / np.where(size > 0, size, 1.0)
-            of_rows = (abs(self.A) @ np.abs(y).T).T + np.abs(rhs)
+            of_rows = (abs(A) @ np.abs(y).T).T + np.abs(rhs)
             of_norm = residual_slack(self.recovery.machine_eps, self._n) * terms[:, None]
             allowed = np.maximum(self.recovery.tolerance * of_rows, of_norm)
         solved = accurate[:count] & (condition < WORST / self.recovery.machine_eps)
@@ -301,7 +334,7 @@ def _singular(b: Any, count: int) -> Found:
     return Found(np.zeros(b.shape), inf < 0, np.ones(count), np.zeros((count, b.shape[-1])), None, inf, 0.0)
 
 
-def _no_answer(rhs: Any, count: int, status: Status) -> Answer:
+def no_answer(rhs: Any, count: int, status: Status) -> Answer:
     """Return what stands for a solution: NaN where the pattern is wrong, else zero, as from other solvers."""
     import numpy as np
 
