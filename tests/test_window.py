@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from dil import Status
+from dil._base.scalars import Scalars
+from dil._frameworks.registry import common_owner
 from dil.linear import CG, Auto, Operator
 from dil.linear._scaled_cg import MOST_REPAIRS
 from dil.linear._window import Window
@@ -52,6 +54,34 @@ def products(solver, product, b):
     found = solver(Operator(product, symmetric=True), b)
     assert int(found.status) == Status.CONVERGED
     return int(found.extra["products"])
+
+
+@pytest.mark.parametrize("shape", [(40,), (2, 40)])
+def test_a_window_takes_away_the_components_along_its_rows(shape):
+    loops = common_owner([np.ones(1)], ["b"], "the test").loops
+    window, draw = Window.empty(np.ones(shape), grows=True), np.random.default_rng(0)
+    Q = np.linalg.qr(draw.standard_normal((*shape, 20)))[0]
+    for k in range(20):
+        window = window.with_row(Q[..., k], loops)
+    r = draw.standard_normal(shape)
+    expected = r - (Q @ (Q.mT @ r[..., None]))[..., 0]
+    np.testing.assert_allclose(window.orthogonal(r), expected, rtol=0.0, atol=1e-14)
+    scalars = Scalars(loops.number, loops.numbers, len(shape) == 1)
+    assert np.all(np.asarray(window.component(r, scalars)) > 0.01)
+    assert np.all(np.asarray(window.component(expected, scalars)) < 1e-13)
+
+
+def test_a_window_forgets_the_problems_that_start_anew():
+    loops = common_owner([np.ones(1)], ["b"], "the test").loops
+    rows = np.stack([np.eye(40)[:20], np.eye(40)[:20]], axis=1)
+    window = Window.empty(np.ones((2, 40)), grows=True)
+    for row in rows:
+        window = window.with_row(row, loops)
+    assert window.without(False) is window
+    window, r = window.without(np.asarray([[True], [False]])), np.ones((2, 40))
+    np.testing.assert_array_equal(window.orthogonal(r), np.stack([r[0], (np.arange(40) >= 20) * 1.0]))
+    component = window.component(r, Scalars(loops.number, loops.numbers, False))
+    assert component[0] == 0 < component[1]
 
 
 @pytest.mark.parametrize("b", ["ones", "noise"])
