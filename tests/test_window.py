@@ -10,7 +10,7 @@ from dil._base.scalars import Scalars
 from dil._frameworks.registry import common_owner
 from dil.linear import CG, Auto, Operator
 from dil.linear._scaled_cg import MOST_REPAIRS
-from dil.linear._window import Window
+from dil.linear._window import MOST_ROWS, Window
 
 
 def laplacian(side):
@@ -46,6 +46,19 @@ def repairs(monkeypatch):
         return orthogonal(self, r)
 
     monkeypatch.setattr(Window, "orthogonal", counted)
+    return seen
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    """Return a list with an entry for each look at the component of a residual along the window."""
+    seen, component = [], Window.component
+
+    def counted(self, r, scalars):
+        seen.append(self.count)
+        return component(self, r, scalars)
+
+    monkeypatch.setattr(Window, "component", counted)
     return seen
 
 
@@ -85,12 +98,13 @@ def test_a_window_forgets_the_problems_that_start_anew():
 
 
 @pytest.mark.parametrize("b", ["ones", "noise"])
-def test_no_residual_is_made_orthogonal_on_a_fine_grid(repairs, b):
+def test_no_residual_is_made_orthogonal_on_a_fine_grid(repairs, looks, b):
     """Its eigenvalues lie close, so the first residuals have found none when they are all kept."""
     side = 100
     b = np.ones(side**2) if b == "ones" else np.random.default_rng(0).standard_normal(side**2)
     taken, plain = (products(solver, laplacian(side), b) for solver in (Auto(dense=0), CG()))
     assert not repairs
+    assert len(looks) <= MOST_ROWS
     assert taken <= 1.15 * plain
 
 
@@ -103,11 +117,12 @@ def test_a_few_large_eigenvalues_are_found_once(repairs):
 
 
 @pytest.mark.parametrize("kind", ["geometric", "two scales"])
-def test_after_the_last_repair_the_iteration_starts_anew(repairs, kind):
+def test_after_the_last_repair_the_iteration_starts_anew(repairs, looks, kind):
     """More eigenvalues than the window can hold. What the repairs took from the residual must not cost steps later."""
     draw = np.random.default_rng(1)
     scales = np.concatenate([draw.uniform(1, 3, 200), 3e5 * draw.uniform(0.3, 1, 100)])
     product, b = rotated(np.geomspace(1, 1e4, 300) if kind == "geometric" else scales), draw.standard_normal(300)
     taken, plain = (products(solver, product, b) for solver in (Auto(dense=0), CG(max_iter=10_000)))
     assert len(repairs) == MOST_REPAIRS
+    assert len(looks) < MOST_REPAIRS + MOST_ROWS
     assert taken < 1.2 * plain
