@@ -84,10 +84,10 @@ class Auto:
     CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 40 steps. Otherwise 2 products
     with vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the
     pace promises 64 steps, or if 6 further products show that the diagonal is flat, CG goes on and keeps up to 64
-    residuals, to which it makes new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues are far
-    from the others, and this prevents it. In all other cases both ways take turns until one is clearly ahead. The
-    products are rarely more than those of plain CG; on 800 random spectra (`benchmarks/spectra.py`) they were at most
-    1.8 times as many.
+    residuals, to which it makes up to 64 new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues
+    are far from the others, and this prevents it. If the kept residuals show no such eigenvalue, none is made
+    orthogonal. In all other cases both ways take turns until one is clearly ahead. The products are rarely more than
+    those of plain CG; on 800 random spectra (`benchmarks/spectra.py`) they were at most 1.8 times as many.
 
     BiCGSTAB chooses a diagonal M for A M y = b, x = M y, if products with the transpose of A are known. It takes 16
     plain steps, and goes on if their pace promises 64 steps. Otherwise 8 products with random vectors show the sizes of
