@@ -56,6 +56,7 @@ def argmin(
         first pass with new shapes, at each pass, or never. "first" sees jumps of the gradient alone, and it cannot look
         while code is traced, as on JAX. "always" also works there; it costs five evaluations of the gradient and one
         product with the Hessian. Unless "never", the first call with new shapes compares the score with its gradient.
+        The first backward pass also looks whether the gradient of the score has a graph that leads to each argument.
 
     Returns
     -------

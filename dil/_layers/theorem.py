@@ -44,6 +44,7 @@ from dil._layers.few_unknowns import (
     with_inverse,
 )
 from dil._layers.first_calls import FirstCalls, is_readable
+from dil._layers.mixed_check import check_mixed, is_unchecked
 from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
 from dil._layers.score_check import with_wrong_gradient
 from dil._layers.together import solved_together
@@ -87,7 +88,7 @@ class ImplicitRule:
         F, floats = problem.optimality(args)
         places, at = _places(problem, wrt), self._linearised(F, floats, y)
         few = FewPulled()
-        if at.way is None and not self.looks_further(F, at.u):
+        if at.way is None and not self.looks_further(F, at.u, places):
             few = pull_few(at.pull, v, at.Fu, _outputs(y)[:2], places, self.linear_solver, problem)
         if few.cotangents is not None:
             return few.cotangents
@@ -160,7 +161,8 @@ class ImplicitRule:
         if way is not None:
             u = u + way
             (Fu,), (Ft,) = jvp_from_vjp(problem.backend, F, (u, *floats), (None, *t))
-        system = self.system(F, Fu, jacobian(F, u, *floats), (u, *floats), (u, *y[1:]), way=way)
+        wanted = tuple([k for k, tangent in enumerate(t, start=1) if tangent is not None])
+        system = self.system(F, Fu, jacobian(F, u, *floats), (u, *floats), (u, *y[1:]), wanted, way)
         return (problem.backend.linear_solve(system, -Ft), *zeros)
 
     def batched(
@@ -183,7 +185,7 @@ class ImplicitRule:
         """Return the system with the matrix A, which is J or J^T at params = (u, *floats).
 
         Its solve checks the answer and u, and applies the policy. `wrt` are the places in `params` of the arguments
-        whose gradient is wanted; None: of all. `way` leads from the solver's answer to u, if they differ.
+        whose derivative is wanted; None: of all. `way` leads from the solver's answer to u, if they differ.
         """
         backend = F.problem.backend
         fixed, has_way = F.with_fixed([NOT_HELD] * len(F.fixed)), way is not None
@@ -203,7 +205,7 @@ class ImplicitRule:
         if matrix is not None:
             inverse = inverse_of_few(matrix, b, backend, symmetric=A.symmetric)
             read = None if inverse is None else in_numbers(b, Fu, at.u, at.start, backend)
-            if inverse is not None and read is not None and at.way is None and not self.looks_further(F, at.u):
+            if inverse is not None and read is not None and at.way is None and not self.looks_further(F, at.u, at.wrt):
                 g = checked_solution(inverse, read, b, step=gives_step(A))
                 if g is not None:
                     return backend.asarray(g, dtype=b.dtype, device=device(b))
@@ -252,11 +254,11 @@ class ImplicitRule:
         ):
             return None
         solve = solved_together(self.linear_solver, F, A, B, at.Fu, point)
-        return None if solve is None or self._bends(solve) else solve.here.g
+        return None if solve is None or self._bends(solve, at.wrt) else solve.here.g
 
-    def _bends(self, solve: DerivativeSolve) -> bool:
+    def _bends(self, solve: DerivativeSolve, wrt: tuple[int, ...] | None) -> bool:
         """Return whether the layer looks for kinks and finds one at a solution with many right-hand sides."""
-        F, here, A = solve.F, solve.here._replace(g=solve.here.g[0, ...]), solve.A.one
+        F, here, A = solve.F, solve.here._replace(g=solve.here.g[0, ...], wrt=wrt), solve.A.one
         xp = array_namespace(here.u)
         assert A is not None
         status = self.smooth(full(here.u, 0, shape=here.u.shape[:-1], dtype=xp.int32), F, A, solve.Fu, here)
@@ -268,23 +270,25 @@ class ImplicitRule:
         A is J or J^T.
         """
         backend, u = F.problem.backend, here.u
-        if size(u.shape) == 0 or not self.looks_further(F, u):
+        if size(u.shape) == 0 or not self.looks_further(F, u, here.wrt):
             return status
         if recording() or self.check_smoothness == "always":
             status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here)
-            return with_wrong_gradient(status, F, here)
+            status = with_wrong_gradient(status, F, here)
+            return check_mixed(status, F, A, here, self.policy) if is_readable(backend, u) else status
         if is_readable(backend, u):
             # one of many relus is near its bend now and then, and the derivative of its side is right
             status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here, bends=False)
             if bool(array_namespace(status).all(without_approximate(status) == int(Status.CONVERGED))):
                 SMOOTH.add(F.problem, u, self.solver)
+                status = check_mixed(status, F, A, here, self.policy)
         return status
 
-    def looks_further(self, F: Optimality, u: Array) -> bool:
-        """Return whether more than the solution is asked for: an entry of a record, or a look for kinks."""
+    def looks_further(self, F: Optimality, u: Array, wrt: tuple[int, ...] | None) -> bool:
+        """Return whether more than the solution is asked for: an entry of a record, or a look at the derivatives."""
         if recording() or self.check_smoothness != "first":
             return recording() or self.check_smoothness == "always"
-        return SMOOTH.are_new(F.problem, u, self.solver)
+        return SMOOTH.are_new(F.problem, u, self.solver) or is_unchecked(F.problem, u, wrt)
 
 
 class Linearised(NamedTuple):
