@@ -427,7 +427,7 @@ def test_no_unknowns_and_no_problems(eager):
 @pytest.mark.parametrize(
     ("pattern", "error", "words"),
     [
-        (None, dil.OptionError, 'expected a SciPy sparse array .*"tridiagonal"'),
+        ([], dil.OptionError, 'expected a SciPy sparse array .*"tridiagonal"'),
         ("pentadiagonal", dil.OptionError, "pattern='pentadiagonal'; expected"),
         (True, dil.OptionError, "pattern=True; expected"),
         (-1, dil.OptionError, "pattern=-1; expected"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from dil._base.errors import OptionError
 from dil._base.small_inverse import residual_slack
@@ -22,13 +23,9 @@ WORST = 1 / 32
 """The largest condition number of a matrix that is not singular, in units of 1 / eps."""
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """How a matrix D, which is A or its transpose, follows from its products with the seeds of a colouring."""
+class Matrix(NamedTuple):
+    """What is known of a matrix D, whose entries are to be found, beside its products."""
 
-    pattern: Pattern
-    """The pattern of D."""
-    colouring: Colouring
     transposed: bool
     """Whether D is the transpose of the matrix A of the system."""
     symmetric: bool
@@ -44,39 +41,48 @@ class Recovery:
         """The largest difference of two products, beside their terms, that counts as rounding."""
         return float(self.machine_eps ** (2 / 3))
 
-    def solve_each(self, products: Any, v: Any, rhs: Any, count: int) -> Answer:
-        """Return the solutions of each problem of a batch: as `solve`, with the axes of the batch before the last."""
-        import numpy as np
 
-        batch = rhs.shape[1:-1]
-        found = [self.solve(products[:, *i], v, rhs[:, *i], count) for i in np.ndindex(*batch)]
-        *rows, fill = zip(*found, strict=True)
-        each = [np.stack(x, axis=1).reshape(-1, *batch, *x[0].shape[1:]) for x in rows]
-        return Answer._make([*each, np.stack(fill).reshape(batch)])
+HostSolve: TypeAlias = Callable[[Any, Any, Any, int], "Answer"]
+"""`solve(products, v, rhs, count)`: return the solutions for (m, n) right-hand sides, of which the first `count` decide
+on the status. products: those of D with some vectors, and the last with v, (k + 1, n)."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a matrix D, which is A or its transpose, follows from its products with the seeds of a colouring."""
+
+    pattern: Pattern
+    """The pattern of D."""
+    colouring: Colouring | None
+    """None where the entries come from elsewhere."""
+    of: Matrix
 
     def solve(self, products: Any, v: Any, rhs: Any, count: int) -> Answer:
-        """Return the solutions for the right-hand sides (m, n), of which the first `count` decide on the status.
-
-        products: those of D with the seeds and with v, (colours + 1, n).
-        """
+        """Return the solutions by the products with the seeds and with v; see `HostSolve`."""
         import numpy as np
 
-        largest = np.abs(products).max()
-        if not largest < np.inf:
-            return _no_answer(rhs, count, Status.NON_FINITE)
-        unit = largest or 1.0
+        unit = unit_of(products)
+        if unit is None:
+            return no_answer(rhs, count, Status.NON_FINITE)
         products = products / unit
+        assert self.colouring is not None
         data = np.take(products[:-1].reshape(-1), self.colouring.places)
-        if self._lacks_an_entry(data, products[-1], v):
-            return _no_answer(rhs, count, Status.WRONG_PATTERN)
+        return self.solve_entries(data, products[-1], unit, v, rhs, count)
+
+    def solve_entries(self, data: Any, product: Any, unit: float, v: Any, rhs: Any, count: int) -> Answer:
+        """Return the solutions by the entries of D / unit, and its product with v."""
+        import numpy as np
+
+        if self._lacks_an_entry(data, product, v):
+            return no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
-        data[places.diagonal] += self.damping / unit
+        data[places.diagonal] += self.of.damping / unit
         row_sizes, column_sizes = self._scales(data)
         if not (row_sizes.min() > 0 and column_sizes.min() > 0):
-            return _no_answer(rhs, count, Status.SINGULAR)
+            return no_answer(rhs, count, Status.SINGULAR)
         row_scales, column_scales = 1.0 / row_sizes, 1.0 / column_sizes
         data *= row_scales[places.rows] * column_scales[places.columns]
-        left, right = (column_scales, row_scales) if self.transposed else (row_scales, column_scales)
+        left, right = (column_scales, row_scales) if self.of.transposed else (row_scales, column_scales)
         sizes = np.abs(rhs).max(axis=-1, keepdims=True)
         finite = sizes < np.inf
         known = np.where(finite, sizes, 0.0)
@@ -85,16 +91,16 @@ class Recovery:
         x = right * found.y * (known / unit)
         zero = sizes[:count, 0] == 0
         status = np.where(zero | found.solved, int(Status.CONVERGED), int(Status.SINGULAR))
-        fits = finite & (np.abs(x).max(axis=-1, keepdims=True) <= self.largest)
+        fits = finite & (np.abs(x).max(axis=-1, keepdims=True) <= self.of.largest)
         status = np.where((zero | ~found.solved | fits[:count, 0]) & finite[:count, 0], status, int(Status.NON_FINITE))
         allowed = np.where(zero[:, None], np.inf, found.allowed / left * known[:count])
         return Answer(
             np.where(fits, x, 0.0),
-            np.where(allowed <= self.largest, allowed, np.inf),
+            np.where(allowed <= self.of.largest, allowed, np.inf),
             status,
             np.where(zero, 0.0, found.residual),
             found.indefinite & found.solved & ~zero,
-            np.where(found.condition <= self.largest, found.condition, np.inf),
+            np.where(found.condition <= self.of.largest, found.condition, np.inf),
             found.fill,
         )
 
@@ -104,7 +110,7 @@ class Recovery:
 
         D = self._matrix(data)
         gap, terms = np.abs(product - D @ v), abs(D) @ np.abs(v)
-        return bool(np.any(gap > self.tolerance * terms))
+        return bool(np.any(gap > self.of.tolerance * terms))
 
     def _matrix(self, data: Any) -> Any:
         places = places_of(self.pattern)
@@ -119,7 +125,7 @@ class Recovery:
         import numpy as np
 
         places, sizes = places_of(self.pattern), np.abs(data)
-        if self.symmetric:
+        if self.of.symmetric:
             roots = np.sqrt(sizes[places.diagonal])
             roots = _power_of_two(np.where(roots > 0, roots, 1.0))
             scaled = sizes / roots[places.rows] / roots[places.columns]
@@ -132,7 +138,7 @@ class Recovery:
         def by_column(sizes: Any) -> Any:
             return _power_of_two(np.maximum.reduceat(sizes, places.starts[:-1]))
 
-        if self.transposed:
+        if self.of.transposed:
             columns = by_column(sizes)
             return by_row(sizes / np.where(columns > 0, columns, 1.0)[places.columns]), columns
         rows = by_row(sizes)
@@ -162,6 +168,25 @@ def places_of(pattern: Pattern) -> Places:
     by_row = np.argsort(rows, kind="stable")
     row_starts = np.searchsorted(rows[by_row], np.arange(pattern.n))
     return Places(rows, columns, pattern.starts, by_row, row_starts, np.flatnonzero(rows == columns))
+
+
+def unit_of(products: Any) -> float | None:
+    """Return what to divide the products by, or None if one is not finite."""
+    import numpy as np
+
+    largest = float(np.abs(products).max())
+    return (largest or 1.0) if largest < np.inf else None
+
+
+def solve_each(solve: Callable[[Any, Any, Any, int], Answer], products: Any, v: Any, rhs: Any, count: int) -> Answer:
+    """Return the solutions of each problem of a batch: as `solve`, with the axes of the batch before the last."""
+    import numpy as np
+
+    batch = rhs.shape[1:-1]
+    found = [solve(products[:, *i], v, rhs[:, *i], count) for i in np.ndindex(*batch)]
+    *rows, fill = zip(*found, strict=True)
+    each = [np.stack(x, axis=1).reshape(-1, *batch, *x[0].shape[1:]) for x in rows]
+    return Answer._make([*each, np.stack(fill).reshape(batch)])
 
 
 class Answer(NamedTuple):
@@ -199,7 +224,7 @@ class Scaled:
     def __init__(self, recovery: Recovery, data: Any) -> None:
         self.recovery = recovery
         self.matrix = recovery._matrix(data)
-        self.A = self.matrix.T if recovery.transposed else self.matrix
+        self.A = self.matrix.T if recovery.of.transposed else self.matrix
         self.structure_is_symmetric = recovery.pattern == recovery.pattern.T
 
     def solve(self, b: Any, count: int) -> Found:
@@ -216,7 +241,7 @@ class Scaled:
         if self.structure_is_symmetric:
             # pivots on the diagonal, by an order for symmetric patterns, fill the factors half as much
             factor = self._factorised(by_diagonal=True)
-            if self.recovery.symmetric:
+            if self.recovery.of.symmetric:
                 indefinite = factor is None or not _is_definite(factor)
             found = None if factor is None else self._solved(factor, rhs, count, norm_A)
         if found is None or not found.solved.all():
@@ -228,7 +253,7 @@ class Scaled:
         """Return the factors, or None if a pivot is zero."""
         options: dict[str, Any] = {"panel_size": PANEL}
         if by_diagonal:
-            threshold = 0.0 if self.recovery.symmetric else THRESHOLD
+            threshold = 0.0 if self.recovery.of.symmetric else THRESHOLD
             options = {"diag_pivot_thresh": threshold, "options": {"SymmetricMode": True}}
             options |= {"permc_spec": "MMD_AT_PLUS_A", "panel_size": PANEL_BY_DIAGONAL}
         try:
@@ -242,7 +267,7 @@ class Scaled:
         """Return the solutions with one step of refinement, where a residual is above rounding."""
         import numpy as np
 
-        trans, slack = "T" if self.recovery.transposed else "N", residual_slack(float(np.finfo(float).eps), self._n)
+        trans, slack = "T" if self.recovery.of.transposed else "N", residual_slack(float(np.finfo(float).eps), self._n)
         with np.errstate(all="ignore"):  # of a matrix that is singular to rounding
             y = factor.solve(rhs.T, trans=trans).T
             r = rhs - (self.A @ y.T).T
@@ -255,14 +280,14 @@ class Scaled:
             of_b = length / np.where(size > 0, size, 1.0)
             # the dense solver looks at A^-1 e alone, which shows a null vector of many entries too small by sqrt(n)
             y_e = y[-1] / np.linalg.norm(y[-1])
-            back = np.linalg.norm(factor.solve(y_e, trans="N" if self.recovery.transposed else "T"))
+            back = np.linalg.norm(factor.solve(y_e, trans="N" if self.recovery.of.transposed else "T"))
             condition = norm_A * np.maximum(of_b[:count], back)
             accurate = _sizes(r) <= slack * terms
             residual = _sizes(r) / np.where(size > 0, size, 1.0)
             of_rows = (abs(self.A) @ np.abs(y).T).T + np.abs(rhs)
-            of_norm = residual_slack(self.recovery.machine_eps, self._n) * terms[:, None]
-            allowed = np.maximum(self.recovery.tolerance * of_rows, of_norm)
-        solved = accurate[:count] & (condition < WORST / self.recovery.machine_eps)
+            of_norm = residual_slack(self.recovery.of.machine_eps, self._n) * terms[:, None]
+            allowed = np.maximum(self.recovery.of.tolerance * of_rows, of_norm)
+        solved = accurate[:count] & (condition < WORST / self.recovery.of.machine_eps)
         residual = np.where(np.isfinite(residual), residual, 1.0)[:count]
         return Found(y[:-1], solved, residual, allowed[:count], None, condition, factor.nnz / self.matrix.nnz)
 
@@ -301,7 +326,7 @@ def _singular(b: Any, count: int) -> Found:
     return Found(np.zeros(b.shape), inf < 0, np.ones(count), np.zeros((count, b.shape[-1])), None, inf, 0.0)
 
 
-def _no_answer(rhs: Any, count: int, status: Status) -> Answer:
+def no_answer(rhs: Any, count: int, status: Status) -> Answer:
     """Return what stands for a solution: NaN where the pattern is wrong, else zero, as from other solvers."""
     import numpy as np
 
