@@ -61,6 +61,16 @@ def test_few_unknowns_with_heavy_products_take_few_products(engine, symmetric):
         assert iterations["light"] == n
 
 
+def test_auto_tells_whether_a_dense_solve_comes_first(engine):
+    """By the number of unknowns that the user gave, or by the work of a product."""
+    b = dil.backend(engine.backend, device=engine.device, dtype="float64").asarray(np.ones(100))
+    light, heavy = (Operator(lambda p: p, symmetric=True, work=lambda w=w: w) for w in (LIGHT, HEAVY))
+    for most, expected in ((100, True), (99, False)):
+        assert [Auto(dense=most).takes_dense(A, b) for A in (light, heavy)] == [expected] * 2
+    assert not Auto().takes_dense(heavy, b)
+    assert Auto().takes_dense(heavy, b[:10])
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_budget_grows_with_the_work_up_to_the_number_of_rows(engine, symmetric):
     n = 100

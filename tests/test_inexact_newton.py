@@ -83,10 +83,13 @@ def test_the_default_is_inexact_where_no_dense_solve_is_cheap(eager):
         np.testing.assert_allclose(found, expected, rtol=0.0, atol=1e-13 * np.abs(expected).max())
 
 
-def test_steps_with_few_unknowns_are_exact(eager, monkeypatch):
+@pytest.mark.parametrize(("n", "solver"), [(20, None), (40, Auto(dense=40))])
+def test_steps_with_a_dense_matrix_are_exact(eager, monkeypatch, n, solver):
+    """A dense matrix is taken where the unknowns are few, and where the user allows one of this size."""
     monkeypatch.setattr("dil.solvers._newton.forcing_of_root", None)
-    solution = dil.root(lambda u, t: u**3 + u - t, Newton(), init=lambda t: 0.0 * t).solve(
-        eager.asarray(np.arange(20.0))
+    newton = Newton(linear_solver=solver)
+    solution = dil.root(lambda u, t: u**3 + u - t, newton, init=lambda t: 0.0 * t).solve(
+        eager.asarray(np.arange(1.0 * n))
     )
     assert int(solution.status) == Status.CONVERGED
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, size
 from dil._base.errors import OptionError
@@ -14,6 +15,7 @@ from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.loops import with_loop
+from dil._frameworks.protocol import Backend
 from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._choice import Choice
@@ -33,6 +35,20 @@ from dil.linear._tolerance import Tolerance, tolerance_of_call
 
 MAX_DENSE_NUMBERS = 2**22
 """The most numbers that the dense matrices of a batch may hold: 32 MiB in float64. JAX always reserves this memory."""
+
+
+class Plan(NamedTuple):
+    """What the options of `Auto` and the sizes of a system decide before a step is taken."""
+
+    dense_first: bool
+    has_fallback: bool
+    """Whether problems that the iteration does not solve go to `Direct`."""
+    dense_allowed: bool
+    """Whether a matrix that is singular or not positive definite may be dense."""
+    trial: int | None
+    """The steps after which a slow iteration stops."""
+    most: int | None
+    """The most steps."""
 
 
 @dataclass(frozen=True)
@@ -138,68 +154,105 @@ class Auto:
         `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1). A dense solve has no
         use for it.
         """
-        backend, n = backend_of_system(b, "dil.linear.Auto", x0), b.shape[-1]
+        backend = backend_of_system(b, "dil.linear.Auto", x0)
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
+        rtol = self.rtol if rtol is None else rtol
         found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
         if found is not None:
             return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.FEW, FEWEST_TRIED))
-        damping, max_iter, asked = self.damping, self.max_iter, self.rtol if rtol is None else rtol
-        direct = Direct(damping)
-        one = b if A.one is None else b[0, ...]
-        fits = size(one.shape) * n <= MAX_DENSE_NUMBERS
-        has_fallback = fits and self.dense is None and max_iter is None
+        plan = self._plan(A, b, backend)
+        if plan.dense_first:
+            first, sign = Direct(self.damping)(A, b, loop=loop), None
+            first = _with_choice(first, Choice.of(Tried.DIRECT, first, *self._reason(A, b.shape[-1])))
+        else:
+            first, sign = self._iterated(A, b, plan, backend, loop=loop, x0=x0, rtol=rtol)
+        return self._solved(first, sign, A, b, plan, loop=loop, rtol=rtol)
+
+    def takes_dense(self, A: Operator | Matvec, b: Array, /) -> bool:
+        """Return whether a dense solve comes first, which is exact whatever the tolerance; b: (*batch, n).
+
+        The options and the sizes of A and b decide, so a program that is traced can ask.
+        """
+        return self._plan(as_operator(A), b, backend_of_system(b, "dil.linear.Auto")).dense_first
+
+    def _plan(self, A: Operator, b: Array, backend: Backend) -> Plan:
+        """Return what the options and the sizes of a system decide; b: (*batch, n)."""
+        n, max_iter = b.shape[-1], self.max_iter
+        fits = size((b if A.one is None else b[0, ...]).shape) * n <= MAX_DENSE_NUMBERS
         budget = krylov_budget(A, b, backend) if fits and self.dense is None else 0
         dense_first = n <= self.dense if self.dense is not None else fits and budget == 0
+        has_fallback = fits and self.dense is None and max_iter is None and not dense_first
         dense_allowed = dense_first or (has_fallback and n <= backend.dense.crossover.general)
-        sign = None
-        if dense_first:
-            first = direct(A, b, loop=loop)
-            reason, few = self._reason(A, n)
-            first = _with_choice(first, Choice.of(Tried.DIRECT, first, reason, few))
+        trial, most = (budget // 4, budget * 3 // 2) if has_fallback else (None, max_iter)
+        return Plan(dense_first, has_fallback, dense_allowed, trial, most)
+
+    def _iterated(
+        self,
+        A: Operator,
+        b: Array,
+        plan: Plan,
+        backend: Backend,
+        *,
+        loop: Loop,
+        x0: Array | None,
+        rtol: Tolerance,
+    ) -> tuple[Solution, Array | None]:
+        """Solve by an iteration. Return also the signs of problems whose matrix was found to be symmetric, if any."""
+        trial, most = plan.trial, plan.most
+        if A.symmetric and x0 is None:
+            first = racing_cg(
+                shifted(A, self.damping),
+                b,
+                rtol=tolerance_of_call(rtol, None, b, backend),
+                max_iter=max(100, 10 * b.shape[-1]) if most is None else most,
+                backend=backend,
+                loops=with_loop(backend.loops, loop),
+                trial=None if trial is None else 3 * trial,
+            )
+        elif not A.symmetric and A.rmatvec is not None and x0 is None:
+            first = scaled_bicgstab(
+                BiCGSTAB(self.damping, max_iter=most),
+                shifted(A, self.damping),
+                b,
+                backend=backend,
+                loop=loop,
+                rtol=rtol,
+                trial=trial,
+                looks=not plan.has_fallback and self.dense is None and A.one is None,
+            )
         else:
-            trial, most = (budget // 4, budget * 3 // 2) if has_fallback else (None, max_iter)
-            if A.symmetric and x0 is None:
-                first = racing_cg(
-                    shifted(A, damping),
-                    b,
-                    rtol=tolerance_of_call(rtol, self.rtol, b, backend),
-                    max_iter=max(100, 10 * n) if most is None else most,
-                    backend=backend,
-                    loops=with_loop(backend.loops, loop),
-                    trial=None if trial is None else 3 * trial,
-                )
-            elif not A.symmetric and A.rmatvec is not None and x0 is None:
-                first = scaled_bicgstab(
-                    BiCGSTAB(damping, max_iter=most),
-                    shifted(A, damping),
-                    b,
-                    backend=backend,
-                    loop=loop,
-                    rtol=asked,
-                    trial=trial,
-                    looks=not has_fallback and self.dense is None and A.one is None,
-                )
-            else:
-                solver = (CG if A.symmetric else BiCGSTAB)(damping, max_iter=most)
-                first = solver.tried(A, b, loop=loop, x0=x0, rtol=asked, trial=trial)
-            kind, raced = Tried.CG if A.symmetric else Tried.BICGSTAB, (first.extra or {}).get("raced")
-            sign = (first.extra or {}).get("sign")
-            first = _with_choice(first, Choice.of(kind, first, Reason.ITERATES, FEWEST_TRIED, raced))
-            if sign is not None:
-                first = self._as_symmetric(first, sign, A, b, loop=loop, rtol=rtol)
-        if has_fallback and not dense_first:
-            curvature_failures = (Status.INDEFINITE, Status.SINGULAR) if dense_allowed else ()
+            solver = (CG if A.symmetric else BiCGSTAB)(self.damping, max_iter=most)
+            first = solver.tried(A, b, loop=loop, x0=x0, rtol=rtol, trial=trial)
+        kind, extra = Tried.CG if A.symmetric else Tried.BICGSTAB, first.extra or {}
+        sign = extra.get("sign")
+        first = _with_choice(first, Choice.of(kind, first, Reason.ITERATES, FEWEST_TRIED, extra.get("raced")))
+        return (first if sign is None else self._as_symmetric(first, sign, A, b, loop=loop, rtol=rtol)), sign
+
+    def _solved(
+        self,
+        first: Solution,
+        sign: Array | None,
+        A: Operator,
+        b: Array,
+        plan: Plan,
+        *,
+        loop: Loop,
+        rtol: Tolerance,
+    ) -> Solution:
+        """Return the solution, with the problems that failed solved again by what may solve them."""
+        if plan.has_fallback:
+            curvature_failures = (Status.INDEFINITE, Status.SINGULAR) if plan.dense_allowed else ()
             failures = (Status.MAX_ITER, Status.STAGNATED, *curvature_failures)
-            first = _retry(first, failures, direct, Tried.DIRECT, A, b, loop)
+            first = _retry(first, failures, Direct(self.damping), Tried.DIRECT, A, b, loop)
         if A.one is not None:
             return first  # a right-hand side that failed is solved again by itself
-        if dense_allowed:
-            least_norm = partial(LeastNorm(damping), rtol=asked)
+        if plan.dense_allowed:
+            least_norm = partial(LeastNorm(self.damping), rtol=rtol)
             return _retry(first, (Status.SINGULAR,), least_norm, Tried.LEAST_NORM, A, b, loop)
         if A.symmetric:
-            minres = partial(MINRES(damping, max_iter=max_iter), rtol=asked)
+            minres = partial(MINRES(self.damping, max_iter=self.max_iter), rtol=rtol)
             return _retry(first, (Status.INDEFINITE, Status.SINGULAR), minres, Tried.MINRES, A, b, loop)
-        gmres = partial(GMRES(damping=damping, max_iter=max_iter), rtol=asked)
+        gmres = partial(GMRES(damping=self.damping, max_iter=self.max_iter), rtol=rtol)
         failed = _ended(first, (Status.SINGULAR, Status.STAGNATED))
         # GMRES is no better for a symmetric matrix
         failed = failed if sign is None else failed & (sign[..., 0] == 0)

@@ -29,9 +29,9 @@ class SparseDirect:
     ----------
     pattern : sparse array, array of bool, "tridiagonal", int or callable, optional
         Where J = dF/du may differ from zero: entry (i, j) where F_i depends on u_j. By default it is found, see below.
-        It is a SciPy sparse array or matrix, (n, n), of which the stored entries count; a NumPy array of bool, (n, n); "tridiagonal"; a number k for
-        |i - j| <= k; or a function that returns one of these for n. The unknown of a layer is flattened in C order.
-        The problems of a batch share the pattern. The diagonal always belongs to it.
+        It is a SciPy sparse array or matrix, (n, n), of which the stored entries count; a NumPy array of bool, (n, n);
+        "tridiagonal"; a number k for |i - j| <= k; or a function that returns one of these for n. The unknown of a
+        layer is flattened in C order. The problems of a batch share the pattern. The diagonal always belongs to it.
     damping : float
         The number added to the diagonal of A, in the units of A.
 

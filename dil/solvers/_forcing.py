@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dil._base.arrays import select
-from dil._base.arrays import size as count_of
 from dil._base.operator import Operator
 from dil._base.options import declares
 from dil._base.scalars import Scalar, filled, greater, nonzero, smaller
 from dil._base.typing import Array
-from dil._frameworks.protocol import Backend
-from dil.linear._auto import MAX_DENSE_NUMBERS, Auto
-from dil.linear._dense_cost import krylov_budget
+from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 
 GOLDEN = (1 + 5**0.5) / 2
@@ -21,7 +18,7 @@ HELD = 0.1
 """A tolerance above this holds the next ones back."""
 
 
-def is_inexact(solver: LinearSolver, J: Operator, F: Array, backend: Backend) -> bool:
+def is_inexact(solver: LinearSolver, J: Operator, F: Array) -> bool:
     """Return whether a step towards a root is solved to a tolerance of its own.
 
     It is solved to the full where the solver takes no tolerance, where J is known as a matrix of few unknowns, and
@@ -29,8 +26,7 @@ def is_inexact(solver: LinearSolver, J: Operator, F: Array, backend: Backend) ->
     """
     if J.matrix is not None or not declares(solver, "_takes_tolerance"):
         return False
-    fits = count_of(F.shape) * F.shape[-1] <= MAX_DENSE_NUMBERS
-    return not (isinstance(solver, Auto) and solver.dense is None and fits and krylov_budget(J, F, backend) == 0)
+    return not (isinstance(solver, Auto) and solver.takes_dense(J, F))
 
 
 def finest_forcing(machine_eps: float) -> float:

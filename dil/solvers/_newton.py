@@ -267,7 +267,7 @@ class Newton:
     def _towards_root(self, started: Start, J: Operator, F: Array, s: Iterate, scalars: Scalars) -> Step:
         """Return the step towards a root: inexact, unless a full one is cheap or the solver takes no tolerance."""
         loops, solver = started.problem.backend.loops, Auto() if self.linear_solver is None else self.linear_solver
-        if self.equations == "normal" or not is_inexact(solver, J, F, started.problem.backend):
+        if self.equations == "normal" or not is_inexact(solver, J, F):
             found = self._solve(started, J, F, None)
             at = towards_root(J, F, found.value, loops, scalars)
             return at._replace(step=refused(at.step, found, self.linear_solver))
