@@ -144,6 +144,8 @@ class Combination:
         images = self.backend.constant(products_with(D, vectors, self.like, self.backend))
         numbers = np.asarray(self.backend.to_numpy(images), dtype=float)
         numbers = numbers.reshape(numbers.shape[0], -1, numbers.shape[-1])
+        if numbers.shape[1] == 1:
+            return numbers[:, 0] if np.isfinite(numbers).all() else None
         largest = np.abs(numbers).max(axis=(0, 2))
         finite = largest < np.inf
         if self._weights is None:

@@ -17,6 +17,7 @@ class KnownPatterns:
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Any, dict[Any, Pattern]] = WeakKeyDictionary()
+        self._pays: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
     def get(self, source: Source | None, n: int) -> Pattern | None:
         """Return the pattern of dF/du, if it is known."""
@@ -41,6 +42,20 @@ class KnownPatterns:
             except TypeError:  # as above
                 return found
         return found
+
+    def pays(self, source: Source, n: int) -> bool | None:
+        """Return whether a factorisation pays for the default solver, or None if nobody has looked."""
+        try:
+            return self._pays.get(source.fn, {}).get((n, source.key))
+        except TypeError:  # as above
+            return False
+
+    def decide(self, source: Source, n: int, *, pays: bool) -> None:
+        """Keep whether a factorisation pays for the default solver."""
+        try:
+            self._pays.setdefault(source.fn, {})[n, source.key] = pays
+        except TypeError:  # as above
+            return
 
 
 KNOWN_PATTERNS = KnownPatterns()

@@ -98,11 +98,15 @@ class Peeling:
         """Return i n + j of the entries in order, each once, and their values."""
         import numpy as np
 
-        places, which = np.unique(self.places, return_inverse=True)
-        values = np.bincount(which.reshape(-1), self.values, minlength=places.size)
+        order = np.argsort(self.places, kind="stable")
+        places, values = self.places[order], self.values[order]
+        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        if starts.size == places.size:
+            return places, values
+        sums, sizes = np.add.reduceat(values, starts), np.add.reduceat(np.abs(values), starts)
         # what was taken for an entry by chance was found again with the other sign
-        some = np.abs(values) > self.tolerance * np.bincount(which.reshape(-1), np.abs(self.values), places.size)
-        return places[some], values[some]
+        some = np.abs(sums) > self.tolerance * sizes
+        return places[starts[some]], sums[some]
 
     def _peel(self, sums: Sums) -> int:
         """Take the entries that stand alone in a sum off all sums. Return how many there are."""
@@ -123,8 +127,11 @@ class Peeling:
         columns = columns[alone].astype(np.int64)
         values = flat[0, at[alone]] / random_vector(self.n)[columns]
         places = rows[alone] * self.n + columns
+        terms[:, at[alone]] += np.abs(flat[:, at[alone]])
+        flat[:, at[alone]] = 0.0
         for other in self.sums:
-            _take_off(other, places, values)
+            if other is not sums:
+                _take_off(other, places, values)
         self.places = np.concatenate([self.places, places])
         self.values = np.concatenate([self.values, values])
         return int(places.size)

@@ -12,6 +12,8 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Loop, Matvec
 from dil._frameworks.protocol import Backend
 from dil.linear._cg import CG
+from dil.linear._choice import Choice
+from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._colouring import Colouring, coloured
 from dil.linear._decoded_factor import Decoding, plan_of_sums
 from dil.linear._found_pattern import find_pattern, is_concrete, products_with
@@ -174,13 +176,14 @@ class SparseDirect:
         }
         if A.probes:
             extra["probes"] = probes
-        return Solution(
+        solution = Solution(
             xp.where(wrong[..., None], full(b, float("nan")), found.x),
             xp.where(wrong, full(products, int(Status.WRONG_PATTERN)), found.status),
             products,
             xp.where(wrong, full(found.residual, 1.0), found.residual),
             extra,
         )
+        return with_choice(solution, Reason.SPARSE_ASKED)
 
     def _is_wrong(self, A: Operator, b: Array, found: OnHost) -> Array:
         """Return where the pattern is wrong: where a product with v, or with the solution, is not that of A."""
@@ -248,11 +251,18 @@ def _on_host(solve: HostSolve, products: Array, v: Array, rhs: Array, count: int
     return OnHost._make(backend.loops.on_host(run, like, *map(backend.constant, (products, v, rhs))))
 
 
+def with_choice(solution: Solution, reason: Reason) -> Solution:
+    """Return the solution of a sparse factorisation with the words for it."""
+    extra = solution.extra or {}
+    choice = Choice.of(Tried.SPARSE, solution, reason, 0)
+    return solution._replace(extra={**extra, "choice": choice._replace(colours=extra["colours"], fill=extra["fill"])})
+
+
 def with_products(solution: Solution, spent: int) -> Solution:
     """Return the solution with further products counted."""
     extra = solution.extra or {}
     products = extra["products"] + spent
-    return solution._replace(iterations=products, extra={**extra, "products": products})
+    return with_choice(solution._replace(extra={**extra, "products": products}), Reason.SPARSE_ASKED)
 
 
 def known_products(solution: Solution) -> int:
@@ -267,7 +277,8 @@ def _too_full(b: Array, spent: int) -> Solution:
     one = full(b, 1.0, shape=tuple(b.shape[:-1]))
     zero, inf = 0.0 * one, full(one, float("inf"))
     extra = {"products": full(code, spent), "colours": 0 * code, "fill": zero, "condition": inf}
-    return Solution(full(b, float("nan")), code, full(code, spent), one, {**extra, "indefinite": code < 0})
+    solution = Solution(full(b, float("nan")), code, full(code, spent), one, {**extra, "indefinite": code < 0})
+    return with_choice(solution, Reason.SPARSE_ASKED)
 
 
 def _of_nothing(b: Array) -> Solution:
