@@ -19,6 +19,13 @@ REFINED = 4
 """A residual above this many eps of its terms is refined."""
 PANEL, PANEL_BY_DIAGONAL = 8, 4
 """The columns that SuperLU works on at once. Its own number, for larger blocks, takes 1.5 times as long on a grid."""
+NEAR = 2.0**-10
+"""The largest difference of an entry of two scaled matrices, times the condition number, at which the factors of one
+serve both: about the factor by which each step of refinement shrinks the residual."""
+MOST_REFINED, SHRINKS = 4, 2.0**-7
+"""The steps of refinement by the factors of a matrix near by, and how each must shrink the residual to go on."""
+MOST_KEPT = 2**23
+"""The most entries of factors that are kept for the next solve: 100 MiB."""
 WORST = 1 / 32
 """The largest condition number of a matrix that is not singular, in units of 1 / eps."""
 
@@ -77,17 +84,23 @@ class Recovery:
             return no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
         data[places.diagonal] += self.of.damping / unit
-        row_sizes, column_sizes = self._scales(data)
-        if not (row_sizes.min() > 0 and column_sizes.min() > 0):
-            return no_answer(rhs, count, Status.SINGULAR)
-        row_scales, column_scales = 1.0 / row_sizes, 1.0 / column_sizes
-        data *= row_scales[places.rows] * column_scales[places.columns]
+        kept = LAST_FACTOR.take(self, data, unit)
+        if kept is None:
+            row_sizes, column_sizes = self._scales(data)
+            if not (row_sizes.min() > 0 and column_sizes.min() > 0):
+                return no_answer(rhs, count, Status.SINGULAR)
+            row_scales, column_scales = 1.0 / row_sizes, 1.0 / column_sizes
+            data *= row_scales[places.rows] * column_scales[places.columns]
+        else:
+            row_scales, column_scales, data, unit = kept.row_scales, kept.column_scales, kept.data, kept.unit
         left, right = (column_scales, row_scales) if self.of.transposed else (row_scales, column_scales)
         sizes = np.abs(rhs).max(axis=-1, keepdims=True)
         finite = sizes < np.inf
         known = np.where(finite, sizes, 0.0)
         b = left * (np.where(finite, rhs, 0.0) / np.where(known > 0, known, 1.0))
-        found = Scaled(self, data).solve(b, count)
+        scaled = Scaled(self, data, None if kept is None else kept.factor)
+        found = scaled.solve(b, count)
+        LAST_FACTOR.keep(self, NearFactor(row_scales, column_scales, data, unit, scaled.factor))
         x = right * found.y * (known / unit)
         zero = sizes[:count, 0] == 0
         status = np.where(zero | found.solved, int(Status.CONVERGED), int(Status.SINGULAR))
@@ -218,11 +231,66 @@ class Found(NamedTuple):
     fill: float
 
 
-class Scaled:
-    """The matrix D with rows and columns of size one."""
+class Factor(NamedTuple):
+    """The factors of a matrix."""
 
-    def __init__(self, recovery: Recovery, data: Any) -> None:
+    lu: Any
+    indefinite: bool
+    """Whether they say that a symmetric matrix is not positive definite."""
+    condition: float
+
+
+class NearFactor(NamedTuple):
+    """The factors of a matrix that is near the one to be solved with, and that one in the scales of the factors."""
+
+    row_scales: Any
+    column_scales: Any
+    data: Any
+    unit: float
+    factor: Factor | None
+
+
+class LastFactor:
+    """The last factors, for the next solve with nearly the same matrix: the next step of Newton, or a backward pass.
+
+    They belong to one solve at a time, and no more than `MOST_KEPT` numbers are held.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Recovery, NearFactor]] = []
+
+    def take(self, recovery: Recovery, data: Any, unit: float) -> NearFactor | None:
+        """Return the factors of a matrix near D = unit data, with D in their scales, or None. They are not kept on."""
+        import numpy as np
+
+        try:
+            owner, kept = self._kept.pop()  # at once, so that no other thread has them too
+        except IndexError:
+            return None
+        if kept.factor is None or owner.pattern != recovery.pattern or owner.of.symmetric != recovery.of.symmetric:
+            return None
+        places = places_of(recovery.pattern)
+        scales = kept.row_scales[places.rows] * kept.column_scales[places.columns]
+        new = data * (unit / kept.unit) * scales
+        gap = np.abs(new - kept.data).max() * kept.factor.condition
+        return kept._replace(data=new) if gap <= NEAR else None  # False for NaN
+
+    def keep(self, recovery: Recovery, factor: NearFactor) -> None:
+        """Keep the factors of the last solve."""
+        if factor.factor is not None and factor.factor.lu.nnz <= MOST_KEPT:
+            self._kept[:] = [(recovery, factor)]
+
+
+LAST_FACTOR = LastFactor()
+
+
+class Scaled:
+    """The matrix D with rows and columns of size one. `near` are factors of a matrix near it."""
+
+    def __init__(self, recovery: Recovery, data: Any, near: Factor | None = None) -> None:
         self.recovery = recovery
+        self.factor = near
+        """The factors of the last solve, if they served."""
         self.matrix = recovery._matrix(data)
         self.A = self.matrix.T if recovery.of.transposed else self.matrix
         self.structure_is_symmetric = recovery.pattern == recovery.pattern.T
@@ -237,16 +305,24 @@ class Scaled:
         n = b.shape[-1]
         rhs = np.concatenate([b, random_vector(n)[None]])
         norm_A = (abs(self.A) @ np.ones(n)).max()
-        indefinite, found = False, None
+        near, self.factor = self.factor, None
+        if near is not None:
+            refined = self._solved(near.lu, rhs, count, norm_A, most_refined=MOST_REFINED)
+            if refined.solved.all():
+                self.factor = near
+                return refined._replace(indefinite=np.full(count, near.indefinite))
+        indefinite, found, lu = False, None, None
         if self.structure_is_symmetric:
             # pivots on the diagonal, by an order for symmetric patterns, fill the factors half as much
-            factor = self._factorised(by_diagonal=True)
+            lu = self._factorised(by_diagonal=True)
             if self.recovery.of.symmetric:
-                indefinite = factor is None or not _is_definite(factor)
-            found = None if factor is None else self._solved(factor, rhs, count, norm_A)
+                indefinite = lu is None or not _is_definite(lu)
+            found = None if lu is None else self._solved(lu, rhs, count, norm_A)
         if found is None or not found.solved.all():
-            factor = self._factorised(by_diagonal=False)
-            found = _singular(b, count) if factor is None else self._solved(factor, rhs, count, norm_A)
+            lu = self._factorised(by_diagonal=False)
+            found = _singular(b, count) if lu is None else self._solved(lu, rhs, count, norm_A)
+        if lu is not None and found.solved.all():
+            self.factor = Factor(lu, indefinite, float(found.condition.max()))
         return found._replace(indefinite=np.full(count, indefinite))
 
     def _factorised(self, *, by_diagonal: bool) -> Any:
@@ -263,8 +339,8 @@ class Scaled:
                 raise
             return None
 
-    def _solved(self, factor: Any, rhs: Any, count: int, norm_A: float) -> Found:
-        """Return the solutions with one step of refinement, where a residual is above rounding."""
+    def _solved(self, factor: Any, rhs: Any, count: int, norm_A: float, most_refined: int = 1) -> Found:
+        """Return the solutions with some steps of refinement, where a residual is above rounding."""
         import numpy as np
 
         trans, slack = "T" if self.recovery.of.transposed else "N", residual_slack(float(np.finfo(float).eps), self._n)
@@ -272,9 +348,14 @@ class Scaled:
             y = factor.solve(rhs.T, trans=trans).T
             r = rhs - (self.A @ y.T).T
             # pivots on the diagonal can lose some digits, which a step of refinement brings back
-            if not np.all(_sizes(r) <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
+            for _ in range(most_refined):
+                before = _sizes(r)
+                if np.all(before <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
+                    break
                 y = y + factor.solve(r.T, trans=trans).T
                 r = rhs - (self.A @ y.T).T
+                if most_refined > 1 and not np.all(_sizes(r) <= SHRINKS * before):
+                    break
             length, size = _sizes(y), _sizes(rhs)
             terms = norm_A * length + size
             of_b = length / np.where(size > 0, size, 1.0)
