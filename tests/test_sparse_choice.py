@@ -87,6 +87,22 @@ def test_the_first_steps_are_followed_by_the_factorisation(patterns):
     np.testing.assert_allclose(A @ many.value + many.value, b, rtol=1e-9, atol=1e-11)
 
 
+def test_a_batch_of_systems(patterns):
+    """Each problem has a factorisation of its own, and the pattern is that of all."""
+    A, source = laplacian(40), Source(lambda: None, ())
+    more = A + 0.5 * sparse.eye_array(1600, k=7)
+    b = np.random.default_rng(0).standard_normal((2, 1600))
+    two = Operator(
+        lambda p: np.stack([A @ p[0], more @ p[1]]), lambda p: np.stack([A.T @ p[0], more.T @ p[1]]), _source=source
+    )
+    for said in ("a sparse LU took over", "which paid before"):
+        found = Auto()(two, b)
+        assert said in str(found.extra["choice"])
+        for M, x, right in zip((A, more), found.value, b, strict=True):
+            np.testing.assert_allclose(M @ x, right, rtol=1e-9, atol=1e-10)
+    assert patterns.get(source, 1600) == given_pattern(more)
+
+
 def test_a_system_that_is_soon_solved_is_not_looked_at(patterns, monkeypatch):
     monkeypatch.setattr(CHOICE, "find_pattern", lambda *_: pytest.fail("a search"))
     source = Source(lambda: None, ())

@@ -75,7 +75,7 @@ class Auto:
        eigenvalues as -A x = -b.
 
     7. At these sizes, the dF/du of a layer with at least 1,024 unknowns is looked at once for each function and its
-       shapes, if SciPy is installed and numbers can be read, so not in a compiled program. Where 8 plain steps do not
+       shapes, if SciPy is installed and numbers are on the host, not in a compiled program. Where 8 plain steps do not
        solve the system, its pattern is found, in up to 100 products. It goes to `SparseDirect` from then on if a
        factorisation costs less than the steps that the pace of the first ones promises; the width of the pattern says
        what it costs. This comes before steps 2 to 6.

@@ -17,7 +17,7 @@ from dil.linear._cg import CG
 from dil.linear._choice import Choice
 from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._dense_cost import FEWEST_TRIED, step_cost
-from dil.linear._found_pattern import find_pattern, is_concrete
+from dil.linear._found_pattern import find_pattern
 from dil.linear._known_patterns import KNOWN_PATTERNS
 from dil.linear._pattern import Pattern
 from dil.linear._sparse_cost import is_cheaper, steps_to_come
@@ -44,14 +44,14 @@ NOTHING = Sparse(None, 0)
 
 
 def by_sparse_factor(A: Operator, b: Array, backend: Backend, *, loop: Loop, rtol: Tolerance) -> Sparse:
-    """Solve A x = b, b: (*batch, n), by a sparse factorisation, where this pays and numbers can be read.
+    """Solve A x = b, b: (*batch, n), by a sparse factorisation, where this pays and numbers are on the host.
 
     What pays is decided once for a function and its shapes. Where 8 steps of CG or BiCGSTAB solve the system, they
     have. Otherwise the pattern of the matrix is found. The factorisation pays if it costs less than the steps that the
     pace of the first ones promises. Sizes and counts decide, never a clock.
     """
     source, n = A._source if A.one is None else A.one._source, b.shape[-1]
-    if source is None or n < FEWEST_UNKNOWNS or size(b.shape) == 0 or not (is_concrete(backend, b) and _has_scipy()):
+    if source is None or n < FEWEST_UNKNOWNS or size(b.shape) == 0 or not (_is_on_host(backend, b) and _has_scipy()):
         return NOTHING
     known = KNOWN_PATTERNS.pays(source, n)
     if known is None:
@@ -86,7 +86,8 @@ def _looked(A: Operator, b: Array, source: Source, backend: Backend, *, loop: Lo
         return Sparse(None, spent + _products(last))
     last, extra = with_more_products(last, spent), last.extra or {}
     xp = array_namespace(b)
-    all_steps = (first.iterations or 0) + xp.astype(last.iterations, xp.int32)
+    assert first.iterations is not None
+    all_steps = first.iterations + xp.astype(last.iterations, xp.int32)
     choice = choice.then(Tried.SPARSE, extra["colours"] >= 0, last.status, all_steps)  # type: ignore[arg-type]
     choice = choice._replace(colours=extra["colours"], fill=extra["fill"])
     return Sparse(last._replace(extra={**(last.extra or {}), "choice": choice}), 0)
@@ -114,6 +115,11 @@ def _products(solution: Solution) -> int:
 
 def _is_solved(solution: Solution) -> bool:
     return bool(array_namespace(solution.value).all(solution.status == int(Status.CONVERGED)))
+
+
+def _is_on_host(backend: Backend, x: Array) -> bool:
+    """Return whether the numbers of x are at hand: not in a program, nor on a device, which iterates faster."""
+    return isinstance(backend.loops.number(backend.constant(x)[(0,) * x.ndim]), int | float)
 
 
 @cache
