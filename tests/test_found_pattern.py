@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import numpy as np
@@ -243,6 +244,29 @@ def test_functions_of_one_code_share_what_fits():
         t = np.random.default_rng(0).standard_normal(40)
         y = layer(shift)(t)
         np.testing.assert_allclose(3.0 * y - np.roll(y, shift), t, rtol=1e-12, atol=1e-13)
+
+
+def test_a_function_is_known_within_its_wrappers(monkeypatch):
+    """A partial that is made anew at each call, and a wrapper whose code is that of many functions."""
+    known = KnownPatterns()
+    monkeypatch.setattr(MODULE, "KNOWN_PATTERNS", known)
+    searches = []
+    monkeypatch.setattr(MODULE, "find_pattern", lambda *a: searches.append(0) or find_pattern(*a))
+
+    def wrapped(fn):
+        return functools.wraps(fn)(lambda *args: fn(*args))
+
+    def up(c, u, t):
+        return c * u - np.roll(u, 1) - t
+
+    def down(u, t):
+        return 3.0 * u - np.roll(u, -1) - t
+
+    for _ in range(2):
+        for F in (functools.partial(up, 3.0), wrapped(down)):
+            newton = dil.solvers.Newton(linear_solver=SparseDirect())
+            dil.root(F, newton, linear_solver=SparseDirect(), init=lambda t: t)(np.linspace(1.0, 2.0, 50))
+    assert len(searches) == 2
 
 
 def test_a_pattern_that_became_too_full_is_replaced():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from dil._base.arrays import array_namespace, size
 from dil._base.operator import MadeWhenUsed, Operator, Source, Work
@@ -69,7 +70,9 @@ def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) 
 
 
 def _source_of(problem: Problem) -> Source:
-    """Return what J is of. Functions that are made anew at each call share their code."""
+    """Return what J is of. Functions that are made anew at each call share their code; a wrapper has that of many."""
     condition, fn = problem.condition, identity_of(problem.condition.fn)
+    while isinstance(fn, partial) or hasattr(fn, "__wrapped__"):
+        fn = fn.func if isinstance(fn, partial) else fn.__wrapped__
     kind = getattr(condition, "kind", "score"), condition.batch_ndim
     return Source(getattr(fn, "__code__", fn), (kind, problem.space.shapes, problem.space.split))
