@@ -183,10 +183,10 @@ class Auto:
         self, A: Operator, b: Array, plan: Plan, backend: Backend, *, loop: Loop, x0: Array | None, rtol: Tolerance
     ) -> Sparse:
         """Return the solution by a sparse factorisation, or by the few steps that show whether it is due."""
-        plain = self.max_iter is None and self.dense is None and x0 is None
+        plain = self.max_iter is None and self.dense is None
         if not plain or plan.dense_first or plan.has_fallback:
             return Sparse(None, 0)
-        return by_sparse_factor(shifted(A, self.damping), b, backend, loop=loop, rtol=rtol)
+        return by_sparse_factor(shifted(A, self.damping), b, backend, loop=loop, rtol=rtol, looks=x0 is None)
 
     def takes_dense(self, A: Operator | Matvec, b: Array, /) -> bool:
         """Return whether a dense solve comes first, which is exact whatever the tolerance; b: (*batch, n).

@@ -43,19 +43,22 @@ class Sparse(NamedTuple):
 NOTHING = Sparse(None, 0)
 
 
-def by_sparse_factor(A: Operator, b: Array, backend: Backend, *, loop: Loop, rtol: Tolerance) -> Sparse:
+def by_sparse_factor(
+    A: Operator, b: Array, backend: Backend, *, loop: Loop, rtol: Tolerance, looks: bool = True
+) -> Sparse:
     """Solve A x = b, b: (*batch, n), by a sparse factorisation, where this pays and numbers are on the host.
 
     What pays is decided once for a function and its shapes. Where 8 steps of CG or BiCGSTAB solve the system, they
     have. Otherwise the pattern of the matrix is found. The factorisation pays if it costs less than the steps that the
-    pace of the first ones promises. Sizes and counts decide, never a clock.
+    pace of the first ones promises. Sizes and counts decide, never a clock. Without `looks`, as where a start may save
+    steps, nothing is decided.
     """
     source, n = A._source if A.one is None else A.one._source, b.shape[-1]
     if source is None or n < FEWEST_UNKNOWNS or size(b.shape) == 0 or not (_is_on_host(backend, b) and _has_scipy()):
         return NOTHING
     known = KNOWN_PATTERNS.pays(source, n)
     if known is None:
-        return _looked(A, b, source, backend, loop=loop, rtol=rtol) if A.one is None else NOTHING
+        return _looked(A, b, source, backend, loop=loop, rtol=rtol) if looks and A.one is None else NOTHING
     if not known:
         return NOTHING
     solution = SparseDirect()(A, b)
