@@ -83,6 +83,8 @@ def test_the_first_steps_are_followed_by_the_factorisation(patterns):
     second = Auto()(at(A, source), b)
     assert str(second.extra["choice"]).startswith("sparse LU, which paid before: ")
     assert second.extra["products"] <= 12
+    from_start = Auto()(at(A, source), b, x0=0.0 * b)  # as of a check of the layer
+    assert str(from_start.extra["choice"]).startswith("sparse LU, which paid before: ")
     many = Auto(damping=1.0)(at(A, source), b)
     np.testing.assert_allclose(A @ many.value + many.value, b, rtol=1e-9, atol=1e-11)
 
@@ -163,6 +165,7 @@ def test_options_and_operators_of_a_user_are_as_before(patterns):
         (Auto(), None),
     ]:
         assert "sparse" not in str(solver(at(A, source), b).extra["choice"])
+    assert "sparse" not in str(Auto()(at(A, Source(lambda: None, ())), b, x0=b).extra["choice"])
 
 
 def test_without_scipy_it_iterates(monkeypatch):
