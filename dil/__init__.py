@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dil._layers.root import fixed_point, root
     from dil._layers.value import Value, value
     from dil._problem.score import Derivatives
+    from dil._problem.user_jacobian import Jacobian
 
 __version__ = "0.1.0"
 
@@ -64,6 +65,7 @@ _MODULES = {
     "_layers.root": ("fixed_point", "root"),
     "_layers.value": ("Value", "value"),
     "_problem.score": ("Derivatives",),
+    "_problem.user_jacobian": ("Jacobian",),
 }
 """The modules and their public names. A module is imported at the first use of a name, to keep `import dil` fast."""
 _ELSEWHERE = {
@@ -119,6 +121,7 @@ __all__ = [
     "DilError",
     "Entry",
     "GradientReport",
+    "Jacobian",
     "Layer",
     "OptionError",
     "Record",

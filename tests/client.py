@@ -68,6 +68,7 @@ def linear_solvers() -> list[dil.linear.LinearSolver]:
     return [
         dil.linear.Auto(),
         dil.linear.BiCGSTAB(),
+        dil.linear.IDR(s=8),
         dil.linear.Direct(),
         dil.linear.GMRES(restart=5),
         dil.linear.MINRES(),
@@ -87,6 +88,8 @@ def derivatives(x: Any) -> dict[str, Any]:
     minimum: dil.Value = dil.value(score, dil.solvers.Newton(), init=np.zeros_like(x))
     y, pull = dil.vjp(layer, x)
     given = dil.Derivatives(gradient=lambda u, x: 2 * (u - x) + u**3)
+    on_host = dil.Jacobian(lambda u, x: np.diag(3 * u**2 + 1), mixed=lambda u, w, x: (-w,))
+    of_code = dil.root(lambda u, x: u**3 + u - x, dil.solvers.Newton(), init=np.ones_like(x), derivatives=on_host)
     by_hand = dil.argmin(score, dil.solvers.Newton(), init=np.zeros_like(x), derivatives=given)
     return {
         "grad": dil.grad(lambda x: minimum(x))(x),
@@ -96,6 +99,7 @@ def derivatives(x: Any) -> dict[str, Any]:
         "jvp": dil.jvp(layer, (x,), (np.ones_like(x),)),
         "constant": dil.grad(lambda x: (x * dil.constant(layer(x))).sum())(x),
         "own": by_hand(x),
+        "host": of_code(x),
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from array_api_compat import array_namespace
 
 from dil import Status
-from dil.linear import CG, GMRES, MINRES, Auto, BiCGSTAB, Jacobi, Operator, WarmStart
+from dil.linear import CG, GMRES, IDR, MINRES, Auto, BiCGSTAB, Jacobi, Operator, WarmStart
 from dil.linear._backward_error import is_rounding
 
 N = 120
@@ -19,6 +19,7 @@ SOLVERS = {
     "MINRES": MINRES(),
     "GMRES": GMRES(restart=N),
     "BiCGSTAB": BiCGSTAB(),
+    "IDR": IDR(),
 }
 TOLD = (Status.STAGNATED, Status.MAX_ITER, Status.SINGULAR)
 
@@ -109,7 +110,7 @@ def test_a_start_at_rounding_costs_few_steps_and_spoils_nothing():
     assert steps <= 2 * N * calls
 
 
-@pytest.mark.parametrize("name", ["Auto", "CG", "MINRES", "GMRES", "BiCGSTAB"])
+@pytest.mark.parametrize("name", ["Auto", "CG", "MINRES", "GMRES", "BiCGSTAB", "IDR"])
 @pytest.mark.parametrize("part", [1e-2, 1e-5, 1e-9])
 def test_a_right_hand_side_outside_the_range_is_told(name, part):
     """A large x along the null space must not make the residual look small."""

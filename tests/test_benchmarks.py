@@ -126,6 +126,15 @@ def test_general_quick(tmp_path):
     assert "| discs | 2 | 0 |" in (tmp_path / "general.md").read_text()
 
 
+def test_nonsymmetric_quick(tmp_path):
+    """Restarts lose, and IDR takes fewer products than BiCGSTAB."""
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    (row,) = run("nonsymmetric", tmp_path, "--only", "30 x 30, Pe 100")["rows"]
+    products = row["products"]
+    assert products["IDR(8)"] < products["IDR(2)"] < products["BiCGSTAB"] < products["GMRES(30)"]
+    assert "| 90 % over the best |" in (tmp_path / "nonsymmetric.md").read_text()
+
+
 def test_peers_quick(tmp_path):
     """The gradient of dil is right, and so is that by hand."""
     pytest.importorskip("torch", reason="torch is not installed")

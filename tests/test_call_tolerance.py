@@ -7,7 +7,9 @@ import pytest
 
 import dil
 from dil._base.options import declares
-from dil.linear import CG, GMRES, MINRES, Auto, BiCGSTAB, NormalCG
+from dil._frameworks.registry import common_owner
+from dil._layers.following import FollowingAuto
+from dil.linear import CG, GMRES, IDR, MINRES, Auto, BiCGSTAB, NormalCG, Recycle, WarmStart
 from dil.linear._least_norm import LeastNorm
 from dil.linear.preconditioners import Jacobi
 
@@ -21,6 +23,7 @@ SYMMETRIC = {
 }
 GENERAL = {
     "BiCGSTAB": BiCGSTAB(),
+    "IDR": IDR(),
     "GMRES": GMRES(restart=40),
     "NormalCG": NormalCG(),
     "Auto, general": Auto(dense=0),
@@ -75,6 +78,43 @@ def test_the_tolerance_is_declared(name):
 def test_solvers_that_do_not_iterate_declare_none():
     assert not declares(dil.linear.Direct(), "_takes_tolerance")
     assert not declares(dil.linear.Neumann(terms=3, step=0.1), "_takes_tolerance")
+
+
+WITH_MEMORY = {"Recycle": Recycle, "WarmStart": lambda: WarmStart(CG()), "following": lambda: FollowingAuto(1e-6)}
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
+def test_solvers_that_solve_by_another_hand_the_tolerance_on(eager, name):
+    """In the first call, and in the second, which the memory shortens: b and the tolerances change places."""
+    A, b = systems(eager, "CG", 2)
+    if name != "WarmStart" and Auto().takes_dense(A, b):
+        pytest.skip("a dense solve of this size is cheap")
+    given = np.asarray([[LOOSE], [TIGHT]])
+    solver, xp = WITH_MEMORY[name](), eager.handle.xp
+    assert declares(solver, "_takes_tolerance")
+    loop = common_owner([b], ["b"], "the test").loops.while_loop
+    for change, rtol in ((0.0, given), (0.5, given[::-1].copy())):
+        found = solver(A, b + change * xp.sin(b), loop=loop, rtol=eager.asarray(rtol))
+        assert list(eager.to_numpy(found.status)) == [0, 0]
+        residual, steps = eager.to_numpy(found.residual), eager.to_numpy(found.iterations)
+        assert np.all(residual <= rtol[:, 0])
+        loose, tight = np.argmax(rtol), np.argmin(rtol)
+        assert residual[loose] > 1e-3 * LOOSE
+        assert steps[loose] < 0.6 * steps[tight]
+    number = WITH_MEMORY[name]()(A, b[0, :], loop=loop, rtol=LOOSE)
+    array = WITH_MEMORY[name]()(A, b[0, :], loop=loop, rtol=eager.asarray(np.asarray([LOOSE])))
+    np.testing.assert_array_equal(eager.to_numpy(number.value), eager.to_numpy(array.value))
+
+
+def test_a_warm_start_of_a_solver_without_tolerance_refuses_one():
+    def solver(A, b, /, *, loop=None, x0=None):
+        return CG()(A, b, loop=loop, x0=x0)
+
+    warm = WarmStart(solver)
+    assert not declares(warm, "_takes_tolerance")
+    assert int(warm(lambda p: 2.0 * p, np.ones(3)).status) == 0
+    with pytest.raises(dil.OptionError, match="takes no tolerance rtol= in a call; set it in the solver"):
+        warm(lambda p: 2.0 * p, np.ones(3), rtol=0.1)
 
 
 def test_a_dense_solve_is_exact_whatever_the_tolerance(eager):

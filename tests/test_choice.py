@@ -142,7 +142,7 @@ KINDS = {
         np.roll(np.eye(20), 1, 0),
         False,
         {"dense": 0},
-        f"BiCGSTAB gave up after {STEPS}; GMRES took 20 steps",
+        f"BiCGSTAB gave up after {STEPS}; IDR\\(8\\) took {STEPS}",
     ),
     "limit": (
         with_spectrum(np.geomspace(1, 1e3, N)),

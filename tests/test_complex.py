@@ -236,7 +236,7 @@ def test_solvers_of_equations(eager, name):
     close(eager.to_numpy(layer(eager.asarray(b), init=eager.asarray(0 * b))), (b - 0.3 * b.conj()) / 0.91, 1e-6)
 
 
-@pytest.mark.parametrize("name", ["Direct", "CG", "MINRES", "BiCGSTAB", "GMRES", "NormalCG"])
+@pytest.mark.parametrize("name", ["Direct", "CG", "MINRES", "BiCGSTAB", "GMRES", "IDR", "NormalCG"])
 def test_linear_solvers(eager, name):
     layer = least_squares(linear_solver=getattr(dil.linear, name)(), on_failure="raise")
     close(pulled(eager, layer, (A, B), V)[1][1], A @ G @ V, 1e-7)

@@ -236,3 +236,63 @@ def test_training_log(notebook, tmp_path):
     assert not any(writer.values("forward/failed"))
     assert writer.values("loss")[-1] < writer.values("loss")[0]
     assert (tmp_path / "training_log.csv").read_text().startswith("tag,step,value\nloss,0,")
+
+
+@cache
+def reactor(backend: str):
+    return example("reactor").main(backend, quick=True)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_reactor(backend, capsys):
+    needs("scipy", backend)
+    error, gradient = reactor(backend)
+    assert error < 1e-12
+    assert np.asarray(gradient) == pytest.approx(np.asarray(reactor("numpy")[1]), rel=1e-10)
+
+
+def test_reactor_picture(notebook):
+    needs("scipy")
+    assert notebook("reactor")[0] < 1e-12
+
+
+def slope_by_hand(plate, module):
+    """Return d misfit / d log conductivity at zero by the adjoint, from a matrix that is put together cell by cell."""
+    import scipy.sparse as sparse
+    from scipy.sparse.linalg import splu
+
+    n = plate.rim.shape[0]
+    cell = np.arange(n * n).reshape(n, n)
+    here = np.concatenate([cell[:, :-1].ravel(), cell[:-1].ravel()])
+    there = np.concatenate([cell[:, 1:].ravel(), cell[1:].ravel()])
+    faces = np.arange(here.size)
+    jump = sparse.csr_array((np.ones(here.size), (faces, here)), (here.size, n * n))
+    jump = jump - sparse.csr_array((np.ones(here.size), (faces, there)), (here.size, n * n))
+    factor = splu(sparse.csc_array(jump.T @ jump + sparse.diags_array(module.LOSS * plate.rim.ravel())))
+    slope = np.zeros(n * n)
+    for heating, measured in zip(plate.heating, plate.measured, strict=True):
+        u = factor.solve(heating.ravel())
+        rim = module.on_rim(u.reshape(1, n, n))[0]
+        v = np.zeros(n * n)
+        places = module.on_rim(cell[None])[0]
+        np.add.at(v, places, 2.0 * (rim - measured) / plate.noise**2 / plate.measured.size)
+        g = factor.solve(v)
+        of_faces = -(jump @ g) * (jump @ u)  # the mean of two equal conductivities changes by half of each
+        slope += 0.5 * (np.bincount(here, of_faces, n * n) + np.bincount(there, of_faces, n * n))
+    return slope
+
+
+def test_plate(notebook):
+    needs("scipy")
+    found = notebook("plate")
+    assert found.misfit < 10
+    assert found.error < 0.8
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", pytest.param("jax", marks=pytest.mark.slow)])
+def test_the_gradient_of_the_plate_is_that_of_the_adjoint(backend):
+    needs("scipy", backend)
+    module = example("plate")
+    plate = module.hidden_plate(8)
+    _, slope = module.objective(plate, 0.0, backend)(np.zeros(64))
+    assert 2.0 * slope == pytest.approx(slope_by_hand(plate, module), rel=1e-9, abs=1e-11 * float(abs(slope).max()))

@@ -15,6 +15,7 @@ from dil._frameworks.many import stacked
 from dil.linear import (
     CG,
     GMRES,
+    IDR,
     MINRES,
     Auto,
     BiCGSTAB,
@@ -27,12 +28,12 @@ from dil.linear import (
 )
 from engines import engines
 
-NEW = [NormalCG, MINRES, GMRES, BiCGSTAB]
+NEW = [NormalCG, MINRES, GMRES, BiCGSTAB, IDR]
 KINDS = {
     "definite": [CG, *NEW],
-    "symmetric": [MINRES, NormalCG, GMRES, BiCGSTAB],
-    "general": [NormalCG, GMRES, BiCGSTAB],
-    "shifted": [NormalCG, GMRES, BiCGSTAB],
+    "symmetric": [MINRES, NormalCG, GMRES, BiCGSTAB, IDR],
+    "general": [NormalCG, GMRES, BiCGSTAB, IDR],
+    "shifted": [NormalCG, GMRES, BiCGSTAB, IDR],
 }
 EXAMPLES = {"numpy": 300, "jax": 2, "array_api_strict": 6}
 """JAX compiles each."""
@@ -380,7 +381,7 @@ def test_a_component_that_the_right_hand_side_has_is_never_dropped_in_silence(ea
     check()
 
 
-@pytest.mark.parametrize("solver", [MINRES, GMRES, BiCGSTAB])
+@pytest.mark.parametrize("solver", [MINRES, GMRES, BiCGSTAB, IDR])
 def test_damping_is_added_to_the_diagonal(eager, solver):
     A, b = matrix("symmetric", 6, 10.0, 0), np.arange(1.0, 7.0)
     x, status, *_ = run(eager, solver(damping=3.0), A, b)
@@ -547,7 +548,7 @@ def test_matrix_that_is_not_symmetric_does_not_fool_minres():
     assert found.residual > 1e-3
 
 
-@pytest.mark.parametrize("solver", [Direct, Auto, BiCGSTAB, GMRES, NormalCG])
+@pytest.mark.parametrize("solver", [Direct, Auto, BiCGSTAB, GMRES, IDR, NormalCG])
 def test_many_right_hand_sides_of_one_matrix(eager, solver):
     """They have the solutions and the statuses that each has by itself, those of a batch of matrices too."""
     A = np.stack([matrix("shifted", 5, 1.0, seed) for seed in range(3)])
@@ -580,7 +581,7 @@ def test_many_right_hand_sides_of_a_symmetric_matrix(eager, k):
 
 def test_transposes():
     A, b = matrix("shifted", 7, 1.0, 2), np.arange(1.0, 8.0)
-    for solver in (NormalCG(), GMRES(), BiCGSTAB()):
+    for solver in (NormalCG(), GMRES(), BiCGSTAB(), IDR()):
         np.testing.assert_allclose(solver(operator(np, A).T, b).value, np.linalg.solve(A.T, b), rtol=1e-9)
     with pytest.raises(dil.OptionError, match="rmatvec"):
         NormalCG()(lambda p: A @ p, b)
@@ -667,7 +668,7 @@ def test_a_problem_of_a_batch_is_solved_as_it_is_alone(plain, seed):
     assert np.linalg.norm(b[0] - A[0] @ together[0][0]) <= (1 + 1e-10) * best
 
 
-@pytest.mark.parametrize("solver", [CG, MINRES, BiCGSTAB, GMRES, NormalCG])
+@pytest.mark.parametrize("solver", [CG, MINRES, BiCGSTAB, GMRES, IDR, NormalCG])
 @pytest.mark.parametrize("carrier", ["matrix", "right-hand side"])
 def test_a_gradient_of_torch_through_the_steps_is_not_lost(solver, carrier):
     """Numbers that carry a gradient are not read. The eigenvalues are close, so no step is the last of its space."""

@@ -264,7 +264,7 @@ DEFECTS = {
             [2.0, 1.0],
             "NOT_MINIMUM",
         )
-        for name in ("MINRES", "GMRES", "BiCGSTAB", "NormalCG")
+        for name in ("MINRES", "GMRES", "IDR", "BiCGSTAB", "NormalCG")
     },
     "saddle, by CG": (weighted(1.0, -1.0, linear_solver=dil.linear.CG()), [2.0, 1.0], "INDEFINITE"),
 }

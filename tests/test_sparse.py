@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -184,6 +186,51 @@ def test_layer_of_torch(form):
         (first,) = torch.autograd.grad(layer(S)(t), t, create_graph=True)
         assert first.item() == pytest.approx(exact(1), rel=1e-9)
         assert torch.autograd.grad(first, t)[0].item() == pytest.approx(exact(2), rel=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize("form", ["to_sparse", "to_sparse_csr", "to_sparse_csc"])
+def test_a_torch_matrix_that_requires_grad(form):
+    """A solver looks at how F changes with its arguments, also for a layout that torch does not multiply by entries."""
+    torch = pytest.importorskip("torch")
+    M, b = torch.tensor(TALL.T @ TALL + np.eye(4)), torch.tensor(B[:4])
+    score, residual = (lambda u, S, b: 0.5 * u @ (S @ u) - b @ u), (lambda u, S, b: S @ u - b)
+    right = -torch.outer(torch.linalg.solve(M, torch.ones_like(b)), torch.linalg.solve(M, b))
+    # the Hessian of the score is the symmetric part of S
+    for layer, expected in (
+        (
+            dil.argmin(score, dil.solvers.LBFGS(rtol=1e-12)),
+            0.5 * (right + right.T),
+        ),
+        (dil.root(residual, dil.solvers.Newton()), right),
+    ):
+        S = getattr(M, form)().requires_grad_()
+        layer(S, b, init=torch.zeros_like(b)).sum().backward()
+        torch.testing.assert_close(S.grad.to_dense(), expected, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize("form", ["to_sparse_coo", "to_sparse_csr"])
+def test_a_sparse_argument_is_never_made_dense(form):
+    """Neither are its zeros drawn as random numbers, where a solver looks at how F changes with its arguments."""
+    torch = pytest.importorskip("torch")
+    n = 3000  # 72 MB as a dense array
+    places = torch.arange(n).expand(2, n)
+    values = torch.linspace(1.0, 2.0, n, dtype=torch.float64)
+    S = torch.sparse_coo_tensor(places, values, (n, n), check_invariants=False).coalesce()
+    S, b = getattr(S, form)() if form != "to_sparse_coo" else S, torch.ones(n, dtype=torch.float64)
+    cg = dil.linear.CG()
+    layer = dil.root(
+        lambda u, S, b: S @ u - b, dil.solvers.Newton(linear_solver=cg), init=lambda S, b: 0 * b, linear_solver=cg
+    )
+    layer(S, b)  # what the first call imports and keeps
+    tracemalloc.start()
+    b.requires_grad_()
+    (found,) = torch.autograd.grad(layer(S, b).sum(), b)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    torch.testing.assert_close(found, 1 / values)
+    assert most < 8 * n * n / 8
 
 
 BLOCKS = pytest.mark.parametrize("form", ["to_sparse_bsr", "to_sparse_bsc"])

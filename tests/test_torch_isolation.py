@@ -262,6 +262,25 @@ def test_a_score_without_a_second_derivative_is_refused(part, solver):
         gradient(layer, X.clone().requires_grad_())
 
 
+@pytest.mark.parametrize("n", [3, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lbfgs_says_that_it_converged_without_a_second_derivative(n, dtype):
+    """A step that is too short to be taken, as at a gradient of zero, left the status STAGNATED."""
+
+    def quadratic(u, x):
+        return 0.5 * (u**2).sum() - (u * x).sum() + 0.0 * Once.apply(u).sum()
+
+    def smooth(u, x):
+        return quadratic(u, x) + Once.apply(u - x).sum()
+
+    for score in (quadratic, smooth):
+        for seed in range(8):
+            x = torch.randn(n, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+            found = dil.argmin(score, dil.solvers.LBFGS(), init=torch.zeros_like).solve(x)
+            assert found.status == dil.Status.CONVERGED
+            assert found.residual <= 1e-4
+
+
 class Functional(Once):
     """The same for torch.func, which wraps it in functions of its own, at each level and for vmap."""
 

@@ -26,6 +26,7 @@ __all__ = [
     "is_complex",
     "is_float",
     "is_inexact",
+    "is_sparse",
     "logical_not",
     "max_abs",
     "nonzero_max_abs",
@@ -83,6 +84,11 @@ def is_complex(xp: Namespace, dtype: DType) -> bool:
 def is_inexact(xp: Namespace, dtype: DType) -> bool:
     """Return whether a dtype is real or complex floating. Only such arrays have a derivative."""
     return is_float(xp, dtype) or is_complex(xp, dtype)
+
+
+def is_sparse(x: object) -> bool:
+    """Return whether x is a sparse tensor, whose zeros are not stored. Its layout says so in all libraries."""
+    return "sparse" in str(getattr(x, "layout", ""))
 
 
 def _is_dtype(xp: Namespace, dtype: DType, kind: str) -> bool:

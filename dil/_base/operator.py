@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dil._base.arrays import eye
 from dil._base.errors import DTypeError, OptionError, ShapeError
+from dil._base.given_matrix import GivenMatrix
 from dil._base.quasi_newton import Pairs
 from dil._base.quasi_newton import shifted as shifted_pairs
 from dil._base.rows import Rows
@@ -116,6 +117,8 @@ class Operator:
 
     A function need not be the same for some problems as for all: `matrix_of_part` looks.
     """
+    _given: GivenMatrix | None = field(default=None, repr=False)
+    """A itself, if the user gives it on the host."""
 
     def __call__(self, p: Array) -> Array:
         """Return A p.
@@ -168,6 +171,7 @@ class Operator:
             _pull=self._pull,
             _source=self._source,
             _rows=_then(self._rows, lambda A: A.T),
+            _given=None if self._given is None else self._given.T,
         )
 
 
@@ -200,6 +204,7 @@ def shifted(matvec: Matvec, shift: float) -> Operator:
         matrix=None if matrix is None else matrix + shift * eye(matrix.shape[-1], matrix),
         _inverse=None,
         _rows=_then(A._rows, lambda part: shifted(part, shift)),
+        _given=None if A._given is None else A._given.shifted(shift),
     )
 
 

@@ -93,7 +93,7 @@ def _bound(F: Optimality, b: Array, Fu: Array, here: Point, step: Array, roundin
     xp, loop, exact = array_namespace(b), F.problem.backend.loops.while_loop, Auto()
     u = here.u - step
     (Fu1,), pull = F.problem.backend.vjp(F, u, *here.floats)
-    A = operator(F.problem, pull, u, here.floats).T
+    A = operator(F.problem, pull, u, F.arrays(here.floats)).T
     found = exact(A, b, loop=loop)
     assert found.status is not None
     g = found.value

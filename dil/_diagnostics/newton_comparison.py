@@ -78,7 +78,7 @@ def derivative_holds(
     along = abs(inner(here.g, Fu)) if A.transposed else None
     u = here.u - step
     (Fu1,), pull = backend.vjp(F, u, *here.floats)
-    J1 = replace(operator(F.problem, pull, u, here.floats), pairs=A.pairs)
+    J1 = replace(operator(F.problem, pull, u, F.arrays(here.floats)), pairs=A.pairs)
     if not A.transposed:
         b = standard_normal(backend, b, 1, 0)[0, ...] / scale
         here = here._replace(g=linear_solver(J.T, b, loop=loop).value)

@@ -61,6 +61,9 @@ class Entry:
     bound : float array
         A bound of the relative error of the gradient for the cotangent given: see `Layer.report`. It is NaN in forward
         mode.
+    differences : float array
+        The relative error of the derivatives by finite differences that `dil.Jacobian(finite_differences=True)` takes,
+        as one random direction shows it.
     choice : str or None
         What `dil.linear.Auto` did in a backward solve and why, in a sentence. None for other solvers.
     """
@@ -76,6 +79,7 @@ class Entry:
     condition: Any = None
     asymmetry: Any = None
     bound: Any = None
+    differences: Any = None
     policy: Policy | None = field(default=None, repr=False)
     """The policy object of the layer. It tells which layer the entry belongs to."""
     _choice: Any = field(default=None, repr=False)
@@ -110,7 +114,17 @@ class Entry:
         return table(f"{self.stage} solve of the {self.layer}", (), rows, notes)
 
 
-NUMBERS = ("iterations", "residual", "stationarity", "lowest", "highest", "condition", "asymmetry", "bound")
+NUMBERS = (
+    "iterations",
+    "residual",
+    "stationarity",
+    "lowest",
+    "highest",
+    "condition",
+    "asymmetry",
+    "bound",
+    "differences",
+)
 
 
 class Record:
@@ -192,8 +206,8 @@ class Record:
         Parameters
         ----------
         number : str, optional
-            "iterations", "residual", "stationarity", "lowest", "highest", "condition", "asymmetry" or "bound". By
-            default the first of "bound", "residual" and "iterations" that was recorded.
+            "iterations", "residual", "stationarity", "lowest", "highest", "condition", "asymmetry", "bound" or
+            "differences". By default the first of "bound", "residual" and "iterations" that was recorded.
         ax : matplotlib Axes, optional
             Where to draw; a new figure by default.
 

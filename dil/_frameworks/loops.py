@@ -18,6 +18,22 @@ class MapRows(Protocol):
         ...
 
 
+class LinearMap(Protocol):
+    """A linear map, with its transpose, whose operations a framework does not look into."""
+
+    def __call__(
+        self,
+        forward: Callable[..., Arrays],
+        backward: Callable[..., Arrays],
+        like: Arrays,
+        fixed: Arrays,
+        x: Arrays,
+        /,
+    ) -> Arrays:
+        """Return forward(*fixed, *x)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Loops:
     """The control flow of a framework. Numerical routines use it and never import the framework."""
@@ -61,6 +77,13 @@ class Loops:
     """`on_host(fn, like, *arrays)`: call fn with concrete arrays, outside any trace. The arrays must be constants.
 
     The results of fn have the shapes and dtypes of `like`.
+    """
+
+    linear: LinearMap | None
+    """`linear(forward, backward, like, fixed, x)`: return forward(*fixed, *x), which is linear in x, like `like`.
+
+    `backward(*fixed, *c)` is the transpose. A framework that transposes whole programs has this operation, since it
+    cannot look into a call of the host. None elsewhere.
     """
 
     number: Callable[[Array], Any]
@@ -141,6 +164,7 @@ EAGER = Loops(
     set_row=write_row,
     places=places_now,
     on_host=call_now,
+    linear=None,
     number=lambda x: x,
     numbers=lambda x: x,
     steps_per_read=lambda x: 8,

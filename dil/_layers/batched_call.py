@@ -11,7 +11,6 @@ from dil._diagnostics.record import recording
 from dil._frameworks.mapped import mapped
 from dil._frameworks.protocol import Vectorise
 from dil._layers.call import Call, Run
-from dil._problem.score import Score
 
 
 @dataclass
@@ -56,7 +55,7 @@ def batched_call(call: Call, axes: Sequence[bool], size: int, vectorise: Vectori
     random numbers, or that read more of a score than its value, are not asked either. A record has one entry for each
     call.
     """
-    given = isinstance(call.condition, Score) and call.condition.derivatives is not None
+    given = call.condition.derivatives is not None
     known = declares(call.solver, "_takes_batch") and declares(call.linear_solver, "_takes_many")
     if given or recording() or not known:
         return None

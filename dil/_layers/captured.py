@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from dil._base.cache import Cache
 from dil._frameworks.registry import owner
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), enum.Enum)
@@ -41,10 +42,6 @@ STANDARD = Path(sysconfig.get_path("stdlib"))
 
 class UnknownStateError(Exception):
     """An object may change in a way that no key shows. Its argument names what a user can replace, or there is none."""
-
-
-class Cache:
-    """A base of objects that only remember results. They are no part of a key."""
 
 
 @dataclass

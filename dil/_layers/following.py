@@ -11,6 +11,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Loop
 from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
+from dil.linear._tolerance import Tolerance
 
 SHARE = 0.1
 """The tolerance of the linear solve beside that of the forward solver: its error adds a tenth."""
@@ -28,6 +29,8 @@ class FollowingAuto:
 
     _takes_many = True
     """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+    _takes_tolerance = True
+    """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
     _takes_start = True
     """Whether a start x0 saves steps."""
     _continues = True
@@ -38,10 +41,12 @@ class FollowingAuto:
         """The solver for a Newton step of which two digits are enough."""
         return replace(self, rtol=max(self.rtol, OF_STEPS))
 
-    def __call__(self, A: Operator, b: Array, /, *, loop: Loop, x0: Array | None = None) -> Solution:
-        """Solve A x = b for b: (*batch, n); status: batch."""
+    def __call__(
+        self, A: Operator, b: Array, /, *, loop: Loop, x0: Array | None = None, rtol: Tolerance = None
+    ) -> Solution:
+        """Solve A x = b for b: (*batch, n); status: batch. `rtol` stands for both tolerances in this call."""
         loose = self.rtol > eps(array_namespace(b), b.dtype) ** 0.75
-        return Auto(rtol=self.rtol if loose else None)(A, b, loop=loop, x0=x0)
+        return Auto(rtol=self.rtol if loose else None)(A, b, loop=loop, x0=x0, rtol=rtol)
 
 
 def following(solver: object, refine: int) -> LinearSolver:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from dil._base.cache import Cache
 from dil._base.options import declares
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import frameworks_of
 from dil._diagnostics.record import recording
 from dil._frameworks.reports import users_line
 from dil._layers.call import Call, SolvedCall, Solver
-from dil._layers.captured import Cache, Key, UnknownStateError, homes_of
+from dil._layers.captured import Key, UnknownStateError, homes_of
 
 MOST_PROGRAMS = 32
 """The largest number of programs of one layer. The one that was used least recently goes first."""
@@ -33,15 +34,12 @@ class Program:
 
 
 class Programs(Cache):
-    """The compiled calls of one layer. A copy or a pickle of it is empty."""
+    """The compiled calls of one layer."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, Program] = OrderedDict()
         self._lock = Lock()
         self._unknown = 0
-
-    def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
-        return Programs, ()
 
     def need_the_solution(self, call: Call, arrays: list[Array]) -> bool:
         """Return whether the solver must run first, because it cannot be compiled, and all else can."""
@@ -60,7 +58,8 @@ class Programs(Cache):
             return None
         built = Key(
             compiler.is_traced,
-            homes_of(call.condition.fn, *call.start.statics, *call.arguments.statics) - compiler.packages,
+            homes_of(call.condition.fn, call.condition.derivatives, *call.start.statics, *call.arguments.statics)
+            - compiler.packages,
             compiler.packages,
         )
         try:

@@ -10,6 +10,7 @@ from dil._layers.call import Solver
 from dil._layers.following import following
 from dil._layers.layer import Layer
 from dil._problem.equation import Equation
+from dil._problem.user_jacobian import Jacobian
 from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 
@@ -22,6 +23,7 @@ def root(
     batch_ndim: int = 0,
     init: Tree | Callable[..., Tree] | None = None,
     on_failure: OnFailure = "warn",
+    derivatives: Jacobian | None = None,
     refine: int = 0,
     check_smoothness: CheckSmoothness = "first",
 ) -> Layer:
@@ -40,6 +42,8 @@ def root(
         The number of leading dimensions of u that count independent problems, each with its own status.
     init, on_failure
         As in `dil.argmin`.
+    derivatives : dil.Jacobian, optional
+        The Jacobian and the products of a residual on the host, which no backend can trace: it gets NumPy arrays.
     refine : int
         The number of Newton steps from the solver's y, each a linear solve with dF/du.
     check_smoothness : {"first", "always", "never"}
@@ -69,7 +73,7 @@ def root(
     >>> float(dil.grad(sqrt)(np.asarray(4.0)))
     0.25
     """
-    condition = Equation(residual, batch_ndim, "residual")
+    condition = Equation(residual, batch_ndim, "residual", derivatives)
     policy = Policy(on_failure, f"root layer of {condition.name!r}")
     linear_solver = Auto() if linear_solver is None else linear_solver
     return Layer(condition, solver, linear_solver, init, policy, refine, check_smoothness)
@@ -83,6 +87,7 @@ def fixed_point(
     batch_ndim: int = 0,
     init: Tree | Callable[..., Tree] | None = None,
     on_failure: OnFailure = "warn",
+    derivatives: Jacobian | None = None,
     refine: int = 0,
     check_smoothness: CheckSmoothness = "first",
 ) -> Layer:
@@ -98,6 +103,8 @@ def fixed_point(
     linear_solver : callable, optional
         Solves the linear systems with J = I - dstep/du, which is not symmetric. `dil.linear.Auto()` by default, to a
         tolerance that follows that of a loose solver, see the notes.
+    derivatives : dil.Jacobian, optional
+        As in `dil.root`: the derivatives of the step, on the host.
     batch_ndim, init, on_failure, refine, check_smoothness
         As in `dil.root`, for the residual u - step(u).
 
@@ -128,7 +135,7 @@ def fixed_point(
     >>> round(float(dil.grad(layer)(np.asarray(0.0))), 6)
     0.59751
     """
-    condition = Equation(step, batch_ndim, "step")
+    condition = Equation(step, batch_ndim, "step", derivatives)
     policy = Policy(on_failure, f"fixed-point layer of {condition.name!r}")
     linear_solver = following(solver, refine) if linear_solver is None else linear_solver
     return Layer(condition, solver, linear_solver, init, policy, refine, check_smoothness)

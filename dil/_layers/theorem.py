@@ -125,7 +125,7 @@ class ImplicitRule:
         """Return the system of J^T. Its `matrix` may be at hand."""
         problem, u = F.problem, at.u
         part = of_part(problem, u, F.arrays(floats))
-        A = transposed_operator(problem, at.pull, u, floats)
+        A = transposed_operator(problem, at.pull, u, F.arrays(floats))
         A = replace(A, _pull=at.pull, _rows=lambda rows: part(rows).T, matrix=matrix)
         return self.system(F, at.Fu, A, (u, *floats), (u, *y[1:]), places, at.way)
 
@@ -137,7 +137,7 @@ class ImplicitRule:
             return None
         F, floats = problem.optimality(args)
         (Fu,), pull = problem.backend.vjp(F, u, *floats)
-        A = transposed_operator(problem, pull, u, floats)
+        A = transposed_operator(problem, pull, u, F.arrays(floats))
         if not has_inverse(self.linear_solver, A, u, problem.backend):
             return None
         places = {i: 1 + k for k, i in enumerate(problem.arguments.floats)}
@@ -233,7 +233,11 @@ class ImplicitRule:
             found = found._replace(bound=bound)
             counts = {"iterations": solution.iterations, "residual": solution.residual}
             choice = (solution.extra or {}).get("choice")
-            told = {"_choice": choice.numbers() if isinstance(choice, Choice | RecycledChoice) else None}
+            told: dict[str, Array | None] = {
+                "_choice": choice.numbers() if isinstance(choice, Choice | RecycledChoice) else None
+            }
+            if F.problem.untraced is not None:
+                told["differences"] = F.problem.untraced.error_of_differences(at.u, *F.arrays(at.floats))
             add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict(), **told})
         return self.policy.apply(backend, "backward solve", status, solution.value)
 

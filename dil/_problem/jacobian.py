@@ -19,7 +19,8 @@ from dil._problem.problem import Optimality, Problem
 def jacobian(F: Optimality, u: Array, *floats: Array) -> Operator:
     """Return J = dF/du as an operator that is differentiable in u and in the arguments."""
     _, pull = F.problem.backend.vjp(lambda w: F(w, *floats), u)
-    return replace(operator(F.problem, pull, u, floats), _rows=of_part(F.problem, u, F.arrays(floats)))
+    arrays = F.arrays(floats)
+    return replace(operator(F.problem, pull, u, arrays), _rows=of_part(F.problem, u, arrays))
 
 
 def of_part(problem: Problem, u: Array, arrays: Sequence[Array]) -> Callable[[Rows], Operator]:
@@ -65,8 +66,11 @@ def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) 
         return Operator(product, symmetric=True, transposed=True, work=work, _source=source)
     # a program that is recorded could meet it first within a loop, which would hold it; a tape, when it has ended
     later = type(u) is type(zero) and size(u.shape) > 0 and not runs_later(backend.loops, zero)
-    transposed = MadeWhenUsed(transpose) if later else transpose()
-    return Operator(product, transposed, transposed=True, work=work, _source=source)
+    rmatvec = MadeWhenUsed(transpose) if later else transpose()
+    given = None if problem.untraced is None else problem.untraced.matrix(u, *arrays)
+    return Operator(
+        product, rmatvec, transposed=True, work=work, _given=None if given is None else given.T, _source=source
+    )
 
 
 def _source_of(problem: Problem) -> Source:

@@ -14,6 +14,7 @@ from dil._problem.equation import Equation
 from dil._problem.last_point import LastPoint
 from dil._problem.score import Derivatives, Score
 from dil._problem.space import Space
+from dil._problem.untraced import Untraced
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class Problem:
         """The score. Only a problem with a score has this property."""
         assert isinstance(self.condition, Score)
         return self.condition
+
+    @property
+    def untraced(self) -> Untraced | None:
+        """The rule of an equation on the host, whose derivatives the user gives; None for another condition."""
+        condition = self.condition
+        if not isinstance(condition, Equation) or condition.derivatives is None:
+            return None
+        return Untraced(self.backend, condition, self.space, self.arguments)
 
     @property
     def symmetric(self) -> bool:
@@ -67,6 +76,9 @@ class Problem:
 
     def image(self, u: Array, *arrays: Array) -> Array:
         """Return the value of the residual or step at u, shape (*batch, n)."""
+        if self.untraced is not None:
+            (image,) = self.backend.implicit(self.untraced.image, self.untraced)(u, *arrays)
+            return image
         args, kwargs = self.arguments.call(arrays)
         what = f"the {self.condition.kind} {self.condition.name!r}"  # type: ignore[union-attr]
         return self.space.vector(self.condition(self.space.unravel(u), *args, **kwargs), what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, max_abs
+from dil._base.arrays import array_namespace, eps, full, is_sparse, max_abs
 from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays
 from dil._frameworks.random_vectors import standard_normal
@@ -28,15 +28,17 @@ def change_with_arguments(F: Optimality, Fu: Array, u: Array, floats: Arrays) ->
     """Return how F(u, *floats) changes where each entry of the arguments changes by a random multiple of itself.
 
     This is the size of the terms of F that the arguments make, whatever the units: u itself may be zero. A difference
-    over eps ** (1/2) estimates it to as many digits. It is zero where the difference is not finite.
+    over eps ** (1/2) estimates it to as many digits. It is zero where the difference is not finite. All entries of a
+    sparse argument change by one multiple: numbers for each of them, zeros too, would be a dense array.
     """
     if not floats:
         return full(u, 0.0)
     backend, xp = F.problem.backend, array_namespace(u)
     step = eps(xp, u.dtype) ** 0.5
-    likes = [full(u, 0.0, shape=getattr(x, "shape", ())) for x in floats]  # a number under JAX has no shape
+    # a number under JAX has no shape
+    likes = [full(u, 0.0, shape=() if is_sparse(x) else getattr(x, "shape", ())) for x in floats]
     drawn = [standard_normal(backend, like, 1, seed)[0, ...] for seed, like in enumerate(likes)]
-    (moved,) = F(u, *(x + step * (x * d) for x, d in zip(floats, drawn, strict=True)))
+    (moved,) = F(u, *(x * (1.0 + step * d) for x, d in zip(floats, drawn, strict=True)))
     change = (backend.constant(moved) - Fu) / step
     return xp.where(xp.isfinite(change), change, full(change, 0.0))  # type: ignore[no-any-return]
 

@@ -11,6 +11,7 @@ from dil.linear._bicgstab import BiCGSTAB
 from dil.linear._cg import CG
 from dil.linear._direct import Direct
 from dil.linear._gmres import GMRES
+from dil.linear._idr import IDR
 from dil.linear._minres import MINRES
 from dil.linear._normal_cg import NormalCG
 from dil.linear._recycle import Recycle
@@ -23,6 +24,7 @@ from dil.linear.preconditioners import Jacobi, LBFGSPairs, Nystrom
 __all__ = [
     "CG",
     "GMRES",
+    "IDR",
     "MINRES",
     "Auto",
     "BiCGSTAB",

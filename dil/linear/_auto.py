@@ -23,7 +23,8 @@ from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._dense_cost import FEWEST_TRIED, krylov_budget
 from dil.linear._direct import Direct, solved_by_inverse
 from dil.linear._found_symmetry import times_sign
-from dil.linear._gmres import GMRES
+from dil.linear._given_solve import solved_by_given_matrix
+from dil.linear._idr import IDR
 from dil.linear._least_norm import LeastNorm
 from dil.linear._minres import MINRES
 from dil.linear._racing_cg import racing_cg
@@ -52,6 +53,12 @@ class Plan(NamedTuple):
     """The most steps."""
 
 
+PATIENCE, END = 64, 1024
+"""The steps after which BiCGSTAB hands a large problem over to IDR: one that is slow, with three times as many steps if
+it looked for a preconditioner, and any. On the matrices of benchmarks/nonsymmetric.py on which BiCGSTAB takes the most
+products, IDR(8) takes an eighth to three quarters of them."""
+
+
 @dataclass(frozen=True)
 class Auto:
     """Solve (A + damping I) x = b by a method that fits the size and the symmetry of A.
@@ -67,8 +74,9 @@ class Auto:
        max_iter.
     4. At moderate sizes, every problem in which the iteration fails goes to `Direct`. If the dense matrix is singular,
        the result is the least-squares solution of least norm.
-    5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`, and problems in which
-       BiCGSTAB breaks down go to `GMRES`.
+    5. At larger sizes, problems in which CG meets zero or negative curvature go to `MINRES`. Problems in which BiCGSTAB
+       breaks down go to `IDR(8)`. So do those whose relative residual is above rtol ** (2/7) after 64 steps of
+       BiCGSTAB, or after 192 if a preconditioner was looked for, and those that are not solved in 1,024 steps.
     6. At these sizes, one product with A and one with its transpose show whether a matrix that is not known to be
        symmetric is so to rounding, as where a root is that of the gradient of an energy. They are taken where 16 steps
        of BiCGSTAB promise more than 64. Such problems are then solved as symmetric ones, and those with negative
@@ -83,10 +91,10 @@ class Auto:
     CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 40 steps. Otherwise 2 products
     with vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the
     pace promises 64 steps, or if 6 further products show that the diagonal is flat, CG goes on and keeps up to 64
-    residuals, to which it makes new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues are far
-    from the others, and this prevents it. In all other cases both ways take turns until one is clearly ahead. The
-    products are rarely more than those of plain CG; on 800 random spectra (`benchmarks/spectra.py`) they were at most
-    1.8 times as many.
+    residuals, to which it makes up to 64 new ones orthogonal. Rounding makes CG repeat steps where a few eigenvalues
+    are far from the others, and this prevents it. If the kept residuals show no such eigenvalue, none is made
+    orthogonal. In all other cases both ways take turns until one is clearly ahead. The products are rarely more than
+    those of plain CG; on 800 random spectra (`benchmarks/spectra.py`) they were at most 1.8 times as many.
 
     BiCGSTAB chooses a diagonal M for A M y = b, x = M y, if products with the transpose of A are known. It takes 16
     plain steps, and goes on if their pace promises 64 steps. Otherwise 8 products with random vectors show the sizes of
@@ -94,6 +102,9 @@ class Auto:
     steps with M follow. If they win a sixth of the digits of rtol, BiCGSTAB with M goes on. If not, plain BiCGSTAB
     takes 11 steps more, and the way that is ahead goes on. Where plain BiCGSTAB wins, there are at most 32 products
     more, as many as its first 16 steps took.
+
+    Where a layer has `derivatives=dil.Jacobian(matrix=...)`, that matrix is factorised on the host, once for the point
+    and for both directions, and nothing else is tried: by SuperLU as in `SparseDirect` if it is sparse.
 
     A start x0 is used by plain CG and plain BiCGSTAB alone.
 
@@ -164,6 +175,9 @@ class Auto:
         backend = backend_of_system(b, "dil.linear.Auto", x0)
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
         rtol = self.rtol if rtol is None else rtol
+        found = solved_by_given_matrix(A, b, backend, self.damping)
+        if found is not None:
+            return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.GIVEN, FEWEST_TRIED))
         found = solved_by_inverse(A, b, backend) if self.damping == 0 and self.dense is None else None
         if found is not None:
             return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.FEW, FEWEST_TRIED))
@@ -219,6 +233,7 @@ class Auto:
     ) -> tuple[Solution, Array | None]:
         """Solve by an iteration. Return also the signs of problems whose matrix was found to be symmetric, if any."""
         trial, most = plan.trial, plan.most
+        hands_over = not (plan.has_fallback or A.symmetric)
         if A.symmetric and x0 is None:
             first = racing_cg(
                 shifted(A, self.damping),
@@ -231,13 +246,13 @@ class Auto:
             )
         elif not A.symmetric and A.rmatvec is not None and x0 is None:
             first = scaled_bicgstab(
-                BiCGSTAB(self.damping, max_iter=most),
+                BiCGSTAB(self.damping, max_iter=END if hands_over and (most is None or most > END) else most),
                 shifted(A, self.damping),
                 b,
                 backend=backend,
                 loop=loop,
                 rtol=rtol,
-                trial=trial,
+                trial=PATIENCE if hands_over else trial,
                 looks=not plan.has_fallback and self.dense is None and A.one is None,
             )
         else:
@@ -272,11 +287,12 @@ class Auto:
         if A.symmetric:
             minres = partial(MINRES(self.damping, max_iter=self.max_iter), rtol=rtol)
             return _retry(first, (Status.INDEFINITE, Status.SINGULAR), minres, Tried.MINRES, A, b, loop)
-        gmres = partial(GMRES(damping=self.damping, max_iter=self.max_iter), rtol=rtol)
-        failed = _ended(first, (Status.SINGULAR, Status.STAGNATED))
-        # GMRES is no better for a symmetric matrix
+        idr = partial(IDR(8, self.damping, max_iter=self.max_iter), rtol=rtol)
+        ends = self.max_iter is not None and self.max_iter <= END
+        failed = _ended(first, (Status.SINGULAR, Status.STAGNATED, *(() if ends else (Status.MAX_ITER,))))
+        # IDR is no better for a symmetric matrix
         failed = failed if sign is None else failed & (sign[..., 0] == 0)
-        return _again(first, failed, gmres, Tried.GMRES, A, b, loop)
+        return _again(first, failed, idr, Tried.IDR, A, b, loop)
 
     def _as_symmetric(
         self, first: Solution, sign: Array, A: Operator, b: Array, *, loop: Loop, rtol: Tolerance

@@ -21,7 +21,7 @@ class Tried(IntEnum):
     BICGSTAB = 3
     LEAST_NORM = 4
     MINRES = 5
-    GMRES = 6
+    IDR = 6
     MEMORY = 7
     """`Recycle`."""
     NEW_INVERSE = 8
@@ -43,6 +43,8 @@ class Reason(IntEnum):
     SPARSE_ASKED = 5
     SPARSE_PAID = 6
     """A sparse factorisation has paid for this function before."""
+    GIVEN = 7
+    """The user gave the matrix."""
 
 
 class Way(IntEnum):
@@ -168,6 +170,8 @@ def _story(problems: Sequence[Numbers]) -> list[str]:
 
 def _dense(problems: Sequence[Numbers], place: int) -> str:
     one, count = problems[0], _count(problems[0].unknowns, "unknown")
+    if one.reason == Reason.GIVEN:
+        return f"the given matrix was factorised{_but(one.attempts[place].status)}"
     why = {
         Reason.FEW: f"{count}, and up to {one.few} are never iterated",
         Reason.ASKED: f"{count}, and dense={one.few} asks for it",
@@ -248,7 +252,7 @@ def _followed(problems: Sequence[Numbers], place: int) -> str:
     if attempt.solver == Tried.SYMMETRIC:
         name = "2 products say that the matrix is symmetric; CG or MINRES"
         return _ended(name, attempt.status, [p.attempts[place].steps for p in problems])
-    name = "MINRES" if attempt.solver == Tried.MINRES else "GMRES"
+    name = "MINRES" if attempt.solver == Tried.MINRES else "IDR(8)"
     return _ended(name, attempt.status, [p.attempts[place].steps for p in problems])
 
 
@@ -283,12 +287,12 @@ def _in_short(problem: Numbers) -> str:
         return "without a step"
     last, before = problem.attempts[-1], problem.attempts[:-1]
     what = {
-        Tried.DIRECT: "dense",
+        Tried.DIRECT: "by the given matrix" if problem.reason == Reason.GIVEN else "dense",
         Tried.CG: _kind_of_cg(problem),
         Tried.BICGSTAB: "by scaled BiCGSTAB" if problem.by_diagonal else "by BiCGSTAB",
         Tried.LEAST_NORM: "by least norm",
         Tried.MINRES: "by MINRES",
-        Tried.GMRES: "by GMRES",
+        Tried.IDR: "by IDR(8)",
         Tried.MEMORY: "by the memory",
         Tried.NEW_INVERSE: "by the memory with a new inverse",
         Tried.SYMMETRIC: "by CG or MINRES",

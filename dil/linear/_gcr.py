@@ -26,7 +26,7 @@ class System:
     A: Operator
     M: Matvec
     b: Array
-    rtol: float
+    rtol: Scalar
     loops: Loops
 
     @property
@@ -35,7 +35,7 @@ class System:
         return Scalars(self.loops.number, self.loops.numbers, self.b.ndim == 1)
 
     @property
-    def target(self) -> float:
+    def target(self) -> Scalar:
         """<r, r> at which the recurrence stops. It is below the tolerance, so that the true residual rarely misses."""
         return (0.5 * self.rtol) ** 2
 

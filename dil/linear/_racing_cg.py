@@ -32,7 +32,7 @@ from dil.linear._choice_in_words import Way
 from dil.linear._curvature_status import curvature_status
 from dil.linear._diagonal import estimated_diagonal
 from dil.linear._restarts import TRIAL_SHARE
-from dil.linear._scaled_cg import Method, Turn, take_turn
+from dil.linear._scaled_cg import MOST_REPAIRS, Method, Turn, take_turn
 from dil.linear._window import Window
 
 FIRST = 8
@@ -196,7 +196,9 @@ def _checked(system: System, race: Race, over: Scalar, most: Scalar, loops: Loop
         t = system.b - system.H(method.x)
         tt = dot(t, t)
         claims = (method.tt <= system.target_rr) & (method.steps < most)
-        again = over & claims & (tt > system.accepted_rr) & (4 * tt < method.checked)
+        # p keeps what the repairs took from r, and CG would take many steps to undo it
+        renewed = over & (method.repairs == MOST_REPAIRS) & (method.steps < most)
+        again = (over & claims & (4 * tt < method.checked) | renewed) & (tt > system.accepted_rr)
         r, Rb = times(method.R, t), times(method.R, system.b)
         rr = dot(r, r)
         norms = method.largest_curvature, system.scalars.norm(method.y), sqrt(dot(Rb, Rb))
@@ -210,6 +212,7 @@ def _checked(system: System, race: Race, over: Scalar, most: Scalar, loops: Loop
             rounded=select(over, rounded, method.rounded),
             tt=select(over, tt, method.tt),
             checked=select(over, tt, method.checked),
+            repairs=method.repairs + count(renewed),
         )
         dropped = other._replace(in_race=other.in_race & logical_not(over))
         window = race.window.without(again & (race.turn % 2 == 0))

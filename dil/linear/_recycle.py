@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dil._base.arrays import all_finite, array_namespace, eps, eye, full, norm, size
+from dil._base.arrays import all_finite, array_namespace, eye, full, norm, size
 from dil._base.errors import ShapeError
 from dil._base.operator import Operator, as_operator, shifted
 from dil._base.options import check_integer
+from dil._base.scalars import Scalar
 from dil._base.solution import Solution
 from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
@@ -24,6 +25,7 @@ from dil.linear._kept import Kept
 from dil.linear._recycled_choice import RecycledChoice
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._solve_again import SoFar, solve_again
+from dil.linear._tolerance import Tolerance, tolerance_of_call
 from dil.linear._window import MOST_NUMBERS
 
 MOST_SHARE = 2 / 3
@@ -94,20 +96,27 @@ class Recycle:
     damping: float = 0.0
     rtol: float | None = None
     directions: int = 64
+    _takes_tolerance = True
+    """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
     _memories: Kept = field(default_factory=Kept, init=False, repr=False)
 
     def __post_init__(self) -> None:
         Auto(damping=self.damping, rtol=self.rtol)
         check_integer("directions", self.directions, 1)
 
-    def __call__(self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None) -> Solution:
-        """Solve A x = b for b: (*batch, n); status: batch."""
+    def __call__(
+        self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, rtol: Tolerance = None
+    ) -> Solution:
+        """Solve A x = b for b: (*batch, n); status: batch.
+
+        `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1).
+        """
         backend = backend_of_system(b, "dil.linear.Recycle")
         A = as_operator(A)
         if self._is_quick(A, b, backend):
-            return self._auto(A, b, loop=loop)
+            return self._auto(A, b, loop=loop, rtol=rtol)
         found, _ = self._memories.read(backend, b, lambda: self.empty(b).arrays)
-        solution, memory = self.solve(A, b, InverseMemory.of(found), loop=loop)
+        solution, memory = self.solve(A, b, InverseMemory.of(found), loop=loop, rtol=rtol)
         return solution._replace(value=self._memories.write(backend, b, solution.value, *memory.arrays))
 
     def empty(self, b: Array) -> InverseMemory:
@@ -115,11 +124,18 @@ class Recycle:
         return InverseMemory.empty(b, self._rows(b))
 
     def solve(
-        self, A: Operator | Matvec, b: Array, memory: InverseMemory, /, *, loop: Loop | None = None
+        self,
+        A: Operator | Matvec,
+        b: Array,
+        memory: InverseMemory,
+        /,
+        *,
+        loop: Loop | None = None,
+        rtol: Tolerance = None,
     ) -> tuple[Solution, InverseMemory]:
         """Return the solution of A x = b, (*batch, n), and the memory for the next call, without a side effect.
 
-        `memory` is what the last call returned, or `empty(b)`.
+        `memory` is what the last call returned, or `empty(b)`. `rtol` is as in a call.
 
         Raises
         ------
@@ -129,8 +145,8 @@ class Recycle:
         backend, A = backend_of_system(b, "dil.linear.Recycle"), as_operator(A)
         self._check(memory, b)
         if self._is_quick(A, b, backend):
-            return self._auto(A, b, loop=loop), memory
-        loops = with_loop(backend.loops, loop)
+            return self._auto(A, b, loop=loop, rtol=rtol), memory
+        loops, tolerance = with_loop(backend.loops, loop), tolerance_of_call(rtol, self.rtol, b, backend)
         price = max(krylov_budget(A, b, backend) * (1 if A.symmetric else 2), b.shape[-1])
         state = _State.of(b, memory)
         if memory.can_invert:
@@ -138,9 +154,9 @@ class Recycle:
             state = loops.run_if(aged, lambda s: _with_inverse(s, A, self.damping, b, backend), state)
         record = state.memory.record
         attempts = (record.plain > 0) & (record.rest == 0)
-        state = loops.run_if(attempts, lambda s: self._attempt(s, A, b, backend, loops), state)
+        state = loops.run_if(attempts, lambda s: self._attempt(s, A, b, tolerance, backend, loops), state)
         left = ~array_namespace(b).all(state.solved)
-        state = loops.run_if(left, lambda s: self._fall_back(s, A, b, attempts, loops), state)
+        state = loops.run_if(left, lambda s: self._fall_back(s, A, b, rtol, attempts, loops), state)
         return state.solution(), state.memory
 
     def forget(self) -> None:
@@ -172,20 +188,19 @@ class Recycle:
             )
             raise ShapeError(message)
 
-    def _attempt(self, s: _State, A: Operator, b: Array, backend: Backend, loops: Loops) -> _State:
+    def _attempt(self, s: _State, A: Operator, b: Array, rtol: Scalar, backend: Backend, loops: Loops) -> _State:
         """Solve with the memory, and add what the solve shows of A^-1."""
         xp, memory, record = array_namespace(b), s.memory, s.memory.record
         length = norm(b)
         finite = xp.isfinite(length) & ~memory.indefinite[..., None]
         unit = xp.where(finite & (length > 0), length, full(length, 1.0))
         scaled = xp.where(finite, b, full(b, 0.0)) / unit
-        rtol = eps(xp, b.dtype) ** 0.75 if self.rtol is None else self.rtol
         system = System(shifted(A, self.damping), memory.product(backend), scaled, rtol, loops)
         found = gcr(system, memory.z.shape[-2], MOST_SHARE * record.plain)
         residual, steps = (
             system.scalars.array(k, b, d) for k, d in ((found.residual, b.dtype), (found.steps, xp.int32))
         )
-        solved = (residual <= rtol) & finite[..., 0]
+        solved = (residual <= system.scalars.array(rtol, b, b.dtype)) & finite[..., 0]
         memory = memory.remember(found.z, found.w, found.count)
         record = memory.record.with_attempt(~xp.all(solved)).with_cost(_most(steps, record.spent) + 1.0)
         so_far = SoFar(
@@ -205,12 +220,12 @@ class Recycle:
             so_far, solved, s.choice._replace(memory=kind, helped=solved, steps=steps), memory._replace(record=record)
         )
 
-    def _fall_back(self, s: _State, A: Operator, b: Array, attempted: Array, loops: Loops) -> _State:
+    def _fall_back(self, s: _State, A: Operator, b: Array, rtol: Tolerance, attempted: Array, loops: Loops) -> _State:
         """Solve the problems that are not solved by `Auto`. The first solutions show the size of A^-1."""
         xp, told = array_namespace(b), []
 
         def auto(A: Operator, b: Array, /, *, loop: Loop) -> Solution:
-            found = self._auto(A, b, loop=loop)
+            found = self._auto(A, b, loop=loop, rtol=rtol)
             assert found.extra is not None
             told.append(found.extra["choice"].numbers())
             return found

@@ -6,19 +6,23 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, select
+from dil._base.arrays import array_namespace, eps, logical_not, select
 from dil._base.rows import Rows
 from dil._base.scalars import Scalar, any_of, count, count_from_zero, either, greater, in_unit, smaller, sqrt, times
 from dil._base.typing import Array
 from dil._frameworks.leaving import LEAVING, Part, Run, repeat_leaving
 from dil._frameworks.loops import Loops
 from dil.linear._cg import State, System, Trial
-from dil.linear._window import Window
+from dil.linear._window import Window, most_rows
 
-MOST_REPAIRS = 256
-"""How often a residual is made orthogonal. Each time costs as much as some steps, and in a long solve, as that of an
-equation on a fine grid, it may come at nearly every step and save none. A few eigenvalues that are far from the others
-are found before."""
+MOST_REPAIRS = 64
+"""How often a residual is made orthogonal. Each time costs as much as some steps, and in a long solve it may come at
+nearly every step. A few eigenvalues that are far from the others are found before."""
+NOISE = 400
+"""The component of a residual along those of the window, in units of its rounding, up to which it is noise.
+
+It grows beyond where the window has found an eigenvalue (Paige 1971). If it has not while the window filled, as with
+the equations of a fine grid, the window has nothing to protect, and no residual is made orthogonal."""
 
 
 class Method(NamedTuple):
@@ -52,6 +56,8 @@ class Method(NamedTuple):
     steps: Scalar
     repairs: Scalar
     """How often its residual was made orthogonal to those of the window."""
+    lost: Scalar
+    """The largest component of a residual along those of the window while that filled, as a share of its norm."""
     in_race: Scalar
     """Whether the method may still be the one that is chosen."""
     going: Scalar
@@ -68,7 +74,17 @@ class Method(NamedTuple):
         rr = system.scalars.dot(r, r)
         y, tt, zero, none = in_unit(plain.x, R), plain.rr, 0.0 * rr, count_from_zero(rr)
         no = in_race & False
-        return Method(R, y, r, r, rr, rr, tt, tt, no, zero, zero, zero, zero, zero, none, none, in_race, in_race)
+        return Method(R, y, r, r, rr, rr, tt, tt, no, zero, zero, zero, zero, zero, none, none, zero, in_race, in_race)
+
+
+class Residual(NamedTuple):
+    """A residual that is orthogonal to those of the window."""
+
+    r: Array
+    repaired: Scalar
+    """Whether it had to be made so."""
+    lost: Scalar
+    """See `Method.lost`."""
 
 
 class Progress(NamedTuple):
@@ -122,14 +138,16 @@ def _step(turn: Turn, now: Progress) -> Progress:
     # False for NaN, negative curvature and null directions
     moving = m.going & (curvature > machine_eps * curvature_sum)
     alpha = m.rr / select(moving, pAp, math.inf)
-    r, repaired = _orthogonal(turn, now, m.r - alpha * Ap, moving)
+    r, repaired, lost = _orthogonal(turn, now, m.r - alpha * Ap, moving)
     rr = dot(r, r)
     t = in_unit(r, m.R)
     tt = rr if t is r else dot(t, t)
     steps, won = select(moving, m.steps + 1, m.steps), m.won + 0.5 * alpha * m.rr
     # residuals that rounding has made nearly parallel are no orthogonal basis, and r may grow until it overflows
     bounded = machine_eps * tt <= system.bb
-    going = moving & (tt > system.target_rr) & (steps < turn.limit) & bounded
+    repairs = m.repairs + count(repaired)
+    is_last = repaired & (repairs == MOST_REPAIRS)
+    going = moving & (tt > system.target_rr) & (steps < turn.limit) & bounded & logical_not(is_last)
     if turn.trial is not None:
         enough = tt <= system.bb * system.rtol ** (2 * turn.trial.share)
         going = going & ((steps + turn.before != turn.trial.steps) | enough)
@@ -147,7 +165,8 @@ def _step(turn: Turn, now: Progress) -> Progress:
         curvature_sum=curvature_sum,
         largest_curvature=greater(curvature, m.largest_curvature),
         steps=steps,
-        repairs=m.repairs + count(repaired),
+        repairs=repairs,
+        lost=lost,
         going=going,
     )
     return Progress(after, _kept(turn, now.window, after, moving))
@@ -155,25 +174,33 @@ def _step(turn: Turn, now: Progress) -> Progress:
 
 def _kept(turn: Turn, window: Window, method: Method, moving: Scalar) -> Window:
     """Return the window with the residual of the method, if it is one whose residuals are kept."""
-    if turn.orthogonal is False:
+    if turn.orthogonal is False or window.full:
         return window
     unit = select(moving, sqrt(select(method.rr > 0, method.rr, 1.0)), math.inf)
     return window.with_row(method.r / unit, turn.loops, turn.orthogonal)
 
 
-def _orthogonal(turn: Turn, now: Progress, r: Array, moving: Scalar) -> tuple[Array, Scalar]:
-    """Return r, without its components along the residuals of the window if they are more than rounding, and where.
+def _orthogonal(turn: Turn, now: Progress, r: Array, moving: Scalar) -> Residual:
+    """Return r, without its components along the residuals of the window if they are more than rounding.
 
     What is taken away is lost for x, so it must be small beside the tolerance.
     """
-    if turn.orthogonal is False or not now.window.used:
-        return r, moving & False
     system, m, machine_eps = turn.system, now.method, eps(array_namespace(r), r.dtype)
-    size = sqrt(m.rr)
+    none = Residual(r, moving & False, m.lost)
+    if turn.orthogonal is False or not now.window.used:
+        return none
+    fills = m.steps < most_rows(r)
+    wanted = turn.orthogonal & moving & (m.repairs < MOST_REPAIRS) & (fills | (m.lost > NOISE * machine_eps))
+    if system.scalars.none(wanted):
+        return none
+    size, component = sqrt(m.rr), now.window.component(r, system.scalars)
     harmless = 0.01 * system.rtol * sqrt(system.bb) * size / sqrt(select(m.tt > 0, m.tt, 1.0))
     allowed = greater(smaller(harmless, machine_eps**0.5 * size), 4 * machine_eps * size)
-    lost = turn.orthogonal & moving & (now.window.component(r, system.scalars) > allowed)
-    lost = lost & (m.repairs < MOST_REPAIRS)
+    lost = select(wanted & fills, greater(component / select(moving, size, 1.0), m.lost), m.lost)
+    repaired = wanted & (component > allowed) & (lost > NOISE * machine_eps)
     if turn.loops.steps_per_read(r) > 1:  # to ask would make the host wait for the device
-        return select(lost, now.window.orthogonal(r), r), lost
-    return turn.loops.run_if(any_of(lost), lambda r: either(lost, lambda: now.window.orthogonal(r), lambda: r), r), lost
+        return Residual(select(repaired, now.window.orthogonal(r), r), repaired, lost)
+    found = turn.loops.run_if(
+        any_of(repaired), lambda r: either(repaired, lambda: now.window.orthogonal(r), lambda: r), r
+    )
+    return Residual(found, repaired, lost)

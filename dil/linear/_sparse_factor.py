@@ -78,44 +78,25 @@ class Recovery:
 
     def solve_entries(self, data: Any, product: Any, unit: float, v: Any, rhs: Any, count: int) -> Answer:
         """Return the solutions by the entries of D / unit, and its product with v."""
-        import numpy as np
-
         if self._lacks_an_entry(data, product, v):
             return no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
         data[places.diagonal] += self.of.damping / unit
         kept = LAST_FACTOR.take(self, data, unit)
-        if kept is None:
-            row_sizes, column_sizes = self._scales(data)
-            if not (row_sizes.min() > 0 and column_sizes.min() > 0):
-                return no_answer(rhs, count, Status.SINGULAR)
-            row_scales, column_scales = 1.0 / row_sizes, 1.0 / column_sizes
-            data *= row_scales[places.rows] * column_scales[places.columns]
-        else:
-            row_scales, column_scales, data, unit = kept.row_scales, kept.column_scales, kept.data, kept.unit
-        left, right = (column_scales, row_scales) if self.of.transposed else (row_scales, column_scales)
-        sizes = np.abs(rhs).max(axis=-1, keepdims=True)
-        finite = sizes < np.inf
-        known = np.where(finite, sizes, 0.0)
-        b = left * (np.where(finite, rhs, 0.0) / np.where(known > 0, known, 1.0))
-        scaled = Scaled(self, data, None if kept is None else kept.factor)
-        found = scaled.solve(b, count)
-        LAST_FACTOR.keep(self, NearFactor(row_scales, column_scales, data, unit, scaled.factor))
-        x = right * found.y * (known / unit)
-        zero = sizes[:count, 0] == 0
-        status = np.where(zero | found.solved, int(Status.CONVERGED), int(Status.SINGULAR))
-        fits = finite & (np.abs(x).max(axis=-1, keepdims=True) <= self.of.largest)
-        status = np.where((zero | ~found.solved | fits[:count, 0]) & finite[:count, 0], status, int(Status.NON_FINITE))
-        allowed = np.where(zero[:, None], np.inf, found.allowed / left * known[:count])
-        return Answer(
-            np.where(fits, x, 0.0),
-            np.where(allowed <= self.of.largest, allowed, np.inf),
-            status,
-            np.where(zero, 0.0, found.residual),
-            found.indefinite & found.solved & ~zero,
-            np.where(found.condition <= self.of.largest, found.condition, np.inf),
-            found.fill,
-        )
+        scaled = self.scaled(data) if kept is None else kept.scaled
+        if scaled is None:
+            return no_answer(rhs, count, Status.SINGULAR)
+        unit = unit if kept is None else kept.unit
+        answer = scaled.answer(rhs, count, unit, transposed=self.of.transposed)
+        LAST_FACTOR.keep(self, LastScaled(scaled, unit))
+        return answer
+
+    def scaled(self, data: Any) -> Scaled | None:
+        """Return the matrix of these entries with rows and columns of size one, or None if one of them is zero."""
+        row_sizes, column_sizes = self._scales(data)
+        if not (row_sizes.min() > 0 and column_sizes.min() > 0):
+            return None
+        return Scaled(self, data, 1.0 / row_sizes, 1.0 / column_sizes)
 
     def _lacks_an_entry(self, data: Any, product: Any, v: Any) -> bool:
         """Return whether D v is another vector than that of the matrix recovered, in a row by more than rounding."""
@@ -231,6 +212,14 @@ class Found(NamedTuple):
     fill: float
 
 
+class Side(NamedTuple):
+    """The matrix of a system, which is D or its transpose, and its norm."""
+
+    A: Any
+    norm: float
+    transposed: bool
+
+
 class Factor(NamedTuple):
     """The factors of a matrix."""
 
@@ -240,14 +229,11 @@ class Factor(NamedTuple):
     condition: float
 
 
-class NearFactor(NamedTuple):
-    """The factors of a matrix that is near the one to be solved with, and that one in the scales of the factors."""
+class LastScaled(NamedTuple):
+    """A scaled matrix with its factors, and the unit of its entries."""
 
-    row_scales: Any
-    column_scales: Any
-    data: Any
+    scaled: Scaled
     unit: float
-    factor: Factor | None
 
 
 class LastFactor:
@@ -257,45 +243,78 @@ class LastFactor:
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Recovery, NearFactor]] = []
+        self._kept: list[tuple[Recovery, LastScaled]] = []
 
-    def take(self, recovery: Recovery, data: Any, unit: float) -> NearFactor | None:
-        """Return the factors of a matrix near D = unit data, with D in their scales, or None. They are not kept on."""
+    def take(self, recovery: Recovery, data: Any, unit: float) -> LastScaled | None:
+        """Return D = unit data in the scales of a matrix near it, with the factors of that, or None. None are kept."""
         import numpy as np
 
         try:
-            owner, kept = self._kept.pop()  # at once, so that no other thread has them too
+            owner, last = self._kept.pop()  # at once, so that no other thread has them too
         except IndexError:
             return None
-        if kept.factor is None or owner.pattern != recovery.pattern or owner.of.symmetric != recovery.of.symmetric:
+        scaled, factor = last.scaled, last.scaled.factor
+        if factor is None or owner.pattern != recovery.pattern or owner.of.symmetric != recovery.of.symmetric:
             return None
-        places = places_of(recovery.pattern)
-        scales = kept.row_scales[places.rows] * kept.column_scales[places.columns]
-        new = data * (unit / kept.unit) * scales
-        gap = np.abs(new - kept.data).max() * kept.factor.condition
-        return kept._replace(data=new) if gap <= NEAR else None  # False for NaN
+        new = Scaled(recovery, data * (unit / last.unit), scaled.row_scales, scaled.column_scales, factor)
+        gap = np.abs(new.matrix.data - scaled.matrix.data).max() * factor.condition
+        return LastScaled(new, last.unit) if gap <= NEAR else None  # False for NaN
 
-    def keep(self, recovery: Recovery, factor: NearFactor) -> None:
+    def keep(self, recovery: Recovery, last: LastScaled) -> None:
         """Keep the factors of the last solve."""
-        if factor.factor is not None and factor.factor.lu.nnz <= MOST_KEPT:
-            self._kept[:] = [(recovery, factor)]
+        factor = last.scaled.factor
+        if factor is not None and factor.lu.nnz <= MOST_KEPT:
+            self._kept[:] = [(recovery, last)]
 
 
 LAST_FACTOR = LastFactor()
 
 
 class Scaled:
-    """The matrix D with rows and columns of size one. `near` are factors of a matrix near it."""
+    """The matrix D with rows and columns of size one, and its factors, which serve the transpose too."""
 
-    def __init__(self, recovery: Recovery, data: Any, near: Factor | None = None) -> None:
-        self.recovery = recovery
+    def __init__(
+        self, recovery: Recovery, data: Any, row_scales: Any, column_scales: Any, near: Factor | None = None
+    ) -> None:
+        """Scale the matrix. `near` are factors of a matrix near it, in the same scales."""
+        places = places_of(recovery.pattern)
+        self.recovery, self.row_scales, self.column_scales = recovery, row_scales, column_scales
+        self.matrix = recovery._matrix(data * row_scales[places.rows] * column_scales[places.columns])
+        self.structure_is_symmetric = recovery.pattern == recovery.pattern.T
+        self._factors: dict[bool, Any] = {}
         self.factor = near
         """The factors of the last solve, if they served."""
-        self.matrix = recovery._matrix(data)
-        self.A = self.matrix.T if recovery.of.transposed else self.matrix
-        self.structure_is_symmetric = recovery.pattern == recovery.pattern.T
 
-    def solve(self, b: Any, count: int) -> Found:
+    def answer(self, rhs: Any, count: int, unit: float, *, transposed: bool) -> Answer:
+        """Return the solutions for (m, n) right-hand sides of D, or of its transpose, in units of `unit`."""
+        import numpy as np
+
+        largest = self.recovery.of.largest
+        left, right = self.row_scales, self.column_scales
+        if transposed:
+            left, right = right, left
+        sizes = np.abs(rhs).max(axis=-1, keepdims=True)
+        finite = sizes < np.inf
+        known = np.where(finite, sizes, 0.0)
+        b = left * (np.where(finite, rhs, 0.0) / np.where(known > 0, known, 1.0))
+        found = self.solve(b, count, transposed=transposed)
+        x = right * found.y * (known / unit)
+        zero = sizes[:count, 0] == 0
+        status = np.where(zero | found.solved, int(Status.CONVERGED), int(Status.SINGULAR))
+        fits = finite & (np.abs(x).max(axis=-1, keepdims=True) <= largest)
+        status = np.where((zero | ~found.solved | fits[:count, 0]) & finite[:count, 0], status, int(Status.NON_FINITE))
+        allowed = np.where(zero[:, None], np.inf, found.allowed / left * known[:count])
+        return Answer(
+            np.where(fits, x, 0.0),
+            np.where(allowed <= largest, allowed, np.inf),
+            status,
+            np.where(zero, 0.0, found.residual),
+            found.indefinite & found.solved & ~zero,
+            np.where(found.condition <= largest, found.condition, np.inf),
+            found.fill,
+        )
+
+    def solve(self, b: Any, count: int, *, transposed: bool) -> Found:
         """Return the solutions for b: (m, n).
 
         One more right-hand side, a random one, begins an inverse iteration, which tells the condition number.
@@ -303,29 +322,36 @@ class Scaled:
         import numpy as np
 
         n = b.shape[-1]
+        A = self.matrix.T if transposed else self.matrix
+        system = Side(A, (abs(A) @ np.ones(n)).max(), transposed)
         rhs = np.concatenate([b, random_vector(n)[None]])
-        norm_A = (abs(self.A) @ np.ones(n)).max()
         near, self.factor = self.factor, None
         if near is not None:
-            refined = self._solved(near.lu, rhs, count, norm_A, most_refined=MOST_REFINED)
+            refined = self._solved(near.lu, rhs, count, system, most_refined=MOST_REFINED)
             if refined.solved.all():
                 self.factor = near
                 return refined._replace(indefinite=np.full(count, near.indefinite))
-        indefinite, found, lu = False, None, None
+        indefinite, found, factor = False, None, None
         if self.structure_is_symmetric:
             # pivots on the diagonal, by an order for symmetric patterns, fill the factors half as much
-            lu = self._factorised(by_diagonal=True)
+            factor = self._factorised(by_diagonal=True)
             if self.recovery.of.symmetric:
-                indefinite = lu is None or not _is_definite(lu)
-            found = None if lu is None else self._solved(lu, rhs, count, norm_A)
+                indefinite = factor is None or not _is_definite(factor)
+            found = None if factor is None else self._solved(factor, rhs, count, system)
         if found is None or not found.solved.all():
-            lu = self._factorised(by_diagonal=False)
-            found = _singular(b, count) if lu is None else self._solved(lu, rhs, count, norm_A)
-        if lu is not None and found.solved.all():
-            self.factor = Factor(lu, indefinite, float(found.condition.max()))
+            factor = self._factorised(by_diagonal=False)
+            found = _singular(b, count) if factor is None else self._solved(factor, rhs, count, system)
+        if factor is not None and found.solved.all():
+            self.factor = Factor(factor, indefinite, float(found.condition.max()))
         return found._replace(indefinite=np.full(count, indefinite))
 
     def _factorised(self, *, by_diagonal: bool) -> Any:
+        """Return the factors, made once, or None if a pivot is zero."""
+        if by_diagonal not in self._factors:
+            self._factors[by_diagonal] = self._factors_now(by_diagonal=by_diagonal)
+        return self._factors[by_diagonal]
+
+    def _factors_now(self, *, by_diagonal: bool) -> Any:
         """Return the factors, or None if a pivot is zero."""
         options: dict[str, Any] = {"panel_size": PANEL}
         if by_diagonal:
@@ -339,21 +365,23 @@ class Scaled:
                 raise
             return None
 
-    def _solved(self, factor: Any, rhs: Any, count: int, norm_A: float, most_refined: int = 1) -> Found:
+    def _solved(self, factor: Any, rhs: Any, count: int, system: Side, most_refined: int = 1) -> Found:
         """Return the solutions with some steps of refinement, where a residual is above rounding."""
         import numpy as np
 
-        trans, slack = "T" if self.recovery.of.transposed else "N", residual_slack(float(np.finfo(float).eps), self._n)
+        A, norm_A, transposed = system
+        trans, back_trans = ("T", "N") if transposed else ("N", "T")
+        slack = residual_slack(float(np.finfo(float).eps), self._n)
         with np.errstate(all="ignore"):  # of a matrix that is singular to rounding
             y = factor.solve(rhs.T, trans=trans).T
-            r = rhs - (self.A @ y.T).T
+            r = rhs - (A @ y.T).T
             # pivots on the diagonal can lose some digits, which a step of refinement brings back
             for _ in range(most_refined):
                 before = _sizes(r)
                 if np.all(before <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
                     break
                 y = y + factor.solve(r.T, trans=trans).T
-                r = rhs - (self.A @ y.T).T
+                r = rhs - (A @ y.T).T
                 if most_refined > 1 and not np.all(_sizes(r) <= SHRINKS * before):
                     break
             length, size = _sizes(y), _sizes(rhs)
@@ -361,11 +389,11 @@ class Scaled:
             of_b = length / np.where(size > 0, size, 1.0)
             # the dense solver looks at A^-1 e alone, which shows a null vector of many entries too small by sqrt(n)
             y_e = y[-1] / np.linalg.norm(y[-1])
-            back = np.linalg.norm(factor.solve(y_e, trans="N" if self.recovery.of.transposed else "T"))
+            back = np.linalg.norm(factor.solve(y_e, trans=back_trans))
             condition = norm_A * np.maximum(of_b[:count], back)
             accurate = _sizes(r) <= slack * terms
             residual = _sizes(r) / np.where(size > 0, size, 1.0)
-            of_rows = (abs(self.A) @ np.abs(y).T).T + np.abs(rhs)
+            of_rows = (abs(A) @ np.abs(y).T).T + np.abs(rhs)
             of_norm = residual_slack(self.recovery.of.machine_eps, self._n) * terms[:, None]
             allowed = np.maximum(self.recovery.of.tolerance * of_rows, of_norm)
         solved = accurate[:count] & (condition < WORST / self.recovery.of.machine_eps)

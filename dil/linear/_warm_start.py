@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import signature
+from typing import Any
 
 from dil._base.arrays import array_namespace, dot, full, nonzero_max_abs
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, as_operator
+from dil._base.options import declares
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop
 from dil.linear._kept import Kept
 from dil.linear._right_hand_side import backend_of_system
+from dil.linear._tolerance import Tolerance
 
 
 @dataclass(frozen=True, eq=False)  # equality is identity, because each instance remembers its own solutions
@@ -58,15 +61,33 @@ class WarmStart:
             message = f"solver={self.solver!r} takes no start x0=; expected a linear solver that takes x0, such as CG()"
             raise OptionError(message)
 
-    def __call__(self, A: Operator, b: Array, /, *, loop: Loop | None = None) -> Solution:
-        """Solve each problem of a batch; b and the value: (*batch, n), float; status: batch."""
+    @property
+    def _takes_tolerance(self) -> bool:
+        """Whether its call takes a tolerance `rtol`: where `solver` does."""
+        return declares(self.solver, "_takes_tolerance")
+
+    def __call__(self, A: Operator, b: Array, /, *, loop: Loop | None = None, rtol: Tolerance = None) -> Solution:
+        """Solve each problem of a batch; b and the value: (*batch, n), float; status: batch.
+
+        `rtol` is the tolerance of this call, which `solver` takes: a number, or one for each problem, (*batch, 1).
+
+        Raises
+        ------
+        OptionError
+            If `solver` takes no tolerance in a call.
+        """
         backend = backend_of_system(b, "dil.linear.WarmStart")
+        if rtol is not None and not self._takes_tolerance:
+            message = f"solver={self.solver!r} takes no tolerance rtol= in a call; set it in the solver"
+            raise OptionError(message)
+        options: dict[str, Any] = {} if rtol is None else {"rtol": rtol}
         loop = backend.loops.while_loop if loop is None else loop
         (start,), absent = self._solutions.read(backend, b, lambda: (b,))
         if absent:
-            solution, extra_products = self.solver(A, b, loop=loop), 0
+            solution, extra_products = self.solver(A, b, loop=loop, **options), 0
         else:
-            solution, extra_products = self.solver(A, b, loop=loop, x0=_scaled(as_operator(A), start, b)), 1
+            x0 = _scaled(as_operator(A), start, b)
+            solution, extra_products = self.solver(A, b, loop=loop, x0=x0, **options), 1
         extra = dict(solution.extra or {})
         if "products" in extra:
             extra["products"] = extra["products"] + extra_products

@@ -50,15 +50,18 @@ class Window(NamedTuple):
         """Whether residuals are kept at all."""
         return most_rows(self.sum) > 0
 
+    @property
+    def full(self) -> bool:
+        """Whether it is known that there is no room for a residual more."""
+        return isinstance(self.count, int) and self.count >= most_rows(self.sum)
+
     def with_row(self, v: Array, loops: Loops, wanted: Any = True) -> Window:
         """Return the window with one more residual v, of norm one or zero, if it is wanted and there is room."""
         xp, most, k = array_namespace(v), most_rows(v), self.count
-        if most == 0:
+        if most == 0 or self.full:
             return self
         signs = _signs(most)
         if isinstance(k, int):
-            if k >= most:
-                return self
             rows = loops.set_row(self._with_room(most).rows, k, v)
             return Window(rows, self.sum + signs[k] * v, k + 1)
         has_room = wanted & (k < most)
@@ -92,6 +95,8 @@ class Window(NamedTuple):
 
     def without(self, mask: Scalar) -> Window:
         """Return the window without the residuals of the problems in the mask."""
+        if mask is False:
+            return self
         wide = mask if isinstance(mask, bool) or mask.ndim == 0 else mask[..., None]
         return Window(select(wide, 0.0 * self.rows, self.rows), select(mask, 0.0 * self.sum, self.sum), self.count)
 

@@ -24,7 +24,7 @@ def is_inexact(solver: LinearSolver, J: Operator, F: Array) -> bool:
     It is solved to the full where the solver takes no tolerance, where J is known as a matrix of few unknowns, and
     where `Auto` takes a dense solve, which loses nothing by being exact.
     """
-    if J.matrix is not None or not declares(solver, "_takes_tolerance"):
+    if J.matrix is not None or J._given is not None or not declares(solver, "_takes_tolerance"):
         return False
     return not (isinstance(solver, Auto) and solver.takes_dense(J, F))
 

@@ -170,10 +170,12 @@ class LBFGS:
 
         last, extra = iterate_problems(self, started, descend, first, max_iter=self.max_iter, residual=residual)
         left = residual(last)
-        steps, evaluations, ended, cut, finite = (
-            as_column(x, u) for x in (last.steps, last.evaluations, last.solved, solved, finite)
+        steps, evaluations, ended, near, cut, finite = (
+            as_column(x, u) for x in (last.steps, last.evaluations, last.solved, last.near, solved, finite)
         )
-        verdict = verified(started, last.u, ended, finite, rtol)
+        # a short step that no search could take any more, as at a gradient of zero, ends without `solved`
+        unverified = ended | (near & finite & (steps < self.max_iter))
+        verdict = verified(started, last.u, ended, finite, rtol, unverified)
         return finish(
             problem.space,
             last.u,

@@ -53,10 +53,11 @@ class Most(NamedTuple):
     promise: float
 
 
-def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array) -> Array:
+def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array, unverified: Array | None = None) -> Array:
     """Return the solved problems and those, among the others that ended without a failure, with F within rounding.
 
     Its terms are J u and those that the arguments make, so a solution that is zero within rounding is one too.
+    `unverified`, by default `solved`, is the answer for a function that lacks the derivative for it.
     """
     backend, xp = started.problem.backend, array_namespace(u)
     open_ = ended & ~solved
@@ -66,10 +67,13 @@ def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array) -> 
         condition, floats = started.problem.optimality(started.arrays)
         return solved | (open_ & within_rounding_of_terms(condition, J, F, u, floats)[..., None])
 
-    return if_differentiable(lambda: backend.loops.run_if(xp.any(open_), look, solved), solved)
+    otherwise = solved if unverified is None else unverified
+    return if_differentiable(lambda: backend.loops.run_if(xp.any(open_), look, solved), otherwise)
 
 
-def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float) -> Verdict:
+def verified(
+    started: Start, u: Array, solved: Array, ended: Array, rtol: float, unverified: Array | None = None
+) -> Verdict:
     """Return the verdict on a minimum that was found with gradients alone.
 
     A method without second derivatives can miss a direction of small curvature, which hides a large error behind a
@@ -78,12 +82,12 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
     eps ** (1/3) |u|, or within eps ** (1/2) of the way from the start. The decrease that d promises, <F, d> / 2, is
     within 4 eps or rtol ** 2 of the energy <u, H u>, whichever is more, and H is definite. F is within its rounding. A
     problem that is not solved becomes so if F is within its rounding, or if the promise is within rtol ** 2 of the
-    energy. A score without a second derivative is not verified.
+    energy. A score without a second derivative is not verified: `unverified`, by default `solved`, are its solutions.
     """
     backend, xp = started.problem.backend, array_namespace(u)
     none = solved & ~solved
     if u.shape[-1] > MOST_VERIFIED:
-        return Verdict(solved_or_rounded(started, u, solved, ended), none)
+        return Verdict(solved_or_rounded(started, u, solved, ended, unverified), none)
 
     def look(now: Verdict) -> Verdict:
         F, H = linearised(started, u)
@@ -113,7 +117,8 @@ def verified(started: Start, u: Array, solved: Array, ended: Array, rtol: float)
         return Verdict((now.solved & passed) | (ended & now_solved), now.solved & ~passed)
 
     unseen = Verdict(solved, none)
-    return if_differentiable(lambda: backend.loops.run_if(xp.any(ended), look, unseen), unseen)
+    otherwise = unseen if unverified is None else Verdict(unverified, none)
+    return if_differentiable(lambda: backend.loops.run_if(xp.any(ended), look, unseen), otherwise)
 
 
 def passes_by_inverse(H: Array, F: Array, u: Array, scale: Array, most: Most, backend: Backend) -> bool:

@@ -138,6 +138,18 @@ def general(axes: Axes, found: Row) -> None:
     axes.legend()
 
 
+def nonsymmetric(axes: Axes, found: Row) -> None:
+    """Draw the products over the fewest of all solvers, in ascending order; a curve ends where a solver fails."""
+    rows = [row["products"] for row in found["rows"]]
+    for solver in rows[0]:
+        known = [(r[solver], min(k for k in r.values() if k is not None)) for r in rows if r[solver] is not None]
+        ratios = sorted(own / best for own, best in known)
+        style = {"color": "#e64a19", "linewidth": 2} if solver == "IDR(4)" else {"alpha": 0.7}
+        axes.plot(range(1, len(ratios) + 1), ratios, "o-", label=solver, markersize=4, **style)
+    axes.set(yscale="log", xlabel="matrices, ordered for each solver", ylabel="products over those of the best solver")
+    axes.legend()
+
+
 def peers(axes: Axes, found: Row) -> None:
     """Draw the time of the backward pass at 10,000 unknowns against the condition number."""
     rows = [row for row in found["rows"] if (row["problem"], row["framework"], row["n"]) == ("scales", "torch", 10_000)]
@@ -204,6 +216,7 @@ PICTURES: dict[str, Callable[[Axes, Row], None]] = {
         general,
         jax_peers,
         linear,
+        nonsymmetric,
         peers,
         plan,
         silent,

@@ -40,6 +40,8 @@ GALLERY = (
     "value_function",
     "cluster",
     "titration",
+    "reactor",
+    "plate",
 )
 """The order of the cards."""
 MARK = "<!-- cards -->"

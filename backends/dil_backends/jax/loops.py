@@ -12,6 +12,7 @@ import numpy as np
 from dil._base.typing import Arrays, Step
 from dil._frameworks.loops import Loops
 from dil_backends.jax.branch import run_if
+from dil_backends.jax.linear_map import linear
 from dil_backends.jax.varying import axes_of, cast, steady
 
 
@@ -75,6 +76,7 @@ LOOPS = Loops(
     set_row=set_row,
     places=lambda mask: None,  # the shapes of a program do not depend on values
     on_host=on_host,
+    linear=linear,
     number=lambda x: x,
     numbers=lambda x: x,
     steps_per_read=lambda x: 1,  # the loop runs on the device

@@ -274,6 +274,12 @@ def placed_like(x: Any, like: Any) -> Any:
     return placed(x, _final(like))
 
 
+def replicated_beside(tensors: Sequence[Any], others: Sequence[Any]) -> tuple[Any, ...]:
+    """Return tensors that dil made: as DTensors, equal in all processes, if DTensors are among the others."""
+    mesh = _mesh_in(list(others)) if distributed() else None
+    return tuple(tensors) if mesh is None else tuple(x if is_dtensor(x) else replicated(x, mesh) for x in tensors)
+
+
 def _final(x: Any) -> list[Any]:
     """Return the placements of x, replicated where they are parts of a sum."""
     from torch.distributed.tensor import Replicate

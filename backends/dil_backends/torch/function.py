@@ -15,7 +15,15 @@ from dil._base.errors import CapturedError, DilError, ShapeError, UnmappableErro
 from dil._frameworks.protocol import BatchedRule, RepeatedPull, Rule
 from dil._frameworks.reports import users_line
 from dil_backends.torch.block_matrices import refuse_gradient_of_blocks
-from dil_backends.torch.dtensors import added_up, is_dtensor, placed_like, replication_allowed, still_together, together
+from dil_backends.torch.dtensors import (
+    added_up,
+    is_dtensor,
+    placed_like,
+    replicated_beside,
+    replication_allowed,
+    still_together,
+    together,
+)
 from dil_backends.torch.guards import old_vmap_level, refuse_no_numbers, refuse_old_vmap, taken_apart
 from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
 from dil_backends.torch.passes import Passes
@@ -88,7 +96,8 @@ class Implicit(torch.autograd.Function):
         with isolated(), still_together(saved, ctx.replicating), allowing(ctx.kernels), _forward_mode_on():
             if transforming():
                 saved = tuple(forward_ad.unpack_dual(x).primal for x in saved)  # type: ignore[no-untyped-call]
-            args, y = saved[: ctx.count], saved[ctx.count :]
+            args = saved[: ctx.count]
+            y = replicated_beside(saved[ctx.count :], args)
             return pushed_by_rows(Implicit.apply, ctx.rule, args, y, tangents[2:])
 
     @staticmethod
@@ -170,7 +179,8 @@ def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor 
     if all(ct is None for ct in cotangents):
         return (None, None, *(None for _ in range(ctx.count)))
     saved = ctx.saved_tensors
-    args, y = saved[: ctx.count], saved[ctx.count :]
+    args = saved[: ctx.count]
+    y = replicated_beside(saved[ctx.count :], args)
     needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
     wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
     with isolated(), still_together(saved, ctx.replicating), allowing(ctx.kernels):
