@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -23,6 +23,15 @@ class Work(NamedTuple):
     """The intermediate numbers that a product makes."""
     read: int
     """The numbers of the arrays that a product reads, its vector apart."""
+
+
+class Source(NamedTuple):
+    """What tells one matrix from those of other functions: what is known of it serves the next with the same source."""
+
+    fn: object
+    """The code of F, or F itself."""
+    key: Hashable
+    """The structure of the unknown."""
 
 
 class MadeWhenUsed:
@@ -101,6 +110,8 @@ class Operator:
     """The pullback of F(u, *floats) whose dF/du is A or its transpose, if it is at hand."""
     _inverse: KnownInverse | None = field(default=None, repr=False)
     """The inverse of A, if A is one small matrix of which it is known."""
+    _source: Source | None = field(default=None, repr=False)
+    """What the matrix is of, if it is dF/du of a layer or its transpose."""
     _rows: Callable[[Rows], Operator] | None = field(default=None, repr=False)
     """Returns A of some problems of the batch, for their vectors alone. It is known only if F can be recorded for them.
 
@@ -158,6 +169,7 @@ class Operator:
             matrix=matrix,
             work=self.work,
             _pull=self._pull,
+            _source=self._source,
             _rows=_then(self._rows, lambda A: A.T),
             _given=None if self._given is None else self._given.T,
         )

@@ -137,9 +137,9 @@ class Status(IntEnum):
     )
     WRONG_PATTERN = (
         20,
-        "the matrix dF/du has an entry where the pattern of dil.linear.SparseDirect has none, so nothing was solved; "
-        "give a pattern with all entries dF_i/du_j that can differ from zero, those of the boundary too, or take "
-        "dil.linear.Auto(), which needs none",
+        "the matrix dF/du has an entry where the pattern of dil.linear.SparseDirect has none, or too many entries for "
+        "a pattern to be found, so nothing was solved; give a pattern with all entries dF_i/du_j that can differ from "
+        "zero, those of the boundary too, or take dil.linear.Auto(), which needs none",
     )
 
     @property

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from dil._base.arrays import array_namespace, size
-from dil._base.operator import MadeWhenUsed, Operator, Work
+from dil._base.operator import MadeWhenUsed, Operator, Source, Work
 from dil._base.rows import Rows
 from dil._base.typing import Array, Arrays, Matvec
+from dil._frameworks.fixed import identity_of
 from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Pull
 from dil._problem.problem import Optimality, Problem
@@ -59,10 +61,22 @@ def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) 
         _, push = backend.vjp(lambda w: (product(w),), zero)
         return lambda t: push((t,))[0]
 
+    source = _source_of(problem)
     if problem.symmetric:
-        return Operator(product, symmetric=True, transposed=True, work=work)
+        return Operator(product, symmetric=True, transposed=True, work=work, _source=source)
     # a program that is recorded could meet it first within a loop, which would hold it; a tape, when it has ended
     later = type(u) is type(zero) and size(u.shape) > 0 and not runs_later(backend.loops, zero)
     rmatvec = MadeWhenUsed(transpose) if later else transpose()
     given = None if problem.untraced is None else problem.untraced.matrix(u, *arrays)
-    return Operator(product, rmatvec, transposed=True, work=work, _given=None if given is None else given.T)
+    return Operator(
+        product, rmatvec, transposed=True, work=work, _given=None if given is None else given.T, _source=source
+    )
+
+
+def _source_of(problem: Problem) -> Source:
+    """Return what J is of. Functions that are made anew at each call share their code; a wrapper has that of many."""
+    condition, fn = problem.condition, identity_of(problem.condition.fn)
+    while isinstance(fn, partial) or hasattr(fn, "__wrapped__"):
+        fn = fn.func if isinstance(fn, partial) else fn.__wrapped__
+    kind = getattr(condition, "kind", "score"), condition.batch_ndim
+    return Source(getattr(fn, "__code__", fn), (kind, problem.space.shapes, problem.space.split))

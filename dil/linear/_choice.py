@@ -65,6 +65,10 @@ class Choice(NamedTuple):
     course: Course | None
     first: First | None
     tried: tuple[Taken, ...]
+    colours: Array | int = 0
+    """The groups of columns of a sparse matrix."""
+    fill: Array | float = 0.0
+    """The entries of its factors beside those of its pattern."""
 
     @staticmethod
     def of(
@@ -100,6 +104,8 @@ class Choice(NamedTuple):
         else:
             way, *rest = self.course
             row += [way, self.first.steps, _tenths(self.first), self.first.likely, *rest]
+        filled = self.fill
+        row += [self.colours, 0 if isinstance(filled, float) else xp.round(10 * filled)]
         before = zero
         for taken in self.tried:
             solver = taken.solver if taken.problems is True else xp.where(taken.problems, zero + taken.solver, zero)

@@ -28,6 +28,8 @@ class Tried(IntEnum):
     """`Recycle`, after it has built the inverse of this very matrix."""
     SYMMETRIC = 9
     """`Auto` for a symmetric matrix, where products showed that it is one."""
+    SPARSE = 10
+    """`SparseDirect`."""
 
 
 class Reason(IntEnum):
@@ -38,7 +40,10 @@ class Reason(IntEnum):
     ASKED = 2
     CHEAPER_THAN_CG = 3
     CHEAPER_THAN_BICGSTAB = 4
-    GIVEN = 5
+    SPARSE_ASKED = 5
+    SPARSE_PAID = 6
+    """A sparse factorisation has paid for this function before."""
+    GIVEN = 7
     """The user gave the matrix."""
 
 
@@ -89,6 +94,10 @@ class Numbers(NamedTuple):
     """The steps of CG with orthogonal residuals, or of plain BiCGSTAB after the first."""
     by_diagonal: int
     """Whether the method with the diagonal is the one that was chosen."""
+    colours: int
+    """The groups of columns of a sparse matrix."""
+    fill: int
+    """Ten times the entries of its factors beside those of its pattern."""
     attempts: tuple[Attempt, ...]
 
     @staticmethod
@@ -108,6 +117,8 @@ class Numbers(NamedTuple):
     def is_zero(self) -> bool:
         """Whether no step was needed."""
         last = self.attempts[-1]
+        if last.solver == Tried.SPARSE:
+            return False
         return last.status == Status.CONVERGED and sum(a.steps for a in self.attempts) == 0 and self.unknowns > 0
 
 
@@ -148,8 +159,12 @@ def _story(problems: Sequence[Numbers]) -> list[str]:
     if not places:
         return parts
     first, *later = places
-    dense = one.attempts[first].solver == Tried.DIRECT
-    parts += [_dense(problems, first)] if dense else _iterated(problems, first)
+    solver = one.attempts[first].solver
+    if solver == Tried.SPARSE:
+        why = {Reason.SPARSE_ASKED: ", as asked for", Reason.SPARSE_PAID: ", which paid before"}
+        parts += [f"sparse LU{why.get(Reason(one.reason), '')}: {_factorised(problems, first)}"]
+    else:
+        parts += [_dense(problems, first)] if solver == Tried.DIRECT else _iterated(problems, first)
     return parts + [_followed(problems, i) for i in later]
 
 
@@ -217,9 +232,18 @@ def _began(name: str, problems: Sequence[Numbers]) -> str:
     return f"{name} won {digits} in {_steps([p.first for p in problems])}"
 
 
+def _factorised(problems: Sequence[Numbers], place: int) -> str:
+    """Return what a sparse factorisation took."""
+    fill = _span([p.fill / 10 for p in problems])
+    colours = _count(max(p.colours for p in problems), "colour")
+    return f"{colours}, factors {fill} times as full as the matrix{_but(problems[0].attempts[place].status)}"
+
+
 def _followed(problems: Sequence[Numbers], place: int) -> str:
     """Return the part of a story about a solver that took over."""
     attempt = problems[0].attempts[place]
+    if attempt.solver == Tried.SPARSE:
+        return f"a sparse LU took over: {_factorised(problems, place)}"
     if attempt.solver == Tried.DIRECT:
         return f"a dense solve of {_count(problems[0].unknowns, 'unknown')} took over{_but(attempt.status)}"
     if attempt.solver == Tried.LEAST_NORM:
@@ -252,6 +276,7 @@ def _but(status: int) -> str:
         int(Status.CONVERGED): "",
         int(Status.SINGULAR): ", but the matrix is singular",
         int(Status.NON_FINITE): ", but a number is not finite",
+        int(Status.WRONG_PATTERN): ", but the pattern lacks an entry, or none was found",
     }
     return known.get(status, f", which ended {name_of(status)}")
 
@@ -271,6 +296,7 @@ def _in_short(problem: Numbers) -> str:
         Tried.MEMORY: "by the memory",
         Tried.NEW_INVERSE: "by the memory with a new inverse",
         Tried.SYMMETRIC: "by CG or MINRES",
+        Tried.SPARSE: "by sparse LU",
     }[Tried(last.solver)]
     names = {Tried.DIRECT: "a dense solve", Tried.CG: "CG", Tried.BICGSTAB: "BiCGSTAB", **MEMORIES}
     after = f" after {' and '.join(names[Tried(a.solver)] for a in before)}" if before else ""
@@ -285,7 +311,7 @@ def _kind_of_cg(problem: Numbers) -> str:
 
 def _steps_in_short(problems: Sequence[Numbers]) -> str:
     """Return the steps of all iterations of some problems, if there are any."""
-    dense = (Tried.DIRECT, Tried.LEAST_NORM)
+    dense = (Tried.DIRECT, Tried.LEAST_NORM, Tried.SPARSE)
     steps = [sum(a.steps for a in p.attempts if a.solver not in dense) for p in problems]
     return f" in {_steps(steps)}" if any(steps) else ""
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from dil.linear._pattern import Pattern
 
+MOST_MORE, MOST_IN_A_ROW = 4, 64
+"""Remainders may give this many colours more than the fullest row has entries, which are at most the second number."""
+
 
 @dataclass(frozen=True)
 class Colouring:
@@ -25,15 +28,42 @@ class Colouring:
 
 @lru_cache(maxsize=8)
 def coloured(pattern: Pattern) -> Colouring:
-    """Return groups of the columns of a pattern: largest first, each with the first colour that its rows leave it.
+    """Return groups of the columns of a pattern: by the remainders of their numbers, or largest first.
 
-    Sources: Curtis, Powell and Reid 1974 (groups of columns); Coleman and Moré 1983, section 4 (the order).
+    The remainders separate the columns of a regular grid, and take no time. Otherwise each column has the first colour
+    that its rows leave it. Sources: Curtis, Powell and Reid 1974 (groups of columns, by remainders for a band);
+    Coleman and Moré 1983, section 4 (the order).
     """
     import numpy as np
 
-    colours = _greedy(pattern)
+    colours = _by_remainders(pattern)
+    colours = _greedy(pattern) if colours is None else colours
     places = colours[pattern.columns].astype(np.int64) * pattern.n + pattern.rows
     return Colouring(int(colours.max(initial=-1)) + 1, colours, places)
+
+
+def _by_remainders(pattern: Pattern) -> Any:
+    """Return the colour j mod m of each column j, for the least m that separates the columns of all rows.
+
+    Return None if m would be much larger than the number of entries of a row, which is the least number of colours.
+    """
+    import numpy as np
+
+    by_column = pattern.T
+    starts, columns = by_column.starts, by_column.rows
+    most = int(np.diff(starts).max(initial=0))
+    if most > MOST_IN_A_ROW:
+        return None
+    apart = np.zeros(pattern.n + 1, dtype=bool)
+    row = by_column.columns
+    for gap in range(1, most):
+        together = row[gap:] == row[:-gap]
+        apart[(columns[gap:] - columns[:-gap])[together]] = True
+    distances = np.flatnonzero(apart)
+    for count in range(max(most, 1), most + MOST_MORE + 1):
+        if np.all(distances % count):
+            return np.arange(pattern.n, dtype=np.int32) % count
+    return None
 
 
 def _greedy(pattern: Pattern) -> Any:

@@ -40,14 +40,22 @@ def krylov_budget(A: Operator, b: Array, backend: Backend) -> int:
     if n <= FEWEST_TRIED:
         return 0
     one, cost = b if A.one is None else b[0, ...], backend.dense.overheads
-    problems, systems = size(one.shape) // n, size(b.shape) // max(size(one.shape), 1)
+    problems = size(one.shape) // n
     made, read = work_of(A, one)
-    product = systems * (made + READ * read + STEP_NUMBERS * size(one.shape))
-    step = cost.symmetric_step + product if A.symmetric else cost.general_step + 2 * product
+    step = step_cost(A, b, backend)
     rows = n * (cost.row + made + cost.read_by_row * read)
     flops = problems * n**3 * (1 / 3 if A.symmetric else 2 / 3)
     steps = (cost.dense + rows + MATRIX_NUMBERS * problems * n**2 + FLOP * flops) / step
     return 0 if steps < FEWEST_TRIED else int(steps)
+
+
+def step_cost(A: Operator, b: Array, backend: Backend) -> float:
+    """Return the nanoseconds of a step of CG, or of BiCGSTAB if A is not symmetric."""
+    one, cost = b if A.one is None else b[0, ...], backend.dense.overheads
+    made, read = work_of(A, one)
+    systems = size(b.shape) // max(size(one.shape), 1)
+    product = systems * (made + READ * read + STEP_NUMBERS * size(one.shape))
+    return cost.symmetric_step + product if A.symmetric else cost.general_step + 2 * product
 
 
 def rows_at_once(A: Operator, one: Array, backend: Backend) -> int | None:

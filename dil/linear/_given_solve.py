@@ -15,7 +15,7 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import load
 from dil.linear._direct import Direct
 from dil.linear._pattern import given_pattern
-from dil.linear._sparse_factor import Recovery, Scaled, no_answer, places_of
+from dil.linear._sparse_factor import Matrix, Recovery, Scaled, no_answer, places_of
 
 
 class Solved(NamedTuple):
@@ -102,7 +102,7 @@ def _scaled(matrix: Any, shift: float, machine_eps: float, largest: float) -> Fa
     unit = float(unit) or 1.0
     data /= unit
     data[places.diagonal] += shift / unit
-    recovery = Recovery(pattern, None, False, False, 0.0, machine_eps, largest)
+    recovery = Recovery(pattern, None, Matrix(False, False, 0.0, machine_eps, largest))
     scaled = recovery.scaled(data)
     return Status.SINGULAR if scaled is None else Factor(scaled, unit)
 

@@ -97,6 +97,29 @@ def pattern_for(pattern: PatternLike, n: int) -> Pattern:
     return found  # type: ignore[no-any-return]
 
 
+def pattern_of_entries(rows: Any, columns: Any, n: int) -> Pattern:
+    """Return the pattern of entries in any order, which may come twice, and of the diagonal."""
+    import numpy as np
+
+    diagonal = np.arange(n, dtype=np.int64)
+    places = np.sort(np.concatenate([columns.astype(np.int64) * n + rows, diagonal * (n + 1)]))
+    places = places[np.diff(places, prepend=-1) > 0]  # `np.unique` hashes, which takes a hundred times as long
+    columns, rows = np.divmod(places, n)
+    return _of_sorted(rows, columns, n)
+
+
+def union(a: Pattern, b: Pattern) -> Pattern:
+    """Return the pattern of the entries of both."""
+    import numpy as np
+
+    return pattern_of_entries(np.concatenate([a.rows, b.rows]), np.concatenate([a.columns, b.columns]), a.n)
+
+
+def full_pattern(n: int) -> Pattern:
+    """Return the pattern of all entries."""
+    return _band(n, n)
+
+
 def _is_bandwidth(pattern: PatternLike) -> bool:
     return (isinstance(pattern, str) and pattern == "tridiagonal") or is_integer(pattern, 0)
 

@@ -12,11 +12,15 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Loop, Matvec
 from dil._frameworks.protocol import Backend
 from dil.linear._cg import CG
+from dil.linear._choice import Choice
+from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._colouring import Colouring, coloured
-from dil.linear._dense_cost import rows_at_once
-from dil.linear._pattern import Pattern, PatternLike, given_pattern, pattern_for
+from dil.linear._decoded_factor import Decoding, plan_of_sums
+from dil.linear._found_pattern import find_pattern, is_concrete, products_with
+from dil.linear._known_patterns import KNOWN_PATTERNS
+from dil.linear._pattern import Pattern, PatternLike, full_pattern, given_pattern, pattern_for
 from dil.linear._right_hand_side import backend_of_system
-from dil.linear._sparse_factor import Recovery, import_sparse, random_vector
+from dil.linear._sparse_factor import HostSolve, Matrix, Recovery, import_sparse, random_vector, solve_each
 
 
 @dataclass(frozen=True)
@@ -25,34 +29,46 @@ class SparseDirect:
 
     Parameters
     ----------
-    pattern : sparse array, array of bool, "tridiagonal", int or callable
-        Where J = dF/du may differ from zero: entry (i, j) where F_i depends on u_j. It is a SciPy sparse array or
-        matrix, (n, n), of which the stored entries count; a NumPy array of bool, (n, n); "tridiagonal"; a number k for
-        |i - j| <= k; or a function that returns one of these for n. The unknown of a layer is flattened in C order.
-        The problems of a batch share the pattern. The diagonal always belongs to it.
+    pattern : sparse array, array of bool, "tridiagonal", int or callable, optional
+        Where J = dF/du may differ from zero: entry (i, j) where F_i depends on u_j. By default it is found, see below.
+        It is a SciPy sparse array or matrix, (n, n), of which the stored entries count; a NumPy array of bool, (n, n);
+        "tridiagonal"; a number k for |i - j| <= k; or a function that returns one of these for n. The unknown of a
+        layer is flattened in C order. The problems of a batch share the pattern. The diagonal always belongs to it.
     damping : float
         The number added to the diagonal of A, in the units of A.
 
     Notes
     -----
     The columns are grouped so that no two of a group share a row, and one product gives the entries of a whole group
-    (Curtis, Powell and Reid 1974), largest first (Coleman and Moré 1983, section 4). Where the transpose is known, the
+    (Curtis, Powell and Reid 1974): by remainders where these separate them, else largest first (Coleman and Moré 1983,
+    section 4). Where the transpose is known, the
     rows are grouped instead if that takes no more products: a product with J^T is one pullback. A symmetric matrix is
     recovered in the same way. The groups of a pattern are found once.
 
+    Without a pattern, sums of columns are recovered first: 14 products of the columns in 7 groups, by their numbers
+    modulo 7, and 22 more in 11 groups, and so on, until each entry has stood alone in a group of its row, but for
+    others that are known by then. A random factor for each column, and one that counts the columns, tell which one an
+    entry belongs to. A grid takes 14 to 62 products at any size, a graph without order more. A few rows that remain are
+    read by products with the transpose. The pattern is kept for the function of a layer and the shapes of its unknown,
+    and found anew, once, where it is wrong: an entry may be zero at one point and not at the next. More than 512
+    products are not taken: then the matrix is too full, and the status is WRONG_PATTERN. Under a compiler, 96 products
+    (144 in single precision) give the entries themselves, for each solve.
+
     The matrix is factorised on the host by SuperLU, `scipy.sparse.linalg.splu`, in float64, once for all right-hand
-    sides. Rows and columns are scaled to size one first, so units have no effect. A symmetric pattern takes pivots on
-    the diagonal and a minimum degree order; where that is not exact to rounding, and for other patterns, pivots are
-    chosen in the column (Demmel et al. 1999). One step of refinement follows where it is needed. Under a compiler this
-    is a host callback. It needs SciPy.
+    sides. The factors of the last solve serve a matrix near by, by refinement to rounding: those of Newton's last step
+    the backward pass. Rows and columns are scaled to size one first, so units have no effect. A symmetric pattern takes
+    pivots on the diagonal and a minimum degree order; where that is not exact to rounding, and for other patterns,
+    pivots are chosen in the column (Demmel et al. 1999). One step of refinement follows where it is needed. Under a
+    compiler this is a host callback. It needs SciPy.
 
     A problem ends CONVERGED if its residual is at rounding as in `Direct`, and the condition number of the scaled
     matrix is below 1 / (32 eps). It is estimated from below, with b and one step of inverse iteration from a random
     vector. Otherwise it ends SINGULAR, or NON_FINITE if the products or b are not finite.
 
-    A wrong pattern is told and never used: a product with a random vector, and one with the solution, are compared with
-    those of the matrix that was recovered. Where a row differs by more than eps ** (2/3) of its terms (3.7e-11 in
-    float64), and for the solution by more than rounding, the status is WRONG_PATTERN and the solution is NaN.
+    A wrong pattern is never used, and one that was given is told: a product with a random vector, and one with the
+    solution, are compared with those of the matrix that was recovered. Where a row differs by more than eps ** (2/3) of
+    its terms (3.7e-11 in float64), and for the solution by more than rounding, the status is WRONG_PATTERN and the
+    solution is NaN.
 
     `extra` holds the numbers of `products` and `colours`, the `fill`, which is the number of entries of the factors
     beside those of the pattern, and the `condition` number.
@@ -78,7 +94,7 @@ class SparseDirect:
     (0.1409, 163447)
     """
 
-    pattern: PatternLike
+    pattern: PatternLike = None
     damping: float = 0.0
 
     _takes_many = True
@@ -86,7 +102,8 @@ class SparseDirect:
 
     def __post_init__(self) -> None:
         CG(damping=self.damping)
-        object.__setattr__(self, "pattern", given_pattern(self.pattern))
+        if self.pattern is not None:
+            object.__setattr__(self, "pattern", given_pattern(self.pattern))
 
     def __call__(
         self, A: Operator | Matvec, b: Array, /, *, loop: Loop | None = None, x0: Array | None = None
@@ -95,43 +112,79 @@ class SparseDirect:
         backend = backend_of_system(b, "dil.linear.SparseDirect", x0)
         import_sparse()
         A = as_operator(A)
-        one, like, rows = (A, b, b[None, ...]) if A.one is None else (A.one, b[0, ...], b)
-        pattern = pattern_for(self.pattern, b.shape[-1])
+        one, like = (A, b) if A.one is None else (A.one, b[0, ...])
+        if self.pattern is not None:
+            pattern = pattern_for(self.pattern, b.shape[-1])
+            return _of_nothing(b) if size(b.shape) == 0 else self._by_pattern(A, b, pattern, backend)
         if size(b.shape) == 0:
             return _of_nothing(b)
-        xp, way, count = array_namespace(b), _cheapest(one, pattern), rows.shape[0]
-        recovery = Recovery(
-            way.pattern,
-            way.colouring,
-            way.D is not one,
-            one.symmetric,
-            float(self.damping),
-            eps(xp, b.dtype),
-            finite_max(xp, b.dtype),
-        )
+        if is_concrete(backend, b):
+            return self._by_found_pattern(A, b, one, like, backend)
+        plan = plan_of_sums(one, like)
+        if plan is None:
+            return self._by_pattern(A, b, full_pattern(b.shape[-1]), backend)
+        recovery = Decoding(plan.counts, b.shape[-1], self._matrix_of(one, plan.D, like))
+        return self._solved(A, b, recovery.solve, plan.vectors(like, backend), plan.D, backend)
+
+    def _by_pattern(self, A: Operator, b: Array, pattern: Pattern, backend: Backend) -> Solution:
+        """Solve by a pattern of dF/du."""
+        one, like = (A, b) if A.one is None else (A.one, b[0, ...])
+        way = _cheapest(one, pattern)
+        recovery = Recovery(way.pattern, way.colouring, self._matrix_of(one, way.D, like))
+        return self._solved(A, b, recovery.solve, _seeds(way, like, backend), way.D, backend)
+
+    def _by_found_pattern(self, A: Operator, b: Array, one: Operator, like: Array, backend: Backend) -> Solution:
+        """Solve by the pattern that is known, and by a new one where there is none or it is wrong."""
+        known, spent = KNOWN_PATTERNS.get(one._source, b.shape[-1]), 0
+        if known is not None:
+            first = self._by_pattern(A, b, known, backend)
+            if not bool(array_namespace(b).any(first.status == int(Status.WRONG_PATTERN))):
+                return first
+            spent = known_products(first)
+        search = find_pattern(one, like, backend)
+        spent += search.products
+        if search.pattern is None:
+            return _too_full(b, spent)
+        return with_products(self._by_pattern(A, b, KNOWN_PATTERNS.add(one._source, search.pattern), backend), spent)
+
+    def _matrix_of(self, A: Operator, D: Operator, like: Array) -> Matrix:
+        """Return what is known of the matrix D, which is A or its transpose."""
+        xp = array_namespace(like)
+        numbers = float(self.damping), eps(xp, like.dtype), finite_max(xp, like.dtype)
+        return Matrix(D is not A, A.symmetric, *numbers)
+
+    def _solved(
+        self, A: Operator, b: Array, solve: HostSolve, vectors: Array, D: Operator, backend: Backend
+    ) -> Solution:
+        """Solve on the host by the products of D with some vectors, (k, n), and with a random one."""
+        xp, rows = array_namespace(b), b[None, ...] if A.one is None else b
+        like, count = rows[0, ...], rows.shape[0]
+        v = backend.asarray(random_vector(b.shape[-1]).copy(), dtype=b.dtype, device=device(b))
+        products = products_with(D, xp.concat([vectors, v[None, :]], axis=0), like, backend)
         rhs = xp.concat([rows, *(p[None, ...] for p in A.probes)], axis=0) if A.probes else rows
-        found = _on_host(recovery, *_products(way, like, backend), rhs, count, backend)
+        found = _on_host(solve, products, v, rhs, count, backend)
         probes = tuple([found.x[count + j, ...] for j in range(len(A.probes))])
         found = found._replace(x=found.x[:count, ...])
         found = found.of_one() if A.one is None else found
-        wrong = self._is_wrong(A, b, found)
-        products = full(found.status, way.colouring.count + 2)
+        wrong, used = self._is_wrong(A, b, found), vectors.shape[0]
+        products = full(found.status, used + 2)
         extra: dict[str, Any] = {
             "condition": found.condition,
             "indefinite": found.indefinite & ~wrong,
             "products": products,
-            "colours": full(products, way.colouring.count),
+            "colours": full(products, used),
             "fill": found.fill,
         }
         if A.probes:
             extra["probes"] = probes
-        return Solution(
+        solution = Solution(
             xp.where(wrong[..., None], full(b, float("nan")), found.x),
             xp.where(wrong, full(products, int(Status.WRONG_PATTERN)), found.status),
             products,
             xp.where(wrong, full(found.residual, 1.0), found.residual),
             extra,
         )
+        return with_choice(solution, Reason.SPARSE_ASKED)
 
     def _is_wrong(self, A: Operator, b: Array, found: OnHost) -> Array:
         """Return where the pattern is wrong: where a product with v, or with the solution, is not that of A."""
@@ -157,17 +210,12 @@ def _cheapest(A: Operator, J: Pattern) -> Way:
     return min(ways, key=lambda way: (way.colouring.count, not way.D.transposed))
 
 
-def _products(way: Way, like: Array, backend: Backend) -> tuple[Array, Array]:
-    """Return the products with the seed of each colour and with a random vector v, (colours + 1, *batch, n), and v."""
-    xp, n, count = array_namespace(like), like.shape[-1], way.colouring.count
+def _seeds(way: Way, like: Array, backend: Backend) -> Array:
+    """Return the seed of each colour, (colours, n): one in its columns and zero elsewhere."""
+    xp, count = array_namespace(like), way.colouring.count
     colours = backend.asarray(way.colouring.colours.copy(), device=device(like))
     numbers = backend.asarray(list(range(count)), dtype=colours.dtype, device=device(like))
-    v = backend.asarray(random_vector(n).copy(), dtype=like.dtype, device=device(like))
-    seeds = xp.concat([xp.astype(numbers[:, None] == colours, like.dtype), v[None, :]], axis=0)
-    if like.ndim > 1:
-        seeds = xp.reshape(seeds, (count + 1, *(1,) * (like.ndim - 1), n))
-        seeds = xp.broadcast_to(seeds, (count + 1, *like.shape))
-    return backend.loops.map_rows(way.D, seeds, rows_at_once(way.D, like, backend)), v
+    return xp.astype(numbers[:, None] == colours, like.dtype)  # type: ignore[no-any-return]
 
 
 class OnHost(NamedTuple):
@@ -186,7 +234,7 @@ class OnHost(NamedTuple):
         return OnHost._make([*(x[0, ...] for x in self[:-1]), self.fill])
 
 
-def _on_host(recovery: Recovery, products: Array, v: Array, rhs: Array, count: int, backend: Backend) -> OnHost:
+def _on_host(solve: HostSolve, products: Array, v: Array, rhs: Array, count: int, backend: Backend) -> OnHost:
     """Factorise and solve each problem of a batch on the host. rhs: (m, *batch, n), the first `count` have a status."""
     import numpy as np
 
@@ -198,10 +246,40 @@ def _on_host(recovery: Recovery, products: Array, v: Array, rhs: Array, count: i
     def run(*arrays: Array) -> Arrays:
         P, w, R = [np.asarray(backend.to_numpy(x), dtype=float) for x in arrays]
         place = device(arrays[-1])
-        found = recovery.solve_each(P, w, R, count)
+        found = solve_each(solve, P, w, R, count)
         return tuple(backend.asarray(x, dtype=y.dtype, device=place) for x, y in zip(found, like, strict=True))
 
     return OnHost._make(backend.loops.on_host(run, like, *map(backend.constant, (products, v, rhs))))
+
+
+def with_choice(solution: Solution, reason: Reason) -> Solution:
+    """Return the solution of a sparse factorisation with the words for it."""
+    extra = solution.extra or {}
+    choice = Choice.of(Tried.SPARSE, solution, reason, 0)
+    return solution._replace(extra={**extra, "choice": choice._replace(colours=extra["colours"], fill=extra["fill"])})
+
+
+def with_products(solution: Solution, spent: int) -> Solution:
+    """Return the solution with further products counted."""
+    extra = solution.extra or {}
+    products = extra["products"] + spent
+    return with_choice(solution._replace(extra={**extra, "products": products}), Reason.SPARSE_ASKED)
+
+
+def known_products(solution: Solution) -> int:
+    """Return the products of a solve whose problems took them together."""
+    return int((solution.extra or {})["colours"].reshape(-1)[0]) + 2
+
+
+def _too_full(b: Array, spent: int) -> Solution:
+    """Return the solution where no pattern was found."""
+    xp = array_namespace(b)
+    code = full(b, int(Status.WRONG_PATTERN), shape=tuple(b.shape[:-1]), dtype=xp.int32)
+    one = full(b, 1.0, shape=tuple(b.shape[:-1]))
+    zero, inf = 0.0 * one, full(one, float("inf"))
+    extra = {"products": full(code, spent), "colours": 0 * code, "fill": zero, "condition": inf}
+    solution = Solution(full(b, float("nan")), code, full(code, spent), one, {**extra, "indefinite": code < 0})
+    return with_choice(solution, Reason.SPARSE_ASKED)
 
 
 def _of_nothing(b: Array) -> Solution:

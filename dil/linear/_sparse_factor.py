@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from dil._base.errors import OptionError
 from dil._base.small_inverse import residual_slack
@@ -18,17 +19,20 @@ REFINED = 4
 """A residual above this many eps of its terms is refined."""
 PANEL, PANEL_BY_DIAGONAL = 8, 4
 """The columns that SuperLU works on at once. Its own number, for larger blocks, takes 1.5 times as long on a grid."""
+NEAR = 2.0**-10
+"""The largest difference of an entry of two scaled matrices, times the condition number, at which the factors of one
+serve both: about the factor by which each step of refinement shrinks the residual."""
+MOST_REFINED, SHRINKS = 4, 2.0**-7
+"""The steps of refinement by the factors of a matrix near by, and how each must shrink the residual to go on."""
+MOST_KEPT = 2**23
+"""The most entries of factors that are kept for the next solve: 100 MiB."""
 WORST = 1 / 32
 """The largest condition number of a matrix that is not singular, in units of 1 / eps."""
 
 
-@dataclass(frozen=True)
-class Recovery:
-    """How a matrix D, which is A or its transpose, follows from its products with the seeds of a colouring."""
+class Matrix(NamedTuple):
+    """What is known of a matrix D, whose entries are to be found, beside its products."""
 
-    pattern: Pattern
-    """The pattern of D."""
-    colouring: Colouring | None
     transposed: bool
     """Whether D is the transpose of the matrix A of the system."""
     symmetric: bool
@@ -44,38 +48,48 @@ class Recovery:
         """The largest difference of two products, beside their terms, that counts as rounding."""
         return float(self.machine_eps ** (2 / 3))
 
-    def solve_each(self, products: Any, v: Any, rhs: Any, count: int) -> Answer:
-        """Return the solutions of each problem of a batch: as `solve`, with the axes of the batch before the last."""
-        import numpy as np
 
-        batch = rhs.shape[1:-1]
-        found = [self.solve(products[:, *i], v, rhs[:, *i], count) for i in np.ndindex(*batch)]
-        *rows, fill = zip(*found, strict=True)
-        each = [np.stack(x, axis=1).reshape(-1, *batch, *x[0].shape[1:]) for x in rows]
-        return Answer._make([*each, np.stack(fill).reshape(batch)])
+HostSolve: TypeAlias = Callable[[Any, Any, Any, int], "Answer"]
+"""`solve(products, v, rhs, count)`: return the solutions for (m, n) right-hand sides, of which the first `count` decide
+on the status. products: those of D with some vectors, and the last with v, (k + 1, n)."""
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a matrix D, which is A or its transpose, follows from its products with the seeds of a colouring."""
+
+    pattern: Pattern
+    """The pattern of D."""
+    colouring: Colouring | None
+    """None where the entries come from elsewhere."""
+    of: Matrix
 
     def solve(self, products: Any, v: Any, rhs: Any, count: int) -> Answer:
-        """Return the solutions for the right-hand sides (m, n), of which the first `count` decide on the status.
-
-        products: those of D with the seeds and with v, (colours + 1, n).
-        """
+        """Return the solutions by the products with the seeds and with v; see `HostSolve`."""
         import numpy as np
 
-        largest = np.abs(products).max()
-        if not largest < np.inf:
+        unit = unit_of(products)
+        if unit is None:
             return no_answer(rhs, count, Status.NON_FINITE)
-        unit = largest or 1.0
-        assert self.colouring is not None
         products = products / unit
+        assert self.colouring is not None
         data = np.take(products[:-1].reshape(-1), self.colouring.places)
-        if self._lacks_an_entry(data, products[-1], v):
+        return self.solve_entries(data, products[-1], unit, v, rhs, count)
+
+    def solve_entries(self, data: Any, product: Any, unit: float, v: Any, rhs: Any, count: int) -> Answer:
+        """Return the solutions by the entries of D / unit, and its product with v."""
+        if self._lacks_an_entry(data, product, v):
             return no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
-        data[places.diagonal] += self.damping / unit
-        scaled = self.scaled(data)
+        data[places.diagonal] += self.of.damping / unit
+        kept = LAST_FACTOR.take(self, data, unit)
+        scaled = self.scaled(data) if kept is None else kept.scaled
         if scaled is None:
             return no_answer(rhs, count, Status.SINGULAR)
-        return scaled.answer(rhs, count, unit, transposed=self.transposed)
+        unit = unit if kept is None else kept.unit
+        answer = scaled.answer(rhs, count, unit, transposed=self.of.transposed)
+        LAST_FACTOR.keep(self, LastScaled(scaled, unit))
+        return answer
 
     def scaled(self, data: Any) -> Scaled | None:
         """Return the matrix of these entries with rows and columns of size one, or None if one of them is zero."""
@@ -90,7 +104,7 @@ class Recovery:
 
         D = self._matrix(data)
         gap, terms = np.abs(product - D @ v), abs(D) @ np.abs(v)
-        return bool(np.any(gap > self.tolerance * terms))
+        return bool(np.any(gap > self.of.tolerance * terms))
 
     def _matrix(self, data: Any) -> Any:
         places = places_of(self.pattern)
@@ -105,7 +119,7 @@ class Recovery:
         import numpy as np
 
         places, sizes = places_of(self.pattern), np.abs(data)
-        if self.symmetric:
+        if self.of.symmetric:
             roots = np.sqrt(sizes[places.diagonal])
             roots = _power_of_two(np.where(roots > 0, roots, 1.0))
             scaled = sizes / roots[places.rows] / roots[places.columns]
@@ -118,7 +132,7 @@ class Recovery:
         def by_column(sizes: Any) -> Any:
             return _power_of_two(np.maximum.reduceat(sizes, places.starts[:-1]))
 
-        if self.transposed:
+        if self.of.transposed:
             columns = by_column(sizes)
             return by_row(sizes / np.where(columns > 0, columns, 1.0)[places.columns]), columns
         rows = by_row(sizes)
@@ -148,6 +162,25 @@ def places_of(pattern: Pattern) -> Places:
     by_row = np.argsort(rows, kind="stable")
     row_starts = np.searchsorted(rows[by_row], np.arange(pattern.n))
     return Places(rows, columns, pattern.starts, by_row, row_starts, np.flatnonzero(rows == columns))
+
+
+def unit_of(products: Any) -> float | None:
+    """Return what to divide the products by, or None if one is not finite."""
+    import numpy as np
+
+    largest = float(np.abs(products).max())
+    return (largest or 1.0) if largest < np.inf else None
+
+
+def solve_each(solve: Callable[[Any, Any, Any, int], Answer], products: Any, v: Any, rhs: Any, count: int) -> Answer:
+    """Return the solutions of each problem of a batch: as `solve`, with the axes of the batch before the last."""
+    import numpy as np
+
+    batch = rhs.shape[1:-1]
+    found = [solve(products[:, *i], v, rhs[:, *i], count) for i in np.ndindex(*batch)]
+    *rows, fill = zip(*found, strict=True)
+    each = [np.stack(x, axis=1).reshape(-1, *batch, *x[0].shape[1:]) for x in rows]
+    return Answer._make([*each, np.stack(fill).reshape(batch)])
 
 
 class Answer(NamedTuple):
@@ -187,21 +220,76 @@ class Side(NamedTuple):
     transposed: bool
 
 
+class Factor(NamedTuple):
+    """The factors of a matrix."""
+
+    lu: Any
+    indefinite: bool
+    """Whether they say that a symmetric matrix is not positive definite."""
+    condition: float
+
+
+class LastScaled(NamedTuple):
+    """A scaled matrix with its factors, and the unit of its entries."""
+
+    scaled: Scaled
+    unit: float
+
+
+class LastFactor:
+    """The last factors, for the next solve with nearly the same matrix: the next step of Newton, or a backward pass.
+
+    They belong to one solve at a time, and no more than `MOST_KEPT` numbers are held.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Recovery, LastScaled]] = []
+
+    def take(self, recovery: Recovery, data: Any, unit: float) -> LastScaled | None:
+        """Return D = unit data in the scales of a matrix near it, with the factors of that, or None. None are kept."""
+        import numpy as np
+
+        try:
+            owner, last = self._kept.pop()  # at once, so that no other thread has them too
+        except IndexError:
+            return None
+        scaled, factor = last.scaled, last.scaled.factor
+        if factor is None or owner.pattern != recovery.pattern or owner.of.symmetric != recovery.of.symmetric:
+            return None
+        new = Scaled(recovery, data * (unit / last.unit), scaled.row_scales, scaled.column_scales, factor)
+        gap = np.abs(new.matrix.data - scaled.matrix.data).max() * factor.condition
+        return LastScaled(new, last.unit) if gap <= NEAR else None  # False for NaN
+
+    def keep(self, recovery: Recovery, last: LastScaled) -> None:
+        """Keep the factors of the last solve."""
+        factor = last.scaled.factor
+        if factor is not None and factor.lu.nnz <= MOST_KEPT:
+            self._kept[:] = [(recovery, last)]
+
+
+LAST_FACTOR = LastFactor()
+
+
 class Scaled:
     """The matrix D with rows and columns of size one, and its factors, which serve the transpose too."""
 
-    def __init__(self, recovery: Recovery, data: Any, row_scales: Any, column_scales: Any) -> None:
+    def __init__(
+        self, recovery: Recovery, data: Any, row_scales: Any, column_scales: Any, near: Factor | None = None
+    ) -> None:
+        """Scale the matrix. `near` are factors of a matrix near it, in the same scales."""
         places = places_of(recovery.pattern)
         self.recovery, self.row_scales, self.column_scales = recovery, row_scales, column_scales
         self.matrix = recovery._matrix(data * row_scales[places.rows] * column_scales[places.columns])
         self.structure_is_symmetric = recovery.pattern == recovery.pattern.T
         self._factors: dict[bool, Any] = {}
+        self.factor = near
+        """The factors of the last solve, if they served."""
 
     def answer(self, rhs: Any, count: int, unit: float, *, transposed: bool) -> Answer:
         """Return the solutions for (m, n) right-hand sides of D, or of its transpose, in units of `unit`."""
         import numpy as np
 
-        largest = self.recovery.largest
+        largest = self.recovery.of.largest
         left, right = self.row_scales, self.column_scales
         if transposed:
             left, right = right, left
@@ -237,16 +325,24 @@ class Scaled:
         A = self.matrix.T if transposed else self.matrix
         system = Side(A, (abs(A) @ np.ones(n)).max(), transposed)
         rhs = np.concatenate([b, random_vector(n)[None]])
-        indefinite, found = False, None
+        near, self.factor = self.factor, None
+        if near is not None:
+            refined = self._solved(near.lu, rhs, count, system, most_refined=MOST_REFINED)
+            if refined.solved.all():
+                self.factor = near
+                return refined._replace(indefinite=np.full(count, near.indefinite))
+        indefinite, found, factor = False, None, None
         if self.structure_is_symmetric:
             # pivots on the diagonal, by an order for symmetric patterns, fill the factors half as much
             factor = self._factorised(by_diagonal=True)
-            if self.recovery.symmetric:
+            if self.recovery.of.symmetric:
                 indefinite = factor is None or not _is_definite(factor)
             found = None if factor is None else self._solved(factor, rhs, count, system)
         if found is None or not found.solved.all():
             factor = self._factorised(by_diagonal=False)
             found = _singular(b, count) if factor is None else self._solved(factor, rhs, count, system)
+        if factor is not None and found.solved.all():
+            self.factor = Factor(factor, indefinite, float(found.condition.max()))
         return found._replace(indefinite=np.full(count, indefinite))
 
     def _factorised(self, *, by_diagonal: bool) -> Any:
@@ -259,7 +355,7 @@ class Scaled:
         """Return the factors, or None if a pivot is zero."""
         options: dict[str, Any] = {"panel_size": PANEL}
         if by_diagonal:
-            threshold = 0.0 if self.recovery.symmetric else THRESHOLD
+            threshold = 0.0 if self.recovery.of.symmetric else THRESHOLD
             options = {"diag_pivot_thresh": threshold, "options": {"SymmetricMode": True}}
             options |= {"permc_spec": "MMD_AT_PLUS_A", "panel_size": PANEL_BY_DIAGONAL}
         try:
@@ -269,8 +365,8 @@ class Scaled:
                 raise
             return None
 
-    def _solved(self, factor: Any, rhs: Any, count: int, system: Side) -> Found:
-        """Return the solutions with one step of refinement, where a residual is above rounding."""
+    def _solved(self, factor: Any, rhs: Any, count: int, system: Side, most_refined: int = 1) -> Found:
+        """Return the solutions with some steps of refinement, where a residual is above rounding."""
         import numpy as np
 
         A, norm_A, transposed = system
@@ -280,9 +376,14 @@ class Scaled:
             y = factor.solve(rhs.T, trans=trans).T
             r = rhs - (A @ y.T).T
             # pivots on the diagonal can lose some digits, which a step of refinement brings back
-            if not np.all(_sizes(r) <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
+            for _ in range(most_refined):
+                before = _sizes(r)
+                if np.all(before <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
+                    break
                 y = y + factor.solve(r.T, trans=trans).T
                 r = rhs - (A @ y.T).T
+                if most_refined > 1 and not np.all(_sizes(r) <= SHRINKS * before):
+                    break
             length, size = _sizes(y), _sizes(rhs)
             terms = norm_A * length + size
             of_b = length / np.where(size > 0, size, 1.0)
@@ -293,9 +394,9 @@ class Scaled:
             accurate = _sizes(r) <= slack * terms
             residual = _sizes(r) / np.where(size > 0, size, 1.0)
             of_rows = (abs(A) @ np.abs(y).T).T + np.abs(rhs)
-            of_norm = residual_slack(self.recovery.machine_eps, self._n) * terms[:, None]
-            allowed = np.maximum(self.recovery.tolerance * of_rows, of_norm)
-        solved = accurate[:count] & (condition < WORST / self.recovery.machine_eps)
+            of_norm = residual_slack(self.recovery.of.machine_eps, self._n) * terms[:, None]
+            allowed = np.maximum(self.recovery.of.tolerance * of_rows, of_norm)
+        solved = accurate[:count] & (condition < WORST / self.recovery.of.machine_eps)
         residual = np.where(np.isfinite(residual), residual, 1.0)[:count]
         return Found(y[:-1], solved, residual, allowed[:count], None, condition, factor.nnz / self.matrix.nnz)
 
