@@ -204,9 +204,15 @@ NAMED = (
     ),
     Mutant(
         "dil/linear/_racing_cg.py",
-        "claims & (tt > system.accepted_rr) & (4 * tt < method.checked)",
-        "claims & False",
+        "over & claims & (4 * tt < method.checked)",
+        "over & False",
         test="test_racing_turns.py",
+    ),
+    Mutant(
+        "dil/linear/_racing_cg.py",
+        "orthogonal = orthogonal.along(plain, goes_along)",
+        "_ = goes_along",
+        test="test_window.py::test_no_residual_is_made_orthogonal_on_a_fine_grid",
     ),
     Mutant(
         "dil/linear/_racing_cg.py",

@@ -71,3 +71,16 @@ def test_it_is_positive_whatever_the_matrix(eager):
     root = estimated(eager, A)[0]
     assert np.all(np.isfinite(root))
     assert np.all(root > 0)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e200])
+def test_a_few_large_eigenvalues_show_as_a_concentration(unit):
+    """A chain has the mean 2 and the mean square 6. Four equal eigenvalues above zeros have n / 4."""
+    n, backend = 400, common_owner([np.ones(1)], ["b"], "the test")
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((n, 4)))[0]
+    chain = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    for A, expected in ((chain, 1.5), (Q @ Q.T, n / 4), (0 * chain, 1.0)):
+        found = estimated_diagonal(
+            lambda p, A=A: unit * (A @ p), np.ones(n), backend, probes=PROBES, seed=0, loops=backend.loops
+        )
+        np.testing.assert_allclose(found.concentration, [expected], rtol=0.2)

@@ -444,6 +444,12 @@ def test_start_far_away_is_forgotten(eager, solver):
     assert (x.tolist(), int(status), int(steps)) == ([0.0] * 4, Status.CONVERGED, 0)
 
 
+@pytest.mark.parametrize("solver", [Auto(), CG(), IDR()], ids=repr)
+def test_a_matrix_in_the_place_of_a_product_is_refused(solver):
+    with pytest.raises(dil.OptionError, match=r"A has the type ndarray; expected a function p -> A p"):
+        solver(np.eye(3), np.ones(3))
+
+
 def test_start_of_another_shape_is_refused():
     with pytest.raises(dil.DilError, match="x0 has shape"):
         GMRES()(lambda p: p, np.ones(3), x0=np.ones(4))

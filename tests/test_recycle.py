@@ -212,6 +212,8 @@ def test_a_memory_of_another_shape_is_refused():
         solver.solve(lambda p: p, b, solver.empty(np.ones((2, N))))
     with pytest.raises(dil.ShapeError, match=r"expected .* float64"):
         solver.solve(lambda p: p, b, solver.empty(np.ones(N, np.float32)))
+    with pytest.raises(dil.OptionError, match="memory has the type NoneType"):
+        solver.solve(lambda p: p, b, None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dil import Status
 from dil._base.scalars import Scalars
 from dil._frameworks.registry import common_owner
 from dil.linear import CG, Auto, Operator
+from dil.linear._racing_cg import PROBES
 from dil.linear._scaled_cg import MOST_REPAIRS
 from dil.linear._window import MOST_ROWS, Window
 
@@ -105,7 +106,7 @@ def test_no_residual_is_made_orthogonal_on_a_fine_grid(repairs, looks, b):
     taken, plain = (products(solver, laplacian(side), b) for solver in (Auto(dense=0), CG()))
     assert not repairs
     assert len(looks) <= MOST_ROWS
-    assert taken <= 1.15 * plain
+    assert taken <= plain + PROBES + 1  # it takes the steps of plain CG
 
 
 def test_a_few_large_eigenvalues_are_found_once(repairs):

@@ -187,7 +187,15 @@ def matrix_operator(matrix: Array, *, symmetric: bool = False) -> Operator:
 
 def as_operator(matvec: Matvec) -> Operator:
     """Return an operator unchanged, and wrap a plain function p -> A p in an operator."""
-    return matvec if isinstance(matvec, Operator) else Operator(matvec)
+    if isinstance(matvec, Operator):
+        return matvec
+    if not callable(matvec):
+        message = (
+            f"A has the type {type(matvec).__name__}; expected a function p -> A p, or a dil.linear.Operator; for a "
+            "matrix, lambda p: matrix @ p"
+        )
+        raise OptionError(message)
+    return Operator(matvec)
 
 
 def shifted(matvec: Matvec, shift: float) -> Operator:

@@ -322,7 +322,7 @@ def step(system: System, s: State) -> State:
     r = select(s.checking, b, s.r) - select(s.checking, 1.0, alpha) * Hv
     rr = dot(r, r)
     may_continue = positive & (steps < max_iter)
-    proceed = may_continue & (rr > system.target_rr)
+    unsolved = proceed = may_continue & (rr > system.target_rr)
     if system.trial is not None:
         proceed = proceed & ((steps != system.trial.steps) | (rr <= bb * system.rtol ** (2 * system.trial.share)))
     # rounding separates the true residual from the recurrence by about eps ||H|| ||x|| (Greenbaum 1997)
@@ -332,8 +332,11 @@ def step(system: System, s: State) -> State:
     restarts = may_continue & (rr > system.accepted_rr) & (4 * rr < s.true_rr)
     iterating = s.active & select(s.checking, restarts, proceed)
     beta = select(s.checking, 0.0, rr / s.rr)
-    v = select(iterating, r + beta * s.v, select(checking, x, s.v))
-    vv = select(iterating, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
+    turns = iterating
+    if system.trial is not None:  # a problem that its trial ends has its next direction, so that it can go on
+        turns = iterating | (moving & unsolved & logical_not(checking) & (rr < math.inf))
+    v = select(turns, r + beta * s.v, select(checking, x, s.v))
+    vv = select(turns, rr + beta * beta * s.vv, s.vv)  # r is orthogonal to the old p
     true_rr = select(s.checking, rr, s.true_rr)
     rr = select(s.active & logical_not(checking), rr, s.rr)
     active = iterating | checking

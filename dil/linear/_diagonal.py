@@ -21,6 +21,9 @@ class Diagonal(NamedTuple):
     difference: Array
     """The mean of |a - b| / (|a| + |b|) over the rows, for the first two estimates a and b: zero if A is diagonal,
     about 1/2 and more if its other entries are larger than the diagonal, (*batch, 1)."""
+    concentration: Array
+    """About the mean of the squares of the eigenvalues over the square of their mean, from two products, (*batch, 1).
+    It is large if a few eigenvalues are far above the others: 1.5 for a chain, n / k for k equal ones above zeros."""
     products: Any
     """The products that it took: an int, or an array of shape () in a trace."""
 
@@ -36,6 +39,7 @@ class Estimate(NamedTuple):
     last: Array
     """The last z * (R A R z)."""
     difference: Array
+    concentration: Array
     k: Any
     """The products so far: an int, or an array of shape () in a trace."""
     in_round: Any
@@ -72,10 +76,10 @@ def estimated_diagonal(
         z = signs[s.k, ...] if isinstance(s.k, int) else xp.take(signs, s.k[None], axis=0)[0, ...]
         return _advanced(A, s, z, ends)
 
-    zero = full(like, 0.0)
-    first = Estimate(full(like, 1.0), zero, zero, zero, full(like[..., :1], 1.0), 0, 0)
+    zero, one = full(like, 0.0), full(like[..., :1], 1.0)
+    first = Estimate(full(like, 1.0), zero, zero, zero, one, one, 0, 0)
     last: Estimate = loops.while_loop(lambda s: (s.k < probes) & goes_on(s.k, s.difference), advance, first)
-    return Diagonal(last.root, last.difference, last.k)
+    return Diagonal(last.root, last.difference, last.concentration, last.k)
 
 
 def _advanced(A: Matvec, s: Estimate, z: Array, ends: list[int]) -> Estimate:
@@ -104,6 +108,7 @@ def _advanced(A: Matvec, s: Estimate, z: Array, ends: list[int]) -> Estimate:
         select(is_end, full(z, 0.0), squares),
         value,
         either(k == 2, lambda: _difference(value, s.last), lambda: s.difference),
+        either(k == 2, lambda: _concentration(total, squares), lambda: s.concentration),
         k,
         select(is_end, 0, count),
     )
@@ -113,3 +118,10 @@ def _difference(a: Array, b: Array) -> Array:
     """Return the mean of |a - b| / (|a| + |b|), (*batch, 1)."""
     xp, sizes = array_namespace(a), abs(a) + abs(b)
     return xp.mean(abs(a - b) / xp.where(sizes > 0, sizes, full(sizes, 1.0)), axis=-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def _concentration(total: Array, squares: Array) -> Array:
+    """Return the ratio of the means, (*batch, 1), from sums over two products."""
+    xp = array_namespace(total)
+    mean, square = (xp.mean(v, axis=-1, keepdims=True) / 2 for v in (total, squares))
+    return xp.where(mean == 0, full(mean, 1.0), square / xp.where(mean == 0, full(mean, 1.0), mean) ** 2)  # type: ignore[no-any-return]

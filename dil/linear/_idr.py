@@ -10,7 +10,7 @@ from dil._base.arrays import full, logical_not, select
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options, is_integer
-from dil._base.scalars import Scalar, Scalars, divided, either, in_unit, is_finite, sqrt, times
+from dil._base.scalars import Scalar, Scalars, divided, either, in_unit, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import choose, repeat
@@ -122,8 +122,6 @@ class Given(NamedTuple):
 
     P: Array
     """The shadow vectors, (s, n)."""
-    M: Array | float
-    """The diagonal that preconditions from the right. It is one where none does."""
     goal: Scalar
     """<r, r> at which the pass ends."""
     first_step: Scalar
@@ -163,16 +161,16 @@ class Iterate(NamedTuple):
     steps: Scalar
 
 
-def idr(task: Task, s: Progress, *, P: Array, M: Array | float = 1.0) -> Pass:
-    """Run IDR(s) on A M y = b, x = M y, with a diagonal M, from x and its residual. P: (s, n)."""
+def idr(task: Task, s: Progress, *, P: Array) -> Pass:
+    """Run IDR(s) from x and its residual. P: (s, n)."""
     size = task.scalars.norm(s.r)
     nonzero = select(size > 0, size, 1.0)
-    given = Given(P, M, (0.5 * task.rtol) ** 2 / nonzero / nonzero, s.steps)
+    given = Given(P, (0.5 * task.rtol) ** 2 / nonzero / nonzero, s.steps)
     first = _first(task, s, s.r / nonzero, P)
     first = first._replace(going=s.active & (first.rr > given.goal) & (s.steps < task.max_iter))
     loops, step = task.loops, partial(_step, task, given)
     last = repeat(step, lambda i: i.going, first, loops=loops, steps_per_read=loops.steps_per_read(s.x))
-    x = s.x + times(M, last.best_dx * (nonzero / last.unit))
+    x = s.x + last.best_dx * (nonzero / last.unit)
     products = s.products + last.steps - s.steps
     return Pass(x, last.steps, products, last.singular, last.finite, last.unit * last.scale)
 
@@ -209,7 +207,7 @@ def _direction(task: Task, given: Given, i: Iterate) -> Direction:
     shortens = k == rows
     c, _ = i.L.eliminated(i.f, rows)  # zero for the shadow vectors to which r is orthogonal
     u = combined(c, i.U) + select(shortens, 1.0, i.omega) * (i.r - combined(c, i.G))
-    Au = task.A(times(given.M, u))
+    Au = task.A(u)
     unit = either(i.steps == given.first_step, lambda: scalars.unit(Au), lambda: i.unit)
     g = in_unit(Au, unit)
     uu, gg, gr = dot(u, u), dot(g, g), dot(g, i.r)

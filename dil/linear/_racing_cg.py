@@ -46,6 +46,11 @@ NEARLY_DIAGONAL = 0.05
 """The `difference` of the estimates of a diagonal up to which the matrix counts as diagonal, and is scaled at once."""
 FLAT = 1.0
 """The standard deviation of log(diagonal) up to which scaling is not tried."""
+EVEN = 3.0
+"""The `concentration` of eigenvalues up to which one way alone goes on along the next direction of plain CG.
+
+Where few eigenvalues are far above the others, it starts anew instead: the first residuals, which have begun to find
+them, are not kept, and would be lost."""
 TURNS, TURN = 6, 16
 """The turns of a race end at 16, 32 and 64 steps with orthogonal residuals, each before one with the diagonal."""
 BEHIND = 8
@@ -92,12 +97,15 @@ def racing_cg(
        diagonal as a preconditioner. If not, and if the 8 steps promise that CG converges in 64, it goes on with
        orthogonal residuals (see `Window`), which take no more steps than plain CG, but for rounding.
     3. Otherwise 6 products more improve the estimate of the diagonal. If its entries differ little, CG goes on with
-       orthogonal residuals. If not, this method and CG with the diagonal race. The turns end at 16 and 16, 32 and 24,
-       64 and 48 steps. The diagonal is dropped if its error in the energy norm, which both share, is 6 times that of
-       the other.
+       orthogonal residuals. If not, this method and CG with the diagonal race, both from the residual. The turns end
+       at 16 and 16, 32 and 24, 64 and 48 steps. The diagonal is dropped if its error in the energy norm, which both
+       share, is 6 times that of the other.
 
-    Where orthogonal residuals win in s steps, there are at most 2 s + 15 products, and at most s + 64; where the
-    diagonal wins in d steps, at most d + 80. The method that is ahead after these turns may be slower later.
+    Without a race, and unless a few eigenvalues are far above the others, orthogonal residuals go on along the next
+    direction of plain CG: the steps are those of plain CG, and there are at most 8 products more, and checks. Else CG
+    starts anew from the residual. Where orthogonal residuals win a race in s steps, there are at most 2 s + 15
+    products, and at most s + 64; where the diagonal wins in d steps, at most d + 80. The method that is ahead after
+    these turns may be slower later.
     `extra["products"]` counts them, and `extra["raced"]` holds the `Course` and the `First` steps, for the sentence of
     a report.
 
@@ -150,6 +158,10 @@ def _start(system: System, plain: State, slow: Scalar, backend: Backend, loops: 
     traced = runs_later(loops, b)
     scaled = Method.start(system, plain, found.root + full(b, 0.0), scales)
     orthogonal = Method.start(system, plain, full(b, 1.0) if traced else 1.0, slow & logical_not(is_diagonal))
+    # a check of the true residual leaves no next direction
+    goes_along = orthogonal.in_race & logical_not(scales) & (plain.products == plain.steps)
+    goes_along = goes_along & (read(found.concentration) <= EVEN)
+    orthogonal = orthogonal.along(plain, goes_along)
     window = Window.empty(b, grows=not traced).with_row(plain.r / sqrt(select(slow, plain.rr, 1.0)), loops)
     none = count_from_zero(plain.rr)
     calm = select(unlikely, none + int(Way.FLAT), none + int(Way.LIKELY))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dil._base.arrays import all_finite, array_namespace, eye, full, norm, size
-from dil._base.errors import ShapeError
+from dil._base.errors import OptionError, ShapeError
 from dil._base.operator import Operator, as_operator, shifted
 from dil._base.options import check_integer
 from dil._base.scalars import Scalar
@@ -139,6 +139,8 @@ class Recycle:
 
         Raises
         ------
+        OptionError
+            If `memory` is no memory.
         ShapeError
             If the memory is that of right-hand sides of another shape or dtype.
         """
@@ -179,6 +181,9 @@ class Recycle:
         return min(self.directions, n, MOST_NUMBERS // size(b.shape))
 
     def _check(self, memory: InverseMemory, b: Array) -> None:
+        if not isinstance(memory, InverseMemory):
+            message = f"memory has the type {type(memory).__name__}; expected that of the last call, or `empty(b)`"
+            raise OptionError(message)
         expected, found = (*b.shape[:-1], self._rows(b), b.shape[-1]), memory.z.shape
         if tuple(found) != tuple(expected) or memory.z.dtype != b.dtype:
             message = (

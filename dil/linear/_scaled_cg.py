@@ -76,6 +76,13 @@ class Method(NamedTuple):
         no = in_race & False
         return Method(R, y, r, r, rr, rr, tt, tt, no, zero, zero, zero, zero, zero, none, none, zero, in_race, in_race)
 
+    def along(self, plain: State, some: Scalar) -> Method:
+        """Return the method before a first step along the next direction of plain CG, for some of the problems.
+
+        Their x is then that of plain CG in exact arithmetic. A start along the residual would delay it.
+        """
+        return self._replace(p=select(some, plain.v, self.p), pp=select(some, plain.vv, self.pp))
+
 
 class Residual(NamedTuple):
     """A residual that is orthogonal to those of the window."""
