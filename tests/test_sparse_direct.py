@@ -463,3 +463,13 @@ def test_without_scipy_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     with pytest.raises(dil.OptionError, match=r"SparseDirect needs SciPy, .*pip install scipy"):
         SparseDirect(1)(Operator(lambda p: p), np.ones(4))
+
+
+def test_a_large_diagonal_is_the_pivot_of_a_pattern_that_is_not_symmetric():
+    """The order for symmetric patterns fills the factors half as much as the one for pivots of any row."""
+    m = 30
+    line = sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(m, m))
+    A = (sparse.kronsum(line, line) + sparse.diags_array([0.3], offsets=[17], shape=(m * m, m * m))).tocsc()
+    found = SparseDirect(A)(Operator(lambda p: A @ p, lambda p: A.T @ p), np.ones(m * m))
+    assert found.extra["fill"] < 0.7 * sparse.linalg.splu(A).nnz / A.nnz
+    np.testing.assert_allclose(A @ found.value, 1.0, rtol=1e-12)

@@ -332,7 +332,7 @@ class Scaled:
                 self.factor = near
                 return refined._replace(indefinite=np.full(count, near.indefinite))
         indefinite, found, factor = False, None, None
-        if self.structure_is_symmetric:
+        if self.structure_is_symmetric or self._has_large_diagonal():
             # pivots on the diagonal, by an order for symmetric patterns, fill the factors half as much
             factor = self._factorised(by_diagonal=True)
             if self.recovery.of.symmetric:
@@ -344,6 +344,12 @@ class Scaled:
         if factor is not None and found.solved.all():
             self.factor = Factor(factor, indefinite, float(found.condition.max()))
         return found._replace(indefinite=np.full(count, indefinite))
+
+    def _has_large_diagonal(self) -> bool:
+        """Return whether the diagonal offers a pivot in each column, as in most differential equations."""
+        import numpy as np
+
+        return bool(np.all(np.abs(self.matrix.data[places_of(self.recovery.pattern).diagonal]) >= THRESHOLD))
 
     def _factorised(self, *, by_diagonal: bool) -> Any:
         """Return the factors, made once, or None if a pivot is zero."""
