@@ -197,7 +197,7 @@ def test_a_symmetric_matrix_that_is_indefinite_is_told():
 def test_the_words_of_the_direct_solver():
     found = SparseDirect("tridiagonal")(Operator(lambda p: 2.0 * p), np.ones((2, 5)))
     assert str(found.extra["choice"]) == (
-        "2 problems: sparse LU, as asked for: 3 colours, factors 2.3 times as full as the matrix"
+        "2 problems: sparse LU, as asked for: 3 colours, factors 2 times as full as the matrix"
     )
     wrong = SparseDirect(0)(Operator(lambda p: p + np.roll(p, 1)), np.ones(5))
     assert str(wrong.extra["choice"]).endswith(", but the pattern lacks an entry, or none was found")

@@ -72,7 +72,7 @@ class SparseDirect:
     solution is NaN.
 
     `extra` holds the numbers of `products` and `colours`, the `fill`, which is the number of entries of the factors
-    beside those of the pattern, and the `condition` number.
+    beside those of the matrix that are not zero, and the `condition` number.
 
     Raises
     ------
