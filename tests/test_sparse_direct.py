@@ -463,3 +463,23 @@ def test_without_scipy_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.sparse", None)
     with pytest.raises(dil.OptionError, match=r"SparseDirect needs SciPy, .*pip install scipy"):
         SparseDirect(1)(Operator(lambda p: p), np.ones(4))
+
+
+def test_a_large_diagonal_is_the_pivot_of_a_pattern_that_is_not_symmetric():
+    """The order for symmetric patterns fills the factors half as much as the one for pivots of any row."""
+    m = 30
+    line = sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(m, m))
+    A = (sparse.kronsum(line, line) + sparse.diags_array([0.3], offsets=[17], shape=(m * m, m * m))).tocsc()
+    found = SparseDirect(A)(Operator(lambda p: A @ p, lambda p: A.T @ p), np.ones(m * m))
+    assert found.extra["fill"] < 0.7 * sparse.linalg.splu(A).nnz / A.nnz
+    np.testing.assert_allclose(A @ found.value, 1.0, rtol=1e-12)
+
+
+def test_entries_of_the_pattern_that_are_zero_do_not_fill_the_factors():
+    """A pattern serves other functions of a factory too, so it may have the entries of many."""
+    n = 400
+    A = sparse.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(n, n)).tocsc()
+    pattern = A + 1.0 * sparse.random_array((n, n), density=3 / n, rng=np.random.default_rng(0))
+    found = SparseDirect(pattern)(Operator(lambda p: A @ p, lambda p: A.T @ p), np.ones(n))
+    assert found.extra["fill"] < 2
+    np.testing.assert_allclose(A @ found.value, 1.0, rtol=1e-9)

@@ -61,23 +61,33 @@ def by_sparse_factor(
         return _looked(A, b, source, backend, loop=loop, rtol=rtol) if looks and A.one is None else NOTHING
     if not known:
         return NOTHING
-    solution = SparseDirect()(A, b)
-    if not _is_solved(solution):
-        KNOWN_PATTERNS.decide(source, n, pays=False)
-        return Sparse(None, _products(solution))
-    return Sparse(with_choice(solution, Reason.SPARSE_PAID), 0)
+    solution = SparseDirect(KNOWN_PATTERNS.get(source, n))(A, b)
+    if _is_solved(solution):
+        return Sparse(with_choice(solution, Reason.SPARSE_PAID), 0)
+    spent = _products(solution)
+    if looks and A.one is None and _is_wrong(solution):
+        # what pays was decided for another pattern: of a function with the same code, or where an entry was zero
+        return _looked(A, b, source, backend, loop=loop, rtol=rtol, spent=spent)
+    KNOWN_PATTERNS.decide(source, n, pays=False)
+    return Sparse(None, spent)
 
 
-def _looked(A: Operator, b: Array, source: Source, backend: Backend, *, loop: Loop, rtol: Tolerance) -> Sparse:
-    """Return the solution by a few steps, or by the factorisation if they show that it pays."""
+def _looked(
+    A: Operator, b: Array, source: Source, backend: Backend, *, loop: Loop, rtol: Tolerance, spent: int = 0
+) -> Sparse:
+    """Return the solution by a few steps, or by the factorisation if they show that it pays.
+
+    `spent` are the products that were spent before.
+    """
     n = b.shape[-1]
     solver, kind = (CG(max_iter=FIRST), Tried.CG) if A.symmetric else (BiCGSTAB(max_iter=FIRST), Tried.BICGSTAB)
     first = solver(A, b, loop=loop, rtol=rtol)
     choice = Choice.of(kind, first, Reason.ITERATES, FEWEST_TRIED)
     if _is_solved(first):
+        first = with_more_products(first, spent)
         return Sparse(first._replace(extra={**(first.extra or {}), "choice": choice}), 0)
     search = find_pattern(A, b, backend, MOST_PRODUCTS)
-    spent = _products(first) + search.products
+    spent += _products(first) + search.products
     pays = search.pattern is not None and _pays(A, b, search.pattern, first, backend)
     KNOWN_PATTERNS.decide(source, n, pays=pays)
     if search.pattern is None or not pays:
@@ -118,6 +128,11 @@ def _products(solution: Solution) -> int:
 
 def _is_solved(solution: Solution) -> bool:
     return bool(array_namespace(solution.value).all(solution.status == int(Status.CONVERGED)))
+
+
+def _is_wrong(solution: Solution) -> bool:
+    """Return whether the pattern was wrong for a problem."""
+    return bool(array_namespace(solution.value).any(solution.status == int(Status.WRONG_PATTERN)))
 
 
 def _is_on_host(backend: Backend, x: Array) -> bool:

@@ -56,10 +56,11 @@ class SparseDirect:
 
     The matrix is factorised on the host by SuperLU, `scipy.sparse.linalg.splu`, in float64, once for all right-hand
     sides. The factors of the last solve serve a matrix near by, by refinement to rounding: those of Newton's last step
-    the backward pass. Rows and columns are scaled to size one first, so units have no effect. A symmetric pattern takes
-    pivots on the diagonal and a minimum degree order; where that is not exact to rounding, and for other patterns,
-    pivots are chosen in the column (Demmel et al. 1999). One step of refinement follows where it is needed. Under a
-    compiler this is a host callback. It needs SciPy.
+    the backward pass. Rows and columns are scaled to size one first. A symmetric pattern, and a matrix with large
+    entries on the diagonal, at least a hundredth of the size of their columns, take pivots on the diagonal and a
+    minimum degree order; where that is not exact to rounding, and for others, pivots are chosen in the column (Demmel
+    et al. 1999). One step of refinement follows where it is needed. Under a compiler this is a host callback. It needs
+    SciPy.
 
     A problem ends CONVERGED if its residual is at rounding as in `Direct`, and the condition number of the scaled
     matrix is below 1 / (32 eps). It is estimated from below, with b and one step of inverse iteration from a random
@@ -71,7 +72,7 @@ class SparseDirect:
     solution is NaN.
 
     `extra` holds the numbers of `products` and `colours`, the `fill`, which is the number of entries of the factors
-    beside those of the pattern, and the `condition` number.
+    beside those of the matrix that are not zero, and the `condition` number.
 
     Raises
     ------

@@ -196,7 +196,7 @@ class Answer(NamedTuple):
     indefinite: Any
     condition: Any
     fill: Any
-    """The entries of the factors beside those of the pattern."""
+    """The entries of the factors beside those of the matrix that are not zero."""
 
 
 class Found(NamedTuple):
@@ -332,7 +332,7 @@ class Scaled:
                 self.factor = near
                 return refined._replace(indefinite=np.full(count, near.indefinite))
         indefinite, found, factor = False, None, None
-        if self.structure_is_symmetric:
+        if self.structure_is_symmetric or self._has_large_diagonal():
             # pivots on the diagonal, by an order for symmetric patterns, fill the factors half as much
             factor = self._factorised(by_diagonal=True)
             if self.recovery.of.symmetric:
@@ -345,6 +345,12 @@ class Scaled:
             self.factor = Factor(factor, indefinite, float(found.condition.max()))
         return found._replace(indefinite=np.full(count, indefinite))
 
+    def _has_large_diagonal(self) -> bool:
+        """Return whether the diagonal offers a pivot in each column, as in most differential equations."""
+        import numpy as np
+
+        return bool(np.all(np.abs(self.matrix.data[places_of(self.recovery.pattern).diagonal]) >= THRESHOLD))
+
     def _factorised(self, *, by_diagonal: bool) -> Any:
         """Return the factors, made once, or None if a pivot is zero."""
         if by_diagonal not in self._factors:
@@ -353,13 +359,19 @@ class Scaled:
 
     def _factors_now(self, *, by_diagonal: bool) -> Any:
         """Return the factors, or None if a pivot is zero."""
+        import numpy as np
+
         options: dict[str, Any] = {"panel_size": PANEL}
         if by_diagonal:
             threshold = 0.0 if self.recovery.of.symmetric else THRESHOLD
             options = {"diag_pivot_thresh": threshold, "options": {"SymmetricMode": True}}
             options |= {"permc_spec": "MMD_AT_PLUS_A", "panel_size": PANEL_BY_DIAGONAL}
+        matrix = self.matrix
+        if not np.all(matrix.data):
+            matrix = matrix.copy()  # what another matrix has, whose pattern serves this one too, would fill the factors
+            matrix.eliminate_zeros()
         try:
-            return import_linalg().splu(self.matrix, **options)
+            return import_linalg().splu(matrix, **options)
         except RuntimeError as error:
             if "singular" not in str(error):
                 raise
@@ -398,7 +410,9 @@ class Scaled:
             allowed = np.maximum(self.recovery.of.tolerance * of_rows, of_norm)
         solved = accurate[:count] & (condition < WORST / self.recovery.of.machine_eps)
         residual = np.where(np.isfinite(residual), residual, 1.0)[:count]
-        return Found(y[:-1], solved, residual, allowed[:count], None, condition, factor.nnz / self.matrix.nnz)
+        return Found(
+            y[:-1], solved, residual, allowed[:count], None, condition, factor.nnz / np.count_nonzero(self.matrix.data)
+        )
 
     @property
     def _n(self) -> int:
