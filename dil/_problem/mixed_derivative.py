@@ -70,8 +70,9 @@ def _slopes(F: Optimality, u: Array, floats: Arrays, places: Sequence[int]) -> A
     problem = F.problem
     if not places:
         return ()
-    (value,), pull = problem.backend.vjp(lambda *values: (problem.value(u, *F.arrays(values)),), *floats)
-    found = pull((array_namespace(value).ones_like(value),), [i - 1 for i in places])
+    # u is differentiated too: a score may use its namespace on all arrays
+    (value,), pull = problem.backend.vjp(lambda u, *values: (problem.value(u, *F.arrays(values)),), u, *floats)
+    found = pull((array_namespace(value).ones_like(value),), places)
     return tuple([problem.backend.constant(x) for x in found])
 
 
