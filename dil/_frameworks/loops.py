@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from dil._base.arrays import array_namespace
+from dil._base.arrays import array_namespace, device
 from dil._base.typing import Array, Arrays, Loop, Step
 
 
@@ -76,7 +76,9 @@ class Loops:
     on_host: Callable[..., Arrays]
     """`on_host(fn, like, *arrays)`: call fn with concrete arrays, outside any trace. The arrays must be constants.
 
-    The results of fn have the shapes and dtypes of `like`.
+    fn gets arrays of the framework, or of NumPy where a compiled program calls it: there an operation of the framework
+    could wait for this very program. It returns arrays of either kind, with the shapes of `like`. They are given its
+    dtypes and its kind.
     """
 
     linear: LinearMap | None
@@ -147,7 +149,14 @@ def places_now(mask: Array) -> Array:
 
 def call_now(fn: Callable[..., Arrays], like: Arrays, *arrays: Array) -> Arrays:
     """Call fn now. Eager arrays are always concrete."""
-    return fn(*arrays)
+    return tuple([made_like(x, y) for x, y in zip(fn(*arrays), like, strict=True)])
+
+
+def made_like(x: Any, like: Array) -> Array:
+    """Return x, an array of any kind, as an array of the kind and dtype of another."""
+    if type(x) is type(like) and x.dtype == like.dtype:
+        return x
+    return array_namespace(like).asarray(x, dtype=like.dtype, device=device(like))  # type: ignore[no-any-return]
 
 
 def runs_later(loops: Loops, x: Array) -> bool:

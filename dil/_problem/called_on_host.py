@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from dil._base.arrays import device
 from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import split_arguments
-from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import common_owner, leaves_of
 
 
@@ -29,12 +26,7 @@ def called_on_host(fn: Callable[..., Tree], u: Tree, args: tuple[Tree, ...], kwa
         if shapes != expected:
             message = f"the function returned shapes {shapes}; expected {expected}, like u"
             raise ShapeError(message)
-        return tuple(_like(x, like, backend) for x, like in zip(found, leaves, strict=True))
+        return tuple(found)
 
     constants = [backend.constant(x) for x in arrays]
     return structure.unflatten(list(backend.loops.on_host(run, tuple(map(backend.constant, leaves)), *constants)))
-
-
-def _like(x: Any, like: Array, backend: Backend) -> Array:
-    """Return a NumPy array beside another one."""
-    return backend.asarray(x, dtype=like.dtype, device=device(like))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dil._base.arrays import device
 from dil._base.errors import UnsupportedFunctionError
 from dil._base.given_matrix import GivenMatrix
 from dil._base.typing import Array, Arrays
@@ -134,9 +133,6 @@ class Untraced:
 
         def run(*arrays: Array) -> Arrays:
             numbers = [backend.to_numpy(x) for x in arrays]
-            found = compute(self.host(numbers[0]), numbers[:count], *numbers[count:])
-            return tuple(
-                [backend.asarray(x, dtype=y.dtype, device=device(arrays[0])) for x, y in zip(found, like, strict=True)]
-            )
+            return tuple(compute(self.host(numbers[0]), numbers[:count], *numbers[count:]))
 
         return backend.loops.on_host(run, like, *map(backend.constant, arrays))

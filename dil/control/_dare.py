@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dil._base.arrays import array_namespace, device, eye, full, is_float, shared_namespace
+from dil._base.arrays import array_namespace, eye, full, is_float, shared_namespace
 from dil._base.errors import DTypeError, OptionError, ShapeError
 from dil._base.solution import Solution
 from dil._base.status import Status
@@ -120,8 +120,8 @@ def _by_scipy(fun: object, init: None, A: Array, B: Array, Q: Array, R: Array) -
     return Solution(S, status)
 
 
-def _each(backend: Backend, batch: tuple[int, ...], arrays: Arrays) -> Arrays:
-    """Return S and the status of every system of a batch."""
+def _each(backend: Backend, batch: tuple[int, ...], arrays: Arrays) -> tuple[Any, Any]:
+    """Return S and the status of every system of a batch, in NumPy."""
     import numpy as np
 
     matrices = [backend.to_numpy(x).astype(float) for x in arrays]
@@ -129,11 +129,7 @@ def _each(backend: Backend, batch: tuple[int, ...], arrays: Arrays) -> Arrays:
     S, status = np.empty(batched[0].shape), np.zeros(batch, dtype="int32")
     for i in np.ndindex(*batch):
         S[i], status[i] = solve_one(*(x[i] for x in batched))
-    like, xp = arrays[0], array_namespace(arrays[0])
-    return (
-        xp.asarray(S, dtype=like.dtype, device=device(like)),
-        xp.asarray(status, dtype=xp.int32, device=device(like)),
-    )
+    return S, status
 
 
 def solve_one(A: Any, B: Any, Q: Any, R: Any) -> tuple[Any, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, finite_max, full
+from dil._base.arrays import array_namespace, eps, finite_max, full
 from dil._base.given_matrix import GivenMatrix, Kept
 from dil._base.operator import Operator, matrix_operator, shifted
 from dil._base.solution import Solution
@@ -45,9 +45,7 @@ def solved_by_given_matrix(A: Operator, b: Array, backend: Backend, damping: flo
 
     def run(*arrays: Array) -> Arrays:
         *at, R = map(backend.to_numpy, arrays)
-        found = _solved(given, given.at(*at), R, eps(xp, b.dtype), finite_max(xp, b.dtype))
-        place = device(arrays[-1])
-        return tuple([backend.asarray(x, dtype=y.dtype, device=place) for x, y in zip(found, like, strict=True)])
+        return tuple(_solved(given, given.at(*at), R, eps(xp, b.dtype), finite_max(xp, b.dtype)))
 
     found = Solved._make(backend.loops.on_host(run, like, *given.arrays, backend.constant(rhs)))
     x, status, residual, condition = (part[:count, ...] for part in found)

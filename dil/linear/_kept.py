@@ -33,7 +33,8 @@ class Kept(dict[Any, Arrays]):
             return start if found is None else found
 
         if not runs_later(backend.loops, b):  # then nothing is made in vain
-            found = backend.loops.on_host(lambda _: self.get(key, ()), (b,), backend.constant(b))
+            backend.loops.on_host(lambda b: (b,), (b,), backend.constant(b))  # refuses what no host has
+            found = self.get(key, ())
             return found or empty(), not found
         start = empty()
         found = backend.loops.on_host(read, start, *map(backend.constant, start))

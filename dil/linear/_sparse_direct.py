@@ -246,9 +246,7 @@ def _on_host(solve: HostSolve, products: Array, v: Array, rhs: Array, count: int
 
     def run(*arrays: Array) -> Arrays:
         P, w, R = [np.asarray(backend.to_numpy(x), dtype=float) for x in arrays]
-        place = device(arrays[-1])
-        found = solve_each(solve, P, w, R, count)
-        return tuple(backend.asarray(x, dtype=y.dtype, device=place) for x, y in zip(found, like, strict=True))
+        return tuple(solve_each(solve, P, w, R, count))
 
     return OnHost._make(backend.loops.on_host(run, like, *map(backend.constant, (products, v, rhs))))
 

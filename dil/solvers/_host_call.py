@@ -72,11 +72,15 @@ def solve_on_host(
         return Solution(problem.space.unravel(u), xp.zeros(batch, dtype=xp.int32, **place))
     said: list[str] = []
 
-    def run(u: Array, *arrays: Array) -> Arrays:
-        host = Host(problem.backend, u)
-        found = solve(host, arrays)
+    def run(*arrays: Array) -> Arrays:
+        import numpy as np
+
+        # the solver calls a function of the framework
+        start, *rest = [problem.backend.asarray(x) if isinstance(x, np.ndarray) else x for x in arrays]
+        host = Host(problem.backend, start)
+        found = solve(host, tuple(rest))
         said.append(found.message)
-        codes = (array_namespace(u).asarray(int(x), dtype=xp.int32, device=device(u)) for x in found[1:3])
+        codes: list[Any] = [np.asarray(int(x), dtype="int32") for x in (found.status, found.steps)]
         return (host.into(found.x), *codes)
 
     count = xp.zeros((), dtype=xp.int32, **place)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dil._base.typing import Arrays, Step
-from dil._frameworks.loops import Loops
+from dil._frameworks.loops import Loops, call_now
 from dil_backends.jax.branch import run_if
 from dil_backends.jax.linear_map import linear
 from dil_backends.jax.varying import axes_of, cast, steady
@@ -59,13 +58,19 @@ def set_row(memory: Any, i: Any, row: Any, /) -> Any:
 
 
 def on_host(fn: Callable[..., Any], like: Any, *arrays: Any) -> Any:
-    """Call fn on the host by `pure_callback`. If the arrays are concrete, call it directly."""
+    """Call fn on the host by `pure_callback`. If the arrays are concrete, call it directly.
+
+    Nothing in the callback is an operation of JAX: it may run in the only thread that could execute one.
+    """
     if not any(isinstance(x, jax.core.Tracer) for x in arrays):
-        return fn(*arrays)
+        return call_now(fn, like, *arrays)
     shapes = jax.eval_shape(lambda: cast(like, axes_of(arrays)))
-    return jax.pure_callback(
-        lambda *xs: tuple(map(np.asarray, fn(*map(jnp.asarray, xs)))), shapes, *arrays, vmap_method="sequential"
-    )
+
+    def call(*xs: Any) -> Any:
+        found = fn(*map(np.asarray, xs))
+        return tuple([np.asarray(x, dtype=shape.dtype) for x, shape in zip(found, shapes, strict=True)])
+
+    return jax.pure_callback(call, shapes, *arrays, vmap_method="sequential")
 
 
 LOOPS = Loops(
