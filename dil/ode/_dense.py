@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import array_namespace, full
+from dil._base.arrays import array_namespace, nonzero_or_one
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 
@@ -25,8 +25,9 @@ def interpolate(backend: Backend, t: Array, knots: Array, states: Array, slopes:
 
     shape = (t.shape[0], *(1,) * (states.ndim - 1))
     h = xp.reshape(at(lengths), shape)
-    s = (xp.reshape(t, shape) - xp.reshape(at(begins), shape)) / h
-    s = xp.where(plain(s) > 1.5, full(s, 1.0), s)  # a time after the end of an incomplete mesh gets its last state
+    s = (xp.reshape(t, shape) - xp.reshape(at(begins), shape)) / nonzero_or_one(h)
+    # a time after the end of an incomplete mesh gets its last state
+    s = xp.where(plain(s) > 1.5, xp.astype(plain(h) > 0, s.dtype), s)
     y, z, k, m = at(states), at(states, 1), at(slopes), at(slopes, 1)
     rest = 1.0 - s
     chord = z - y
