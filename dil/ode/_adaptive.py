@@ -237,7 +237,7 @@ class _Attempt:
             tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
             mesh,
             select(taken, largest, s.largest),
-            taken,
+            select(judged.again, s.was_taken, taken),
             read(t < self.end) & alive,
             stages.after(taken),
         )

@@ -20,7 +20,7 @@ from dil.ode._dense import interpolate
 from dil.ode._field import Field
 from dil.ode._found_steps import MOVING, FoundRule, FoundSteps, steps_of
 from dil.ode._options import Options
-from dil.ode._simplified_newton import DERIVATIVE_SHARE, SimplifiedNewton
+from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewton
 from dil.ode._stage_layer import StageLayer, stage_layer
 from dil.ode._step_stages import EachSolved, KnownStages, Solve, VectorStages
 from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
@@ -57,8 +57,8 @@ class Integration:
     field: Field
     options: Options
     policy: Policy
-    share: float = DERIVATIVE_SHARE
-    """The error of a stage, as a share of the error that its adaptive step may have."""
+    accuracy: Accuracy = FOR_DERIVATIVE
+    """The accuracy of the stages of adaptive steps."""
 
     @property
     def backend(self) -> Backend:
@@ -119,7 +119,7 @@ class Integration:
         options, loops, few = self.options, self.backend.loops, self.backend.dense.crossover.general
         steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
         if options.solver is None and options.layer == "root" and y.shape[-1] <= few:
-            steps = SimplifiedNewton(self.field, arrays, self.share)
+            steps = SimplifiedNewton(self.field, arrays, self.accuracy)
         mesh = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]))
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)

@@ -19,7 +19,7 @@ from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._integration import Integration
 from dil.ode._options import Gradient, Layer, Options
-from dil.ode._simplified_newton import VALUE_SHARE
+from dil.ode._simplified_newton import FOR_VALUE
 from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, apply_verdict, increasing
 
 
@@ -223,7 +223,7 @@ def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...],
 
 def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Trajectory:
     integration, y, times, arrays = begin(func, y0, t, args, replace(options, on_failure="ignore"))
-    integration = replace(integration, share=VALUE_SHARE)
+    integration = replace(integration, accuracy=FOR_VALUE)
     constant = integration.backend.constant
     run = integration.run(constant(y), constant(times), tuple(constant(x) for x in arrays))
     xp = array_namespace(y)

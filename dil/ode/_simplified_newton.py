@@ -27,11 +27,19 @@ from dil._frameworks.iteration import frozen
 from dil.ode._field import Field
 from dil.ode._state import slope_between
 
-VALUE_SHARE = 1e-3
-"""The error of a stage, as a share of the error that its step may have, if only the value is wanted."""
-DERIVATIVE_SHARE = 1e-9
-"""The same if a derivative may be wanted. The theorem wants a solution, and measures what is not (see `is_near`)."""
-MOST_ITERATIONS = 10.0
+
+class Accuracy(NamedTuple):
+    """When a stage is solved."""
+
+    share: float
+    """The error of the stage, as a share of the error that its step may have."""
+    iterations: float
+    """The largest number of iterations."""
+
+
+FOR_VALUE = Accuracy(1e-3, 10.0)
+FOR_DERIVATIVE = Accuracy(1e-9, 30.0)
+"""The theorem wants a solution, and measures at some cost what is not (see `is_near`)."""
 SLOW = 0.05
 """A stage that converges at a larger rate asks for the Jacobian of the next step."""
 LEAST_RATE = 0.02
@@ -65,8 +73,7 @@ class SimplifiedNewton:
 
     field: Field
     arrays: Arrays
-    share: float
-    """The error of a stage, as a share of the error that its step may have."""
+    accuracy: Accuracy
 
     def first(self, y: Array, t: Array, slope: Array) -> Arrays:
         """Return what the first step is given."""
@@ -87,9 +94,9 @@ class SimplifiedStages:
         self.last: Arrays = (slope,)
         self.end: Arrays = (slope,)
         self.args, _ = maker.field.arguments.call(maker.arrays)
-        self.start, self.time, self.gh = (t, y), t, t
+        self.start, self.time, self.gh, self.most = (t, y), t, t, maker.accuracy.iterations
         xp, loops = array_namespace(y), maker.field.backend.loops
-        within = xp.maximum(maker.share * allowed, least_step(y) * xp.abs(y))
+        within = xp.maximum(maker.accuracy.share * allowed, least_step(y) * xp.abs(y))
         self.weight = 1.0 / xp.where(within > 0, within, 1.0)
         self.scalars = Scalars(loops.number, loops.numbers, y.ndim == 1)
         self.solutions: list[Array] = []
@@ -186,7 +193,7 @@ class SimplifiedStages:
             # the error that is left is at most rate / (1 - rate) times the step
             solved = (size == 0) | ((rate < 1) & (rate * size <= 1 - rate))
             solved = solved | (logical_not(first) & (size <= ROUNDED))
-            can_be = first | ((rate < 1) & (size * falls ** (MOST_ITERATIONS - steps) <= 1 - rate))
+            can_be = first | ((rate < 1) & (size * falls ** (self.most - steps) <= 1 - rate))
             going = can_be & is_finite(size) & logical_not(solved)
             return Iterate(s.z - d, size, rate, steps, going, solved)
 
