@@ -27,6 +27,9 @@ from dil._base.typing import Array, Arrays
 from dil._frameworks.loops import Loops
 from dil.ode._methods import Method, Stages
 
+PI = (0.6, 0.2)
+"""The exponents of this error and of the last one, in units of 1 / (power of h in the error)."""
+
 
 @dataclass(frozen=True)
 class Control:
@@ -61,7 +64,10 @@ class Mesh(NamedTuple):
     grid: Array
     """Begin and length, (max_steps, 2)."""
     ends: Array
-    """The state at the end of the step and the slope there, (2, *batch, max_steps, n)."""
+    """The state at the end of the step, the slope there, and the bulge of the step if the method has one.
+
+    Shape (2 or 3, *batch, max_steps, n).
+    """
     stages: Array
     """The solutions of the stages, (stages, *batch, max_steps, n)."""
     taken: Scalar
@@ -128,6 +134,8 @@ class Search(NamedTuple):
     """The largest |y| so far, entry by entry."""
     was_taken: Scalar
     """Whether the last attempt was taken. After a rejected one the step does not grow."""
+    error: Scalar
+    """The largest error of the last step that was taken, as a share of what is allowed."""
     active: Scalar
     kept: Arrays
 
@@ -150,7 +158,7 @@ def find_mesh(
     active = loops.number(end > start)
     memory, kept = first.begin(before, (y,), start), steps.first(y, start, slope)
     mesh = _no_steps(method, loops, control, y, start)
-    state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, active, kept)
+    state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept)
     attempt = _Attempt(steps, loops, control, end)
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
@@ -179,7 +187,7 @@ def _no_steps(method: Method, loops: Loops, control: Control, y: Array, start: A
 
     none, zero = loops.number(full(start, 0.0)), loops.number(full(y[..., 0], 0.0))
     never = zero + float("inf")
-    buffers = room(count, 2), room(2, *batch, count, n), room(stages, *batch, count, n)
+    buffers = room(count, 2), room(2 + method.bulges, *batch, count, n), room(stages, *batch, count, n)
     return Mesh(*buffers, none, none, zero, never, zero, zero)
 
 
@@ -226,18 +234,20 @@ class _Attempt:
             iterations=mesh.iterations + outcome[1],
             linear=mesh.linear + outcome[2],
         )
-        mesh = self._append(mesh, taken, (s.t, h), (y, slope), stages.solutions)
+        ends = (y, slope) if new.bulge is None else (y, slope, new.bulge()[0])
+        mesh = self._append(mesh, taken, (s.t, h), ends, stages.solutions)
         t = select(taken, t, s.t)
         alive = self._any(judged.status == 0) & (mesh.taken < control.max_steps)
         return Search(
             t,
-            select(judged.again, h, h * self._factor(method, judged.error, s.was_taken)),
+            select(judged.again, h, h * self._factor(method, judged.error, s)),
             select(taken, y, s.y),
             select(taken, slope, s.slope),
             tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
             mesh,
             select(taken, largest, s.largest),
             select(judged.again, s.was_taken, taken),
+            select(taken, judged.error, s.error),
             read(t < self.end) & alive,
             stages.after(taken),
         )
@@ -269,15 +279,19 @@ class _Attempt:
         """Return the largest of the numbers of all problems."""
         return x if isinstance(x, float) else self.loops.number(array_namespace(x).max(x))
 
-    def _factor(self, method: Method, error: Scalar, was_taken: Scalar) -> Scalar:
-        """Return the factor of the step size. Two-step methods are stable only up to 2.4."""
+    def _factor(self, method: Method, error: Scalar, s: Search) -> Scalar:
+        """Return the factor of the step size (Söderlind 2003, PI). Two-step methods are stable only up to 2.4."""
         assert method.error_order is not None
-        factor = 0.9 * greater(error, filled(error, 1e-6)) ** (-1.0 / method.error_order)
-        largest = select(was_taken, filled(error, 5.0 if method.starter is None else 2.0), filled(error, 1.0))
+        k, least = method.error_order, filled(error, 1e-6)
+        now, before = greater(error, least), greater(s.error, least)
+        # 0.9 is the factor at which both settle
+        both = 0.9 ** (PI[0] - PI[1]) * now ** (-PI[0] / k) * before ** (PI[1] / k)
+        factor = select((error <= 1) & s.was_taken, both, 0.9 * now ** (-1.0 / k))
+        largest = select(s.was_taken, filled(error, 5.0 if method.starter is None else 2.0), filled(error, 1.0))
         return greater(smaller(factor, largest), filled(error, 0.2))
 
     def _append(
-        self, mesh: Mesh, taken: Scalar, step: tuple[Array, Array], end: tuple[Array, Array], solutions: list[Array]
+        self, mesh: Mesh, taken: Scalar, step: tuple[Array, Array], end: Arrays, solutions: list[Array]
     ) -> Mesh:
         """Return the mesh with one more step if it was taken."""
         xp, place = array_namespace(end[0]), mesh.place

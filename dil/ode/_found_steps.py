@@ -19,6 +19,8 @@ class FoundSteps(NamedTuple):
     states: Array
     """At the end of each step, (steps, *batch, n)."""
     slopes: Array
+    bulges: Array
+    """See `Advanced`; zero where the method has none."""
     first_slope: Array
     """At the start, (*batch, n)."""
     begins: Array
@@ -42,22 +44,25 @@ class FoundSteps(NamedTuple):
 
     def with_rows(self, fn: Callable[[Array], Array]) -> FoundSteps:
         """Return the steps with fn of each array that has a row for each step."""
-        names = ("states", "slopes", "begins", "lengths", "stages")
+        names = ("states", "slopes", "bulges", "begins", "lengths", "stages")
         return self._replace(**{name: fn(getattr(self, name)) for name in names})
 
 
 def steps_of(mesh: Mesh, first_slope: Array, end: Array) -> FoundSteps:
     """Return the steps of a mesh that leads to `end`."""
     xp = array_namespace(mesh.ends)
-    states, slopes = (xp.moveaxis(mesh.ends[i, ...], -2, 0) for i in range(2))
+    states, slopes, *bulges = (xp.moveaxis(mesh.ends[i, ...], -2, 0) for i in range(mesh.ends.shape[0]))
     begins, lengths = mesh.grid[:, 0], mesh.grid[:, 1]
     begins = xp.where(lengths > 0, begins, 0.0 * begins + end)
-    return FoundSteps(states, slopes, first_slope, begins, lengths, xp.moveaxis(mesh.stages, -2, 0), *mesh[3:-1])
+    bulges = bulges or [xp.zeros_like(slopes)]
+    return FoundSteps(
+        states, slopes, bulges[0], first_slope, begins, lengths, xp.moveaxis(mesh.stages, -2, 0), *mesh[3:-1]
+    )
 
 
 Sweep = Callable[[Array, Array, Arrays, FoundSteps], Arrays]
-"""`sweep(y0, start, arrays, steps)` returns states, slopes and first slope again, as differentiable functions."""
-MOVING = 3
+"""`sweep(y0, start, arrays, steps)` returns the first four fields of the steps again, with their derivatives."""
+MOVING = 4
 """The number of fields of `FoundSteps` that have a derivative. They come first."""
 
 
@@ -86,8 +91,8 @@ class FoundRule:
         fn = self._function(args, steps, wrt)
         _, moved = jvp_from_vjp(self.backend, fn, [args[i] for i in wrt], [tangents[i] for i in wrt])
         taken, xp = steps.begins.shape[0], array_namespace(moved[0])
-        states, slopes, first_slope = moved
-        rows = (xp.concat([x, zero[taken:, ...]]) for x, zero in zip((states, slopes), zeros[:2], strict=True))
+        *states, first_slope = moved
+        rows = (xp.concat([x, zero[taken:, ...]]) for x, zero in zip(states, zeros, strict=False))
         return (*rows, first_slope, *zeros[MOVING:])
 
     def _steps(self, y: Arrays) -> FoundSteps:

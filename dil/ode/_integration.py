@@ -22,7 +22,7 @@ from dil.ode._found_steps import MOVING, FoundRule, FoundSteps, steps_of
 from dil.ode._options import Options
 from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewton
 from dil.ode._stage_layer import StageLayer, stage_layer
-from dil.ode._step_stages import EachSolved, KnownStages, Solve, VectorStages
+from dil.ode._step_stages import EachSolved, KnownStages, NoneSolved, Solve, VectorStages
 from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
 from dil.ode._unroll import UnrolledStage
 from dil.ode._verdict import Verdict, first_failure
@@ -85,9 +85,10 @@ class Integration:
         knots = xp.concat([t[:1], found.begins + found.lengths])
         if self.options.gradient in ("implicit", "naive"):
             states, slopes = with_first(y0, found.states), with_first(found.first_slope, found.slopes)
+            bulges = found.bulges if self.options.scheme.bulges else None
         else:
-            states, slopes = self._with_other_gradient(y0, knots, arrays, found)
-        rows = interpolate(self.backend, t, knots, states, slopes)
+            (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
+        rows = interpolate(self.backend, t, knots, states, slopes, bulges)
         plain = FoundSteps(*(self.backend.constant(x) for x in found))
         zero = 0.0 * plain.status
         begun = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
@@ -118,7 +119,9 @@ class Integration:
         """Return the steps that the error control chooses."""
         options, loops, few = self.options, self.backend.loops, self.backend.dense.crossover.general
         steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
-        if options.solver is None and options.layer == "root" and y.shape[-1] <= few:
+        if not options.scheme.implicit:
+            steps = NoneSolved(self.field, arrays)
+        elif options.solver is None and options.layer == "root" and y.shape[-1] <= few:
             steps = SimplifiedNewton(self.field, arrays, self.accuracy)
         mesh = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]))
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
@@ -129,8 +132,9 @@ class Integration:
         return steps_of(mesh, self.field.at(t[0], y, arrays), t[-1])
 
     def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
-        """Return states, slopes and first slope of found steps as differentiable functions of y0, start and arrays."""
-        layer, scheme, ends = self._stage((y0, start), arrays), self.options.scheme, found.begins + found.lengths
+        """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""
+        layer, scheme = self._stage((y0, start), arrays), self.options.scheme
+        ends = found.begins + found.lengths
         begins = with_first(start, ends[:-1])
 
         def stages(last: Arrays, solutions: Array) -> KnownStages:
@@ -140,7 +144,8 @@ class Integration:
         grid = (begins, ends - begins, found.stages)
         first = self.field.slope(start, y0, arrays)
         result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.taken)
-        return result.states[0], result.slopes[0], first
+        bulges = result.bulges[0] if scheme.bulges else found.bulges
+        return result.states[0], result.slopes[0], bulges, first
 
     def _with_other_gradient(self, y0: Array, knots: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
         """Return the states and slopes at the knots with the derivative of the unrolled steps or the adjoint method."""

@@ -35,6 +35,8 @@ class Advanced(NamedTuple):
     """Computed only for adaptive steps. It needs the slope at the start in `stages.last`."""
     slope: Arrays | None = None
     """The slope at the end, if it is not that of the last implicit stage."""
+    bulge: Callable[[], Arrays] | None = None
+    """How far the state at t + h / 2 is from the cubic through states and slopes at both ends."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Method:
     """The power of h in the estimate of the local error; None for a method without an estimate."""
     stages: int = 1
     """The number of implicit stages."""
+    bulges: bool = False
+    """Whether its steps have a bulge, so that dense output is of order 4."""
 
 
 def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:

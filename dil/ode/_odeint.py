@@ -55,9 +55,11 @@ def odeint(
         Times that increase, T >= 2, of the dtype of y0.
     args : tuple of trees
         The other arguments of func. A captured array that is being differentiated is refused.
-    method : {"implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3", "euler"}
-        The orders are 1, 2, 2, 2, 2, 3 and 1. "implicit_euler", "bdf2", "sdirk2" and "sdirk3" are L-stable, which suits
-        the stiffest problems. "euler" is explicit, for comparison.
+    method : str
+        "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3" and "kvaerno5" are implicit, of
+        order 1, 2, 2, 2, 2, 3 and 5. All but the second and the third are L-stable, which suits the stiffest problems.
+        "tsit5" (Tsitouras 2011) and "dopri5" (Dormand and Prince 1980) are explicit, of order 5, for problems that are
+        not stiff; "euler" is explicit, of order 1, for comparison.
     solver : callable, optional
         Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` if the problem is not
         stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
@@ -111,8 +113,9 @@ def odeint(
     gradient is that of the discrete solution.
 
     With adaptive steps, the stages of a small state are solved by simplified Newton iterations, whose Jacobian is kept
-    over steps (Hairer and Wanner 1996, IV.8), unless `solver` is given. The gradient holds the mesh constant. A cubic
-    polynomial interpolates the state within a step, from the states and the slopes at its ends.
+    over steps (Hairer and Wanner 1996, IV.8), unless `solver` is given. The step size follows the errors of the last
+    two steps (Söderlind 2003). The gradient holds the mesh constant. A cubic polynomial interpolates the state within a
+    step, from the states and the slopes at its ends; for the methods of order 5 it is of degree 4.
 
     Examples
     --------

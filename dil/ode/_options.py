@@ -12,10 +12,13 @@ from dil._layers.call import Solver
 from dil.linear._auto import Auto
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
+from dil.ode import _methods
 from dil.ode._adaptive import Control
-from dil.ode._methods import METHODS, Method
+from dil.ode._methods import Method
 from dil.ode._newton import StepNewton
+from dil.ode._pairs import PAIRS
 
+METHODS = {**_methods.METHODS, **PAIRS}
 Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
 Layer = Literal["root", "argmin"]
 

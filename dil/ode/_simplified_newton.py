@@ -40,12 +40,14 @@ class Accuracy(NamedTuple):
 FOR_VALUE = Accuracy(1e-3, 10.0)
 FOR_DERIVATIVE = Accuracy(1e-9, 30.0)
 """The theorem wants a solution, and measures at some cost what is not (see `is_near`)."""
-SLOW = 0.05
+SLOW = 0.01
 """A stage that converges at a larger rate asks for the Jacobian of the next step."""
 LEAST_RATE = 0.02
 """The least rate that a first iteration is trusted to have."""
 ROUNDED = 0.1
 """A second step this short, in units of the error of a stage, may no longer contract because of rounding."""
+STEADY = 0.5
+"""A slope changes slowly if it changes by at most this share from one stage to the next."""
 LONGEST_EXTRAPOLATION = 2.0
 """In units of the time between the last two stages."""
 
@@ -90,7 +92,7 @@ class SimplifiedStages:
     """The stages of one step from y at t."""
 
     def __init__(self, maker: SimplifiedNewton, t: Array, y: Array, slope: Array, allowed: Array, kept: Kept) -> None:
-        self.field, self.kept = maker.field, kept
+        self.field, self.kept, self.before = maker.field, kept, (kept.slope, kept.time)
         self.last: Arrays = (slope,)
         self.end: Arrays = (slope,)
         self.args, _ = maker.field.arguments.call(maker.arrays)
@@ -125,22 +127,35 @@ class SimplifiedStages:
         if self.inverse is None or self.gh is not gh:
             self._invert(gh)
         (z,), (slope,), kept = base, self.last, self.kept
-        between = self.time - kept.time
-        way = self.scalars.number((t - self.time) / array_namespace(t).where(between == 0, 1.0, between))
-        way = smaller(way, filled(way, LONGEST_EXTRAPOLATION))
-        found = self._iterate(z, t, gh, z + gh * (slope + way * (slope - kept.slope)))
+        way = self.scalars.number((t - self.time) / (self.time - kept.time))
+        way = smaller(greater(way, filled(way, -LONGEST_EXTRAPOLATION)), filled(way, LONGEST_EXTRAPOLATION))
+        found = self._iterate(z, t, gh, self._guess(z, gh, slope, way * (slope - kept.slope)))
         end = slope_between((found.z,), base, gh)
-        self.kept = kept._replace(slope=slope, time=self.time)
+        # two stages may have one time
+        apart = self.scalars.number(abs(t - self.time) > 0.01 * abs(gh))
+        self.kept = kept._replace(slope=select(apart, slope, kept.slope), time=select(apart, self.time, kept.time))
         self.last, self.end, self.time = end, end, t
         self.solutions.append(found.z)
         self._count(found)
         return (found.z,)
 
+    def _guess(self, base: Array, gh: Array, slope: Array, change: Array) -> Array:
+        """Return the first iterate: along the last slope and its change, or the base where the slope changes fast.
+
+        At the end of a transient the slope leads across the solution. From there another solution may be found.
+        """
+        read = self.scalars.read
+        scaled, moved = slope * self.weight, change * self.weight
+        steady = read(inner(moved, moved)) <= STEADY**2 * read(inner(scaled, scaled))
+        return select(steady, base + gh * (slope + change), base)  # type: ignore[no-any-return]
+
     def after(self, taken: Scalar) -> Arrays:
         """Return what the next attempt is given."""
         kept, slow = self.kept, any_of(self.slowest > SLOW)
         rate = as_column(self.rate, self.start[1]) if isinstance(self.rate, float) else self._column(self.rate)
-        return kept._replace(slow=kept.slow | slow, current=kept.current & logical_not(taken), rate=rate)
+        slope, time = (select(taken, a, b) for a, b in zip((kept.slope, kept.time), self.before, strict=True))
+        current = kept.current & logical_not(taken)
+        return kept._replace(slow=kept.slow | slow, current=current, rate=rate, slope=slope, time=time)
 
     def _column(self, x: Array) -> Array:
         return x[..., None] if self.scalars.single else x
@@ -152,8 +167,10 @@ class SimplifiedStages:
         new = select(is_finite(found.size), failed, nonfinite)
         new = select(found.solved, filled(status, 0.0), new)
         self.counted = select(status == 0, new, status), iterations + found.steps
-        self.rate = select(found.solved, greater(found.rate, filled(found.rate, LEAST_RATE)), filled(found.rate, 1.0))
-        self.slowest = greater(self.slowest, self.rate)
+        rate = select(found.solved, found.rate, filled(found.rate, 1.0))
+        # a rate that was expected and not seen says nothing
+        self.slowest = greater(self.slowest, select(found.solved & (found.steps < 2), 0.0 * rate, rate))
+        self.rate = greater(rate, filled(rate, LEAST_RATE))
 
     def _invert(self, gh: Array) -> None:
         """Compute the Jacobian, if a stage converged slowly with the last one, and the inverse of I - gh J."""
@@ -180,7 +197,8 @@ class SimplifiedStages:
         field, args, weight, scalars = self.field, self.args, self.weight, self.scalars
         inverse: Any = self.inverse
         single, n = scalars.single, guess.shape[-1]
-        expected = self.rate
+        # an older Jacobian has to show its rate: that of a linearisation across a fold is no contraction
+        expected = select(scalars.number(self.kept.current), self.rate, filled(self.rate, 1.0))
 
         def advance(s: Iterate) -> Iterate:
             F = s.z - base - gh * field(t, s.z, *args)

@@ -70,6 +70,42 @@ class EachSolved:
         return VectorStages(self.field, self.solve, self.arrays, (slope,))
 
 
+@dataclass(frozen=True)
+class NoneSolved:
+    """Makes the stages of each step of a search by an explicit method."""
+
+    field: Field
+    arrays: Arrays
+
+    def first(self, y: Array, t: Array, slope: Array) -> Arrays:
+        """Return nothing: the steps keep nothing."""
+        return ()
+
+    def stages(self, t: Array, y: Array, slope: Array, allowed: Array, kept: Arrays) -> ExplicitStages:
+        """Return the stages of a step from y at t."""
+        return ExplicitStages(self.field, no_solve, self.arrays, (slope,))
+
+
+class ExplicitStages(VectorStages):
+    """The stages of a step of an explicit method, without a derivative."""
+
+    def slope(self, t: Array, y: Arrays) -> Arrays:
+        """Return f(t, y)."""
+        return (self.field.at(t, y[0], self.arrays),)
+
+
+def no_solve(base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
+    """Raise an error: an explicit method solves nothing.
+
+    Raises
+    ------
+    AssertionError
+        Always.
+    """
+    message = "an explicit method has no stage to solve"
+    raise AssertionError(message)
+
+
 class KnownStages:
     """The stages of a step whose solutions are known. They have the derivative of the theorem there."""
 

@@ -28,6 +28,8 @@ class SweepResult(NamedTuple):
     states: Arrays
     slopes: Arrays
     outcome: Arrays
+    bulges: Arrays
+    """The bulges of the steps (see `Advanced`); empty if the method has none."""
 
 
 def grid_of(t: Array, steps: int) -> tuple[Array, Array]:
@@ -67,7 +69,9 @@ def sweep(
         xp = array_namespace(status)
         nonfinite = (status == 0) & ~xp.all(xp.isfinite(backend.constant(new.y[0])), axis=-1)
         status = xp.where(nonfinite, full(status, float(Status.NON_FINITE)), status)
-        return (*new.y, *step_stages.last, *new.memory), (*new.y, *step_stages.end, status, *counts)
+        end = step_stages.end if new.slope is None else new.slope
+        bulge = () if new.bulge is None else new.bulge()
+        return (*new.y, *step_stages.last, *new.memory), (*new.y, *end, status, *counts, *bulge)
 
     first = tuple(x[0, ...] for x in grid)
     memory = (method.starter or method).begin(stages(slope, *first[2:]), y, first[0])
@@ -83,8 +87,10 @@ def sweep(
         outs.append(rest)
     xp = array_namespace(y[0])
     joined = outs[0] if len(outs) == 1 else tuple(xp.concat(parts) for parts in zip(*outs, strict=True))
-    slopes = joined[n_states : n_states + n_slopes]
-    return SweepResult(carry[:n_states], joined[:n_states], slopes, joined[n_states + n_slopes :])
+    ends = n_states + n_slopes
+    return SweepResult(
+        carry[:n_states], joined[:n_states], joined[n_states:ends], joined[ends : ends + 3], joined[ends + 3 :]
+    )
 
 
 def with_first(first: Array, rest: Array) -> Array:
