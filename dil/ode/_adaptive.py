@@ -27,6 +27,8 @@ from dil._base.typing import Array, Arrays
 from dil._frameworks.loops import Loops
 from dil.ode._methods import Method, Stages
 
+LEAST_LIFE = 1e-4
+"""The change of the state in one of the shortest steps, relative to the state, from which on it has a pole there."""
 PI = (0.6, 0.2)
 """The exponents of this error and of the last one, in units of 1 / (power of h in the error)."""
 
@@ -212,7 +214,7 @@ class _Attempt:
 
     def __call__(self, method: Method, s: Search) -> Search:
         xp, control, read, size = array_namespace(s.y), self.control, self.loops.number, array_namespace(s.y).abs(s.y)
-        shortest = 16 * eps(xp, s.y.dtype) * (abs(s.t) + 1e-3 * abs(self.end - s.t))
+        shortest = self._shortest(s)
         final = read(s.t + s.h >= self.end - shortest)
         h = select(final, self.end - s.t, s.h)
         stages = self.steps.stages(s.t, s.y, s.slope, control.allowed(size, s.largest), s.kept)
@@ -252,6 +254,10 @@ class _Attempt:
             stages.after(taken),
         )
 
+    def _shortest(self, s: Search) -> Array:
+        """Return the length of a step within rounding."""
+        return 16 * eps(array_namespace(s.y), s.y.dtype) * (abs(s.t) + 1e-3 * abs(self.end - s.t))
+
     def _judge(self, s: Search, h: Array, error: Scalar, stages: tuple[Scalar, Scalar], *, tiny: Scalar) -> Judged:
         """Return what becomes of an attempt, from its error, and the status and `may_try_again` of its stages."""
         ended, (stage_status, may_try_again) = s.mesh.status != 0, stages
@@ -265,7 +271,14 @@ class _Attempt:
         # near a pole the allowed steps may shrink without end: stop if t + h rounds to t
         stuck = self.loops.number(s.t + h == s.t) & (large == self._largest(large))
         fails = ((tiny & logical_not(allowed)) | stuck) & going & logical_not(again)
-        code = select(solved, filled(error, float(Status.STAGNATED)), stage_status)
+        if fails is False:
+            code = stage_status
+        else:
+            # a state that would double within a few thousand of the shortest steps grows without bound
+            speed, size = (self.loops.number(max_abs(x)) for x in (s.slope, s.y))
+            pole = speed * self.loops.number(self._shortest(s)) >= LEAST_LIFE * size
+            code = select(solved, filled(error, float(Status.STAGNATED)), stage_status)
+            code = select(pole & is_finite(speed), filled(error, float(Status.DIVERGED)), code)
         status = select(fails, code, s.mesh.status)
         done = status != 0
         taken = logical_not(self._any(logical_not(allowed | done)))

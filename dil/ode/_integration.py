@@ -24,6 +24,7 @@ from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewto
 from dil.ode._stage_layer import StageLayer, stage_layer
 from dil.ode._step_stages import EachSolved, KnownStages, NoneSolved, Solve, VectorStages
 from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
+from dil.ode._times import Times
 from dil.ode._unroll import UnrolledStage
 from dil.ode._verdict import Verdict, first_failure
 
@@ -57,6 +58,7 @@ class Integration:
     field: Field
     options: Options
     policy: Policy
+    times: Times
     accuracy: Accuracy = FOR_DERIVATIVE
     """The accuracy of the stages of adaptive steps."""
 
@@ -65,8 +67,28 @@ class Integration:
         """The backend of the state."""
         return self.field.backend
 
+    def run_at(self, y0: Array, t: Array, arrays: Arrays) -> Run:
+        """Solve the ODE at the times of the call. Only the rows of the result have derivatives."""
+        s, (_, first, which) = t if self.times.sign > 0 else -t, self.times
+        if not first:
+            return self.run(y0, s, arrays)
+        xp = array_namespace(s)
+        run = self._no_steps(y0) if len(first) == 1 else self.run(y0, xp.stack([s[i] for i in first]), arrays)
+        rows = []
+        for i, k in enumerate(which):
+            row, at = run.rows[k, ...], s[first[k]]
+            # of the same time: the state is the same, and depends on its own time
+            rows.append(row if first[k] == i else row + (s[i] - at) * self.field.slope(at, row, arrays))
+        return run._replace(rows=array_namespace(*rows).stack(rows))
+
+    def _no_steps(self, y0: Array) -> Run:
+        """Return the result at the first time alone."""
+        zero = full(y0[..., 0], 0.0)
+        none = full(y0, 0.0, shape=())
+        return Run(y0[None, ...], Verdict(zero, zero, zero + float("inf"), zero), none, none, zero, zero)
+
     def run(self, y0: Array, t: Array, arrays: Arrays) -> Run:
-        """Solve the ODE. Only the rows of the result have derivatives."""
+        """Solve the ODE at times that increase."""
         empty = 0 in y0.shape  # an empty batch has no error to adapt to
         run = self._run_equal_steps if empty or not self.options.adapts else self._run_adaptive
         return run(y0, t, arrays)

@@ -20,6 +20,7 @@ from dil.ode._field import Field
 from dil.ode._integration import Integration
 from dil.ode._options import Gradient, Layer, Options
 from dil.ode._simplified_newton import FOR_VALUE
+from dil.ode._times import Times, times_of
 from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, apply_verdict, increasing
 
 
@@ -27,7 +28,7 @@ def odeint(
     func: Callable[..., Tree],
     y0: Tree,
     t: Any,
-    args: tuple[Tree, ...] = (),
+    args: Any = (),
     *,
     method: str = "implicit_euler",
     solver: Solver | None = None,
@@ -52,9 +53,11 @@ def odeint(
     y0 : tree
         The state at t[0]: float arrays of one dtype.
     t : array or sequence of float, shape (T,)
-        Times that increase, T >= 2, of the dtype of y0.
-    args : tuple of trees
-        The other arguments of func. A captured array that is being differentiated is refused.
+        Times of the dtype of y0 that all increase or all decrease; two or more may be the same. Times that a program
+        such as `jax.jit` traces must increase.
+    args : tuple of trees, or one tree
+        The other arguments of func. A single argument that is no tuple needs none. A captured array that is being
+        differentiated is refused.
     method : str
         "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3" and "kvaerno5" are implicit, of
         order 1, 2, 2, 2, 2, 3 and 5. All but the second and the third are L-stable, which suits the stiffest problems.
@@ -100,7 +103,7 @@ def odeint(
     Raises
     ------
     OptionError
-        If an option is out of range or unknown, or t does not increase.
+        If an option is out of range or unknown, or t neither increases nor decreases.
     ShapeError, DTypeError, BackendError, CapturedError
         If y0 is empty, the result of func is not like the state, or arrays differ in dtype or backend.
     ConvergenceError
@@ -143,7 +146,12 @@ def odeint(
     def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Tree:
         return _odeint(func, y0, t, args, options)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, args)
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, _as_tuple(args))
+
+
+def _as_tuple(args: Any) -> tuple[Tree, ...]:
+    """Return the arguments. A single one, such as a named tuple, may come without a tuple around it."""
+    return args if type(args) is tuple else (args,)
 
 
 class Trajectory(NamedTuple):
@@ -173,7 +181,7 @@ class Trajectory(NamedTuple):
     linear: Array
 
 
-def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = (), **options: Any) -> Trajectory:
+def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: Any = (), **options: Any) -> Trajectory:
     """Return the solution with a report. No policy is applied, and the result has no derivative.
 
     Parameters
@@ -208,7 +216,7 @@ def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = 
     def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Trajectory:
         return _solve(func, y0, t, args, chosen)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, args)  # type: ignore[no-any-return]
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, _as_tuple(args))  # type: ignore[no-any-return]
 
 
 def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
@@ -218,23 +226,24 @@ def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
 
 def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Tree:
     integration, y, times, arrays = begin(func, y0, t, args, options)
-    run = integration.run(y, times, arrays)
+    run, field = integration.run_at(y, times, arrays), integration.field
     hint = ADAPTIVE_HINT if options.adapts else EQUAL_STEPS_HINT
-    rows = apply_verdict(integration.policy, integration.backend, run.rows, times, run.verdict, hint)
-    return integration.field.trajectory(rows)
+    rows = apply_verdict(integration.policy, field.backend, run.rows, field.sign * times, run.verdict, hint, field.sign)
+    return field.trajectory(rows)
 
 
 def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Trajectory:
     integration, y, times, arrays = begin(func, y0, t, args, replace(options, on_failure="ignore"))
     integration = replace(integration, accuracy=FOR_VALUE)
     constant = integration.backend.constant
-    run = integration.run(constant(y), constant(times), tuple(constant(x) for x in arrays))
-    xp = array_namespace(y)
+    run = integration.run_at(constant(y), constant(times), tuple(constant(x) for x in arrays))
+    xp, begin_of = array_namespace(y), run.verdict.begin
+    failed_at = xp.where(begin_of < float("inf"), integration.field.sign * begin_of, begin_of)
     counts = (run.steps, run.rejected, run.iterations, run.linear)
     return Trajectory(
         integration.field.trajectory(constant(run.rows)),
         xp.astype(run.verdict.status, xp.int32),
-        run.verdict.begin,
+        failed_at,
         *(xp.astype(x, xp.int32) for x in counts),
     )
 
@@ -245,9 +254,6 @@ def begin(
     """Check a call. Return it with its state as a vector, its times and the arrays of its arguments."""
     if not callable(func):
         message = f"func={func!r} of type {type(func).__name__}; expected a callable, func(t, y, *args)"
-        raise OptionError(message)
-    if not isinstance(args, tuple):
-        message = f"args={args!r} of type {type(args).__name__}; expected a tuple, (theta,) for one argument"
         raise OptionError(message)
     arrays, arguments = with_complex_split(*split_arguments(args, {}, leaves_of(y0)[0]))
     y, space = space_of(adopted_tree(y0, arrays), options.batch_ndim, "y0")
@@ -262,9 +268,13 @@ def begin(
             raise DTypeError(message)
     field = Field(backend.fixed(func), space, arguments, backend)
     times = _times(adopted((t,), (y,))[0], y, field)
-    field.refuse_captured(times[0], y, tuple(arrays))
+    known = times_of(times, t, backend)
+    if known is None:
+        times, known = increasing(times, backend), Times()
+    field = replace(field, sign=known.sign)
+    field.refuse_captured(known.sign * times[0], y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
-    return Integration(field, options, policy), y, times, tuple(arrays)
+    return Integration(field, options, policy, known), y, times, tuple(arrays)
 
 
 def _times(t: Any, y: Array, field: Field) -> Array:
@@ -281,7 +291,7 @@ def _times(t: Any, y: Array, field: Field) -> Array:
     if t.dtype != y.dtype:
         message = f"t has dtype {t.dtype}, but y0 has {y.dtype}; cast one of them"
         raise DTypeError(message)
-    if t.ndim != 1 or t.shape[0] < 2:
-        message = f"t has shape {tuple(t.shape)}; expected (T,) with T >= 2 times, the first of them that of y0"
+    if t.ndim != 1 or t.shape[0] < 1:
+        message = f"t has shape {tuple(t.shape)}; expected (T,), the times of the states, the first of them that of y0"
         raise ShapeError(message)
-    return increasing(t, backend)
+    return t  # type: ignore[no-any-return]
