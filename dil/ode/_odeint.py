@@ -30,7 +30,7 @@ def odeint(
     t: Any,
     args: Any = (),
     *,
-    method: str = "implicit_euler",
+    method: str | None = None,
     solver: Solver | None = None,
     linear_solver: LinearSolver | None = None,
     gradient: Gradient = "implicit",
@@ -58,7 +58,8 @@ def odeint(
     args : tuple of trees, or one tree
         The other arguments of func. A single argument that is no tuple needs none. A captured array that is being
         differentiated is refused.
-    method : str
+    method : str, optional
+        The default is "kvaerno5" for steps that adapt, and otherwise "implicit_euler", that of the paper.
         "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3" and "kvaerno5" are implicit, of
         order 1, 2, 2, 2, 2, 3 and 5. All but the second and the third are L-stable, which suits the stiffest problems.
         "tsit5" (Tsitouras 2011) and "dopri5" (Dormand and Prince 1980) are explicit, of order 5, for problems that are
