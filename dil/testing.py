@@ -13,7 +13,7 @@ from typing import Any
 
 from dil._base.arrays import array_namespace, device, eps
 from dil._base.operator import Operator
-from dil._base.typing import Array, Arrays
+from dil._base.typing import Array, Arrays, Step
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import LinearSystem
 from dil._frameworks.registry import BackendHandle
@@ -132,6 +132,35 @@ def scan_steps_through_its_rows(handle: BackendHandle) -> None:
     dc, _, middle, _ = pull((v, 0.0 * outs))
     _expect_near(handle, dc, v * rows[0] * rows[1] * rows[2], "scan has a wrong derivative in its start")
     _expect_near(handle, middle, v * c * rows[0] * rows[2], "scan has a wrong derivative in its rows")
+
+
+def scan_takes_as_many_rows_as_it_is_told(handle: BackendHandle) -> None:
+    """Check the scan c <- c x^2 over two rows of three, with its first and second derivatives in reverse mode."""
+    c, v, *rows = _vectors(handle, 5)
+    two = handle.xp.sum(0.0 * c) + 2.0
+
+    def products(c: Array, *rows: Array) -> Arrays:
+        xp = array_namespace(*rows)
+        step: Step = lambda c, x: ((c[0] * x[0] * x[0],), (c[0] * x[0],))  # noqa: E731
+        (last,), (outs,) = handle.module.loops.scan(step, (c,), (xp.stack(list(rows)),), two)
+        return last, outs
+
+    (last, outs), pull = handle.module.vjp(products, c, *rows)
+    squares = rows[0] * rows[0], rows[1] * rows[1]
+    _expect_near(handle, last, c * squares[0] * squares[1], "a counted scan has a wrong last carry")
+    _expect_near(handle, outs[1, ...], c * squares[0] * rows[1], "a counted scan does not stack its outs in order")
+    _expect_near(handle, outs[2, ...], 0.0 * c, "a counted scan has outs beyond its rows")
+    dc, first, _, third = pull((v, 0.0 * outs))
+    _expect_near(handle, dc, v * squares[0] * squares[1], "a counted scan has a wrong derivative in its start")
+    _expect_near(handle, first, 2.0 * v * c * rows[0] * squares[1], "a counted scan has a wrong derivative in its rows")
+    _expect_near(handle, third, 0.0 * c, "a counted scan depends on a row beyond its count")
+
+    def slope(row: Array) -> Arrays:
+        _, pull = handle.module.vjp(lambda row: products(c, row, *rows[1:])[:1], row)
+        return pull((v,))
+
+    _, pull = handle.module.vjp(slope, rows[0])
+    _expect_near(handle, pull((v,))[0], 2.0 * v * v * c * squares[1], "a counted scan has a wrong second derivative")
 
 
 def implicit_composes_with_scale(handle: BackendHandle) -> None:
@@ -266,6 +295,7 @@ LAWS: tuple[Law, ...] = (
     while_loop_may_run_zero_times,
     run_if_runs_what_holds,
     scan_steps_through_its_rows,
+    scan_takes_as_many_rows_as_it_is_told,
     implicit_composes_with_scale,
     implicit_differentiates_again,
     implicit_in_a_scan_differentiates_again,

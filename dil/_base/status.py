@@ -90,7 +90,7 @@ class Status(IntEnum):
         11,
         "the iterates, or the states of a plan, grow without bound; check that the score has a minimum, damp the steps "
         "or take another solver, and for a plan shorten the horizon, bound the controls, start from controls that keep "
-        "the states small, or check the dynamics",
+        "the states small, or check the dynamics; the solution of a differential equation has a pole there",
     )
     UNSTABILISABLE = (
         12,

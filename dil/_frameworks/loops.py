@@ -34,6 +34,14 @@ class LinearMap(Protocol):
         ...
 
 
+class Scan(Protocol):
+    """A loop over the rows of arrays."""
+
+    def __call__(self, step: Step, carry: Arrays, xs: Arrays, count: Array | None = None, /) -> tuple[Arrays, Arrays]:
+        """Return the last carry and the stacked outs of the first `count` rows."""
+        ...
+
+
 @dataclass(frozen=True)
 class Loops:
     """The control flow of a framework. Numerical routines use it and never import the framework."""
@@ -50,11 +58,12 @@ class Loops:
     fn costs nothing if the condition does not hold.
     """
 
-    scan: Callable[[Step, Arrays, Arrays], tuple[Arrays, Arrays]]
-    """`scan(step, carry, xs)`: run `carry, out = step(carry, x)` for each row x of `xs`.
+    scan: Scan
+    """`scan(step, carry, xs, count)`: run `carry, out = step(carry, x)` for each row x of `xs`.
 
     There is at least one row. Returns the last carry and the stacked outs. The scan can be differentiated through its
-    steps, in forward and reverse mode.
+    steps, in forward and reverse mode. With a `count`, an array of shape (), only that many rows are taken, at least
+    one, and the other outs are zero.
     """
 
     map_rows: MapRows
@@ -118,14 +127,31 @@ def python_if(condition: Array, fn: Callable[[Any], Any], state: Any, /) -> Any:
     return fn(state) if bool(condition) else state
 
 
-def python_scan(step: Step, carry: Arrays, xs: Arrays, /) -> tuple[Arrays, Arrays]:
+def python_scan(step: Step, carry: Arrays, xs: Arrays, count: Array | None = None, /) -> tuple[Arrays, Arrays]:
     """Run a scan in Python."""
-    outs = []
-    for i in range(xs[0].shape[0]):
+    outs, rows = [], xs[0].shape[0]
+    for i in range(rows if count is None else max(1, min(int(count), rows))):
         x = tuple(every[i, ...] for every in xs)  # torch.vmap has no rule for `unstack`
         carry, out = step(carry, x)
         outs.append(out)
+    while outs and len(outs) < rows:
+        outs.append(tuple(0.0 * x for x in outs[-1]))
     return carry, tuple(array_namespace(*every).stack(list(every)) for every in zip(*outs, strict=True))
+
+
+def masked(step: Step) -> Step:
+    """Return a step for rows with one more entry. It changes nothing, and its outs are zero, where that is false."""
+
+    def taken(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
+        *row, mask = x
+        new, outs = step(carry, tuple(row))
+
+        def chosen(a: Array, b: Array) -> Array:
+            return array_namespace(mask).where(mask, a, b)  # type: ignore[no-any-return]
+
+        return tuple(map(chosen, new, carry)), tuple(chosen(a, array_namespace(a).zeros_like(a)) for a in outs)
+
+    return taken
 
 
 def python_map(fn: Callable[[Array], Array], rows: Array, at_once: int | None = None, /) -> Array:

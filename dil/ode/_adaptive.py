@@ -5,15 +5,32 @@ The gradient is that of the method on the mesh that was found. The mesh itself i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from dil._base.arrays import array_namespace, device, eps, full, max_abs, nonzero_max_abs, nonzero_or_one
+from dil._base.arrays import (
+    array_namespace,
+    device,
+    eps,
+    full,
+    inner,
+    logical_not,
+    max_abs,
+    nonzero_max_abs,
+    nonzero_or_one,
+    select,
+)
+from dil._base.scalars import Scalar, any_of, filled, greater, indicator, is_finite, smaller, sqrt
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
-from dil.ode._methods import Method
-from dil.ode._step_stages import VectorStages
+from dil._frameworks.loops import Loops
+from dil.ode._methods import Method, Stages
+
+LEAST_LIFE = 1e-4
+"""The change of the state in one of the shortest steps, relative to the state, from which on it has a pole there."""
+PI = (0.6, 0.2)
+"""The exponents of this error and of the last one, in units of 1 / (power of h in the error)."""
 
 
 @dataclass(frozen=True)
@@ -33,25 +50,77 @@ class Control:
         """Return the error that each entry of y may have; never zero. `largest` are the largest values so far."""
         if self.atol is not None:
             return self.atol + self.rtol * y
-        noise = 4 * eps(array_namespace(y), y.dtype) * max_abs(largest)[..., None]
-        return nonzero_or_one(self.rtol * (y + 1e-3 * largest) + noise)
+        xp = array_namespace(y)
+        noise = 4 * eps(xp, y.dtype) * max_abs(largest)[..., None]
+        found = self.rtol * (y + 1e-3 * largest) + noise
+        return xp.where(found == 0, 1.0, found)  # type: ignore[no-any-return]
 
 
 class Mesh(NamedTuple):
-    """The steps that were found, and counts of the search."""
+    """The steps that were found, the solutions of their stages, and counts of the search.
 
-    begins: Array
-    """Shape (max_steps,); the last time for unused steps."""
-    lengths: Array
-    """Shape (max_steps,); zero for unused steps."""
-    taken: Array
-    rejected: Array
-    status: Array
+    The first three fields have one row for each of max_steps steps, in the dimension before the last. Rows of steps
+    that were not taken are zero.
+    """
+
+    grid: Array
+    """Begin and length, (max_steps, 2)."""
+    ends: Array
+    """The state at the end of the step, the slope there, and the bulge of the step if the method has one.
+
+    Shape (2 or 3, *batch, max_steps, n).
+    """
+    stages: Array
+    """The solutions of the stages, (stages, *batch, max_steps, n)."""
+    taken: Scalar
+    """Shape (), like `rejected`. During the search, numbers that can be read are Python numbers."""
+    rejected: Scalar
+    status: Scalar
     """Shape batch, like the fields below."""
-    failed: Array
+    failed: Scalar
     """Where the failed step begins; infinity if none failed."""
-    iterations: Array
-    linear: Array
+    iterations: Scalar
+    linear: Scalar
+    place: Any = 0
+    """The row of the next step: a Python integer where no program is traced."""
+
+
+class StepMaker(Protocol):
+    """Makes the stages of each step of a search, and chooses what the steps keep for the next ones."""
+
+    def first(self, y: Array, t: Array, slope: Array) -> Arrays:
+        """Return what the first step is given."""
+        ...
+
+    @property
+    def stages(self) -> Callable[[Array, Array, Array, Array, Arrays], SearchStages]:
+        """Return the stages of a step, `stages(t, y, slope, allowed, kept)`, whose error may be `allowed`."""
+        ...
+
+
+class SearchStages(Stages, Protocol):
+    """The stages of one step of a search."""
+
+    @property
+    def solutions(self) -> list[Array]:
+        """The solutions of the stages so far."""
+        ...
+
+    @property
+    def end(self) -> Arrays: ...
+    @property
+    def outcome(self) -> tuple[Scalar, ...]:
+        """The first failed status, the iterations and the linear iterations, shape batch."""
+        ...
+
+    @property
+    def may_try_again(self) -> Scalar:
+        """Whether a step of the same size may succeed, if a stage of this one did not converge."""
+        ...
+
+    def after(self, taken: Scalar) -> Arrays:
+        """Return what the next attempt is given."""
+        ...
 
 
 class Search(NamedTuple):
@@ -65,18 +134,16 @@ class Search(NamedTuple):
     mesh: Mesh
     largest: Array
     """The largest |y| so far, entry by entry."""
-    was_taken: Array
+    was_taken: Scalar
     """Whether the last attempt was taken. After a rejected one the step does not grow."""
-    active: Array
+    error: Scalar
+    """The largest error of the last step that was taken, as a share of what is allowed."""
+    active: Scalar
+    kept: Arrays
 
 
 def find_mesh(
-    method: Method,
-    stages: Callable[[Arrays], VectorStages],
-    loop: Callable[..., Search],
-    control: Control,
-    y: Array,
-    t: tuple[Array, Array],
+    method: Method, steps: StepMaker, loops: Loops, control: Control, y: Array, t: tuple[Array, Array]
 ) -> Mesh:
     """Return the mesh from t[0] to t[1].
 
@@ -84,24 +151,46 @@ def find_mesh(
     every stage converged and every error is allowed. If a problem fails at a step within rounding, it ends there and
     the others go on. The factor of the step size is that of Hairer, Nørsett and Wanner 1993, II.4.
     """
-    xp, (start, end) = array_namespace(y), t
+    xp, (start, end), loop = array_namespace(y), t, loops.while_loop
     first = method.starter or method
-    slope = stages((full(y, 0.0),)).slope(start, (y,))[0]
+    zero_slope = full(y, 0.0)
+    before = steps.stages(start, y, zero_slope, zero_slope, steps.first(y, start, zero_slope))
+    slope = before.slope(start, (y,))[0]
     h = _first_step(control, y, slope, end - start) if control.first_step is None else full(start, control.first_step)
-    zeros, zero = full(start, 0.0, shape=(control.max_steps,)), full(y[..., 0], 0.0)
-    mesh = Mesh(zeros + end, zeros, full(start, 0.0), full(start, 0.0), zero, zero + float("inf"), zero, zero)
-    active = end > start
-    state = Search(start, h, y, slope, first.begin(stages((slope,)), (y,), start), mesh, abs(y), active, active)
-    attempt = _Attempt(stages, control, end)
+    active = loops.number(end > start)
+    memory, kept = first.begin(before, (y,), start), steps.first(y, start, slope)
+    mesh = _no_steps(method, loops, control, y, start)
+    state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept)
+    attempt = _Attempt(steps, loops, control, end)
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
         state = state._replace(memory=(y, state.t - start))
     last: Search = loop(lambda s: s.active, lambda s: attempt(method, s), state)
-    incomplete = (last.t < end) & (last.mesh.status == 0)
-    return last.mesh._replace(
-        status=xp.where(incomplete, full(zero, float(Status.MAX_ITER)), last.mesh.status),
-        failed=xp.where(incomplete, zero + last.t, last.mesh.failed),
-    )
+    incomplete = loops.number(last.t < end) & (last.mesh.status == 0)
+    status = select(incomplete, filled(last.mesh.status, float(Status.MAX_ITER)), last.mesh.status)
+    failed = select(incomplete, 0.0 * last.mesh.status + last.t, last.mesh.failed)
+    return _in_arrays(last.mesh._replace(status=status, failed=failed), y)
+
+
+def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
+    """Return the mesh with arrays in the places of Python numbers."""
+    *arrays, taken, rejected, status, failed, iterations, linear, _ = mesh
+    numbers = (taken, rejected, status, failed, iterations, linear)
+    return Mesh(*arrays, *(full(y, x, shape=()) if isinstance(x, float) else x for x in numbers))
+
+
+def _no_steps(method: Method, loops: Loops, control: Control, y: Array, start: Array) -> Mesh:
+    """Return a mesh with room for all steps, and no step yet."""
+    xp, count, (*batch, n) = array_namespace(y), control.max_steps, y.shape
+    stages = max(method.stages, 0 if method.starter is None else method.starter.stages)
+
+    def room(*shape: int) -> Array:
+        return xp.zeros(shape, dtype=y.dtype, device=device(y))  # type: ignore[no-any-return]
+
+    none, zero = loops.number(full(start, 0.0)), loops.number(full(y[..., 0], 0.0))
+    never = zero + float("inf")
+    buffers = room(count, 2), room(2 + method.bulges, *batch, count, n), room(stages, *batch, count, n)
+    return Mesh(*buffers, none, none, zero, never, zero, zero)
 
 
 def _first_step(control: Control, y: Array, slope: Array, span: Array) -> Array:
@@ -118,75 +207,134 @@ def _first_step(control: Control, y: Array, slope: Array, span: Array) -> Array:
 class _Attempt:
     """An attempt at a step, as a function of the state of the search."""
 
-    stages: Callable[[Arrays], VectorStages]
+    steps: StepMaker
+    loops: Loops
     control: Control
     end: Array
 
     def __call__(self, method: Method, s: Search) -> Search:
-        xp, control = array_namespace(s.y), self.control
-        shortest = 16 * eps(xp, s.y.dtype) * (abs(s.t) + 1e-3 * abs(self.end - s.t))
-        final = s.t + s.h >= self.end - shortest
-        h = xp.where(final, self.end - s.t, s.h)
-        stages = self.stages((s.slope,))
+        xp, control, read, size = array_namespace(s.y), self.control, self.loops.number, array_namespace(s.y).abs(s.y)
+        shortest = self._shortest(s)
+        final = read(s.t + s.h >= self.end - shortest)
+        h = select(final, self.end - s.t, s.h)
+        stages = self.steps.stages(s.t, s.y, s.slope, control.allowed(size, s.largest), s.kept)
         new = method.advance(stages, (s.y,), s.memory, s.t, h)
         assert new.error is not None
-        (y,), (stage_status, iterations, linear) = new.y, stages.outcome
-        larger = xp.where(abs(y) > abs(s.y), abs(y), abs(s.y))
-        largest = xp.where(abs(larger) > s.largest, abs(larger), s.largest)
-        scaled = new.error()[0] / control.allowed(abs(larger), largest)
-        error = xp.sqrt(xp.mean(scaled * scaled, axis=-1))
-        solved = stage_status == 0
-        allowed = solved & (error <= 1)  # False for NaN
-        ended, tiny = s.mesh.status != 0, h <= shortest
-        finite_error = xp.where(solved & xp.isfinite(error), error, full(error, 1e10))
-        finite_error = xp.where(ended, full(error, 0.0), finite_error)
-        # near a pole the allowed steps may shrink without end: stop if t + h rounds to t
-        stuck = (s.t + h == s.t) & (finite_error == xp.max(finite_error))
-        fails = ((tiny & ~allowed) | stuck) & ~ended
-        code = xp.where(solved, full(stage_status, float(Status.STAGNATED)), stage_status)
-        status = xp.where(fails, code, s.mesh.status)
-        taken = xp.all(allowed | (status != 0))
-        largest_error = xp.max(xp.where(status != 0, full(error, 0.0), finite_error))
-        mesh = s.mesh._replace(
-            rejected=s.mesh.rejected + xp.astype(~taken, s.t.dtype),
-            status=status,
-            failed=xp.where(fails, s.t + 0.0 * error, s.mesh.failed),
-            iterations=s.mesh.iterations + iterations,
-            linear=s.mesh.linear + linear,
+        (y,), slope = new.y, stages.end[0] if new.slope is None else new.slope[0]
+        larger = xp.maximum(xp.abs(y), size)
+        largest = xp.maximum(larger, s.largest)
+        scaled = new.error()[0] / control.allowed(larger, largest)
+        error = sqrt(read(inner(scaled, scaled) / scaled.shape[-1]))
+        outcome = tuple(x if isinstance(x, float) else read(x) for x in stages.outcome)
+        judged = self._judge(s, h, error, (outcome[0], stages.may_try_again), tiny=read(h <= shortest))
+        taken, mesh = judged.taken, s.mesh
+        t = select(final, self.end, s.t + h)
+        mesh = mesh._replace(
+            rejected=mesh.rejected + indicator(logical_not(taken | judged.again), mesh.rejected),
+            status=judged.status,
+            failed=select(judged.fails, 0.0 * mesh.status + read(s.t), mesh.failed),
+            iterations=mesh.iterations + outcome[1],
+            linear=mesh.linear + outcome[2],
         )
-        t = xp.where(final, self.end, s.t + h)
-        t = xp.where(taken, t, s.t)
-        mesh = _append(mesh, taken, s.t, h)
-        active = (t < self.end) & (mesh.taken < control.max_steps) & xp.any(status == 0)
+        ends = (y, slope) if new.bulge is None else (y, slope, new.bulge()[0])
+        mesh = self._append(mesh, taken, (s.t, h), ends, stages.solutions)
+        t = select(taken, t, s.t)
+        alive = self._any(judged.status == 0) & (mesh.taken < control.max_steps)
         return Search(
             t,
-            h * self._factor(method, largest_error, s.was_taken),
-            xp.where(taken, y, s.y),
-            xp.where(taken, stages.last[0], s.slope),
-            tuple(xp.where(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
+            select(judged.again, h, h * self._factor(method, judged.error, s)),
+            select(taken, y, s.y),
+            select(taken, slope, s.slope),
+            tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
             mesh,
-            xp.where(taken, largest, s.largest),
-            taken,
-            active,
+            select(taken, largest, s.largest),
+            select(judged.again, s.was_taken, taken),
+            select(taken, judged.error, s.error),
+            read(t < self.end) & alive,
+            stages.after(taken),
         )
 
-    def _factor(self, method: Method, error: Array, was_taken: Array) -> Array:
-        """Return the factor of the step size. Two-step methods are stable only up to 2.4."""
+    def _shortest(self, s: Search) -> Array:
+        """Return the length of a step within rounding."""
+        return 16 * eps(array_namespace(s.y), s.y.dtype) * (abs(s.t) + 1e-3 * abs(self.end - s.t))
+
+    def _judge(self, s: Search, h: Array, error: Scalar, stages: tuple[Scalar, Scalar], *, tiny: Scalar) -> Judged:
+        """Return what becomes of an attempt, from its error, and the status and `may_try_again` of its stages."""
+        ended, (stage_status, may_try_again) = s.mesh.status != 0, stages
+        solved = stage_status == 0
+        allowed = solved & (error <= 1)  # False for NaN
+        going = logical_not(ended)
+        unsolved = going & logical_not(solved)
+        again = may_try_again & self._any(unsolved)
+        large = select(solved & is_finite(error), error, filled(error, 1e10))
+        large = select(going, large, filled(error, 0.0))
+        # near a pole the allowed steps may shrink without end: stop if t + h rounds to t
+        stuck = self.loops.number(s.t + h == s.t) & (large == self._largest(large))
+        fails = ((tiny & logical_not(allowed)) | stuck) & going & logical_not(again)
+        if fails is False:
+            code = stage_status
+        else:
+            # a state that would double within a few thousand of the shortest steps grows without bound
+            speed, size = (self.loops.number(max_abs(x)) for x in (s.slope, s.y))
+            pole = speed * self.loops.number(self._shortest(s)) >= LEAST_LIFE * size
+            code = select(solved, filled(error, float(Status.STAGNATED)), stage_status)
+            code = select(pole & is_finite(speed), filled(error, float(Status.DIVERGED)), code)
+        status = select(fails, code, s.mesh.status)
+        done = status != 0
+        taken = logical_not(self._any(logical_not(allowed | done)))
+        return Judged(taken, again, fails, status, self._largest(select(done, filled(error, 0.0), large)))
+
+    def _any(self, mask: Scalar) -> Scalar:
+        """Return whether a mask holds for any problem."""
+        return mask if isinstance(mask, bool) else self.loops.number(any_of(mask))
+
+    def _largest(self, x: Scalar) -> Scalar:
+        """Return the largest of the numbers of all problems."""
+        return x if isinstance(x, float) else self.loops.number(array_namespace(x).max(x))
+
+    def _factor(self, method: Method, error: Scalar, s: Search) -> Scalar:
+        """Return the factor of the step size (Söderlind 2003, PI). Two-step methods are stable only up to 2.4."""
         assert method.error_order is not None
-        xp, largest = array_namespace(error), 5.0 if method.starter is None else 2.0
-        factor = 0.9 * xp.where(error > 1e-6, error, full(error, 1e-6)) ** (-1.0 / method.error_order)
-        largest = xp.where(was_taken, full(factor, largest), full(factor, 1.0))
-        factor = xp.where(factor > largest, largest, factor)
-        return xp.where(factor < 0.2, full(factor, 0.2), factor)  # type: ignore[no-any-return]
+        k, least = method.error_order, filled(error, 1e-6)
+        now, before = greater(error, least), greater(s.error, least)
+        # 0.9 is the factor at which both settle
+        both = 0.9 ** (PI[0] - PI[1]) * now ** (-PI[0] / k) * before ** (PI[1] / k)
+        factor = select((error <= 1) & s.was_taken, both, 0.9 * now ** (-1.0 / k))
+        largest = select(s.was_taken, filled(error, 5.0 if method.starter is None else 2.0), filled(error, 1.0))
+        return greater(smaller(factor, largest), filled(error, 0.2))
+
+    def _append(
+        self, mesh: Mesh, taken: Scalar, step: tuple[Array, Array], end: Arrays, solutions: list[Array]
+    ) -> Mesh:
+        """Return the mesh with one more step if it was taken."""
+        xp, place = array_namespace(end[0]), mesh.place
+
+        def with_row(memory: Array, values: Sequence[Array]) -> Array:
+            new = xp.stack(list(values))
+            if not isinstance(taken, bool):
+                new = xp.where(taken, new, 0.0 * memory[..., 0, :])
+            return self.loops.set_row(memory, place, new)
+
+        if taken is False:
+            return mesh
+        missing = mesh.stages.shape[0] - len(solutions)
+        solutions = solutions + [solutions[-1]] * missing if solutions else []
+        return mesh._replace(
+            grid=with_row(mesh.grid, step),
+            ends=with_row(mesh.ends, end),
+            stages=with_row(mesh.stages, solutions) if solutions else mesh.stages,
+            taken=mesh.taken + indicator(taken, mesh.taken),
+            place=place + (int(taken) if isinstance(place, int) else xp.astype(taken, place.dtype)),
+        )
 
 
-def _append(mesh: Mesh, taken: Array, t: Array, h: Array) -> Mesh:
-    """Return the mesh with one more step if it was taken."""
-    xp = array_namespace(t)
-    indices = xp.astype(xp.arange(mesh.begins.shape[0], device=device(t)), t.dtype)
-    slot = taken & (indices == mesh.taken)
-    return mesh._replace(
-        begins=xp.where(slot, t, mesh.begins),
-        lengths=xp.where(slot, h, mesh.lengths),
-        taken=mesh.taken + xp.astype(taken, t.dtype),
-    )
+class Judged(NamedTuple):
+    """What becomes of an attempt. `fails` and `status` are scalars of each problem."""
+
+    taken: Scalar
+    again: Scalar
+    """Whether it is made again with the same step."""
+    fails: Scalar
+    status: Scalar
+    error: Scalar
+    """The largest error of the problems that go on."""

@@ -40,7 +40,8 @@ class AdjointRule(ReverseRule):
     @with_records_of_forward_call
     def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> list[Array | None]:
         """Return dL/dy0, dL/dt and dL/darrays from the cotangent of the states, (T, *batch, n)."""
-        (_, t, *arrays), (v, *_), (states, *_) = args, cotangents, y
+        (_, t, *rest), (v, *_), (states, *_) = args, cotangents, y
+        arrays = rest[: len(self.field.arguments.arrays)]  # the states of found steps may follow
         xp, field = array_namespace(v), self.field
         floats = field.arguments.only_floats(arrays)
 

@@ -22,6 +22,8 @@ class Field:
     arguments: Arguments
     """The structure of `args`."""
     backend: Backend
+    sign: float = 1.0
+    """Minus one where the times decrease. The state is then a function of s = -t."""
 
     @property
     def name(self) -> str:
@@ -29,8 +31,10 @@ class Field:
         return getattr(self.func, "__name__", type(self.func).__name__)
 
     def __call__(self, t: Array, u: Array, *args: Tree) -> Array:
-        """Return dy/dt at the vectors u, (*batch, n), from trees of arguments."""
-        return self.space.vector(self.func(t, self.space.unravel(u), *args), f"the function {self.name!r} of the ODE")
+        """Return dy/dt at the vectors u, (*batch, n), from trees of arguments; dy/ds and s where the times decrease."""
+        t = t if self.sign > 0 else -t
+        slope = self.space.vector(self.func(t, self.space.unravel(u), *args), f"the function {self.name!r} of the ODE")
+        return slope if self.sign > 0 else -slope
 
     def at(self, t: Array, u: Array, arrays: Sequence[Array]) -> Array:
         """Return dy/dt from the flat arrays of the arguments."""

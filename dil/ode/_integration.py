@@ -6,19 +6,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, full, shared_namespace
+from dil._base.arrays import array_namespace, full
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import Policy
+from dil._diagnostics.record import add_entry, recording
 from dil._frameworks.constants import as_constant
+from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
-from dil.ode._adaptive import Mesh, find_mesh
+from dil._frameworks.replaced import with_derivative_of
+from dil.ode._adaptive import StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
 from dil.ode._dense import interpolate
 from dil.ode._field import Field
+from dil.ode._found_steps import MOVING, FoundRule, FoundSteps, steps_of
 from dil.ode._options import Options
+from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewton
 from dil.ode._stage_layer import StageLayer, stage_layer
-from dil.ode._step_stages import Solve, VectorStages
-from dil.ode._sweep import SweepResult, grid_of, sweep
+from dil.ode._step_stages import EachSolved, KnownStages, NoneSolved, Solve, VectorStages
+from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
+from dil.ode._times import Times
 from dil.ode._unroll import UnrolledStage
 from dil.ode._verdict import Verdict, first_failure
 
@@ -52,14 +58,37 @@ class Integration:
     field: Field
     options: Options
     policy: Policy
+    times: Times
+    accuracy: Accuracy = FOR_DERIVATIVE
+    """The accuracy of the stages of adaptive steps."""
 
     @property
     def backend(self) -> Backend:
         """The backend of the state."""
         return self.field.backend
 
+    def run_at(self, y0: Array, t: Array, arrays: Arrays) -> Run:
+        """Solve the ODE at the times of the call. Only the rows of the result have derivatives."""
+        s, (_, first, which) = t if self.times.sign > 0 else -t, self.times
+        if not first:
+            return self.run(y0, s, arrays)
+        xp = array_namespace(s)
+        run = self._no_steps(y0) if len(first) == 1 else self.run(y0, xp.stack([s[i] for i in first]), arrays)
+        rows = []
+        for i, k in enumerate(which):
+            row, at = run.rows[k, ...], s[first[k]]
+            # of the same time: the state is the same, and depends on its own time
+            rows.append(row if first[k] == i else row + (s[i] - at) * self.field.slope(at, row, arrays))
+        return run._replace(rows=array_namespace(*rows).stack(rows))
+
+    def _no_steps(self, y0: Array) -> Run:
+        """Return the result at the first time alone."""
+        zero = full(y0[..., 0], 0.0)
+        none = full(y0, 0.0, shape=())
+        return Run(y0[None, ...], Verdict(zero, zero, zero + float("inf"), zero), none, none, zero, zero)
+
     def run(self, y0: Array, t: Array, arrays: Arrays) -> Run:
-        """Solve the ODE. Only the rows of the result have derivatives."""
+        """Solve the ODE at times that increase."""
         empty = 0 in y0.shape  # an empty batch has no error to adapt to
         run = self._run_equal_steps if empty or not self.options.adapts else self._run_adaptive
         return run(y0, t, arrays)
@@ -73,36 +102,93 @@ class Integration:
         return Run(solution.states, first_failure(status, begins, lengths), taken, full(taken, 0.0), iterations, linear)
 
     def _run_adaptive(self, y0: Array, t: Array, arrays: Arrays) -> Run:
-        """Find the mesh, step over it, and interpolate."""
-        xp, mesh = array_namespace(y0), self._find_mesh(y0, t, arrays)
-        count = self.backend.loops.number(mesh.taken)
-        if isinstance(count, float):  # a compiled program does not know the count, and keeps steps of length zero
-            mesh = mesh._replace(begins=mesh.begins[: int(count)], lengths=mesh.lengths[: int(count)])
-        knots = xp.concat([t[:1], mesh.begins + mesh.lengths])
-        solution = self._solve_on_grid(y0, knots, arrays, 1)
-        rows = interpolate(self.backend, t, knots, solution.states, solution.slopes())
-        status, iterations, linear = self._sum_counts(solution.outcome)
-        failure = first_failure(status, mesh.begins, mesh.lengths)
-        ended = mesh.status != 0
-        verdict = Verdict(
-            xp.where(ended, mesh.status, failure.status),
-            xp.where(ended, mesh.taken + 0.0 * mesh.status, failure.step),
-            xp.where(mesh.failed < failure.begin, mesh.failed, failure.begin),
-            failure.length,
+        """Find the steps, and interpolate between them."""
+        xp, found = array_namespace(y0), self._find(y0, t, arrays).shortened(self.backend)
+        knots = xp.concat([t[:1], found.begins + found.lengths])
+        if self.options.gradient in ("implicit", "naive"):
+            states, slopes = with_first(y0, found.states), with_first(found.first_slope, found.slopes)
+            bulges = found.bulges if self.options.scheme.bulges else None
+        else:
+            (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
+        rows = interpolate(self.backend, t, knots, states, slopes, bulges)
+        plain = FoundSteps(*(self.backend.constant(x) for x in found))
+        zero = 0.0 * plain.status
+        begun = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
+        step = xp.sum(xp.astype(begun, zero.dtype), axis=-1) + 1.0
+        verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
+        return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear)
+
+    def _find(self, y0: Array, t: Array, arrays: Arrays) -> FoundSteps:
+        """Return the steps of the search.
+
+        Where operations run at once, the derivative sweeps over the steps when it is asked for. A compiled program
+        records the sweep, and its compiler leaves it out if nothing is differentiated.
+        """
+        backend, other = self.backend, self.options.gradient not in ("implicit", "naive")
+        if not other and not runs_later(backend.loops, backend.constant(y0)):
+            rule = FoundRule(backend, self._sweep_again)
+            return FoundSteps(*backend.implicit(self._search, rule)(y0, t, *arrays))
+        found = FoundSteps(*as_constant(backend, self._search, y0, t, *arrays))
+        if other:
+            return found
+        steps = found.shortened(backend)
+        images = self._sweep_again(y0, t[0], arrays, steps)
+        return steps._replace(
+            **dict(zip(FoundSteps._fields, with_derivative_of(backend, steps[:MOVING], images), strict=False))
         )
-        return Run(rows, verdict, mesh.taken, mesh.rejected, iterations + mesh.iterations, linear + mesh.linear)
 
-    def _find_mesh(self, y0: Array, t: Array, arrays: Arrays) -> Mesh:
-        def find(y: Array, t: Array, *arrays: Array) -> Arrays:
-            layer = self._stage((y, t[0]), arrays)
+    def _search(self, y: Array, t: Array, *arrays: Array) -> Arrays:
+        """Return the steps that the error control chooses."""
+        options, loops, few = self.options, self.backend.loops, self.backend.dense.crossover.general
+        steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
+        if not options.scheme.implicit:
+            steps = NoneSolved(self.field, arrays)
+        elif options.solver is None and options.layer == "root" and y.shape[-1] <= few:
+            steps = SimplifiedNewton(self.field, arrays, self.accuracy)
+        mesh = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]))
+        if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
+            xp = array_namespace(y)
+            counted = {"status": mesh.status, "iterations": mesh.iterations}
+            told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
+            add_entry(self.backend, self.policy, "forward", told)
+        return steps_of(mesh, self.field.at(t[0], y, arrays), t[-1])
 
-            def stages(last: Arrays) -> VectorStages:
-                return VectorStages(self.field, layer, arrays, last)
+    def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
+        """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""
+        layer, scheme = self._stage((y0, start), arrays), self.options.scheme
+        ends = found.begins + found.lengths
+        begins = with_first(start, ends[:-1])
 
-            ends = (t[0], t[-1])
-            return find_mesh(self.options.scheme, stages, self.backend.loops.while_loop, self.options.control, y, ends)
+        def stages(last: Arrays, solutions: Array) -> KnownStages:
+            every = tuple(solutions[i, ...] for i in range(solutions.shape[0]))
+            return KnownStages(self.field, layer, arrays, last, every)
 
-        return Mesh(*as_constant(self.backend, find, y0, t, *arrays))
+        grid = (begins, ends - begins, found.stages)
+        first = self.field.slope(start, y0, arrays)
+        result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.taken)
+        bulges = result.bulges[0] if scheme.bulges else found.bulges
+        return result.states[0], result.slopes[0], bulges, first
+
+    def _with_other_gradient(self, y0: Array, knots: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
+        """Return the states and slopes at the knots with the derivative of the unrolled steps or the adjoint method."""
+        if self.options.gradient == "unroll":
+            solution = self._solve_on_grid(y0, knots, arrays, 1)
+            return solution.states, solution.slopes()
+        rule = self._adjoint_rule(y0, knots, arrays, 1)
+        known = self.backend.constant(with_first(y0, found.states))
+        (states,) = self.backend.implicit(lambda *every: every[-1:], rule)(y0, knots, *arrays, known)
+        return states, self._slopes_of(knots, states, arrays)
+
+    def _adjoint_rule(self, y0: Array, t: Array, arrays: Arrays, steps: int) -> AdjointRule:
+        layer = self._stage((y0, t[0]), arrays, applies_policy=True)
+        return AdjointRule(self.field, self.options.scheme, layer, self.options.backward, self.policy, steps)
+
+    def _slopes_of(self, t: Array, states: Array, arrays: Arrays) -> Array:
+        def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            t, state = row
+            return carry, (self.field.slope(t, state, arrays),)
+
+        return self.backend.loops.scan(at, (), (t, states))[1][0]
 
     def _solve_on_grid(self, y0: Array, t: Array, arrays: Arrays, steps: int) -> GridSolution:
         """Step over a grid, with the gradient that the options choose."""
@@ -111,27 +197,17 @@ class Integration:
         def solve(y0: Array, t: Array, *arrays: Array) -> Arrays:
             result = self._sweep(y0, t, arrays, steps)
             at_times = slice(steps - 1, None, steps)
-            states = result.states[0][at_times, ...]
-            # a derivative may be recorded of one of them alone
-            states = shared_namespace(y0[None, ...], states).concat([y0[None, ...], states])
+            states = with_first(y0, result.states[0][at_times, ...])
             return (states, result.slopes[0][at_times, ...], *result.outcome)
-
-        def slopes_of(states: Array) -> Array:
-            def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-                t, state = row
-                return carry, (self.field.slope(t, state, arrays),)
-
-            return self.backend.loops.scan(at, (), (t, states))[1][0]
 
         if self.options.gradient != "adjoint":
             states, slopes, *outcome = solve(y0, t, *arrays)
             return GridSolution(
                 states, tuple(outcome), lambda: xp.concat([self.field.slope(t[0], y0, arrays)[None, ...], slopes])
             )
-        layer = self._stage((y0, t[0]), arrays, applies_policy=True)
-        rule = AdjointRule(self.field, self.options.scheme, layer, self.options.backward, self.policy, steps)
+        rule = self._adjoint_rule(y0, t, arrays, steps)
         states, _, *outcome = self.backend.implicit(solve, rule)(y0, t, *arrays)
-        return GridSolution(states, tuple(outcome), lambda: slopes_of(states))
+        return GridSolution(states, tuple(outcome), lambda: self._slopes_of(t, states, arrays))
 
     def _sweep(self, y0: Array, t: Array, arrays: Arrays, steps: int) -> SweepResult:
         layer = self._stage((y0, t[0]), arrays)

@@ -33,6 +33,10 @@ class Advanced(NamedTuple):
     memory: Arrays
     error: Callable[[], Arrays] | None = None
     """Computed only for adaptive steps. It needs the slope at the start in `stages.last`."""
+    slope: Arrays | None = None
+    """The slope at the end, if it is not that of the last implicit stage."""
+    bulge: Callable[[], Arrays] | None = None
+    """How far the state at t + h / 2 is from the cubic through states and slopes at both ends."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class Method:
     implicit: bool = True
     error_order: int | None = None
     """The power of h in the estimate of the local error; None for a method without an estimate."""
+    stages: int = 1
+    """The number of implicit stages."""
+    bulges: bool = False
+    """Whether its steps have a bulge, so that dense output is of order 4."""
 
 
 def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
@@ -123,9 +131,10 @@ def sdirk(
 
     def advance(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
         slopes, before, z = list[Arrays](), stages.last, y
+        multiples = {g: g * h for g in {row[-1] for row in A}}  # stages with the same gh share the inverse of I - gh J
         for row in A:
             base = plus(y, *((a * h, k) for a, k in zip(row, slopes, strict=False)))
-            gh = row[-1] * h
+            gh = multiples[row[-1]]
             z = stages.solve(base, t + sum(row) * h, gh)
             slopes.append(slope_between(z, base, gh))
         return Advanced(z, (), lambda: scaled(h, *zip(estimate, (before, *slopes), strict=True)))
@@ -144,7 +153,7 @@ B2 = 0.25 * (6.0 * G3**2 - 20.0 * G3 + 5.0)
 # the weights of the method minus those of a quadrature of order 3 at 0, G2 and 1
 E1 = (1.0 / 3.0 - G2 - (1.0 - G2) * G2**2) / (G2 * (1.0 - G2))
 E2 = -G2 * E1
-SDIRK2 = Method("sdirk2", 2, sdirk(((G2,), (1.0 - G2, G2)), (-E1 - E2, E1, E2)), error_order=3)
+SDIRK2 = Method("sdirk2", 2, sdirk(((G2,), (1.0 - G2, G2)), (-E1 - E2, E1, E2)), error_order=3, stages=2)
 # the same with a quadrature of order 4 at 0, G3, C3 and 1; both integrate 1, c and c^2 exactly
 R3 = B1 * G3**3 + B2 * C3**3 + G3 - 0.25
 E3 = tuple(
@@ -153,7 +162,7 @@ E3 = tuple(
 METHODS = {
     method.name: method
     for method in (
-        Method("euler", 1, explicit_euler, implicit=False),
+        Method("euler", 1, explicit_euler, implicit=False, stages=0),
         Method("implicit_euler", 1, implicit_euler, error_order=2),
         Method("implicit_midpoint", 2, implicit_midpoint),
         Method(
@@ -170,6 +179,7 @@ METHODS = {
             3,
             sdirk(((G3,), (C3 - G3, G3), (B1, B2, G3)), E3),
             error_order=4,
+            stages=3,
         ),
     )
 }

@@ -19,6 +19,8 @@ from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.ode._integration import Integration
 from dil.ode._options import Gradient, Layer, Options
+from dil.ode._simplified_newton import FOR_VALUE
+from dil.ode._times import Times, times_of
 from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, apply_verdict, increasing
 
 
@@ -26,9 +28,9 @@ def odeint(
     func: Callable[..., Tree],
     y0: Tree,
     t: Any,
-    args: tuple[Tree, ...] = (),
+    args: Any = (),
     *,
-    method: str = "implicit_euler",
+    method: str | None = None,
     solver: Solver | None = None,
     linear_solver: LinearSolver | None = None,
     gradient: Gradient = "implicit",
@@ -51,12 +53,17 @@ def odeint(
     y0 : tree
         The state at t[0]: float arrays of one dtype.
     t : array or sequence of float, shape (T,)
-        Times that increase, T >= 2, of the dtype of y0.
-    args : tuple of trees
-        The other arguments of func. A captured array that is being differentiated is refused.
-    method : {"implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3", "euler"}
-        The orders are 1, 2, 2, 2, 2, 3 and 1. "implicit_euler", "bdf2", "sdirk2" and "sdirk3" are L-stable, which suits
-        the stiffest problems. "euler" is explicit, for comparison.
+        Times of the dtype of y0 that all increase or all decrease; two or more may be the same. Times that a program
+        such as `jax.jit` traces must increase.
+    args : tuple of trees, or one tree
+        The other arguments of func. A single argument that is no tuple needs none. A captured array that is being
+        differentiated is refused.
+    method : str, optional
+        The default is "kvaerno5" for steps that adapt, and otherwise "implicit_euler", that of the paper.
+        "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3" and "kvaerno5" are implicit, of
+        order 1, 2, 2, 2, 2, 3 and 5. All but the second and the third are L-stable, which suits the stiffest problems.
+        "tsit5" (Tsitouras 2011) and "dopri5" (Dormand and Prince 1980) are explicit, of order 5, for problems that are
+        not stiff; "euler" is explicit, of order 1, for comparison.
     solver : callable, optional
         Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` if the problem is not
         stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
@@ -79,8 +86,7 @@ def odeint(
     first_step : float, optional
         The first step size to try, if steps adapt.
     max_steps : int
-        The largest number of adaptive steps. Under `jax.jit` the program always runs that many; unused ones have
-        length zero.
+        The largest number of adaptive steps. Under `jax.jit` the program has memory for that many.
     unroll : int
         The number of iterations of a stage for gradient="unroll".
     batch_ndim : int
@@ -98,7 +104,7 @@ def odeint(
     Raises
     ------
     OptionError
-        If an option is out of range or unknown, or t does not increase.
+        If an option is out of range or unknown, or t neither increases nor decreases.
     ShapeError, DTypeError, BackendError, CapturedError
         If y0 is empty, the result of func is not like the state, or arrays differ in dtype or backend.
     ConvergenceError
@@ -108,8 +114,12 @@ def odeint(
     -----
     A step solves one or more stages z = base + gh f(t, z). Each stage is a layer (Look et al. 2020, section 3.1,
     eq. 4). Its first guess extrapolates with the slope of the previous stage, if this lowers the residual enough. The
-    gradient is that of the discrete solution. With adaptive steps, the gradient holds the mesh constant, and a cubic
-    polynomial interpolates the state within a step, from the states and the slopes at its ends.
+    gradient is that of the discrete solution.
+
+    With adaptive steps, the stages of a small state are solved by simplified Newton iterations, whose Jacobian is kept
+    over steps (Hairer and Wanner 1996, IV.8), unless `solver` is given. The step size follows the errors of the last
+    two steps (Söderlind 2003). The gradient holds the mesh constant. A cubic polynomial interpolates the state within a
+    step, from the states and the slopes at its ends; for the methods of order 5 it is of degree 4.
 
     Examples
     --------
@@ -137,7 +147,12 @@ def odeint(
     def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Tree:
         return _odeint(func, y0, t, args, options)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, args)
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, _as_tuple(args))
+
+
+def _as_tuple(args: Any) -> tuple[Tree, ...]:
+    """Return the arguments. A single one, such as a named tuple, may come without a tuple around it."""
+    return args if type(args) is tuple else (args,)
 
 
 class Trajectory(NamedTuple):
@@ -154,8 +169,8 @@ class Trajectory(NamedTuple):
     steps, rejected : int arrays, shape ()
         The numbers of steps taken and of attempts rejected.
     iterations, linear : int arrays, shape batch
-        Iterations of the solver of the stages, and of its linear solver if it counts them. The search for the mesh is
-        included.
+        Iterations of the solver of the stages, and of its linear solver if it counts them. Those of attempts that were
+        rejected are included.
     """
 
     value: Tree
@@ -167,7 +182,7 @@ class Trajectory(NamedTuple):
     linear: Array
 
 
-def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = (), **options: Any) -> Trajectory:
+def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: Any = (), **options: Any) -> Trajectory:
     """Return the solution with a report. No policy is applied, and the result has no derivative.
 
     Parameters
@@ -178,7 +193,8 @@ def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = 
     Returns
     -------
     Trajectory
-        Its `value` is what `odeint` returns.
+        Its `value` is what `odeint` returns, up to a thousandth of the error of its steps where they adapt: the stages
+        need not be as accurate as for a derivative.
 
     Raises
     ------
@@ -201,7 +217,7 @@ def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...] = 
     def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Trajectory:
         return _solve(func, y0, t, args, chosen)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, args)  # type: ignore[no-any-return]
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, _as_tuple(args))  # type: ignore[no-any-return]
 
 
 def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
@@ -211,22 +227,24 @@ def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
 
 def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Tree:
     integration, y, times, arrays = begin(func, y0, t, args, options)
-    run = integration.run(y, times, arrays)
+    run, field = integration.run_at(y, times, arrays), integration.field
     hint = ADAPTIVE_HINT if options.adapts else EQUAL_STEPS_HINT
-    rows = apply_verdict(integration.policy, integration.backend, run.rows, times, run.verdict, hint)
-    return integration.field.trajectory(rows)
+    rows = apply_verdict(integration.policy, field.backend, run.rows, field.sign * times, run.verdict, hint, field.sign)
+    return field.trajectory(rows)
 
 
 def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Trajectory:
     integration, y, times, arrays = begin(func, y0, t, args, replace(options, on_failure="ignore"))
+    integration = replace(integration, accuracy=FOR_VALUE)
     constant = integration.backend.constant
-    run = integration.run(constant(y), constant(times), tuple(constant(x) for x in arrays))
-    xp = array_namespace(y)
+    run = integration.run_at(constant(y), constant(times), tuple(constant(x) for x in arrays))
+    xp, begin_of = array_namespace(y), run.verdict.begin
+    failed_at = xp.where(begin_of < float("inf"), integration.field.sign * begin_of, begin_of)
     counts = (run.steps, run.rejected, run.iterations, run.linear)
     return Trajectory(
         integration.field.trajectory(constant(run.rows)),
         xp.astype(run.verdict.status, xp.int32),
-        run.verdict.begin,
+        failed_at,
         *(xp.astype(x, xp.int32) for x in counts),
     )
 
@@ -237,9 +255,6 @@ def begin(
     """Check a call. Return it with its state as a vector, its times and the arrays of its arguments."""
     if not callable(func):
         message = f"func={func!r} of type {type(func).__name__}; expected a callable, func(t, y, *args)"
-        raise OptionError(message)
-    if not isinstance(args, tuple):
-        message = f"args={args!r} of type {type(args).__name__}; expected a tuple, (theta,) for one argument"
         raise OptionError(message)
     arrays, arguments = with_complex_split(*split_arguments(args, {}, leaves_of(y0)[0]))
     y, space = space_of(adopted_tree(y0, arrays), options.batch_ndim, "y0")
@@ -254,9 +269,13 @@ def begin(
             raise DTypeError(message)
     field = Field(backend.fixed(func), space, arguments, backend)
     times = _times(adopted((t,), (y,))[0], y, field)
-    field.refuse_captured(times[0], y, tuple(arrays))
+    known = times_of(times, t, backend)
+    if known is None:
+        times, known = increasing(times, backend), Times()
+    field = replace(field, sign=known.sign)
+    field.refuse_captured(known.sign * times[0], y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
-    return Integration(field, options, policy), y, times, tuple(arrays)
+    return Integration(field, options, policy, known), y, times, tuple(arrays)
 
 
 def _times(t: Any, y: Array, field: Field) -> Array:
@@ -273,7 +292,7 @@ def _times(t: Any, y: Array, field: Field) -> Array:
     if t.dtype != y.dtype:
         message = f"t has dtype {t.dtype}, but y0 has {y.dtype}; cast one of them"
         raise DTypeError(message)
-    if t.ndim != 1 or t.shape[0] < 2:
-        message = f"t has shape {tuple(t.shape)}; expected (T,) with T >= 2 times, the first of them that of y0"
+    if t.ndim != 1 or t.shape[0] < 1:
+        message = f"t has shape {tuple(t.shape)}; expected (T,), the times of the states, the first of them that of y0"
         raise ShapeError(message)
-    return increasing(t, backend)
+    return t  # type: ignore[no-any-return]

@@ -12,10 +12,13 @@ from dil._layers.call import Solver
 from dil.linear._auto import Auto
 from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
+from dil.ode import _methods
 from dil.ode._adaptive import Control
-from dil.ode._methods import METHODS, Method
+from dil.ode._methods import Method
 from dil.ode._newton import StepNewton
+from dil.ode._pairs import PAIRS
 
+METHODS = {**_methods.METHODS, **PAIRS}
 Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
 Layer = Literal["root", "argmin"]
 
@@ -24,7 +27,7 @@ Layer = Literal["root", "argmin"]
 class Options:
     """The options, checked. `dil.ode.odeint` explains them."""
 
-    method: str = "implicit_euler"
+    method: str | None = None
     solver: Solver | None = None
     linear_solver: LinearSolver | None = None
     gradient: Gradient = "implicit"
@@ -40,7 +43,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("method", self.method, tuple(METHODS)),
+            ("method", self.name, tuple(METHODS)),
             ("gradient", self.gradient, get_args(Gradient)),
             ("layer", self.layer, get_args(Layer)),
         ):
@@ -67,7 +70,7 @@ class Options:
         stage_options = self.solver is not None or self.linear_solver is not None or self.layer != "root"
         if not self.scheme.implicit and (stage_options or self.gradient == "naive"):
             message = (
-                f"method={self.method!r} has no stage to solve, and is differentiated step by step; drop "
+                f"method={self.name!r} has no stage to solve, and is differentiated step by step; drop "
                 f"solver=, linear_solver=, layer= and gradient='naive', or take an implicit method"
             )
             raise OptionError(message)
@@ -80,7 +83,7 @@ class Options:
         if self.adapts and self.scheme.error_order is None:
             known = ", ".join(name for name, method in METHODS.items() if method.error_order is not None)
             message = (
-                f"method={self.method!r} has no estimate of its error, so its step cannot adapt; take one of {known}, "
+                f"method={self.name!r} has no estimate of its error, so its step cannot adapt; take one of {known}, "
                 f"or steps= instead of rtol= and atol="
             )
             raise OptionError(message)
@@ -99,7 +102,14 @@ class Options:
     @property
     def scheme(self) -> Method:
         """The method."""
-        return METHODS[self.method]
+        return METHODS[self.name]
+
+    @property
+    def name(self) -> str:
+        """The name of the method."""
+        if self.method is not None:
+            return self.method
+        return "kvaerno5" if self.adapts else "implicit_euler"
 
     @property
     def forward(self) -> Solver:

@@ -16,6 +16,7 @@ from dil._layers.independence import check_independence
 from dil._layers.theorem import ImplicitRule
 from dil._problem.equation import Equation
 from dil._problem.score import Score
+from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
 from dil.solvers._anderson import Anderson
@@ -82,6 +83,15 @@ class StageLayer:
         z, *outcome = backend.implicit(self._forward, self.rule)(*given, backend.constant(guess))
         check_independence(self.call, z, list(given))
         return z, tuple(backend.constant(x) for x in outcome)
+
+    def known(self, base: Array, t: Array, gh: Array, arrays: Arrays, z: Array) -> Array:
+        """Return z, which solves the stage already. It is differentiable as the result of a call."""
+        backend, given = self.call.backend, (base, t, gh, *arrays)
+        z = backend.constant(z)
+        self.call.space = space_of(z, self.call.condition.batch_ndim, "the state")[1]
+        (found,) = backend.implicit(lambda *every: every[-1:], self.rule)(*given, z)
+        check_independence(self.call, z, list(given))
+        return found
 
     def _forward(self, *arrays: Array) -> Arrays:
         z, solution, _ = self.call.run(arrays)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import nonzero_or_one
+from dil._base.arrays import array_namespace
 from dil._base.typing import Array, Arrays
 
 
@@ -24,5 +24,5 @@ def scaled(h: Array | float, *terms: tuple[Array | float, Arrays]) -> Arrays:
 
 def slope_between(z: Arrays, base: Arrays, h: Array) -> Arrays:
     """Return (z - base) / h. It is zero for a step of length zero, which pads a grid."""
-    h = nonzero_or_one(h)
+    h = array_namespace(h).where(h == 0, 1.0, h)
     return tuple((a - b) / h for a, b in zip(z, base, strict=True))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dil._base.arrays import array_namespace, full, norm
+from dil._base.scalars import Scalar
 from dil._base.typing import Array, Arrays
 from dil.ode._field import Field
+from dil.ode._stage_layer import StageLayer
 from dil.ode._state import plus, slope_between
 
 Solve = Callable[[Array, Array, Array, Arrays, Array], tuple[Array, Arrays]]
@@ -23,13 +26,102 @@ class VectorStages:
         zero = full(last[0][..., 0], 0.0)
         self.outcome: Arrays = (zero, zero, zero)
         """The first failed status, the iterations and the linear iterations of all stages; shape batch."""
+        self.solutions: list[Array] = []
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return z = base + gh f(t, z)."""
         (ahead,) = plus(base, (gh, self.last))
         guess = initial_guess(self.field, base[0], t, gh, self.arrays, ahead)
         z, outcome = self.solve_one(base[0], t, gh, self.arrays, guess)
+        self.solutions.append(z)
         self.outcome = add_outcomes(self.outcome, outcome)
+        self.end = slope_between((z,), base, gh)
+        self.last = tuple(self.field.backend.constant(k) for k in self.end)
+        return (z,)
+
+    def slope(self, t: Array, y: Arrays) -> Arrays:
+        """Return f(t, y)."""
+        return (self.field.slope(t, y[0], self.arrays),)
+
+    @property
+    def may_try_again(self) -> bool:
+        """Return False: a solve that failed would fail again."""
+        return False
+
+    def after(self, taken: Scalar) -> Arrays:
+        """Return nothing: the steps keep nothing."""
+        return ()
+
+
+@dataclass(frozen=True)
+class EachSolved:
+    """Makes the stages of each step of a search, which a solver solves one by one to its own tolerance."""
+
+    field: Field
+    solve: Solve
+    arrays: Arrays
+
+    def first(self, y: Array, t: Array, slope: Array) -> Arrays:
+        """Return nothing: the steps keep nothing."""
+        return ()
+
+    def stages(self, t: Array, y: Array, slope: Array, allowed: Array, kept: Arrays) -> VectorStages:
+        """Return the stages of a step from y at t."""
+        return VectorStages(self.field, self.solve, self.arrays, (slope,))
+
+
+@dataclass(frozen=True)
+class NoneSolved:
+    """Makes the stages of each step of a search by an explicit method."""
+
+    field: Field
+    arrays: Arrays
+
+    def first(self, y: Array, t: Array, slope: Array) -> Arrays:
+        """Return nothing: the steps keep nothing."""
+        return ()
+
+    def stages(self, t: Array, y: Array, slope: Array, allowed: Array, kept: Arrays) -> ExplicitStages:
+        """Return the stages of a step from y at t."""
+        return ExplicitStages(self.field, no_solve, self.arrays, (slope,))
+
+
+class ExplicitStages(VectorStages):
+    """The stages of a step of an explicit method, without a derivative."""
+
+    def slope(self, t: Array, y: Arrays) -> Arrays:
+        """Return f(t, y)."""
+        return (self.field.at(t, y[0], self.arrays),)
+
+
+def no_solve(base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> tuple[Array, Arrays]:
+    """Raise an error: an explicit method solves nothing.
+
+    Raises
+    ------
+    AssertionError
+        Always.
+    """
+    message = "an explicit method has no stage to solve"
+    raise AssertionError(message)
+
+
+class KnownStages:
+    """The stages of a step whose solutions are known. They have the derivative of the theorem there."""
+
+    def __init__(self, field: Field, layer: StageLayer, arrays: Arrays, last: Arrays, solutions: Arrays) -> None:
+        self.field, self.layer, self.arrays = field, layer, arrays
+        self.last = self.end = last
+        self.known = iter(solutions)
+        zero = full(last[0][..., 0], 0.0)
+        self.outcome: Arrays = (zero, zero, zero)
+
+    def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
+        """Return z = base + gh f(t, z)."""
+        start, length = (self.field.backend.constant(x) for x in (base[0], gh))
+        # a step of no length, which pads a batch of searches, ends where it begins
+        z = array_namespace(start).where(length == 0, start, next(self.known))
+        z = self.layer.known(base[0], t, gh, self.arrays, z)
         self.end = slope_between((z,), base, gh)
         self.last = tuple(self.field.backend.constant(k) for k in self.end)
         return (z,)

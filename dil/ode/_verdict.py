@@ -44,8 +44,10 @@ def first_failure(status: Array, begins: Array, lengths: Array) -> Verdict:
     )
 
 
-def apply_verdict(policy: Policy, backend: Backend, rows: Array, t: Array, verdict: Verdict, hint: str) -> Array:
-    """Apply the policy. Return the states at the times t, (T, *batch, n)."""
+def apply_verdict(
+    policy: Policy, backend: Backend, rows: Array, t: Array, verdict: Verdict, hint: str, sign: float = 1.0
+) -> Array:
+    """Apply the policy. Return the states at the times t, (T, *batch, n). `sign` times t is the user's time."""
     xp = array_namespace(rows)
     if policy.on_failure == "ignore":
         return rows
@@ -55,7 +57,7 @@ def apply_verdict(policy: Policy, backend: Backend, rows: Array, t: Array, verdi
         # a factor, since a NaN that is selected has the derivative zero
         return rows * xp.where(after, full(rows, float("nan")), full(rows, 1.0))  # type: ignore[no-any-return]
     failed = verdict.status != 0
-    begin = xp.where(failed, verdict.begin, 0.0 * verdict.status)
+    begin = xp.where(failed, sign * verdict.begin, 0.0 * verdict.status)
     above = xp.where(begin > 0, begin, 0.0 * begin)
     # every entry is >= 0, like a status: the time is reported as its positive and its negative part
     failures = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length], axis=-1)
@@ -97,7 +99,7 @@ def refuse(wrong: Any) -> None:
     if wrong.any():
         place = int(wrong.argmax()) % wrong.shape[-1]
         message = (
-            f"t does not increase from t[{place}] to t[{place + 1}]; expected times that increase, none of them twice. "
-            f"To go back in time, put s = -t and integrate -func(-s, y)"
+            f"t does not increase from t[{place}] to t[{place + 1}]; a program that gets its times later needs "
+            f"times that increase, none of them twice. To go back in time, put s = -t and integrate -func(-s, y)"
         )
         raise OptionError(message)

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dil._base.typing import Arrays, Step
-from dil._frameworks.loops import Loops, call_now
+from dil._frameworks.loops import Loops, call_now, masked
 from dil_backends.jax.branch import run_if
+from dil_backends.jax.counted_scan import counted_scan
 from dil_backends.jax.linear_map import linear
-from dil_backends.jax.varying import axes_of, cast, steady
+from dil_backends.jax.varying import axes_of, cast, checked, steady
 
 
 def while_loop(cond: Callable[[Any], Any], body: Callable[[Any], Any], state: Any, /) -> Any:
@@ -20,8 +22,12 @@ def while_loop(cond: Callable[[Any], Any], body: Callable[[Any], Any], state: An
     return jax.lax.while_loop(cond, *steady(body, state))
 
 
-def scan(step: Step, carry: Arrays, xs: Arrays, /) -> tuple[Arrays, Arrays]:
-    """Run `jax.lax.scan`."""
+def scan(step: Step, carry: Arrays, xs: Arrays, count: Any = None, /) -> tuple[Arrays, Arrays]:
+    """Run `jax.lax.scan`, or a loop over the first `count` rows."""
+    if count is not None:
+        if not checked():
+            return counted_scan(step, carry, xs, count)
+        step, xs = masked(step), (*xs, jnp.arange(xs[0].shape[0]) < count)
 
     def with_row(carry: Arrays, x: Arrays) -> tuple[Arrays, Arrays]:
         after, out = step(carry, x)

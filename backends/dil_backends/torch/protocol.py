@@ -16,7 +16,7 @@ from dil._base.typing import Namespace
 from dil._frameworks.differentiable_solve import differentiable_solve
 from dil._frameworks.fixed import called as once
 from dil._frameworks.fixed import with_variables_of_now as fixed
-from dil._frameworks.loops import EAGER, write_row
+from dil._frameworks.loops import EAGER, masked, write_row
 from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
 from dil_backends.torch.complex_parts import COMPLEX_PARTS as complex_parts
@@ -165,8 +165,20 @@ def _on_host(fn: Callable[..., Any], like: Any, /, *arrays: Any) -> Any:
     return EAGER.on_host(fn, like, *arrays)
 
 
+def _scan(step: Any, carry: Any, xs: Any, count: Any = None, /) -> Any:
+    """Run a scan in Python. Under vmap, as many steps as the longest of the scans takes."""
+    most, batched = count, False
+    while most is not None and torch._C._functorch.is_functorch_wrapped_tensor(most):
+        batched = batched or torch._C._functorch.is_batchedtensor(most)
+        most = torch._C._functorch.get_unwrapped(most)
+    if batched:
+        step, xs = masked(step), (*xs, torch.arange(xs[0].shape[0], device=xs[0].device) < count)
+    return EAGER.scan(step, carry, xs, None if most is None else most.max())
+
+
 loops = replace(
     EAGER,
+    scan=_scan,
     while_loop=_while_loop,
     map_rows=map_rows,
     set_row=_set_row,

@@ -1,0 +1,107 @@
+"""The steps that a search found, and their derivative: that of the method on this mesh, with its stages known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dil._base.arrays import array_namespace, full
+from dil._base.typing import Array, Arrays
+from dil._frameworks.forward_mode import jvp_from_vjp
+from dil._frameworks.protocol import Backend
+from dil.ode._adaptive import Mesh
+
+
+class FoundSteps(NamedTuple):
+    """The steps of a search. There may be more rows than steps were taken; their lengths are zero."""
+
+    states: Array
+    """At the end of each step, (steps, *batch, n)."""
+    slopes: Array
+    bulges: Array
+    """See `Advanced`; zero where the method has none."""
+    first_slope: Array
+    """At the start, (*batch, n)."""
+    begins: Array
+    """Shape (steps,), like the lengths."""
+    lengths: Array
+    stages: Array
+    """The solutions of the stages, (steps, stages, *batch, n)."""
+    taken: Array
+    rejected: Array
+    status: Array
+    failed: Array
+    iterations: Array
+    linear: Array
+
+    def shortened(self, backend: Backend) -> FoundSteps:
+        """Return the steps that were taken, if their number can be read, or the first one, of no length."""
+        count = backend.loops.number(backend.constant(self.taken))
+        if not isinstance(count, float):
+            return self
+        return self.with_rows(lambda x: x[: max(1, int(count)), ...])
+
+    def with_rows(self, fn: Callable[[Array], Array]) -> FoundSteps:
+        """Return the steps with fn of each array that has a row for each step."""
+        names = ("states", "slopes", "bulges", "begins", "lengths", "stages")
+        return self._replace(**{name: fn(getattr(self, name)) for name in names})
+
+
+def steps_of(mesh: Mesh, first_slope: Array, end: Array) -> FoundSteps:
+    """Return the steps of a mesh that leads to `end`."""
+    xp = array_namespace(mesh.ends)
+    states, slopes, *bulges = (xp.moveaxis(mesh.ends[i, ...], -2, 0) for i in range(mesh.ends.shape[0]))
+    begins, lengths = mesh.grid[:, 0], mesh.grid[:, 1]
+    begins = xp.where(lengths > 0, begins, 0.0 * begins + end)
+    bulges = bulges or [xp.zeros_like(slopes)]
+    return FoundSteps(
+        states, slopes, bulges[0], first_slope, begins, lengths, xp.moveaxis(mesh.stages, -2, 0), *mesh[3:-1]
+    )
+
+
+Sweep = Callable[[Array, Array, Arrays, FoundSteps], Arrays]
+"""`sweep(y0, start, arrays, steps)` returns the first four fields of the steps again, with their derivatives."""
+MOVING = 4
+"""The number of fields of `FoundSteps` that have a derivative. They come first."""
+
+
+@dataclass(frozen=True)
+class FoundRule:
+    """The derivative of found steps as functions of (y0, t, *arrays), by a sweep over them."""
+
+    backend: Backend
+    sweep: Sweep
+
+    def pullback(self, args: Arrays, y: Arrays, cotangents: Arrays, wrt: Sequence[int]) -> Arrays:
+        """Return the cotangents of the arguments, by one sweep over the steps and back."""
+        given = FoundSteps(*(full(x, 0.0) if v is None else v for v, x in zip(cotangents, y, strict=True)))
+        steps = self._steps(y)
+        given = given.with_rows(lambda x: x[: steps.begins.shape[0], ...])
+        _, pull = self.backend.vjp(self._function(args, steps, wrt), *(args[i] for i in wrt))
+        return pull(given[:MOVING])
+
+    def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
+        """Return the tangents of the steps; those of rows that were not taken, and of the mesh, are zero."""
+        zeros = tuple(full(x, 0.0) for x in y)
+        wrt = [i for i, tangent in enumerate(tangents) if tangent is not None]
+        if not wrt:
+            return zeros
+        steps = self._steps(y)
+        fn = self._function(args, steps, wrt)
+        _, moved = jvp_from_vjp(self.backend, fn, [args[i] for i in wrt], [tangents[i] for i in wrt])
+        taken, xp = steps.begins.shape[0], array_namespace(moved[0])
+        *states, first_slope = moved
+        rows = (xp.concat([x, zero[taken:, ...]]) for x, zero in zip(states, zeros, strict=False))
+        return (*rows, first_slope, *zeros[MOVING:])
+
+    def _steps(self, y: Arrays) -> FoundSteps:
+        return FoundSteps(*(self.backend.constant(x) for x in y)).shortened(self.backend)
+
+    def _function(self, args: Arrays, steps: FoundSteps, wrt: Sequence[int]) -> Callable[..., Arrays]:
+        def fn(*chosen: Array) -> Arrays:
+            given = dict(zip(wrt, chosen, strict=True))
+            y0, t, *arrays = (given.get(i, x) for i, x in enumerate(args))
+            return self.sweep(y0, t[0], tuple(arrays), steps)
+
+        return fn

@@ -1,0 +1,234 @@
+"""The stages of a small state by simplified Newton iterations (Hairer and Wanner 1996, IV.8).
+
+The Jacobian of f is kept over stages and steps until an iteration converges slowly. I - gh J is inverted once a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dil._base.arrays import array_namespace, eye, full, inner, logical_not, select
+from dil._base.scalars import (
+    Scalar,
+    Scalars,
+    any_of,
+    as_column,
+    filled,
+    greater,
+    is_finite,
+    smaller,
+    sqrt,
+)
+from dil._base.status import Status
+from dil._base.typing import Array, Arrays
+from dil._diagnostics.stationarity import least_step
+from dil._frameworks.iteration import frozen
+from dil.ode._field import Field
+from dil.ode._state import slope_between
+
+
+class Accuracy(NamedTuple):
+    """When a stage is solved."""
+
+    share: float
+    """The error of the stage, as a share of the error that its step may have."""
+    iterations: float
+    """The largest number of iterations."""
+
+
+FOR_VALUE = Accuracy(1e-3, 10.0)
+FOR_DERIVATIVE = Accuracy(1e-9, 30.0)
+"""The theorem wants a solution, and measures at some cost what is not (see `is_near`)."""
+SLOW = 0.01
+"""A stage that converges at a larger rate asks for the Jacobian of the next step."""
+LEAST_RATE = 0.02
+"""The least rate that a first iteration is trusted to have."""
+ROUNDED = 0.1
+"""A second step this short, in units of the error of a stage, may no longer contract because of rounding."""
+STEADY = 0.5
+"""A slope changes slowly if it changes by at most this share from one stage to the next."""
+LONGEST_EXTRAPOLATION = 2.0
+"""In units of the time between the last two stages."""
+
+
+class Kept(NamedTuple):
+    """What one step keeps for the next."""
+
+    jacobian: Array
+    """df/dy at the start of this step or of an earlier one, (*batch, n, n)."""
+    current: Array
+    """Whether it is that of the start of this step, shape ()."""
+    slow: Array
+    """Whether a stage converged slowly with it, or not at all, shape ()."""
+    rate: Array
+    """The rate of convergence of the last stage, (*batch, 1)."""
+    slope: Array
+    """The slope of the stage before the last one, (*batch, n)."""
+    time: Array
+    """The time of that stage."""
+
+
+@dataclass(frozen=True)
+class SimplifiedNewton:
+    """Makes the stages of each step of a search."""
+
+    field: Field
+    arrays: Arrays
+    accuracy: Accuracy
+
+    def first(self, y: Array, t: Array, slope: Array) -> Arrays:
+        """Return what the first step is given."""
+        zero = full(y, 0.0, shape=(*y.shape, y.shape[-1])) + 0.0 * y[..., None]
+        yes = t == t
+        return Kept(zero, ~yes, yes, full(y[..., :1], 1.0), slope, t - 1.0)
+
+    def stages(self, t: Array, y: Array, slope: Array, allowed: Array, kept: Arrays) -> SimplifiedStages:
+        """Return the stages of a step from y at t. Its error may be `allowed`."""
+        return SimplifiedStages(self, t, y, slope, allowed, Kept(*kept))
+
+
+class SimplifiedStages:
+    """The stages of one step from y at t."""
+
+    def __init__(self, maker: SimplifiedNewton, t: Array, y: Array, slope: Array, allowed: Array, kept: Kept) -> None:
+        self.field, self.kept, self.before = maker.field, kept, (kept.slope, kept.time)
+        self.last: Arrays = (slope,)
+        self.end: Arrays = (slope,)
+        self.args, _ = maker.field.arguments.call(maker.arrays)
+        self.start, self.time, self.gh, self.most = (t, y), t, t, maker.accuracy.iterations
+        xp, loops = array_namespace(y), maker.field.backend.loops
+        within = xp.maximum(maker.accuracy.share * allowed, least_step(y) * xp.abs(y))
+        self.weight = 1.0 / xp.where(within > 0, within, 1.0)
+        self.scalars = Scalars(loops.number, loops.numbers, y.ndim == 1)
+        self.solutions: list[Array] = []
+        self.rate = self.scalars.read(kept.rate[..., 0])
+        zero = 0.0 * self.rate
+        self.slowest, self.counted = zero, (zero, zero)
+        self.inverse: Array | None = None
+
+    @property
+    def outcome(self) -> tuple[Scalar, Scalar, Scalar]:
+        """The first failed status, the iterations and the linear iterations of all stages, shape batch."""
+        status, iterations = (x if self.scalars.single else x[..., 0] for x in self.counted)
+        return status, iterations, 0.0 * iterations
+
+    @property
+    def may_try_again(self) -> Scalar:
+        """Whether J is not that of the start of the step, so that a failure with it says little."""
+        return logical_not(self.scalars.number(self.kept.current))
+
+    def slope(self, t: Array, y: Arrays) -> Arrays:
+        """Return f(t, y)."""
+        return (self.field(t, y[0], *self.args),)
+
+    def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
+        """Return z = base + gh f(t, z)."""
+        if self.inverse is None or self.gh is not gh:
+            self._invert(gh)
+        (z,), (slope,), kept = base, self.last, self.kept
+        way = self.scalars.number((t - self.time) / (self.time - kept.time))
+        way = smaller(greater(way, filled(way, -LONGEST_EXTRAPOLATION)), filled(way, LONGEST_EXTRAPOLATION))
+        found = self._iterate(z, t, gh, self._guess(z, gh, slope, way * (slope - kept.slope)))
+        end = slope_between((found.z,), base, gh)
+        # two stages may have one time
+        apart = self.scalars.number(abs(t - self.time) > 0.01 * abs(gh))
+        self.kept = kept._replace(slope=select(apart, slope, kept.slope), time=select(apart, self.time, kept.time))
+        self.last, self.end, self.time = end, end, t
+        self.solutions.append(found.z)
+        self._count(found)
+        return (found.z,)
+
+    def _guess(self, base: Array, gh: Array, slope: Array, change: Array) -> Array:
+        """Return the first iterate: along the last slope and its change, or the base where the slope changes fast.
+
+        At the end of a transient the slope leads across the solution. From there another solution may be found.
+        """
+        read = self.scalars.read
+        scaled, moved = slope * self.weight, change * self.weight
+        steady = read(inner(moved, moved)) <= STEADY**2 * read(inner(scaled, scaled))
+        return select(steady, base + gh * (slope + change), base)  # type: ignore[no-any-return]
+
+    def after(self, taken: Scalar) -> Arrays:
+        """Return what the next attempt is given."""
+        kept, slow = self.kept, any_of(self.slowest > SLOW)
+        rate = as_column(self.rate, self.start[1]) if isinstance(self.rate, float) else self._column(self.rate)
+        slope, time = (select(taken, a, b) for a, b in zip((kept.slope, kept.time), self.before, strict=True))
+        current = kept.current & logical_not(taken)
+        return kept._replace(slow=kept.slow | slow, current=current, rate=rate, slope=slope, time=time)
+
+    def _column(self, x: Array) -> Array:
+        return x[..., None] if self.scalars.single else x
+
+    def _count(self, found: Iterate) -> None:
+        """Add the outcome of a stage."""
+        status, iterations = self.counted
+        failed, nonfinite = filled(status, float(Status.MAX_ITER)), filled(status, float(Status.NON_FINITE))
+        new = select(is_finite(found.size), failed, nonfinite)
+        new = select(found.solved, filled(status, 0.0), new)
+        self.counted = select(status == 0, new, status), iterations + found.steps
+        rate = select(found.solved, found.rate, filled(found.rate, 1.0))
+        # a rate that was expected and not seen says nothing
+        self.slowest = greater(self.slowest, select(found.solved & (found.steps < 2), 0.0 * rate, rate))
+        self.rate = greater(rate, filled(rate, LEAST_RATE))
+
+    def _invert(self, gh: Array) -> None:
+        """Compute the Jacobian, if a stage converged slowly with the last one, and the inverse of I - gh J."""
+        kept, backend = self.kept, self.field.backend
+        stale = kept.slow & ~kept.current
+        jacobian = backend.loops.run_if(stale, lambda _: self._jacobian(), kept.jacobian)
+        self.kept = kept._replace(jacobian=jacobian, current=kept.current | stale, slow=stale & ~stale)
+        identity = eye(jacobian.shape[-1], jacobian)
+        matrix = identity - gh * jacobian
+        right = identity if matrix.ndim == 2 else array_namespace(matrix).broadcast_to(identity, matrix.shape)
+        self.inverse, self.gh = backend.dense.lu_solve(matrix, right), gh
+
+    def _jacobian(self) -> Array:
+        """Return df/dy at the start of the step, (*batch, n, n), from n pullbacks."""
+        (t, y), backend = self.start, self.field.backend
+        xp, n = array_namespace(y), y.shape[-1]
+        _, pull = backend.vjp(lambda w: (self.field(t, w, *self.args),), y)
+        rows = xp.reshape(eye(n, y), (n, *(1,) * (y.ndim - 1), n))
+        rows = xp.broadcast_to(rows, (n, *y.shape))
+        return xp.moveaxis(backend.loops.map_rows(lambda p: pull((p,))[0], rows), 0, -2)  # type: ignore[no-any-return]
+
+    def _iterate(self, base: Array, t: Array, gh: Array, guess: Array) -> Iterate:
+        """Return the last iterate of z <- z - (I - gh J)^-1 (z - base - gh f(t, z))."""
+        field, args, weight, scalars = self.field, self.args, self.weight, self.scalars
+        inverse: Any = self.inverse
+        single, n = scalars.single, guess.shape[-1]
+        # an older Jacobian has to show its rate: that of a linearisation across a fold is no contraction
+        expected = select(scalars.number(self.kept.current), self.rate, filled(self.rate, 1.0))
+
+        def advance(s: Iterate) -> Iterate:
+            F = s.z - base - gh * field(t, s.z, *args)
+            d = inverse @ F if single else (inverse @ F[..., None])[..., 0]
+            scaled = d * weight
+            size = sqrt(scalars.read(inner(scaled, scaled) / n))
+            first, steps = s.steps == 0, s.steps + 1.0
+            rate = select(first, expected, size / s.size)
+            falls = smaller(rate, filled(rate, 1.0))
+            # the error that is left is at most rate / (1 - rate) times the step
+            solved = (size == 0) | ((rate < 1) & (rate * size <= 1 - rate))
+            solved = solved | (logical_not(first) & (size <= ROUNDED))
+            can_be = first | ((rate < 1) & (size * falls ** (self.most - steps) <= 1 - rate))
+            going = can_be & is_finite(size) & logical_not(solved)
+            return Iterate(s.z - d, size, rate, steps, going, solved)
+
+        one = filled(expected, 1.0)
+        begun = Iterate(guess, one, one, 0.0 * one, one > 0, one < 0)
+        step = frozen(advance, guess.ndim - 1)
+        last: Iterate = field.backend.loops.while_loop(lambda s: any_of(s.going), step, begun)
+        return last
+
+
+class Iterate(NamedTuple):
+    """One iteration. z: (*batch, n); the others are scalars of each problem."""
+
+    z: Array
+    size: Scalar
+    """The last step, in units of the error that the stage may have."""
+    rate: Scalar
+    steps: Scalar
+    going: Scalar
+    solved: Scalar
