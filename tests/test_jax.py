@@ -13,6 +13,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.test_util import check_grads  # noqa: E402
 
 import dil  # noqa: E402
+from dil._frameworks.registry import common_owner  # noqa: E402
 
 
 def matrix(b):
@@ -146,3 +147,15 @@ def test_an_eager_vmap_batches_the_checks_of_a_minimum(solver):
     t = jnp.asarray([[1.0, 2.0], [0.5, -1.0]])
     each = jnp.stack([layer(t[0]), layer(t[1])])
     np.testing.assert_allclose(jax.vmap(layer)(t), each, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_one_core_and_a_large_callback(monkeypatch, cores):
+    """JAX may then wait for its own callback, so the program says so before it is compiled."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    host = common_owner([jnp.zeros(1)], ["x"], "the test").loops.on_host
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        jax.eval_shape(lambda x: host(lambda a: (a,), (x,), x), jnp.zeros(2**14))
+        jax.eval_shape(lambda x: host(lambda a: (a,), (x,), x), jnp.zeros(2**10))
+    assert ["jax_cpu_enable_async_dispatch" in str(w.message) for w in caught] == [True] * (cores == 1)

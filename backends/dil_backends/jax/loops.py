@@ -14,6 +14,7 @@ from dil._frameworks.loops import Loops, call_now, masked
 from dil_backends.jax.branch import run_if
 from dil_backends.jax.counted_scan import counted_scan
 from dil_backends.jax.linear_map import linear
+from dil_backends.jax.one_core import warn_of_one_core
 from dil_backends.jax.varying import axes_of, cast, checked, steady
 
 
@@ -66,10 +67,11 @@ def set_row(memory: Any, i: Any, row: Any, /) -> Any:
 def on_host(fn: Callable[..., Any], like: Any, *arrays: Any) -> Any:
     """Call fn on the host by `pure_callback`. If the arrays are concrete, call it directly.
 
-    Nothing in the callback is an operation of JAX: it may run in the only thread that could execute one.
+    The callback itself computes in NumPy, since JAX may run it in a thread that its operations need.
     """
     if not any(isinstance(x, jax.core.Tracer) for x in arrays):
         return call_now(fn, like, *arrays)
+    warn_of_one_core(arrays)
     shapes = jax.eval_shape(lambda: cast(like, axes_of(arrays)))
 
     def call(*xs: Any) -> Any:
