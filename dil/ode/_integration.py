@@ -28,6 +28,9 @@ from dil.ode._times import Times
 from dil.ode._unroll import UnrolledStage
 from dil.ode._verdict import Verdict, first_failure
 
+REUSES = 4
+"""A kept Jacobian pays up to this multiple of the size up to which a dense solve that is used once pays."""
+
 
 class Run(NamedTuple):
     """The states at the times, (T, *batch, n), the first failures and the counts."""
@@ -139,7 +142,7 @@ class Integration:
 
     def _search(self, y: Array, t: Array, *arrays: Array) -> Arrays:
         """Return the steps that the error control chooses."""
-        options, loops, few = self.options, self.backend.loops, self.backend.dense.crossover.general
+        options, loops, few = self.options, self.backend.loops, REUSES * self.backend.dense.crossover.general
         steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
         if not options.scheme.implicit:
             steps = NoneSolved(self.field, arrays)

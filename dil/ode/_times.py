@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dil._base.errors import OptionError
 from dil._base.options import is_number
 from dil._base.typing import Array
 from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
+from dil._frameworks.registry import owner
 
 
 class Times(NamedTuple):
@@ -54,8 +53,13 @@ def times_of(t: Array, given: Any, backend: Backend) -> Times | None:
 
 def _numbers(t: Array, given: Any, backend: Backend) -> list[float] | None:
     """Return the times as numbers, if they can be read."""
-    if isinstance(given, np.ndarray) or (isinstance(given, list | tuple) and all(map(is_number, given))):
-        return [float(x) for x in given]
+    if isinstance(given, list | tuple):
+        if all(map(is_number, given)):
+            return [float(x) for x in given]
+    elif (own := owner(given)) is not None:  # NumPy's times of a state of JAX are known, too
+        listed = own.loops.numbers(own.constant(given))
+        if isinstance(listed, list):
+            return listed
     plain: Any = backend.constant(t)
     if runs_later(backend.loops, plain):
         compiler = backend.compiler()
