@@ -26,7 +26,7 @@ def warn_of_one_core(arrays: tuple[Any, ...]) -> None:
     if jax.config.values.get("jax_cpu_enable_async_dispatch", False):
         message = (
             "this program calls the host with large arrays, and with one core JAX may wait for its own callback for "
-            "ever; call jax.config.update('jax_cpu_enable_async_dispatch', False) at the start of the program, or set "
-            "JAX_CPU_ENABLE_ASYNC_DISPATCH=false in its environment"
+            "ever; call jax.config.update('jax_cpu_enable_async_dispatch', False) at the start of the program, before "
+            "its first array"
         )
         warnings.warn_explicit(message, UserWarning, *users_line("jax dil_backends"))
