@@ -140,6 +140,12 @@ BAD = {
     "policy": ({"on_failure": "shrug"}, "on_failure='shrug' is unknown"),
     "batch": ({"batch_ndim": 2}, r"leaves of y0 have shapes \(2,\); with batch_ndim=2"),
     "explicit": ({"method": "euler", "gradient": "naive"}, "method='euler' has no stage to solve"),
+    "jac of equal steps": ({"jac": lambda t, y: Y}, "jac=.*expected a callable, for steps that adapt"),
+    "jac of an explicit method": ({"jac": lambda t, y: Y, "rtol": 1e-3, "method": "tsit5"}, "jac=.*an implicit method"),
+    "jac of another shape": (
+        {"jac": lambda t, y: Y, "rtol": 1e-3},
+        r"jac returned shape \(2,\); expected \(2, 2\), df_i/dy_j",
+    ),
     "explicit solver": ({"method": "euler", "solver": Newton()}, "method='euler' has no stage to solve"),
 }
 

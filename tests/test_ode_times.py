@@ -106,3 +106,24 @@ def test_a_single_argument_needs_no_tuple():
     field = lambda t, y, p: -p.rate * (y - p.target)  # noqa: E731
     close(odeint(field, start, times, Parameters(k, start)), [[1.0], [1.0]])
     close(odeint(lambda t, y, p: -p["k"] * y, start, times, {"k": k})[-1], start / (1 + 0.5 * K))
+
+
+def test_a_jacobian_of_the_user_is_used_and_changes_no_result():
+    """Also backwards in time, where the sign changes. A wrong one costs iterations."""
+    field = lambda t, y, k: np.stack([-k * (y[0] - y[1]), -y[1] * y[1]])  # noqa: E731
+    start, rate, counts = np.asarray([2.0, 1.0]), np.asarray(30.0), []
+
+    def jac(t, y, k):
+        counts.append(float(t))
+        return np.asarray([[-k, k], [0.0, -2.0 * y[1]]])
+
+    for times in ([0.0, 1.0], [0.0, -0.2]):
+        options = {"method": "sdirk3", "rtol": 1e-5}
+        plain, ours = solve(field, start, times, rate, **options), solve(field, start, times, rate, jac=jac, **options)
+        close(ours.value, plain.value, 1e-9)
+        assert int(ours.iterations) == int(plain.iterations)
+        assert min(times) <= min(counts) <= max(counts) <= max(times)
+        counts.clear()
+        wrong = solve(field, start, times, rate, jac=lambda t, y, k: -jac(t, y, k), **options)
+        assert int(wrong.iterations) > int(ours.iterations)
+        counts.clear()

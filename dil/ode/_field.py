@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dil._base.arrays import array_namespace
+from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
@@ -35,6 +36,15 @@ class Field:
         t = t if self.sign > 0 else -t
         slope = self.space.vector(self.func(t, self.space.unravel(u), *args), f"the function {self.name!r} of the ODE")
         return slope if self.sign > 0 else -slope
+
+    def jacobian(self, jac: Callable[..., Array], t: Array, u: Array, args: tuple[Tree, ...]) -> Array:
+        """Return df/dy at the vectors u by the user's function, (*batch, n, n)."""
+        found = jac(self.sign * t, self.space.unravel(u), *args)
+        shape = (*u.shape, u.shape[-1])
+        if tuple(found.shape) != shape:
+            message = f"jac returned shape {tuple(found.shape)}; expected {shape}, df_i/dy_j of each problem"
+            raise ShapeError(message)
+        return self.sign * found
 
     def at(self, t: Array, u: Array, arrays: Sequence[Array]) -> Array:
         """Return dy/dt from the flat arrays of the arguments."""

@@ -146,8 +146,8 @@ class Integration:
         steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
         if not options.scheme.implicit:
             steps = NoneSolved(self.field, arrays)
-        elif options.solver is None and options.layer == "root" and y.shape[-1] <= few:
-            steps = SimplifiedNewton(self.field, arrays, self.accuracy)
+        elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
+            steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
         mesh = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]))
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)

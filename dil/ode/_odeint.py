@@ -40,6 +40,7 @@ def odeint(
     atol: float | None = None,
     first_step: float | None = None,
     max_steps: int = 1000,
+    jac: Callable[..., Array] | None = None,
     unroll: int = 8,
     batch_ndim: int = 0,
     on_failure: OnFailure = "warn",
@@ -87,6 +88,9 @@ def odeint(
         The first step size to try, if steps adapt.
     max_steps : int
         The largest number of adaptive steps. Under `jax.jit` the program has memory for that many.
+    jac : callable, optional
+        `jac(t, y, *args)` returns df_i/dy_j of each problem, (*batch, n, n), where y is one array. The iterations of
+        adaptive steps use it; no derivative does. By default it is computed from func.
     unroll : int
         The number of iterations of a stage for gradient="unroll".
     batch_ndim : int
@@ -139,6 +143,7 @@ def odeint(
         atol=atol,
         first_step=first_step,
         max_steps=max_steps,
+        jac=jac,
         unroll=unroll,
         batch_ndim=batch_ndim,
         on_failure=on_failure,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dil._base.errors import OptionError
 from dil._base.options import check_integer, is_number
-from dil._base.typing import OnFailure
+from dil._base.typing import Array, OnFailure
 from dil._layers.call import Solver
 from dil.linear._auto import Auto
 from dil.linear._direct import Direct
@@ -37,6 +38,7 @@ class Options:
     atol: float | None = None
     first_step: float | None = None
     max_steps: int = 1000
+    jac: Callable[..., Array] | None = None
     unroll: int = 8
     batch_ndim: int = 0
     on_failure: OnFailure = "warn"
@@ -74,6 +76,12 @@ class Options:
                 f"solver=, linear_solver=, layer= and gradient='naive', or take an implicit method"
             )
             raise OptionError(message)
+        if self.jac is not None and not (callable(self.jac) and self.simplifies):
+            message = (
+                f"jac={self.jac!r}; expected a callable, for steps that adapt (rtol= or atol=), an implicit method, "
+                f"and neither solver= nor layer='argmin'"
+            )
+            raise OptionError(message)
         if self.first_step is not None and not self.adapts:
             message = "first_step= is for steps that adapt; give rtol= or atol= too, or steps= for steps of one size"
             raise OptionError(message)
@@ -92,6 +100,11 @@ class Options:
     def adapts(self) -> bool:
         """Whether the step size adapts to an estimate of the error."""
         return self.rtol is not None or self.atol is not None
+
+    @property
+    def simplifies(self) -> bool:
+        """Whether the stages of adaptive steps may be solved by simplified Newton iterations."""
+        return self.adapts and self.scheme.implicit and self.solver is None and self.layer == "root"
 
     @property
     def control(self) -> Control:

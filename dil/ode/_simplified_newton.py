@@ -5,6 +5,7 @@ The Jacobian of f is kept over stages and steps until an iteration converges slo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,6 +77,8 @@ class SimplifiedNewton:
     field: Field
     arrays: Arrays
     accuracy: Accuracy
+    jac: Callable[..., Array] | None = None
+    """The user's `jac(t, y, *args)`."""
 
     def first(self, y: Array, t: Array, slope: Array) -> Arrays:
         """Return what the first step is given."""
@@ -92,6 +95,7 @@ class SimplifiedStages:
     """The stages of one step from y at t."""
 
     def __init__(self, maker: SimplifiedNewton, t: Array, y: Array, slope: Array, allowed: Array, kept: Kept) -> None:
+        self.jac = maker.jac
         self.field, self.kept, self.before = maker.field, kept, (kept.slope, kept.time)
         self.last: Arrays = (slope,)
         self.end: Arrays = (slope,)
@@ -184,9 +188,11 @@ class SimplifiedStages:
         self.inverse, self.gh = backend.dense.lu_solve(matrix, right), gh
 
     def _jacobian(self) -> Array:
-        """Return df/dy at the start of the step, (*batch, n, n), from n pullbacks."""
+        """Return df/dy at the start of the step, (*batch, n, n), by the user's function or from n pullbacks."""
         (t, y), backend = self.start, self.field.backend
         xp, n = array_namespace(y), y.shape[-1]
+        if self.jac is not None:
+            return self.field.jacobian(self.jac, t, y, self.args)
         _, pull = backend.vjp(lambda w: (self.field(t, w, *self.args),), y)
         rows = xp.reshape(eye(n, y), (n, *(1,) * (y.ndim - 1), n))
         rows = xp.broadcast_to(rows, (n, *y.shape))
