@@ -669,3 +669,27 @@ def test_batched_cotangents_warn_of_a_bad_point():
     y = layer(t)
     with pytest.warns(dil.ConvergenceWarning, match="NOT_STATIONARY"):
         torch.autograd.grad(y, t, torch.eye(3, dtype=torch.float64), is_grads_batched=True)
+
+
+def test_jacfwd_of_a_root_within_rounding_is_one_solve():
+    """An entry of u that is small beside its terms has a Newton step that is not short beside it."""
+
+    class Counted(dil.linear.Auto):
+        _takes_many = True
+        calls = 0
+
+        def __call__(self, A, b, /, **options):
+            Counted.calls += 1
+            return super().__call__(A, b, **options)
+
+    n, draw = 100, torch.Generator().manual_seed(0)
+    W, x = (torch.randn(shape, dtype=torch.float64, generator=draw) for shape in ((n, n), (n,)))
+    W = 0.1 * W
+    layer = dil.root(
+        lambda u, x: u + torch.tanh(W @ u) - x, dil.solvers.Newton(), init=torch.zeros_like, linear_solver=Counted()
+    )
+    J = torch.func.jacfwd(layer)(x)
+    assert Counted.calls <= 2
+    y = layer(x)
+    exact = torch.linalg.inv(torch.eye(n, dtype=torch.float64) + (1 - torch.tanh(W @ y) ** 2)[:, None] * W)
+    torch.testing.assert_close(J, exact, rtol=1e-9, atol=1e-12)

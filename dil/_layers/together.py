@@ -12,6 +12,7 @@ from dil._diagnostics.curvature import check_curvature, check_degenerate
 from dil._diagnostics.newton_comparison import Point
 from dil._diagnostics.stationarity import DerivativeSolve, has_no_size, is_near, probes_of
 from dil._problem.problem import Optimality
+from dil._problem.terms import within_rounding_of_terms
 from dil.linear._solver import LinearSolver
 
 
@@ -34,6 +35,11 @@ def solved_together(
     if "probes" not in (solution.extra or {}):
         u, scale = (xp.broadcast_to(x, B.shape) for x in (at.u, at.scale))
         wide = solve._replace(Fu=xp.broadcast_to(Fu, B.shape), here=solve.here._replace(u=u, scale=scale))
-    near = is_near(wide) & ~has_no_size(wide)
+    sizeless = has_no_size(wide)
+    near = is_near(wide) & ~sizeless
+    if not bool(xp.all(near | sizeless)):  # as for one right-hand side, whose F may also be within its rounding
+        assert A.one is not None
+        J = A.one.T if A.one.transposed else A.one
+        near = near | (within_rounding_of_terms(F, J, Fu, at.u, at.floats) & ~sizeless)
     status = check_degenerate(check_curvature(status, A, B, solution, backend), A, B, backend)
     return solve if bool(xp.all(status == int(Status.CONVERGED)) & xp.all(near)) else None
