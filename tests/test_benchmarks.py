@@ -135,6 +135,18 @@ def test_nonsymmetric_quick(tmp_path):
     assert "| 90 % over the best |" in (tmp_path / "nonsymmetric.md").read_text()
 
 
+def test_large_quick(tmp_path):
+    """Both passes agree with sparse matrices by hand, whatever the time."""
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    options = ("--backends", "numpy", "--ways", "SparseDirect", "--only", "bratu 100", "--seconds", "0")
+    rows = run("large", tmp_path, *options, "--largest", "50")["rows"]
+    assert [(row["stage"], row["status"], row["error"] < 1e-8) for row in rows] == [
+        ("forward", "CONVERGED", True),
+        ("backward", "CONVERGED", True),
+    ]
+    assert "| 50 x 50 | numpy |" in (tmp_path / "large.md").read_text()
+
+
 def test_peers_quick(tmp_path):
     """The gradient of dil is right, and so is that by hand."""
     pytest.importorskip("torch", reason="torch is not installed")

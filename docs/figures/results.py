@@ -138,6 +138,17 @@ def general(axes: Axes, found: Row) -> None:
     axes.legend()
 
 
+def large(axes: Axes, found: Row) -> None:
+    """Draw the time of Bratu's equation and its gradient against the number of unknowns."""
+    for way in dict.fromkeys(row["way"] for row in found["sweep"]):
+        own = [row for row in found["sweep"] if row["way"] == way]
+        style = {"color": "black", "linestyle": ":"} if way == "by hand" else {}
+        label = way if way == "by hand" else f"SparseDirect on {way}"
+        axes.loglog([row["n"] ** 2 for row in own], [row["seconds"] for row in own], "o-", label=label, **style)
+    axes.set(xlabel="unknowns", ylabel="forward and backward [s]", title="Bratu's equation on a square")
+    axes.legend()
+
+
 def nonsymmetric(axes: Axes, found: Row) -> None:
     """Draw the products over the fewest of all solvers, in ascending order; a curve ends where a solver fails."""
     rows = [row["products"] for row in found["rows"]]
@@ -215,6 +226,7 @@ PICTURES: dict[str, Callable[[Axes, Row], None]] = {
         batched,
         general,
         jax_peers,
+        large,
         linear,
         nonsymmetric,
         peers,
