@@ -181,6 +181,10 @@ def layers(p: Problem, backend: str, u: Any, linear: Any, newton: Any) -> Layers
 def measured(name: str, backend: str, way: str, seconds: float) -> list[dict[str, Any]]:
     """Time both passes of a way beside their references."""
     one_core()
+    if backend == "jax":
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)  # one core would wait for its own callback
     import dil
 
     p = PROBLEMS[name]()
