@@ -231,7 +231,6 @@ def fastest(p: Problem, backend: str, u: Any) -> tuple[str, Callable[[], Any]]:
     kinds = (linear.CG, linear.MINRES, linear.BiCGSTAB, linear.GMRES, partial(linear.IDR, 4), partial(linear.IDR, 8))
     for solver in (kind(**most) for kind in kinds):
         call = layers(p, backend, u, solver, dil.solvers.Newton()).backward
-        call()
         start = time.process_time()
         gradient = call()
         spent = time.process_time() - start
