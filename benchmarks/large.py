@@ -68,8 +68,10 @@ MEASURED = (
     f"converges in {LONGEST:,} iterations. The backward pass starts from a solution that is given; under `jax.jit` it "
     "holds that solution too. "
     "Each pair runs in turn on one core; processor time, the median of the ratios, and a ratio below one where dil "
-    "is the faster one. The first call, which compiles and finds the pattern, is not counted. 'error': of the solution "
-    "or the gradient, relative to that by hand."
+    "is the faster one. The first call, which compiles and finds the pattern, is not counted. dil keeps the last "
+    "factors, so a pass that is repeated at one point does not factorise again, as the code by hand does: the first "
+    "backward pass after a forward one is the nearest to that (see the sweep). 'error': of the solution or the "
+    "gradient, relative to that by hand."
 )
 
 

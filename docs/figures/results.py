@@ -142,9 +142,9 @@ def large(axes: Axes, found: Row) -> None:
     """Draw the time of Bratu's equation and its gradient against the number of unknowns."""
     for way in dict.fromkeys(row["way"] for row in found["sweep"]):
         own = [row for row in found["sweep"] if row["way"] == way]
-        style = {"color": "black", "linestyle": ":"} if way == "by hand" else {}
+        style = {"color": "black", "linestyle": ":"} if way == "by hand" else {"linestyle": "-"}
         label = way if way == "by hand" else f"SparseDirect on {way}"
-        axes.loglog([row["n"] ** 2 for row in own], [row["seconds"] for row in own], "o-", label=label, **style)
+        axes.loglog([row["n"] ** 2 for row in own], [row["seconds"] for row in own], marker="o", label=label, **style)
     axes.set(xlabel="unknowns", ylabel="forward and backward [s]", title="Bratu's equation on a square")
     axes.legend()
 
