@@ -12,7 +12,7 @@ from dil._frameworks.protocol import Backend
 
 SECOND = (
     "the second derivative of a layer with derivatives=dil.Jacobian(...) is needed, but only its first derivatives are "
-    "given; take dil.argmin with dil.Derivatives, or write the function in array code"
+    "given; write the function in array code, which the backend differentiates"
 )
 
 

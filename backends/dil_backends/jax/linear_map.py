@@ -11,6 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from dil._base.errors import SecondDerivativeError
+from dil._problem.linear_map import SECOND
 from dil_backends.jax.leading_axis import Axis, moved_to_front
 
 Arrays = tuple[Any, ...]
@@ -64,11 +65,7 @@ def _abstract(*arrays: Any, ways: Ways, count: int) -> list[Any]:
 
 def _differentiated(primals: Sequence[Any], tangents: Sequence[Any], *, ways: Ways, count: int) -> tuple[Any, Any]:
     if not all(isinstance(t, ad.Zero) for t in tangents[:count]):
-        message = (
-            "the second derivative of a layer with derivatives=dil.Jacobian(...) is needed, but only its first "
-            "derivatives are given; write the function in array code"
-        )
-        raise SecondDerivativeError(message)
+        raise SecondDerivativeError(SECOND)
     y = _bind(*primals, ways=ways, count=count)
     moves = [ad.instantiate_zeros(t) for t in tangents[count:]]  # type: ignore[no-untyped-call]
     return y, _bind(*primals[:count], *moves, ways=ways, count=count)
