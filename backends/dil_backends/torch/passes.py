@@ -63,7 +63,8 @@ class Passes:
     def _make(self, rule: Rule, args: Any, y: Any) -> None:
         self.stage = Stage.ALONE
         if isinstance(rule, RepeatedRule):
-            with Reads() as reads:
+            reads = Reads()
+            with reads.noting():
                 self.pull = rule.repeated(args, y)
             if self.pull is not None:
                 self.stage, self.reads = Stage.SHARED, reads
