@@ -71,12 +71,18 @@ class RepeatedPullback:
         which = tuple(wrt)
         if which not in self._jacobians:
             self._jacobians[which] = self._made(which, v)
-        jacobians = self._jacobians[which]
-        if jacobians is None:
-            g = array_namespace(v).matmul(v[..., None, :], self.inverse)[..., 0, :]
-            return self.pull((-g,), self._places(which)) if self._is_finite(g) else None
+        if self._jacobians[which] is not None:
+            return self.product(v, which)
+        g = array_namespace(v).matmul(v[..., None, :], self.inverse)[..., 0, :]
+        return self.pull((-g,), self._places(which)) if self._is_finite(g) else None
+
+    def product(self, v: Array, wrt: Sequence[int]) -> Arrays | None:
+        """Return the same by products with the Jacobian, or None if that is not at hand."""
+        jacobians = self._jacobians.get(tuple(wrt))
+        if jacobians is None or recording():
+            return None
         products = [v @ J for J in jacobians]
-        return tuple(map(self._shaped, products, which)) if all(map(self._is_finite, products)) else None
+        return tuple(map(self._shaped, products, wrt)) if all(map(self._is_finite, products)) else None
 
     def _made(self, which: tuple[int, ...], v: Array) -> list[Array] | None:
         """Return the Jacobian in these arguments if a product with it costs less than a pullback."""

@@ -131,6 +131,12 @@ class ImplicitRule:
         return self.system(F, at.Fu, A, (u, *floats), (u, *y[1:]), places, at.way)
 
     @with_records_of_forward_call
+    def has_looked(self, args: Arrays, y: Arrays, wrt: Sequence[int]) -> bool:
+        """Return whether a pullback to these arguments has nothing to look at but its system."""
+        problem = self.find()
+        return not self.looks_further(problem.optimality(args)[0], y[0], _places(problem, wrt))
+
+    @with_records_of_forward_call
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
         """Return the pullback for further cotangents of the solution, with J^-1 at hand, or None."""
         problem, u = self.find(), y[0]

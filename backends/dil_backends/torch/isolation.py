@@ -67,12 +67,7 @@ def _allow(kernels: Kernels) -> None:
 
 def outside_of_compilers(fn: Callable[..., Any], *args: Any) -> Any:
     """Call fn as it is. Compiled autograd would compile a linear solve, whose loop depends on computed values."""
-    return _disabled(fn)(*args) if "torch._dynamo" in sys.modules else fn(*args)
-
-
-@cache
-def _disabled(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compiler.disable(fn)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.compiler.disable(fn)(*args) if "torch._dynamo" in sys.modules else fn(*args)  # type: ignore[no-untyped-call]
 
 
 outside_of_compilers._torchdynamo_disable = True  # type: ignore[attr-defined]

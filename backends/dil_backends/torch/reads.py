@@ -79,7 +79,15 @@ class _Noting(TorchFunctionMode):
     ) -> Any:
         """Note the tensors, and call the function."""
         kwargs = kwargs or {}
-        for x in pytree.tree_leaves((args, kwargs)):
-            if isinstance(x, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(x):
-                self.reads.note(x)
+        for x in (*args, *kwargs.values()):
+            if isinstance(x, Tensor):
+                self._note(x)
+            elif isinstance(x, (list, tuple, dict)):
+                for leaf in pytree.tree_leaves(x):
+                    if isinstance(leaf, Tensor):
+                        self._note(leaf)
         return func(*args, **kwargs)
+
+    def _note(self, x: Tensor) -> None:
+        if not torch._C._functorch.is_functorch_wrapped_tensor(x):
+            self.reads.note(x)

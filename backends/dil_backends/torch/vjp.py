@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         )
 
     values = out if again else tuple(y.detach() for y in out)
-    return values, PullWithWork(pull, lambda: _work(roots, inputs), map_many)
+    return values, PullWithWork(pull, cache(lambda: _work(roots, inputs)), map_many)
 
 
 def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
