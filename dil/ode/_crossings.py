@@ -105,12 +105,12 @@ class Events:
         )
         return events, self._stop(events, end, curve.states[0, ...])
 
-    def none(self, y0: Array) -> tuple[tuple[EventRows, ...], Stop | None]:
+    def none(self, y0: Array, t: Array) -> tuple[tuple[EventRows, ...], Stop | None]:
         """Return the events of a solve without a step."""
         if not self.functions:
             return (), None
         xp, batch = array_namespace(y0), y0.shape[:-1]
-        rows = 0 if self._reads(y0) else self.max_events
+        rows = 0 if self._reads(t) else self.max_events
         t, y = (full(y0, float("nan"), shape=s) for s in ((rows, *batch), (rows, *y0.shape)))
         zeros = full(y0, 0, shape=batch, dtype=xp.int32)
         each = EventRows(t, y, full(zeros, 0, shape=(rows, *batch)), zeros)
@@ -118,9 +118,7 @@ class Events:
 
     def _reads(self, x: Array) -> bool:
         """Return whether the number of rows may depend on values like x: JAX has one shape with `jit` and without."""
-        return not runs_later(self.backend.loops, self.backend.constant(x)) and (
-            0 in x.shape or is_readable(self.backend, x)
-        )
+        return not runs_later(self.backend.loops, self.backend.constant(x)) and is_readable(self.backend, x)
 
     def _largest(self, counts: Array) -> int:
         return max((int(x) for x in self.backend.to_numpy(counts).reshape(-1)), default=0)

@@ -84,7 +84,7 @@ class Integration:
         if not first:
             return self.run(y0, s, arrays)
         xp = array_namespace(s)
-        run = self._no_steps(y0) if len(first) == 1 else self.run(y0, xp.stack([s[i] for i in first]), arrays)
+        run = self._no_steps(y0, s) if len(first) == 1 else self.run(y0, xp.stack([s[i] for i in first]), arrays)
         rows = []
         for i, k in enumerate(which):
             row, at = run.rows[k, ...], s[first[k]]
@@ -100,7 +100,7 @@ class Integration:
         after = self.backend.constant(t) > self.backend.constant(run.stop.t)
         return array_namespace(slope).where(after[..., None], full(slope, 0.0), slope)  # type: ignore[no-any-return]
 
-    def _no_steps(self, y0: Array) -> Run:
+    def _no_steps(self, y0: Array, t: Array) -> Run:
         """Return the result at the first time alone."""
         zero = full(y0[..., 0], 0.0)
         none = full(y0, 0.0, shape=())
@@ -111,7 +111,7 @@ class Integration:
             none,
             zero,
             zero,
-            *self.watched.none(y0),
+            *self.watched.none(y0, t),
         )
 
     @property
@@ -123,7 +123,7 @@ class Integration:
         """Solve the ODE at times that increase."""
         empty = 0 in y0.shape  # an empty batch has no error to adapt to
         if empty or not self.options.adapts:
-            events, stop = self.watched.none(y0)
+            events, stop = self.watched.none(y0, t)
             return self._run_equal_steps(y0, t, arrays)._replace(events=events, stop=stop)
         return self._run_adaptive(y0, t, arrays)
 
@@ -145,7 +145,7 @@ class Integration:
         else:
             (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
         rows = interpolate(self.backend, t, knots, states, slopes, bulges)
-        events, stop = self.watched.none(y0)
+        events, stop = self.watched.none(y0, t)
         if found.marks is not None:
             curve = Curve(knots, states, slopes, found.bulges)
             events, stop = self.watched(curve, found.marks, arrays)

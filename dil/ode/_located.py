@@ -77,7 +77,7 @@ class Locator:
         number = _numbers(rows, counts)
         there = number < counts
         # the k-th crossing is before the first sample until which there are more than k
-        sample = xp.sum(xp.astype(so_far[None, ...] <= number[:, None, ...], xp.int32), axis=1)
+        sample = xp.astype(xp.count_nonzero(so_far[None, ...] <= number[:, None, ...], axis=1), xp.int32)
         sample = xp.where(there, sample, 0 * sample)
         step, low = sample // SAMPLES, xp.astype(sample % SAMPLES, marks.dtype) / SAMPLES
         direction = xp.where(there, rows_of(marks[..., None], sample)[..., 0], 0.0 * low)
