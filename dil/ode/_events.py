@@ -138,10 +138,10 @@ class EventFunction:
         ShapeError, DTypeError, BackendError
             If they are not one float of the dtype of the state for each problem.
         """
-        batch = tuple(u.shape[:-1])
-        if type(value) is type(u) and value.dtype == u.dtype and tuple(value.shape) == batch:
-            return value
-        if is_number(value) and not isinstance(value, bool) and owner(value) is None:
+        batch, own = tuple(u.shape[:-1]), owner(value)
+        if own is self.field.backend and value.dtype == u.dtype and tuple(value.shape) == batch:
+            return value  # type: ignore[no-any-return]
+        if is_number(value) and own is None:
             return full(u[..., 0], value)
         value = adopted((value,), (u,))[0]
         own = owner(value)

@@ -92,7 +92,7 @@ class Watch:
 
     def _values(self, t: Array, u: Array) -> list[Scalar]:
         """Return the value of each function, as scalars of the problems."""
-        now = full(u[..., 0], 0.0) + t
+        now = t if u.ndim == 1 else full(u[..., 0], 0.0) + t
         return [self.loops.number(function.at(now, u, self.arrays)) for function in self.functions]
 
     def _appended(self, memory: Array, marks: list[list[Scalar]], taken: Scalar, place: Any, like: Array) -> Array:
