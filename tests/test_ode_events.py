@@ -119,6 +119,27 @@ def test_ten_bounces():
     close(slope, first * 2 * np.sum(k * r ** (k - 1)), 1e-11)
 
 
+@pytest.mark.slow
+@on("jax:jit")
+def test_ten_bounces_in_one_program(engine):
+    """A `lax.scan` over the flights, and its derivatives."""
+    import jax
+
+    def last(r):
+        def bounce(y, _):
+            _, (ground,) = odeint(fall, y, [0.0, 2.0], engine.asarray(G), events=GROUND, **OPTIONS)
+            return engine.xp.stack([0.0 * r, -r * ground.y[0, 1]]), ground.t[0]
+
+        return engine.xp.sum(jax.lax.scan(bounce, engine.asarray([1.0, 0.0]), None, length=10)[1])
+
+    r, k, first = 0.8, np.arange(1, 10), (2 / float(G)) ** 0.5
+    found, slope = jax.jit(jax.value_and_grad(last))(engine.asarray(r))
+    close(found, first * (1 + 2 * np.sum(r**k)), 1e-12)
+    close(slope, first * 2 * np.sum(k * r ** (k - 1)), 1e-11)
+    curvature = jax.jit(jax.hessian(last))(engine.asarray(r))
+    close(curvature, first * 2 * np.sum(k * (k - 1) * r ** np.maximum(k - 2, 0)), 1e-10)
+
+
 def test_events_are_those_of_scipy():
     """Directions, a number of events that ends the solve, and what is dropped after the end."""
     integrate = pytest.importorskip("scipy.integrate", reason="SciPy is not installed")
@@ -168,6 +189,8 @@ def test_an_event_that_is_never_reached():
     assert (found.t.shape, found.y.shape, int(found.counts)) == ((0,), (0, 2), 0)
     report = solve(oscillate, np.asarray([0.0, 1.0]), [0.0, 1.0], rtol=1e-3, events=event)
     assert (int(report.ended_by), Status(int(report.status))) == (-1, Status.CONVERGED)
+    y, none = odeint(oscillate, np.asarray([0.0, 1.0]), [0.0, 1.0], rtol=1e-3, events=[])
+    assert (y.shape, none) == ((2, 2), ())
     alone = solve(oscillate, np.asarray([0.0, 1.0]), [0.0], rtol=1e-3, events=event)
     assert (int(alone.ended_by), int(alone.events[0].counts)) == (-1, 0)
 
@@ -248,10 +271,10 @@ def test_a_grazing_event_has_no_derivative_and_says_so(unit):
         dil.jvp(lambda a: contact(a, "raise").t[0], (a,), (a,))
     # a crossing at an angle is none, in any unit
     field = lambda t, y, k: -k * y  # noqa: E731
-    options = {"method": "tsit5", "rtol": 1e-6, "events": Event(lambda t, y, k: y - 0.5 * unit)}
-    plain = odeint(field, np.asarray(unit), [0.0, 2.0], np.asarray(1.0), **options)[1][0]
+    options = {"method": "tsit5", "rtol": 1e-6, "events": Event(lambda t, y, k: 1e3 * (y - 0.5 * unit))}
+    plain = odeint(field, np.asarray(unit), [0.0, 2.0 / unit], np.asarray(unit), **options)[1][0]
     assert plain.status.tolist() == [0]
-    close(plain.t, [np.log(2.0)], 1e-6)
+    close(plain.t, [np.log(2.0) / unit], 1e-6)
 
 
 def test_a_function_that_touches_zero_at_a_sample_is_told():

@@ -272,7 +272,7 @@ def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...],
     hint = ADAPTIVE_HINT if options.adapts else EQUAL_STEPS_HINT
     rows = apply_verdict(integration.policy, field.backend, run.rows, field.sign * times, run.verdict, hint, field.sign)
     states = field.trajectory(rows)
-    return (states, tuple(_crossings(field, x) for x in run.events)) if integration.events else states
+    return (states, tuple(_crossings(field, x) for x in run.events)) if options.events is not None else states
 
 
 def _crossings(field: Field, found: EventRows) -> Crossings:
