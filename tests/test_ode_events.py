@@ -248,6 +248,20 @@ def test_problems_of_a_batch_have_their_own_events():
         assert np.all(np.isnan(found.y[len(x.t) :, i]))
 
 
+def test_a_function_that_is_singular_at_the_start():
+    """The derivative of t^(1/2) is infinite there. A problem without an event does not make the others NaN."""
+    event = Event(lambda t, y, k: array_namespace(t).sqrt(t * k) - y[..., 0] / 2)
+
+    def times(a, k):
+        y0 = array_namespace(a).stack([a, a + 50.0])[:, None]
+        options = {"method": "tsit5", "rtol": 1e-6, "batch_ndim": 1, "events": event}
+        return odeint(lambda t, y, k: 0.0 * y, y0, [0.0, 4.0], k, **options)[1][0].t[0, 0]
+
+    found, pull = dil.vjp(times, np.asarray(2.0), np.asarray(1.0))
+    close(found, 1.0)
+    close(pull(np.asarray(1.0)), [1.0, -1.0])
+
+
 GRAZES = Event(lambda t, y, a: y)
 
 

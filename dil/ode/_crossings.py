@@ -15,7 +15,7 @@ from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil._layers.first_calls import is_readable
 from dil.ode._curve import Curve
-from dil.ode._event_layer import Place, event_layer
+from dil.ode._event_layer import IDLE, Place, event_layer
 from dil.ode._events import EventFunction
 from dil.ode._located import End, Located, Locator, most_rows
 
@@ -146,8 +146,7 @@ class Events:
             return EventRows(begin, step.start, found.status, found.counts)
         xp, place = array_namespace(found.u), Place(begin, step, found.low, found.unit)
         idle = found.unit == 0
-        # rows of no event solve u = 1
-        u = xp.where(idle[..., None], full(found.u, 1.0), found.u)
+        u = xp.where(idle[..., None], full(found.u, IDLE), found.u)
 
         def solve(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             *place, u = row

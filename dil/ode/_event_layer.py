@@ -29,6 +29,9 @@ from dil.ode._watch import SAMPLES
 LARGEST_RTOL = 1e-3
 """Larger tolerances are taken for this one, where it is decided whether a slope is too small."""
 
+IDLE = 1.5
+"""The unknown where there is no event. A function is less likely to be singular there than at the start."""
+
 
 class Place(NamedTuple):
     """Where an event is: the step, and a bracket within it. All but the step are constants of shape batch."""
@@ -62,11 +65,11 @@ class Place(NamedTuple):
         return self.step._replace(length=self.step.length[..., None])
 
     def value(self, function: EventFunction, u: Array, args: tuple[Any, ...]) -> Array:
-        """Return the scaled function at u, (*batch, 1). It rises at the crossing, and is u - 1 where there is none."""
+        """Return the scaled function at u, (*batch, 1). It rises at a crossing; where there is none it is u - IDLE."""
         t, state = self.at(u)
         unit = self.unit[..., None]
         idle = array_namespace(unit).where(unit == 0, full(unit, 1.0), full(unit, 0.0))
-        return unit * function(t, state, *args)[..., None] + idle * (u - 1.0)  # type: ignore[no-any-return]
+        return unit * function(t, state, *args)[..., None] + idle * (u - IDLE)  # type: ignore[no-any-return]
 
 
 def grazes(slope: Array, rtol: float) -> Array:
