@@ -174,7 +174,12 @@ def differential_equations() -> dil.ode.Trajectory:
     t, y0, k = np.linspace(0.0, 1.0, 3), np.ones(1), np.asarray(2.0)
     newton = dil.ode.StepNewton(max_iter=10)
     assert dil.ode.odeint(lambda t, y, k: -k * y, y0, t, (k,), solver=newton).shape == (3, 1)
-    return dil.ode.solve(lambda t, y, k: -k * y, y0, t, (k,))
+    half = dil.ode.Event(lambda t, y, k: y[0] - 0.5, terminal=True, direction=-1)
+    assert (half.terminal, half.direction) == (True, -1)
+    found = dil.ode.solve(lambda t, y, k: -k * y, y0, t, (k,), rtol=1e-6, events=half)
+    crossings: dil.ode.Crossings = found.events[0]
+    assert (found.t_events[0].shape, found.y_events[0].shape) == (crossings.t.shape, crossings.y.shape)
+    return found
 
 
 def systems(b: Any) -> dil.Solution:

@@ -141,6 +141,16 @@ class Status(IntEnum):
         "a pattern to be found, so nothing was solved; give a pattern with all entries dF_i/du_j that can differ from "
         "zero, those of the boundary too, or take dil.linear.Auto(), which needs none",
     )
+    GRAZING = (
+        21,
+        "the function of an event hardly crosses zero: its derivative along the solution is zero within the tolerance, "
+        "so the time of the event has no derivative; move the threshold, take another function, or lower rtol",
+    )
+    EVENT_NON_FINITE = (
+        22,
+        "the function of an event returned NaN or infinity, so its zeros are unknown; look for log or sqrt of a "
+        "negative number, or a division by zero, in it",
+    )
 
     @property
     def ok(self) -> bool:

@@ -3,7 +3,9 @@
 It imports every package of dil except `control`.
 """
 
+from dil.ode._crossings import Crossings
+from dil.ode._events import Event
 from dil.ode._newton import StepNewton
 from dil.ode._odeint import Trajectory, odeint, solve
 
-__all__ = ["StepNewton", "Trajectory", "odeint", "solve"]
+__all__ = ["Crossings", "Event", "StepNewton", "Trajectory", "odeint", "solve"]

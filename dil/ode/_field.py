@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dil._base.arrays import array_namespace
+from dil._base.arrays import array_namespace, full
 from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments
@@ -25,6 +25,10 @@ class Field:
     backend: Backend
     sign: float = 1.0
     """Minus one where the times decrease. The state is then a function of s = -t."""
+    freezes: bool = False
+    """Whether two more arguments follow those of the user: which problems go on, shape batch, and a state where func is
+    finite, (*batch, n). The others stand still. func is evaluated at that state for them, since a derivative of zero
+    times one that is not finite would not be zero."""
 
     @property
     def name(self) -> str:
@@ -34,12 +38,26 @@ class Field:
     def __call__(self, t: Array, u: Array, *args: Tree) -> Array:
         """Return dy/dt at the vectors u, (*batch, n), from trees of arguments; dy/ds and s where the times decrease."""
         t = t if self.sign > 0 else -t
-        slope = self.space.vector(self.func(t, self.space.unravel(u), *args), f"the function {self.name!r} of the ODE")
-        return slope if self.sign > 0 else -slope
+        if self.freezes:
+            u = array_namespace(u).where(args[-2][..., None], u, args[-1])
+        value = self.func(t, self.space.unravel(u), *self.of_user(args))
+        slope = self.space.vector(value, f"the function {self.name!r} of the ODE")
+        slope = slope if self.sign > 0 else -slope
+        if self.freezes:
+            slope = array_namespace(slope).where(args[-2][..., None], slope, full(slope, 0.0))
+        return slope
+
+    def of_user(self, args: tuple[Tree, ...]) -> tuple[Tree, ...]:
+        """Return the user's arguments."""
+        return args[:-2] if self.freezes else args
+
+    def with_going(self, arrays: Arrays, going: Array | None = None) -> Arrays:
+        """Return the flat arrays with other problems that go on."""
+        return arrays if going is None else (*arrays[:-2], going, arrays[-1])
 
     def jacobian(self, jac: Callable[..., Array], t: Array, u: Array, args: tuple[Tree, ...]) -> Array:
         """Return df/dy at the vectors u by the user's function, (*batch, n, n)."""
-        found = jac(self.sign * t, self.space.unravel(u), *args)
+        found = jac(self.sign * t, self.space.unravel(u), *self.of_user(args))
         shape = (*u.shape, u.shape[-1])
         if tuple(found.shape) != shape:
             message = f"jac returned shape {tuple(found.shape)}; expected {shape}, df_i/dy_j of each problem"

@@ -16,9 +16,12 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.replaced import with_derivative_of
 from dil.ode._adaptive import StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
+from dil.ode._crossings import EventRows, Events, Stop, held
+from dil.ode._curve import Curve
 from dil.ode._dense import interpolate
+from dil.ode._events import EventFunction
 from dil.ode._field import Field
-from dil.ode._found_steps import MOVING, FoundRule, FoundSteps, steps_of
+from dil.ode._found_steps import FoundRule, FoundSteps, steps_of
 from dil.ode._options import Options
 from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewton
 from dil.ode._stage_layer import StageLayer, stage_layer
@@ -27,6 +30,7 @@ from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
 from dil.ode._times import Times
 from dil.ode._unroll import UnrolledStage
 from dil.ode._verdict import Verdict, first_failure
+from dil.ode._watch import Watch, going_in
 
 REUSES = 4
 """A kept Jacobian pays up to this multiple of the size up to which a dense solve that is used once pays."""
@@ -43,6 +47,9 @@ class Run(NamedTuple):
     iterations: Array
     """Shape batch, like `linear`."""
     linear: Array
+    events: tuple[EventRows, ...] = ()
+    stop: Stop | None = None
+    """Where events end the solve, if there are events."""
 
 
 class GridSolution(NamedTuple):
@@ -64,6 +71,7 @@ class Integration:
     times: Times
     accuracy: Accuracy = FOR_DERIVATIVE
     """The accuracy of the stages of adaptive steps."""
+    events: tuple[EventFunction, ...] = ()
 
     @property
     def backend(self) -> Backend:
@@ -76,25 +84,48 @@ class Integration:
         if not first:
             return self.run(y0, s, arrays)
         xp = array_namespace(s)
-        run = self._no_steps(y0) if len(first) == 1 else self.run(y0, xp.stack([s[i] for i in first]), arrays)
+        run = self._no_steps(y0, s) if len(first) == 1 else self.run(y0, xp.stack([s[i] for i in first]), arrays)
         rows = []
         for i, k in enumerate(which):
             row, at = run.rows[k, ...], s[first[k]]
             # of the same time: the state is the same, and depends on its own time
-            rows.append(row if first[k] == i else row + (s[i] - at) * self.field.slope(at, row, arrays))
+            rows.append(row if first[k] == i else row + (s[i] - at) * self._slope(run, at, row, arrays))
         return run._replace(rows=array_namespace(*rows).stack(rows))
 
-    def _no_steps(self, y0: Array) -> Run:
+    def _slope(self, run: Run, t: Array, y: Array, arrays: Arrays) -> Array:
+        """Return dy/dt of a row of a run; zero where an event has ended it."""
+        slope = self.field.slope(t, y, arrays)
+        if run.stop is None:
+            return slope
+        after = self.backend.constant(t) > self.backend.constant(run.stop.t)
+        return array_namespace(slope).where(after[..., None], full(slope, 0.0), slope)  # type: ignore[no-any-return]
+
+    def _no_steps(self, y0: Array, t: Array) -> Run:
         """Return the result at the first time alone."""
         zero = full(y0[..., 0], 0.0)
         none = full(y0, 0.0, shape=())
-        return Run(y0[None, ...], Verdict(zero, zero, zero + float("inf"), zero), none, none, zero, zero)
+        return Run(
+            y0[None, ...],
+            Verdict(zero, zero, zero + float("inf"), zero),
+            none,
+            none,
+            zero,
+            zero,
+            *self.watched.none(y0, t),
+        )
+
+    @property
+    def watched(self) -> Events:
+        """The events of the call."""
+        return Events(self.backend, self.events, self.options.max_events, self.options.control.rtol, self.policy)
 
     def run(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Solve the ODE at times that increase."""
         empty = 0 in y0.shape  # an empty batch has no error to adapt to
-        run = self._run_equal_steps if empty or not self.options.adapts else self._run_adaptive
-        return run(y0, t, arrays)
+        if empty or not self.options.adapts:
+            events, stop = self.watched.none(y0, t)
+            return self._run_equal_steps(y0, t, arrays)._replace(events=events, stop=stop)
+        return self._run_adaptive(y0, t, arrays)
 
     def _run_equal_steps(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Take equal steps between two times."""
@@ -114,12 +145,17 @@ class Integration:
         else:
             (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
         rows = interpolate(self.backend, t, knots, states, slopes, bulges)
-        plain = FoundSteps(*(self.backend.constant(x) for x in found))
+        events, stop = self.watched.none(y0, t)
+        if found.marks is not None:
+            curve = Curve(knots, states, slopes, found.bulges)
+            events, stop = self.watched(curve, found.marks, arrays)
+            rows = held(stop, rows, t, self.backend)
+        plain = FoundSteps(*(self.backend.constant(x) for x in found.arrays))
         zero = 0.0 * plain.status
         begun = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
         step = xp.sum(xp.astype(begun, zero.dtype), axis=-1) + 1.0
         verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
-        return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear)
+        return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop)
 
     def _find(self, y0: Array, t: Array, arrays: Arrays) -> FoundSteps:
         """Return the steps of the search.
@@ -137,7 +173,7 @@ class Integration:
         steps = found.shortened(backend)
         images = self._sweep_again(y0, t[0], arrays, steps)
         return steps._replace(
-            **dict(zip(FoundSteps._fields, with_derivative_of(backend, steps[:MOVING], images), strict=False))
+            **dict(zip(FoundSteps._fields, with_derivative_of(backend, steps.moving, images), strict=False))
         )
 
     def _search(self, y: Array, t: Array, *arrays: Array) -> Arrays:
@@ -148,13 +184,15 @@ class Integration:
             steps = NoneSolved(self.field, arrays)
         elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
             steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
-        mesh = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]))
+        watch = Watch(self.events, arrays, loops) if self.events else None
+        mesh, watched = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]), watch)
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": mesh.status, "iterations": mesh.iterations}
             told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
             add_entry(self.backend, self.policy, "forward", told)
-        return steps_of(mesh, self.field.at(t[0], y, arrays), t[-1])
+        found = steps_of(mesh, self.field.at(t[0], y, arrays), t[-1])
+        return found.arrays if watch is None else (*found.arrays, array_namespace(y).moveaxis(watched.marks, -2, 0))
 
     def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
         """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""
@@ -162,11 +200,13 @@ class Integration:
         ends = found.begins + found.lengths
         begins = with_first(start, ends[:-1])
 
-        def stages(last: Arrays, solutions: Array) -> KnownStages:
+        def stages(last: Arrays, solutions: Array, *going: Array) -> KnownStages:
             every = tuple(solutions[i, ...] for i in range(solutions.shape[0]))
-            return KnownStages(self.field, layer, arrays, last, every)
+            return KnownStages(self.field, layer, self.field.with_going(arrays, *going), last, every)
 
-        grid = (begins, ends - begins, found.stages)
+        grid: Arrays = (begins, ends - begins, found.stages)
+        if self.field.freezes and found.marks is not None:
+            grid = (*grid, going_in(found.marks, self.events))
         first = self.field.slope(start, y0, arrays)
         result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.taken)
         bulges = result.bulges[0] if scheme.bulges else found.bulges

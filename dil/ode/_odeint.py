@@ -16,6 +16,8 @@ from dil._frameworks.registry import adopted, adopted_tree, common_owner, guarde
 from dil._layers.call import Solver
 from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
+from dil.ode._crossings import Crossings, EventRows
+from dil.ode._events import functions_of, refuse_captured_events
 from dil.ode._field import Field
 from dil.ode._integration import Integration
 from dil.ode._options import Gradient, Layer, Options
@@ -44,6 +46,8 @@ def odeint(
     unroll: int = 8,
     batch_ndim: int = 0,
     on_failure: OnFailure = "warn",
+    events: Any = None,
+    max_events: int = 16,
 ) -> Tree:
     """Return the solution of dy/dt = func(t, y, *args), y(t[0]) = y0, at the times t.
 
@@ -98,12 +102,21 @@ def odeint(
     on_failure : {"warn", "raise", "nan", "ignore"}
         What to do if a step or a linear solve fails. "nan" replaces the later states of that problem, and its whole
         gradient, by NaN.
+    events : callable, dil.ode.Event, or a sequence of them, optional
+        Functions `event(t, y, *args)` that return a float array of shape batch. An event is where one crosses zero. It
+        may end the solve: see `dil.ode.Event`. Steps must adapt.
+    max_events : int
+        The number of events of each function that a program of JAX, or one that is mapped by `vmap`, has memory for.
 
     Returns
     -------
     tree
         Like y0 with a leading dimension of times. It is differentiable in y0, t and the float arrays of args, in both
         modes and to any order; with "adjoint" in reverse mode only.
+    tuple of dil.ode.Crossings
+        Only with `events`: one for each function, with times and states that are differentiable likewise. Then the
+        result is a pair. After an event that ends the solve of a problem, the states at later times are that of the
+        event.
 
     Raises
     ------
@@ -124,6 +137,11 @@ def odeint(
     over steps (Hairer and Wanner 1996, IV.8), unless `solver` is given. The step size follows the errors of the last
     two steps (Söderlind 2003). The gradient holds the mesh constant. A cubic polynomial interpolates the state within a
     step, from the states and the slopes at its ends; for the methods of order 5 it is of degree 4.
+
+    The function of an event is evaluated at four points of each step, on this polynomial. An event is found if the sign
+    changes from one point to the next, and two in between are not. A function that is zero at the start, to eps^(1/2)
+    of the first step, has no event there. The place of an event on the polynomial is found to rounding, and has the
+    derivative of the implicit function theorem.
 
     Examples
     --------
@@ -147,6 +165,8 @@ def odeint(
         unroll=unroll,
         batch_ndim=batch_ndim,
         on_failure=on_failure,
+        events=events,
+        max_events=max_events,
     )
 
     def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Tree:
@@ -176,6 +196,10 @@ class Trajectory(NamedTuple):
     iterations, linear : int arrays, shape batch
         Iterations of the solver of the stages, and of its linear solver if it counts them. Those of attempts that were
         rejected are included.
+    events : tuple of dil.ode.Crossings
+        What was found of each event.
+    ended_by : int array, shape batch, or None
+        The number of the event, from zero, that ended the solve; -1 if none did, and None if there are no events.
     """
 
     value: Tree
@@ -185,6 +209,18 @@ class Trajectory(NamedTuple):
     rejected: Array
     iterations: Array
     linear: Array
+    events: tuple[Crossings, ...] = ()
+    ended_by: Array | None = None
+
+    @property
+    def t_events(self) -> tuple[Array, ...]:
+        """The times of the events, as of SciPy's `solve_ivp`."""
+        return tuple(found.t for found in self.events)
+
+    @property
+    def y_events(self) -> tuple[Tree, ...]:
+        """The states at the events."""
+        return tuple(found.y for found in self.events)
 
 
 def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: Any = (), **options: Any) -> Trajectory:
@@ -235,7 +271,15 @@ def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...],
     run, field = integration.run_at(y, times, arrays), integration.field
     hint = ADAPTIVE_HINT if options.adapts else EQUAL_STEPS_HINT
     rows = apply_verdict(integration.policy, field.backend, run.rows, field.sign * times, run.verdict, hint, field.sign)
-    return field.trajectory(rows)
+    states = field.trajectory(rows)
+    return (states, tuple(_crossings(field, x) for x in run.events)) if options.events is not None else states
+
+
+def _crossings(field: Field, found: EventRows) -> Crossings:
+    """Return the events of one function in the user's terms."""
+    xp = array_namespace(field.backend.constant(found.t))
+    status, count = (xp.asarray(x, dtype=xp.int32) for x in (found.status, found.counts))
+    return Crossings(field.sign * found.t, field.trajectory(found.y), status, count)
 
 
 def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Trajectory:
@@ -245,12 +289,19 @@ def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], 
     run = integration.run_at(constant(y), constant(times), tuple(constant(x) for x in arrays))
     xp, begin_of = array_namespace(y), run.verdict.begin
     failed_at = xp.where(begin_of < float("inf"), integration.field.sign * begin_of, begin_of)
-    counts = (run.steps, run.rejected, run.iterations, run.linear)
+    steps, rejected, iterations, linear = (
+        xp.astype(x, xp.int32) for x in (run.steps, run.rejected, run.iterations, run.linear)
+    )
     return Trajectory(
         integration.field.trajectory(constant(run.rows)),
         xp.astype(run.verdict.status, xp.int32),
         failed_at,
-        *(xp.astype(x, xp.int32) for x in counts),
+        steps,
+        rejected,
+        iterations,
+        linear,
+        tuple(_crossings(integration.field, EventRows(*map(constant, x))) for x in run.events),
+        None if run.stop is None else xp.asarray(constant(run.stop.by), dtype=xp.int32),
     )
 
 
@@ -272,15 +323,22 @@ def begin(
         if x.dtype != y.dtype:
             message = f"{arguments.name(i)} of args has dtype {x.dtype}, but y0 has {y.dtype}; cast one of them"
             raise DTypeError(message)
-    field = Field(backend.fixed(func), space, arguments, backend)
+    freezes = any(event.terminal for event in options.watched) and space.batch != ()
+    if freezes:  # the steps of a batch go on when an event has ended one of its problems
+        going = full(y[..., 0], True, dtype=array_namespace(y).bool)
+        arrays, arguments = with_complex_split(*split_arguments((*args, going, backend.constant(y)), {}, (y,)))
+    field = Field(backend.fixed(func), space, arguments, backend, freezes=freezes)
     times = _times(adopted((t,), (y,))[0], y, field)
     known = times_of(times, t, backend)
     if known is None:
         times, known = increasing(times, backend), Times()
     field = replace(field, sign=known.sign)
-    field.refuse_captured(known.sign * times[0], y, tuple(arrays))
+    start = known.sign * times[0]
+    field.refuse_captured(start, y, tuple(arrays))
+    events = functions_of(options.watched, field)
+    refuse_captured_events(events, start, y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
-    return Integration(field, options, policy, known), y, times, tuple(arrays)
+    return Integration(field, options, policy, known, events=events), y, times, tuple(arrays)
 
 
 def _times(t: Any, y: Array, field: Field) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dil._base.errors import OptionError
 from dil._base.options import check_integer, is_number
@@ -15,6 +15,7 @@ from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
 from dil.ode import _methods
 from dil.ode._adaptive import Control
+from dil.ode._events import Event, events_of
 from dil.ode._methods import Method
 from dil.ode._newton import StepNewton
 from dil.ode._pairs import PAIRS
@@ -42,6 +43,8 @@ class Options:
     unroll: int = 8
     batch_ndim: int = 0
     on_failure: OnFailure = "warn"
+    events: Any = None
+    max_events: int = 16
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -52,7 +55,12 @@ class Options:
             if value not in known:
                 message = f"{name}={value!r} is unknown; expected one of {', '.join(known)}"
                 raise OptionError(message)
-        for name, count in (("steps", self.steps), ("unroll", self.unroll), ("max_steps", self.max_steps)):
+        for name, count in (
+            ("steps", self.steps),
+            ("unroll", self.unroll),
+            ("max_steps", self.max_steps),
+            ("max_events", self.max_events),
+        ):
             check_integer(name, count, 1)
         check_integer("batch_ndim", self.batch_ndim, 0)
         for name, size in (("rtol", self.rtol), ("atol", self.atol), ("first_step", self.first_step)):
@@ -64,6 +72,12 @@ class Options:
                 message = f"{name}={solver!r}; expected a callable: a solver, or None for the default"
                 raise OptionError(message)
         self._refuse_conflicts()
+        if self.watched and not (self.adapts and self.gradient in ("implicit", "naive")):
+            message = (
+                f"events= with gradient={self.gradient!r}, rtol={self.rtol} and atol={self.atol}; events are found on "
+                f"steps that adapt, with gradient='implicit' or 'naive': give rtol= or atol="
+            )
+            raise OptionError(message)
 
     def _refuse_conflicts(self) -> None:
         if self.gradient == "naive" and self.linear_solver is not None:
@@ -95,6 +109,11 @@ class Options:
                 f"or steps= instead of rtol= and atol="
             )
             raise OptionError(message)
+
+    @property
+    def watched(self) -> tuple[Event, ...]:
+        """The events, checked."""
+        return events_of(self.events)
 
     @property
     def adapts(self) -> bool:

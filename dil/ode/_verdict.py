@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import OptionError
+from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy, summary
 from dil._frameworks.constants import as_constant
@@ -74,7 +75,9 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failur
     number, start, h = (x.reshape(-1)[first] for x in (step, above - below, length))
     by = f" by h = {h:.3g}" if h else ""  # a missing step of an incomplete mesh has no length
     where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
-    Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {summary(codes)}; {where}. {hint}")
+    if not (codes[codes != 0] != int(Status.EVENT_NON_FINITE)).any():
+        hint = ""  # steps of another size do not help
+    Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {summary(codes)}; {where}. {hint}".rstrip())
 
 
 def report_if_nonzero(backend: Backend, listener: Listener, values: Array) -> Array:
