@@ -50,6 +50,8 @@ class Run(NamedTuple):
     events: tuple[EventRows, ...] = ()
     stop: Stop | None = None
     """Where events end the solve, if there are events."""
+    curve: Curve | None = None
+    """The dense output, if steps adapt."""
 
 
 class GridSolution(NamedTuple):
@@ -146,8 +148,8 @@ class Integration:
             (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
         rows = interpolate(self.backend, t, knots, states, slopes, bulges)
         events, stop = self.watched.none(y0, t)
+        curve = Curve(knots, states, slopes, 0.0 * found.bulges if bulges is None else bulges)
         if found.marks is not None:
-            curve = Curve(knots, states, slopes, found.bulges)
             events, stop = self.watched(curve, found.marks, arrays)
             rows = held(stop, rows, t, self.backend)
         plain = FoundSteps(*(self.backend.constant(x) for x in found.arrays))
@@ -155,7 +157,7 @@ class Integration:
         begun = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
         step = xp.sum(xp.astype(begun, zero.dtype), axis=-1) + 1.0
         verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
-        return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop)
+        return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop, curve)
 
     def _find(self, y0: Array, t: Array, arrays: Arrays) -> FoundSteps:
         """Return the steps of the search.

@@ -19,7 +19,7 @@ from dil.linear._solver import LinearSolver
 from dil.ode._crossings import Crossings, EventRows
 from dil.ode._events import functions_of, refuse_captured_events
 from dil.ode._field import Field
-from dil.ode._integration import Integration
+from dil.ode._integration import Integration, Run
 from dil.ode._options import Gradient, Layer, Options
 from dil.ode._simplified_newton import FOR_VALUE
 from dil.ode._times import Times, times_of
@@ -172,10 +172,10 @@ def odeint(
     def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Tree:
         return _odeint(func, y0, t, args, options)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, _as_tuple(args))
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, as_arguments(args))
 
 
-def _as_tuple(args: Any) -> tuple[Tree, ...]:
+def as_arguments(args: Any) -> tuple[Tree, ...]:
     """Return the arguments. A single one, such as a named tuple, may come without a tuple around it."""
     return args if type(args) is tuple else (args,)
 
@@ -258,7 +258,7 @@ def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: Any = (), **options
     def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Trajectory:
         return _solve(func, y0, t, args, chosen)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, _as_tuple(args))  # type: ignore[no-any-return]
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, as_arguments(args))  # type: ignore[no-any-return]
 
 
 def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
@@ -269,13 +269,18 @@ def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
 def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Tree:
     integration, y, times, arrays = begin(func, y0, t, args, options)
     run, field = integration.run_at(y, times, arrays), integration.field
-    hint = ADAPTIVE_HINT if options.adapts else EQUAL_STEPS_HINT
-    rows = apply_verdict(integration.policy, field.backend, run.rows, field.sign * times, run.verdict, hint, field.sign)
-    states = field.trajectory(rows)
-    return (states, tuple(_crossings(field, x) for x in run.events)) if options.events is not None else states
+    states = field.trajectory(judged(integration, run.rows, field.sign * times, run))
+    return (states, tuple(crossings(field, x) for x in run.events)) if options.events is not None else states
 
 
-def _crossings(field: Field, found: EventRows) -> Crossings:
+def judged(integration: Integration, rows: Array, s: Array, run: Run) -> Array:
+    """Apply the policy to the failures of a run. Return the states at the times s, which increase."""
+    hint = ADAPTIVE_HINT if integration.options.adapts else EQUAL_STEPS_HINT
+    field = integration.field
+    return apply_verdict(integration.policy, field.backend, rows, s, run.verdict, hint, field.sign)
+
+
+def crossings(field: Field, found: EventRows) -> Crossings:
     """Return the events of one function in the user's terms."""
     xp = array_namespace(field.backend.constant(found.t))
     status, count = (xp.asarray(x, dtype=xp.int32) for x in (found.status, found.counts))
@@ -300,7 +305,7 @@ def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], 
         rejected,
         iterations,
         linear,
-        tuple(_crossings(integration.field, EventRows(*map(constant, x))) for x in run.events),
+        tuple(crossings(integration.field, EventRows(*map(constant, x))) for x in run.events),
         None if run.stop is None else xp.asarray(constant(run.stop.by), dtype=xp.int32),
     )
 
@@ -328,7 +333,7 @@ def begin(
         going = full(y[..., 0], True, dtype=array_namespace(y).bool)
         arrays, arguments = with_complex_split(*split_arguments((*args, going, backend.constant(y)), {}, (y,)))
     field = Field(backend.fixed(func), space, arguments, backend, freezes=freezes)
-    times = _times(adopted((t,), (y,))[0], y, field)
+    times = times_like(adopted((t,), (y,))[0], y, field)
     known = times_of(times, t, backend)
     if known is None:
         times, known = increasing(times, backend), Times()
@@ -341,7 +346,7 @@ def begin(
     return Integration(field, options, policy, known, events=events), y, times, tuple(arrays)
 
 
-def _times(t: Any, y: Array, field: Field) -> Array:
+def times_like(t: Any, y: Array, field: Field) -> Array:
     """Return the times as a vector with the backend, dtype and device of the state."""
     backend, t_backend = field.backend, owner(t)
     if isinstance(t, list | tuple) and any(owner(x) is not None for x in t):  # each may carry a derivative
