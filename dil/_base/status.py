@@ -141,6 +141,17 @@ class Status(IntEnum):
         "a pattern to be found, so nothing was solved; give a pattern with all entries dF_i/du_j that can differ from "
         "zero, those of the boundary too, or take dil.linear.Auto(), which needs none",
     )
+    HIGHER_INDEX = (
+        21,
+        "the algebraic equations of M y' = f do not determine the algebraic unknowns (df_a/dy_a is singular), so the "
+        "index is above 1; differentiate the constraints in time until the unknowns are determined, as positions of a "
+        "mechanism are replaced by their accelerations, or check that no equation is missing or written twice",
+    )
+    INCONSISTENT = (
+        22,
+        "the initial values do not satisfy the algebraic equations of M y' = f; give values that do, or take "
+        'consistent="find", which corrects the algebraic unknowns',
+    )
 
     @property
     def ok(self) -> bool:

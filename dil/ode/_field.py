@@ -11,6 +11,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
 from dil._problem.space import Space
+from dil.ode._mass import Mass
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Field:
     backend: Backend
     sign: float = 1.0
     """Minus one where the times decrease. The state is then a function of s = -t."""
+    mass_arrays: int = 0
+    """The number of arrays of the mass matrix, which are the last arguments; zero without one."""
 
     @property
     def name(self) -> str:
@@ -32,14 +35,27 @@ class Field:
         return getattr(self.func, "__name__", type(self.func).__name__)
 
     def __call__(self, t: Array, u: Array, *args: Tree) -> Array:
-        """Return dy/dt at the vectors u, (*batch, n), from trees of arguments; dy/ds and s where the times decrease."""
-        t = t if self.sign > 0 else -t
+        """Return f at the vectors u, (*batch, n), from trees of arguments; -f(-s, u) where the times decrease."""
+        t, args = t if self.sign > 0 else -t, self._given(args)
         slope = self.space.vector(self.func(t, self.space.unravel(u), *args), f"the function {self.name!r} of the ODE")
         return slope if self.sign > 0 else -slope
 
+    def _given(self, args: tuple[Tree, ...]) -> tuple[Tree, ...]:
+        """Return the arguments of the user's function."""
+        return args[: len(args) - self.mass_arrays]
+
+    def mass(self, args: tuple[Tree, ...]) -> Mass:
+        """Return the mass matrix, which the arguments hold."""
+        return Mass(*args[len(args) - self.mass_arrays :])
+
+    def residual(self, z: Array, base: Array, t: Array, gh: Array, *args: Tree) -> Array:
+        """Return the residual of the stage z = base + gh f(t, z), or M (z - base) = gh f(t, z)."""
+        slope = self(t, z, *args)
+        return self.mass(args).residual(z, base, gh, slope) if self.mass_arrays else z - (base + gh * slope)
+
     def jacobian(self, jac: Callable[..., Array], t: Array, u: Array, args: tuple[Tree, ...]) -> Array:
         """Return df/dy at the vectors u by the user's function, (*batch, n, n)."""
-        found = jac(self.sign * t, self.space.unravel(u), *args)
+        found = jac(self.sign * t, self.space.unravel(u), *self._given(args))
         shape = (*u.shape, u.shape[-1])
         if tuple(found.shape) != shape:
             message = f"jac returned shape {tuple(found.shape)}; expected {shape}, df_i/dy_j of each problem"
