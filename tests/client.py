@@ -172,8 +172,10 @@ def plans() -> dil.control.Rollout:
 def differential_equations() -> dil.ode.Trajectory:
     """Return a solution of y' = -k y with its counts."""
     t, y0, k = np.linspace(0.0, 1.0, 3), np.ones(1), np.asarray(2.0)
-    newton = dil.ode.StepNewton(max_iter=10)
+    newton = dil.ode.StepNewton(max_iter=10, rounding=4.0)
     assert dil.ode.odeint(lambda t, y, k: -k * y, y0, t, (k,), solver=newton).shape == (3, 1)
+    algebraic = dil.ode.odeint(lambda t, y, k: t - k * y, y0, t, (k,), mass=np.zeros(1), consistent="find")
+    assert algebraic.shape == (3, 1)
     half = dil.ode.Event(lambda t, y, k: y[0] - 0.5, terminal=True, direction=-1)
     assert (half.terminal, half.direction) == (True, -1)
     found = dil.ode.solve(lambda t, y, k: -k * y, y0, t, (k,), rtol=1e-6, events=half)

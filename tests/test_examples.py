@@ -144,6 +144,13 @@ def test_stiff(notebook):
     assert path[-1][0] == pytest.approx(1.3, abs=2e-3)
 
 
+def test_rectifier(notebook):
+    needs("scipy")
+    path = notebook("rectifier")
+    assert path[-1][1] < 0.01 * path[0][1]
+    np.testing.assert_allclose(path[-1][0], [1e-5, 1e3], rtol=0.15)
+
+
 def test_kepler(notebook):
     assert notebook("kepler") < 1e-14
 

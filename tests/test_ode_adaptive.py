@@ -374,6 +374,18 @@ def test_second_derivatives_through_found_steps(engine):
     close(engine.tangent(last, (1.5,), (2.0,)), 4.0 * end * (1 - end), 1e-4)
 
 
+@on("numpy", "torch")
+@pytest.mark.parametrize("method", ["tsit5", "kvaerno5"])
+def test_forward_mode_by_two_pullbacks(engine, method):
+    """The first slope of a pair is recorded in a pullback, whose own pullback is the forward mode of dil."""
+
+    def last(k):
+        return odeint(logistic, 0.0 * k + 0.2, [0.0, 2.0], (k,), method=method, rtol=1e-4)[-1]
+
+    _, (slope,) = engine.gradients(last, (1.5,))
+    close(engine.tangent(last, (1.5,), (2.0,)), 2.0 * slope)
+
+
 def test_the_gradient_is_that_of_the_steps_on_their_mesh():
     """Fixed steps over the mesh that was found, solved to rounding, have the same derivative."""
     k = np.asarray(1.5)

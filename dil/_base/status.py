@@ -151,6 +151,17 @@ class Status(IntEnum):
         "the function of an event returned NaN or infinity, so its zeros are unknown; look for log or sqrt of a "
         "negative number, or a division by zero, in it",
     )
+    HIGHER_INDEX = (
+        23,
+        "the algebraic equations of M y' = f do not determine the algebraic unknowns (df_a/dy_a is singular), so the "
+        "index is above 1; differentiate the constraints in time until the unknowns are determined, as positions of a "
+        "mechanism are replaced by their accelerations, or check that no equation is missing or written twice",
+    )
+    INCONSISTENT = (
+        24,
+        "the initial values do not satisfy the algebraic equations of M y' = f; give values that do, or take "
+        'consistent="find", which corrects the algebraic unknowns',
+    )
 
     @property
     def ok(self) -> bool:

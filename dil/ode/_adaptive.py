@@ -44,16 +44,18 @@ class Control:
 
     rtol: float
     atol: float | None
-    """None: 1e-3 rtol times the largest value that each entry has had, and 4 eps times the largest of all."""
+    """None: 1e-3 rtol times the largest value that each entry has had, and `noise`."""
     first_step: float | None
     max_steps: int
+    noise: float = 4.0
+    """The error that rounding may leave, in eps of the largest value of all."""
 
     def allowed(self, y: Array, largest: Array) -> Array:
         """Return the error that each entry of y may have; never zero. `largest` are the largest values so far."""
         if self.atol is not None:
             return self.atol + self.rtol * y
         xp = array_namespace(y)
-        noise = 4 * eps(xp, y.dtype) * max_abs(largest)[..., None]
+        noise = self.noise * eps(xp, y.dtype) * max_abs(largest)[..., None]
         found = self.rtol * (y + 1e-3 * largest) + noise
         return xp.where(found == 0, 1.0, found)  # type: ignore[no-any-return]
 
@@ -115,6 +117,10 @@ class SearchStages(Stages, Protocol):
         """The first failed status, the iterations and the linear iterations, shape batch."""
         ...
 
+    def induced(self, error: Array, y: Array, t: Array) -> Array:
+        """Return the error of the state y at t from an estimate that holds for M y alone."""
+        ...
+
     @property
     def may_try_again(self) -> Scalar:
         """Whether a step of the same size may succeed, if a stage of this one did not converge."""
@@ -153,8 +159,12 @@ def find_mesh(
     y: Array,
     t: tuple[Array, Array],
     watch: Watch | None = None,
+    begun: Array | None = None,
 ) -> tuple[Mesh, Watched]:
     """Return the mesh from t[0] to t[1], and what is known of the events.
+
+    `begun` is the status of the start, (*batch): those that failed end there.
+
 
     All problems of a batch share each step. The problem with the largest error sets the step size. A step is taken if
     every stage converged and every error is allowed. If a problem fails at a step within rounding, it ends there and
@@ -169,6 +179,10 @@ def find_mesh(
     active = loops.number(end > start)
     memory, kept = first.begin(before, (y,), start), steps.first(y, start, slope)
     mesh = _no_steps(method, loops, control, y, start)
+    if begun is not None:
+        status = loops.number(begun)
+        failed = select(status != 0, 0.0 * status + loops.number(start), mesh.failed)
+        mesh, active = mesh._replace(status=status, failed=failed), active & any_of(status == 0)
     watched = Watched() if watch is None else watch.first(start, y, slope, h, control.max_steps)
     state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept, watched)
     attempt = _Attempt(steps, loops, control, end, watch)
@@ -235,7 +249,8 @@ class _Attempt:
         (y,), slope = new.y, stages.end[0] if new.slope is None else new.slope[0]
         larger = xp.maximum(xp.abs(y), size)
         largest = xp.maximum(larger, s.largest)
-        scaled = new.error()[0] / control.allowed(larger, largest)
+        raw = new.error()[0] if method.estimates_all else stages.induced(new.error()[0], y, s.t + h)
+        scaled = raw / control.allowed(larger, largest)
         error = sqrt(read(inner(scaled, scaled) / scaled.shape[-1]))
         outcome = tuple(x if isinstance(x, float) else read(x) for x in stages.outcome)
         judged = self._judge(s, h, error, (outcome[0], stages.may_try_again), tiny=read(h <= shortest))

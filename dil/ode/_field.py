@@ -11,6 +11,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
 from dil._problem.space import Space
+from dil.ode._mass import Mass
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Field:
     """Whether two more arguments follow those of the user: which problems go on, shape batch, and a state where func is
     finite, (*batch, n). The others stand still. func is evaluated at that state for them, since a derivative of zero
     times one that is not finite would not be zero."""
+    mass_arrays: int = 0
+    """The number of arrays of the mass matrix, which are the last arguments; zero without one, or if it freezes."""
 
     @property
     def name(self) -> str:
@@ -36,7 +39,7 @@ class Field:
         return getattr(self.func, "__name__", type(self.func).__name__)
 
     def __call__(self, t: Array, u: Array, *args: Tree) -> Array:
-        """Return dy/dt at the vectors u, (*batch, n), from trees of arguments; dy/ds and s where the times decrease."""
+        """Return f at the vectors u, (*batch, n), from trees of arguments; -f(-s, u) where the times decrease."""
         t = t if self.sign > 0 else -t
         if self.freezes:
             u = array_namespace(u).where(args[-2][..., None], u, args[-1])
@@ -49,11 +52,20 @@ class Field:
 
     def of_user(self, args: tuple[Tree, ...]) -> tuple[Tree, ...]:
         """Return the user's arguments."""
-        return args[:-2] if self.freezes else args
+        return args[: len(args) - (2 if self.freezes else self.mass_arrays)]
 
     def with_going(self, arrays: Arrays, going: Array | None = None) -> Arrays:
         """Return the flat arrays with other problems that go on."""
         return arrays if going is None else (*arrays[:-2], going, arrays[-1])
+
+    def mass(self, args: tuple[Tree, ...]) -> Mass:
+        """Return the mass matrix, which the arguments hold."""
+        return Mass(*args[len(args) - self.mass_arrays :])
+
+    def residual(self, z: Array, base: Array, t: Array, gh: Array, *args: Tree) -> Array:
+        """Return the residual of the stage z = base + gh f(t, z), or M (z - base) = gh f(t, z)."""
+        slope = self(t, z, *args)
+        return self.mass(args).residual(z, base, gh, slope) if self.mass_arrays else z - (base + gh * slope)
 
     def jacobian(self, jac: Callable[..., Array], t: Array, u: Array, args: tuple[Tree, ...]) -> Array:
         """Return df/dy at the vectors u by the user's function, (*batch, n, n)."""

@@ -14,7 +14,7 @@ from dil._frameworks.constants import as_constant
 from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil._frameworks.replaced import with_derivative_of
-from dil.ode._adaptive import StepMaker, find_mesh
+from dil.ode._adaptive import Control, StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
 from dil.ode._crossings import EventRows, Events, Stop, held
 from dil.ode._curve import Curve
@@ -23,13 +23,15 @@ from dil.ode._events import EventFunction
 from dil.ode._field import Field
 from dil.ode._found_steps import FoundRule, FoundSteps, steps_of
 from dil.ode._options import Options
+from dil.ode._rate import rate_of
 from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewton
 from dil.ode._stage_layer import StageLayer, stage_layer
+from dil.ode._start import Start, consistent, start_of
 from dil.ode._step_stages import EachSolved, KnownStages, NoneSolved, Solve, VectorStages
 from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
 from dil.ode._times import Times
 from dil.ode._unroll import UnrolledStage
-from dil.ode._verdict import Verdict, first_failure
+from dil.ode._verdict import Verdict, first_failure, from_start
 from dil.ode._watch import Watch, going_in
 
 REUSES = 4
@@ -86,7 +88,8 @@ class Integration:
         if not first:
             return self.run(y0, s, arrays)
         xp = array_namespace(s)
-        run = self._no_steps(y0, s) if len(first) == 1 else self.run(y0, xp.stack([s[i] for i in first]), arrays)
+        known = xp.stack([s[i] for i in first])
+        run = self._no_steps(y0, known, arrays) if len(first) == 1 else self.run(y0, known, arrays)
         rows = []
         for i, k in enumerate(which):
             row, at = run.rows[k, ...], s[first[k]]
@@ -96,25 +99,21 @@ class Integration:
 
     def _slope(self, run: Run, t: Array, y: Array, arrays: Arrays) -> Array:
         """Return dy/dt of a row of a run; zero where an event has ended it."""
-        slope = self.field.slope(t, y, arrays)
+        slope = rate_of(self.field, t, y, arrays)
         if run.stop is None:
             return slope
         after = self.backend.constant(t) > self.backend.constant(run.stop.t)
         return array_namespace(slope).where(after[..., None], full(slope, 0.0), slope)  # type: ignore[no-any-return]
 
-    def _no_steps(self, y0: Array, t: Array) -> Run:
+    def _no_steps(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Return the result at the first time alone."""
         zero = full(y0[..., 0], 0.0)
         none = full(y0, 0.0, shape=())
-        return Run(
-            y0[None, ...],
-            Verdict(zero, zero, zero + float("inf"), zero),
-            none,
-            none,
-            zero,
-            zero,
-            *self.watched.none(y0, t),
-        )
+        verdict = Verdict(zero, zero, zero + float("inf"), zero)
+        if self.field.mass_arrays:
+            y0, status, residual = self._start(y0, t[0], arrays)
+            verdict = from_start(verdict, status, residual, self.backend.constant(t[0]))
+        return Run(y0[None, ...], verdict, none, none, zero, zero, *self.watched.none(y0, t))
 
     @property
     def watched(self) -> Events:
@@ -123,11 +122,31 @@ class Integration:
 
     def run(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Solve the ODE at times that increase."""
+        if not self.field.mass_arrays or 0 in y0.shape:
+            return self._run(y0, t, arrays)
+        start = self._start(y0, t[0], arrays)
+        run, xp = self._run(start.y, t, arrays, start.status), array_namespace(y0)
+        verdict = from_start(run.verdict, start.status, start.residual, self.backend.constant(t[0]))
+        return run._replace(rows=xp.where((start.status == 0)[..., None], run.rows, start.y), verdict=verdict)
+
+    def _start(self, y0: Array, t: Array, arrays: Arrays) -> Start:
+        """Return the consistent state at the first time."""
+        layer, options = self._stage((y0, t), arrays), self.options
+        return start_of(self.field, layer, t, y0, arrays, self._control, find=options.consistent == "find")
+
+    @property
+    def _control(self) -> Control:
+        """The error control. An algebraic equation leaves the rounding of its terms in its unknown."""
+        control = self.options.control
+        return replace(control, noise=1e3) if self.field.mass_arrays else control
+
+    def _run(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None = None) -> Run:
+        """Solve the ODE from a consistent state, whose status is `begun`."""
         empty = 0 in y0.shape  # an empty batch has no error to adapt to
         if empty or not self.options.adapts:
             events, stop = self.watched.none(y0, t)
             return self._run_equal_steps(y0, t, arrays)._replace(events=events, stop=stop)
-        return self._run_adaptive(y0, t, arrays)
+        return self._run_adaptive(y0, t, arrays, begun)
 
     def _run_equal_steps(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Take equal steps between two times."""
@@ -137,9 +156,9 @@ class Integration:
         taken = full(begins, float(begins.shape[0]), shape=())
         return Run(solution.states, first_failure(status, begins, lengths), taken, full(taken, 0.0), iterations, linear)
 
-    def _run_adaptive(self, y0: Array, t: Array, arrays: Arrays) -> Run:
+    def _run_adaptive(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None = None) -> Run:
         """Find the steps, and interpolate between them."""
-        xp, found = array_namespace(y0), self._find(y0, t, arrays).shortened(self.backend)
+        xp, found = array_namespace(y0), self._find(y0, t, arrays, begun).shortened(self.backend)
         knots = xp.concat([t[:1], found.begins + found.lengths])
         if self.options.gradient in ("implicit", "naive"):
             states, slopes = with_first(y0, found.states), with_first(found.first_slope, found.slopes)
@@ -147,29 +166,72 @@ class Integration:
         else:
             (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
         rows = interpolate(self.backend, t, knots, states, slopes, bulges)
+        plain = FoundSteps(*(self.backend.constant(x) for x in found.arrays))
+        zero = 0.0 * plain.status
+        before = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
+        step = xp.sum(xp.astype(before, zero.dtype), axis=-1) + 1.0
+        verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
+        if self.field.mass_arrays and t.shape[0] > 2:
+            rows, verdict = self._consistent_rows(t, rows, arrays, verdict)
         events, stop = self.watched.none(y0, t)
         curve = Curve(knots, states, slopes, 0.0 * found.bulges if bulges is None else bulges)
         if found.marks is not None:
             events, stop = self.watched(curve, found.marks, arrays)
+            if self.field.mass_arrays:
+                events, stop = self._consistent_events(events, stop, (t[0], y0), arrays)
             rows = held(stop, rows, t, self.backend)
-        plain = FoundSteps(*(self.backend.constant(x) for x in found.arrays))
-        zero = 0.0 * plain.status
-        begun = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
-        step = xp.sum(xp.astype(begun, zero.dtype), axis=-1) + 1.0
-        verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
         return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop, curve)
 
-    def _find(self, y0: Array, t: Array, arrays: Arrays) -> FoundSteps:
+    def _consistent_rows(self, t: Array, rows: Array, arrays: Arrays, verdict: Verdict) -> tuple[Array, Verdict]:
+        """Return states that were interpolated, (T, *batch, n), with algebraic unknowns that satisfy their equations.
+
+        A polynomial through stages is of a low order there (Hairer and Wanner 1996, VI.1). The first and the last are
+        states of steps.
+        """
+        layer, xp = self._stage((rows[0, ...], t[0]), arrays), array_namespace(rows)
+
+        def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            time, y = row
+            return carry, consistent(layer, time, y, arrays)
+
+        _, (found, status) = self.backend.loops.scan(at, (), (t[1:-1], rows[1:-1, ...]))
+        inner = self.backend.constant(t[1:-1])
+        missed = first_failure(self.backend.constant(status), inner, 0.0 * inner)
+        found = xp.where((inner[:, *(None,) * verdict.begin.ndim] <= verdict.begin)[..., None], found, rows[1:-1, ...])
+        verdict = Verdict(*(xp.where(verdict.status == 0, a, b) for a, b in zip(missed[:4], verdict[:4], strict=True)))
+        return xp.concat([rows[:1, ...], found, rows[-1:, ...]]), verdict
+
+    def _consistent_events(
+        self, events: tuple[EventRows, ...], stop: Stop, start: tuple[Array, Array], arrays: Arrays
+    ) -> tuple[tuple[EventRows, ...], Stop]:
+        """Return the events of one problem with algebraic unknowns that satisfy their equations."""
+        layer, plain, (t0, y0) = self._stage((start[1], start[0]), arrays), self.backend.constant, start
+
+        def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            time, y = row
+            return carry, consistent(layer, time, y, arrays)[:1]
+
+        def states(t: Array, y: Array) -> Array:
+            """Return the consistent states of rows; those whose time is not finite stay."""
+            xp, there = array_namespace(t, y), array_namespace(plain(t)).isfinite(plain(t))
+            rows = xp.where(there, t, t0), xp.where(there[:, None], y, y0)
+            return xp.where(there[:, None], self.backend.loops.scan(at, (), rows)[1][0], y)  # type: ignore[no-any-return]
+
+        found = tuple(each._replace(y=states(each.t, each.y)) if each.t.shape[0] else each for each in events)
+        return found, stop._replace(y=states(stop.t[None], stop.y[None, ...])[0, ...])
+
+    def _find(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None = None) -> FoundSteps:
         """Return the steps of the search.
 
         Where operations run at once, the derivative sweeps over the steps when it is asked for. A compiled program
         records the sweep, and its compiler leaves it out if nothing is differentiated.
         """
         backend, other = self.backend, self.options.gradient not in ("implicit", "naive")
+        given = () if begun is None else (begun,)  # as an argument, since a rule must not capture it
         if not other and not runs_later(backend.loops, backend.constant(y0)):
             rule = FoundRule(backend, self._sweep_again)
-            return FoundSteps(*backend.implicit(self._search, rule)(y0, t, *arrays))
-        found = FoundSteps(*as_constant(backend, self._search, y0, t, *arrays))
+            return FoundSteps(*backend.implicit(self._search, rule)(y0, t, *arrays, *given))
+        found = FoundSteps(*as_constant(backend, self._search, y0, t, *arrays, *given))
         if other:
             return found
         steps = found.shortened(backend)
@@ -178,8 +240,10 @@ class Integration:
             **dict(zip(FoundSteps._fields, with_derivative_of(backend, steps.moving, images), strict=False))
         )
 
-    def _search(self, y: Array, t: Array, *arrays: Array) -> Arrays:
-        """Return the steps that the error control chooses."""
+    def _search(self, y: Array, t: Array, *given: Array) -> Arrays:
+        """Return the steps that the error control chooses. The status of the start may follow the arguments."""
+        count = len(self.field.arguments.arrays)
+        arrays, begun = given[:count], given[count] if len(given) > count else None
         options, loops, few = self.options, self.backend.loops, REUSES * self.backend.dense.crossover.general
         steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
         if not options.scheme.implicit:
@@ -187,17 +251,19 @@ class Integration:
         elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
             steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
         watch = Watch(self.events, arrays, loops) if self.events else None
-        mesh, watched = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]), watch)
+        mesh, watched = find_mesh(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": mesh.status, "iterations": mesh.iterations}
             told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
             add_entry(self.backend, self.policy, "forward", told)
-        found = steps_of(mesh, self.field.at(t[0], y, arrays), t[-1])
+        first = rate_of(self.field, t[0], y, arrays) if self.field.mass_arrays else self.field.at(t[0], y, arrays)
+        found = steps_of(mesh, first, t[-1])
         return found.arrays if watch is None else (*found.arrays, array_namespace(y).moveaxis(watched.marks, -2, 0))
 
     def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
         """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""
+        arrays = arrays[: len(self.field.arguments.arrays)]
         layer, scheme = self._stage((y0, start), arrays), self.options.scheme
         ends = found.begins + found.lengths
         begins = with_first(start, ends[:-1])
@@ -209,7 +275,7 @@ class Integration:
         grid: Arrays = (begins, ends - begins, found.stages)
         if self.field.freezes and found.marks is not None:
             grid = (*grid, going_in(found.marks, self.events))
-        first = self.field.slope(start, y0, arrays)
+        first = rate_of(self.field, start, y0, arrays)
         result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.taken)
         bulges = result.bulges[0] if scheme.bulges else found.bulges
         return result.states[0], result.slopes[0], bulges, first
@@ -248,7 +314,7 @@ class Integration:
         if self.options.gradient != "adjoint":
             states, slopes, *outcome = solve(y0, t, *arrays)
             return GridSolution(
-                states, tuple(outcome), lambda: xp.concat([self.field.slope(t[0], y0, arrays)[None, ...], slopes])
+                states, tuple(outcome), lambda: xp.concat([rate_of(self.field, t[0], y0, arrays)[None, ...], slopes])
             )
         rule = self._adjoint_rule(y0, t, arrays, steps)
         states, _, *outcome = self.backend.implicit(solve, rule)(y0, t, *arrays)
@@ -265,7 +331,7 @@ class Integration:
 
     def _stage(self, like: tuple[Array, Array], arrays: Arrays, *, applies_policy: bool = False) -> StageLayer:
         options = self.options
-        solvers = options.forward, options.backward
+        solvers = options.stage_solver(massive=bool(self.field.mass_arrays)), options.backward
         layer = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy)
         return replace(layer, applies_policy=applies_policy)
 

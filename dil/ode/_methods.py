@@ -61,6 +61,10 @@ class Method:
     """The number of implicit stages."""
     bulges: bool = False
     """Whether its steps have a bulge, so that dense output is of order 4."""
+    estimates_all: bool = False
+    """Whether the estimate is the difference of two stages, so that it holds for algebraic unknowns, too."""
+    keeps_constraints: bool = True
+    """Whether the new state is a stage, so that it satisfies the algebraic equations."""
 
 
 def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
@@ -164,7 +168,7 @@ METHODS = {
     for method in (
         Method("euler", 1, explicit_euler, implicit=False, stages=0),
         Method("implicit_euler", 1, implicit_euler, error_order=2),
-        Method("implicit_midpoint", 2, implicit_midpoint),
+        Method("implicit_midpoint", 2, implicit_midpoint, keeps_constraints=False),
         Method(
             "trapezoid",
             2,

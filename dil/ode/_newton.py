@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eye, full, norm
+from dil._base.arrays import array_namespace, eps, eye, full, max_abs, norm
 from dil._base.errors import OptionError
+from dil._base.options import is_number
 from dil._base.scale import is_short
 from dil._base.solution import Solution
 from dil._base.typing import Array, Matvec, Tree
@@ -33,6 +34,9 @@ class StepNewton:
         Convergence is quadratic, so the error after that step is of the order of the step squared.
     max_iter : int
         The largest number of Newton iterations.
+    rounding : float
+        A step also counts as short if each entry is within this number times eps times the largest |z|. The algebraic
+        equations of a mass matrix need it where an unknown is zero, since they lack the small factor of a step.
 
     Notes
     -----
@@ -55,8 +59,12 @@ class StepNewton:
     linear_solver: LinearSolver | None = None
     rtol: float | None = None
     max_iter: int = 20
+    rounding: float = 0.0
 
     def __post_init__(self) -> None:
+        if not (is_number(self.rounding) and self.rounding >= 0):
+            message = f"rounding={self.rounding!r}; expected a number >= 0"
+            raise OptionError(message)
         check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter)
         if self.linear_solver is not None and not callable(self.linear_solver):
             message = (
@@ -82,6 +90,8 @@ class StepNewton:
             # u was moved by a full step that did not lower F: move back by half of it
             u = xp.where(moving, s.u - xp.where(lower, d, -step), s.u)
             small = is_short(step, u, started.u, rtol)
+            if self.rounding:
+                small = small | (max_abs(step) <= self.rounding * eps(xp, u.dtype) * max_abs(u))[..., None]
             steps = s.steps + xp.astype(s.active, s.steps.dtype)
             return Iterate(
                 u,

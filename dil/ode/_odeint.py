@@ -6,24 +6,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, full
+from dil._base.arrays import array_namespace, device, eps, full
 from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import split_arguments, with_complex_split
-from dil._frameworks.registry import adopted, adopted_tree, common_owner, guarded, leaves_of, owner
+from dil._frameworks.registry import adopted, adopted_tree, common_owner, guarded, leaves_of, load, owner
 from dil._layers.call import Solver
 from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
 from dil.ode._crossings import Crossings, EventRows
-from dil.ode._events import functions_of, refuse_captured_events
+from dil.ode._events import functions_of, refuse_captured_events, without_algebraic
 from dil.ode._field import Field
 from dil.ode._integration import Integration, Run
-from dil.ode._options import Gradient, Layer, Options
+from dil.ode._mass import mass_of
+from dil.ode._options import Consistent, Gradient, Layer, Options
 from dil.ode._simplified_newton import FOR_VALUE
 from dil.ode._times import Times, times_of
-from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, apply_verdict, increasing
+from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, MASS_HINT, apply_verdict, increasing
 
 
 def odeint(
@@ -48,6 +49,8 @@ def odeint(
     on_failure: OnFailure = "warn",
     events: Any = None,
     max_events: int = 16,
+    mass: Any = None,
+    consistent: Consistent = "find",
 ) -> Tree:
     """Return the solution of dy/dt = func(t, y, *args), y(t[0]) = y0, at the times t.
 
@@ -107,6 +110,13 @@ def odeint(
         may end the solve: see `dil.ode.Event`. Steps must adapt.
     max_events : int
         The number of events of each function that a program of JAX, or one that is mapped by `vmap`, has memory for.
+    mass : array, shape (n, n) or (n,), optional
+        The constant matrix M of M dy/dt = func(t, y, *args), or its diagonal, for a y of n entries in the order of its
+        leaves. It may be singular, if the index is 1: each row that M has not then gives an algebraic equation 0 =
+        func_i(t, y, *args). The implicit methods take it, except "implicit_midpoint".
+    consistent : {"find", "check"}
+        What to do with a y0 that does not satisfy the algebraic equations. "find" keeps M y0 and solves for the rest.
+        "check" fails with the status INCONSISTENT.
 
     Returns
     -------
@@ -167,12 +177,17 @@ def odeint(
         on_failure=on_failure,
         events=events,
         max_events=max_events,
+        consistent=consistent,
     )
 
-    def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Tree:
-        return _odeint(func, y0, t, args, options)
+    def run(y0: Tree, t: Any, args: tuple[Tree, ...], mass: Any = None) -> Tree:
+        return _odeint(func, y0, t, args, options, mass)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, as_arguments(args))
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, as_arguments(args), *_given(mass))
+
+
+def _given(mass: Any) -> tuple[Any, ...]:
+    return () if mass is None else (mass,)
 
 
 def as_arguments(args: Any) -> tuple[Tree, ...]:
@@ -223,12 +238,14 @@ class Trajectory(NamedTuple):
         return tuple(found.y for found in self.events)
 
 
-def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: Any = (), **options: Any) -> Trajectory:
+def solve(
+    func: Callable[..., Tree], y0: Tree, t: Any, args: Any = (), *, mass: Any = None, **options: Any
+) -> Trajectory:
     """Return the solution with a report. No policy is applied, and the result has no derivative.
 
     Parameters
     ----------
-    func, y0, t, args, **options
+    func, y0, t, args, mass, **options
         As for `odeint`.
 
     Returns
@@ -255,19 +272,21 @@ def solve(func: Callable[..., Tree], y0: Tree, t: Any, args: Any = (), **options
         raise OptionError(message)
     chosen = Options(**options)
 
-    def run(y0: Tree, t: Any, args: tuple[Tree, ...]) -> Trajectory:
-        return _solve(func, y0, t, args, chosen)
+    def run(y0: Tree, t: Any, args: tuple[Tree, ...], mass: Any = None) -> Trajectory:
+        return _solve(func, y0, t, args, chosen, mass)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, as_arguments(args))  # type: ignore[no-any-return]
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, as_arguments(args), *_given(mass))  # type: ignore[no-any-return]
 
 
 def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
-    """Return the function of y0, t and args that is the first derivative of the state."""
-    return lambda y0, t, args: func(t[0], y0, *args)
+    """Return the function of y0, t, args and perhaps the mass that is func at the first time."""
+    return lambda y0, t, args, *mass: func(t[0], y0, *args)
 
 
-def _odeint(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Tree:
-    integration, y, times, arrays = begin(func, y0, t, args, options)
+def _odeint(
+    func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options, mass: Any = None
+) -> Tree:
+    integration, y, times, arrays = begin(func, y0, t, args, options, mass)
     run, field = integration.run_at(y, times, arrays), integration.field
     states = field.trajectory(judged(integration, run.rows, field.sign * times, run))
     return (states, tuple(crossings(field, x) for x in run.events)) if options.events is not None else states
@@ -277,6 +296,8 @@ def judged(integration: Integration, rows: Array, s: Array, run: Run) -> Array:
     """Apply the policy to the failures of a run. Return the states at the times s, which increase."""
     hint = ADAPTIVE_HINT if integration.options.adapts else EQUAL_STEPS_HINT
     field = integration.field
+    if field.mass_arrays:
+        hint = f"{hint}. {MASS_HINT}"
     return apply_verdict(integration.policy, field.backend, rows, s, run.verdict, hint, field.sign)
 
 
@@ -287,8 +308,10 @@ def crossings(field: Field, found: EventRows) -> Crossings:
     return Crossings(field.sign * found.t, field.trajectory(found.y), status, count)
 
 
-def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options) -> Trajectory:
-    integration, y, times, arrays = begin(func, y0, t, args, replace(options, on_failure="ignore"))
+def _solve(
+    func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options, mass: Any = None
+) -> Trajectory:
+    integration, y, times, arrays = begin(func, y0, t, args, replace(options, on_failure="ignore"), mass)
     integration = replace(integration, accuracy=FOR_VALUE)
     constant = integration.backend.constant
     run = integration.run_at(constant(y), constant(times), tuple(constant(x) for x in arrays))
@@ -311,28 +334,44 @@ def _solve(func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], 
 
 
 def begin(
-    func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options
+    func: Callable[..., Tree], y0: Tree, t: Any, args: tuple[Tree, ...], options: Options, mass: Any = None
 ) -> tuple[Integration, Array, Array, Arrays]:
-    """Check a call. Return it with its state as a vector, its times and the arrays of its arguments."""
+    """Check a call. Return it with its state as a vector, its times and the arrays of its arguments.
+
+    Those of the mass matrix come last.
+    """
     if not callable(func):
         message = f"func={func!r} of type {type(func).__name__}; expected a callable, func(t, y, *args)"
         raise OptionError(message)
+    if mass is not None:
+        options.refuse_with_mass()
+        args = (*args, _matrix(mass, leaves_of(y0)[0]))
     arrays, arguments = with_complex_split(*split_arguments(args, {}, leaves_of(y0)[0]))
     y, space = space_of(adopted_tree(y0, arrays), options.batch_ndim, "y0")
     if space.dimension == 0:
         message = f"y0 is {space.describe()}, a state without an entry, so there is nothing to integrate"
         raise ShapeError(message)
+    options.refuse_below(4 * float(eps(array_namespace(y), y.dtype)), y.dtype)
     names = ["y0", *(f"{arguments.name(i)} of args" for i in range(len(arrays)))]
+    if mass is not None:
+        names[-1] = "mass"
     backend = common_owner([y, *arrays], names, "odeint")
     for i, x in zip(arguments.floats, arguments.only_floats(arrays), strict=True):
         if x.dtype != y.dtype:
             message = f"{arguments.name(i)} of args has dtype {x.dtype}, but y0 has {y.dtype}; cast one of them"
             raise DTypeError(message)
+    parts: Arrays = ()
+    if mass is not None:
+        parts, (given, _) = mass_of(arrays[-1], y, space, backend), arguments.call(arrays)
+        arrays, arguments = with_complex_split(*split_arguments((*given[:-1], *parts), {}))
+    if parts and options.watched and space.batch != ():
+        message = "events= of a batch with mass=; solve the problems one by one, without batch_ndim="
+        raise OptionError(message)
     freezes = any(event.terminal for event in options.watched) and space.batch != ()
     if freezes:  # the steps of a batch go on when an event has ended one of its problems
         going = full(y[..., 0], True, dtype=array_namespace(y).bool)
         arrays, arguments = with_complex_split(*split_arguments((*args, going, backend.constant(y)), {}, (y,)))
-    field = Field(backend.fixed(func), space, arguments, backend, freezes=freezes)
+    field = Field(backend.fixed(func), space, arguments, backend, freezes=freezes, mass_arrays=len(parts))
     times = times_like(adopted((t,), (y,))[0], y, field)
     known = times_of(times, t, backend)
     if known is None:
@@ -342,15 +381,37 @@ def begin(
     field.refuse_captured(start, y, tuple(arrays))
     events = functions_of(options.watched, field)
     refuse_captured_events(events, start, y, tuple(arrays))
+    y = without_algebraic(events, start, y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
     return Integration(field, options, policy, known, events=events), y, times, tuple(arrays)
+
+
+def _matrix(mass: Any, state: list[Any]) -> Any:
+    """Return the mass matrix. One of numbers, or of NumPy, becomes an array like the leaves of the state."""
+    own, numpy, first = owner(mass), load("numpy"), next((x for x in state if owner(x) is not None), None)
+    if own is None and isinstance(mass, list | tuple) and any(owner(x) is not None for x in mass):
+        return _stacked(mass, next(x for x in mass if owner(x) is not None))
+    if own is not None and (own is not numpy or first is None or owner(first) is numpy):
+        return mass
+    if own is numpy:
+        message = "mass is a NumPy array that takes part in a differentiation, but y0 is none of NumPy; convert one"
+        own.assert_constant(mass, message)
+    if first is None:
+        return numpy.asarray(mass, dtype=float)
+    return owner(first).asarray(mass, dtype=first.dtype, device=device(first))  # type: ignore[union-attr]
+
+
+def _stacked(numbers: Any, like: Array) -> Array:
+    """Return numbers and arrays of shape () as one vector. Each may carry a derivative."""
+    backend, xp = owner(like), array_namespace(like)
+    return xp.stack([x if owner(x) is backend else full(like, x, shape=()) for x in numbers])  # type: ignore[no-any-return]
 
 
 def times_like(t: Any, y: Array, field: Field) -> Array:
     """Return the times as a vector with the backend, dtype and device of the state."""
     backend, t_backend = field.backend, owner(t)
     if isinstance(t, list | tuple) and any(owner(x) is not None for x in t):  # each may carry a derivative
-        t = array_namespace(y).stack([x if owner(x) is backend else full(y, x, shape=()) for x in t])
+        t = _stacked(t, y)
         t_backend = owner(t)
     if t_backend is None:
         t = backend.asarray(t, dtype=y.dtype, device=device(y))

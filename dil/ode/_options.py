@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from dil._base.errors import OptionError
 from dil._base.options import check_integer, is_number
-from dil._base.typing import Array, OnFailure
+from dil._base.typing import Array, DType, OnFailure
 from dil._layers.call import Solver
 from dil.linear._auto import Auto
 from dil.linear._direct import Direct
@@ -19,10 +19,14 @@ from dil.ode._events import Event, events_of
 from dil.ode._methods import Method
 from dil.ode._newton import StepNewton
 from dil.ode._pairs import PAIRS
+from dil.ode._simplified_newton import ROUNDING
+from dil.solvers._anderson import Anderson
+from dil.solvers._fixed_point import FixedPoint
 
 METHODS = {**_methods.METHODS, **PAIRS}
 Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
 Layer = Literal["root", "argmin"]
+Consistent = Literal["find", "check"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +49,14 @@ class Options:
     on_failure: OnFailure = "warn"
     events: Any = None
     max_events: int = 16
+    consistent: Consistent = "find"
 
     def __post_init__(self) -> None:
         for name, value, known in (
             ("method", self.name, tuple(METHODS)),
             ("gradient", self.gradient, get_args(Gradient)),
             ("layer", self.layer, get_args(Layer)),
+            ("consistent", self.consistent, get_args(Consistent)),
         ):
             if value not in known:
                 message = f"{name}={value!r} is unknown; expected one of {', '.join(known)}"
@@ -110,6 +116,43 @@ class Options:
             )
             raise OptionError(message)
 
+    def refuse_below(self, least: float, dtype: DType) -> None:
+        """Refuse a relative tolerance below rounding.
+
+        Raises
+        ------
+        OptionError
+            If it is, and no atol= is given beside it.
+        """
+        if self.rtol is not None and self.atol is None and self.rtol < least:
+            message = (
+                f"rtol={self.rtol} is below the rounding of {dtype}; expected {least:.1e} or more, or atol= beside it"
+            )
+            raise OptionError(message)
+
+    def refuse_with_mass(self) -> None:
+        """Refuse what cannot be had with a mass matrix.
+
+        Raises
+        ------
+        OptionError
+            If the method does not keep the algebraic equations, or the solver or the gradient is for M = I.
+        """
+        if not (self.scheme.implicit and self.scheme.keeps_constraints):
+            known = ", ".join(name for name, x in METHODS.items() if x.implicit and x.keeps_constraints)
+            why = "solves no equations" if not self.scheme.implicit else "satisfies them in the middle of a step alone"
+            message = f"method={self.name!r} cannot keep the algebraic equations of mass=, since it {why}; take {known}"
+            raise OptionError(message)
+        if self.gradient == "adjoint":
+            message = "gradient='adjoint' is for M = I; with mass=, take gradient='implicit'"
+            raise OptionError(message)
+        if isinstance(self.solver, FixedPoint | Anderson):
+            message = (
+                f"solver={self.solver!r} iterates z = base + gh f(t, z), a stage without a mass matrix; take "
+                f"dil.ode.StepNewton() or another solver of roots"
+            )
+            raise OptionError(message)
+
     @property
     def watched(self) -> tuple[Event, ...]:
         """The events, checked."""
@@ -143,10 +186,12 @@ class Options:
             return self.method
         return "kvaerno5" if self.adapts else "implicit_euler"
 
-    @property
-    def forward(self) -> Solver:
-        """The solver of the stages."""
-        return StepNewton() if self.solver is None else self.solver
+    def stage_solver(self, *, massive: bool) -> Solver:
+        """Return the solver of the stages, with a mass matrix or without one."""
+        solver = StepNewton() if self.solver is None else self.solver
+        if not massive or type(solver) is not StepNewton:
+            return solver
+        return replace(solver, rounding=max(ROUNDING, solver.rounding))
 
     @property
     def backward(self) -> LinearSolver:

@@ -44,6 +44,7 @@ def pair(name: str, A: Rows, estimate: Sequence[float], middle: Sequence[float],
         error_order=5,
         stages=last if diagonal else 0,
         bulges=True,
+        estimates_all=diagonal != 0,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eye, full, inner, logical_not, select
+from dil._base.arrays import array_namespace, eps, eye, full, inner, logical_not, max_abs, select
 from dil._base.scalars import (
     Scalar,
     Scalars,
@@ -26,6 +26,7 @@ from dil._base.typing import Array, Arrays
 from dil._diagnostics.stationarity import least_step
 from dil._frameworks.iteration import frozen
 from dil.ode._field import Field
+from dil.ode._rate import rate_of
 from dil.ode._state import slope_between
 
 
@@ -47,6 +48,11 @@ LEAST_RATE = 0.02
 """The least rate that a first iteration is trusted to have."""
 ROUNDED = 0.1
 """A second step this short, in units of the error of a stage, may no longer contract because of rounding."""
+ROUNDING = 64.0
+"""The error that rounding may leave in an algebraic unknown, in eps of the largest of all.
+
+That of an unknown with a derivative is smaller by the factor gh.
+"""
 STEADY = 0.5
 """A slope changes slowly if it changes by at most this share from one stage to the next."""
 LONGEST_EXTRAPOLATION = 2.0
@@ -99,17 +105,21 @@ class SimplifiedStages:
         self.field, self.kept, self.before = maker.field, kept, (kept.slope, kept.time)
         self.last: Arrays = (slope,)
         self.end: Arrays = (slope,)
-        self.args, _ = maker.field.arguments.call(maker.arrays)
+        self.arrays, (self.args, _) = maker.arrays, maker.field.arguments.call(maker.arrays)
         self.start, self.time, self.gh, self.most = (t, y), t, t, maker.accuracy.iterations
         xp, loops = array_namespace(y), maker.field.backend.loops
         within = xp.maximum(maker.accuracy.share * allowed, least_step(y) * xp.abs(y))
+        if maker.field.mass_arrays:
+            within = xp.maximum(within, ROUNDING * eps(xp, y.dtype) * max_abs(y)[..., None])
         self.weight = 1.0 / xp.where(within > 0, within, 1.0)
         self.scalars = Scalars(loops.number, loops.numbers, y.ndim == 1)
         self.solutions: list[Array] = []
         self.rate = self.scalars.read(kept.rate[..., 0])
         zero = 0.0 * self.rate
         self.slowest, self.counted = zero, (zero, zero)
-        self.inverse: Array | None = None
+        self.inverse: Any = None
+        self.mass = maker.field.mass(self.args) if maker.field.mass_arrays else None
+        self.factor = self.gh
 
     @property
     def outcome(self) -> tuple[Scalar, Scalar, Scalar]:
@@ -123,8 +133,21 @@ class SimplifiedStages:
         return logical_not(self.scalars.number(self.kept.current))
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
-        """Return f(t, y)."""
+        """Return dy/dt at y."""
+        if self.mass is not None:
+            return (rate_of(self.field, t, y[0], self.arrays),)
         return (self.field(t, y[0], *self.args),)
+
+    def induced(self, error: Array, y: Array, t: Array) -> Array:
+        """Return the error of the state, the algebraic unknowns included, from an estimate that holds for M y alone.
+
+        It is (M - gh J)^-1 M times the estimate (Hairer and Wanner 1996, IV.8.19), so the algebraic equations relate
+        the errors as they relate the unknowns.
+        """
+        if self.mass is None:
+            return error
+        moved = array_namespace(error).where(self.mass.algebraic, 0.0 * error, self.mass.times(error))
+        return (self.inverse @ moved[..., None])[..., 0]  # type: ignore[no-any-return]
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return z = base + gh f(t, z)."""
@@ -183,7 +206,10 @@ class SimplifiedStages:
         jacobian = backend.loops.run_if(stale, lambda _: self._jacobian(), kept.jacobian)
         self.kept = kept._replace(jacobian=jacobian, current=kept.current | stale, slow=stale & ~stale)
         identity = eye(jacobian.shape[-1], jacobian)
-        matrix = identity - gh * jacobian
+        if self.mass is None:
+            matrix = identity - gh * jacobian
+        else:
+            matrix, self.factor = self.mass.stage_matrix(jacobian, gh), self.mass.factor(gh)
         right = identity if matrix.ndim == 2 else array_namespace(matrix).broadcast_to(identity, matrix.shape)
         self.inverse, self.gh = backend.dense.lu_solve(matrix, right), gh
 
@@ -199,15 +225,17 @@ class SimplifiedStages:
         return xp.moveaxis(backend.loops.map_rows(lambda p: pull((p,))[0], rows), 0, -2)  # type: ignore[no-any-return]
 
     def _iterate(self, base: Array, t: Array, gh: Array, guess: Array) -> Iterate:
-        """Return the last iterate of z <- z - (I - gh J)^-1 (z - base - gh f(t, z))."""
+        """Return the last iterate of z <- z - (I - gh J)^-1 (z - base - gh f(t, z)), with M for I if there is one."""
         field, args, weight, scalars = self.field, self.args, self.weight, self.scalars
-        inverse: Any = self.inverse
+        inverse, mass = self.inverse, self.mass
+        assert inverse is not None
         single, n = scalars.single, guess.shape[-1]
         # an older Jacobian has to show its rate: that of a linearisation across a fold is no contraction
         expected = select(scalars.number(self.kept.current), self.rate, filled(self.rate, 1.0))
 
         def advance(s: Iterate) -> Iterate:
-            F = s.z - base - gh * field(t, s.z, *args)
+            slope = field(t, s.z, *args)
+            F = s.z - base - gh * slope if mass is None else mass.stage(s.z, base, self.factor, slope)
             d = inverse @ F if single else (inverse @ F[..., None])[..., 0]
             scaled = d * weight
             size = sqrt(scalars.read(inner(scaled, scaled) / n))

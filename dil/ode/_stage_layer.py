@@ -33,18 +33,15 @@ def condition_of(field: Field, layer: str, solver: Solver) -> Score | Equation:
     def step(z: Array, base: Array, t: Array, gh: Array, *args: Tree) -> Array:
         return base + gh * field(t, z, *args)
 
-    def residual(z: Array, *rest: Tree) -> Array:
-        return z - step(z, *rest)
-
     def score(z: Array, *rest: Tree) -> Array:
-        r = residual(z, *rest)
+        r = field.residual(z, *rest)
         return 0.5 * array_namespace(r).sum(r * r, axis=-1)  # type: ignore[no-any-return]
 
     if layer == "argmin":
         return Score(StageFunction(score, field.func), batch_ndim)
     if isinstance(solver, FixedPoint | Anderson):
         return Equation(StageFunction(step, field.func), batch_ndim, "step")
-    return Equation(StageFunction(residual, field.func), batch_ndim, "residual")
+    return Equation(StageFunction(field.residual, field.func), batch_ndim, "residual")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from dil._base.arrays import array_namespace, full, norm
 from dil._base.scalars import Scalar
 from dil._base.typing import Array, Arrays
 from dil.ode._field import Field
+from dil.ode._rate import rate_of
 from dil.ode._stage_layer import StageLayer
 from dil.ode._state import plus, slope_between
 
@@ -40,8 +41,18 @@ class VectorStages:
         return (z,)
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
-        """Return f(t, y)."""
-        return (self.field.slope(t, y[0], self.arrays),)
+        """Return dy/dt at y."""
+        return (rate_of(self.field, t, y[0], self.arrays),)
+
+    def induced(self, error: Array, y: Array, t: Array) -> Array:
+        """Return the error of the state, the algebraic unknowns included, from an estimate that holds for M y alone.
+
+        A stage of length zero gives the consistent state beside y.
+        """
+        if not self.field.mass_arrays:
+            return error
+        z, _ = self.solve_one(y - error, t, 0.0 * t, self.arrays, y)
+        return y - z
 
     @property
     def may_try_again(self) -> bool:
@@ -127,8 +138,8 @@ class KnownStages:
         return (z,)
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
-        """Return f(t, y)."""
-        return (self.field.slope(t, y[0], self.arrays),)
+        """Return dy/dt at y."""
+        return (rate_of(self.field, t, y[0], self.arrays),)
 
 
 def initial_guess(field: Field, base: Array, t: Array, gh: Array, arrays: Arrays, ahead: Array) -> Array:
@@ -138,7 +149,8 @@ def initial_guess(field: Field, base: Array, t: Array, gh: Array, arrays: Arrays
     even if the residual is a little smaller.
     """
     base, t, gh, ahead, *rest = (field.backend.constant(x) for x in (base, t, gh, ahead, *arrays))
-    base_norm, ahead_norm = (norm(z - base - gh * field.at(t, z, rest)) for z in (base, ahead))
+    args, _ = field.arguments.call(rest)
+    base_norm, ahead_norm = (norm(field.residual(z, base, t, gh, *args)) for z in (base, ahead))
     return array_namespace(base).where(ahead_norm < 0.1 * base_norm, ahead, base)  # type: ignore[no-any-return]
 
 

@@ -14,6 +14,8 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.reports import Listener
 
 EQUAL_STEPS_HINT = "Shorter steps are easier: steps= takes more of them between two times, rtol= adapts their size"
+MASS_HINT = "Where df_a/dy_a of the algebraic equations becomes singular, the index changes and the solution may end"
+START_HINT = "No step was taken"
 ADAPTIVE_HINT = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
 
 
@@ -26,6 +28,22 @@ class Verdict(NamedTuple):
     begin: Array
     """The time at which the step begins; infinity if no step failed."""
     length: Array
+    residual: Array | None = None
+    """The largest residual of an algebraic equation, if the initial values failed: then the step is 0."""
+
+
+def from_start(verdict: Verdict, status: Array, residual: Array, t: Array) -> Verdict:
+    """Return a verdict with the failures of the initial values at t in it, which come first."""
+    xp, bad = array_namespace(status), status != 0
+    code, step, begin, length, _ = verdict
+    zero = full(status, 0.0)
+    return Verdict(
+        xp.where(bad, status, code),
+        xp.where(bad, zero, step),
+        xp.where(bad, zero + t, begin),
+        xp.where(bad, zero, length),
+        xp.where(bad & xp.isfinite(residual), residual, zero),
+    )
 
 
 def first_failure(status: Array, begins: Array, lengths: Array) -> Verdict:
@@ -61,13 +79,14 @@ def apply_verdict(
     begin = xp.where(failed, sign * verdict.begin, 0.0 * verdict.status)
     above = xp.where(begin > 0, begin, 0.0 * begin)
     # every entry is >= 0, like a status: the time is reported as its positive and its negative part
-    failures = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length], axis=-1)
+    residual = 0.0 * begin if verdict.residual is None else verdict.residual
+    failures = xp.stack([verdict.status, verdict.step, above, above - begin, verdict.length, residual], axis=-1)
     return rows + report_if_nonzero(backend, policy.listener("dil.ode._verdict:report", backend, hint), failures)
 
 
 def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failures: Any) -> None:
     """Tell of the failures of an integration by the policy, with its first failure."""
-    status, step, above, below, length = failures.reshape(-1, failures.shape[-1]).T  # a vmap adds dimensions
+    status, step, above, below, length, residual = failures.reshape(-1, failures.shape[-1]).T  # a vmap adds dimensions
     if not status.any():
         return
     codes = status.astype(int)
@@ -77,6 +96,9 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failur
     where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
     if not (codes[codes != 0] != int(Status.EVENT_NON_FINITE)).any():
         hint = ""  # steps of another size do not help
+    if not number:
+        where = f"an algebraic equation has a residual of {residual[first]:.3g} at the initial values, t = {start:.6g}"
+        hint = START_HINT
     Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {summary(codes)}; {where}. {hint}".rstrip())
 
 

@@ -36,6 +36,7 @@ GALLERY = (
     "stiff",
     "van_der_pol",
     "bouncing_ball",
+    "rectifier",
     "swing_up",
     "market",
     "value_function",

@@ -217,11 +217,12 @@ def _leaves(out: Tensors, inputs: Sequence[Tensor]) -> dict[int, Tensor]:
     """Return the leaves of the graph of `out` that are no inputs, by their identity.
 
     The input of another `vjp` whose function has returned is none: only the pullback of that `vjp` differentiates in
-    it, so it would make the graphs of the steps of a solver one.
+    it, so it would make the graphs of the steps of a solver one. Within that pullback, if it is recorded, it is one.
     """
-    ours = {id(x) for x in inputs}
+    ours, pulling = {id(x) for x in inputs}, torch._C._current_graph_task_id() >= 0
     leaves = [getattr(node, "variable", None) for node in _nodes([y.grad_fn for y in out])]
-    return {id(x): x for x in leaves if x is not None and id(x) not in ours and not hasattr(x, "_dil_evaluated")}
+    others = [x for x in leaves if x is not None and id(x) not in ours]
+    return {id(x): x for x in others if pulling or not hasattr(x, "_dil_evaluated")}
 
 
 def _nodes(roots: Sequence[Any]) -> set[Any]:
