@@ -176,7 +176,16 @@ def differential_equations() -> dil.ode.Trajectory:
     assert dil.ode.odeint(lambda t, y, k: -k * y, y0, t, (k,), solver=newton).shape == (3, 1)
     algebraic = dil.ode.odeint(lambda t, y, k: t - k * y, y0, t, (k,), mass=np.zeros(1), consistent="find")
     assert algebraic.shape == (3, 1)
-    return dil.ode.solve(lambda t, y, k: -k * y, y0, t, (k,))
+    half = dil.ode.Event(lambda t, y, k: y[0] - 0.5, terminal=True, direction=-1)
+    assert (half.terminal, half.direction) == (True, -1)
+    found = dil.ode.solve(lambda t, y, k: -k * y, y0, t, (k,), rtol=1e-6, events=half)
+    crossings: dil.ode.Crossings = found.events[0]
+    as_scipy: dil.ode.OdeResult = dil.ode.solve_ivp(lambda t, y: -y, (0.0, 1.0), y0, t_eval=t, dense_output=True)
+    dense: dil.ode.DenseOutput | None = as_scipy.sol
+    assert dense is not None
+    assert dense(0.5).shape == (1,)
+    assert (found.t_events[0].shape, found.y_events[0].shape) == (crossings.t.shape, crossings.y.shape)
+    return found
 
 
 def systems(b: Any) -> dil.Solution:

@@ -180,7 +180,7 @@ NAMED = (
     ),
     Mutant(
         "dil/_layers/repeated.py",
-        "if backend.loops.number(xp.sum(0.0 * g)) == 0.0 else None",
+        "if all(map(self._is_finite, products)) else None",
         "if True else None",
         test="test_torch_repeated.py::test_a_cotangent_that_is_not_finite_is_told",
     ),
@@ -190,7 +190,19 @@ NAMED = (
         "xp.moveaxis(found, 0, -1)",
         test="test_torch_repeated.py::test_all_arguments_and_those_that_a_pass_asks_for",
     ),
-    Mutant("dil/_layers/repeated.py", "pull(-g, wrt)", "pull(g, wrt)", test="test_torch_repeated.py::test_batches"),
+    Mutant("dil/_layers/repeated.py", "pull((-g,)", "pull((g,)", test="test_torch_repeated.py::test_batches"),
+    Mutant(
+        "dil/_layers/repeated.py",
+        "if self._is_finite(g) else None",
+        "if True else None",
+        test="test_torch_repeated.py::test_a_cotangent_of_a_batch_that_is_not_finite_is_told",
+    ),
+    Mutant(
+        "dil/_layers/repeated.py",
+        "many((-self.inverse,)",
+        "many((self.inverse,)",
+        test="test_torch_repeated.py::test_a_jacobian_row_by_row",
+    ),
     Mutant(
         "dil/linear/_one_reduction_cg.py",
         "rw - beta * beta * s.pHp",

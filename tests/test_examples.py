@@ -189,6 +189,10 @@ def test_van_der_pol(notebook):
     assert notebook("van_der_pol") < 0.02
 
 
+def test_bouncing_ball(notebook):
+    assert notebook("bouncing_ball") < 1e-12
+
+
 def test_swing_up(notebook):
     needs("PIL")
     x, slope = notebook("swing_up")

@@ -421,6 +421,7 @@ REFUSED = {
     "midpoint": ({"method": "implicit_midpoint"}, "satisfies them in the middle of a step alone"),
     "adjoint": ({"gradient": "adjoint"}, "gradient='adjoint' is for M = I"),
     "fixed point": ({"solver": dil.solvers.FixedPoint()}, "a stage without a mass matrix"),
+    "events": ({"events": lambda t, y, k: y[0], "rtol": 1e-3}, "events= is for M = I"),
     "shape": ({"mass": np.eye(3)}, r"mass has shape \(3, 3\); expected \(2, 2\), or \(2,\) for a diagonal matrix"),
     "consistent": ({"consistent": "yes"}, "consistent='yes' is unknown; expected one of find, check"),
     "complex": ({"y0": np.asarray([1.0 + 0j])}, "mass has shape|mass= is for a real state"),

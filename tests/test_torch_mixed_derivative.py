@@ -111,6 +111,22 @@ def test_a_backward_without_a_graph_is_refused(name, transform):
             TRANSFORMS[transform](layer)
 
 
+def test_a_later_pass_to_another_argument_is_refused_too():
+    """The passes of one node share a matrix, but not what was looked at: a has no mixed derivative, b has one."""
+    product = LOST["no_grad"]
+    layer = dil.argmin(
+        lambda u, a, b: 0.5 * (u**2).sum() - product(a, u) - (u * b).sum(),
+        dil.solvers.Newton(),
+        init=lambda a, b: torch.zeros_like(b),
+    )
+    a, b = A.clone().requires_grad_(), A.clone().requires_grad_()
+    y = layer(a, b)
+    for k in range(3):
+        torch.autograd.grad(y[k], b, retain_graph=True)
+    with pytest.raises(dil.SecondDerivativeError, match="gradient for argument 0 would be zero by mistake"):
+        torch.autograd.grad(y[0], a, retain_graph=True)
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_backward_with_a_graph_is_right(transform):
     expected = EXPECTED.get(transform, torch.eye(3, dtype=A.dtype))

@@ -147,6 +147,32 @@ def test_a_cotangent_that_is_not_finite_is_told():
         torch.autograd.grad(y, x, torch.full((N,), torch.nan, dtype=torch.float64), retain_graph=True)
 
 
+def test_a_cotangent_of_a_batch_that_is_not_finite_is_told():
+    t = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    layer = dil.argmin(
+        lambda u, t: (torch.exp(u) - t * u).sum(-1), dil.solvers.Newton(), init=torch.zeros_like, batch_ndim=1
+    )
+    y = layer(t)
+    for k in range(3):
+        torch.autograd.grad(y[k, 0], t, retain_graph=True)
+    v = torch.ones(3, 2, dtype=torch.float64)
+    v[1, 0] = torch.inf
+    with pytest.warns(dil.ConvergenceWarning, match="NON_FINITE"):
+        torch.autograd.grad(y, t, v, retain_graph=True)
+
+
+def test_a_large_argument_has_no_jacobian_of_its_own():
+    """A product with it would cost more than a pullback."""
+    n = 70  # of n^3 numbers
+    W = (0.01 * torch.randn(n, n, dtype=torch.float64)).requires_grad_()
+    y = dil.root(lambda u, W: u + torch.tanh(W @ u) - 1.0, dil.solvers.Newton(), init=lambda W: torch.zeros_like(W[0]))(
+        W
+    )
+    v = torch.randn(3, n, dtype=torch.float64)
+    passes = [torch.autograd.grad(y, W, row, retain_graph=True)[0] for row in (*v, v[0] + v[1])]
+    torch.testing.assert_close(passes[3], passes[0] + passes[1], rtol=1e-12, atol=1e-13)
+
+
 def test_a_record_sees_every_pass():
     W, x = problem()
     x.requires_grad_()

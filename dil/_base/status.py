@@ -141,14 +141,24 @@ class Status(IntEnum):
         "a pattern to be found, so nothing was solved; give a pattern with all entries dF_i/du_j that can differ from "
         "zero, those of the boundary too, or take dil.linear.Auto(), which needs none",
     )
-    HIGHER_INDEX = (
+    GRAZING = (
         21,
+        "the function of an event hardly crosses zero: its derivative along the solution is zero within the tolerance, "
+        "so the time of the event has no derivative; move the threshold, take another function, or lower rtol",
+    )
+    EVENT_NON_FINITE = (
+        22,
+        "the function of an event returned NaN or infinity, so its zeros are unknown; look for log or sqrt of a "
+        "negative number, or a division by zero, in it",
+    )
+    HIGHER_INDEX = (
+        23,
         "the algebraic equations of M y' = f do not determine the algebraic unknowns (df_a/dy_a is singular), so the "
         "index is above 1; differentiate the constraints in time until the unknowns are determined, as positions of a "
         "mechanism are replaced by their accelerations, or check that no equation is missing or written twice",
     )
     INCONSISTENT = (
-        22,
+        24,
         "the initial values do not satisfy the algebraic equations of M y' = f; give values that do, or take "
         'consistent="find", which corrects the algebraic unknowns',
     )

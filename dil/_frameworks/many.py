@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dil._base.arrays import array_namespace
-from dil._base.operator import Operator, ready
+from dil._base.operator import MadeWhenUsed, Operator
 from dil._base.typing import Array, Matvec
 from dil._frameworks.protocol import LinearSystem
 from dil._frameworks.registry import common_owner
@@ -42,8 +42,13 @@ def with_many(system: LinearSystem) -> LinearSystem:
 
 def stacked(A: Operator) -> Operator:
     """Return A for many right-hand sides at once, (k, *batch, n)."""
-    rmatvec = ready(A.rmatvec)
-    return replace(A, matvec=_by_rows(A), rmatvec=None if rmatvec is None else _by_rows(rmatvec), one=A, _rows=None)
+    return replace(A, matvec=_by_rows(A), rmatvec=_transposed_by_rows(A.rmatvec), one=A, _rows=None)
+
+
+def _transposed_by_rows(rmatvec: Matvec | None) -> Matvec | None:
+    if isinstance(rmatvec, MadeWhenUsed):
+        return MadeWhenUsed(lambda: _by_rows(rmatvec.ready()))
+    return None if rmatvec is None else _by_rows(rmatvec)
 
 
 def _by_rows(product: Matvec) -> Matvec:

@@ -82,13 +82,25 @@ class BatchedRule(Rule, Protocol):
         ...
 
 
-RepeatedPull: TypeAlias = Callable[[Array, Sequence[int]], "Arrays | None"]
-"""`pull(v, wrt)`: return the cotangents of `args[i]` for i in `wrt`, or None if v needs the rule itself."""
+class RepeatedPull(Protocol):
+    """The pullback at one point, for many vectors."""
+
+    def __call__(self, v: Array, wrt: Sequence[int]) -> Arrays | None:
+        """Return the cotangents of `args[i]` for i in `wrt`, or None if v needs the rule itself."""
+        ...
+
+    def product(self, v: Array, wrt: Sequence[int]) -> Arrays | None:
+        """Return the same by products with matrices at hand, or None. It calls no function of the user."""
+        ...
 
 
 @runtime_checkable
 class RepeatedRule(Rule, Protocol):
     """A rule that knows how to do many pullbacks at one point for less than the first one costs."""
+
+    def has_looked(self, args: Arrays, y: Arrays, wrt: Sequence[int]) -> bool:
+        """Return whether a pullback to these arguments has nothing to look at but its system."""
+        ...
 
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
         """Return the pullback of cotangents of `y[0]`, without a derivative of its own, or None if there is none."""

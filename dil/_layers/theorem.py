@@ -45,7 +45,7 @@ from dil._layers.few_unknowns import (
 )
 from dil._layers.first_calls import FirstCalls, is_readable
 from dil._layers.mixed_check import check_mixed, is_unchecked
-from dil._layers.repeated import MOST_UNKNOWNS, has_inverse, repeated_pull
+from dil._layers.repeated import MOST_UNKNOWNS, Argument, has_inverse, repeated_pullback
 from dil._layers.score_check import with_wrong_gradient
 from dil._layers.together import solved_together
 from dil._problem.jacobian import jacobian, of_part, transposed_operator
@@ -131,6 +131,12 @@ class ImplicitRule:
         return self.system(F, at.Fu, A, (u, *floats), (u, *y[1:]), places, at.way)
 
     @with_records_of_forward_call
+    def has_looked(self, args: Arrays, y: Arrays, wrt: Sequence[int]) -> bool:
+        """Return whether a pullback to these arguments has nothing to look at but its system."""
+        problem = self.find()
+        return not self.looks_further(problem.optimality(args)[0], y[0], _places(problem, wrt))
+
+    @with_records_of_forward_call
     def repeated(self, args: Arrays, y: Arrays) -> RepeatedPull | None:
         """Return the pullback for further cotangents of the solution, with J^-1 at hand, or None."""
         problem, u = self.find(), y[0]
@@ -141,12 +147,9 @@ class ImplicitRule:
         A = transposed_operator(problem, pull, u, F.arrays(floats))
         if not has_inverse(self.linear_solver, A, u, problem.backend):
             return None
-        places = {i: 1 + k for k, i in enumerate(problem.arguments.floats)}
-
-        def pulled(g: Array, wrt: Sequence[int]) -> Arrays:
-            return pull((g,), [places[i] for i in wrt])
-
-        return repeated_pull(self.system(F, Fu, A, (u, *floats), y), u, pulled, problem.backend)
+        places = enumerate(zip(problem.arguments.floats, floats, strict=True), start=1)
+        arguments = {i: Argument(place, x.shape) for place, (i, x) in places}
+        return repeated_pullback(self.system(F, Fu, A, (u, *floats), y), u, pull, arguments, problem.backend)
 
     @with_records_of_forward_call
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:

@@ -3,7 +3,20 @@
 It imports every package of dil except `control`.
 """
 
+from dil.ode._crossings import Crossings
+from dil.ode._events import Event
 from dil.ode._newton import StepNewton
 from dil.ode._odeint import Trajectory, odeint, solve
+from dil.ode._solve_ivp import DenseOutput, OdeResult, solve_ivp
 
-__all__ = ["StepNewton", "Trajectory", "odeint", "solve"]
+__all__ = [
+    "Crossings",
+    "DenseOutput",
+    "Event",
+    "OdeResult",
+    "StepNewton",
+    "Trajectory",
+    "odeint",
+    "solve",
+    "solve_ivp",
+]

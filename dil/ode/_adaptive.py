@@ -25,7 +25,9 @@ from dil._base.scalars import Scalar, any_of, filled, greater, indicator, is_fin
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._frameworks.loops import Loops
+from dil.ode._dense import Segment
 from dil.ode._methods import Method, Stages
+from dil.ode._watch import Watch, Watched
 
 LEAST_LIFE = 1e-4
 """The change of the state in one of the shortest steps, relative to the state, from which on it has a pole there."""
@@ -146,6 +148,7 @@ class Search(NamedTuple):
     """The largest error of the last step that was taken, as a share of what is allowed."""
     active: Scalar
     kept: Arrays
+    watched: Watched = Watched()
 
 
 def find_mesh(
@@ -155,9 +158,12 @@ def find_mesh(
     control: Control,
     y: Array,
     t: tuple[Array, Array],
+    watch: Watch | None = None,
     begun: Array | None = None,
-) -> Mesh:
-    """Return the mesh from t[0] to t[1]. `begun` is the status of the start, (*batch): those that failed end there.
+) -> tuple[Mesh, Watched]:
+    """Return the mesh from t[0] to t[1], and what is known of the events.
+
+    `begun` is the status of the start, shape batch: problems that failed there end there.
 
     All problems of a batch share each step. The problem with the largest error sets the step size. A step is taken if
     every stage converged and every error is allowed. If a problem fails at a step within rounding, it ends there and
@@ -176,16 +182,17 @@ def find_mesh(
         status = loops.number(begun)
         failed = select(status != 0, 0.0 * status + loops.number(start), mesh.failed)
         mesh, active = mesh._replace(status=status, failed=failed), active & any_of(status == 0)
-    state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept)
-    attempt = _Attempt(steps, loops, control, end)
+    watched = Watched() if watch is None else watch.first(start, y, slope, h, control.max_steps)
+    state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept, watched)
+    attempt = _Attempt(steps, loops, control, end, watch)
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
         state = state._replace(memory=(y, state.t - start))
     last: Search = loop(lambda s: s.active, lambda s: attempt(method, s), state)
-    incomplete = loops.number(last.t < end) & (last.mesh.status == 0)
+    incomplete = loops.number(last.t < end) & (last.mesh.status == 0) & logical_not(last.watched.ended)
     status = select(incomplete, filled(last.mesh.status, float(Status.MAX_ITER)), last.mesh.status)
     failed = select(incomplete, 0.0 * last.mesh.status + last.t, last.mesh.failed)
-    return _in_arrays(last.mesh._replace(status=status, failed=failed), y)
+    return _in_arrays(last.mesh._replace(status=status, failed=failed), y), last.watched
 
 
 def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
@@ -227,13 +234,15 @@ class _Attempt:
     loops: Loops
     control: Control
     end: Array
+    watch: Watch | None = None
 
     def __call__(self, method: Method, s: Search) -> Search:
         xp, control, read, size = array_namespace(s.y), self.control, self.loops.number, array_namespace(s.y).abs(s.y)
         shortest = self._shortest(s)
         final = read(s.t + s.h >= self.end - shortest)
         h = select(final, self.end - s.t, s.h)
-        stages = self.steps.stages(s.t, s.y, s.slope, control.allowed(size, s.largest), s.kept)
+        steps = self.steps if self.watch is None else self.watch.going(self.steps, s.watched)
+        stages = steps.stages(s.t, s.y, s.slope, control.allowed(size, s.largest), s.kept)
         new = method.advance(stages, (s.y,), s.memory, s.t, h)
         assert new.error is not None
         (y,), slope = new.y, stages.end[0] if new.slope is None else new.slope[0]
@@ -255,8 +264,10 @@ class _Attempt:
         )
         ends = (y, slope) if new.bulge is None else (y, slope, new.bulge()[0])
         mesh = self._append(mesh, taken, (s.t, h), ends, stages.solutions)
+        mesh, watched = self._watched(s, mesh, taken, Segment(h, s.y, y, s.slope, slope, (*ends, None)[2]))
         t = select(taken, t, s.t)
-        alive = self._any(judged.status == 0) & (mesh.taken < control.max_steps)
+        going = (mesh.status == 0) & logical_not(watched.ended)
+        alive = self._any(going) & (mesh.taken < control.max_steps)
         return Search(
             t,
             select(judged.again, h, h * self._factor(method, judged.error, s)),
@@ -269,7 +280,19 @@ class _Attempt:
             select(taken, judged.error, s.error),
             read(t < self.end) & alive,
             stages.after(taken),
+            watched,
         )
+
+    def _watched(self, s: Search, mesh: Mesh, taken: Scalar, step: Segment) -> tuple[Mesh, Watched]:
+        """Return the mesh with the failures of events in a new step, and what is known of the events."""
+        if self.watch is None:
+            return mesh, s.watched
+        over = (mesh.status != 0) | s.watched.ended
+        watched = self.watch.look(s.watched, s.t, step, taken, over, s.mesh.place)
+        broken = watched.broken & (mesh.status == 0)
+        status = select(broken, filled(mesh.status, float(Status.EVENT_NON_FINITE)), mesh.status)
+        failed = select(broken, 0.0 * mesh.status + self.loops.number(s.t), mesh.failed)
+        return mesh._replace(status=status, failed=failed), watched
 
     def _shortest(self, s: Search) -> Array:
         """Return the length of a step within rounding."""
@@ -277,7 +300,7 @@ class _Attempt:
 
     def _judge(self, s: Search, h: Array, error: Scalar, stages: tuple[Scalar, Scalar], *, tiny: Scalar) -> Judged:
         """Return what becomes of an attempt, from its error, and the status and `may_try_again` of its stages."""
-        ended, (stage_status, may_try_again) = s.mesh.status != 0, stages
+        ended, (stage_status, may_try_again) = (s.mesh.status != 0) | s.watched.ended, stages
         solved = stage_status == 0
         allowed = solved & (error <= 1)  # False for NaN
         going = logical_not(ended)
@@ -297,7 +320,7 @@ class _Attempt:
             code = select(solved, filled(error, float(Status.STAGNATED)), stage_status)
             code = select(pole & is_finite(speed), filled(error, float(Status.DIVERGED)), code)
         status = select(fails, code, s.mesh.status)
-        done = status != 0
+        done = (status != 0) | s.watched.ended
         taken = logical_not(self._any(logical_not(allowed | done)))
         return Judged(taken, again, fails, status, self._largest(select(done, filled(error, 0.0), large)))
 

@@ -2,9 +2,51 @@
 
 from __future__ import annotations
 
-from dil._base.arrays import array_namespace, nonzero_or_one
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dil._base.arrays import array_namespace, device, nonzero_or_one
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
+
+
+class Segment(NamedTuple):
+    """The polynomial over one step, or over several in a further dimension. All but the length: (*batch, n)."""
+
+    length: Array
+    start: Array
+    """The state where the step begins."""
+    end: Array
+    first_slope: Array
+    last_slope: Array
+    bulge: Array | None
+
+    def at(self, s: Array | float) -> Array:
+        """Return the states at the fraction s of the step: zero is its begin, and one its end."""
+        y, z, k, m, h = self.start, self.end, self.first_slope, self.last_slope, self.length
+        rest = 1.0 - s
+        chord = z - y
+        state: Array = y + s * chord + s * rest * (rest * (h * k - chord) - s * (h * m - chord))
+        if self.bulge is None:
+            return state
+        flat = s * rest
+        return state + 16.0 * flat * flat * self.bulge
+
+    def at_all(self, fractions: Sequence[float]) -> list[Array]:
+        """Return the states at several fractions by one product. The length has shape ()."""
+        h, bulge = self.length, [] if self.bulge is None else [self.bulge]
+        parts = [self.start, self.end, h * self.first_slope, h * self.last_slope, *bulge]
+        xp, place = array_namespace(self.end), device(self.end)
+        rows = [_weights(s)[: len(parts)] for s in fractions]
+        states = xp.tensordot(xp.asarray(rows, dtype=self.end.dtype, device=place), xp.stack(parts), axes=1)
+        return [states[i, ...] for i in range(len(fractions))]
+
+
+def _weights(s: float) -> list[float]:
+    """Return the weights of both states, h times both slopes, and the bulge in the state at the fraction s."""
+    rest = 1.0 - s
+    end = s + s * rest * (s - rest)
+    return [1.0 - end, end, s * rest * rest, -s * s * rest, 16.0 * s * s * rest * rest]
 
 
 def interpolate(backend: Backend, t: Array, knots: Array, states: Array, slopes: Array, bulges: Array | None) -> Array:
@@ -22,18 +64,14 @@ def interpolate(backend: Backend, t: Array, knots: Array, states: Array, slopes:
     step = xp.where(step < 0, 0 * step, step)
 
     def at(x: Array, shift: int = 0) -> Array:
-        return xp.take(x, step + shift, axis=0)  # type: ignore[no-any-return]
+        return array_namespace(x).take(x, step + shift, axis=0)  # type: ignore[no-any-return]
 
-    shape = (t.shape[0], *(1,) * (states.ndim - 1))
-    h = xp.reshape(at(lengths), shape)
-    s = (xp.reshape(t, shape) - xp.reshape(at(begins), shape)) / nonzero_or_one(h)
+    def column(x: Array) -> Array:
+        return array_namespace(x).reshape(x, (t.shape[0], *(1,) * (states.ndim - 1)))  # type: ignore[no-any-return]
+
+    h = column(at(lengths))
+    s = (column(t) - column(at(begins))) / nonzero_or_one(h)
     # a time after the end of an incomplete mesh gets its last state
-    s = xp.where(plain(s) > 1.5, xp.astype(plain(h) > 0, s.dtype), s)
-    y, z, k, m = at(states), at(states, 1), at(slopes), at(slopes, 1)
-    rest = 1.0 - s
-    chord = z - y
-    state: Array = y + s * chord + s * rest * (rest * (h * k - chord) - s * (h * m - chord))
-    if bulges is None:
-        return state
-    flat = s * rest
-    return state + 16.0 * flat * flat * at(bulges)  # type: ignore[no-any-return]
+    s = array_namespace(s).where(plain(s) > 1.5, xp.astype(plain(h) > 0, s.dtype), s)
+    bulge = None if bulges is None else at(bulges)
+    return Segment(h, at(states), at(states, 1), at(slopes), at(slopes, 1), bulge).at(s)

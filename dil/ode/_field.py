@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dil._base.arrays import array_namespace
+from dil._base.arrays import array_namespace, full
 from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments
@@ -26,6 +26,10 @@ class Field:
     backend: Backend
     sign: float = 1.0
     """Minus one where the times decrease. The state is then a function of s = -t."""
+    freezes: bool = False
+    """Whether two more arguments follow those of the user: which problems go on, shape batch, and a state where func is
+    finite, (*batch, n). The others stand still. func is evaluated at that state for them, since a derivative of zero
+    times one that is not finite would not be zero."""
     mass_arrays: int = 0
     """The number of arrays of the mass matrix, which are the last arguments; zero without one."""
 
@@ -36,13 +40,23 @@ class Field:
 
     def __call__(self, t: Array, u: Array, *args: Tree) -> Array:
         """Return f at the vectors u, (*batch, n), from trees of arguments; -f(-s, u) where the times decrease."""
-        t, args = t if self.sign > 0 else -t, self._given(args)
-        slope = self.space.vector(self.func(t, self.space.unravel(u), *args), f"the function {self.name!r} of the ODE")
-        return slope if self.sign > 0 else -slope
+        t = t if self.sign > 0 else -t
+        if self.freezes:
+            u = array_namespace(u).where(args[-2][..., None], u, args[-1])
+        value = self.func(t, self.space.unravel(u), *self.of_user(args))
+        slope = self.space.vector(value, f"the function {self.name!r} of the ODE")
+        slope = slope if self.sign > 0 else -slope
+        if self.freezes:
+            slope = array_namespace(slope).where(args[-2][..., None], slope, full(slope, 0.0))
+        return slope
 
-    def _given(self, args: tuple[Tree, ...]) -> tuple[Tree, ...]:
-        """Return the arguments of the user's function."""
-        return args[: len(args) - self.mass_arrays]
+    def of_user(self, args: tuple[Tree, ...]) -> tuple[Tree, ...]:
+        """Return the user's arguments."""
+        return args[: len(args) - (2 if self.freezes else self.mass_arrays)]
+
+    def with_going(self, arrays: Arrays, going: Array | None = None) -> Arrays:
+        """Return the flat arrays with other problems that go on."""
+        return arrays if going is None else (*arrays[:-2], going, arrays[-1])
 
     def mass(self, args: tuple[Tree, ...]) -> Mass:
         """Return the mass matrix, which the arguments hold."""
@@ -55,7 +69,7 @@ class Field:
 
     def jacobian(self, jac: Callable[..., Array], t: Array, u: Array, args: tuple[Tree, ...]) -> Array:
         """Return df/dy at the vectors u by the user's function, (*batch, n, n)."""
-        found = jac(self.sign * t, self.space.unravel(u), *self._given(args))
+        found = jac(self.sign * t, self.space.unravel(u), *self.of_user(args))
         shape = (*u.shape, u.shape[-1])
         if tuple(found.shape) != shape:
             message = f"jac returned shape {tuple(found.shape)}; expected {shape}, df_i/dy_j of each problem"

@@ -34,6 +34,18 @@ class FoundSteps(NamedTuple):
     failed: Array
     iterations: Array
     linear: Array
+    marks: Array | None = None
+    """The crossings of events, (steps, events, *batch, SAMPLES), if there are events (see `Watched`)."""
+
+    @property
+    def arrays(self) -> Arrays:
+        """The fields that are there."""
+        return tuple(x for x in self if x is not None)
+
+    @property
+    def moving(self) -> Arrays:
+        """The fields that have a derivative."""
+        return (self.states, self.slopes, self.bulges, self.first_slope)
 
     def shortened(self, backend: Backend) -> FoundSteps:
         """Return the steps that were taken, if their number can be read, or the first one, of no length."""
@@ -45,7 +57,8 @@ class FoundSteps(NamedTuple):
     def with_rows(self, fn: Callable[[Array], Array]) -> FoundSteps:
         """Return the steps with fn of each array that has a row for each step."""
         names = ("states", "slopes", "bulges", "begins", "lengths", "stages")
-        return self._replace(**{name: fn(getattr(self, name)) for name in names})
+        marks = None if self.marks is None else fn(self.marks)
+        return self._replace(marks=marks, **{name: fn(getattr(self, name)) for name in names})
 
 
 def steps_of(mesh: Mesh, first_slope: Array, end: Array) -> FoundSteps:
@@ -79,7 +92,7 @@ class FoundRule:
         steps = self._steps(y)
         given = given.with_rows(lambda x: x[: steps.begins.shape[0], ...])
         _, pull = self.backend.vjp(self._function(args, steps, wrt), *(args[i] for i in wrt))
-        return pull(given[:MOVING])
+        return pull(given.moving)
 
     def pushforward(self, args: Arrays, y: Arrays, tangents: Sequence[Array | None]) -> Arrays:
         """Return the tangents of the steps; those of rows that were not taken, and of the mesh, are zero."""

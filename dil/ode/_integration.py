@@ -16,9 +16,12 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.replaced import with_derivative_of
 from dil.ode._adaptive import Control, StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
+from dil.ode._crossings import EventRows, Events, Stop, held
+from dil.ode._curve import Curve
 from dil.ode._dense import interpolate
+from dil.ode._events import EventFunction
 from dil.ode._field import Field
-from dil.ode._found_steps import MOVING, FoundRule, FoundSteps, steps_of
+from dil.ode._found_steps import FoundRule, FoundSteps, steps_of
 from dil.ode._options import Options
 from dil.ode._rate import rate_of
 from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewton
@@ -29,6 +32,7 @@ from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
 from dil.ode._times import Times
 from dil.ode._unroll import UnrolledStage
 from dil.ode._verdict import Verdict, first_failure, from_start
+from dil.ode._watch import Watch, going_in
 
 REUSES = 4
 """A kept Jacobian pays up to this multiple of the size up to which a dense solve that is used once pays."""
@@ -47,6 +51,11 @@ class Run(NamedTuple):
     iterations: Array
     """Shape batch, like `linear`."""
     linear: Array
+    events: tuple[EventRows, ...] = ()
+    stop: Stop | None = None
+    """Where events end the solve, if there are events."""
+    curve: Curve | None = None
+    """The dense output, if steps adapt."""
 
 
 class GridSolution(NamedTuple):
@@ -68,6 +77,7 @@ class Integration:
     times: Times
     accuracy: Accuracy = FOR_DERIVATIVE
     """The accuracy of the stages of adaptive steps."""
+    events: tuple[EventFunction, ...] = ()
 
     @property
     def backend(self) -> Backend:
@@ -86,8 +96,16 @@ class Integration:
         for i, k in enumerate(which):
             row, at = run.rows[k, ...], s[first[k]]
             # of the same time: the state is the same, and depends on its own time
-            rows.append(row if first[k] == i else row + (s[i] - at) * rate_of(self.field, at, row, arrays))
+            rows.append(row if first[k] == i else row + (s[i] - at) * self._slope(run, at, row, arrays))
         return run._replace(rows=array_namespace(*rows).stack(rows))
+
+    def _slope(self, run: Run, t: Array, y: Array, arrays: Arrays) -> Array:
+        """Return dy/dt of a row of a run; zero where an event has ended it."""
+        slope = rate_of(self.field, t, y, arrays)
+        if run.stop is None:
+            return slope
+        after = self.backend.constant(t) > self.backend.constant(run.stop.t)
+        return array_namespace(slope).where(after[..., None], full(slope, 0.0), slope)  # type: ignore[no-any-return]
 
     def _no_steps(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Return the result at the first time alone."""
@@ -97,7 +115,12 @@ class Integration:
         if self.field.mass_arrays:
             y0, status, residual = self._start(y0, t[0], arrays)
             verdict = from_start(verdict, status, residual, self.backend.constant(t[0]))
-        return Run(y0[None, ...], verdict, none, none, zero, zero)
+        return Run(y0[None, ...], verdict, none, none, zero, zero, *self.watched.none(y0, t))
+
+    @property
+    def watched(self) -> Events:
+        """The events of the call."""
+        return Events(self.backend, self.events, self.options.max_events, self.options.control.rtol, self.policy)
 
     def run(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Solve the ODE at times that increase."""
@@ -123,7 +146,8 @@ class Integration:
         """Solve the ODE from a consistent state, whose status is `begun`."""
         empty = 0 in y0.shape  # an empty batch has no error to adapt to
         if empty or not self.options.adapts:
-            return self._run_equal_steps(y0, t, arrays)
+            events, stop = self.watched.none(y0, t)
+            return self._run_equal_steps(y0, t, arrays)._replace(events=events, stop=stop)
         return self._run_adaptive(y0, t, arrays, begun)
 
     def _run_equal_steps(self, y0: Array, t: Array, arrays: Arrays) -> Run:
@@ -144,14 +168,19 @@ class Integration:
         else:
             (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
         rows = interpolate(self.backend, t, knots, states, slopes, bulges)
-        plain = FoundSteps(*(self.backend.constant(x) for x in found))
+        events, stop = self.watched.none(y0, t)
+        curve = Curve(knots, states, slopes, 0.0 * found.bulges if bulges is None else bulges)
+        if found.marks is not None:
+            events, stop = self.watched(curve, found.marks, arrays)
+            rows = held(stop, rows, t, self.backend)
+        plain = FoundSteps(*(self.backend.constant(x) for x in found.arrays))
         zero = 0.0 * plain.status
         before = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
         step = xp.sum(xp.astype(before, zero.dtype), axis=-1) + 1.0
         verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
         if self.field.mass_arrays and t.shape[0] > 2:
             rows, verdict = self._consistent_rows(t, rows, arrays, verdict)
-        return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear)
+        return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop, curve)
 
     def _consistent_rows(self, t: Array, rows: Array, arrays: Arrays, verdict: Verdict) -> tuple[Array, Verdict]:
         """Return states that were interpolated, (T, *batch, n), with algebraic unknowns that satisfy their equations.
@@ -189,7 +218,7 @@ class Integration:
         steps = found.shortened(backend)
         images = self._sweep_again(y0, t[0], arrays, steps)
         return steps._replace(
-            **dict(zip(FoundSteps._fields, with_derivative_of(backend, steps[:MOVING], images), strict=False))
+            **dict(zip(FoundSteps._fields, with_derivative_of(backend, steps.moving, images), strict=False))
         )
 
     def _search(self, y: Array, t: Array, *given: Array) -> Arrays:
@@ -203,14 +232,16 @@ class Integration:
             steps = NoneSolved(self.field, arrays)
         elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
             steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
-        mesh = find_mesh(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), begun)
+        watch = Watch(self.events, arrays, loops) if self.events else None
+        mesh, watched = find_mesh(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": mesh.status, "iterations": mesh.iterations}
             told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
             add_entry(self.backend, self.policy, "forward", told)
         first = rate_of(self.field, t[0], y, arrays) if self.field.mass_arrays else self.field.at(t[0], y, arrays)
-        return steps_of(mesh, first, t[-1])
+        found = steps_of(mesh, first, t[-1])
+        return found.arrays if watch is None else (*found.arrays, array_namespace(y).moveaxis(watched.marks, -2, 0))
 
     def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
         """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""
@@ -219,11 +250,13 @@ class Integration:
         ends = found.begins + found.lengths
         begins = with_first(start, ends[:-1])
 
-        def stages(last: Arrays, solutions: Array) -> KnownStages:
+        def stages(last: Arrays, solutions: Array, *going: Array) -> KnownStages:
             every = tuple(solutions[i, ...] for i in range(solutions.shape[0]))
-            return KnownStages(self.field, layer, arrays, last, every)
+            return KnownStages(self.field, layer, self.field.with_going(arrays, *going), last, every)
 
-        grid = (begins, ends - begins, found.stages)
+        grid: Arrays = (begins, ends - begins, found.stages)
+        if self.field.freezes and found.marks is not None:
+            grid = (*grid, going_in(found.marks, self.events))
         first = rate_of(self.field, start, y0, arrays)
         result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.taken)
         bulges = result.bulges[0] if scheme.bulges else found.bulges

@@ -16,8 +16,10 @@ from dil._frameworks.registry import adopted, adopted_tree, common_owner, guarde
 from dil._layers.call import Solver
 from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
+from dil.ode._crossings import Crossings, EventRows
+from dil.ode._events import functions_of, refuse_captured_events
 from dil.ode._field import Field
-from dil.ode._integration import Integration
+from dil.ode._integration import Integration, Run
 from dil.ode._mass import mass_of
 from dil.ode._options import Consistent, Gradient, Layer, Options
 from dil.ode._simplified_newton import FOR_VALUE
@@ -45,6 +47,8 @@ def odeint(
     unroll: int = 8,
     batch_ndim: int = 0,
     on_failure: OnFailure = "warn",
+    events: Any = None,
+    max_events: int = 16,
     mass: Any = None,
     consistent: Consistent = "find",
 ) -> Tree:
@@ -101,6 +105,11 @@ def odeint(
     on_failure : {"warn", "raise", "nan", "ignore"}
         What to do if a step or a linear solve fails. "nan" replaces the later states of that problem, and its whole
         gradient, by NaN.
+    events : callable, dil.ode.Event, or a sequence of them, optional
+        Functions `event(t, y, *args)` that return a float array of shape batch. An event is where one crosses zero. It
+        may end the solve: see `dil.ode.Event`. Steps must adapt.
+    max_events : int
+        The number of events of each function that a program of JAX, or one that is mapped by `vmap`, has memory for.
     mass : array, shape (n, n) or (n,), optional
         The constant matrix M of M dy/dt = func(t, y, *args), or its diagonal, for a y of n entries in the order of its
         leaves. It may be singular, if the index is 1: each row that M has not then gives an algebraic equation 0 =
@@ -114,6 +123,10 @@ def odeint(
     tree
         Like y0 with a leading dimension of times. It is differentiable in y0, t and the float arrays of args, in both
         modes and to any order; with "adjoint" in reverse mode only.
+    tuple of dil.ode.Crossings
+        Only with `events`: one for each function, with times and states that are differentiable likewise. Then the
+        result is a pair. After an event that ends the solve of a problem, the states at later times are that of the
+        event.
 
     Raises
     ------
@@ -134,6 +147,11 @@ def odeint(
     over steps (Hairer and Wanner 1996, IV.8), unless `solver` is given. The step size follows the errors of the last
     two steps (Söderlind 2003). The gradient holds the mesh constant. A cubic polynomial interpolates the state within a
     step, from the states and the slopes at its ends; for the methods of order 5 it is of degree 4.
+
+    The function of an event is evaluated at four points of each step, on this polynomial. An event is found if the sign
+    changes from one point to the next, and two in between are not. A function that is zero at the start, to eps^(1/2)
+    of the first step, has no event there. The place of an event on the polynomial is found to rounding, and has the
+    derivative of the implicit function theorem.
 
     Examples
     --------
@@ -157,20 +175,22 @@ def odeint(
         unroll=unroll,
         batch_ndim=batch_ndim,
         on_failure=on_failure,
+        events=events,
+        max_events=max_events,
         consistent=consistent,
     )
 
     def run(y0: Tree, t: Any, args: tuple[Tree, ...], mass: Any = None) -> Tree:
         return _odeint(func, y0, t, args, options, mass)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, _as_tuple(args), *_given(mass))
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, as_arguments(args), *_given(mass))
 
 
 def _given(mass: Any) -> tuple[Any, ...]:
     return () if mass is None else (mass,)
 
 
-def _as_tuple(args: Any) -> tuple[Tree, ...]:
+def as_arguments(args: Any) -> tuple[Tree, ...]:
     """Return the arguments. A single one, such as a named tuple, may come without a tuple around it."""
     return args if type(args) is tuple else (args,)
 
@@ -191,6 +211,10 @@ class Trajectory(NamedTuple):
     iterations, linear : int arrays, shape batch
         Iterations of the solver of the stages, and of its linear solver if it counts them. Those of attempts that were
         rejected are included.
+    events : tuple of dil.ode.Crossings
+        What was found of each event.
+    ended_by : int array, shape batch, or None
+        The number of the event, from zero, that ended the solve; -1 if none did, and None if there are no events.
     """
 
     value: Tree
@@ -200,6 +224,18 @@ class Trajectory(NamedTuple):
     rejected: Array
     iterations: Array
     linear: Array
+    events: tuple[Crossings, ...] = ()
+    ended_by: Array | None = None
+
+    @property
+    def t_events(self) -> tuple[Array, ...]:
+        """The times of the events, as of SciPy's `solve_ivp`."""
+        return tuple(found.t for found in self.events)
+
+    @property
+    def y_events(self) -> tuple[Tree, ...]:
+        """The states at the events."""
+        return tuple(found.y for found in self.events)
 
 
 def solve(
@@ -239,7 +275,7 @@ def solve(
     def run(y0: Tree, t: Any, args: tuple[Tree, ...], mass: Any = None) -> Trajectory:
         return _solve(func, y0, t, args, chosen, mass)
 
-    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, _as_tuple(args), *_given(mass))  # type: ignore[no-any-return]
+    return guarded(run_in_its_framework, run, _rate_at_start(func), y0, t, as_arguments(args), *_given(mass))  # type: ignore[no-any-return]
 
 
 def _rate_at_start(func: Callable[..., Tree]) -> Callable[..., Tree]:
@@ -252,11 +288,24 @@ def _odeint(
 ) -> Tree:
     integration, y, times, arrays = begin(func, y0, t, args, options, mass)
     run, field = integration.run_at(y, times, arrays), integration.field
-    hint = ADAPTIVE_HINT if options.adapts else EQUAL_STEPS_HINT
+    states = field.trajectory(judged(integration, run.rows, field.sign * times, run))
+    return (states, tuple(crossings(field, x) for x in run.events)) if options.events is not None else states
+
+
+def judged(integration: Integration, rows: Array, s: Array, run: Run) -> Array:
+    """Apply the policy to the failures of a run. Return the states at the times s, which increase."""
+    hint = ADAPTIVE_HINT if integration.options.adapts else EQUAL_STEPS_HINT
+    field = integration.field
     if field.mass_arrays:
         hint = f"{hint}. {MASS_HINT}"
-    rows = apply_verdict(integration.policy, field.backend, run.rows, field.sign * times, run.verdict, hint, field.sign)
-    return field.trajectory(rows)
+    return apply_verdict(integration.policy, field.backend, rows, s, run.verdict, hint, field.sign)
+
+
+def crossings(field: Field, found: EventRows) -> Crossings:
+    """Return the events of one function in the user's terms."""
+    xp = array_namespace(field.backend.constant(found.t))
+    status, count = (xp.asarray(x, dtype=xp.int32) for x in (found.status, found.counts))
+    return Crossings(field.sign * found.t, field.trajectory(found.y), status, count)
 
 
 def _solve(
@@ -268,12 +317,19 @@ def _solve(
     run = integration.run_at(constant(y), constant(times), tuple(constant(x) for x in arrays))
     xp, begin_of = array_namespace(y), run.verdict.begin
     failed_at = xp.where(begin_of < float("inf"), integration.field.sign * begin_of, begin_of)
-    counts = (run.steps, run.rejected, run.iterations, run.linear)
+    steps, rejected, iterations, linear = (
+        xp.astype(x, xp.int32) for x in (run.steps, run.rejected, run.iterations, run.linear)
+    )
     return Trajectory(
         integration.field.trajectory(constant(run.rows)),
         xp.astype(run.verdict.status, xp.int32),
         failed_at,
-        *(xp.astype(x, xp.int32) for x in counts),
+        steps,
+        rejected,
+        iterations,
+        linear,
+        tuple(crossings(integration.field, EventRows(*map(constant, x))) for x in run.events),
+        None if run.stop is None else xp.asarray(constant(run.stop.by), dtype=xp.int32),
     )
 
 
@@ -308,15 +364,22 @@ def begin(
     if mass is not None:
         parts, (given, _) = mass_of(arrays[-1], y, space, backend), arguments.call(arrays)
         arrays, arguments = with_complex_split(*split_arguments((*given[:-1], *parts), {}))
-    field = Field(backend.fixed(func), space, arguments, backend, mass_arrays=len(parts))
-    times = _times(adopted((t,), (y,))[0], y, field)
+    freezes = any(event.terminal for event in options.watched) and space.batch != ()
+    if freezes:  # the steps of a batch go on when an event has ended one of its problems
+        going = full(y[..., 0], True, dtype=array_namespace(y).bool)
+        arrays, arguments = with_complex_split(*split_arguments((*args, going, backend.constant(y)), {}, (y,)))
+    field = Field(backend.fixed(func), space, arguments, backend, freezes=freezes, mass_arrays=len(parts))
+    times = times_like(adopted((t,), (y,))[0], y, field)
     known = times_of(times, t, backend)
     if known is None:
         times, known = increasing(times, backend), Times()
     field = replace(field, sign=known.sign)
-    field.refuse_captured(known.sign * times[0], y, tuple(arrays))
+    start = known.sign * times[0]
+    field.refuse_captured(start, y, tuple(arrays))
+    events = functions_of(options.watched, field)
+    refuse_captured_events(events, start, y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
-    return Integration(field, options, policy, known), y, times, tuple(arrays)
+    return Integration(field, options, policy, known, events=events), y, times, tuple(arrays)
 
 
 def _matrix(mass: Any, state: list[Any]) -> Any:
@@ -340,7 +403,7 @@ def _stacked(numbers: Any, like: Array) -> Array:
     return xp.stack([x if owner(x) is backend else full(like, x, shape=()) for x in numbers])  # type: ignore[no-any-return]
 
 
-def _times(t: Any, y: Array, field: Field) -> Array:
+def times_like(t: Any, y: Array, field: Field) -> Array:
     """Return the times as a vector with the backend, dtype and device of the state."""
     backend, t_backend = field.backend, owner(t)
     if isinstance(t, list | tuple) and any(owner(x) is not None for x in t):  # each may carry a derivative

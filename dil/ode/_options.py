@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from dil._base.errors import OptionError
 from dil._base.options import check_integer, is_number
@@ -15,6 +15,7 @@ from dil.linear._direct import Direct
 from dil.linear._solver import LinearSolver
 from dil.ode import _methods
 from dil.ode._adaptive import Control
+from dil.ode._events import Event, events_of
 from dil.ode._methods import Method
 from dil.ode._newton import StepNewton
 from dil.ode._pairs import PAIRS
@@ -46,6 +47,8 @@ class Options:
     unroll: int = 8
     batch_ndim: int = 0
     on_failure: OnFailure = "warn"
+    events: Any = None
+    max_events: int = 16
     consistent: Consistent = "find"
 
     def __post_init__(self) -> None:
@@ -58,7 +61,12 @@ class Options:
             if value not in known:
                 message = f"{name}={value!r} is unknown; expected one of {', '.join(known)}"
                 raise OptionError(message)
-        for name, count in (("steps", self.steps), ("unroll", self.unroll), ("max_steps", self.max_steps)):
+        for name, count in (
+            ("steps", self.steps),
+            ("unroll", self.unroll),
+            ("max_steps", self.max_steps),
+            ("max_events", self.max_events),
+        ):
             check_integer(name, count, 1)
         check_integer("batch_ndim", self.batch_ndim, 0)
         for name, size in (("rtol", self.rtol), ("atol", self.atol), ("first_step", self.first_step)):
@@ -70,6 +78,12 @@ class Options:
                 message = f"{name}={solver!r}; expected a callable: a solver, or None for the default"
                 raise OptionError(message)
         self._refuse_conflicts()
+        if self.watched and not (self.adapts and self.gradient in ("implicit", "naive")):
+            message = (
+                f"events= with gradient={self.gradient!r}, rtol={self.rtol} and atol={self.atol}; events are found on "
+                f"steps that adapt, with gradient='implicit' or 'naive': give rtol= or atol="
+            )
+            raise OptionError(message)
 
     def _refuse_conflicts(self) -> None:
         if self.gradient == "naive" and self.linear_solver is not None:
@@ -129,6 +143,9 @@ class Options:
             why = "solves no equations" if not self.scheme.implicit else "satisfies them in the middle of a step alone"
             message = f"method={self.name!r} cannot keep the algebraic equations of mass=, since it {why}; take {known}"
             raise OptionError(message)
+        if self.watched:
+            message = "events= is for M = I: between steps, algebraic unknowns are not as accurate as events need"
+            raise OptionError(message)
         if self.gradient == "adjoint":
             message = "gradient='adjoint' is for M = I; with mass=, take gradient='implicit'"
             raise OptionError(message)
@@ -138,6 +155,11 @@ class Options:
                 f"dil.ode.StepNewton() or another solver of roots"
             )
             raise OptionError(message)
+
+    @property
+    def watched(self) -> tuple[Event, ...]:
+        """The events, checked."""
+        return events_of(self.events)
 
     @property
     def adapts(self) -> bool:

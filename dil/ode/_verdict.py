@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import OptionError
+from dil._base.status import Status
 from dil._base.typing import Array, Arrays, OnFailure
 from dil._diagnostics.failure_policy import Policy, summary
 from dil._frameworks.constants import as_constant
@@ -96,7 +97,9 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failur
     if not number:
         where = f"an algebraic equation has a residual of {residual[first]:.3g} at the initial values, t = {start:.6g}"
         hint = START_HINT
-    Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {summary(codes)}; {where}. {hint}")
+    if not (codes[codes != 0] != int(Status.EVENT_NON_FINITE)).any():
+        hint = ""  # steps of another size do not help
+    Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {summary(codes)}; {where}. {hint}".rstrip())
 
 
 def report_if_nonzero(backend: Backend, listener: Listener, values: Array) -> Array:

@@ -35,6 +35,7 @@ GALLERY = (
     "training_log",
     "stiff",
     "van_der_pol",
+    "bouncing_ball",
     "rectifier",
     "swing_up",
     "market",

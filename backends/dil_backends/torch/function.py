@@ -24,8 +24,15 @@ from dil_backends.torch.dtensors import (
     still_together,
     together,
 )
-from dil_backends.torch.guards import old_vmap_level, refuse_no_numbers, refuse_old_vmap, taken_apart
-from dil_backends.torch.isolation import allowing, attention_kernels, isolated, outside_of_compilers, without_hooks
+from dil_backends.torch.guards import is_old_batch, old_vmap_level, refuse_no_numbers, refuse_old_vmap, taken_apart
+from dil_backends.torch.isolation import (
+    allowing,
+    attention_kernels,
+    autocasts,
+    isolated,
+    outside_of_compilers,
+    without_hooks,
+)
 from dil_backends.torch.passes import Passes
 from dil_backends.torch.row_by_row import (
     foreign_refused,
@@ -35,7 +42,7 @@ from dil_backends.torch.row_by_row import (
     stack_of_rows,
     tell_of_rows,
 )
-from dil_backends.torch.tracking import has_tangent, transforming
+from dil_backends.torch.tracking import is_plain, transforming
 from dil_backends.torch.user_function import VmapOfFunction
 from dil_backends.torch.vjp import autograd_on
 
@@ -86,7 +93,8 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the arguments whose gradient is needed, None for the others."""
-        return outside_of_compilers(_pulled, ctx, cotangents)  # type: ignore[no-any-return]
+        found = _product(ctx, cotangents)
+        return outside_of_compilers(_pulled, ctx, cotangents) if found is None else found
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -144,6 +152,28 @@ def _together(info: Any, dims: Sequence[int | None], rule: Rule, args: Tensors) 
     return None
 
 
+def _product(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...] | None:
+    """Return the cotangents of the arguments if a product with a matrix at hand gives them, or None."""
+    shared, v = ctx.passes.pull, cotangents[0]
+    if shared is None or type(v) is not Tensor or is_old_batch(v) or autocasts():
+        return None
+    # torch raises here if one of the saved tensors has changed in place
+    if not is_plain(v, *ctx.saved_tensors) or not ctx.passes.shares(v):
+        return None
+    wrt = _wanted(ctx)
+    pulled = shared.product(v, wrt)
+    if pulled is None:
+        return None
+    found = dict(zip(wrt, pulled, strict=True))
+    return (None, None, *map(found.get, range(ctx.count)))
+
+
+def _wanted(ctx: Any) -> list[int]:
+    """Return the arguments whose cotangents this backward pass needs."""
+    needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
+    return [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
+
+
 def _pulled(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Return the cotangents of the arguments, for one cotangent of the solution or for many."""
     pull = _pulled_back if old_vmap_level(cotangents) is None else _pulled_back_together
@@ -181,11 +211,10 @@ def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor 
     saved = ctx.saved_tensors
     args = saved[: ctx.count]
     y = replicated_beside(saved[ctx.count :], args)
-    needed = zip(ctx.needs_input_grad[2:], ctx.next_functions, strict=True)
-    wrt = [i for i, (able, (node, _)) in enumerate(needed) if able and _will_run(node)]
+    wrt = _wanted(ctx)
     with isolated(), still_together(saved, ctx.replicating), allowing(ctx.kernels):
         cotangents = [ct if ct is None else placed_like(ct, out) for ct, out in zip(cotangents, y, strict=True)]
-        shared = _shared_pull(ctx, args, y, cotangents[0])
+        shared = _shared_pull(ctx, args, y, cotangents[0], wrt)
         pulled: Any = None if shared is None else shared(cotangents[0], wrt)  # type: ignore[arg-type]
         if pulled is None:
             pulled = pulled_by_rows(Implicit.apply, ctx.rule, args, y, cotangents, wrt)
@@ -193,11 +222,11 @@ def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor 
     return (None, None, *(found.get(i) for i in range(ctx.count)))
 
 
-def _shared_pull(ctx: Any, args: Any, y: Any, v: Any) -> RepeatedPull | None:
+def _shared_pull(ctx: Any, args: Any, y: Any, v: Any, wrt: list[int]) -> RepeatedPull | None:
     """Return the pullback that passes of this node share, or None if this one solves by itself or is recorded."""
-    if torch.is_grad_enabled() or transforming() or v is None or any(has_tangent(x) for x in (v, *args)):
+    if v is None or not is_plain(v, *args):
         return None
-    return None if is_dtensor(v) else ctx.passes.shared_pull(ctx.rule, args, y, v)
+    return None if is_dtensor(v) else ctx.passes.shared_pull(ctx.rule, args, y, v, wrt)
 
 
 def _forward_mode_on() -> AbstractContextManager[object]:

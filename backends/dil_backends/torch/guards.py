@@ -113,7 +113,7 @@ def refuse_no_numbers(args: Tensors) -> None:
 
 def old_vmap_level(given: Sequence[Any]) -> int | None:
     """Return the level of torch's legacy vmap if some of the tensors belong to it."""
-    if not any(_is_old_batch(x) for x in given):
+    if not any(is_old_batch(x) for x in given):
         return None
     level: int = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
@@ -125,13 +125,14 @@ def taken_apart(x: Any, level: Any, size: int) -> Any:
     return torch._remove_batch_dim(x, level, size, 0)
 
 
-def _is_old_batch(x: Any) -> bool:
+def is_old_batch(x: Any) -> bool:
+    """Whether x is a batched tensor of torch's legacy vmap."""
     return isinstance(x, Tensor) and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def refuse_old_vmap(given: Sequence[Any]) -> None:
     """Raise for the batched tensors of torch's legacy vmap, which has rules for few operations."""
-    if any(_is_old_batch(x) for x in given):
+    if any(is_old_batch(x) for x in given):
         message = (
             "a dil layer under vectorize=True of torch.autograd in forward mode, whose vmap lacks what it needs; use "
             "torch.func.jacfwd, jacrev or hessian"

@@ -1,4 +1,4 @@
-"""The backward passes of one node of a graph. From the second one on they may share the inverse of a matrix."""
+"""The backward passes of one node of a graph. They may share the inverse of a matrix."""
 
 from __future__ import annotations
 
@@ -30,40 +30,59 @@ class Stage(Enum):
 class Passes:
     """The passes of a node so far. A graph that is walked once keeps only the first cotangent.
 
-    The first cotangent never takes the way of the inverse: it gets the same digits each time, as
+    The inverse is made in the first pass if that retains the graph, so that there will be others, and in the second one
+    otherwise. A pass to arguments whose derivatives were never looked at solves by itself, and looks. A cotangent that
+    was solved by itself never takes the way of the inverse: it gets the same digits each time, as
     `torch.autograd.gradcheck` wants. Nor does a pass after a captured tensor has changed in place: like a first pass it
     looks at the function as it is now, and says so where y is no solution of it.
     """
 
     stage: Stage = Stage.UNUSED
     first: Tensor | None = None
-    """The cotangent of the first pass."""
+    """The cotangent of the first pass, if that solved by itself."""
     pull: RepeatedPull | None = None
     """The pullback by the inverse."""
     reads: Reads | None = None
     """The tensors that the inverse was made of."""
 
-    def shared_pull(self, rule: Rule, args: Any, y: Any, v: Tensor) -> RepeatedPull | None:
+    def shared_pull(self, rule: Rule, args: Any, y: Any, v: Tensor, wrt: list[int]) -> RepeatedPull | None:
         """Return the pullback by the inverse for a pass with the cotangent v, or None if it solves by itself."""
-        if self.reads is not None and self.reads.changed():
-            self.stage, self.pull, self.reads = Stage.USED, None, None
+        if self._end_if_changed():
             return None
+        looked = isinstance(rule, RepeatedRule) and rule.has_looked(args, y, wrt)
         if self.stage is Stage.UNUSED:
-            self._begin(v)
-        elif self.first is not None and not torch.equal(self.first, v):
-            if self.stage is Stage.USED:
-                self._make(rule, args, y)
-            return self.pull
-        return None
+            self._begin(rule, args, y, v, looked)
+        elif self.stage is Stage.USED and looked and not self._was_first(v):
+            self._make(rule, args, y)
+        return self.pull if looked and not self._was_first(v) else None
 
-    def _begin(self, v: Tensor) -> None:
-        small = v.numel() <= MOST_REPEATED
-        self.stage, self.first = (Stage.USED, v.clone()) if small else (Stage.ALONE, None)
+    def shares(self, v: Tensor) -> bool:
+        """Return whether a pass with the cotangent v takes the pullback by the inverse, which is at hand."""
+        return self.pull is not None and not self._end_if_changed() and not self._was_first(v)
+
+    def _end_if_changed(self) -> bool:
+        """Give up the inverse if a tensor that it was made of has changed, and return whether one has."""
+        changed = self.reads is not None and self.reads.changed()
+        if changed:
+            self.stage, self.pull, self.reads = Stage.USED, None, None
+        return changed
+
+    def _begin(self, rule: Rule, args: Any, y: Any, v: Tensor, looked: bool) -> None:
+        if v.numel() > MOST_REPEATED:
+            self.stage = Stage.ALONE
+        elif looked and torch._C._autograd._get_current_graph_task_keep_graph():
+            self._make(rule, args, y)
+        else:
+            self.stage, self.first = Stage.USED, v.clone()
+
+    def _was_first(self, v: Tensor) -> bool:
+        return self.first is not None and torch.equal(self.first, v)
 
     def _make(self, rule: Rule, args: Any, y: Any) -> None:
         self.stage = Stage.ALONE
         if isinstance(rule, RepeatedRule):
-            with Reads() as reads:
+            reads = Reads()
+            with reads.noting():
                 self.pull = rule.repeated(args, y)
             if self.pull is not None:
                 self.stage, self.reads = Stage.SHARED, reads

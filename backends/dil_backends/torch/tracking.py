@@ -30,6 +30,11 @@ def has_tangent(x: Tensor) -> bool:
     return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
 
 
+def is_plain(*given: Tensor) -> bool:
+    """Whether no derivative of a computation with the tensors is being recorded here."""
+    return not (torch.is_grad_enabled() or transforming() or any(map(has_tangent, given)))
+
+
 def is_tracked(x: Tensor) -> bool:
     """Whether a derivative with respect to x is being recorded here, or around the vmap that x belongs to."""
     while not ((torch.is_grad_enabled() and x.requires_grad) or has_tangent(x)):

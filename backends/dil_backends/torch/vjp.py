@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from dil._frameworks.protocol import Pull, PullWithWork
 from dil_backends.torch.block_matrices import refuse_blocks
 from dil_backends.torch.dtensors import added_up, placed_like, users_own
 from dil_backends.torch.isolation import without_hooks
+from dil_backends.torch.reads import noted
 from dil_backends.torch.rows import map_many
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming, transforms
 from dil_backends.torch.user_function import CLEAR, refuse_no_rows, refuse_transformed
@@ -44,7 +46,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
             return _functional_vjp(fn, *primals)
     recording = torch.is_grad_enabled()
     kept = recording and any(x.requires_grad for x in primals)
-    with autograd_on(), nullcontext() if kept else without_hooks():
+    with autograd_on(), nullcontext() if kept else without_hooks(), noted():
         primals = tuple([x.clone() if x.is_inference() else x for x in primals])
         inputs = [_input(x, recording) for x in primals]
         out = tuple(added_up(y) for y in _evaluated(users_own(fn), inputs))
@@ -75,7 +77,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         )
 
     values = out if again else tuple(y.detach() for y in out)
-    return values, PullWithWork(pull, lambda: _work(roots, inputs), map_many)
+    return values, PullWithWork(pull, cache(lambda: _work(roots, inputs)), map_many)
 
 
 def _functional_vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]:
