@@ -355,6 +355,35 @@ def test_a_batch_of_problems():
             close(found.value[:, i], alone.value, 1e-5 if "rtol" in way else 1e-12)
 
 
+@pytest.mark.slow
+def test_vmap_of_adaptive_steps():
+    """Rows of another number of steps: those that pad the shorter one are no solves, and nothing is told of them."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    jnp = jax.numpy
+
+    def last(k, c):
+        options = {"method": "sdirk2", "rtol": 1e-4, "max_steps": 100, "on_failure": "raise"}
+        return odeint(driven, jnp.asarray(START), [0.0, 1.0], (k,), mass=jnp.stack([c, 0.0 * c]), **options)[-1, 0]
+
+    k, c = np.asarray([2.0, 3.0]), np.asarray([1.0, 2.0])
+    values, (of_k, of_c) = jax.jit(jax.vmap(jax.value_and_grad(last, (0, 1))))(k, c)
+    close(values, [driven_state(1.0, *pair) for pair in zip(k, c, strict=True)], 2e-3)
+    close(of_c, -np.asarray(of_k) * k / c, 1e-8)
+
+
+def test_the_derivatives_of_a_mass_matrix_that_is_no_diagonal():
+    """A capacitor c between two nodes: M = c [[1, -1], [-1, 1]], whose null spaces do not depend on c."""
+
+    def last(c):
+        field = lambda t, u: array_namespace(u).stack([np.sin(3 * t) - 1.5 * u[0], -3.0 * u[1]])  # noqa: E731
+        mass = c * np.asarray([[1.0, -1.0], [-1.0, 1.0]])
+        return odeint(field, np.asarray([0.3, 0.1]), [0.0, 0.7], mass=mass, rtol=1e-10, on_failure="raise")[-1, 0]
+
+    h, c = 1e-3, 0.4
+    f = [float(last(np.asarray(c + i * h))) for i in (-2, -1, 1, 2)]
+    close(dil.grad(last)(np.asarray(c)), (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h), 1e-6)
+
+
 def test_stages_that_a_solver_solves_one_by_one():
     """As those of a large state: the estimate of the error is then found from a stage of no length."""
     krylov = dil.ode.StepNewton(dil.linear.GMRES())

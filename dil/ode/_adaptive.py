@@ -163,8 +163,7 @@ def find_mesh(
 ) -> tuple[Mesh, Watched]:
     """Return the mesh from t[0] to t[1], and what is known of the events.
 
-    `begun` is the status of the start, (*batch): those that failed end there.
-
+    `begun` is the status of the start, shape batch: problems that failed there end there.
 
     All problems of a batch share each step. The problem with the largest error sets the step size. A step is taken if
     every stage converged and every error is allowed. If a problem fails at a step within rounding, it ends there and

@@ -36,6 +36,8 @@ from dil.ode._watch import Watch, going_in
 
 REUSES = 4
 """A kept Jacobian pays up to this multiple of the size up to which a dense solve that is used once pays."""
+DIFFICULT = 4
+"""The same with a mass matrix: algebraic equations, which have no I - gh J, cost a Krylov solver more steps."""
 
 
 class Run(NamedTuple):
@@ -245,6 +247,7 @@ class Integration:
         count = len(self.field.arguments.arrays)
         arrays, begun = given[:count], given[count] if len(given) > count else None
         options, loops, few = self.options, self.backend.loops, REUSES * self.backend.dense.crossover.general
+        few = few * DIFFICULT if self.field.mass_arrays else few
         steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
         if not options.scheme.implicit:
             steps = NoneSolved(self.field, arrays)

@@ -23,6 +23,13 @@ class Mass(NamedTuple):
 
     None for a diagonal: the equations are then those of the user.
     """
+    free: Array | None = None
+    """Which unknowns M does not determine, (n,). None for a diagonal: those of the algebraic equations."""
+
+    @property
+    def undetermined(self) -> Array:
+        """Which unknowns M does not determine, (n,)."""
+        return self.algebraic if self.free is None else self.free
 
     def combined(self, v: Array) -> Array:
         """Return L v for the vectors v, (*batch, n)."""
@@ -36,12 +43,14 @@ class Mass(NamedTuple):
         """Return the residual of the stage M (z - base) = gh f, where `slope` is f at z.
 
         An algebraic equation is divided by gh. So a stage of length zero finds the z with M z = M base that satisfies
-        the algebraic equations. Their row of M is zero, but its derivative need not be.
+        the algebraic equations. Their row of M is zero, but its derivative need not be. A stage of negative length is
+        none: its z is the base (see `KnownStages`).
         """
         xp, moved, f = array_namespace(z), self.times(z - base), self.combined(slope)
         none = gh == 0
         rate = xp.where(none, 0.0 * gh, 1.0 / xp.where(none, full(gh, 1.0), gh)) * moved
-        return xp.where(self.algebraic, rate - f, moved - gh * f)  # type: ignore[no-any-return]
+        found = xp.where(self.algebraic, rate - f, moved - gh * f)
+        return xp.where(gh < 0, z - base, found)  # type: ignore[no-any-return]
 
     def factor(self, gh: Array) -> Array:
         """Return the factor of each equation's slope in the residual, (n,): gh, or one if it is algebraic."""
@@ -91,8 +100,10 @@ def mass_of(matrix: Array, y: Array, space: Space, backend: Backend) -> Arrays:
     plain = backend.constant(matrix)
     if matrix.ndim == 1:
         return (matrix, plain == 0)
-    parts = _in_units(plain)
-    return (matrix, parts.algebraic, array_namespace(plain).matrix_transpose(parts.left) / parts.rows[:, 0])
+    parts, xp = _in_units(plain), array_namespace(plain)
+    null = xp.where(parts.algebraic[:, None], xp.abs(parts.right), 0.0 * parts.right)
+    free = xp.max(null, axis=0) > eps(xp, y.dtype) ** 0.5
+    return (matrix, parts.algebraic, xp.matrix_transpose(parts.left) / parts.rows[:, 0], free)
 
 
 class _InUnits(NamedTuple):

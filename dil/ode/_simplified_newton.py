@@ -109,8 +109,10 @@ class SimplifiedStages:
         self.start, self.time, self.gh, self.most = (t, y), t, t, maker.accuracy.iterations
         xp, loops = array_namespace(y), maker.field.backend.loops
         within = xp.maximum(maker.accuracy.share * allowed, least_step(y) * xp.abs(y))
-        if maker.field.mass_arrays:
-            within = xp.maximum(within, ROUNDING * eps(xp, y.dtype) * max_abs(y)[..., None])
+        self.mass = maker.field.mass(self.args) if maker.field.mass_arrays else None
+        if self.mass is not None:
+            rounded = xp.maximum(within, ROUNDING * eps(xp, y.dtype) * max_abs(y)[..., None])
+            within = xp.where(self.mass.undetermined, rounded, within)
         self.weight = 1.0 / xp.where(within > 0, within, 1.0)
         self.scalars = Scalars(loops.number, loops.numbers, y.ndim == 1)
         self.solutions: list[Array] = []
@@ -118,7 +120,6 @@ class SimplifiedStages:
         zero = 0.0 * self.rate
         self.slowest, self.counted = zero, (zero, zero)
         self.inverse: Any = None
-        self.mass = maker.field.mass(self.args) if maker.field.mass_arrays else None
         self.factor = self.gh
 
     @property

@@ -132,6 +132,8 @@ class KnownStages:
         start, length = (self.field.backend.constant(x) for x in (base[0], gh))
         # a step of no length, which pads a batch of searches, ends where it begins
         z = array_namespace(start).where(length == 0, start, next(self.known))
+        if self.field.mass_arrays:  # whose state, in the loop back, may be one that is not consistent
+            gh = array_namespace(length).where(length == 0, full(length, -1.0), gh)
         z = self.layer.known(base[0], t, gh, self.arrays, z)
         self.end = slope_between((z,), base, gh)
         self.last = tuple(self.field.backend.constant(k) for k in self.end)
