@@ -10,7 +10,14 @@ from dil._base.typing import Array
 from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil.linear._dense_cost import rows_at_once
-from dil.linear._pattern import Pattern, full_pattern, pattern_for, pattern_of_entries
+from dil.linear._pattern import (
+    Entries,
+    Pattern,
+    entries_by_column,
+    full_pattern,
+    pattern_for,
+    pattern_of_entries,
+)
 from dil.linear._peeling import Peeling, factors, powers_for
 from dil.linear._sparse_factor import random_vector
 
@@ -27,6 +34,10 @@ class Search(NamedTuple):
 
     pattern: Pattern | None
     products: int
+    entries: Entries | None = None
+    """Those of the matrix D of `cheapest_direction`, where the search has found them with all their digits."""
+    groups: int = 0
+    """The groups of columns whose sums told them."""
 
 
 def is_concrete(backend: Backend, x: Array) -> bool:
@@ -77,9 +88,10 @@ def find_pattern(A: Operator, like: Array, backend: Backend, most: int = MOST_PR
                 found.add_rows(rows, images)
                 rows = rows[:0]
         if rows.size == 0:
-            rows, columns = divmod(found.entries()[0], n)
-            pattern = pattern_of_entries(rows, columns, n)
-            return Search(pattern.T if D.transposed else pattern, products)
+            entries = entries_by_column(*found.entries(), n)
+            pattern = entries.transposed if D.transposed else entries.pattern
+            sharp = entries if found.is_sharp and images_of.of_one else None
+            return Search(pattern, products, sharp, sum([sums.groups for sums in found.sums]))
 
 
 def _next(place: int, found: Peeling, still_open: int) -> int:
@@ -135,6 +147,11 @@ class Combination:
         self.D, self.like, self.backend = D, like, backend
         self._weights: Any = None
         """Set by the first products, which tell the units: one number for each problem, zero where they are NaN."""
+
+    @property
+    def of_one(self) -> bool:
+        """Whether there is one matrix only, which the combination is."""
+        return self.like.ndim == 1
 
     def __call__(self, vectors: Array, *, transposed: bool = False) -> Any:
         """Return the products with vectors on the host, (k, n), or None if those of all problems are not finite."""

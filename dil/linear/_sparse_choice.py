@@ -27,6 +27,8 @@ from dil.linear._tolerance import Tolerance
 
 FIRST = 8
 """The steps of the iteration after which a system that is not solved is looked at."""
+TRIAL = 4
+"""The steps after which it is looked at if the relative residual is above rtol ** (2 / 7)."""
 MOST_PRODUCTS = 100
 """The most products of that look, which is taken once for a function and its shapes."""
 FEWEST_UNKNOWNS = 1024
@@ -49,9 +51,9 @@ def by_sparse_factor(
     """Solve A x = b, b: (*batch, n), by a sparse factorisation, where this pays and numbers are on the host.
 
     What pays is decided once for a function and its shapes. Where 8 steps of CG or BiCGSTAB solve the system, they
-    have. Otherwise the pattern of the matrix is found. The factorisation pays if it costs less than the steps that the
-    pace of the first ones promises. Sizes and counts decide, never a clock. Without `looks`, as where a start may save
-    steps, nothing is decided.
+    have. Otherwise, or where 4 of them are slow, the pattern of the matrix is found. The factorisation pays if it costs
+    less than the steps that the pace of the first ones promises. Sizes and counts decide, never a clock. Without
+    `looks`, as where a start may save steps, nothing is decided.
     """
     source, n = A._source if A.one is None else A.one._source, b.shape[-1]
     if source is None or n < FEWEST_UNKNOWNS or size(b.shape) == 0 or not (_is_on_host(backend, b) and _has_scipy()):
@@ -81,7 +83,7 @@ def _looked(
     """
     n = b.shape[-1]
     solver, kind = (CG(max_iter=FIRST), Tried.CG) if A.symmetric else (BiCGSTAB(max_iter=FIRST), Tried.BICGSTAB)
-    first = solver(A, b, loop=loop, rtol=rtol)
+    first = solver.tried(A, b, loop=loop, rtol=rtol, trial=TRIAL)
     choice = Choice.of(kind, first, Reason.ITERATES, FEWEST_TRIED)
     if _is_solved(first):
         first = with_more_products(first, spent)
@@ -92,8 +94,8 @@ def _looked(
     KNOWN_PATTERNS.decide(source, n, pays=pays)
     if search.pattern is None or not pays:
         return Sparse(None, spent)
-    KNOWN_PATTERNS.add(source, search.pattern)
-    last = SparseDirect()(A, b)
+    pattern = KNOWN_PATTERNS.add(source, search.pattern)
+    last = SparseDirect().by_search(A, b, search, pattern, backend)
     if not _is_solved(last):
         KNOWN_PATTERNS.decide(source, n, pays=False)
         return Sparse(None, spent + _products(last))
@@ -109,9 +111,10 @@ def _looked(
 def _pays(A: Operator, b: Array, pattern: Pattern, first: Solution, backend: Backend) -> bool:
     """Return whether a factorisation of each problem costs less than the steps that are to come."""
     xp = array_namespace(b)
-    error, rtol = float(xp.max(first.residual)), eps(xp, b.dtype) ** 0.75
+    error, steps = float(xp.max(first.residual)), int(xp.max(first.iterations))
+    rtol = eps(xp, b.dtype) ** 0.75
     problems = size(b.shape) // b.shape[-1]
-    return is_cheaper(pattern, steps_to_come(FIRST, error, rtol) * step_cost(A, b, backend) / problems)
+    return is_cheaper(pattern, steps_to_come(steps, error, rtol) * step_cost(A, b, backend) / problems)
 
 
 def with_more_products(solution: Solution, spent: int) -> Solution:

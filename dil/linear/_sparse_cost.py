@@ -19,8 +19,8 @@ The width of a matrix is the mean distance of the first entry of a row from the 
 McKee. By nested dissection a grid of m x m points, of width m, takes some 20 m^3 operations, and one of m x m x m
 points, of width m^2, some 10 m^6 (George 1973); minimum degree takes a little more.
 """
-LONGEST = 64
-"""An iteration that gains nothing in its first steps counts as one of this many times their number."""
+LONGEST = 512
+"""The steps of an iteration that gains nothing in its first ones."""
 
 
 def is_cheaper(pattern: Pattern, budget: float) -> bool:
@@ -44,7 +44,7 @@ def steps_to_come(first: int, error: float, rtol: float) -> float:
     The pace of the first steps promises too much or too little by a factor of some units; a factor that decides is
     larger, as a rule.
     """
-    most = float(LONGEST * first)
+    most = float(LONGEST)
     return min(most, first * math.log(rtol) / math.log(error)) if 0 < error < 1 else most
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device, eps, finite_max, full, size
@@ -16,7 +17,7 @@ from dil.linear._choice import Choice
 from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._colouring import Colouring, coloured
 from dil.linear._decoded_factor import Decoding, plan_of_sums
-from dil.linear._found_pattern import find_pattern, is_concrete, products_with
+from dil.linear._found_pattern import Search, cheapest_direction, find_pattern, is_concrete, products_with
 from dil.linear._known_patterns import KNOWN_PATTERNS
 from dil.linear._pattern import Pattern, PatternLike, full_pattern, given_pattern, pattern_for
 from dil.linear._right_hand_side import backend_of_system
@@ -48,7 +49,8 @@ class SparseDirect:
     Without a pattern, sums of columns are recovered first: 14 products of the columns in 7 groups, by their numbers
     modulo 7, and 22 more in 11 groups, and so on, until each entry has stood alone in a group of its row, but for
     others that are known by then. A random factor for each column, and one that counts the columns, tell which one an
-    entry belongs to. A grid takes 14 to 62 products at any size, a graph without order more. A few rows that remain are
+    entry belongs to. The first solve takes the entries that the search has found, unless one has lost digits to larger
+    ones of its row. A grid takes 14 to 62 products at any size, a graph without order more. A few rows that remain are
     read by products with the transpose. The pattern is kept for the function of a layer and the shapes of its unknown,
     and found anew, once, where it is wrong: an entry may be zero at one point and not at the next. More than 512
     products are not taken: then the matrix is too full, and the status is WRONG_PATTERN. Under a compiler, 96 products
@@ -71,8 +73,8 @@ class SparseDirect:
     its terms (3.7e-11 in float64), and for the solution by more than rounding, the status is WRONG_PATTERN and the
     solution is NaN.
 
-    `extra` holds the numbers of `products` and `colours`, the `fill`, which is the number of entries of the factors
-    beside those of the matrix that are not zero, and the `condition` number.
+    `extra` holds the numbers of `products` and of `colours`, which are the groups of columns, the `fill`, which is the
+    number of entries of the factors beside those of the matrix that are not zero, and the `condition` number.
 
     Raises
     ------
@@ -146,7 +148,21 @@ class SparseDirect:
         spent += search.products
         if search.pattern is None:
             return _too_full(b, spent)
-        return with_products(self._by_pattern(A, b, KNOWN_PATTERNS.add(one._source, search.pattern), backend), spent)
+        known = KNOWN_PATTERNS.add(one._source, search.pattern)
+        return with_products(self.by_search(A, b, search, known, backend), spent)
+
+    def by_search(self, A: Operator, b: Array, search: Search, known: Pattern, backend: Backend) -> Solution:
+        """Solve by the entries that a search has found, or else by the pattern that is known since."""
+        if search.entries is None:
+            return self._by_pattern(A, b, known, backend)
+        one, like = (A, b) if A.one is None else (A.one, b[0, ...])
+        D = cheapest_direction(one)
+        recovery = Recovery(search.entries.pattern, None, self._matrix_of(one, D, like))
+        none = full(like, 0.0, shape=(0, b.shape[-1]))
+        solution = self._solved(A, b, partial(recovery.solve_given, search.entries.values), none, D, backend)
+        extra = solution.extra or {}
+        colours = full(extra["colours"], search.groups)
+        return with_choice(solution._replace(extra={**extra, "colours": colours}), Reason.SPARSE_ASKED)
 
     def _matrix_of(self, A: Operator, D: Operator, like: Array) -> Matrix:
         """Return what is known of the matrix D, which is A or its transpose."""
@@ -160,7 +176,8 @@ class SparseDirect:
         """Solve on the host by the products of D with some vectors, (k, n), and with a random one."""
         xp, rows = array_namespace(b), b[None, ...] if A.one is None else b
         like, count = rows[0, ...], rows.shape[0]
-        v = backend.asarray(random_vector(b.shape[-1]).copy(), dtype=b.dtype, device=device(b))
+        # not the vector whose parts are the factors in sums of columns, which a wrong entry of a sum would satisfy
+        v = backend.asarray(random_vector(b.shape[-1], 1).copy(), dtype=b.dtype, device=device(b))
         products = products_with(D, xp.concat([vectors, v[None, :]], axis=0), like, backend)
         rhs = xp.concat([rows, *(p[None, ...] for p in A.probes)], axis=0) if A.probes else rows
         found = _on_host(solve, products, v, rhs, count, backend)

@@ -76,6 +76,16 @@ class Recovery:
         data = np.take(products[:-1].reshape(-1), self.colouring.places)
         return self.solve_entries(data, products[-1], unit, v, rhs, count)
 
+    def solve_given(self, entries: Any, products: Any, v: Any, rhs: Any, count: int) -> Answer:
+        """Return the solutions by the entries of D, and its product with v, which is the only one."""
+        import numpy as np
+
+        unit = unit_of(products)
+        if unit is None:
+            return no_answer(rhs, count, Status.NON_FINITE)
+        unit = max(unit, float(np.abs(entries).max(initial=0.0)))
+        return self.solve_entries(entries / unit, products[-1] / unit, unit, v, rhs, count)
+
     def solve_entries(self, data: Any, product: Any, unit: float, v: Any, rhs: Any, count: int) -> Answer:
         """Return the solutions by the entries of D / unit, and its product with v."""
         if self._lacks_an_entry(data, product, v):
@@ -463,11 +473,11 @@ def no_answer(rhs: Any, count: int, status: Status) -> Answer:
 
 
 @lru_cache(maxsize=8)
-def random_vector(n: int) -> Any:
+def random_vector(n: int, seed: int = 0) -> Any:
     """Return n numbers of random sign between 1/2 and 1 in size, the same in every run."""
     import numpy as np
 
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     return draw.uniform(0.5, 1.0, n) * draw.choice([-1.0, 1.0], n)
 
 
