@@ -10,6 +10,8 @@ from dil.linear._sparse_factor import import_sparse
 
 FLOPS_PER_NANOSECOND = 2.5
 """Of SuperLU on blocks of a grid."""
+OVERHEAD = 1.4e6
+"""Nanoseconds of a factorisation and its solves, however small."""
 ENTRY = 200.0
 """Nanoseconds to order, place and scale an entry."""
 NESTED, FRONT = 30.0, 10.0
@@ -34,8 +36,13 @@ def _cost(pattern: Pattern, width: float) -> float:
     """Return the nanoseconds of a factorisation."""
     n, entries = pattern.n, pattern.rows.size
     flops = NESTED * n * width + FRONT * width**3 + 0.5 * entries**2 / n
-    cost: float = ENTRY * entries + flops / FLOPS_PER_NANOSECOND
+    cost: float = OVERHEAD + ENTRY * entries + flops / FLOPS_PER_NANOSECOND
     return cost
+
+
+def may_be_cheaper(n: int, budget: float) -> bool:
+    """Return whether the factorisation of a matrix with three entries a row takes fewer nanoseconds than the budget."""
+    return OVERHEAD + 3 * ENTRY * n < budget
 
 
 def steps_to_come(first: int, error: float, rtol: float) -> float:
