@@ -43,8 +43,10 @@ class SparseDirect:
     The columns are grouped so that no two of a group share a row, and one product gives the entries of a whole group
     (Curtis, Powell and Reid 1974): by remainders where these separate them, else largest first (Coleman and Moré 1983,
     section 4). Where the transpose is known, the
-    rows are grouped instead if that takes no more products: a product with J^T is one pullback. A symmetric matrix is
-    recovered in the same way. The groups of a pattern are found once.
+    rows are grouped instead if that takes no more products: a product with J^T is one pullback. The columns of a
+    symmetric matrix that no remainders separate are coloured so that each entry can be read as it is or as that of the
+    transpose, without substitutions (a star colouring: Gebremedhin, Manne and Pothen 2005). The groups of a pattern are
+    found once.
 
     Without a pattern, sums of columns are recovered first: 14 products of the columns in 7 groups, by their numbers
     modulo 7, and 22 more in 11 groups, and so on, until each entry has stood alone in a group of its row, but for
@@ -224,7 +226,8 @@ class Way(NamedTuple):
 def _cheapest(A: Operator, J: Pattern) -> Way:
     """Return the way with the fewest products. Of two that are equal, that by J^T: a pullback of F."""
     known = [A] if A.symmetric or A.rmatvec is None else [A, A.T]
-    ways = [Way(D, pattern, coloured(pattern)) for D in known for pattern in (J.T if D.transposed else J,)]
+    patterns = [J.T if D.transposed else J for D in known]
+    ways = [Way(D, p, coloured(p, symmetric=A.symmetric)) for D, p in zip(known, patterns, strict=True)]
     return min(ways, key=lambda way: (way.colouring.count, not way.D.transposed))
 
 
