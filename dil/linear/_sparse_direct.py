@@ -15,13 +15,13 @@ from dil._frameworks.protocol import Backend
 from dil.linear._cg import CG
 from dil.linear._choice import Choice
 from dil.linear._choice_in_words import Reason, Tried
-from dil.linear._colouring import Colouring, coloured
 from dil.linear._decoded_factor import Decoding, plan_of_sums
 from dil.linear._found_pattern import Search, cheapest_direction, find_pattern, is_concrete, products_with
 from dil.linear._known_patterns import KNOWN_PATTERNS
 from dil.linear._pattern import Pattern, PatternLike, full_pattern, given_pattern, pattern_for
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._sparse_factor import HostSolve, Matrix, Recovery, import_sparse, random_vector, solve_each
+from dil.linear._way import cheapest_way, seeds_of
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ class SparseDirect:
     def _by_pattern(self, A: Operator, b: Array, pattern: Pattern, backend: Backend) -> Solution:
         """Solve by a pattern of dF/du."""
         one, like = (A, b) if A.one is None else (A.one, b[0, ...])
-        way = _cheapest(one, pattern)
+        way = cheapest_way(one, pattern)
         recovery = Recovery(way.pattern, way.colouring, self._matrix_of(one, way.D, like))
-        return self._solved(A, b, recovery.solve, _seeds(way, like, backend), way.D, backend)
+        return self._solved(A, b, recovery.solve, seeds_of(way, like, backend), way.D, backend)
 
     def _by_found_pattern(self, A: Operator, b: Array, one: Operator, like: Array, backend: Backend) -> Solution:
         """Solve by the pattern that is known, and by a new one where there is none or it is wrong."""
@@ -213,30 +213,6 @@ class SparseDirect:
         far = array_namespace(b).any(~(abs(residual) <= found.allowed), axis=-1)
         wrong: Array = (status == int(Status.CONVERGED)) & far
         return wrong | (status == int(Status.WRONG_PATTERN))
-
-
-class Way(NamedTuple):
-    """The operator whose columns are recovered: A or its transpose."""
-
-    D: Operator
-    pattern: Pattern
-    colouring: Colouring
-
-
-def _cheapest(A: Operator, J: Pattern) -> Way:
-    """Return the way with the fewest products. Of two that are equal, that by J^T: a pullback of F."""
-    known = [A] if A.symmetric or A.rmatvec is None else [A, A.T]
-    patterns = [J.T if D.transposed else J for D in known]
-    ways = [Way(D, p, coloured(p, symmetric=A.symmetric)) for D, p in zip(known, patterns, strict=True)]
-    return min(ways, key=lambda way: (way.colouring.count, not way.D.transposed))
-
-
-def _seeds(way: Way, like: Array, backend: Backend) -> Array:
-    """Return the seed of each colour, (colours, n): one in its columns and zero elsewhere."""
-    xp, count = array_namespace(like), way.colouring.count
-    colours = backend.asarray(way.colouring.colours.copy(), device=device(like))
-    numbers = backend.asarray(list(range(count)), dtype=colours.dtype, device=device(like))
-    return xp.astype(numbers[:, None] == colours, like.dtype)  # type: ignore[no-any-return]
 
 
 class OnHost(NamedTuple):

@@ -88,7 +88,7 @@ class Recovery:
 
     def solve_entries(self, data: Any, product: Any, unit: float, v: Any, rhs: Any, count: int) -> Answer:
         """Return the solutions by the entries of D / unit, and its product with v."""
-        if self._lacks_an_entry(data, product, v):
+        if self.lacks_an_entry(data, product, v):
             return no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
         data[places.diagonal] += self.of.damping / unit
@@ -108,7 +108,7 @@ class Recovery:
             return None
         return Scaled(self, data, 1.0 / row_sizes, 1.0 / column_sizes)
 
-    def _lacks_an_entry(self, data: Any, product: Any, v: Any) -> bool:
+    def lacks_an_entry(self, data: Any, product: Any, v: Any) -> bool:
         """Return whether D v is another vector than that of the matrix recovered, in a row by more than rounding."""
         import numpy as np
 
