@@ -20,7 +20,7 @@ from dil.linear._dense_cost import FEWEST_TRIED, step_cost
 from dil.linear._found_pattern import Search, find_pattern
 from dil.linear._known_patterns import KNOWN_PATTERNS
 from dil.linear._sparse_cost import is_cheaper, may_be_cheaper, steps_to_come
-from dil.linear._sparse_direct import SparseDirect, with_choice
+from dil.linear._sparse_direct import SparseDirect, is_wrong, most_products, with_choice
 from dil.linear._sparse_factor import import_sparse
 from dil.linear._tolerance import Tolerance
 
@@ -81,8 +81,8 @@ def by_sparse_factor(A: Operator, b: Array, backend: Backend, call: Call, *, loo
     solution = SparseDirect(KNOWN_PATTERNS.get(source, n))(A, b)
     if _is_solved(solution):
         return Sparse(with_choice(solution, Reason.SPARSE_PAID), 0)
-    spent = _products(solution)
-    if looks and A.one is None and _is_wrong(solution):
+    spent = most_products(solution)
+    if looks and A.one is None and is_wrong(solution):
         # what pays was decided for another pattern: of a function with the same code, or where an entry was zero
         return _looked(A, b, source, backend, call, spent=spent, is_new=True)
     KNOWN_PATTERNS.decide(source, n, pays=False, step=call.is_step)
@@ -105,7 +105,7 @@ def _looked(
     if _is_solved(first):
         first = with_more_products(first, spent)
         return Sparse(first._replace(extra={**(first.extra or {}), "choice": choice}), 0)
-    spent += _products(first)
+    spent += most_products(first)
     budget, known = _budget(A, b, first, backend, call), None if is_new else KNOWN_PATTERNS.get(source, n)
     search = Search(known, 0)
     if known is None and may_be_cheaper(n, budget):
@@ -120,10 +120,10 @@ def _looked(
     pattern = known if known is not None else KNOWN_PATTERNS.add(source, search.pattern)
     last = SparseDirect().by_search(A, b, search, pattern, backend)
     if not _is_solved(last):
-        if known is not None and _is_wrong(last):
-            return _looked(A, b, source, backend, call, spent=spent + _products(last), is_new=True)
+        if known is not None and is_wrong(last):
+            return _looked(A, b, source, backend, call, spent=spent + most_products(last), is_new=True)
         decide(pays=False, step=call.is_step)
-        return Sparse(None, spent + _products(last))
+        return Sparse(None, spent + most_products(last))
     last, extra = with_more_products(last, spent), last.extra or {}
     xp = array_namespace(b)
     assert first.iterations is not None
@@ -153,19 +153,8 @@ def with_more_products(solution: Solution, spent: int) -> Solution:
     return solution._replace(extra={**extra, "products": extra["products"] + spent})
 
 
-def _products(solution: Solution) -> int:
-    """Return the most products that a problem took."""
-    products = (solution.extra or {})["products"]
-    return int(array_namespace(products).max(products))
-
-
 def _is_solved(solution: Solution) -> bool:
     return bool(array_namespace(solution.value).all(solution.status == int(Status.CONVERGED)))
-
-
-def _is_wrong(solution: Solution) -> bool:
-    """Return whether the pattern was wrong for a problem."""
-    return bool(array_namespace(solution.value).any(solution.status == int(Status.WRONG_PATTERN)))
 
 
 def _is_on_host(backend: Backend, x: Array) -> bool:

@@ -18,10 +18,13 @@ from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._decoded_factor import Decoding, plan_of_sums
 from dil.linear._found_pattern import Search, cheapest_direction, find_pattern, is_concrete, products_with
 from dil.linear._known_patterns import KNOWN_PATTERNS
-from dil.linear._pattern import Pattern, PatternLike, full_pattern, given_pattern, pattern_for
+from dil.linear._pattern import Pattern, PatternLike, full_pattern, given_pattern, pattern_for, union
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._sparse_factor import HostSolve, Matrix, Recovery, import_sparse, random_vector, solve_each
 from dil.linear._way import cheapest_way, seeds_of
+
+MOST_SCALED = 3
+"""The most searches in the units of the entries that the one before has found."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class SparseDirect:
     A wrong pattern is never used, and one that was given is told: a product with a random vector, and one with the
     solution, are compared with those of the matrix that was recovered. Where a row differs by more than eps ** (2/3) of
     its terms (3.7e-11 in float64), and for the solution by more than rounding, the status is WRONG_PATTERN and the
-    solution is NaN.
+    solution is NaN. Without a given pattern, the columns are searched again first, in the units of the entries that
+    were found: an entry below the rounding of its row decides where its column has another unit.
 
     `extra` holds the numbers of `products` and of `colours`, which are the groups of columns, the `fill`, which is the
     number of entries of the factors beside those of the matrix that are not zero, and the `condition` number.
@@ -143,7 +147,7 @@ class SparseDirect:
         known, spent = KNOWN_PATTERNS.get(one._source, b.shape[-1]), 0
         if known is not None:
             first = self._by_pattern(A, b, known, backend)
-            if not bool(array_namespace(b).any(first.status == int(Status.WRONG_PATTERN))):
+            if not is_wrong(first):
                 return first
             spent = known_products(first)
         search = find_pattern(one, like, backend)
@@ -154,10 +158,33 @@ class SparseDirect:
         return with_products(self.by_search(A, b, search, known, backend), spent)
 
     def by_search(self, A: Operator, b: Array, search: Search, known: Pattern, backend: Backend) -> Solution:
-        """Solve by the entries that a search has found, or else by the pattern that is known since."""
-        if search.entries is None:
-            return self._by_pattern(A, b, known, backend)
+        """Solve by the entries that a search has found, or else by the pattern that is known since.
+
+        If that is wrong, the columns differ in their units, and are searched again in those of the entries found.
+        """
+        one, like, spent = A, b, 0
+        if A.one is not None:
+            one, like = A.one, b[0, ...]
+        if search.is_exact:
+            solution = self._by_entries(A, b, search, backend)
+        else:
+            solution = self._by_pattern(A, b, known, backend)
+        for _ in range(MOST_SCALED):
+            if search.entries is None or not is_wrong(solution):
+                break
+            spent += most_products(solution)
+            search = find_pattern(one, like, backend, scales=search.scales)
+            spent += search.products
+            if search.pattern is None:
+                break
+            known = KNOWN_PATTERNS.add(one._source, union(known, search.pattern))
+            solution = self._by_pattern(A, b, known, backend)
+        return with_products(solution, spent) if spent else solution
+
+    def _by_entries(self, A: Operator, b: Array, search: Search, backend: Backend) -> Solution:
+        """Solve by the entries that a search has found."""
         one, like = (A, b) if A.one is None else (A.one, b[0, ...])
+        assert search.entries is not None
         D = cheapest_direction(one)
         recovery = Recovery(search.entries.pattern, None, self._matrix_of(one, D, like))
         none = full(like, 0.0, shape=(0, b.shape[-1]))
@@ -247,11 +274,22 @@ def _on_host(solve: HostSolve, products: Array, v: Array, rhs: Array, count: int
     return OnHost._make(backend.loops.on_host(run, like, *map(backend.constant, (products, v, rhs))))
 
 
+def is_wrong(solution: Solution) -> bool:
+    """Return whether the pattern was wrong for a problem."""
+    return bool(array_namespace(solution.value).any(solution.status == int(Status.WRONG_PATTERN)))
+
+
 def with_choice(solution: Solution, reason: Reason) -> Solution:
     """Return the solution of a sparse factorisation with the words for it."""
     extra = solution.extra or {}
     choice = Choice.of(Tried.SPARSE, solution, reason, 0)
     return solution._replace(extra={**extra, "choice": choice._replace(colours=extra["colours"], fill=extra["fill"])})
+
+
+def most_products(solution: Solution) -> int:
+    """Return the most products that a problem took."""
+    products = (solution.extra or {})["products"]
+    return int(array_namespace(products).max(products))
 
 
 def with_products(solution: Solution, spent: int) -> Solution:

@@ -17,6 +17,8 @@ THRESHOLD = 0.01
 """A pivot on the diagonal is taken if it is at least this share of the largest in its column."""
 REFINED = 4
 """A residual above this many eps of its terms is refined."""
+ROWS = 2**10
+"""And so is one above this many eps of the terms of its row, whose unit may be small in all scales."""
 PANEL, PANEL_BY_DIAGONAL = 8, 4
 """The columns that SuperLU works on at once. Its own number, for larger blocks, takes 1.5 times as long on a grid."""
 NEAR = 2.0**-10
@@ -216,7 +218,7 @@ class Found(NamedTuple):
     solved: Any
     residual: Any
     allowed: Any
-    """The residual that rounding explains, by the terms of each row or by the norm of all, (count, n)."""
+    """The residual that rounding explains, by the terms of each row or of those it shares unknowns with, (count, n)."""
     indefinite: Any
     condition: Any
     fill: float
@@ -393,17 +395,19 @@ class Scaled:
 
         A, norm_A, transposed = system
         trans, back_trans = ("T", "N") if transposed else ("N", "T")
-        slack = residual_slack(float(np.finfo(float).eps), self._n)
+        machine, sizes = float(np.finfo(float).eps), abs(A)
+        slack = residual_slack(machine, self._n)
         with np.errstate(all="ignore"):  # of a matrix that is singular to rounding
             y = factor.solve(rhs.T, trans=trans).T
-            r = rhs - (A @ y.T).T
+            r, of_rows = rhs - (A @ y.T).T, (sizes @ np.abs(y).T).T + np.abs(rhs)
             # pivots on the diagonal can lose some digits, which a step of refinement brings back
             for _ in range(most_refined):
                 before = _sizes(r)
-                if np.all(before <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
+                small = np.all(before <= REFINED * machine * (norm_A * _sizes(y) + _sizes(rhs)))
+                if small and np.all(np.abs(r) <= ROWS * machine * of_rows):
                     break
                 y = y + factor.solve(r.T, trans=trans).T
-                r = rhs - (A @ y.T).T
+                r, of_rows = rhs - (A @ y.T).T, (sizes @ np.abs(y).T).T + np.abs(rhs)
                 if most_refined > 1 and not np.all(_sizes(r) <= SHRINKS * before):
                     break
             length, size = _sizes(y), _sizes(rhs)
@@ -415,9 +419,10 @@ class Scaled:
             condition = norm_A * np.maximum(of_b[:count], back)
             accurate = _sizes(r) <= slack * terms
             residual = _sizes(r) / np.where(size > 0, size, 1.0)
-            of_rows = (abs(A) @ np.abs(y).T).T + np.abs(rhs)
-            of_norm = residual_slack(self.recovery.of.machine_eps, self._n) * terms[:, None]
-            allowed = np.maximum(self.recovery.of.tolerance * of_rows, of_norm)
+            # an unknown that is zero by symmetry has the rounding of the terms of its equations
+            around = (sizes @ (np.abs(y) + (sizes.T @ of_rows.T).T).T).T
+            of_unknowns = residual_slack(self.recovery.of.machine_eps, self._n) * around
+            allowed = 2 * np.abs(r) + np.maximum(self.recovery.of.tolerance * of_rows, of_unknowns)
         solved = accurate[:count] & (condition < WORST / self.recovery.of.machine_eps)
         residual = np.where(np.isfinite(residual), residual, 1.0)[:count]
         return Found(
