@@ -397,17 +397,21 @@ class Scaled:
         trans, back_trans = ("T", "N") if transposed else ("N", "T")
         machine, sizes = float(np.finfo(float).eps), abs(A)
         slack = residual_slack(machine, self._n)
+
+        def terms_of_rows(y: Any) -> Any:
+            return (sizes @ np.abs(y[:count]).T).T + np.abs(rhs[:count])
+
         with np.errstate(all="ignore"):  # of a matrix that is singular to rounding
             y = factor.solve(rhs.T, trans=trans).T
-            r, of_rows = rhs - (A @ y.T).T, (sizes @ np.abs(y).T).T + np.abs(rhs)
+            r, of_rows = rhs - (A @ y.T).T, terms_of_rows(y)
             # pivots on the diagonal can lose some digits, which a step of refinement brings back
             for _ in range(most_refined):
                 before = _sizes(r)
                 small = np.all(before <= REFINED * machine * (norm_A * _sizes(y) + _sizes(rhs)))
-                if small and np.all(np.abs(r) <= ROWS * machine * of_rows):
+                if small and np.all(np.abs(r[:count]) <= ROWS * machine * of_rows):
                     break
                 y = y + factor.solve(r.T, trans=trans).T
-                r, of_rows = rhs - (A @ y.T).T, (sizes @ np.abs(y).T).T + np.abs(rhs)
+                r, of_rows = rhs - (A @ y.T).T, terms_of_rows(y)
                 if most_refined > 1 and not np.all(_sizes(r) <= SHRINKS * before):
                     break
             length, size = _sizes(y), _sizes(rhs)
@@ -420,13 +424,13 @@ class Scaled:
             accurate = _sizes(r) <= slack * terms
             residual = _sizes(r) / np.where(size > 0, size, 1.0)
             # an unknown that is zero by symmetry has the rounding of the terms of its equations
-            around = (sizes @ (np.abs(y) + (sizes.T @ of_rows.T).T).T).T
+            around = (sizes @ (np.abs(y[:count]).T + sizes.T @ of_rows.T)).T
             of_unknowns = residual_slack(self.recovery.of.machine_eps, self._n) * around
-            allowed = 2 * np.abs(r) + np.maximum(self.recovery.of.tolerance * of_rows, of_unknowns)
+            allowed = 2 * np.abs(r[:count]) + np.maximum(self.recovery.of.tolerance * of_rows, of_unknowns)
         solved = accurate[:count] & (condition < WORST / self.recovery.of.machine_eps)
         residual = np.where(np.isfinite(residual), residual, 1.0)[:count]
         return Found(
-            y[:-1], solved, residual, allowed[:count], None, condition, factor.nnz / np.count_nonzero(self.matrix.data)
+            y[:-1], solved, residual, allowed, None, condition, factor.nnz / np.count_nonzero(self.matrix.data)
         )
 
     @property
