@@ -542,3 +542,38 @@ def test_modules_of_all_kinds_get_their_gradients(name, kind):
 
     for found, expected in zip(gradients(MODULES[name]()), gradients(Inner()), strict=True):
         close(found, expected)
+
+
+@pytest.mark.parametrize("n", [2, 16, 40])
+@pytest.mark.parametrize(
+    "linear_solver", [None, dil.linear.Direct(), dil.linear.GMRES()], ids=["default", "Direct", "GMRES"]
+)
+def test_a_root_without_a_second_derivative(n, linear_solver):
+    """The product J p would differentiate the pullback. J is made from its rows instead."""
+    x = torch.linspace(0.1, 2.0, n, dtype=torch.float64).requires_grad_()
+    layer = dil.root(
+        lambda u, x: u + Once.apply(u) - x, dil.solvers.Newton(), init=torch.zeros_like, linear_solver=linear_solver
+    )
+    y = layer(x)
+    close(torch.autograd.grad(y.sum(), x)[0], 1.0 / (1.0 + torch.sigmoid(y.detach())))
+
+
+@pytest.mark.parametrize("n", [3, 100])
+def test_a_fixed_point_without_a_second_derivative(n):
+    x = torch.linspace(0.1, 2.0, n, dtype=torch.float64).requires_grad_()
+    y = dil.fixed_point(lambda u, x: x - 0.5 * Once.apply(u), dil.solvers.Anderson(), init=torch.zeros_like)(x)
+    close(torch.autograd.grad(y.sum(), x)[0], 1.0 / (1.0 + 0.5 * torch.sigmoid(y.detach())))
+
+
+@IGNORED
+def test_a_compiled_function_whose_graph_is_walked_once_is_refused():
+    """From its second shape on, torch frees the buffers of its graph in the first backward pass."""
+    f = torch.compile(lambda u: 0.3 * torch.tanh(u), backend="aot_eager")
+
+    def root(n):
+        x = torch.linspace(0.1, 0.9, n, dtype=torch.float64).requires_grad_()
+        return dil.root(lambda u, x: u + f(u) - x, dil.solvers.Newton(), init=torch.zeros_like)(x)
+
+    assert root(2).shape == (2,)
+    with pytest.raises(dil.UnsupportedFunctionError, match="donated_buffer = False"):
+        root(8)

@@ -241,6 +241,7 @@ def of_a_view(W):
 
 
 def of_a_module(W):
+    torch.manual_seed(0)
     inner = torch.nn.Linear(N, N, dtype=torch.float64).requires_grad_(False)
     return inner.weight, lambda u, x: u + torch.tanh(inner(u)) - x
 
@@ -311,3 +312,56 @@ def test_what_was_read_is_not_kept_alive():
     seen = weakref.ref(holder.pop())
     assert seen() is None
     torch.autograd.grad(y[3], x, retain_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # by the compiler itself
+def test_rows_of_a_jacobian_within_a_compiled_function():
+    """The compiler does not trace into the passes that share an inverse."""
+    layer = dil.root(lambda u, x: u**3 + u - x, dil.solvers.Newton(), init=torch.zeros_like)
+    x = torch.linspace(0.1, 0.9, 40, dtype=torch.float64).requires_grad_()
+
+    @torch.compile(backend="aot_eager")
+    def rows(x):
+        y = layer(2.0 * x)
+        return torch.stack([torch.autograd.grad(y[k], x, retain_graph=True)[0] for k in range(3)])
+
+    y = layer(2.0 * x.detach())
+    expected = torch.diag(2.0 / (3.0 * y**2 + 1.0))[:3]
+    torch.testing.assert_close(rows(x), expected, rtol=1e-10, atol=1e-12)
+
+
+class Half(dil.linear.Direct):
+    """A solver of the user: half of the solution."""
+
+    def __call__(self, A, b, *, loop=None, **options):
+        found = super().__call__(A, b, loop=loop, **options)
+        return found._replace(value=0.5 * found.value)
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_a_subclass_of_a_solver_is_asked(n):
+    x = torch.linspace(0.1, 0.9, n, dtype=torch.float64).requires_grad_()
+    layer = dil.root(
+        lambda u, x: u**3 + u - x,
+        dil.solvers.Newton(),
+        init=torch.zeros_like,
+        linear_solver=Half(),
+        on_failure="ignore",
+    )
+    for _ in range(3):
+        y = layer(x)
+        for _ in range(2):
+            (g,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+            torch.testing.assert_close(g, 0.5 / (3.0 * y.detach() ** 2 + 1.0), rtol=1e-10, atol=1e-12)
+
+
+def test_the_last_pass_frees_what_the_passes_shared():
+    W, x = problem()
+    x.requires_grad_()
+    y = dil.root(residual, dil.solvers.Newton(), init=lambda x, W: torch.zeros_like(x))(x, W)
+    for k in range(3):
+        torch.autograd.grad(y[k], x, retain_graph=True)
+    passes = y.grad_fn.passes
+    assert passes.pull is not None
+    torch.autograd.grad(y[4], x)
+    assert passes.pull is passes.reads is passes.first is None

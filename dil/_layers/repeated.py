@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, eye, size
 from dil._base.operator import Operator
+from dil._base.options import declares
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.record import recording
 from dil._frameworks.many import stacked
@@ -36,6 +37,8 @@ def has_inverse(linear_solver: LinearSolver, J: Operator, u: Array, backend: Bac
 
 def factorises(linear_solver: LinearSolver) -> bool:
     """Return whether a solver factorises the matrix itself, at least where an iteration would cost more."""
+    if not declares(linear_solver, "_takes_many"):  # a subclass may have another call
+        return False
     if isinstance(linear_solver, Direct):
         return linear_solver.damping == 0
     if isinstance(linear_solver, Auto):

@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
-from dil._base.arrays import array_namespace, size
+from dil._base.arrays import array_namespace, eye, size
+from dil._base.errors import SecondDerivativeError
 from dil._base.operator import MadeWhenUsed, Operator, Source, Work
 from dil._base.rows import Rows
 from dil._base.typing import Array, Arrays, Matvec
 from dil._frameworks.fixed import identity_of
 from dil._frameworks.loops import runs_later
-from dil._frameworks.protocol import Pull
+from dil._frameworks.protocol import Backend, Pull
 from dil._problem.problem import Optimality, Problem
+
+MOST_NUMBERS = 2**24
+"""The most numbers of a Jacobian that is made from its rows: 128 MiB in float64."""
 
 
 def jacobian(F: Optimality, u: Array, *floats: Array) -> Operator:
@@ -59,7 +63,12 @@ def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) 
         return Work(pull.work(), sum(size(x.shape) for x in arrays))
 
     def transpose() -> Matvec:
-        _, push = backend.vjp(lambda w: (product(w),), zero)
+        try:
+            _, push = backend.vjp(lambda w: (product(w),), zero)
+        except SecondDerivativeError:  # of a function whose first derivative alone is known: J is made from its rows
+            if size(u.shape) * u.shape[-1] > MOST_NUMBERS:
+                raise
+            return _by_rows(backend, product, u)
         return lambda t: push((t,))[0]
 
     source = _source_of(problem)
@@ -72,6 +81,14 @@ def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) 
     return Operator(
         product, rmatvec, transposed=True, work=work, _given=None if given is None else given.T, _source=source
     )
+
+
+def _by_rows(backend: Backend, pull: Matvec, u: Array) -> Matvec:
+    """Return p -> J p from the rows of J, J^T e for each e of the identity."""
+    xp, n = array_namespace(u), u.shape[-1]
+    units = xp.reshape(eye(n, u), (n, *(1,) * (u.ndim - 1), n))
+    J = xp.moveaxis(backend.loops.map_rows(pull, xp.broadcast_to(units, (n, *u.shape))), 0, -2)
+    return lambda p: (J @ p[..., None])[..., 0]
 
 
 def _source_of(problem: Problem) -> Source:

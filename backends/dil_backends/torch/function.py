@@ -93,7 +93,8 @@ class Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the cotangents of the arguments whose gradient is needed, None for the others."""
-        found = _product(ctx, cotangents)
+        # a compiler would trace into it, and meets a value that Python reads
+        found = None if torch.compiler.is_compiling() else _product(ctx, cotangents)
         return outside_of_compilers(_pulled, ctx, cotangents) if found is None else found
 
     @staticmethod
@@ -165,6 +166,7 @@ def _product(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | No
     if pulled is None:
         return None
     found = dict(zip(wrt, pulled, strict=True))
+    ctx.passes.end_with_graph()
     return (None, None, *map(found.get, range(ctx.count)))
 
 
@@ -219,6 +221,7 @@ def _pulled_back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Tensor 
         if pulled is None:
             pulled = pulled_by_rows(Implicit.apply, ctx.rule, args, y, cotangents, wrt)
         found = {i: x if x is None else placed_like(x, args[i]) for i, x in zip(wrt, pulled, strict=True)}
+    ctx.passes.end_with_graph()
     return (None, None, *(found.get(i) for i in range(ctx.count)))
 
 

@@ -15,6 +15,8 @@ Tensor = torch.Tensor
 
 MOST_REPEATED = 2**14
 """The most numbers of a solution whose cotangents share work."""
+FEWEST_AT_ONCE = 32
+"""The fewest numbers of a solution whose inverse is made in the first pass. With fewer, one pass alone costs less."""
 
 
 class Stage(Enum):
@@ -30,11 +32,11 @@ class Stage(Enum):
 class Passes:
     """The passes of a node so far. A graph that is walked once keeps only the first cotangent.
 
-    The inverse is made in the first pass if that retains the graph, so that there will be others, and in the second one
-    otherwise. A pass to arguments whose derivatives were never looked at solves by itself, and looks. A cotangent that
-    was solved by itself never takes the way of the inverse: it gets the same digits each time, as
-    `torch.autograd.gradcheck` wants. Nor does a pass after a captured tensor has changed in place: like a first pass it
-    looks at the function as it is now, and says so where y is no solution of it.
+    The inverse is made in the second pass, or in the first one if that retains the graph, since then there will be
+    others, and the solution is no small one. A pass to arguments whose derivatives were never looked at solves by
+    itself, and looks. A cotangent that was solved by itself never takes the way of the inverse: it gets the same digits
+    each time, as `torch.autograd.gradcheck` wants. Nor does a pass after a captured tensor has changed in place: like a
+    first pass it looks at the function as it is now, and says so where y is no solution of it.
     """
 
     stage: Stage = Stage.UNUSED
@@ -70,13 +72,18 @@ class Passes:
     def _begin(self, rule: Rule, args: Any, y: Any, v: Tensor, looked: bool) -> None:
         if v.numel() > MOST_REPEATED:
             self.stage = Stage.ALONE
-        elif looked and torch._C._autograd._get_current_graph_task_keep_graph():
+        elif looked and v.numel() >= FEWEST_AT_ONCE and _is_retained():
             self._make(rule, args, y)
         else:
             self.stage, self.first = Stage.USED, v.clone()
 
     def _was_first(self, v: Tensor) -> bool:
         return self.first is not None and torch.equal(self.first, v)
+
+    def end_with_graph(self) -> None:
+        """Free what is kept if this is the last pass, since the graph is freed."""
+        if self.stage is not Stage.UNUSED and not _is_retained():
+            self.stage, self.first, self.pull, self.reads = Stage.UNUSED, None, None, None
 
     def _make(self, rule: Rule, args: Any, y: Any) -> None:
         self.stage = Stage.ALONE
@@ -86,3 +93,8 @@ class Passes:
                 self.pull = rule.repeated(args, y)
             if self.pull is not None:
                 self.stage, self.reads = Stage.SHARED, reads
+
+
+def _is_retained() -> bool:
+    """Return whether the pass that runs keeps the graph."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()

@@ -71,6 +71,7 @@ def vjp(fn: Callable[..., Tensors], /, *primals: Tensor) -> tuple[Tensors, Pull]
         except RuntimeError as error:
             refuse_blocks(error)
             refuse_missing(error)
+            _refuse_donated(error)
             raise
         return tuple(
             [torch.zeros_like(x) if g is None else placed_like(g, x) for g, x in zip(found, wanted, strict=True)]
@@ -176,6 +177,17 @@ def _second_derivative_error(text: str) -> SecondDerivativeError:
         f"twice (for attention, sdpa_kernel(SDPBackend.MATH) inside the function), or pass "
         f"derivatives=dil.Derivatives(...) (torch: {text})"
     )
+
+
+def _refuse_donated(error: RuntimeError) -> None:
+    """Raise a clear error for the graph of a compiled function that can be walked only once."""
+    if "donated buffer" in str(error):
+        message = (
+            "a function of a layer is compiled by torch.compile so that its graph can be walked only once, and a layer "
+            "walks it for each product; put torch._functorch.config.donated_buffer = False before it is compiled, or "
+            "keep torch.compile outside of the function"
+        )
+        raise UnsupportedFunctionError(message) from error
 
 
 def _work(roots: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
