@@ -364,6 +364,21 @@ def test_a_batch_of_problems():
             close(found.value[:, i], alone.value, 1e-5 if "rtol" in way else 1e-12)
 
 
+def test_transforms_of_torch():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def last(k, c):
+        start, options = torch.asarray(START), {"method": "trapezoid", "steps": 2, "on_failure": "raise"}
+        return odeint(driven, start, [0.0, 1.0], (k,), mass=torch.stack([c, 0.0 * c]), **options)[-1, 0]
+
+    k, c = torch.asarray([2.0, 3.0], dtype=torch.float64), torch.asarray([1.0, 2.0], dtype=torch.float64)
+    slopes = torch.func.vmap(torch.func.grad(last))(k, c)
+    close(slopes, [torch.func.grad(last)(*pair) for pair in zip(k, c, strict=True)])
+    h = 1e-4
+    around = [torch.func.grad(last)(k[0] + i * h, c[0]) for i in (-1, 1)]
+    close(torch.func.hessian(last)(k[0], c[0]), (around[1] - around[0]) / (2 * h), 1e-6)
+
+
 @pytest.mark.slow
 def test_vmap_of_adaptive_steps():
     """Rows of another number of steps: those that pad the shorter one are no solves, and nothing is told of them."""
