@@ -64,13 +64,15 @@ def linear_solvers() -> list[dil.linear.LinearSolver]:
         dil.linear.Nystrom(rank=1, adaptive=True),
         preconditioners.LBFGSPairs(),
         dil.linear.LBFGSPairs(),
+        preconditioners.SparseILU(drop_tol=1e-2),
+        dil.linear.SparseILU("tridiagonal"),
     ]
     return [
         dil.linear.Auto(),
         dil.linear.BiCGSTAB(),
         dil.linear.IDR(s=8),
         dil.linear.Direct(),
-        dil.linear.GMRES(restart=5),
+        dil.linear.GMRES(restart=5, preconditioner=dil.linear.SparseILU()),
         dil.linear.MINRES(),
         dil.linear.NormalCG(),
         dil.linear.CG(one_reduction=True),

@@ -15,8 +15,9 @@ from dil._frameworks.registry import owner
 from dil.linear import Operator, SparseDirect
 from dil.linear._found_pattern import find_pattern
 from dil.linear._known_patterns import KNOWN_PATTERNS, MOST_FULLER, KnownPatterns
-from dil.linear._pattern import given_pattern, pattern_of_entries
+from dil.linear._pattern import entries_by_column, given_pattern, pattern_of_entries
 from dil.linear._peeling import Peeling, factors
+from dil.linear._sparse_factor import random_vector
 
 sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
 MODULE = importlib.import_module("dil.linear._sparse_direct")
@@ -113,6 +114,41 @@ def test_entries_of_very_different_sizes():
     assert found.pattern == given_pattern(M)
 
 
+def in_units(M, seed, decades=6):
+    """Return a matrix with each equation and each unknown in a unit of its own, and the units of the unknowns."""
+    draw, n = np.random.default_rng(seed), M.shape[0]
+    left, right = 10.0 ** draw.uniform(-decades, decades, (2, n))
+    return (sparse.diags_array(left) @ M @ sparse.diags_array(right)).tocsr(), right
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_units_of_unknowns_and_equations(eager, seed):
+    """An entry below the rounding of its row decides where its column has another unit; those are found by a search
+    in the units of the entries that are known."""
+    if eager.name == "array_api_strict":
+        pytest.skip("its numbers count as those of a program, which decodes the entries at each solve")
+    M = random_sparse(120, 4, seed)
+    A, unit = in_units(M, seed)
+    x = np.random.default_rng(9).standard_normal(120)
+    once = find_pattern(sparse_operator(A), x, owner(x))
+    assert once.pattern != given_pattern(A)
+    y, names, products = solved(eager, operator(eager, A), A @ (x / unit))
+    assert names == ["CONVERGED"]
+    np.testing.assert_allclose(y * unit, x, rtol=1e-11)
+    scaled = find_pattern(sparse_operator(A), x, owner(x), scales=once.scales)
+    assert scaled.pattern == given_pattern(A)
+    assert products >= once.products + scaled.products + 4  # and the colours, which are checked by two
+
+
+def test_a_pattern_that_misses_what_decides_is_told(monkeypatch):
+    """Its sums show nothing. The residual is compared with the terms of each row, not with the largest of all."""
+    monkeypatch.setattr(MODULE, "MOST_SCALED", 0)
+    for seed in (1, 2):
+        A, unit = in_units(random_sparse(120, 4, seed), seed)
+        b = A @ (np.random.default_rng(9).standard_normal(120) / unit)
+        assert Status(int(SparseDirect()(sparse_operator(A), b).status)) is Status.WRONG_PATTERN
+
+
 def test_single_precision():
     M = random_sparse(500, 4, 0).astype(np.float32)
     A = sparse_operator(M)
@@ -141,6 +177,65 @@ def test_a_matrix_of_few_unknowns(eager):
         x, names, _ = solved(eager, operator(eager, A), np.ones(n))
         assert names == ["CONVERGED"]
         np.testing.assert_allclose(A @ x, np.ones(n), rtol=1e-12)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_first_solve_takes_the_entries_of_the_search(eager, transposed):
+    """No product is taken for them again: two more check them."""
+    if eager.name == "array_api_strict":
+        pytest.skip("its numbers count as those of a program, which decodes the entries at each solve")
+    M, b = grid(15), np.random.default_rng(0).standard_normal(225)
+    M = (M + 0.5 * sparse.eye_array(225, k=1)).tocsr()
+    x, names, products = solved(eager, operator(eager, M.T if transposed else M, transposed=transposed), b)
+    found = find_pattern(sparse_operator(M), np.ones(225), owner(np.ones(1)))
+    assert names == ["CONVERGED"]
+    assert products == found.products + 2
+    np.testing.assert_allclose((M.T if transposed else M) @ x, b, rtol=1e-12, atol=1e-13)
+
+
+def test_entries_that_lost_digits_are_recovered_again():
+    """Beside a large entry of the same sums, a small one is known to few digits, and a group of its own tells all."""
+    n = 300
+    M = random_sparse(n, 6, 0)
+    M.data *= 10.0 ** np.random.default_rng(1).uniform(-4, 0, M.data.size)
+    M = (M + 10.0 * sparse.eye_array(n)).tocsr()
+    found = find_pattern(sparse_operator(M), np.ones(n), owner(np.ones(1)))
+    assert found.pattern == given_pattern(M)
+    assert not found.is_exact
+    solution = SparseDirect()(sparse_operator(M), np.ones(n))
+    assert solution.extra["products"] == found.products + solution.extra["colours"] + 2
+    np.testing.assert_allclose(solution.value, sparse.linalg.spsolve(M.tocsc(), np.ones(n)), rtol=1e-12)
+
+
+def test_an_entry_that_fits_its_sums_alone_is_refused(monkeypatch):
+    """One in a wrong column has a factor that gives the same sum: the check has other factors."""
+    M = grid(15)
+    right = find_pattern(sparse_operator(M), np.ones(225), owner(np.ones(1)))
+    places = right.entries.pattern.columns.astype(np.int64) + 225 * right.entries.pattern.rows
+    order = np.argsort(places)
+    places, values = places[order], right.entries.values[order].copy()
+    s, at = random_vector(225), np.searchsorted(places, 225 * 100 + 101)
+    values[at] *= s[101] / s[108]  # of the same group of 7
+    places[at] = 225 * 100 + 108
+    wrong = right._replace(entries=entries_by_column(*(x[np.argsort(places)] for x in (places, values)), 225))
+    monkeypatch.setattr(MODULE, "find_pattern", lambda *_, **__: wrong)
+    monkeypatch.setattr(MODULE, "MOST_SCALED", 0)
+    assert Status(int(SparseDirect()(sparse_operator(M), np.ones(225)).status)) is Status.WRONG_PATTERN
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_entries_by_column(empty):
+    """Also where the diagonal is zero, and in a matrix without an entry."""
+    M = sparse.csr_array((30, 30)) if empty else random_sparse(30, 3, 0) - 10.0 * sparse.eye_array(30)
+    M = M.tocsr()
+    M.eliminate_zeros()
+    M.sort_indices()
+    places = np.repeat(np.arange(30), np.diff(M.indptr)).astype(np.int64) * 30 + M.indices
+    pattern, transposed, values = entries_by_column(places, M.data, 30)
+    assert pattern == given_pattern(M)
+    assert transposed == pattern.T
+    again = sparse.csc_array((values, pattern.rows, pattern.starts), shape=(30, 30))
+    assert abs(again - M).max() == 0
 
 
 def test_wrong_entries_are_taken_back():

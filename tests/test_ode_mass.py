@@ -445,7 +445,6 @@ REFUSED = {
     "midpoint": ({"method": "implicit_midpoint"}, "satisfies them in the middle of a step alone"),
     "adjoint": ({"gradient": "adjoint"}, "gradient='adjoint' is for M = I"),
     "fixed point": ({"solver": dil.solvers.FixedPoint()}, "a stage without a mass matrix"),
-    "events": ({"events": lambda t, y, k: y[0], "rtol": 1e-3}, "events= is for M = I"),
     "shape": ({"mass": np.eye(3)}, r"mass has shape \(3, 3\); expected \(2, 2\), or \(2,\) for a diagonal matrix"),
     "consistent": ({"consistent": "yes"}, "consistent='yes' is unknown; expected one of find, check"),
     "complex": ({"y0": np.asarray([1.0 + 0j])}, "mass has shape|mass= is for a real state"),
@@ -459,3 +458,31 @@ def test_what_cannot_be_had_is_refused(case):
     options = {"y0": START, "mass": [1.0, 0.0], **given}
     with pytest.raises(dil.DilError, match=text):
         odeint(driven, options.pop("y0"), T, (np.asarray(2.0),), **options)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["diagonal", "matrix"])
+def test_events_of_algebraic_equations(mixed):
+    """x' = -x, 0 = z - x^2: x falls to 1/2 at t = log 2. In another basis, the state is (x + z, z)."""
+
+    def dae(t, u):
+        return np.stack([-u[..., 0], u[..., 1] - u[..., 0] ** 2], axis=-1)
+
+    basis = np.asarray([[1.0, 1.0], [0.0, 1.0]]) if mixed else np.eye(2)
+    back = np.linalg.inv(basis)
+
+    def in_basis(t, u):
+        return dae(t, (back @ u[..., None])[..., 0])
+
+    mass = np.asarray([[1.0, 0.0], [0.0, 0.0]]) @ back if mixed else np.asarray([1.0, 0.0])
+    half = dil.ode.Event(lambda t, u: (back @ u[..., None])[..., 0, 0] - 0.5, terminal=True)
+    options = {"mass": mass, "rtol": 1e-8, "events": half}
+    found = dil.ode.solve(in_basis, basis @ np.ones(2), [0.0, 0.5, 2.0], **options)
+    np.testing.assert_allclose(found.events[0].t, [np.log(2.0)], rtol=1e-7)
+    np.testing.assert_allclose(found.events[0].y, [basis @ [0.5, 0.25]], rtol=1e-7)
+    np.testing.assert_allclose(found.value[2], basis @ [0.5, 0.25], rtol=1e-7)
+    np.testing.assert_allclose(found.value[1], basis @ [np.exp(-0.5), np.exp(-1.0)], rtol=1e-7)
+    quarter = dil.ode.Event(lambda t, u: u[..., 1] - 0.25)
+    with pytest.raises(dil.OptionError, match="depends on unknowns without a derivative"):
+        dil.ode.solve(in_basis, basis @ np.ones(2), [0.0, 2.0], **{**options, "events": quarter})
+    with pytest.raises(dil.OptionError, match="events= of a batch with mass="):
+        dil.ode.solve(in_basis, np.ones((3, 2)), [0.0, 2.0], batch_ndim=1, **options)

@@ -12,7 +12,10 @@ from test_public_names import LIST, home
 PAGES = sorted((Path(__file__).parent.parent / "docs" / "pages" / "reference").glob("*.md"))
 TEXTS = [page.read_text() for page in PAGES]
 ENTRIES = [name for text in TEXTS for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)]
-SAME = {f"dil.linear.{name}": f"dil.linear.preconditioners.{name}" for name in ("Jacobi", "LBFGSPairs", "Nystrom")}
+SAME = {
+    f"dil.linear.{name}": f"dil.linear.preconditioners.{name}"
+    for name in ("Jacobi", "LBFGSPairs", "Nystrom", "SparseILU")
+}
 """Names of one thing in two modules: the entry is that of the second."""
 
 

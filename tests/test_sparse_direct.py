@@ -91,6 +91,38 @@ def test_columns_of_one_colour_share_no_row():
         assert colouring.count <= 2 * entries.sum(axis=1).max()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_star_colouring_shows_each_entry(seed):
+    """Each entry of a symmetric matrix, from products with fewer columns at once than those that share no row."""
+    draw, n = np.random.default_rng(seed), 60
+    M = np.where(draw.uniform(size=(n, n)) < 0.04, draw.standard_normal((n, n)), 0.0)
+    M = M + M.T + np.diag(draw.standard_normal(n))
+    pattern = pattern_for(given_pattern(M != 0), n)
+    by_star = coloured(pattern, symmetric=True)
+    products = np.stack([M @ (by_star.colours == colour) for colour in range(by_star.count)])
+    np.testing.assert_array_equal(products.reshape(-1)[by_star.places], M[pattern.rows, pattern.columns])
+    assert by_star.count < coloured(pattern).count
+
+
+def test_a_symmetric_arrow_takes_two_colours(eager):
+    """One unknown that meets all others. Where only the matrix is not symmetric, the check tells it."""
+    n = 90
+    A = 3.0 * np.eye(n)
+    A[40], A[:, 40] = np.linspace(1.0, 2.0, n), np.linspace(1.0, 2.0, n)
+    x, names, extra = solved(eager, SparseDirect(A != 0), A, np.ones(n), symmetric=True)
+    assert names == ["CONVERGED"]
+    assert extra["colours"] == 2
+    np.testing.assert_allclose(A @ x, np.ones(n), rtol=1e-12)
+    pattern, A[40, 7] = A != 0, 1.5
+    assert solved(eager, SparseDirect(pattern), A, np.ones(n), symmetric=True)[1] == ["WRONG_PATTERN"]
+
+
+def test_a_pattern_that_is_not_symmetric_is_coloured_by_columns():
+    pattern = np.triu(np.random.default_rng(0).uniform(size=(50, 50)) < 0.1)
+    given = pattern_for(given_pattern(pattern), 50)
+    assert coloured(given, symmetric=True).count == coloured(given).count
+
+
 def test_a_grid_takes_few_products():
     T = sparse.diags_array([np.ones(39), np.ones(40), np.ones(39)], offsets=[-1, 0, 1])
     L = sparse.kron(T, sparse.eye_array(40)) + sparse.kron(sparse.eye_array(40), T)

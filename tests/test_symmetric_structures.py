@@ -59,3 +59,32 @@ def test_an_entry_that_still_moves_is_not_rounded(plain):
     y = plain.to_numpy(found.value)
     assert abs(y[1] - 1e-7) < 1e-12
     assert abs(y[0] - 1.0) < 1e-12
+
+
+def test_a_torus_with_zeros_where_all_neighbours_are_zero(plain):
+    """A singular Laplacian, and a wave whose zeros cross: there every term of the equation is rounding."""
+    n, unit = 8, 1e9
+    x = 2 * np.pi * np.arange(n) / n
+    b = np.outer(np.sin(x), np.cos(2 * x))
+
+    def F(u, b):
+        xp = array_namespace(u)
+        return unit * (4 * u - sum(xp.roll(u, step, axis=axis) for step in (1, -1) for axis in (0, 1)) - b)
+
+    found = dil.root(F, Newton(), init=lambda b: 0.0 * b).solve(plain.asarray(b))
+    assert dil.Status(int(plain.to_numpy(found.status))) is dil.Status.CONVERGED
+    eigenvalue = 2 - 2 * np.cos(2 * np.pi / n) + 2 - 2 * np.cos(4 * np.pi / n)
+    y = plain.to_numpy(found.value)
+    np.testing.assert_allclose(y - y.mean(), b / eigenvalue, atol=1e-14)
+
+
+def test_an_equation_of_a_small_unit_is_no_rounding(plain):
+    """Its own terms are small beside those of the other one, and it is not solved after a step."""
+
+    def F(u, t):
+        xp = array_namespace(u)
+        return xp.concat([u[:1] - t, 1e-20 * (u[1:] ** 2 - 2 * u[:1])])
+
+    for steps, status in ((1, dil.Status.MAX_ITER), (20, dil.Status.CONVERGED)):
+        layer = dil.root(F, Newton(max_iter=steps), init=lambda t: plain.asarray([0.0, 1.0]))
+        assert dil.Status(int(plain.to_numpy(layer.solve(plain.asarray([1.0])).status))) is status

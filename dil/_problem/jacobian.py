@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 from dil._base.arrays import array_namespace, size
 from dil._base.operator import MadeWhenUsed, Operator, Source, Work
@@ -54,6 +54,7 @@ def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) 
     def product(p: Array) -> Array:
         return pull((p,), (0,))[0]
 
+    @cache  # a framework may count the numbers of a graph, which costs as much as a product
     def work() -> Work:
         return Work(pull.work(), sum(size(x.shape) for x in arrays))
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, is_sparse, max_abs
+from dil._base.arrays import array_namespace, eps, full, is_sparse, max_abs, nonzero_or_one
 from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays
+from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil._problem.problem import Optimality
 
 DRAWS = 8
 """The most random changes of the unknown that are looked at."""
+PROBES = 8
+"""The number of random vectors that estimate |A| w, entry by entry."""
 TURNS = 10.0
 """The standard deviation of the phases, in radians: their cosines are those of uniform angles."""
 
@@ -80,3 +83,36 @@ def within_rounding_of_terms(
     xp, terms = array_namespace(u), terms_of(F, J, Fu, u, floats, draws_first=draws_first)
     small: Array = xp.all(xp.abs(Fu) <= rounding(u) * terms, axis=-1)
     return small
+
+
+def within_rounding_of_unknowns(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:
+    """Return the same where all terms of an entry may be rounding, shape batch.
+
+    An unknown that is zero by symmetry is left with the rounding of the terms of its equation, and an equation of such
+    unknowns alone has no terms to compare with. So the unknown j counts as one of the size of the terms of the equation
+    j over the largest derivatives of this equation, whatever their units. An entry is rounding, too, if it is within
+    that of the terms that unknowns of such sizes would make, and its own terms are no more than eps ** (3/4) of these.
+    """
+    backend, xp = F.problem.backend, array_namespace(u)
+    terms, size, share = terms_of(F, J, Fu, u, floats), xp.abs(Fu), rounding(u)
+
+    def look(small: Array) -> Array:
+        slopes = spread(J, full(u, 1.0), backend)
+        sizes = xp.abs(u) + xp.where(slopes > 0, terms / nonzero_or_one(slopes), full(u, 0.0))
+        through = spread(J, sizes, backend)
+        empty = terms <= eps(xp, u.dtype) ** 0.75 * through
+        found: Array = small | (empty & (size <= share * through))
+        return found
+
+    small = size <= share * terms
+    every: Array = xp.all(backend.loops.run_if(~xp.all(small), look, small), axis=-1)
+    return every
+
+
+def spread(A: Operator, size: Array, backend: Backend, probes: int = PROBES) -> Array:
+    """Return |A| size, entry by entry: estimated by random vectors if the matrix is not known."""
+    xp = array_namespace(size)
+    if A.matrix is not None:
+        return xp.sum(xp.abs(A.matrix) * size[..., None, :], axis=-1)  # type: ignore[no-any-return]
+    drawn = standard_normal(backend, size, PROBES, 0)[:probes, ...]
+    return xp.max(xp.abs(backend.loops.map_rows(lambda p: A(size * p), drawn)), axis=0)  # type: ignore[no-any-return]

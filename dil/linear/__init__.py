@@ -19,7 +19,7 @@ from dil.linear._solver import LinearSolver
 from dil.linear._sparse_direct import SparseDirect
 from dil.linear._spectrum import Spectrum, spectrum
 from dil.linear._warm_start import WarmStart
-from dil.linear.preconditioners import Jacobi, LBFGSPairs, Nystrom
+from dil.linear.preconditioners import Jacobi, LBFGSPairs, Nystrom, SparseILU
 
 __all__ = [
     "CG",
@@ -39,6 +39,7 @@ __all__ = [
     "Operator",
     "Recycle",
     "SparseDirect",
+    "SparseILU",
     "Spectrum",
     "WarmStart",
     "preconditioners",

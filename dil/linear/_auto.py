@@ -32,7 +32,7 @@ from dil.linear._right_hand_side import backend_of_system
 from dil.linear._scaled_bicgstab import scaled_bicgstab
 from dil.linear._solve_again import SoFar, solve_again
 from dil.linear._solver import LinearSolver
-from dil.linear._sparse_choice import Sparse, by_sparse_factor, with_more_products
+from dil.linear._sparse_choice import Call, Sparse, by_sparse_factor, with_more_products
 from dil.linear._tolerance import Tolerance, tolerance_of_call
 
 MAX_DENSE_NUMBERS = 2**22
@@ -82,11 +82,12 @@ class Auto:
        of BiCGSTAB promise more than 64. Such problems are then solved as symmetric ones, and those with negative
        eigenvalues as -A x = -b.
 
-    7. At these sizes, the dF/du of a layer with at least 1,024 unknowns is looked at once for each function and its
-       shapes, if SciPy is installed and numbers are on the host, not in a compiled program. Where 8 plain steps do not
-       solve the system, its pattern is found, in up to 100 products. It goes to `SparseDirect` from then on if a
-       factorisation costs less than the steps that the pace of the first ones promises; the width of the pattern says
-       what it costs. This comes before steps 2 to 6.
+    7. The dF/du of a layer with at least 256 unknowns, for which no dense solve comes first, is looked at once for each
+       function and its shapes, if SciPy is installed and numbers are on the host, not in a compiled program. Where 8
+       plain steps do not solve the system, its pattern is found, in up to 100 products. It goes to `SparseDirect` from
+       then on if a factorisation costs less than the steps that the pace of the first ones promises; the width of the
+       pattern says what it costs. The inexact steps of Newton's method are decided apart, after 16 steps. This comes
+       before steps 2 to 6.
 
     CG chooses as follows. It takes 8 plain steps, and goes on if their pace promises 40 steps. Otherwise 2 products
     with vectors of random signs show whether A is nearly diagonal; then its diagonal is the preconditioner. If the
@@ -174,6 +175,7 @@ class Auto:
         """
         backend = backend_of_system(b, "dil.linear.Auto", x0)
         A, loop = as_operator(A), backend.loops.while_loop if loop is None else loop
+        is_step = rtol is not None
         rtol = self.rtol if rtol is None else rtol
         found = solved_by_given_matrix(A, b, backend, self.damping)
         if found is not None:
@@ -182,7 +184,7 @@ class Auto:
         if found is not None:
             return _with_choice(found, Choice.of(Tried.DIRECT, found, Reason.FEW, FEWEST_TRIED))
         plan = self._plan(A, b, backend)
-        sparse = self._sparse(A, b, plan, backend, loop=loop, x0=x0, rtol=rtol)
+        sparse = self._sparse(A, b, plan, backend, loop=loop, x0=x0, rtol=rtol, is_step=is_step)
         if sparse.solution is not None:
             return sparse.solution
         if plan.dense_first:
@@ -194,13 +196,23 @@ class Auto:
         return with_more_products(last, sparse.spent) if sparse.spent else last
 
     def _sparse(
-        self, A: Operator, b: Array, plan: Plan, backend: Backend, *, loop: Loop, x0: Array | None, rtol: Tolerance
+        self,
+        A: Operator,
+        b: Array,
+        plan: Plan,
+        backend: Backend,
+        *,
+        loop: Loop,
+        x0: Array | None,
+        rtol: Tolerance,
+        is_step: bool,
     ) -> Sparse:
         """Return the solution by a sparse factorisation, or by the few steps that show whether it is due."""
         plain = self.max_iter is None and self.dense is None
-        if not plain or plan.dense_first or plan.has_fallback:
+        if not plain or plan.dense_first:
             return Sparse(None, 0)
-        return by_sparse_factor(shifted(A, self.damping), b, backend, loop=loop, rtol=rtol, looks=x0 is None)
+        call = Call(loop, rtol, is_step, plan.most if plan.has_fallback else None)
+        return by_sparse_factor(shifted(A, self.damping), b, backend, call, looks=x0 is None)
 
     def takes_dense(self, A: Operator | Matvec, b: Array, /) -> bool:
         """Return whether a dense solve comes first, which is exact whatever the tolerance; b: (*batch, n).

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from dil.linear._pattern import Pattern
+from dil.linear._star_colouring import places_of_entries, star_colours
 
 MOST_MORE, MOST_IN_A_ROW = 4, 64
 """Remainders may give this many colours more than the fullest row has entries, which are at most the second number."""
@@ -14,7 +15,7 @@ MOST_MORE, MOST_IN_A_ROW = 4, 64
 
 @dataclass(frozen=True)
 class Colouring:
-    """The colour of each column of a pattern. Columns of one colour share no row."""
+    """The colour of each column of a pattern, so that each entry can be read from the products with the seeds."""
 
     count: int
     colours: Any
@@ -27,18 +28,23 @@ class Colouring:
 
 
 @lru_cache(maxsize=8)
-def coloured(pattern: Pattern) -> Colouring:
+def coloured(pattern: Pattern, *, symmetric: bool = False) -> Colouring:
     """Return groups of the columns of a pattern: by the remainders of their numbers, or largest first.
 
     The remainders separate the columns of a regular grid, and take no time. Otherwise each column has the first colour
-    that its rows leave it. Sources: Curtis, Powell and Reid 1974 (groups of columns, by remainders for a band);
-    Coleman and Moré 1983, section 4 (the order).
+    that its rows leave it; or, for a `symmetric` matrix, that a star colouring leaves it. Sources: Curtis, Powell and
+    Reid 1974 (groups of columns, by remainders for a band); Coleman and Moré 1983, section 4 (the order).
     """
     import numpy as np
 
     colours = _by_remainders(pattern)
-    colours = _greedy(pattern) if colours is None else colours
-    places = colours[pattern.columns].astype(np.int64) * pattern.n + pattern.rows
+    by_star = colours is None and symmetric and pattern == pattern.T
+    if by_star:
+        colours = star_colours(pattern, _largest_first(pattern))
+        places = places_of_entries(pattern, colours)
+    else:
+        colours = _greedy(pattern) if colours is None else colours
+        places = colours[pattern.columns].astype(np.int64) * pattern.n + pattern.rows
     return Colouring(int(colours.max(initial=-1)) + 1, colours, places)
 
 

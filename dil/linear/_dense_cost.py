@@ -49,12 +49,12 @@ def krylov_budget(A: Operator, b: Array, backend: Backend) -> int:
     return 0 if steps < FEWEST_TRIED else int(steps)
 
 
-def step_cost(A: Operator, b: Array, backend: Backend) -> float:
-    """Return the nanoseconds of a step of CG, or of BiCGSTAB if A is not symmetric."""
+def step_cost(A: Operator, b: Array, backend: Backend, number: float = 1.0) -> float:
+    """Return the nanoseconds of a step of CG, or of BiCGSTAB if A is not symmetric; `number`: those of a number."""
     one, cost = b if A.one is None else b[0, ...], backend.dense.overheads
     made, read = work_of(A, one)
     systems = size(b.shape) // max(size(one.shape), 1)
-    product = systems * (made + READ * read + STEP_NUMBERS * size(one.shape))
+    product = number * systems * (made + READ * read + STEP_NUMBERS * size(one.shape))
     return cost.symmetric_step + product if A.symmetric else cost.general_step + 2 * product
 
 

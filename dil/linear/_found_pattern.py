@@ -10,7 +10,14 @@ from dil._base.typing import Array
 from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil.linear._dense_cost import rows_at_once
-from dil.linear._pattern import Pattern, full_pattern, pattern_for, pattern_of_entries
+from dil.linear._pattern import (
+    Entries,
+    Pattern,
+    entries_by_column,
+    full_pattern,
+    pattern_for,
+    pattern_of_entries,
+)
 from dil.linear._peeling import Peeling, factors, powers_for
 from dil.linear._sparse_factor import random_vector
 
@@ -27,6 +34,28 @@ class Search(NamedTuple):
 
     pattern: Pattern | None
     products: int
+    entries: Entries | None = None
+    """Those of the matrix D of `cheapest_direction`, or of a combination of those of a batch."""
+    is_exact: bool = False
+    """Whether these are the entries of one matrix with all their digits."""
+    groups: int = 0
+    """The groups of columns whose sums told them."""
+
+    @property
+    def scales(self) -> Any:
+        """What makes the columns of D about equal in size where its rows are so, as powers of two, (n,).
+
+        A sum of columns hides entries below rounding beside the others of their row, which decide where their column
+        has another unit.
+        """
+        import numpy as np
+
+        assert self.entries is not None
+        pattern, sizes = self.entries.pattern, np.abs(self.entries.values)
+        rows, columns = np.zeros(pattern.n), np.zeros(pattern.n)
+        np.maximum.at(rows, pattern.rows, sizes)
+        np.maximum.at(columns, pattern.columns, sizes / np.where(rows > 0, rows, 1.0)[pattern.rows])
+        return np.ldexp(1.0, -np.frexp(np.where(columns > 0, columns, 1.0))[1])
 
 
 def is_concrete(backend: Backend, x: Array) -> bool:
@@ -42,12 +71,15 @@ def cheapest_direction(A: Operator) -> Operator:
     return A if A.symmetric or A.rmatvec is None or A.transposed else A.T
 
 
-def find_pattern(A: Operator, like: Array, backend: Backend, most: int = MOST_PRODUCTS) -> Search:
+def find_pattern(
+    A: Operator, like: Array, backend: Backend, most: int = MOST_PRODUCTS, *, scales: Any = None
+) -> Search:
     """Return the pattern of dF/du, which is A or its transpose, for vectors such as `like`, (*batch, n).
 
     The products are those with sums of columns, see `Peeling`: with 7 groups, and with more as long as a row shows
     another sum than that of its entries. A few such rows are read by products with the transpose. The problems of a
-    batch share the pattern, so that of a random combination of their matrices is found.
+    batch share the pattern, so that of a random combination of their matrices is found. `scales`, (n,), are powers of
+    two that the columns are multiplied by, see `Search.scales`.
     """
     D, n, machine = cheapest_direction(A), like.shape[-1], eps(array_namespace(like), like.dtype)
     powers, found, products, place = powers_for(machine), Peeling(n, machine), 0, 0
@@ -60,7 +92,10 @@ def find_pattern(A: Operator, like: Array, backend: Backend, most: int = MOST_PR
             return Search(known, products + n)
         if products + cost > most:
             return Search(None, products)
-        sums = images_of(sums_of_columns(like, backend, count, powers))
+        vectors = sums_of_columns(like, backend, count, powers)
+        sums = images_of(
+            vectors if scales is None else vectors * backend.asarray(scales, dtype=like.dtype, device=device(like))
+        )
         products += cost
         if sums is None:  # the solve with any pattern meets what is not finite
             return Search(pattern_for(0, n), products)
@@ -74,12 +109,14 @@ def find_pattern(A: Operator, like: Array, backend: Backend, most: int = MOST_PR
             images = images_of(_unit_vectors(rows, like, backend), transposed=True)
             products += rows.size
             if images is not None:
-                found.add_rows(rows, images)
+                found.add_rows(rows, images if scales is None else images * scales)
                 rows = rows[:0]
         if rows.size == 0:
-            rows, columns = divmod(found.entries()[0], n)
-            pattern = pattern_of_entries(rows, columns, n)
-            return Search(pattern.T if D.transposed else pattern, products)
+            places, values = found.entries()
+            entries = entries_by_column(places, values if scales is None else values / scales[places % n], n)
+            pattern = entries.transposed if D.transposed else entries.pattern
+            is_exact = found.is_sharp and images_of.of_one
+            return Search(pattern, products, entries, is_exact, sum([sums.groups for sums in found.sums]))
 
 
 def _next(place: int, found: Peeling, still_open: int) -> int:
@@ -135,6 +172,11 @@ class Combination:
         self.D, self.like, self.backend = D, like, backend
         self._weights: Any = None
         """Set by the first products, which tell the units: one number for each problem, zero where they are NaN."""
+
+    @property
+    def of_one(self) -> bool:
+        """Whether there is one matrix only, which the combination is."""
+        return self.like.ndim == 1
 
     def __call__(self, vectors: Array, *, transposed: bool = False) -> Any:
         """Return the products with vectors on the host, (k, n), or None if those of all problems are not finite."""

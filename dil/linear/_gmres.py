@@ -15,8 +15,10 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import repeat
 from dil.linear._restarts import Pass, Progress, Task, restarted
+from dil.linear._right_hand_side import backend_of_system
 from dil.linear._rotations import ArrayRotations, NumberRotations, array_rotations, number_rotations, rows_like
 from dil.linear._tolerance import Tolerance
+from dil.linear.preconditioners._preconditioner import Preconditioner, check_preconditioner, prepared
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class GMRES:
         6.4e-6 in float32.
     max_iter : int, optional
         The largest number of iterations for each problem, over all restarts. The default is max(100, 10 n).
+    preconditioner : callable or Preconditioner, optional
+        A linear map M near A^-1, r -> z, as `dil.linear.SparseILU()`. The system A M y = b is solved, and x = M y: the
+        residual, which decides, is that of x (Saad 2003, section 9.3.2). A start x0 is then not used.
 
     Notes
     -----
@@ -66,9 +71,8 @@ class GMRES:
     damping: float = 0.0
     rtol: float | None = None
     max_iter: int | None = None
+    preconditioner: Preconditioner | Matvec | None = None
 
-    _takes_many = True
-    """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
     _takes_tolerance = True
     """Whether its call takes a tolerance `rtol`, for each problem or for all, in the place of its option."""
 
@@ -77,6 +81,12 @@ class GMRES:
         if not is_integer(self.restart, 1):
             message = f"restart={self.restart!r}; expected at least 1, the steps between restarts"
             raise OptionError(message)
+        check_preconditioner(self.preconditioner)
+
+    @property
+    def _takes_many(self) -> bool:
+        """Whether it solves for many right-hand sides, (k, *batch, n), of an operator with `one`."""
+        return self.preconditioner is None
 
     def __call__(
         self,
@@ -92,8 +102,16 @@ class GMRES:
 
         `rtol` stands for the option in this call: a number, or one for each problem, (*batch, 1).
         """
-        recurrence = partial(gmres, restart=self.restart)
-        return restarted(recurrence, self, shifted(A, self.damping), b, loop=loop, x0=x0, gain=0.999, rtol=rtol)
+        recurrence, A = partial(gmres, restart=self.restart), shifted(A, self.damping)
+        if self.preconditioner is None:
+            return restarted(recurrence, self, A, b, loop=loop, x0=x0, gain=0.999, rtol=rtol)
+        backend = backend_of_system(b, "dil.linear.GMRES", x0)
+        loop = backend.loops.while_loop if loop is None else loop
+        M = prepared(self.preconditioner, A, b, loop)
+        system = Operator(lambda y: A(M(y)))
+        found = restarted(recurrence, self, system, b, loop=loop, x0=None, gain=0.999, rtol=rtol)
+        extra = found.extra or {}
+        return found._replace(value=M(found.value), extra={**extra, "products": extra["products"] + M.products})
 
 
 Rotations: TypeAlias = NumberRotations | ArrayRotations

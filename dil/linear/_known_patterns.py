@@ -43,17 +43,20 @@ class KnownPatterns:
                 return found
         return found
 
-    def pays(self, source: Source, n: int) -> bool | None:
-        """Return whether a factorisation pays for the default solver, or None if nobody has looked."""
+    def pays(self, source: Source, n: int, *, step: bool = False) -> bool | None:
+        """Return whether a factorisation pays for the default solver, or None if nobody has looked.
+
+        `step` asks for an inexact step of Newton's method, and otherwise for a solve to the full.
+        """
         try:
-            return self._pays.get(source.fn, {}).get((n, source.key))
+            return self._pays.get(source.fn, {}).get((n, source.key, step))
         except TypeError:  # as above
             return False
 
-    def decide(self, source: Source, n: int, *, pays: bool) -> None:
+    def decide(self, source: Source, n: int, *, pays: bool, step: bool = False) -> None:
         """Keep whether a factorisation pays for the default solver."""
         try:
-            self._pays.setdefault(source.fn, {})[n, source.key] = pays
+            self._pays.setdefault(source.fn, {})[n, source.key, step] = pays
         except TypeError:  # as above
             return
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from dil._base.errors import OptionError, ShapeError
 from dil._base.options import is_integer
@@ -108,6 +108,32 @@ def pattern_of_entries(rows: Any, columns: Any, n: int) -> Pattern:
     return _of_sorted(rows, columns, n)
 
 
+class Entries(NamedTuple):
+    """The entries of a matrix and its diagonal, in the order of its pattern."""
+
+    pattern: Pattern
+    transposed: Pattern
+    """The pattern of the transpose."""
+    values: Any
+
+
+def entries_by_column(places: Any, values: Any, n: int) -> Entries:
+    """Return the entries at the places i n + j, which are in order and come once, with zeros on the diagonal."""
+    import numpy as np
+    import scipy.sparse
+
+    diagonal = np.arange(n, dtype=np.int64) * (n + 1)
+    at = np.searchsorted(places, diagonal)
+    missing = places[np.minimum(at, places.size - 1)] != diagonal if places.size else diagonal >= 0
+    if missing.any():
+        places, values = np.insert(places, at[missing], diagonal[missing]), np.insert(values, at[missing], 0.0)
+    columns = (places % n).astype(np.int32)
+    starts = np.searchsorted(places, np.arange(n + 1, dtype=np.int64) * n)
+    by_column = scipy.sparse.csr_array((values, columns, starts), shape=(n, n)).tocsc()
+    pattern = _of_numbers(n, by_column.indptr, by_column.indices)
+    return Entries(pattern, _of_numbers(n, starts, columns), by_column.data)
+
+
 def union(a: Pattern, b: Pattern) -> Pattern:
     """Return the pattern of the entries of both."""
     import numpy as np
@@ -149,7 +175,7 @@ def _of_sparse(pattern: PatternLike) -> Pattern:
     found = scipy.sparse.csc_array((ones, columns.indices, columns.indptr), shape=(n, n)) + scipy.sparse.eye_array(n)
     found = found.tocsc()
     found.sort_indices()
-    return Pattern(n, found.indptr.astype(np.int32).tobytes(), found.indices.astype(np.int32).tobytes())
+    return _of_numbers(n, found.indptr, found.indices)
 
 
 def _of_dense(pattern: PatternLike) -> Pattern:
@@ -165,8 +191,7 @@ def _of_sorted(rows: Any, columns: Any, n: int) -> Pattern:
     """Return the pattern of entries in order."""
     import numpy as np
 
-    starts = np.searchsorted(columns, np.arange(n + 1))
-    return Pattern(n, starts.astype(np.int32).tobytes(), rows.astype(np.int32).tobytes())
+    return _of_numbers(n, np.searchsorted(columns, np.arange(n + 1)), rows)
 
 
 @lru_cache(maxsize=8)
@@ -182,10 +207,17 @@ def _band(k: int, n: int) -> Pattern:
 @lru_cache(maxsize=8)
 def _transposed(pattern: Pattern) -> Pattern:
     import numpy as np
+    import scipy.sparse
 
-    rows, columns, n = pattern.rows, pattern.columns, pattern.n
-    order = np.argsort(rows, kind="stable")
-    return _of_sorted(columns[order], rows[order], n)
+    ones = np.ones(pattern.rows.size, dtype=np.int8)
+    by_row = scipy.sparse.csc_array((ones, pattern.rows, pattern.starts), shape=(pattern.n,) * 2).tocsr()
+    return _of_numbers(pattern.n, by_row.indptr, by_row.indices)
+
+
+def _of_numbers(n: int, starts: Any, rows: Any) -> Pattern:
+    import numpy as np
+
+    return Pattern(n, starts.astype(np.int32).tobytes(), rows.astype(np.int32).tobytes())
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,8 @@ from dil.linear._sparse_factor import import_sparse
 
 FLOPS_PER_NANOSECOND = 2.5
 """Of SuperLU on blocks of a grid."""
+OVERHEAD = 1.4e6
+"""Nanoseconds of a factorisation and its solves, however small."""
 ENTRY = 200.0
 """Nanoseconds to order, place and scale an entry."""
 NESTED, FRONT = 30.0, 10.0
@@ -19,8 +21,8 @@ The width of a matrix is the mean distance of the first entry of a row from the 
 McKee. By nested dissection a grid of m x m points, of width m, takes some 20 m^3 operations, and one of m x m x m
 points, of width m^2, some 10 m^6 (George 1973); minimum degree takes a little more.
 """
-LONGEST = 64
-"""An iteration that gains nothing in its first steps counts as one of this many times their number."""
+LONGEST = 512
+"""The steps of an iteration that gains nothing in its first ones."""
 
 
 def is_cheaper(pattern: Pattern, budget: float) -> bool:
@@ -34,8 +36,13 @@ def _cost(pattern: Pattern, width: float) -> float:
     """Return the nanoseconds of a factorisation."""
     n, entries = pattern.n, pattern.rows.size
     flops = NESTED * n * width + FRONT * width**3 + 0.5 * entries**2 / n
-    cost: float = ENTRY * entries + flops / FLOPS_PER_NANOSECOND
+    cost: float = OVERHEAD + ENTRY * entries + flops / FLOPS_PER_NANOSECOND
     return cost
+
+
+def may_be_cheaper(n: int, budget: float) -> bool:
+    """Return whether the factorisation of a matrix with three entries a row takes fewer nanoseconds than the budget."""
+    return OVERHEAD + 3 * ENTRY * n < budget
 
 
 def steps_to_come(first: int, error: float, rtol: float) -> float:
@@ -44,7 +51,7 @@ def steps_to_come(first: int, error: float, rtol: float) -> float:
     The pace of the first steps promises too much or too little by a factor of some units; a factor that decides is
     larger, as a rule.
     """
-    most = float(LONGEST * first)
+    most = float(LONGEST)
     return min(most, first * math.log(rtol) / math.log(error)) if 0 < error < 1 else most
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device, eps, finite_max, full, size
@@ -14,13 +15,16 @@ from dil._frameworks.protocol import Backend
 from dil.linear._cg import CG
 from dil.linear._choice import Choice
 from dil.linear._choice_in_words import Reason, Tried
-from dil.linear._colouring import Colouring, coloured
 from dil.linear._decoded_factor import Decoding, plan_of_sums
-from dil.linear._found_pattern import find_pattern, is_concrete, products_with
+from dil.linear._found_pattern import Search, cheapest_direction, find_pattern, is_concrete, products_with
 from dil.linear._known_patterns import KNOWN_PATTERNS
-from dil.linear._pattern import Pattern, PatternLike, full_pattern, given_pattern, pattern_for
+from dil.linear._pattern import Pattern, PatternLike, full_pattern, given_pattern, pattern_for, union
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._sparse_factor import HostSolve, Matrix, Recovery, import_sparse, random_vector, solve_each
+from dil.linear._way import cheapest_way, seeds_of
+
+MOST_SCALED = 3
+"""The most searches in the units of the entries that the one before has found."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,16 @@ class SparseDirect:
     The columns are grouped so that no two of a group share a row, and one product gives the entries of a whole group
     (Curtis, Powell and Reid 1974): by remainders where these separate them, else largest first (Coleman and Moré 1983,
     section 4). Where the transpose is known, the
-    rows are grouped instead if that takes no more products: a product with J^T is one pullback. A symmetric matrix is
-    recovered in the same way. The groups of a pattern are found once.
+    rows are grouped instead if that takes no more products: a product with J^T is one pullback. The columns of a
+    symmetric matrix that no remainders separate are coloured so that each entry can be read as it is or as that of the
+    transpose, without substitutions (a star colouring: Gebremedhin, Manne and Pothen 2005). The groups of a pattern are
+    found once.
 
     Without a pattern, sums of columns are recovered first: 14 products of the columns in 7 groups, by their numbers
     modulo 7, and 22 more in 11 groups, and so on, until each entry has stood alone in a group of its row, but for
     others that are known by then. A random factor for each column, and one that counts the columns, tell which one an
-    entry belongs to. A grid takes 14 to 62 products at any size, a graph without order more. A few rows that remain are
+    entry belongs to. The first solve takes the entries that the search has found, unless one has lost digits to larger
+    ones of its row. A grid takes 14 to 62 products at any size, a graph without order more. A few rows that remain are
     read by products with the transpose. The pattern is kept for the function of a layer and the shapes of its unknown,
     and found anew, once, where it is wrong: an entry may be zero at one point and not at the next. More than 512
     products are not taken: then the matrix is too full, and the status is WRONG_PATTERN. Under a compiler, 96 products
@@ -69,10 +76,11 @@ class SparseDirect:
     A wrong pattern is never used, and one that was given is told: a product with a random vector, and one with the
     solution, are compared with those of the matrix that was recovered. Where a row differs by more than eps ** (2/3) of
     its terms (3.7e-11 in float64), and for the solution by more than rounding, the status is WRONG_PATTERN and the
-    solution is NaN.
+    solution is NaN. Without a given pattern, the columns are searched again first, in the units of the entries that
+    were found: an entry below the rounding of its row decides where its column has another unit.
 
-    `extra` holds the numbers of `products` and `colours`, the `fill`, which is the number of entries of the factors
-    beside those of the matrix that are not zero, and the `condition` number.
+    `extra` holds the numbers of `products` and of `colours`, which are the groups of columns, the `fill`, which is the
+    number of entries of the factors beside those of the matrix that are not zero, and the `condition` number.
 
     Raises
     ------
@@ -130,23 +138,60 @@ class SparseDirect:
     def _by_pattern(self, A: Operator, b: Array, pattern: Pattern, backend: Backend) -> Solution:
         """Solve by a pattern of dF/du."""
         one, like = (A, b) if A.one is None else (A.one, b[0, ...])
-        way = _cheapest(one, pattern)
+        way = cheapest_way(one, pattern)
         recovery = Recovery(way.pattern, way.colouring, self._matrix_of(one, way.D, like))
-        return self._solved(A, b, recovery.solve, _seeds(way, like, backend), way.D, backend)
+        return self._solved(A, b, recovery.solve, seeds_of(way, like, backend), way.D, backend)
 
     def _by_found_pattern(self, A: Operator, b: Array, one: Operator, like: Array, backend: Backend) -> Solution:
         """Solve by the pattern that is known, and by a new one where there is none or it is wrong."""
         known, spent = KNOWN_PATTERNS.get(one._source, b.shape[-1]), 0
         if known is not None:
             first = self._by_pattern(A, b, known, backend)
-            if not bool(array_namespace(b).any(first.status == int(Status.WRONG_PATTERN))):
+            if not is_wrong(first):
                 return first
             spent = known_products(first)
         search = find_pattern(one, like, backend)
         spent += search.products
         if search.pattern is None:
             return _too_full(b, spent)
-        return with_products(self._by_pattern(A, b, KNOWN_PATTERNS.add(one._source, search.pattern), backend), spent)
+        known = KNOWN_PATTERNS.add(one._source, search.pattern)
+        return with_products(self.by_search(A, b, search, known, backend), spent)
+
+    def by_search(self, A: Operator, b: Array, search: Search, known: Pattern, backend: Backend) -> Solution:
+        """Solve by the entries that a search has found, or else by the pattern that is known since.
+
+        If that is wrong, the columns differ in their units, and are searched again in those of the entries found.
+        """
+        one, like, spent = A, b, 0
+        if A.one is not None:
+            one, like = A.one, b[0, ...]
+        if search.is_exact:
+            solution = self._by_entries(A, b, search, backend)
+        else:
+            solution = self._by_pattern(A, b, known, backend)
+        for _ in range(MOST_SCALED):
+            if search.entries is None or not is_wrong(solution):
+                break
+            spent += most_products(solution)
+            search = find_pattern(one, like, backend, scales=search.scales)
+            spent += search.products
+            if search.pattern is None:
+                break
+            known = KNOWN_PATTERNS.add(one._source, union(known, search.pattern))
+            solution = self._by_pattern(A, b, known, backend)
+        return with_products(solution, spent) if spent else solution
+
+    def _by_entries(self, A: Operator, b: Array, search: Search, backend: Backend) -> Solution:
+        """Solve by the entries that a search has found."""
+        one, like = (A, b) if A.one is None else (A.one, b[0, ...])
+        assert search.entries is not None
+        D = cheapest_direction(one)
+        recovery = Recovery(search.entries.pattern, None, self._matrix_of(one, D, like))
+        none = full(like, 0.0, shape=(0, b.shape[-1]))
+        solution = self._solved(A, b, partial(recovery.solve_given, search.entries.values), none, D, backend)
+        extra = solution.extra or {}
+        colours = full(extra["colours"], search.groups)
+        return with_choice(solution._replace(extra={**extra, "colours": colours}), Reason.SPARSE_ASKED)
 
     def _matrix_of(self, A: Operator, D: Operator, like: Array) -> Matrix:
         """Return what is known of the matrix D, which is A or its transpose."""
@@ -160,7 +205,8 @@ class SparseDirect:
         """Solve on the host by the products of D with some vectors, (k, n), and with a random one."""
         xp, rows = array_namespace(b), b[None, ...] if A.one is None else b
         like, count = rows[0, ...], rows.shape[0]
-        v = backend.asarray(random_vector(b.shape[-1]).copy(), dtype=b.dtype, device=device(b))
+        # not the vector whose parts are the factors in sums of columns, which a wrong entry of a sum would satisfy
+        v = backend.asarray(random_vector(b.shape[-1], 1).copy(), dtype=b.dtype, device=device(b))
         products = products_with(D, xp.concat([vectors, v[None, :]], axis=0), like, backend)
         rhs = xp.concat([rows, *(p[None, ...] for p in A.probes)], axis=0) if A.probes else rows
         found = _on_host(solve, products, v, rhs, count, backend)
@@ -196,29 +242,6 @@ class SparseDirect:
         return wrong | (status == int(Status.WRONG_PATTERN))
 
 
-class Way(NamedTuple):
-    """The operator whose columns are recovered: A or its transpose."""
-
-    D: Operator
-    pattern: Pattern
-    colouring: Colouring
-
-
-def _cheapest(A: Operator, J: Pattern) -> Way:
-    """Return the way with the fewest products. Of two that are equal, that by J^T: a pullback of F."""
-    known = [A] if A.symmetric or A.rmatvec is None else [A, A.T]
-    ways = [Way(D, pattern, coloured(pattern)) for D in known for pattern in (J.T if D.transposed else J,)]
-    return min(ways, key=lambda way: (way.colouring.count, not way.D.transposed))
-
-
-def _seeds(way: Way, like: Array, backend: Backend) -> Array:
-    """Return the seed of each colour, (colours, n): one in its columns and zero elsewhere."""
-    xp, count = array_namespace(like), way.colouring.count
-    colours = backend.asarray(way.colouring.colours.copy(), device=device(like))
-    numbers = backend.asarray(list(range(count)), dtype=colours.dtype, device=device(like))
-    return xp.astype(numbers[:, None] == colours, like.dtype)  # type: ignore[no-any-return]
-
-
 class OnHost(NamedTuple):
     """The answers for the right-hand sides (k, *batch, n), as arrays of the backend. See `Answer`."""
 
@@ -251,11 +274,22 @@ def _on_host(solve: HostSolve, products: Array, v: Array, rhs: Array, count: int
     return OnHost._make(backend.loops.on_host(run, like, *map(backend.constant, (products, v, rhs))))
 
 
+def is_wrong(solution: Solution) -> bool:
+    """Return whether the pattern was wrong for a problem."""
+    return bool(array_namespace(solution.value).any(solution.status == int(Status.WRONG_PATTERN)))
+
+
 def with_choice(solution: Solution, reason: Reason) -> Solution:
     """Return the solution of a sparse factorisation with the words for it."""
     extra = solution.extra or {}
     choice = Choice.of(Tried.SPARSE, solution, reason, 0)
     return solution._replace(extra={**extra, "choice": choice._replace(colours=extra["colours"], fill=extra["fill"])})
+
+
+def most_products(solution: Solution) -> int:
+    """Return the most products that a problem took."""
+    products = (solution.extra or {})["products"]
+    return int(array_namespace(products).max(products))
 
 
 def with_products(solution: Solution, spent: int) -> Solution:

@@ -17,6 +17,8 @@ THRESHOLD = 0.01
 """A pivot on the diagonal is taken if it is at least this share of the largest in its column."""
 REFINED = 4
 """A residual above this many eps of its terms is refined."""
+ROWS = 2**10
+"""And so is one above this many eps of the terms of its row, whose unit may be small in all scales."""
 PANEL, PANEL_BY_DIAGONAL = 8, 4
 """The columns that SuperLU works on at once. Its own number, for larger blocks, takes 1.5 times as long on a grid."""
 NEAR = 2.0**-10
@@ -76,9 +78,19 @@ class Recovery:
         data = np.take(products[:-1].reshape(-1), self.colouring.places)
         return self.solve_entries(data, products[-1], unit, v, rhs, count)
 
+    def solve_given(self, entries: Any, products: Any, v: Any, rhs: Any, count: int) -> Answer:
+        """Return the solutions by the entries of D, and its product with v, which is the only one."""
+        import numpy as np
+
+        unit = unit_of(products)
+        if unit is None:
+            return no_answer(rhs, count, Status.NON_FINITE)
+        unit = max(unit, float(np.abs(entries).max(initial=0.0)))
+        return self.solve_entries(entries / unit, products[-1] / unit, unit, v, rhs, count)
+
     def solve_entries(self, data: Any, product: Any, unit: float, v: Any, rhs: Any, count: int) -> Answer:
         """Return the solutions by the entries of D / unit, and its product with v."""
-        if self._lacks_an_entry(data, product, v):
+        if self.lacks_an_entry(data, product, v):
             return no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
         data[places.diagonal] += self.of.damping / unit
@@ -98,7 +110,7 @@ class Recovery:
             return None
         return Scaled(self, data, 1.0 / row_sizes, 1.0 / column_sizes)
 
-    def _lacks_an_entry(self, data: Any, product: Any, v: Any) -> bool:
+    def lacks_an_entry(self, data: Any, product: Any, v: Any) -> bool:
         """Return whether D v is another vector than that of the matrix recovered, in a row by more than rounding."""
         import numpy as np
 
@@ -206,7 +218,7 @@ class Found(NamedTuple):
     solved: Any
     residual: Any
     allowed: Any
-    """The residual that rounding explains, by the terms of each row or by the norm of all, (count, n)."""
+    """The residual that rounding explains, by the terms of each row or of those it shares unknowns with, (count, n)."""
     indefinite: Any
     condition: Any
     fill: float
@@ -383,17 +395,23 @@ class Scaled:
 
         A, norm_A, transposed = system
         trans, back_trans = ("T", "N") if transposed else ("N", "T")
-        slack = residual_slack(float(np.finfo(float).eps), self._n)
+        machine, sizes = float(np.finfo(float).eps), abs(A)
+        slack = residual_slack(machine, self._n)
+
+        def terms_of_rows(y: Any) -> Any:
+            return (sizes @ np.abs(y[:count]).T).T + np.abs(rhs[:count])
+
         with np.errstate(all="ignore"):  # of a matrix that is singular to rounding
             y = factor.solve(rhs.T, trans=trans).T
-            r = rhs - (A @ y.T).T
+            r, of_rows = rhs - (A @ y.T).T, terms_of_rows(y)
             # pivots on the diagonal can lose some digits, which a step of refinement brings back
             for _ in range(most_refined):
                 before = _sizes(r)
-                if np.all(before <= REFINED * np.finfo(float).eps * (norm_A * _sizes(y) + _sizes(rhs))):
+                small = np.all(before <= REFINED * machine * (norm_A * _sizes(y) + _sizes(rhs)))
+                if small and np.all(np.abs(r[:count]) <= ROWS * machine * of_rows):
                     break
                 y = y + factor.solve(r.T, trans=trans).T
-                r = rhs - (A @ y.T).T
+                r, of_rows = rhs - (A @ y.T).T, terms_of_rows(y)
                 if most_refined > 1 and not np.all(_sizes(r) <= SHRINKS * before):
                     break
             length, size = _sizes(y), _sizes(rhs)
@@ -405,13 +423,14 @@ class Scaled:
             condition = norm_A * np.maximum(of_b[:count], back)
             accurate = _sizes(r) <= slack * terms
             residual = _sizes(r) / np.where(size > 0, size, 1.0)
-            of_rows = (abs(A) @ np.abs(y).T).T + np.abs(rhs)
-            of_norm = residual_slack(self.recovery.of.machine_eps, self._n) * terms[:, None]
-            allowed = np.maximum(self.recovery.of.tolerance * of_rows, of_norm)
+            # an unknown that is zero by symmetry has the rounding of the terms of its equations
+            around = (sizes @ (np.abs(y[:count]).T + sizes.T @ of_rows.T)).T
+            of_unknowns = residual_slack(self.recovery.of.machine_eps, self._n) * around
+            allowed = 2 * np.abs(r[:count]) + np.maximum(self.recovery.of.tolerance * of_rows, of_unknowns)
         solved = accurate[:count] & (condition < WORST / self.recovery.of.machine_eps)
         residual = np.where(np.isfinite(residual), residual, 1.0)[:count]
         return Found(
-            y[:-1], solved, residual, allowed[:count], None, condition, factor.nnz / np.count_nonzero(self.matrix.data)
+            y[:-1], solved, residual, allowed, None, condition, factor.nnz / np.count_nonzero(self.matrix.data)
         )
 
     @property
@@ -463,11 +482,11 @@ def no_answer(rhs: Any, count: int, status: Status) -> Answer:
 
 
 @lru_cache(maxsize=8)
-def random_vector(n: int) -> Any:
+def random_vector(n: int, seed: int = 0) -> Any:
     """Return n numbers of random sign between 1/2 and 1 in size, the same in every run."""
     import numpy as np
 
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     return draw.uniform(0.5, 1.0, n) * draw.choice([-1.0, 1.0], n)
 
 

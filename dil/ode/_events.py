@@ -11,7 +11,10 @@ from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
 from dil._base.options import check_integer, is_number
 from dil._base.typing import Array, Arrays
 from dil._frameworks.registry import adopted, owner
+from dil._frameworks.reports import Listener
 from dil.ode._field import Field
+from dil.ode._mass import along_algebraic
+from dil.ode._verdict import report_if_nonzero
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,34 @@ def functions_of(events: tuple[Event, ...], field: Field) -> tuple[EventFunction
     fixed = [replace(event, fn=field.backend.fixed(event.fn)) for event in events]
     names = [f"the function of events[{i}], {_name(event.fn)!r}," for i, event in enumerate(events)]
     return tuple(EventFunction(event, field, name) for event, name in zip(fixed, names, strict=True))
+
+
+def without_algebraic(functions: tuple[EventFunction, ...], t: Array, y: Array, arrays: Arrays) -> Array:
+    """Return y. If the function of an event depends on unknowns without a derivative there, raise.
+
+    The dense output of those unknowns is of a low order (Hairer and Wanner 1996, VI.1), so the time would be, too.
+    """
+    for function in functions:
+        field, plain = function.field, function.field.backend.constant
+        if field.mass_arrays:
+            fixed = tuple(map(plain, arrays))
+            now = full(y[..., 0], 0.0) + plain(t)
+            (value,), pull = field.backend.vjp(lambda w: (function.at(now, w, fixed),), plain(y))  # noqa: B023
+            mass = field.mass(field.arguments.call(fixed)[0])
+            wrong = along_algebraic(mass.matrix, pull((full(value, 1.0),))[0])
+            listener = Listener("dil.ode._events:refuse_algebraic", (function.which,))
+            y = y + report_if_nonzero(field.backend, listener, array_namespace(y).astype(wrong, y.dtype))
+    return y
+
+
+def refuse_algebraic(which: str, wrong: Any) -> None:
+    """Raise if the function of an event depends on an algebraic unknown."""
+    if wrong.any():
+        message = (
+            f"{which} depends on unknowns without a derivative in M y' = f, which are known to a low order between "
+            f"two steps; write it in terms of the other unknowns, by the algebraic equations"
+        )
+        raise OptionError(message)
 
 
 def refuse_captured_events(functions: tuple[EventFunction, ...], t: Array, u: Array, arrays: Arrays) -> None:

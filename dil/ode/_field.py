@@ -31,7 +31,7 @@ class Field:
     finite, (*batch, n). The others stand still. func is evaluated at that state for them, since a derivative of zero
     times one that is not finite would not be zero."""
     mass_arrays: int = 0
-    """The number of arrays of the mass matrix, which are the last arguments; zero without one."""
+    """The number of arrays of the mass matrix, the last arguments; zero without one. A field has them or freezes."""
 
     @property
     def name(self) -> str:

@@ -168,11 +168,6 @@ class Integration:
         else:
             (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
         rows = interpolate(self.backend, t, knots, states, slopes, bulges)
-        events, stop = self.watched.none(y0, t)
-        curve = Curve(knots, states, slopes, 0.0 * found.bulges if bulges is None else bulges)
-        if found.marks is not None:
-            events, stop = self.watched(curve, found.marks, arrays)
-            rows = held(stop, rows, t, self.backend)
         plain = FoundSteps(*(self.backend.constant(x) for x in found.arrays))
         zero = 0.0 * plain.status
         before = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
@@ -180,6 +175,13 @@ class Integration:
         verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
         if self.field.mass_arrays and t.shape[0] > 2:
             rows, verdict = self._consistent_rows(t, rows, arrays, verdict)
+        events, stop = self.watched.none(y0, t)
+        curve = Curve(knots, states, slopes, 0.0 * found.bulges if bulges is None else bulges)
+        if found.marks is not None:
+            events, stop = self.watched(curve, found.marks, arrays)
+            if self.field.mass_arrays:
+                events, stop = self._consistent_events(events, stop, (t[0], y0), arrays)
+            rows = held(stop, rows, t, self.backend)
         return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop, curve)
 
     def _consistent_rows(self, t: Array, rows: Array, arrays: Arrays, verdict: Verdict) -> tuple[Array, Verdict]:
@@ -200,6 +202,25 @@ class Integration:
         found = xp.where((inner[:, *(None,) * verdict.begin.ndim] <= verdict.begin)[..., None], found, rows[1:-1, ...])
         verdict = Verdict(*(xp.where(verdict.status == 0, a, b) for a, b in zip(missed[:4], verdict[:4], strict=True)))
         return xp.concat([rows[:1, ...], found, rows[-1:, ...]]), verdict
+
+    def _consistent_events(
+        self, events: tuple[EventRows, ...], stop: Stop, start: tuple[Array, Array], arrays: Arrays
+    ) -> tuple[tuple[EventRows, ...], Stop]:
+        """Return the events of one problem with algebraic unknowns that satisfy their equations."""
+        layer, plain, (t0, y0) = self._stage((start[1], start[0]), arrays), self.backend.constant, start
+
+        def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+            time, y = row
+            return carry, consistent(layer, time, y, arrays)[:1]
+
+        def states(t: Array, y: Array) -> Array:
+            """Return the consistent states of rows; those whose time is not finite stay."""
+            xp, there = array_namespace(t, y), array_namespace(plain(t)).isfinite(plain(t))
+            rows = xp.where(there, t, t0), xp.where(there[:, None], y, y0)
+            return xp.where(there[:, None], self.backend.loops.scan(at, (), rows)[1][0], y)  # type: ignore[no-any-return]
+
+        found = tuple(each._replace(y=states(each.t, each.y)) if each.t.shape[0] else each for each in events)
+        return found, stop._replace(y=states(stop.t[None], stop.y[None, ...])[0, ...])
 
     def _find(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None = None) -> FoundSteps:
         """Return the steps of the search.

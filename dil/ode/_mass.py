@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, full, nonzero_max_abs, nonzero_or_one
+from dil._base.arrays import array_namespace, eps, eye, full, max_abs, nonzero_max_abs, nonzero_or_one
 from dil._base.errors import DTypeError, ShapeError
 from dil._base.typing import Array, Arrays
 from dil._frameworks.protocol import Backend
@@ -100,12 +100,43 @@ def mass_of(matrix: Array, y: Array, space: Space, backend: Backend) -> Arrays:
     plain = backend.constant(matrix)
     if matrix.ndim == 1:
         return (matrix, plain == 0)
-    xp = array_namespace(plain)
-    plain = xp.where(xp.isfinite(plain), plain, full(plain, 0.0))  # a NaN is told of by the first step
-    rows = nonzero_max_abs(plain)
-    columns = nonzero_or_one(xp.max(xp.abs(plain / rows), axis=0))
-    left, values, right = xp.linalg.svd(plain / rows / columns)
-    algebraic = values <= n * eps(xp, y.dtype) * values[0]
-    null = xp.where(algebraic[:, None], xp.abs(right), 0.0 * right)
+    parts, xp = _in_units(plain), array_namespace(plain)
+    null = xp.where(parts.algebraic[:, None], xp.abs(parts.right), 0.0 * parts.right)
     free = xp.max(null, axis=0) > eps(xp, y.dtype) ** 0.5
-    return (matrix, algebraic, xp.matrix_transpose(left) / rows[:, 0], free)
+    return (matrix, parts.algebraic, xp.matrix_transpose(parts.left) / parts.rows[:, 0], free)
+
+
+class _InUnits(NamedTuple):
+    """The singular vectors of a matrix in units in which its rows and columns are of the size one."""
+
+    left: Array
+    right: Array
+    """Its rows are the right singular vectors."""
+    algebraic: Array
+    """Which singular values are zero, (n,)."""
+    rows: Array
+    """The units of the rows, (n, 1), and of the columns, (n,)."""
+    columns: Array
+
+
+def _in_units(matrix: Array) -> _InUnits:
+    xp, n = array_namespace(matrix), matrix.shape[-1]
+    matrix = xp.where(xp.isfinite(matrix), matrix, full(matrix, 0.0))  # a NaN is told of by the first step
+    rows = nonzero_max_abs(matrix)
+    columns = nonzero_or_one(xp.max(xp.abs(matrix / rows), axis=0))
+    left, values, right = xp.linalg.svd(matrix / rows / columns)
+    return _InUnits(left, right, values <= n * eps(xp, matrix.dtype) * values[0], rows, columns)
+
+
+def along_algebraic(matrix: Array, gradient: Array) -> Array:
+    """Return whether a gradient, (*batch, n), has a part along a change of the state that M does not see; shape batch.
+
+    The matrix, (n, n) or its diagonal (n,), is a constant.
+    """
+    xp = array_namespace(gradient)
+    if matrix.ndim == 1:
+        return xp.any((matrix == 0) & (gradient != 0), axis=-1)  # type: ignore[no-any-return]
+    parts = _in_units(matrix)
+    scaled = gradient / parts.columns
+    along = xp.where(parts.algebraic, _times(parts.right, scaled), full(scaled, 0.0))
+    return max_abs(along) > eps(xp, gradient.dtype) ** 0.5 * max_abs(scaled)  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ from dil._layers.call import Solver
 from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
 from dil.ode._crossings import Crossings, EventRows
-from dil.ode._events import functions_of, refuse_captured_events
+from dil.ode._events import functions_of, refuse_captured_events, without_algebraic
 from dil.ode._field import Field
 from dil.ode._integration import Integration, Run
 from dil.ode._mass import mass_of
@@ -364,6 +364,9 @@ def begin(
     if mass is not None:
         parts, (given, _) = mass_of(arrays[-1], y, space, backend), arguments.call(arrays)
         arrays, arguments = with_complex_split(*split_arguments((*given[:-1], *parts), {}))
+    if parts and options.watched and space.batch != ():
+        message = "events= of a batch with mass=; solve the problems one by one, without batch_ndim="
+        raise OptionError(message)
     freezes = any(event.terminal for event in options.watched) and space.batch != ()
     if freezes:  # the steps of a batch go on when an event has ended one of its problems
         going = full(y[..., 0], True, dtype=array_namespace(y).bool)
@@ -378,6 +381,7 @@ def begin(
     field.refuse_captured(start, y, tuple(arrays))
     events = functions_of(options.watched, field)
     refuse_captured_events(events, start, y, tuple(arrays))
+    y = without_algebraic(events, start, y, tuple(arrays))
     policy = Policy(options.on_failure, f"odeint of {field.name!r}")
     return Integration(field, options, policy, known, events=events), y, times, tuple(arrays)
 

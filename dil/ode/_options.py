@@ -145,9 +145,6 @@ class Options:
             why = "solves no equations" if not self.scheme.implicit else "satisfies them in the middle of a step alone"
             message = f"method={self.name!r} cannot keep the algebraic equations of mass=, since it {why}; take {known}"
             raise OptionError(message)
-        if self.watched:
-            message = "events= is for M = I: between steps, algebraic unknowns are not as accurate as events need"
-            raise OptionError(message)
         if self.gradient == "adjoint":
             message = "gradient='adjoint' is for M = I; with mass=, take gradient='implicit'"
             raise OptionError(message)

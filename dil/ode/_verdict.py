@@ -94,11 +94,11 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failur
     number, start, h = (x.reshape(-1)[first] for x in (step, above - below, length))
     by = f" by h = {h:.3g}" if h else ""  # a missing step of an incomplete mesh has no length
     where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
+    if not (codes[codes != 0] != int(Status.EVENT_NON_FINITE)).any():
+        hint = ""  # steps of another size do not help
     if not number:
         where = f"an algebraic equation has a residual of {residual[first]:.3g} at the initial values, t = {start:.6g}"
         hint = START_HINT
-    if not (codes[codes != 0] != int(Status.EVENT_NON_FINITE)).any():
-        hint = ""  # steps of another size do not help
     Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {summary(codes)}; {where}. {hint}".rstrip())
 
 

@@ -7,15 +7,11 @@ from typing import NamedTuple
 from dil._base.arrays import array_namespace, max_abs
 from dil._base.operator import Operator
 from dil._base.typing import Array
-from dil._frameworks.protocol import Backend
-from dil._frameworks.random_vectors import standard_normal
-from dil._problem.terms import change_with_arguments
+from dil._problem.terms import change_with_arguments, spread
 from dil.solvers._linearised import linearised
 from dil.solvers._start import Start
 from dil.solvers._verify import if_differentiable
 
-PROBES = 8
-"""The number of random vectors that estimate |J| |w| and |J^T| |F|, entry by entry."""
 MARGIN = 4.0
 """An equation is out of reach if it exceeds the estimate of its reach so many times. The estimate is at least half."""
 BALANCE = 1e-2
@@ -83,15 +79,6 @@ def judge(started: Start, u: Array, solved: Array, stopped: Array) -> Judgement:
     none = solved & ~solved
     unseen, run_if = Judgement(none, none), started.problem.backend.loops.run_if
     return if_differentiable(lambda: run_if(xp.any(solved | stopped), judged, unseen), unseen)
-
-
-def spread(A: Operator, size: Array, backend: Backend, probes: int = PROBES) -> Array:
-    """Return |A| size, entry by entry: estimated by random vectors if the matrix is not known."""
-    xp = array_namespace(size)
-    if A.matrix is not None:
-        return xp.sum(xp.abs(A.matrix) * size[..., None, :], axis=-1)  # type: ignore[no-any-return]
-    drawn = standard_normal(backend, size, PROBES, 0)[:probes, ...]
-    return xp.max(xp.abs(backend.loops.map_rows(lambda p: A(size * p), drawn)), axis=0)  # type: ignore[no-any-return]
 
 
 def _contradict(started: Start, at: Reach) -> Array:

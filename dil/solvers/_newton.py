@@ -222,9 +222,10 @@ class Newton:
         )
         there, broken, singular, steps = (as_column(x, u) for x in (there, last.broken, last.singular, last.steps))
         ended = ~broken
-        solved = solved_or_rounded(started, last.u, as_column(last.solved, u), ended)
-        # a linear solve in one norm can miss an entry whose unit is small
-        verdict = judge(started, last.u, solved, ~(solved | broken))
+        by_step = as_column(last.solved, u)
+        solved = solved_or_rounded(started, last.u, by_step, ended)
+        # a linear solve in one norm can miss an entry whose unit is small; no F within rounding has one
+        verdict = judge(started, last.u, by_step, ~(solved | broken))
         solved = solved & ~verdict.far
         return finish(
             problem.space,

@@ -23,7 +23,7 @@ from dil._base.scale import nonzero_scale
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
-from dil._problem.terms import within_rounding_of_terms
+from dil._problem.terms import within_rounding_of_terms, within_rounding_of_unknowns
 from dil.linear._cg import CG
 from dil.linear._direct import dense, inverse_of_few
 from dil.solvers._linearised import linearised
@@ -65,7 +65,7 @@ def solved_or_rounded(started: Start, u: Array, solved: Array, ended: Array, unv
     def look(solved: Array) -> Array:
         F, J = linearised(started, u)
         condition, floats = started.problem.optimality(started.arrays)
-        return solved | (open_ & within_rounding_of_terms(condition, J, F, u, floats)[..., None])
+        return solved | (open_ & within_rounding_of_unknowns(condition, J, F, u, floats)[..., None])
 
     otherwise = solved if unverified is None else unverified
     return if_differentiable(lambda: backend.loops.run_if(xp.any(open_), look, solved), otherwise)
