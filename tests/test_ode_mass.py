@@ -302,6 +302,15 @@ def test_consistent_initial_values_and_their_derivative(engine):
     close(of_start, [5.0 / 13.0, 0.0])
 
 
+@pytest.mark.parametrize("guess", [0.0, 5.0])
+def test_a_guess_that_is_far(guess):
+    """From 5 V each of Newton's steps lowers the voltage of a diode by 26 mV."""
+    field = lambda t, y: np.stack([y[1] - y[0], (5.0 - y[1]) / 10.0 - 1e-12 * (np.exp(y[1] / 0.02585) - 1.0)])  # noqa: E731
+    found = solve(field, np.asarray([0.0, guess]), [0.0], mass=[1.0, 0.0])
+    assert Status(int(found.status)) is Status.CONVERGED
+    assert abs(field(0.0, found.value[0])[1]) < 1e-12
+
+
 def test_inconsistent_initial_values_are_told():
     times, options = [0.0, 0.5, 1.0], {"mass": [1.0, 0.0], "consistent": "check"}
     pattern = r"INCONSISTENT: .* residual of 0\.3 at the initial values, t = 0\. No step was taken"
@@ -353,6 +362,21 @@ def test_a_batch_of_problems():
         for i in (0, 1):
             alone = solve(field, start[i], [0.0, 0.3, 1.0], (k[i],), mass=[1.0, 0.0], **way)
             close(found.value[:, i], alone.value, 1e-5 if "rtol" in way else 1e-12)
+
+
+def test_transforms_of_torch():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def last(k, c):
+        start, options = torch.asarray(START), {"method": "trapezoid", "steps": 2, "on_failure": "raise"}
+        return odeint(driven, start, [0.0, 1.0], (k,), mass=torch.stack([c, 0.0 * c]), **options)[-1, 0]
+
+    k, c = torch.asarray([2.0, 3.0], dtype=torch.float64), torch.asarray([1.0, 2.0], dtype=torch.float64)
+    slopes = torch.func.vmap(torch.func.grad(last))(k, c)
+    close(slopes, [torch.func.grad(last)(*pair) for pair in zip(k, c, strict=True)])
+    h = 1e-4
+    around = [torch.func.grad(last)(k[0] + i * h, c[0]) for i in (-1, 1)]
+    close(torch.func.hessian(last)(k[0], c[0]), (around[1] - around[0]) / (2 * h), 1e-6)
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ class Integration:
 
     def _start(self, y0: Array, t: Array, arrays: Arrays) -> Start:
         """Return the consistent state at the first time."""
-        layer, options = self._stage((y0, t), arrays), self.options
+        layer, options = self._stage((y0, t), arrays, far=True), self.options
         return start_of(self.field, layer, t, y0, arrays, self._control, find=options.consistent == "find")
 
     @property
@@ -190,7 +190,7 @@ class Integration:
         A polynomial through stages is of a low order there (Hairer and Wanner 1996, VI.1). The first and the last are
         states of steps.
         """
-        layer, xp = self._stage((rows[0, ...], t[0]), arrays), array_namespace(rows)
+        layer, xp = self._stage((rows[0, ...], t[0]), arrays, far=True), array_namespace(rows)
 
         def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             time, y = row
@@ -332,9 +332,11 @@ class Integration:
 
         return sweep(self.options.scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid_of(t, steps))
 
-    def _stage(self, like: tuple[Array, Array], arrays: Arrays, *, applies_policy: bool = False) -> StageLayer:
+    def _stage(
+        self, like: tuple[Array, Array], arrays: Arrays, *, applies_policy: bool = False, far: bool = False
+    ) -> StageLayer:
         options = self.options
-        solvers = options.stage_solver(massive=bool(self.field.mass_arrays)), options.backward
+        solvers = options.stage_solver(massive=bool(self.field.mass_arrays), far=far), options.backward
         layer = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy)
         return replace(layer, applies_policy=applies_policy)
 

@@ -24,6 +24,8 @@ from dil.solvers._anderson import Anderson
 from dil.solvers._fixed_point import FixedPoint
 
 METHODS = {**_methods.METHODS, **PAIRS}
+FAR = 500
+"""The largest number of iterations towards a consistent state. From 5 V, a diode takes 150 that lower it by 26 mV."""
 Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
 Layer = Literal["root", "argmin"]
 Consistent = Literal["find", "check"]
@@ -186,12 +188,13 @@ class Options:
             return self.method
         return "kvaerno5" if self.adapts else "implicit_euler"
 
-    def stage_solver(self, *, massive: bool) -> Solver:
-        """Return the solver of the stages, with a mass matrix or without one."""
+    def stage_solver(self, *, massive: bool, far: bool = False) -> Solver:
+        """Return the solver of the stages, with a mass matrix or without one. `far` says that the guess may be far."""
         solver = StepNewton() if self.solver is None else self.solver
         if not massive or type(solver) is not StepNewton:
             return solver
-        return replace(solver, rounding=max(ROUNDING, solver.rounding))
+        max_iter = max(FAR, solver.max_iter) if far else solver.max_iter
+        return replace(solver, rounding=max(ROUNDING, solver.rounding), max_iter=max_iter)
 
     @property
     def backward(self) -> LinearSolver:
