@@ -144,8 +144,8 @@ class Search(NamedTuple):
 
 def find_mesh(
     method: Method, steps: StepMaker, loops: Loops, control: Control, y: Array, t: tuple[Array, Array]
-) -> Mesh:
-    """Return the mesh from t[0] to t[1].
+) -> tuple[Mesh, Array]:
+    """Return the mesh from t[0] to t[1], and the state at its end.
 
     All problems of a batch share each step. The problem with the largest error sets the step size. A step is taken if
     every stage converged and every error is allowed. If a problem fails at a step within rounding, it ends there and
@@ -158,7 +158,8 @@ def find_mesh(
     slope = before.slope(start, (y,))[0]
     h = _first_step(control, y, slope, end - start) if control.first_step is None else full(start, control.first_step)
     active = loops.number(end > start)
-    memory, kept = first.begin(before, (y,), start), steps.first(y, start, slope)
+    memory = () if first.continues else first.begin(before, (y,), start)
+    kept = steps.first(y, start, slope)
     mesh = _no_steps(method, loops, control, y, start)
     state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept)
     attempt = _Attempt(steps, loops, control, end)
@@ -169,7 +170,7 @@ def find_mesh(
     incomplete = loops.number(last.t < end) & (last.mesh.status == 0)
     status = select(incomplete, filled(last.mesh.status, float(Status.MAX_ITER)), last.mesh.status)
     failed = select(incomplete, 0.0 * last.mesh.status + last.t, last.mesh.failed)
-    return _in_arrays(last.mesh._replace(status=status, failed=failed), y)
+    return _in_arrays(last.mesh._replace(status=status, failed=failed), y), last.y
 
 
 def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
@@ -218,7 +219,7 @@ class _Attempt:
         final = read(s.t + s.h >= self.end - shortest)
         h = select(final, self.end - s.t, s.h)
         stages = self.steps.stages(s.t, s.y, s.slope, control.allowed(size, s.largest), s.kept)
-        new = method.advance(stages, (s.y,), s.memory, s.t, h)
+        new = method.advance(stages, (s.y,), (s.slope,) if method.continues else s.memory, s.t, h)
         assert new.error is not None
         (y,), slope = new.y, stages.end[0] if new.slope is None else new.slope[0]
         larger = xp.maximum(xp.abs(y), size)
@@ -245,7 +246,7 @@ class _Attempt:
             select(judged.again, h, h * self._factor(method, judged.error, s)),
             select(taken, y, s.y),
             select(taken, slope, s.slope),
-            tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
+            tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=False)),
             mesh,
             select(taken, largest, s.largest),
             select(judged.again, s.was_taken, taken),
@@ -312,7 +313,7 @@ class _Attempt:
         def with_row(memory: Array, values: Sequence[Array]) -> Array:
             new = xp.stack(list(values))
             if not isinstance(taken, bool):
-                new = xp.where(taken, new, 0.0 * memory[..., 0, :])
+                new = xp.where(taken, new, 0.0)
             return self.loops.set_row(memory, place, new)
 
         if taken is False:

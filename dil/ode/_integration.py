@@ -115,6 +115,10 @@ class Integration:
             (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
         rows = interpolate(self.backend, t, knots, states, slopes, bulges)
         plain = FoundSteps(*(self.backend.constant(x) for x in found))
+        if runs_later(self.backend.loops, plain.last):
+            # a program that takes the last state alone then keeps no steps
+            (last,) = with_derivative_of(self.backend, (plain.last,), (rows[-1, ...],))
+            rows = xp.concat([rows[:-1, ...], last[None, ...]])
         zero = 0.0 * plain.status
         begun = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
         step = xp.sum(xp.astype(begun, zero.dtype), axis=-1) + 1.0
@@ -148,13 +152,13 @@ class Integration:
             steps = NoneSolved(self.field, arrays)
         elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
             steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
-        mesh = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]))
+        mesh, last = find_mesh(options.scheme, steps, loops, options.control, y, (t[0], t[-1]))
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": mesh.status, "iterations": mesh.iterations}
             told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
             add_entry(self.backend, self.policy, "forward", told)
-        return steps_of(mesh, self.field.at(t[0], y, arrays), t[-1])
+        return steps_of(mesh, self.field.at(t[0], y, arrays), t[-1], last)
 
     def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
         """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""

@@ -59,6 +59,8 @@ class Method:
     """The power of h in the estimate of the local error; None for a method without an estimate."""
     stages: int = 1
     """The number of implicit stages."""
+    continues: bool = False
+    """Whether the memory is the slope at the end of the last step."""
     bulges: bool = False
     """Whether its steps have a bulge, so that dense output is of order 4."""
 

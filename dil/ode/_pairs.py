@@ -43,6 +43,7 @@ def pair(name: str, A: Rows, estimate: Sequence[float], middle: Sequence[float],
         implicit=diagonal != 0,
         error_order=5,
         stages=last if diagonal else 0,
+        continues=True,
         bulges=True,
     )
 

@@ -5,6 +5,7 @@ The Jacobian of f is kept over stages and steps until an iteration converges slo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from dil._base.typing import Array, Arrays
 from dil._diagnostics.stationarity import least_step
 from dil._frameworks.iteration import frozen
 from dil.ode._field import Field
+from dil.ode._row_groups import RowGroups
 from dil.ode._state import slope_between
 
 
@@ -79,6 +81,7 @@ class SimplifiedNewton:
     accuracy: Accuracy
     jac: Callable[..., Array] | None = None
     """The user's `jac(t, y, *args)`."""
+    row_groups: RowGroups = dataclasses.field(default_factory=RowGroups)
 
     def first(self, y: Array, t: Array, slope: Array) -> Arrays:
         """Return what the first step is given."""
@@ -95,12 +98,13 @@ class SimplifiedStages:
     """The stages of one step from y at t."""
 
     def __init__(self, maker: SimplifiedNewton, t: Array, y: Array, slope: Array, allowed: Array, kept: Kept) -> None:
-        self.jac = maker.jac
+        self.jac, self.row_groups = maker.jac, maker.row_groups
         self.field, self.kept, self.before = maker.field, kept, (kept.slope, kept.time)
         self.last: Arrays = (slope,)
         self.end: Arrays = (slope,)
         self.args, _ = maker.field.arguments.call(maker.arrays)
         self.start, self.time, self.gh, self.most = (t, y), t, t, maker.accuracy.iterations
+        self.rounding = ROUNDED * FOR_VALUE.share / maker.accuracy.share
         xp, loops = array_namespace(y), maker.field.backend.loops
         within = xp.maximum(maker.accuracy.share * allowed, least_step(y) * xp.abs(y))
         self.weight = 1.0 / xp.where(within > 0, within, 1.0)
@@ -194,6 +198,8 @@ class SimplifiedStages:
         if self.jac is not None:
             return self.field.jacobian(self.jac, t, y, self.args)
         _, pull = backend.vjp(lambda w: (self.field(t, w, *self.args),), y)
+        if y.ndim == 1:
+            return self.row_groups.jacobian(lambda p: pull((p,))[0], y, backend)
         rows = xp.reshape(eye(n, y), (n, *(1,) * (y.ndim - 1), n))
         rows = xp.broadcast_to(rows, (n, *y.shape))
         return xp.moveaxis(backend.loops.map_rows(lambda p: pull((p,))[0], rows), 0, -2)  # type: ignore[no-any-return]
@@ -218,6 +224,8 @@ class SimplifiedStages:
             solved = (size == 0) | ((rate < 1) & (rate * size <= 1 - rate))
             solved = solved | (logical_not(first) & (size <= ROUNDED))
             can_be = first | ((rate < 1) & (size * falls ** (self.most - steps) <= 1 - rate))
+            # the rounding of f may be above what the theorem wants, and below what the value needs
+            solved = solved | (logical_not(can_be) & (size <= self.rounding))
             going = can_be & is_finite(size) & logical_not(solved)
             return Iterate(s.z - d, size, rate, steps, going, solved)
 
