@@ -9,6 +9,7 @@ import dil
 from dil import Status
 from dil._frameworks.registry import owner
 from dil.ode import odeint, solve
+from dil.ode._in_turn import InTurn
 from dil.ode._pairs import PAIRS
 from dil.ode._row_groups import RowGroups
 from ode_helpers import close, decay, riccati
@@ -44,7 +45,7 @@ def order_of(w, A, c, part):
     return 5
 
 
-class Unit:
+class Unit(InTurn):
     """Stages whose slopes are unit vectors, so that a step shows its coefficients."""
 
     def __init__(self, count):

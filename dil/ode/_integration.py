@@ -167,8 +167,7 @@ class Integration:
         begins = with_first(start, ends[:-1])
 
         def stages(last: Arrays, solutions: Array) -> KnownStages:
-            every = tuple(solutions[i, ...] for i in range(solutions.shape[0]))
-            return KnownStages(self.field, layer, arrays, last, every)
+            return KnownStages(self.field, layer, arrays, last, solutions)
 
         grid = (begins, ends - begins, found.stages)
         first = self.field.slope(start, y0, arrays)

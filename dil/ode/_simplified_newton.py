@@ -26,7 +26,9 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.stationarity import least_step
 from dil._frameworks.iteration import frozen
+from dil._frameworks.loops import runs_later
 from dil.ode._field import Field
+from dil.ode._in_turn import InTurn, Step, Tableau, solved_by_scan
 from dil.ode._row_groups import RowGroups
 from dil.ode._state import slope_between
 
@@ -94,7 +96,7 @@ class SimplifiedNewton:
         return SimplifiedStages(self, t, y, slope, allowed, Kept(*kept))
 
 
-class SimplifiedStages:
+class SimplifiedStages(InTurn):
     """The stages of one step from y at t."""
 
     def __init__(self, maker: SimplifiedNewton, t: Array, y: Array, slope: Array, allowed: Array, kept: Kept) -> None:
@@ -146,6 +148,38 @@ class SimplifiedStages:
         self.solutions.append(found.z)
         self._count(found)
         return (found.z,)
+
+    def solve_rows(self, tableau: Tableau, y: Arrays, first: Arrays, t: Array, h: Array) -> tuple[Arrays, list[Arrays]]:
+        """Return the last stage of a tableau and all slopes, from the slope at the start."""
+        backend = self.field.backend
+        if not runs_later(backend.loops, y[0]):
+            return super().solve_rows(tableau, y, first, t, h)
+        gh = tableau.diagonal * h
+        self._invert(gh)
+
+        def solve(state: Arrays, base: Array, t: Array, _: Array) -> tuple[Arrays, Array, Array]:
+            self._go_on(state)
+            (z,) = self.solve((base,), t, gh)
+            return self._so_far(), z, self.end[0]
+
+        rows = full(y[0], 0.0, shape=(len(tableau.rows), 1))
+        state, stages, slopes = solved_by_scan(
+            tableau, backend, Step(y[0], first[0], t, h), solve, self._so_far(), rows
+        )
+        self._go_on(state)
+        self.end = self.last
+        self.solutions = [stages[i, ...] for i in range(len(tableau.rows))]
+        return (stages[-1, ...],), slopes
+
+    def _so_far(self) -> Arrays:
+        """Return what a stage leaves to the next one, as arrays."""
+        return (self.last[0], self.time, self.kept.slope, self.kept.time, self.rate, self.slowest, *self.counted)
+
+    def _go_on(self, state: Arrays) -> None:
+        """Take over what the stage before left."""
+        last, self.time, slope, time, self.rate, self.slowest, *counted = state
+        self.last, self.counted = (last,), (counted[0], counted[1])
+        self.kept = self.kept._replace(slope=slope, time=time)
 
     def _guess(self, base: Array, gh: Array, slope: Array, change: Array) -> Array:
         """Return the first iterate: along the last slope and its change, or the base where the slope changes fast.
