@@ -147,6 +147,19 @@ def test_large_quick(tmp_path):
     assert "| 50 x 50 | numpy |" in (tmp_path / "large.md").read_text()
 
 
+def test_ode_quick(tmp_path):
+    """Both tolerances are reached, and the ratio is that of the times."""
+    pytest.importorskip("scipy", reason="SciPy is not installed")
+    record = run("ode", tmp_path, "--quick", "--backends", "numpy", "--only", "HIRES")
+    assert [(row["way"], row["rtol"]) for row in record["points"]] == [
+        (way, rtol) for way in ("dil, numpy", "SciPy Radau", "SciPy BDF", "SciPy LSODA") for rtol in (1e-4, 1e-6)
+    ]
+    assert all(row["reached"] and row["error"] < 100 * row["rtol"] for row in record["points"])
+    assert [row["peer"] for row in record["rows"]] == ["SciPy Radau", "SciPy BDF", "SciPy LSODA"]
+    assert [row["limit"] for row in record["rows"]] == [8.0, None, None]
+    assert "| HIRES | 8 | numpy | forward | SciPy Radau |" in (tmp_path / "ode.md").read_text()
+
+
 def test_peers_quick(tmp_path):
     """The gradient of dil is right, and so is that by hand."""
     pytest.importorskip("torch", reason="torch is not installed")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import dil
 from dil import Status
+from dil._frameworks.registry import owner
 from dil.ode import odeint, solve
+from dil.ode._in_turn import InTurn
 from dil.ode._pairs import PAIRS
+from dil.ode._row_groups import RowGroups
 from ode_helpers import close, decay, riccati
 
 # Hairer, Norsett and Wanner 1993, table II.2.2: the sums over the trees of each order, and their values
@@ -41,7 +45,7 @@ def order_of(w, A, c, part):
     return 5
 
 
-class Unit:
+class Unit(InTurn):
     """Stages whose slopes are unit vectors, so that a step shows its coefficients."""
 
     def __init__(self, count):
@@ -118,3 +122,23 @@ def test_an_orbit_is_followed_explicitly_at_the_tolerance():
         assert Status(int(found.status)) is Status.CONVERGED
         np.testing.assert_allclose(found.value[:, 0], np.cos(times), atol=2e-5)
         assert int(found.steps) < 200
+
+
+@pytest.mark.parametrize("engine", ["numpy", "torch"])
+def test_rows_of_a_jacobian_are_pulled_back_together(engine):
+    """Few pullbacks give a matrix with three diagonals; an entry that comes later is found by the one that checks."""
+    pytest.importorskip(engine, reason=f"{engine} is not installed")
+    backend = dil.backend(engine, dtype="float64")
+    n, draw, groups = 40, np.random.default_rng(1), RowGroups()
+    one = np.triu(np.tril(draw.standard_normal((n, n)), 1), -1)
+    start = backend.asarray(np.ones(n))
+    for matrix, most in ((one, n), (2.0 * one, 6), (one + np.eye(n, k=17), n + 6), (3.0 * one, 8)):
+        J, rows = backend.asarray(matrix), []
+
+        def pull(p, J=J, rows=rows):
+            rows.append(p)
+            return p @ J
+
+        found = groups.jacobian(pull, start, owner(start))
+        np.testing.assert_allclose(backend.to_numpy(found), matrix, rtol=1e-15)
+        assert engine == "torch" or len(rows) <= most  # torch maps the rows at once

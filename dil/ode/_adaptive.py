@@ -160,8 +160,8 @@ def find_mesh(
     t: tuple[Array, Array],
     watch: Watch | None = None,
     begun: Array | None = None,
-) -> tuple[Mesh, Watched]:
-    """Return the mesh from t[0] to t[1], and what is known of the events.
+) -> tuple[Mesh, Array, Watched]:
+    """Return the mesh from t[0] to t[1], the state at its end, and what is known of the events.
 
     `begun` is the status of the start, shape batch: problems that failed there end there.
 
@@ -176,7 +176,8 @@ def find_mesh(
     slope = before.slope(start, (y,))[0]
     h = _first_step(control, y, slope, end - start) if control.first_step is None else full(start, control.first_step)
     active = loops.number(end > start)
-    memory, kept = first.begin(before, (y,), start), steps.first(y, start, slope)
+    memory = () if first.continues else first.begin(before, (y,), start)
+    kept = steps.first(y, start, slope)
     mesh = _no_steps(method, loops, control, y, start)
     if begun is not None:
         status = loops.number(begun)
@@ -192,7 +193,7 @@ def find_mesh(
     incomplete = loops.number(last.t < end) & (last.mesh.status == 0) & logical_not(last.watched.ended)
     status = select(incomplete, filled(last.mesh.status, float(Status.MAX_ITER)), last.mesh.status)
     failed = select(incomplete, 0.0 * last.mesh.status + last.t, last.mesh.failed)
-    return _in_arrays(last.mesh._replace(status=status, failed=failed), y), last.watched
+    return _in_arrays(last.mesh._replace(status=status, failed=failed), y), last.y, last.watched
 
 
 def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
@@ -243,7 +244,7 @@ class _Attempt:
         h = select(final, self.end - s.t, s.h)
         steps = self.steps if self.watch is None else self.watch.going(self.steps, s.watched)
         stages = steps.stages(s.t, s.y, s.slope, control.allowed(size, s.largest), s.kept)
-        new = method.advance(stages, (s.y,), s.memory, s.t, h)
+        new = method.advance(stages, (s.y,), (s.slope,) if method.continues else s.memory, s.t, h)
         assert new.error is not None
         (y,), slope = new.y, stages.end[0] if new.slope is None else new.slope[0]
         larger = xp.maximum(xp.abs(y), size)
@@ -273,7 +274,7 @@ class _Attempt:
             select(judged.again, h, h * self._factor(method, judged.error, s)),
             select(taken, y, s.y),
             select(taken, slope, s.slope),
-            tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=True)),
+            tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=False)),
             mesh,
             select(taken, largest, s.largest),
             select(judged.again, s.was_taken, taken),
@@ -352,7 +353,7 @@ class _Attempt:
         def with_row(memory: Array, values: Sequence[Array]) -> Array:
             new = xp.stack(list(values))
             if not isinstance(taken, bool):
-                new = xp.where(taken, new, 0.0 * memory[..., 0, :])
+                new = xp.where(taken, new, 0.0)
             return self.loops.set_row(memory, place, new)
 
         if taken is False:

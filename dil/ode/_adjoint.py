@@ -18,6 +18,7 @@ from dil._diagnostics.record import Record, open_records, with_records_of_forwar
 from dil._frameworks.protocol import LinearSystem, ReverseRule
 from dil.linear._solver import LinearSolver
 from dil.ode._field import Field
+from dil.ode._in_turn import InTurn
 from dil.ode._methods import Method
 from dil.ode._state import plus, slope_between
 from dil.ode._step_stages import Solve, add_outcomes, initial_guess
@@ -72,7 +73,7 @@ class AdjointRule(ReverseRule):
         return xp.stack([xp.sum(w * k) for w, k in zip(weights, slopes, strict=True)])  # type: ignore[no-any-return]
 
 
-class AdjointStages:
+class AdjointStages(InTurn):
     """The stages of one step of (y, a, *q) in s = -t. Only y needs a nonlinear solve; a needs a linear one, q none."""
 
     def __init__(self, rule: AdjointRule, arrays: Arrays, last: Arrays) -> None:

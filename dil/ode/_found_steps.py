@@ -34,6 +34,8 @@ class FoundSteps(NamedTuple):
     failed: Array
     iterations: Array
     linear: Array
+    last: Array
+    """The state at the end of the last step, (*batch, n)."""
     marks: Array | None = None
     """The crossings of events, (steps, events, *batch, SAMPLES), if there are events (see `Watched`)."""
 
@@ -61,15 +63,15 @@ class FoundSteps(NamedTuple):
         return self._replace(marks=marks, **{name: fn(getattr(self, name)) for name in names})
 
 
-def steps_of(mesh: Mesh, first_slope: Array, end: Array) -> FoundSteps:
-    """Return the steps of a mesh that leads to `end`."""
+def steps_of(mesh: Mesh, first_slope: Array, end: Array, last: Array) -> FoundSteps:
+    """Return the steps of a mesh that leads to the time `end` and to the state `last`."""
     xp = array_namespace(mesh.ends)
     states, slopes, *bulges = (xp.moveaxis(mesh.ends[i, ...], -2, 0) for i in range(mesh.ends.shape[0]))
     begins, lengths = mesh.grid[:, 0], mesh.grid[:, 1]
     begins = xp.where(lengths > 0, begins, 0.0 * begins + end)
     bulges = bulges or [xp.zeros_like(slopes)]
     return FoundSteps(
-        states, slopes, bulges[0], first_slope, begins, lengths, xp.moveaxis(mesh.stages, -2, 0), *mesh[3:-1]
+        states, slopes, bulges[0], first_slope, begins, lengths, xp.moveaxis(mesh.stages, -2, 0), *mesh[3:-1], last
     )
 
 

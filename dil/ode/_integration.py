@@ -169,6 +169,10 @@ class Integration:
             (states, slopes), bulges = self._with_other_gradient(y0, knots, arrays, found), None
         rows = interpolate(self.backend, t, knots, states, slopes, bulges)
         plain = FoundSteps(*(self.backend.constant(x) for x in found.arrays))
+        if runs_later(self.backend.loops, plain.last):
+            # a program that takes the last state alone then keeps no steps
+            (last,) = with_derivative_of(self.backend, (plain.last,), (rows[-1, ...],))
+            rows = xp.concat([rows[:-1, ...], last[None, ...]])
         zero = 0.0 * plain.status
         before = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
         step = xp.sum(xp.astype(before, zero.dtype), axis=-1) + 1.0
@@ -254,14 +258,14 @@ class Integration:
         elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
             steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
         watch = Watch(self.events, arrays, loops) if self.events else None
-        mesh, watched = find_mesh(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
+        mesh, last, watched = find_mesh(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": mesh.status, "iterations": mesh.iterations}
             told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
             add_entry(self.backend, self.policy, "forward", told)
         first = rate_of(self.field, t[0], y, arrays) if self.field.mass_arrays else self.field.at(t[0], y, arrays)
-        found = steps_of(mesh, first, t[-1])
+        found = steps_of(mesh, first, t[-1], last)
         return found.arrays if watch is None else (*found.arrays, array_namespace(y).moveaxis(watched.marks, -2, 0))
 
     def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
@@ -272,8 +276,7 @@ class Integration:
         begins = with_first(start, ends[:-1])
 
         def stages(last: Arrays, solutions: Array, *going: Array) -> KnownStages:
-            every = tuple(solutions[i, ...] for i in range(solutions.shape[0]))
-            return KnownStages(self.field, layer, self.field.with_going(arrays, *going), last, every)
+            return KnownStages(self.field, layer, self.field.with_going(arrays, *going), last, solutions)
 
         grid: Arrays = (begins, ends - begins, found.stages)
         if self.field.freezes and found.marks is not None:

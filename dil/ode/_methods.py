@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from dil._base.arrays import full, nonzero_or_one
 from dil._base.typing import Array, Arrays
+from dil.ode._in_turn import Tableau
 from dil.ode._state import plus, scaled, slope_between
 
 
@@ -19,6 +20,10 @@ class Stages(Protocol):
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return z = base + gh f(t, z)."""
+        ...
+
+    def solve_rows(self, tableau: Tableau, y: Arrays, first: Arrays, t: Array, h: Array) -> tuple[Arrays, list[Arrays]]:
+        """Return the last stage of a tableau and all slopes, from the slope at the start."""
         ...
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
@@ -59,6 +64,8 @@ class Method:
     """The power of h in the estimate of the local error; None for a method without an estimate."""
     stages: int = 1
     """The number of implicit stages."""
+    continues: bool = False
+    """Whether the memory is the slope at the end of the last step."""
     bulges: bool = False
     """Whether its steps have a bulge, so that dense output is of order 4."""
     estimates_all: bool = False

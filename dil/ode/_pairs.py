@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dil._base.typing import Array, Arrays
+from dil.ode._in_turn import Rows, Tableau
 from dil.ode._methods import Advanced, Method, Stages
-from dil.ode._state import plus, scaled, slope_between
-
-Rows = Sequence[Sequence[float]]
+from dil.ode._state import plus, scaled
 
 
 def pair(name: str, A: Rows, estimate: Sequence[float], middle: Sequence[float], diagonal: float = 0.0) -> Method:
@@ -21,12 +20,13 @@ def pair(name: str, A: Rows, estimate: Sequence[float], middle: Sequence[float],
     last, bulge = len(A), _bulge(A[-1], middle, diagonal)
 
     def advance(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:
-        slopes, z, gh = [memory], y, diagonal * h
-        for row in A:
-            base = plus(y, *((a * h, k) for a, k in zip(row, slopes, strict=True) if a))
-            time = t + (sum(row) + diagonal) * h
-            z = stages.solve(base, time, gh) if diagonal else base
-            slopes.append(slope_between(z, base, gh) if diagonal else stages.slope(time, z))
+        if diagonal:
+            z, slopes = stages.solve_rows(Tableau(A, diagonal), y, memory, t, h)
+        else:
+            z, slopes = y, [memory]
+            for row in A:
+                z = plus(y, *((a * h, k) for a, k in zip(row, slopes, strict=True) if a))
+                slopes.append(stages.slope(t + sum(row) * h, z))
         return Advanced(
             z,
             slopes[last],
@@ -43,6 +43,7 @@ def pair(name: str, A: Rows, estimate: Sequence[float], middle: Sequence[float],
         implicit=diagonal != 0,
         error_order=5,
         stages=last if diagonal else 0,
+        continues=True,
         bulges=True,
         estimates_all=diagonal != 0,
     )

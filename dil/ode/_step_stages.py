@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from dil._base.arrays import array_namespace, full, norm
 from dil._base.scalars import Scalar
 from dil._base.typing import Array, Arrays
+from dil._frameworks.loops import runs_later
 from dil.ode._field import Field
+from dil.ode._in_turn import InTurn, Step, Tableau, solved_by_scan
 from dil.ode._rate import rate_of
 from dil.ode._stage_layer import StageLayer
 from dil.ode._state import plus, slope_between
@@ -17,7 +19,7 @@ Solve = Callable[[Array, Array, Array, Arrays, Array], tuple[Array, Arrays]]
 """`solve(base, t, gh, arrays, guess)` returns z = base + gh f(t, z) and its outcome (see `VectorStages.outcome`)."""
 
 
-class VectorStages:
+class VectorStages(InTurn):
     """The stages of one step. Each starts from its base and the slope of the stage before."""
 
     def __init__(self, field: Field, solve: Solve, arrays: Arrays, last: Arrays) -> None:
@@ -117,27 +119,49 @@ def no_solve(base: Array, t: Array, gh: Array, arrays: Arrays, guess: Array) -> 
     raise AssertionError(message)
 
 
-class KnownStages:
+class KnownStages(InTurn):
     """The stages of a step whose solutions are known. They have the derivative of the theorem there."""
 
-    def __init__(self, field: Field, layer: StageLayer, arrays: Arrays, last: Arrays, solutions: Arrays) -> None:
+    def __init__(self, field: Field, layer: StageLayer, arrays: Arrays, last: Arrays, solutions: Array) -> None:
         self.field, self.layer, self.arrays = field, layer, arrays
         self.last = self.end = last
-        self.known = iter(solutions)
+        self.solutions = solutions
+        self.place = 0
         zero = full(last[0][..., 0], 0.0)
         self.outcome: Arrays = (zero, zero, zero)
 
     def solve(self, base: Arrays, t: Array, gh: Array) -> Arrays:
         """Return z = base + gh f(t, z)."""
-        start, length = (self.field.backend.constant(x) for x in (base[0], gh))
-        # a step of no length, which pads a batch of searches, ends where it begins
-        z = array_namespace(start).where(length == 0, start, next(self.known))
-        if self.field.mass_arrays:  # whose state, in the loop back, may be one that is not consistent
-            gh = array_namespace(length).where(length == 0, full(length, -1.0), gh)
-        z = self.layer.known(base[0], t, gh, self.arrays, z)
+        z = self._known(base[0], t, gh, self.solutions[self.place, ...])
+        self.place += 1
         self.end = slope_between((z,), base, gh)
         self.last = tuple(self.field.backend.constant(k) for k in self.end)
         return (z,)
+
+    def _known(self, base: Array, t: Array, gh: Array, z: Array) -> Array:
+        """Return z with the derivative of z = base + gh f(t, z)."""
+        start, length = (self.field.backend.constant(x) for x in (base, gh))
+        # a step of no length, which pads a batch of searches, ends where it begins
+        z = array_namespace(start).where(length == 0, start, z)
+        if self.field.mass_arrays:  # whose state, in the loop back, may be one that is not consistent
+            gh = array_namespace(length).where(length == 0, full(length, -1.0), gh)
+        return self.layer.known(base, t, gh, self.arrays, z)
+
+    def solve_rows(self, tableau: Tableau, y: Arrays, first: Arrays, t: Array, h: Array) -> tuple[Arrays, list[Arrays]]:
+        """Return the last stage of a tableau and all slopes, from the slope at the start."""
+        backend = self.field.backend
+        if not runs_later(backend.loops, backend.constant(y[0])):
+            return super().solve_rows(tableau, y, first, t, h)
+        gh = tableau.diagonal * h
+
+        def solve(state: Arrays, base: Array, t: Array, z: Array) -> tuple[Arrays, Array, Array]:
+            z = self._known(base, t, gh, z)
+            return (), z, slope_between((z,), (base,), gh)[0]
+
+        _, stages, slopes = solved_by_scan(tableau, backend, Step(y[0], first[0], t, h), solve, (), self.solutions)
+        self.end = slopes[-1]
+        self.last = tuple(backend.constant(k) for k in self.end)
+        return (stages[-1, ...],), slopes
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return dy/dt at y."""

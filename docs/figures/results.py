@@ -161,6 +161,18 @@ def nonsymmetric(axes: Axes, found: Row) -> None:
     axes.legend()
 
 
+def ode(axes: Axes, found: Row) -> None:
+    """Draw the error against the time of each way on one stiff problem."""
+    points = [row for row in found["points"] if row["problem"] == "HIRES" and row["reached"]]
+    for way in dict.fromkeys(row["way"] for row in points):
+        own = [row for row in points if row["way"] == way]
+        style = {"linewidth": 2, "marker": "o"} if way.startswith("dil") else {"alpha": 0.7, "marker": "s"}
+        axes.loglog([row["error"] for row in own], [row["forward_ms"] for row in own], label=way, markersize=4, **style)
+    axes.invert_xaxis()
+    axes.set(xlabel="relative error of the last state", ylabel="ms", title="HIRES, 8 unknowns")
+    axes.legend(fontsize=8)
+
+
 def peers(axes: Axes, found: Row) -> None:
     """Draw the time of the backward pass at 10,000 unknowns against the condition number."""
     rows = [row for row in found["rows"] if (row["problem"], row["framework"], row["n"]) == ("scales", "torch", 10_000)]
@@ -229,6 +241,7 @@ PICTURES: dict[str, Callable[[Axes, Row], None]] = {
         large,
         linear,
         nonsymmetric,
+        ode,
         peers,
         plan,
         silent,

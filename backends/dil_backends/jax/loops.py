@@ -61,7 +61,8 @@ def map_many(fn: Callable[..., Any], stacked: Arrays, /) -> Any:
 
 def set_row(memory: Any, i: Any, row: Any, /) -> Any:
     """Return the memory with another row. XLA writes it in place inside a loop."""
-    return memory.at[..., i, :].set(row)
+    # `.at` would check that i is not negative and within the memory
+    return jax.lax.dynamic_update_index_in_dim(memory, row.astype(memory.dtype), i, memory.ndim - 2)
 
 
 def on_host(fn: Callable[..., Any], like: Any, *arrays: Any) -> Any:
