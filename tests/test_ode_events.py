@@ -428,3 +428,12 @@ def test_a_bracket_is_narrowed_to_rounding(function, most):
     x = crossing(counted, function(0.0), function(1.0), eps, python_while)
     assert len(calls) <= most
     assert function(max(0.0, x - 8 * eps)) <= 0 <= function(min(1.0, x + 8 * eps))
+
+
+def test_behind_the_end_a_function_need_not_have_a_value():
+    """The root of 5 - y is NaN in the last step, behind the event at y = 4.9."""
+    events = [dil.ode.Event(lambda t, y: y - 4.9, terminal=True), lambda t, y: np.sqrt(5.0 - y) - 10.0]
+    with np.errstate(invalid="ignore"):
+        found = dil.ode.solve(lambda t, y: 1.0 + 0.0 * y, np.asarray(0.0), [0.0, 10.0], rtol=1e-6, events=events)
+    assert (int(found.status), int(found.ended_by)) == (0, 0)
+    assert abs(found.value[-1] - 4.9) < 1e-12

@@ -486,3 +486,18 @@ def test_events_of_algebraic_equations(mixed):
         dil.ode.solve(in_basis, basis @ np.ones(2), [0.0, 2.0], **{**options, "events": quarter})
     with pytest.raises(dil.OptionError, match="events= of a batch with mass="):
         dil.ode.solve(in_basis, np.ones((3, 2)), [0.0, 2.0], batch_ndim=1, **options)
+
+
+@pytest.mark.parametrize("method", ["sdirk2", "kvaerno5"])
+def test_the_derivative_of_algebraic_unknowns_in_the_last_time(method):
+    """x = exp(-t), z = sin(5 t) x: a polynomial through stages is of a low order in z."""
+
+    def field(t, s):
+        return np.stack([-s[0], s[1] - np.sin(5.0 * t) * s[0]])
+
+    def last(t):
+        times = np.stack([0.0 * t, t])
+        return odeint(field, np.asarray([1.0, 0.0]), times, mass=[1.0, 0.0], rtol=1e-6, method=method)[-1, 1]
+
+    expected = (5.0 * np.cos(5.0) - np.sin(5.0)) * np.exp(-1.0)
+    close(dil.grad(last)(np.asarray(1.0)), expected, 1e-4)

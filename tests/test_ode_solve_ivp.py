@@ -183,3 +183,48 @@ def test_counts_that_are_not_there():
         _ = found.nfev
     with pytest.raises(AttributeError, match="no attribute 'foo'"):
         _ = found.foo
+
+
+def test_the_end_of_the_span_has_a_derivative():
+    """y = 2 exp(-sin(T) / 2)."""
+
+    def end(last, *options):
+        found = dil.ode.solve_ivp(lambda t, y: -0.5 * y * np.cos(t), [0.0, last], [2.0], rtol=1e-9, atol=1e-12)
+        return found.y[0, -1] + found.t[-1]
+
+    expected = 1.0 - np.cos(3.0) * np.exp(-0.5 * np.sin(3.0))
+    close(dil.grad(end)(np.asarray(3.0)), expected, 1e-6)
+
+
+def test_the_last_time_is_that_of_the_span():
+    """The lengths of the steps add up to the span to rounding alone."""
+    a, b = 751.3591337718093, -7.905670713802439
+
+    def fun(t, y):
+        return -y / abs(b - a)
+
+    assert dil.ode.solve_ivp(fun, [a, b], [1.0], t_eval=np.linspace(a, b, 5)).y.shape == (1, 5)
+    assert dil.ode.solve_ivp(fun, [a, b], [1.0]).t[-1] == b
+
+
+def test_a_complex_state():
+    ours, theirs = both(lambda t, y: 1j * y, [0, 1], [1.0 + 0j, 2.0], t_eval=[0.0, 1.0], dense_output=True)
+    assert (ours.y.dtype, ours.y.shape) == (theirs.y.dtype, theirs.y.shape)
+    close(ours.y, theirs.y, 1e-3)
+    close(ours.sol(0.5), theirs.sol(0.5), 1e-3)
+
+
+def test_dense_output_goes_on_outside_of_the_span():
+    ours, theirs = both(decay, [0, 3], [2.0], dense_output=True, rtol=1e-8, atol=1e-10)
+    for t in (-0.1, 3.1):
+        close(ours.sol(t), theirs.sol(t), 1e-4)
+    with pytest.raises(dil.ShapeError, match=r"t has shape \(1, 1\)"):
+        ours.sol(np.ones((1, 1)))
+
+
+def test_times_of_numpy_beside_torch():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    found = dil.ode.solve_ivp(
+        decay, [0, 1], torch.ones(1, dtype=torch.float64), t_eval=np.linspace(0, 1, 3), dense_output=True
+    )
+    close(found.sol(np.asarray([1.0])), np.exp([[-0.5]]), 1e-3)

@@ -49,12 +49,22 @@ def _weights(s: float) -> list[float]:
     return [1.0 - end, end, s * rest * rest, -s * s * rest, 16.0 * s * s * rest * rest]
 
 
-def interpolate(backend: Backend, t: Array, knots: Array, states: Array, slopes: Array, bulges: Array | None) -> Array:
+def interpolate(
+    backend: Backend,
+    t: Array,
+    knots: Array,
+    states: Array,
+    slopes: Array,
+    bulges: Array | None,
+    *,
+    extends: bool = False,
+) -> Array:
     """Return the states at the times t, (T, *batch, n), from states and slopes at the knots, (M + 1, *batch, n).
 
     The error of the cubic is of order 4 in the step, so methods of order 3 or lower keep their order (Hairer, Nørsett
     and Wanner 1993, II.6). The bulges, (M, *batch, n), are its errors in the middle of the steps: with them the
-    polynomial is of degree 4 and its error of order 5.
+    polynomial is of degree 4 and its error of order 5. A time after the end of an incomplete mesh gets its last state,
+    or the value of the last polynomial if it `extends`.
     """
     xp, plain = array_namespace(t), backend.constant
     begins, lengths = knots[:-1], knots[1:] - knots[:-1]
@@ -71,7 +81,7 @@ def interpolate(backend: Backend, t: Array, knots: Array, states: Array, slopes:
 
     h = column(at(lengths))
     s = (column(t) - column(at(begins))) / nonzero_or_one(h)
-    # a time after the end of an incomplete mesh gets its last state
-    s = array_namespace(s).where(plain(s) > 1.5, xp.astype(plain(h) > 0, s.dtype), s)
+    if not extends:
+        s = array_namespace(s).where(plain(s) > 1.5, xp.astype(plain(h) > 0, s.dtype), s)
     bulge = None if bulges is None else at(bulges)
     return Segment(h, at(states), at(states, 1), at(slopes), at(slopes, 1), bulge).at(s)

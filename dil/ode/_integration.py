@@ -177,7 +177,7 @@ class Integration:
         before = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
         step = xp.sum(xp.astype(before, zero.dtype), axis=-1) + 1.0
         verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
-        if self.field.mass_arrays and t.shape[0] > 2:
+        if self.field.mass_arrays:
             rows, verdict = self._consistent_rows(t, rows, arrays, verdict)
         events, stop = self.watched.none(y0, t)
         curve = Curve(knots, states, slopes, 0.0 * found.bulges if bulges is None else bulges)
@@ -191,8 +191,8 @@ class Integration:
     def _consistent_rows(self, t: Array, rows: Array, arrays: Arrays, verdict: Verdict) -> tuple[Array, Verdict]:
         """Return states that were interpolated, (T, *batch, n), with algebraic unknowns that satisfy their equations.
 
-        A polynomial through stages is of a low order there (Hairer and Wanner 1996, VI.1). The first and the last are
-        states of steps.
+        A polynomial through stages is of a low order there (Hairer and Wanner 1996, VI.1), and so is the derivative of
+        the last state in its time.
         """
         layer, xp = self._stage((rows[0, ...], t[0]), arrays, far=True), array_namespace(rows)
 
@@ -200,31 +200,38 @@ class Integration:
             time, y = row
             return carry, consistent(layer, time, y, arrays)
 
-        _, (found, status) = self.backend.loops.scan(at, (), (t[1:-1], rows[1:-1, ...]))
-        inner = self.backend.constant(t[1:-1])
+        _, (found, status) = self.backend.loops.scan(at, (), (t[1:], rows[1:, ...]))
+        inner = self.backend.constant(t[1:])
         missed = first_failure(self.backend.constant(status), inner, 0.0 * inner)
-        found = xp.where((inner[:, *(None,) * verdict.begin.ndim] <= verdict.begin)[..., None], found, rows[1:-1, ...])
+        found = xp.where((inner[:, *(None,) * verdict.begin.ndim] <= verdict.begin)[..., None], found, rows[1:, ...])
         verdict = Verdict(*(xp.where(verdict.status == 0, a, b) for a, b in zip(missed[:4], verdict[:4], strict=True)))
-        return xp.concat([rows[:1, ...], found, rows[-1:, ...]]), verdict
+        return xp.concat([rows[:1, ...], found]), verdict
 
     def _consistent_events(
         self, events: tuple[EventRows, ...], stop: Stop, start: tuple[Array, Array], arrays: Arrays
     ) -> tuple[tuple[EventRows, ...], Stop]:
         """Return the events of one problem with algebraic unknowns that satisfy their equations."""
-        layer, plain, (t0, y0) = self._stage((start[1], start[0]), arrays), self.backend.constant, start
+        layer, plain, (t0, y0) = self._stage((start[1], start[0]), arrays, far=True), self.backend.constant, start
 
         def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             time, y = row
-            return carry, consistent(layer, time, y, arrays)[:1]
+            return carry, consistent(layer, time, y, arrays)
 
-        def states(t: Array, y: Array) -> Array:
-            """Return the consistent states of rows; those whose time is not finite stay."""
+        def states(t: Array, y: Array) -> tuple[Array, Array]:
+            """Return the consistent states of rows, and the statuses; those whose time is not finite stay."""
             xp, there = array_namespace(t, y), array_namespace(plain(t)).isfinite(plain(t))
             rows = xp.where(there, t, t0), xp.where(there[:, None], y, y0)
-            return xp.where(there[:, None], self.backend.loops.scan(at, (), rows)[1][0], y)  # type: ignore[no-any-return]
+            found, status = self.backend.loops.scan(at, (), rows)[1]
+            return xp.where(there[:, None], found, y), xp.where(there, status, 0.0 * status)
 
-        found = tuple(each._replace(y=states(each.t, each.y)) if each.t.shape[0] else each for each in events)
-        return found, stop._replace(y=states(stop.t[None], stop.y[None, ...])[0, ...])
+        def with_states(each: EventRows) -> EventRows:
+            if each.t.shape[0] == 0:
+                return each
+            y, status = states(each.t, each.y)
+            missed = array_namespace(each.status).astype(plain(status), each.status.dtype)
+            return each._replace(y=y, status=array_namespace(missed).where(each.status == 0, missed, each.status))
+
+        return tuple(map(with_states, events)), stop._replace(y=states(stop.t[None], stop.y[None, ...])[0][0, ...])
 
     def _find(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None = None) -> FoundSteps:
         """Return the steps of the search.

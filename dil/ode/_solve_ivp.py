@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device, full
 from dil._base.errors import OptionError, ShapeError
-from dil._base.options import is_number
 from dil._base.status import Status
 from dil._base.typing import Array, OnFailure, Tree
 from dil._frameworks.adoption import run_in_its_framework
@@ -20,6 +19,7 @@ from dil.linear._solver import LinearSolver
 from dil.ode._crossings import held
 from dil.ode._curve import Curve
 from dil.ode._dense import interpolate
+from dil.ode._field import Field
 from dil.ode._integration import Integration, Run
 from dil.ode._odeint import as_arguments, begin, crossings, judged, times_like
 from dil.ode._options import METHODS, Options
@@ -35,32 +35,58 @@ OTHERS = {
     "LSODA": "'kvaerno5' where the problem is stiff, 'tsit5' where it is not",
 }
 """SciPy's names of methods that are not, and what to take."""
+IN_WORDS = {
+    Status.DIVERGED: "the solution has a pole there",
+    Status.MAX_ITER: "max_steps= steps were taken; raise it, or loosen the tolerances",
+    Status.STAGNATED: "the steps became as short as rounding allows; look for a pole or a jump there, or NaN",
+}
+"""What a status says of a differential equation."""
 
 
 @dataclass(frozen=True)
 class DenseOutput:
     """The solution as a function of time: `sol(t)` returns the states, (n,) for a number and (n, T) for times (T,).
 
-    It is differentiable in t and in what the solution is. A time outside of the span gets the polynomial of the nearest
-    step.
+    It is differentiable in t and in what the solution depends on. A time outside of the span gets the polynomial of the
+    nearest step.
     """
 
     curve: Curve
-    backend: Backend
-    sign: float
+    field: Field
 
     def __call__(self, t: Any) -> Array:
-        """Return the states at the times t, shape () or (T,)."""
-        like = self.curve.states
-        xp = array_namespace(like)
-        t = xp.asarray(t, dtype=like.dtype, device=device(like)) if is_number(t) or isinstance(t, list | tuple) else t
-        times = self.sign * (t if t.ndim else t[None])
-        rows = xp.moveaxis(interpolate(self.backend, times, *self.curve), 0, -1)
+        """Return the states at the times t, shape () or (T,).
+
+        Raises
+        ------
+        ShapeError
+            If t has more dimensions.
+        """
+        like, field = self.curve.states, self.field
+        t = _array_of(t, like, field.backend)
+        if t.ndim > 1:
+            message = f"t has shape {tuple(t.shape)}; expected () or (T,)"
+            raise ShapeError(message)
+        times = field.sign * (t if t.ndim else t[None])
+        states = field.trajectory(interpolate(field.backend, times, *self.curve, extends=True))
+        rows = array_namespace(states).moveaxis(states, 0, -1)
         return rows if t.ndim else rows[..., 0]  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class OdeResult:
+def _array_of(t: Any, like: Array, backend: Backend) -> Array:
+    """Return times as an array of the backend. Numbers, lists and constant arrays of NumPy are converted."""
+    own = owner(t)
+    if own is None or (own is load("numpy") and own is not backend):
+        if own is None and isinstance(t, list | tuple) and any(owner(x) is not None for x in t):
+            return t  # type: ignore[return-value]
+        if own is not None:
+            own.assert_constant(t, "times of NumPy that take part in a differentiation, beside a state that is none")
+        return backend.asarray(t, dtype=like.dtype, device=device(like))
+    xp = array_namespace(like)
+    return xp.astype(t, like.dtype) if own is backend and xp.isdtype(t.dtype, "integral") else t  # type: ignore[no-any-return]
+
+
+class OdeResult(NamedTuple):
     """What `dil.ode.solve_ivp` returns, with SciPy's names.
 
     Attributes
@@ -112,7 +138,7 @@ class OdeResult:
         """What happened, in words. The numbers must be at hand: look at it outside of compiled programs."""
         code = Status(int(self.code))
         if not code.ok:
-            return f"{code.name} at t = {float(self.failed_at):.6g}: {code.sentence}"
+            return f"{code.name} at t = {float(self.failed_at):.6g}: {IN_WORDS.get(code, code.sentence)}"
         by = int(self.ended_by)
         return "the end of t_span is reached" if by < 0 else f"event {by} ended the solve"
 
@@ -226,6 +252,9 @@ def solve_ivp(
 
 def _method(name: Any) -> str:
     """Return the name of a method here."""
+    if not isinstance(name, str):
+        message = f"method={name!r}; expected the name of a method"
+        raise OptionError(message)
     if name in OTHERS:
         message = f"method={name!r} of SciPy is not here; take method={OTHERS[name]}"
         raise OptionError(message)
@@ -233,7 +262,7 @@ def _method(name: Any) -> str:
     if found not in METHODS:
         message = f"method={name!r} is unknown; expected one of {', '.join((*NAMES, *METHODS))}"
         raise OptionError(message)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _span(t_span: Any) -> tuple[Any, Any]:
@@ -248,10 +277,12 @@ def _span(t_span: Any) -> tuple[Any, Any]:
 
 def _state(y0: Any) -> Any:
     """Return the state. A list of numbers is an array of NumPy."""
-    if isinstance(y0, list | tuple) and all(map(is_number, y0)):
-        return load("numpy").asarray([float(x) for x in y0])
+    numpy = load("numpy")
+    if isinstance(y0, list | tuple) and all(isinstance(x, int | float | complex) for x in y0):
+        return numpy.asarray(y0, dtype=complex if any(isinstance(x, complex) for x in y0) else float)
     if getattr(y0, "ndim", None) == 1:
-        return y0
+        whole = owner(y0) is numpy and numpy.namespace().isdtype(y0.dtype, "integral")
+        return numpy.asarray(y0, dtype=float) if whole else y0
     shape = f"shape {tuple(y0.shape)}" if hasattr(y0, "shape") else f"type {type(y0).__name__}"
     message = f"y0 is of {shape}; expected an array of shape (n,); for a tree or a batch take dil.ode.odeint"
     raise ShapeError(message)
@@ -271,8 +302,8 @@ def _solve(
     run = integration.run_at(y, ends, arrays)
     curve = _start(sign * ends, y) if run.curve is None else run.curve
     times = None if t_eval is None else _within(t_eval, ends, y, integration)
-    s, rows = _steps(curve, run, backend) if times is None else _at(sign * times, curve, run, backend)
-    rows = judged(integration, rows, s, run)
+    s, rows = _steps(curve, run, sign * ends, backend) if times is None else _at(sign * times, curve, run, backend)
+    states = integration.field.trajectory(judged(integration, rows, s, run))
     constant, xp = backend.constant, array_namespace(y)
     found = [crossings(integration.field, each) for each in run.events]
 
@@ -283,8 +314,8 @@ def _solve(
     code = integer(run.verdict.status)
     return OdeResult(
         s if sign > 0 else 0.0 - s,
-        xp.moveaxis(rows, 0, -1),
-        DenseOutput(curve, backend, sign) if dense_output else None,
+        xp.moveaxis(states, 0, -1),
+        DenseOutput(curve, integration.field) if dense_output else None,
         None if options.events is None else [each.t for each in found],
         None if options.events is None else [each.y for each in found],
         code,
@@ -303,9 +334,7 @@ def _start(s: Array, y: Array) -> Curve:
 def _within(t_eval: Any, ends: Array, y: Array, integration: Integration) -> Array:
     """Return the times as an array. If one is outside of the span or they are not sorted, raise."""
     backend, sign = integration.backend, integration.field.sign
-    xp, given = array_namespace(y), adopted((t_eval,), (y,))[0]
-    if owner(given) is backend and xp.isdtype(given.dtype, "integral"):
-        given = xp.astype(given, y.dtype)
+    xp, given = array_namespace(y), _array_of(adopted((t_eval,), (y,))[0], y, backend)
     times = times_like(given, y, integration.field)
     plain, ends = sign * backend.constant(times), sign * backend.constant(ends)
     falls = xp.concat([full(plain[:1], False, dtype=xp.bool), plain[1:] < plain[:-1]])
@@ -330,14 +359,20 @@ def _at(s: Array, curve: Curve, run: Run, backend: Backend) -> tuple[Array, Arra
         rows = held(run.stop, rows, s, backend)
     if not (is_readable(backend, s) and is_readable(backend, curve.knots)):
         return s, rows
-    last = float(backend.constant(curve.knots)[-1])
-    if run.stop is not None:
-        last = min(last, float(backend.constant(run.stop.t)))
+    last = _end(curve, run, backend)
     count = sum(1 for x in backend.to_numpy(backend.constant(s)).tolist() if x <= last)
     return s[:count], rows[:count, ...]
 
 
-def _steps(curve: Curve, run: Run, backend: Backend) -> tuple[Array, Array]:
+def _end(curve: Curve, run: Run, backend: Backend) -> float:
+    """Return the time until which the solution is known; infinity if it is known to the end of the span."""
+    if run.stop is not None and int(backend.constant(run.stop.by)) >= 0:
+        return float(backend.constant(run.stop.t))
+    # the end of the last step differs from that of the span by rounding
+    return float("inf") if int(backend.constant(run.verdict.status)) == 0 else float(backend.constant(curve.knots)[-1])
+
+
+def _steps(curve: Curve, run: Run, ends: Array, backend: Backend) -> tuple[Array, Array]:
     """Return the times and the states at the ends of the steps, with the first and the last time.
 
     Raises
@@ -352,9 +387,13 @@ def _steps(curve: Curve, run: Run, backend: Backend) -> tuple[Array, Array]:
         )
         raise OptionError(message)
     xp, count = array_namespace(curve.knots), max(2, int(backend.constant(run.steps)) + 1)
-    s, rows = curve.knots[:count], curve.states[:count, ...]
+    last, knots = _end(curve, run, backend), curve.knots[:count]
+    if last == float("inf"):  # the end of the span has a derivative
+        s = xp.concat([ends[:1], knots[1:-1], ends[1:]])
+        return s, interpolate(backend, s, *curve)
+    s = xp.concat([ends[:1], knots[1:]])
+    rows = interpolate(backend, s, *curve)
     if run.stop is None or int(backend.constant(run.stop.by)) < 0:
         return s, rows
-    last = float(backend.constant(run.stop.t))
     count = sum(1 for x in backend.to_numpy(backend.constant(s)).tolist() if x < last)
     return xp.concat([s[:count], run.stop.t[None]]), xp.concat([rows[:count, ...], run.stop.y[None, ...]])

@@ -59,20 +59,20 @@ class Watch:
         """Return what is known after the step from t, if it was taken. Problems that are over count no more."""
         if taken is False:
             return before
-        signs, counts, broken = list(before.signs), list(before.counts), before.broken
+        signs, counts, broken, ended = list(before.signs), list(before.counts), before.broken, before.ended
         marks: list[list[Scalar]] = [[] for _ in signs]
         fractions = [i / SAMPLES for i in range(1, SAMPLES)]
         for s, u in zip((*fractions, 1.0), (*step.at_all(fractions), step.end), strict=True):
-            for k, value in enumerate(self._values(t + s * step.length, u)):
+            values = self._values(t + s * step.length, u)
+            for k, value in enumerate(values):
                 mark, signs[k] = _crossing(signs[k], value)
                 mark = select(over, 0.0 * mark, _counted(mark, self.functions[k]))
                 marks[k].append(mark)
                 counts[k] = counts[k] + abs(mark)
-                broken = broken | (logical_not(over) & logical_not(is_finite(value)))
-        ended = before.ended
-        for count, function in zip(counts, self.functions, strict=True):
-            if function.last is not None:
-                ended = ended | (count >= function.last)
+                if (last := self.functions[k].last) is not None:
+                    ended = ended | (counts[k] >= last)
+            for value in values:  # behind the end, a function need not have a value
+                broken = broken | (logical_not(over | ended) & logical_not(is_finite(value)))
         rows = self._appended(before.marks, marks, taken, place, step.end)
         if taken is True:
             return Watched(tuple(signs), tuple(counts), rows, ended, broken)
