@@ -355,3 +355,20 @@ def test_jax_compiles_once_and_maps():
     assert len(traced) == 1
     rows = jax.vmap(lambda t: layer(t, C))(np.stack([T, T + 0.0]))
     np.testing.assert_allclose(rows[1], by_hand()[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("wrong", [lambda M, w: 3.0 * (M.T @ w), lambda M, w: M @ w], ids=["scaled", "not transposed"])
+@pytest.mark.parametrize("by_differences", [False, True])
+def test_a_product_that_is_not_the_transpose_is_an_error(wrong, by_differences):
+    A = np.asarray([[3.0, 1.0, 0.0], [-2.0, 4.0, 0.5], [0.0, 1.0, 5.0]])
+
+    def J(u):
+        return A + np.diag(2.0 * u)
+
+    jvp = None if by_differences else lambda u, v, t: J(u) @ v
+    given = dil.Jacobian(
+        jvp=jvp, vjp=lambda u, w, t: wrong(J(u), w), mixed=lambda u, w, t: (-w,), finite_differences=by_differences
+    )
+    layer = dil.root(lambda u, t: A @ u + u**2 - t, dil.solvers.Newton(), init=np.zeros_like, derivatives=given)
+    with pytest.raises(dil.UnsupportedFunctionError, match="vjp is not the transpose of J"):
+        dil.vjp(layer, np.ones(3))[1](np.asarray([1.0, 2.0, 3.0]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dil._base.errors import DTypeError, ShapeError
+from dil._base.errors import DTypeError, ShapeError, UnsupportedFunctionError
 from dil._base.given_matrix import Kept
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.registry import leaves_of, load, owner
@@ -75,7 +75,29 @@ class HostEquation:
         assert given.vjp is not None
         args, kwargs = self.arguments.call(at[1:])
         product = given.vjp(self.space.unravel(at[0]), self.space.unravel(w), *args, **kwargs)
-        return self._vector(product, "derivatives.vjp")
+        found = self._vector(product, "derivatives.vjp")
+        if "vjp" not in given._compared and w.any():
+            self._compare(at, w, found)
+            given._compared.add("vjp")
+        return found
+
+    def _compare(self, at: Sequence[Any], w: Vector, pulled: Vector) -> None:
+        """Raise if J^T w is not the transposed product: if (J^T w) v differs from w (J v) for a random v.
+
+        A difference counts if it is a hundredth of the products, and above what rounding leaves of their terms.
+        """
+        import numpy as np
+
+        v = np.random.default_rng(0).choice([-1.0, 1.0], w.shape).astype(w.dtype)
+        left, right = np.asarray(pulled * v, dtype=float), np.asarray(w * self.jvp(at, v), dtype=float)
+        apart, size = abs(left.sum() - right.sum()), max(abs(left.sum()), abs(right.sum()))
+        noise = float(np.finfo(w.dtype).eps) ** (1 / 3) * (np.abs(left).sum() + np.abs(right).sum())
+        if apart > max(HUNDREDTH * size, noise):
+            message = (
+                f"derivatives.vjp is not the transpose of J: with v of random signs, (J^T w) v is {left.sum():.6g} but "
+                f"w (J v) is {right.sum():.6g}; vjp(u, w, ...) has to return J^T w, J = dF/du (see dil.Jacobian)"
+            )
+            raise UnsupportedFunctionError(message)
 
     def mixed(self, at: Sequence[Any], w: Vector, wrt: Sequence[int]) -> list[Any]:
         """Return w^T dF/darrays[i] for i in `wrt`."""

@@ -71,13 +71,15 @@ class Jacobian:
     ------
     OptionError
         If an entry is not callable, or none gives J and differences are not allowed. Calls raise `ShapeError` for a
-        result of the wrong shape, and `UnsupportedFunctionError` for a product that was left out.
+        result of the wrong shape, and `UnsupportedFunctionError` for a product that was left out, or a `vjp` that is
+        not the transpose of J.
 
     Notes
     -----
-    The layer has first derivatives, in reverse mode and in forward mode. Second derivatives are refused. Under
-    `jax.jit` each function is a host callback. The functions depend on their arguments alone, since a matrix is kept
-    for the next call at the same point. A layer has one problem (`batch_ndim=0`), of real numbers.
+    The layer has first derivatives, in reverse mode and in forward mode. Second derivatives are refused. At its first
+    call, `vjp` is compared with J along a random direction. Under `jax.jit` each function is a host callback. The
+    functions depend on their arguments alone, since a matrix is kept for the next call at the same point. A layer has
+    one problem (`batch_ndim=0`), of real numbers.
 
     An entry of a difference moves by eps ** (1/3) of its size, or of a hundredth of the largest entry beside it if that
     is more. The relative error that is told is that of one random direction, beside a difference twice as wide.
@@ -102,6 +104,8 @@ class Jacobian:
     mixed_jvp: Callable[..., Tree] | None = None
     finite_differences: bool = False
     _last: LastMatrix = field(default_factory=LastMatrix, init=False, compare=False, repr=False)
+    _compared: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+    """Which products were compared with each other. Copies share it."""
 
     def __post_init__(self) -> None:
         for name, fn in self.functions().items():
@@ -131,7 +135,7 @@ class Jacobian:
 
     def functions(self) -> dict[str, Callable[..., Any] | None]:
         """Return the functions of the user by name."""
-        names = [part.name for part in fields(self) if part.name not in ("finite_differences", "_last")]
+        names = [part.name for part in fields(self) if part.name not in ("finite_differences", "_last", "_compared")]
         return {name: getattr(self, name) for name in names}
 
     def fixed(self) -> Jacobian:
