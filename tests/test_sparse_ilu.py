@@ -150,3 +150,16 @@ def test_a_hierarchy_of_pyamg(backend):
         expected = sparse.linalg.spsolve(A.tocsc(), v)
         np.testing.assert_allclose(dil.backend(backend).to_numpy(gradient), expected, rtol=1e-8)
     assert steps[1] < steps[0] / 4
+
+
+@pytest.mark.parametrize("solver", [CG, GMRES])
+def test_a_residual_that_is_rounding_is_no_stagnation(eager, solver):
+    """An exact preconditioner leaves few products, along smooth vectors, which say little of the norm of A."""
+    n = 300
+    A = np.diag(2.0 * np.ones(n)) - np.diag(np.ones(n - 1), 1) - np.diag(np.ones(n - 1), -1)
+    b = np.random.default_rng(0).standard_normal(n)
+    options = {"symmetric": True} if solver is CG else {}
+    x, names, _ = solved(eager, solver(preconditioner=SparseILU("tridiagonal")), A, b, **options)
+    size = 4.0 * np.linalg.norm(x) + np.linalg.norm(b)
+    assert np.linalg.norm(b - A @ x) <= 4.0 * np.finfo(float).eps * size
+    assert names == ["CONVERGED"]

@@ -22,6 +22,7 @@ from dil.linear._curvature_status import curvature_status
 from dil.linear._flexible_cg import flexible_cg
 from dil.linear._one_reduction_cg import one_reduction_cg
 from dil.linear._part import matrix_of_part
+from dil.linear._random_norm import with_rounding
 from dil.linear._restarts import TRIAL_SHARE
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._tolerance import Tolerance, tolerance_of_call
@@ -171,9 +172,10 @@ class CG:
         if self.one_reduction:
             return one_reduction_cg(H, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=trial)
         if self.preconditioner is not None or x0 is not None:
-            return flexible_cg(
+            found = flexible_cg(
                 H, b, preconditioner=self.preconditioner, x0=x0, rtol=rtol, max_iter=max_iter, loops=loops
             )
+            return with_rounding(found, H, b, backend)
         return cg(H, b, rtol=rtol, max_iter=max_iter, loops=loops, trial=trial)
 
 

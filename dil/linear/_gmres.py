@@ -14,6 +14,7 @@ from dil._base.scalars import Scalar, either, greater, in_unit, is_finite, sqrt
 from dil._base.solution import Solution
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import repeat
+from dil.linear._random_norm import with_rounding
 from dil.linear._restarts import Pass, Progress, Task, restarted
 from dil.linear._right_hand_side import backend_of_system
 from dil.linear._rotations import ArrayRotations, NumberRotations, array_rotations, number_rotations, rows_like
@@ -111,7 +112,8 @@ class GMRES:
         system = Operator(lambda y: A(M(y)))
         found = restarted(recurrence, self, system, b, loop=loop, x0=None, gain=0.999, rtol=rtol)
         extra = found.extra or {}
-        return found._replace(value=M(found.value), extra={**extra, "products": extra["products"] + M.products})
+        found = found._replace(value=M(found.value), extra={**extra, "products": extra["products"] + M.products})
+        return with_rounding(found, A, b, backend)
 
 
 Rotations: TypeAlias = NumberRotations | ArrayRotations

@@ -74,6 +74,8 @@ def by_sparse_factor(A: Operator, b: Array, backend: Backend, call: Call, *, loo
     if source is None or n < FEWEST_UNKNOWNS or size(b.shape) == 0 or not (_is_on_host(backend, b) and _has_scipy()):
         return NOTHING
     pays = KNOWN_PATTERNS.pays(source, n, step=call.is_step)
+    if not call.is_step and KNOWN_PATTERNS.pays(source, n, step=True):
+        pays = True  # a solve to the full iterates longer than an inexact step, whatever its right-hand side
     if pays is None:
         return _looked(A, b, source, backend, call) if looks and A.one is None else NOTHING
     if not pays:
@@ -85,7 +87,8 @@ def by_sparse_factor(A: Operator, b: Array, backend: Backend, call: Call, *, loo
     if looks and A.one is None and is_wrong(solution):
         # what pays was decided for another pattern: of a function with the same code, or where an entry was zero
         return _looked(A, b, source, backend, call, spent=spent, is_new=True)
-    KNOWN_PATTERNS.decide(source, n, pays=False, step=call.is_step)
+    for step in (False, True):
+        KNOWN_PATTERNS.decide(source, n, pays=False, step=step)
     return Sparse(None, spent)
 
 
