@@ -346,21 +346,28 @@ def main(
     with Fresh(every_time=True) as fresh:
         for name, backend, way in track(plan, description="problems", console=console):
             rows += [Row(**found) for found in fresh(measured, name, backend, way, seconds)]
+            write(out, rows, sweep)  # a run that is cut short leaves what was measured
         sides = [n for n in SIZES if n <= largest]
         runs = [(n, who) for n in sides for who in ("by hand", *(b for b in chosen if b != "jax"))]
         for n, way in track(runs, description="sweep", console=console):
             sweep.append(fresh(of_size, n, way))
+            write(out, rows, sweep)
     show(Console(), "large roots", HEADS, cells(rows))
     show(Console(), "Bratu's equation and its gradient", SWEEP_HEADS, cells_of_sweep(sweep))
+
+
+def write(out: Path | None, rows: list[Row], sweep: list[dict[str, Any]]) -> None:
+    """Write the tables so far, if a directory is given."""
+    if out is None:
+        return
     host, command = machine(), shlex.join(["python", "benchmarks/large.py", *sys.argv[1:]])
-    if out is not None:
-        tables = [markdown(HEADS, cells(rows))]
-        if sweep:
-            tables += ["Forward and backward of Bratu's equation, a fresh process each:"]
-            tables += [markdown(SWEEP_HEADS, cells_of_sweep(sweep))]
-        parts = ["# Large roots", f"`{command}`", described(host), MEASURED, *tables]
-        record = {"command": command, "machine": host, "measured": MEASURED, "sweep": sweep}
-        write_results(out, "large", parts, {**record, "rows": [{**asdict(r), "met": r.met} for r in rows]})
+    tables = [markdown(HEADS, cells(rows))]
+    if sweep:
+        tables += ["Forward and backward of Bratu's equation, a fresh process each:"]
+        tables += [markdown(SWEEP_HEADS, cells_of_sweep(sweep))]
+    parts = ["# Large roots", f"`{command}`", described(host), MEASURED, *tables]
+    record = {"command": command, "machine": host, "measured": MEASURED, "sweep": sweep}
+    write_results(out, "large", parts, {**record, "rows": [{**asdict(r), "met": r.met} for r in rows]})
 
 
 if __name__ == "__main__":
