@@ -51,12 +51,14 @@ class Passes:
         """Return the pullback by the inverse for a pass with the cotangent v, or None if it solves by itself."""
         if self._end_if_changed():
             return None
-        looked = isinstance(rule, RepeatedRule) and rule.has_looked(args, y, wrt)
         if self.stage is Stage.UNUSED:
-            self._begin(rule, args, y, v, looked)
-        elif self.stage is Stage.USED and looked and not self._was_first(v):
+            self._begin(rule, args, y, v, wrt)
+            return self.pull
+        if self.stage is Stage.ALONE or self._was_first(v) or not _has_looked(rule, args, y, wrt):
+            return None
+        if self.stage is Stage.USED:
             self._make(rule, args, y)
-        return self.pull if looked and not self._was_first(v) else None
+        return self.pull
 
     def shares(self, v: Tensor) -> bool:
         """Return whether a pass with the cotangent v takes the pullback by the inverse, which is at hand."""
@@ -69,10 +71,10 @@ class Passes:
             self.stage, self.pull, self.reads = Stage.USED, None, None
         return changed
 
-    def _begin(self, rule: Rule, args: Any, y: Any, v: Tensor, looked: bool) -> None:
+    def _begin(self, rule: Rule, args: Any, y: Any, v: Tensor, wrt: list[int]) -> None:
         if v.numel() > MOST_REPEATED:
             self.stage = Stage.ALONE
-        elif looked and v.numel() >= FEWEST_AT_ONCE and _is_retained():
+        elif v.numel() >= FEWEST_AT_ONCE and _is_retained() and _has_looked(rule, args, y, wrt):
             self._make(rule, args, y)
         else:
             self.stage, self.first = Stage.USED, v.clone()
@@ -93,6 +95,11 @@ class Passes:
                 self.pull = rule.repeated(args, y)
             if self.pull is not None:
                 self.stage, self.reads = Stage.SHARED, reads
+
+
+def _has_looked(rule: Rule, args: Any, y: Any, wrt: list[int]) -> bool:
+    """Return whether a pass to these arguments has nothing to look at but its system."""
+    return isinstance(rule, RepeatedRule) and rule.has_looked(args, y, wrt)
 
 
 def _is_retained() -> bool:
