@@ -228,3 +228,4 @@ def test_times_of_numpy_beside_torch():
         decay, [0, 1], torch.ones(1, dtype=torch.float64), t_eval=np.linspace(0, 1, 3), dense_output=True
     )
     close(found.sol(np.asarray([1.0])), np.exp([[-0.5]]), 1e-3)
+    close(found.sol([torch.tensor(1.0, dtype=torch.float64), 0.0]), np.exp([[-0.5, 0.0]]), 1e-3)

@@ -390,7 +390,7 @@ def _matrix(mass: Any, state: list[Any]) -> Any:
     """Return the mass matrix. One of numbers, or of NumPy, becomes an array like the leaves of the state."""
     own, numpy, first = owner(mass), load("numpy"), next((x for x in state if owner(x) is not None), None)
     if own is None and isinstance(mass, list | tuple) and any(owner(x) is not None for x in mass):
-        return _stacked(mass, next(x for x in mass if owner(x) is not None))
+        return stacked(mass, next(x for x in mass if owner(x) is not None))
     if own is not None and (own is not numpy or first is None or owner(first) is numpy):
         return mass
     if own is numpy:
@@ -401,7 +401,7 @@ def _matrix(mass: Any, state: list[Any]) -> Any:
     return owner(first).asarray(mass, dtype=first.dtype, device=device(first))  # type: ignore[union-attr]
 
 
-def _stacked(numbers: Any, like: Array) -> Array:
+def stacked(numbers: Any, like: Array) -> Array:
     """Return numbers and arrays of shape () as one vector. Each may carry a derivative."""
     backend, xp = owner(like), array_namespace(like)
     return xp.stack([x if owner(x) is backend else full(like, x, shape=()) for x in numbers])  # type: ignore[no-any-return]
@@ -411,7 +411,7 @@ def times_like(t: Any, y: Array, field: Field) -> Array:
     """Return the times as a vector with the backend, dtype and device of the state."""
     backend, t_backend = field.backend, owner(t)
     if isinstance(t, list | tuple) and any(owner(x) is not None for x in t):  # each may carry a derivative
-        t = _stacked(t, y)
+        t = stacked(t, y)
         t_backend = owner(t)
     if t_backend is None:
         t = backend.asarray(t, dtype=y.dtype, device=device(y))

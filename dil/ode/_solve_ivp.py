@@ -21,7 +21,7 @@ from dil.ode._curve import Curve
 from dil.ode._dense import interpolate
 from dil.ode._field import Field
 from dil.ode._integration import Integration, Run
-from dil.ode._odeint import as_arguments, begin, crossings, judged, times_like
+from dil.ode._odeint import as_arguments, begin, crossings, judged, stacked, times_like
 from dil.ode._options import METHODS, Options
 from dil.ode._verdict import report_if_nonzero
 
@@ -75,15 +75,16 @@ class DenseOutput:
 
 def _array_of(t: Any, like: Array, backend: Backend) -> Array:
     """Return times as an array of the backend. Numbers, lists and constant arrays of NumPy are converted."""
-    own = owner(t)
-    if own is None or (own is load("numpy") and own is not backend):
-        if own is None and isinstance(t, list | tuple) and any(owner(x) is not None for x in t):
-            return t  # type: ignore[return-value]
-        if own is not None:
-            own.assert_constant(t, "times of NumPy that take part in a differentiation, beside a state that is none")
-        return backend.asarray(t, dtype=like.dtype, device=device(like))
-    xp = array_namespace(like)
-    return xp.astype(t, like.dtype) if own is backend and xp.isdtype(t.dtype, "integral") else t  # type: ignore[no-any-return]
+    own, xp = owner(t), array_namespace(like)
+    if own is backend:
+        return xp.astype(t, like.dtype) if xp.isdtype(t.dtype, "integral") else t  # type: ignore[no-any-return]
+    if own is None and isinstance(t, list | tuple) and any(owner(x) is not None for x in t):
+        return stacked(t, like)
+    if own is not None and own is not load("numpy"):
+        return t  # type: ignore[no-any-return]
+    if own is not None:
+        own.assert_constant(t, "times of NumPy that take part in a differentiation, beside a state that is none")
+    return backend.asarray(t, dtype=like.dtype, device=device(like))
 
 
 class OdeResult(NamedTuple):
