@@ -21,6 +21,18 @@ def write_results(out: Path, name: str, parts: Sequence[str], record: Mapping[st
     _write(out / f"{name}.json", lines_of(record))
 
 
+def earlier(out: Path | None, name: str, *, keep: bool) -> dict[str, Any]:
+    """Return the record of an earlier run in the folder `out`, empty if it is not kept or there is none."""
+    path = None if out is None or not keep else out / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.exists() else {}
+    return found
+
+
+def commands_of(record: Mapping[str, Any], command: str) -> list[str]:
+    """Return the commands that made a record and then this one, each once."""
+    return list(dict.fromkeys([*str(record.get("command", "")).splitlines(), command]))
+
+
 def lines_of(value: Any, indent: str = "") -> str:
     """Return a value as JSON: one line for each entry of a mapping, and for each row of a list of rows."""
     whole = json.dumps(value, allow_nan=False)

@@ -41,7 +41,7 @@ from _common import (
     word,
 )
 from _large_problems import PROBLEMS, Problem, bratu, ops
-from _results import write_results
+from _results import commands_of, earlier, write_results
 
 SPARSE, DEFAULT = "SparseDirect", "default"
 SMALL = 10_000
@@ -328,6 +328,7 @@ def main(
     ways: Annotated[str, typer.Option(help="Ways, comma-separated.")] = f"{SPARSE},{DEFAULT}",
     seconds: Annotated[float, typer.Option(min=0.0, help="Seconds for each pair.")] = 3.0,
     largest: Annotated[int, typer.Option(min=0, help="The largest side of the sweep; 0 leaves it out.")] = SIZES[-1],
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the rows of earlier runs that this one lacks.")] = False,
 ) -> None:
     """Compare large roots and their gradients with sparse matrices by hand."""
     os.environ.update(ONE_THREAD)
@@ -342,31 +343,40 @@ def main(
     # the default is measured on the first backend alone: its solvers are the same on all
     kinds = [(b, way) for b in chosen for way in ways.split(",") if way == SPARSE or b == chosen[0]]
     plan = [(name, *kind) for name in names for kind in kinds]
-    rows, sweep, console = list[Row](), list[dict[str, Any]](), Console(stderr=True)
+    sides = [n for n in SIZES if n <= largest]
+    before = earlier(out, "large", keep=keep)
+    commands = commands_of(before, shlex.join(["python", "benchmarks/large.py", *sys.argv[1:]]))
+    measured_now = {(PROBLEMS[name]().name, *kind) for name, *kind in plan}
+    rows = [
+        Row(**{key: value for key, value in row.items() if key != "met"})
+        for row in before.get("rows", [])
+        if (row["problem"], row["backend"], row["way"]) not in measured_now
+    ]
+    sweep = [row for row in before.get("sweep", []) if row["n"] not in sides]
+    console = Console(stderr=True)
     with Fresh(every_time=True) as fresh:
         for name, backend, way in track(plan, description="problems", console=console):
             rows += [Row(**found) for found in fresh(measured, name, backend, way, seconds)]
-            write(out, rows, sweep)  # a run that is cut short leaves what was measured
-        sides = [n for n in SIZES if n <= largest]
+            write(out, rows, sweep, commands)  # a run that is cut short leaves what was measured
         runs = [(n, who) for n in sides for who in ("by hand", *(b for b in chosen if b != "jax"))]
         for n, way in track(runs, description="sweep", console=console):
             sweep.append(fresh(of_size, n, way))
-            write(out, rows, sweep)
+            write(out, rows, sweep, commands)
     show(Console(), "large roots", HEADS, cells(rows))
     show(Console(), "Bratu's equation and its gradient", SWEEP_HEADS, cells_of_sweep(sweep))
 
 
-def write(out: Path | None, rows: list[Row], sweep: list[dict[str, Any]]) -> None:
+def write(out: Path | None, rows: list[Row], sweep: list[dict[str, Any]], commands: list[str]) -> None:
     """Write the tables so far, if a directory is given."""
     if out is None:
         return
-    host, command = machine(), shlex.join(["python", "benchmarks/large.py", *sys.argv[1:]])
+    host = machine()
     tables = [markdown(HEADS, cells(rows))]
     if sweep:
         tables += ["Forward and backward of Bratu's equation, a fresh process each:"]
         tables += [markdown(SWEEP_HEADS, cells_of_sweep(sweep))]
-    parts = ["# Large roots", f"`{command}`", described(host), MEASURED, *tables]
-    record = {"command": command, "machine": host, "measured": MEASURED, "sweep": sweep}
+    parts = ["# Large roots", *(f"`{command}`" for command in commands), described(host), MEASURED, *tables]
+    record = {"command": "\n".join(commands), "machine": host, "measured": MEASURED, "sweep": sweep}
     write_results(out, "large", parts, {**record, "rows": [{**asdict(r), "met": r.met} for r in rows]})
 
 

@@ -35,7 +35,7 @@ from _common import (
 )
 from _ode_problems import Problem, problems
 from _ode_ways import measured
-from _results import write_results
+from _results import commands_of, earlier, write_results
 
 NEEDS = {"jax": "diffrax", "torch": "torchdiffeq", "numpy": "scipy"}
 MEASURED = (
@@ -117,6 +117,7 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.0, help="Seconds for the rounds of each table entry.")] = 2.0,
     quick: Annotated[bool, typer.Option(help="Two tolerances and two rounds.")] = False,
     note: Annotated[str, typer.Option(help="What to say about the conditions of the run.")] = "",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the rows of earlier runs that this one lacks.")] = False,
 ) -> None:
     """Compare the solution of initial value problems and its gradient with other libraries."""
     os.environ.update(ONE_THREAD)
@@ -126,16 +127,22 @@ def main(
     if not names:
         message = f"no problem has {only!r} in its name; expected parts of {', '.join(every)}"
         raise typer.BadParameter(message)
-    rows, points = list[dict[str, Any]](), list[dict[str, Any]]()
+    before = earlier(out, "ode", keep=keep)
+    commands = commands_of(before, shlex.join(["python", "benchmarks/ode.py", *sys.argv[1:]]))
+    rows, points = (
+        [row for row in before.get(kind, []) if row["problem"] not in names or row["backend"] not in chosen]
+        for kind in ("rows", "points")
+    )
     peers = {name: version(name) for name in ("scipy", "diffrax", "torchdiffeq")}
-    host, command = {**machine(), **peers}, shlex.join(["python", "benchmarks/ode.py", *sys.argv[1:]])
-    record = {"command": command, "machine": host, "measured": MEASURED, "note": note}
-    text = ["# Differential equations", f"`{command}`", described(host), MEASURED, *([note] if note else [])]
+    host = {**machine(), **peers}
+    record = {"command": "\n".join(commands), "machine": host, "measured": MEASURED, "note": note}
+    text = ["# Differential equations", *(f"`{command}`" for command in commands), described(host), MEASURED]
+    text += [note] if note else []
     with Fresh(every_time=True) as fresh:
         plan = [(name, framework) for name in names for framework in chosen]
         for name, framework in track(plan, description="problems", console=Console(stderr=True)):
             found, p = fresh(run, name, framework, *((0.0, 2) if quick else (seconds, 3))), every[name]
-            points += [{"problem": name, **q} for q in found["points"]]
+            points += [{"problem": name, "backend": framework, **q} for q in found["points"]]
             rows += [_judged(p, framework, row) for row in found["rows"]]
             if out is not None:  # a run that is cut short leaves the problems that were measured
                 tables = [
