@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from dil._base.arrays import array_namespace, device, eye, full
 from dil._base.typing import Array, Arrays
 from dil._frameworks.protocol import Backend
-from dil.ode._state import plus, slope_between
+from dil.ode._state import slope_between, stepped
 
 Rows = Sequence[Sequence[float]]
 
@@ -40,7 +40,7 @@ class InTurn:
         """Return the last stage and all slopes, from the slope at the start."""
         slopes, z, gh = [first], y, tableau.diagonal * h
         for row in tableau.rows:
-            base = plus(y, *((a * h, k) for a, k in zip(row, slopes, strict=True) if a))
+            base = stepped(y, h, row, slopes)
             z = self.solve(base, t + (sum(row) + tableau.diagonal) * h, gh)
             slopes.append(slope_between(z, base, gh))
         return z, slopes

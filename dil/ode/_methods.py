@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from dil._base.arrays import full, nonzero_or_one
 from dil._base.typing import Array, Arrays
 from dil.ode._in_turn import Tableau
-from dil.ode._state import plus, scaled, slope_between
+from dil.ode._state import plus, scaled, slope_between, stepped
 
 
 class Stages(Protocol):
@@ -144,7 +144,7 @@ def sdirk(
         slopes, before, z = list[Arrays](), stages.last, y
         multiples = {g: g * h for g in {row[-1] for row in A}}  # stages with the same gh share the inverse of I - gh J
         for row in A:
-            base = plus(y, *((a * h, k) for a, k in zip(row, slopes, strict=False)))
+            base = stepped(y, h, row[:-1], slopes)
             gh = multiples[row[-1]]
             z = stages.solve(base, t + sum(row) * h, gh)
             slopes.append(slope_between(z, base, gh))

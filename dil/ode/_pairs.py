@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dil._base.typing import Array, Arrays
 from dil.ode._in_turn import Rows, Tableau
 from dil.ode._methods import Advanced, Method, Stages
-from dil.ode._state import plus, scaled
+from dil.ode._state import scaled, stepped
 
 
 def pair(name: str, A: Rows, estimate: Sequence[float], middle: Sequence[float], diagonal: float = 0.0) -> Method:
@@ -25,7 +25,7 @@ def pair(name: str, A: Rows, estimate: Sequence[float], middle: Sequence[float],
         else:
             z, slopes = y, [memory]
             for row in A:
-                z = plus(y, *((a * h, k) for a, k in zip(row, slopes, strict=True) if a))
+                z = stepped(y, h, row, slopes)
                 slopes.append(stages.slope(t + sum(row) * h, z))
         return Advanced(
             z,

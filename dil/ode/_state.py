@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dil._base.arrays import array_namespace
 from dil._base.typing import Array, Arrays
 
@@ -14,6 +16,12 @@ def plus(y: Arrays, *terms: tuple[Array | float, Arrays]) -> Arrays:
             total = total + c * v[i]
         out.append(total)
     return tuple(out)
+
+
+def stepped(y: Arrays, h: Array, weights: Sequence[float], slopes: Sequence[Arrays]) -> Arrays:
+    """Return y + h times the sum of c k over the weights c and the slopes k. Weights of zero are left out."""
+    terms = [(c, k) for c, k in zip(weights, slopes, strict=True) if c]
+    return tuple(a + b for a, b in zip(y, scaled(h, *terms), strict=True)) if terms else y
 
 
 def scaled(h: Array | float, *terms: tuple[Array | float, Arrays]) -> Arrays:
