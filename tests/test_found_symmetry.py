@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import dil
 from dil import Status
+from dil._base.operator import Source
 from dil.linear import Auto, Operator
 from dil.linear._choice_in_words import sentence
+from dil.linear._known_patterns import KNOWN_PATTERNS
 
 N = 2100
 """More unknowns than a dense solve may have."""
@@ -206,3 +210,31 @@ def test_under_jit():
         r = b + 2.01 * x - jax.numpy.roll(x, -1) - (1.0 - part) * jax.numpy.roll(x, 1)
         assert (int(status), "symmetric" in sentence(np.asarray(numbers))) == (0, told)
         assert float(jax.numpy.linalg.norm(r)) <= 2e-12 * float(jax.numpy.linalg.norm(b))
+
+
+def test_the_next_matrix_of_a_function_is_looked_at_first(eager):
+    """It saves the first steps of BiCGSTAB. A matrix that is not symmetric any more is solved as it is."""
+
+    def code():
+        """Stand for the function that the matrices are of."""
+
+    source = Source(code, "key")
+    KNOWN_PATTERNS.decide(source, N, pays=False)
+    ring = Ring(eager, 2.01)
+    b = ring.right()
+    first, second = (Auto()(replace(ring.operator(), _source=source), b) for _ in range(2))
+    assert status_of(ring, second) == {"CONVERGED"}
+    assert ring.residual(second.value, b) <= 2e-12
+    if eager.name == "array_api_strict":  # whose numbers count as those of a program
+        assert str(second.extra["choice"]) == str(first.extra["choice"])
+        return
+    assert str(second.extra["choice"]).startswith("2 products say that the matrix is symmetric; CG or MINRES took ")
+    known = Auto()(ring.operator(symmetric=True), b)
+    assert int(second.extra["products"]) == int(known.extra["products"]) + 2 < int(first.extra["products"]) - 25
+    assert int(second.iterations) == int(known.iterations)
+
+    skew = Ring(eager, 2.01, -1.0, -0.9)
+    third = Auto()(replace(skew.operator(), _source=source), b)
+    assert status_of(skew, third) == {"CONVERGED"}
+    assert skew.residual(third.value, b) <= 2e-12
+    assert skew.calls - 1 == int(third.extra["products"]) + 2  # the look in vain

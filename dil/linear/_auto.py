@@ -22,7 +22,7 @@ from dil.linear._choice import Choice
 from dil.linear._choice_in_words import Reason, Tried
 from dil.linear._dense_cost import FEWEST_TRIED, krylov_budget
 from dil.linear._direct import Direct, solved_by_inverse
-from dil.linear._found_symmetry import times_sign
+from dil.linear._found_symmetry import KNOWN_SYMMETRIC, PRODUCTS, signs, times_sign
 from dil.linear._given_solve import solved_by_given_matrix
 from dil.linear._idr import IDR
 from dil.linear._least_norm import LeastNorm
@@ -80,7 +80,7 @@ class Auto:
     6. At these sizes, one product with A and one with its transpose show whether a matrix that is not known to be
        symmetric is so to rounding, as where a root is that of the gradient of an energy. They are taken where 16 steps
        of BiCGSTAB promise more than 64. Such problems are then solved as symmetric ones, and those with negative
-       eigenvalues as -A x = -b.
+       eigenvalues as -A x = -b. The next solve for the same function of a layer takes these two products first.
 
     7. The dF/du of a layer with at least 256 unknowns, for which no dense solve comes first, is looked at once for each
        function and its shapes, if SciPy is installed and numbers are on the host, not in a compiled program. Where 8
@@ -191,9 +191,25 @@ class Auto:
             first, sign = Direct(self.damping)(A, b, loop=loop), None
             first = _with_choice(first, Choice.of(Tried.DIRECT, first, *self._reason(A, b.shape[-1])))
         else:
+            known = self._known_symmetric(A, b, plan, backend, loop=loop, rtol=rtol) if x0 is None else None
+            if known is not None:
+                return with_more_products(known, sparse.spent)
             first, sign = self._iterated(A, b, plan, backend, loop=loop, x0=x0, rtol=rtol)
         last = self._solved(first, sign, A, b, plan, loop=loop, rtol=rtol)
         return with_more_products(last, sparse.spent) if sparse.spent else last
+
+    def _known_symmetric(
+        self, A: Operator, b: Array, plan: Plan, backend: Backend, *, loop: Loop, rtol: Tolerance
+    ) -> Solution | None:
+        """Solve as symmetric systems, without first steps, those of a function whose matrix was symmetric before."""
+        looks = not (A.symmetric or plan.has_fallback) and A.one is None and size(b.shape) > 0
+        if not looks or not KNOWN_SYMMETRIC.get(A._source, b.shape[-1]):
+            return None
+        sign = signs(shifted(A, self.damping), b, backend)
+        if backend.loops.number(array_namespace(b).all(sign != 0)) is not True:
+            return None
+        found = with_more_products(self._by_symmetry(A, b, sign, loop=loop, rtol=rtol), PRODUCTS)
+        return _with_choice(found, Choice.of(Tried.SYMMETRIC, found, Reason.ITERATES, FEWEST_TRIED))
 
     def _sparse(
         self,
@@ -272,6 +288,8 @@ class Auto:
             first = solver.tried(A, b, loop=loop, x0=x0, rtol=rtol, trial=trial)
         kind, extra = Tried.CG if A.symmetric else Tried.BICGSTAB, first.extra or {}
         sign = extra.get("sign")
+        if sign is not None and backend.loops.number(array_namespace(b).all(sign != 0)) is True:
+            KNOWN_SYMMETRIC.keep(A._source, b.shape[-1], value=True)
         first = _with_choice(first, Choice.of(kind, first, Reason.ITERATES, FEWEST_TRIED, extra.get("raced")))
         return (first if sign is None else self._as_symmetric(first, sign, A, b, loop=loop, rtol=rtol)), sign
 
@@ -310,14 +328,18 @@ class Auto:
         self, first: Solution, sign: Array, A: Operator, b: Array, *, loop: Loop, rtol: Tolerance
     ) -> Solution:
         """Solve again the problems whose matrix was found to be symmetric; see `signs`."""
-        system, auto = times_sign(shifted(A, self.damping), sign), replace(self, damping=0.0)
 
         def solver(_: Matvec, b: Array, /, *, loop: Loop) -> Solution:
-            found = auto(system, sign * b, loop=loop, rtol=rtol)
-            # what is indefinite is no failure of a matrix that was not said to be positive definite
-            return found._replace(extra={"products": (found.extra or {})["products"]})
+            return self._by_symmetry(A, b, sign, loop=loop, rtol=rtol)
 
         return _again(first, sign[..., 0] != 0, solver, Tried.SYMMETRIC, A, b, loop)
+
+    def _by_symmetry(self, A: Operator, b: Array, sign: Array, *, loop: Loop, rtol: Tolerance) -> Solution:
+        """Solve systems whose matrix is symmetric, with the signs that `signs` says."""
+        system = times_sign(shifted(A, self.damping), sign)
+        found = replace(self, damping=0.0)(system, sign * b, loop=loop, rtol=rtol)
+        # what is indefinite is no failure of a matrix that was not said to be positive definite
+        return found._replace(extra={"products": (found.extra or {})["products"]})
 
     def _reason(self, A: Operator, n: int) -> tuple[Reason, int]:
         """Return why a dense solve comes first, and the limit that decided."""

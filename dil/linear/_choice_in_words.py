@@ -163,6 +163,8 @@ def _story(problems: Sequence[Numbers]) -> list[str]:
     if solver == Tried.SPARSE:
         why = {Reason.SPARSE_ASKED: ", as asked for", Reason.SPARSE_PAID: ", which paid before"}
         parts += [f"sparse LU{why.get(Reason(one.reason), '')}: {_factorised(problems, first)}"]
+    elif solver == Tried.SYMMETRIC:
+        parts += [_followed(problems, first)]
     else:
         parts += [_dense(problems, first)] if solver == Tried.DIRECT else _iterated(problems, first)
     return parts + [_followed(problems, i) for i in later]

@@ -10,6 +10,7 @@ from dil._base.rows import Rows
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
+from dil.linear._kept_by_source import KeptBySource
 
 PRODUCTS = 2
 """The products that a look takes: one with A, and one with its transpose."""
@@ -17,6 +18,10 @@ SAME = 256
 """The difference of both products, in units of the rounding of the larger one, that a sum in another order may make."""
 SHARE = 1 / 4
 """The largest such difference as a share of the tolerance of a solve, eps ** 0.75."""
+
+
+KNOWN_SYMMETRIC = KeptBySource[bool]()
+"""The functions whose dF/du was symmetric, for the number of unknowns. A solve looks again, before its first step."""
 
 
 def signs(A: Operator, b: Array, backend: Backend) -> Array:

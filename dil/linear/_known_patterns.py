@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import WeakKeyDictionary
-
 from dil._base.operator import Source
+from dil.linear._kept_by_source import KeptBySource
 from dil.linear._pattern import Pattern, union
 
 MOST_FULLER = 2
@@ -16,15 +14,12 @@ class KnownPatterns:
     """The patterns of dF/du that were found. One that is wrong is seen, so it may serve any call of the same source."""
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[Any, dict[Any, Pattern]] = WeakKeyDictionary()
-        self._pays: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
+        self._known = KeptBySource[Pattern]()
+        self._pays = KeptBySource[bool]()
 
     def get(self, source: Source | None, n: int) -> Pattern | None:
         """Return the pattern of dF/du, if it is known."""
-        try:
-            return None if source is None else self._known.get(source.fn, {}).get((n, source.key))
-        except TypeError:  # an object without a hash or without weak references
-            return None
+        return self._known.get(source, n)
 
     def add(self, source: Source | None, found: Pattern) -> Pattern:
         """Keep a pattern that was found, with the entries that were known before. Return both together.
@@ -36,11 +31,7 @@ class KnownPatterns:
         if before is not None:
             both = union(before, found)
             found = both if both.rows.size <= MOST_FULLER * found.rows.size else found
-        if source is not None:
-            try:
-                self._known.setdefault(source.fn, {})[found.n, source.key] = found
-            except TypeError:  # as above
-                return found
+        self._known.keep(source, found.n, value=found)
         return found
 
     def pays(self, source: Source, n: int, *, step: bool = False) -> bool | None:
@@ -48,17 +39,11 @@ class KnownPatterns:
 
         `step` asks for an inexact step of Newton's method, and otherwise for a solve to the full.
         """
-        try:
-            return self._pays.get(source.fn, {}).get((n, source.key, step))
-        except TypeError:  # as above
-            return False
+        return self._pays.get(source, n, step) if self._pays.can_keep(source) else False
 
     def decide(self, source: Source, n: int, *, pays: bool, step: bool = False) -> None:
         """Keep whether a factorisation pays for the default solver."""
-        try:
-            self._pays.setdefault(source.fn, {})[n, source.key, step] = pays
-        except TypeError:  # as above
-            return
+        self._pays.keep(source, n, step, value=pays)
 
 
 KNOWN_PATTERNS = KnownPatterns()
