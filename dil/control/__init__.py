@@ -9,6 +9,7 @@ from dil.control._dare import dare
 from dil.control._ilqr import ILQR
 from dil.control._lqr import lqr_gain
 from dil.control._mpc import Rollout, mpc_rollout, shift
+from dil.control._riccati_solver import Riccati
 from dil.control._plan import Plan, plan
 
 
@@ -18,4 +19,5 @@ def __getattr__(name: str) -> NoReturn:
     raise AttributeError(message)
 
 
-__all__ = ["ILQR", "Plan", "Rollout", "dare", "lqr_gain", "mpc_rollout", "plan", "shift"]
+__all__ = ["ILQR",
+    "Riccati", "Plan", "Rollout", "dare", "lqr_gain", "mpc_rollout", "plan", "shift"]
