@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dil._base.arrays import array_namespace, eye, full
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
+from dil.control._riccati import symmetric
 
 if TYPE_CHECKING:
     from dil.control._score import PlanScore
@@ -29,9 +30,17 @@ class Expansion(NamedTuple):
     """(*batch, n_x, n_x)"""
     q: Array
     """The derivative of the score in v, (horizon, *batch, n_u)."""
+    C: Array | None
+    """The Hessian in (x, v) of c(x, u(v)) alone, like W, if it is asked for."""
+    states: Array
+    """(horizon + 1, *batch, n_x)"""
+    controls: Array
+    """The free controls, (horizon, *batch, n_u)."""
 
 
-def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Expansion:
+def expand(
+    plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree, *, with_cost: bool = False
+) -> Expansion:
     """Return the expansion at the free controls v, (*batch, horizon, n_u)."""
     xp, constant = array_namespace(v), backend.constant
     states = xp.moveaxis(constant(plan.states(v, x0, theta_h)), -2, 0)
@@ -49,11 +58,11 @@ def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree
         return total + plan.barrier * plan.bounds.barrier(v[..., None, :])
 
     F = jacobian(backend, after, z, n)
+    gradient, C = gradient_and_hessian(backend, cost, z) if with_cost else (gradient_of(backend, cost, z), None)
     if plan.final is None:
         last, P = full(states[-1, ...], 0.0), full(F[0, ..., :n], 0.0)
     else:
         last, P = gradient_and_hessian(backend, lambda x: plan.last(x, theta_c), states[-1, ...])
-    gradient = gradient_of(backend, cost, z)
 
     def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (p,), (F, g) = carry, row
@@ -62,8 +71,8 @@ def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree
 
     _, (p, q) = backend.loops.scan(back, (last,), (xp.flip(F, axis=0), xp.flip(gradient, axis=0)))
     p, q = xp.flip(p, axis=0), xp.flip(q, axis=0)
-    _, W = gradient_and_hessian(backend, lambda z: cost(z) + xp.sum(p * after(z), axis=-1), z)
-    return Expansion(F, 0.5 * (W + W.mT), 0.5 * (P + P.mT), q)
+    _, W = gradient_and_hessian(backend, lambda z: cost(z) + xp.sum(after(z) * p, axis=-1), z)
+    return Expansion(F, symmetric(W), symmetric(P), q, None if C is None else symmetric(C), states, z[..., n:])
 
 
 def jacobian(backend: Backend, fn: Callable[[Array], Array], z: Array, n: int) -> Array:
@@ -73,7 +82,7 @@ def jacobian(backend: Backend, fn: Callable[[Array], Array], z: Array, n: int) -
 
 def gradient_of(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Array:
     """Return the gradient of fn, (..., n_z) -> (...), at each time and problem: (..., n_z)."""
-    return backend.constant(_gradient(backend, fn, z)[0])  # type: ignore[no-any-return]
+    return backend.constant(_gradient(backend, fn, z)[0])
 
 
 def gradient_and_hessian(backend: Backend, fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
@@ -92,4 +101,5 @@ def _derivative(backend: Backend, fn: Callable[[Array], Arrays], z: Array, n: in
     _, pull = backend.vjp(fn, xp.broadcast_to(z, (n, *z.shape)))
     rows = xp.reshape(eye(n, z), (n, *(1 for _ in z.shape[:-1]), n))
     (pulled,) = pull((xp.broadcast_to(rows, (n, *z.shape[:-1], n)),))
-    return xp.moveaxis(backend.constant(pulled), 0, -2)  # type: ignore[no-any-return]
+    derivative: Array = xp.moveaxis(backend.constant(pulled), 0, -2)
+    return derivative

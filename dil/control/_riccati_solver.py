@@ -49,9 +49,11 @@ class Riccati:
     >>> import numpy as np, dil
     >>> def cost(x, u, goal):
     ...     return np.sum((x - goal) ** 2, axis=-1) + np.sum(u**2, axis=-1)
-    >>> steer = dil.control.plan(cost, lambda x, u, gain: x + gain * np.sin(u), 1000, linear_solver=dil.control.Riccati())
+    >>> def drift(x, u, gain):
+    ...     return x + gain * np.sin(u)
+    >>> steer = dil.control.plan(cost, drift, 200, solver=dil.control.DDP(), linear_solver=dil.control.Riccati())
     >>> _, pull = dil.vjp(steer, np.asarray([1.0]), np.asarray(0.0), np.asarray(1.0))
-    >>> round(float(pull(np.ones((1000, 1)))[1]), 3)
+    >>> round(float(pull(np.ones((200, 1)))[1]), 3)
     1.028
     """
 
@@ -65,12 +67,12 @@ class Riccati:
         expansion = one._expansion() if isinstance(one, Operator) and one._expansion is not None else None
         if not isinstance(expansion, Expansion):
             message = (
-                "dil.control.Riccati solves the linear systems of a plan, dil.control.plan(..., linear_solver=Riccati()); "
-                "take dil.linear.Auto() for another layer"
+                "dil.control.Riccati solves the linear systems of a plan; take dil.linear.Auto() for another layer"
             )
             raise OptionError(message)
         rows = b[None, ...] if A.one is None else b
-        rhs = xp.concat([rows, *(xp.broadcast_to(p, rows.shape[1:])[None, ...] for p in A.probes)]) if A.probes else rows
+        probes = [xp.broadcast_to(p, rows.shape[1:])[None, ...] for p in A.probes]
+        rhs = xp.concat([rows, *probes]) if probes else rows
         x, Q_uu = sweeps(expansion, rhs, backend)
         verdict, count = judged(Q_uu, expansion), rows.shape[0]
         found = x[:count, ...] if A.one is not None else x[0, ...]
@@ -120,7 +122,7 @@ def checked(A: Operator, b: Array, x: Array) -> Checked:
 
 def sweeps(expansion: Expansion, b: Array, backend: Backend) -> Arrays:
     """Return x with H x = b, both (m, *batch, n), and the matrices Q_uu, (horizon, *batch, n_u, n_u)."""
-    xp, (F, W, P, _) = array_namespace(b), expansion
+    xp, (F, W, P, *_) = array_namespace(b), expansion
     horizon, n, n_u = F.shape[0], F.shape[-2], F.shape[-1] - F.shape[-2]
     # one column for each right-hand side
     w = xp.moveaxis(xp.reshape(b, (*b.shape[:-1], horizon, n_u)), (-2, 0), (0, -1))
@@ -160,7 +162,7 @@ class Verdict(NamedTuple):
 def judged(Q_uu: Array, expansion: Expansion) -> Verdict:
     """Return the verdict, in the units of each control: its terms in Q_uu."""
     xp, n = array_namespace(Q_uu), expansion.F.shape[-2]
-    machine, horizon = eps(xp, Q_uu.dtype), Q_uu.shape[0]
+    machine = eps(xp, Q_uu.dtype)
     own = xp.abs(xp.linalg.diagonal(expansion.W[..., n:, n:]))
     terms = xp.maximum(own, xp.abs(xp.linalg.diagonal(Q_uu) - xp.linalg.diagonal(expansion.W[..., n:, n:])))
     d = 1.0 / xp.sqrt(nonzero_or_one(terms))
@@ -172,7 +174,9 @@ def judged(Q_uu: Array, expansion: Expansion) -> Verdict:
     not_positive = xp.any(values <= rounding, axis=-1)
 
     def first(mask: Array) -> Array:
+        """Return the first time at which the mask holds, or -1."""
         place = xp.argmax(xp.astype(mask, xp.int32), axis=0)
-        return xp.where(xp.any(mask, axis=0), xp.astype(place, xp.int32), full(mask[0, ...], -1, dtype=xp.int32))
+        found: Array = xp.where(xp.any(mask, axis=0), xp.astype(place, xp.int32), full(place, -1, dtype=xp.int32))
+        return found
 
     return Verdict(xp.any(values < -rounding, axis=(0, -1)), first(is_singular), first(not_positive))
