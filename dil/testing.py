@@ -220,6 +220,24 @@ def constant_has_no_derivative(handle: BackendHandle) -> None:
     _expect_near(handle, pull((v,))[0], x * v, "a derivative passes through constant")
 
 
+def captured_arrays_are_lifted(handle: BackendHandle) -> None:
+    """Check that a function that captures an array becomes a function of it, through which it has a derivative."""
+    x, w, y, v = _vectors(handle, 4)
+    module = handle.module
+
+    def product(captured: Array, other: Array) -> Arrays:
+        lift = module.lifted(lambda u: captured * captured * u, module.constant(y))
+        _expect(len(lift.arrays) == 1, "an array that is captured and differentiated is not lifted")
+        return lift.call(lift.arrays, y), lift.call((other,), y)
+
+    values, pull = module.vjp(product, x, w)
+    _expect_near(handle, values[0], x * x * y, "a function is another one with the arrays that it captures")
+    _expect_near(handle, values[1], w * w * y, "a captured array is not replaced")
+    dx, dw = pull((v, v))
+    _expect_near(handle, dx, 2.0 * x * y * v, "a captured array has a wrong derivative")
+    _expect_near(handle, dw, 2.0 * w * y * v, "an array in the place of a captured one has a wrong derivative")
+
+
 def reports_hand_over_the_values(handle: BackendHandle) -> None:
     """Check that a listener gets the reported arrays as NumPy arrays, with their values."""
     import numpy as np
@@ -301,6 +319,7 @@ LAWS: tuple[Law, ...] = (
     implicit_in_a_scan_differentiates_again,
     linear_solve_is_differentiable,
     constant_has_no_derivative,
+    captured_arrays_are_lifted,
     reports_hand_over_the_values,
     complex_parts_are_joined_again,
     cotangents_are_in_the_convention,

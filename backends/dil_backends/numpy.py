@@ -25,13 +25,25 @@ from dil_backends._taped import (
     dense_solves,
     fixed,
     implicit,
+    lifted,
     once,
     value_type,
     vjp,
 )
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["assert_constant", "children", "compiler", "complex_parts", "constant", "fixed", "implicit", "once", "vjp"]
+__all__ = [
+    "assert_constant",
+    "children",
+    "compiler",
+    "complex_parts",
+    "constant",
+    "fixed",
+    "implicit",
+    "lifted",
+    "once",
+    "vjp",
+]
 
 NATIVE = "numpy"
 FLOAT_CUTS = False

@@ -102,7 +102,7 @@ class Field:
         (value,), _ = backend.vjp(lambda w: (self.at(t, w, constants),), copy)
         message = (
             f"odeint of {self.name!r}: the function uses an array that takes part in a differentiation but is not "
-            f"among its arguments (captured by a closure, or a parameter of a module), so it would silently get no "
-            f"gradient; pass it in args, or detach it"
+            f"among its arguments, and in a way that cannot be followed, such as in a custom function of its "
+            f"framework; so it would silently get no gradient; pass it in args, or detach it"
         )
         backend.assert_constant(value, message)

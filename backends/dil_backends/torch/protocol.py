@@ -24,12 +24,13 @@ from dil_backends.torch.dense import DENSE as dense
 from dil_backends.torch.dtensors import added_up, is_dtensor, still_together, whole
 from dil_backends.torch.function import implicit
 from dil_backends.torch.guards import guard
+from dil_backends.torch.lifted import lifted
 from dil_backends.torch.patched_forward import OTHER_KIND
 from dil_backends.torch.rows import map_rows
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming
 from dil_backends.torch.vjp import vjp
 
-__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "once", "vjp"]
+__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "lifted", "once", "vjp"]
 
 Tensor = torch.Tensor
 
