@@ -163,6 +163,17 @@ def scan_takes_as_many_rows_as_it_is_told(handle: BackendHandle) -> None:
     _expect_near(handle, pull((v,))[0], 2.0 * v * v * c * squares[1], "a counted scan has a wrong second derivative")
 
 
+def rows_are_written_at_the_place_of_each_problem(handle: BackendHandle) -> None:
+    """Check that set_rows writes one row into the memory of each problem, and leaves the others."""
+    x, *_ = _vectors(handle, 1)
+    xp, zero = handle.xp, 0.0 * x
+    memory = xp.stack([xp.stack([zero, zero, zero]), xp.stack([x, x, x])])
+    places = xp.asarray([2, 0], dtype=xp.int32, device=device(x))
+    found = handle.module.loops.set_rows(memory[None, ...], places, xp.stack([x, 2.0 * x])[None, ...])
+    expected = xp.stack([xp.stack([zero, zero, x]), xp.stack([2.0 * x, x, x])])
+    _expect_near(handle, found[0, ...], expected, "set_rows writes other rows than those that it is told")
+
+
 def implicit_composes_with_scale(handle: BackendHandle) -> None:
     """Check that a custom derivative follows the chain rule, with factors before and after it from 1e-9 to 1e9."""
     x, v = _vectors(handle, 2)
@@ -314,6 +325,7 @@ LAWS: tuple[Law, ...] = (
     run_if_runs_what_holds,
     scan_steps_through_its_rows,
     scan_takes_as_many_rows_as_it_is_told,
+    rows_are_written_at_the_place_of_each_problem,
     implicit_composes_with_scale,
     implicit_differentiates_again,
     implicit_in_a_scan_differentiates_again,

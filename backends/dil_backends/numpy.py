@@ -13,7 +13,7 @@ from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError
 from dil._base.typing import Array, Namespace
 from dil._frameworks.complex_parts import STANDARD as complex_parts
-from dil._frameworks.loops import EAGER
+from dil._frameworks.loops import EAGER, write_rows_at_once
 from dil._frameworks.protocol import BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
 from dil_backends._tape import as_one_box, user_namespace
@@ -117,6 +117,7 @@ loops = replace(
     EAGER,
     while_loop=quiet(EAGER.while_loop),
     run_if=quiet(EAGER.run_if),
+    set_rows=write_rows_at_once,
     number=_number,
     numbers=_numbers,
     steps_per_read=lambda x: 1,

@@ -62,6 +62,7 @@ def with_captured(
     """Return the functions of a call with what they capture. All arrays that are given are constants."""
     (t, y, space), events, jac = start, options.watched, options.jac
     state, times = space.unravel(y), full(y[..., 0], 0.0) + t
+    t = times if options.own_steps else t
     found: list[tuple[Callable[..., Any], Lifted]] = [(func, backend.lifted(func, t, state, *args))]
     found += [(event.fn, backend.lifted(event.fn, times, state, *args)) for event in events]
     if jac is not None:

@@ -24,6 +24,7 @@ from dil.ode._field import Field
 from dil.ode._integration import Integration, Run
 from dil.ode._mass import mass_of
 from dil.ode._options import Consistent, Gradient, Layer, Options
+from dil.ode._own_times import check_own_times
 from dil.ode._simplified_newton import FOR_VALUE
 from dil.ode._times import Times, times_of
 from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, MASS_HINT, apply_verdict, increasing
@@ -53,6 +54,7 @@ def odeint(
     max_events: int = 16,
     mass: Any = None,
     consistent: Consistent = "find",
+    own_steps: bool = False,
 ) -> Tree:
     """Return the solution of dy/dt = func(t, y, *args), y(t[0]) = y0, at the times t.
 
@@ -90,9 +92,9 @@ def odeint(
         The number of equal steps between two times.
     rtol, atol : float, optional
         If one is given, the step size adapts: the error of a step is kept within rtol |y| + atol, in the root mean
-        square over the state of a problem. The problems of a batch share their steps and `max_steps`. If only one is
-        given, the other is rtol=1e-6, or an atol in units of y: 1e-3 rtol times the largest value that an entry has
-        had, and 4 eps times the largest value of all.
+        square over the state of a problem. The problems of a batch share their steps and `max_steps`, unless
+        `own_steps`. If only one is given, the other is rtol=1e-6, or an atol in units of y: 1e-3 rtol times the largest
+        value that an entry has had, and 4 eps times the largest value of all.
     first_step : float, optional
         The first step size to try, if steps adapt.
     max_steps : int
@@ -119,6 +121,9 @@ def odeint(
     consistent : {"find", "check"}
         What to do with a y0 that does not satisfy the algebraic equations. "find" keeps M y0 and solves for the rest.
         "check" fails with the status INCONSISTENT.
+    own_steps : bool
+        Whether each problem of a batch has its own adaptive steps, as if it were solved alone. func and jac are then
+        called with t of shape batch, a time for each problem.
 
     Returns
     -------
@@ -181,6 +186,7 @@ def odeint(
         events=events,
         max_events=max_events,
         consistent=consistent,
+        own_steps=own_steps,
     )
 
     def run(y0: Tree, t: Any, args: tuple[Tree, ...], mass: Any = None) -> Tree:
@@ -209,7 +215,7 @@ class Trajectory(NamedTuple):
         Codes of `dil.Status`: the first failure of each problem.
     failed_at : float array, shape batch
         The time at which the first failed step begins; infinity if none failed.
-    steps, rejected : int arrays, shape ()
+    steps, rejected : int arrays, shape (), or batch with own steps
         The numbers of steps taken and of attempts rejected.
     iterations, linear : int arrays, shape batch
         Iterations of the solver of the stages, and of its linear solver if it counts them. Those of attempts that were
@@ -385,13 +391,17 @@ def begin(
     if freezes:  # the steps of a batch go on when an event has ended one of its problems
         going = full(y[..., 0], True, dtype=array_namespace(y).bool)
         arrays, arguments = with_complex_split(*split_arguments((*args, going, backend.constant(y)), {}, (y,)))
-    field = Field(backend.fixed(func), space, arguments, backend, freezes=freezes, mass_arrays=len(parts))
+    own_times = options.own_steps and space.batch != ()
+    given = backend.fixed(func), space, arguments, backend
+    field = Field(*given, freezes=freezes, mass_arrays=len(parts), own_times=own_times)
     known = times_of(times, t, backend)
     if known is None:
         times, known = increasing(times, backend), Times()
     field = replace(field, sign=known.sign)
     start = known.sign * times[0]
     field.refuse_captured(start, y, tuple(arrays))
+    if own_times and 0 not in y.shape:
+        y = check_own_times(field, known.sign * times, y, tuple(arrays))
     events = functions_of(options.watched, field)
     refuse_captured_events(events, start, y, tuple(arrays))
     y = without_algebraic(events, start, y, tuple(arrays))
