@@ -80,6 +80,21 @@ def test_forward_mode_and_second_order():
     close(curvature(together), curvature(alone), 1e-10)
 
 
+def test_batches_of_two_dimensions_and_mapped_batches():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    options = {"method": "tsit5", "rtol": 1e-4, "own_steps": True}
+    start = torch.linspace(0.1, 3.0, 12, dtype=torch.float64).reshape(2, 3, 2)
+
+    def last(y, batch_ndim=1):
+        return odeint(lambda t, y: -(1 + t)[..., None] * y * y, y, [0.0, 1.0], batch_ndim=batch_ndim, **options)[-1]
+
+    expected = last(start.reshape(6, 2)).reshape(2, 3, 2)
+    close(last(start, 2), expected)
+    close(torch.func.vmap(last)(start), expected)
+    slopes = torch.func.grad(lambda y: last(y, 2).pow(2).sum())(start)
+    close(torch.func.vmap(torch.func.grad(lambda y: last(y).pow(2).sum()))(start), slopes)
+
+
 def square(t, y):
     return y * y
 

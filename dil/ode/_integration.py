@@ -178,7 +178,8 @@ class Integration:
         zero = 0.0 * plain.status
         begins, lengths = plain.begins, plain.lengths
         if self.field.own_times:
-            begins, lengths = (xp.moveaxis(x, 0, -1) for x in (begins, lengths))
+            order = (*range(1, begins.ndim), 0)  # torch.func.vmap has no rule for `moveaxis`
+            begins, lengths = (xp.permute_dims(x, order) for x in (begins, lengths))
         before = (begins < plain.failed[..., None]) & (lengths > 0)
         step = xp.sum(xp.astype(before, zero.dtype), axis=-1) + 1.0
         verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
