@@ -163,16 +163,6 @@ def test_solve_refuses_unknown_options():
         solve(decay, Y, T, (Y,), tol=1e-3)
 
 
-@on("numpy", "torch", "torch:func", "jax:jit")
-@pytest.mark.parametrize("way", ["implicit", "unroll", "adjoint"])
-def test_a_captured_parameter_is_refused(engine, way):
-    def last(rate):
-        return odeint(lambda t, y: -rate * y, engine.asarray(2.0), [0.0, 0.5], gradient=way)[-1]
-
-    with pytest.raises(dil.CapturedError, match=r"odeint of '<lambda>': the function uses an array|closure"):
-        engine.gradients(last, (3.0,))
-
-
 def test_a_long_step_fails_with_its_time():
     with pytest.raises(dil.ConvergenceError, match=r"odeint of '<lambda>': .* step 1, from t = 0 by h = 0.5. Shorter"):
         odeint(lambda t, y: y * y, np.asarray(1.0), [0.0, 0.5], on_failure="raise")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Protocol
 
-from dil._base.arrays import array_namespace, device
+from dil._base.arrays import array_namespace, device, size
 from dil._base.typing import Array, Arrays, Loop, Step
 
 
@@ -77,6 +78,12 @@ class Loops:
 
     The memory itself may be written into, so nothing else may hold it. i is a Python int, or an array of shape () where
     the framework traces.
+    """
+
+    set_rows: Callable[[Array, Array, Array], Array]
+    """`set_rows(memory, places, rows)`: the same for a batch of memories, (..., *batch, m, n), each at its own place.
+
+    `places` are integers of shape batch, and `rows` is (..., *batch, n).
     """
 
     places: Callable[[Array], Array | None]
@@ -166,6 +173,24 @@ def write_row(memory: Array, i: int, row: Array) -> Array:
     return memory
 
 
+def write_rows(memory: Array, places: Array, rows: Array) -> Array:
+    """Write a row into each memory of a batch, one after the other."""
+    for problem in product(*map(range, places.shape)):
+        memory[(..., *problem, int(places[problem]), slice(None))] = rows[(..., *problem, slice(None))]  # type: ignore[index]
+    return memory
+
+
+def write_rows_at_once(memory: Array, places: Array, rows: Array) -> Array:
+    """Write a row into each memory of a batch, where arrays of integers may be indices."""
+    *outer, m, n = memory.shape
+    outer, count = outer[: len(outer) - places.ndim], size(places.shape)
+    xp = array_namespace(memory)
+    flat = xp.reshape(memory, (*outer, count * m, n))  # a view
+    at = xp.arange(count, dtype=places.dtype, device=device(places)) * m + xp.reshape(places, (-1,))
+    flat[..., at, :] = xp.reshape(rows, (*outer, count, n))
+    return xp.reshape(flat, memory.shape)  # type: ignore[no-any-return]
+
+
 def places_now(mask: Array) -> Array:
     """Return the places of the true entries of a mask. Eager arrays are always known."""
     xp = array_namespace(mask)
@@ -197,6 +222,7 @@ EAGER = Loops(
     scan=python_scan,
     map_rows=python_map,
     set_row=write_row,
+    set_rows=write_rows,
     places=places_now,
     on_host=call_now,
     linear=None,

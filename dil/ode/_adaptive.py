@@ -68,7 +68,7 @@ class Mesh(NamedTuple):
     """
 
     grid: Array
-    """Begin and length, (max_steps, 2)."""
+    """Begin and length, (max_steps, 2), or (*batch, max_steps, 2) with own steps."""
     ends: Array
     """The state at the end of the step, the slope there, and the bulge of the step if the method has one.
 
@@ -77,7 +77,7 @@ class Mesh(NamedTuple):
     stages: Array
     """The solutions of the stages, (stages, *batch, max_steps, n)."""
     taken: Scalar
-    """Shape (), like `rejected`. During the search, numbers that can be read are Python numbers."""
+    """Shape (), or batch with own steps, like `rejected`. During a search, numbers that can be read are Python's."""
     rejected: Scalar
     status: Scalar
     """Shape batch, like the fields below."""
@@ -86,7 +86,7 @@ class Mesh(NamedTuple):
     iterations: Scalar
     linear: Scalar
     place: Any = 0
-    """The row of the next step: a Python integer where no program is traced."""
+    """The row of the next step: a Python integer where no program is traced, and an array batch with own steps."""
 
 
 class StepMaker(Protocol):

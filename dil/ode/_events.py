@@ -217,8 +217,8 @@ def refuse_captured_events(functions: tuple[EventFunction, ...], t: Array, u: Ar
         now = full(u[..., 0], 0.0) + t
         (value,), _ = backend.vjp(lambda w: (function.at(now, w, tuple(constants)),), copy)  # noqa: B023
         message = (
-            f"{function.which} uses an array that takes part in a differentiation but is not among its arguments "
-            f"(captured by a closure, or a parameter of a module), so it would silently get no gradient; pass it in "
-            f"args, or detach it"
+            f"{function.which} uses an array that takes part in a differentiation but is not among its arguments, and "
+            f"in a way that cannot be followed, such as in a custom function of its framework; so it would silently "
+            f"get no gradient; pass it in args, or detach it"
         )
         backend.assert_constant(value, message)

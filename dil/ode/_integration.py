@@ -23,6 +23,7 @@ from dil.ode._events import EventFunction
 from dil.ode._field import Field
 from dil.ode._found_steps import FoundRule, FoundSteps, steps_of
 from dil.ode._options import Options
+from dil.ode._own_steps import find_own_meshes
 from dil.ode._rate import rate_of
 from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewton
 from dil.ode._stage_layer import StageLayer, stage_layer
@@ -46,7 +47,7 @@ class Run(NamedTuple):
     rows: Array
     verdict: Verdict
     steps: Array
-    """Shape (), like `rejected`."""
+    """Shape (), or batch with own steps, like `rejected`."""
     rejected: Array
     iterations: Array
     """Shape batch, like `linear`."""
@@ -161,7 +162,8 @@ class Integration:
     def _run_adaptive(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None = None) -> Run:
         """Find the steps, and interpolate between them."""
         xp, found = array_namespace(y0), self._find(y0, t, arrays, begun).shortened(self.backend)
-        knots = xp.concat([t[:1], found.begins + found.lengths])
+        ends = found.begins + found.lengths
+        knots = with_first(full(ends[0, ...], 0.0) + t[0], ends)
         if self.options.gradient in ("implicit", "naive"):
             states, slopes = with_first(y0, found.states), with_first(found.first_slope, found.slopes)
             bulges = found.bulges if self.options.scheme.bulges else None
@@ -174,7 +176,11 @@ class Integration:
             (last,) = with_derivative_of(self.backend, (plain.last,), (rows[-1, ...],))
             rows = xp.concat([rows[:-1, ...], last[None, ...]])
         zero = 0.0 * plain.status
-        before = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
+        begins, lengths = plain.begins, plain.lengths
+        if self.field.own_times:
+            order = (*range(1, begins.ndim), 0)  # torch.func.vmap has no rule for `moveaxis`
+            begins, lengths = (xp.permute_dims(x, order) for x in (begins, lengths))
+        before = (begins < plain.failed[..., None]) & (lengths > 0)
         step = xp.sum(xp.astype(before, zero.dtype), axis=-1) + 1.0
         verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
         if self.field.mass_arrays:
@@ -265,7 +271,8 @@ class Integration:
         elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
             steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
         watch = Watch(self.events, arrays, loops) if self.events else None
-        mesh, last, watched = find_mesh(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
+        find = find_own_meshes if self.field.own_times else find_mesh
+        mesh, last, watched = find(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": mesh.status, "iterations": mesh.iterations}
@@ -280,16 +287,19 @@ class Integration:
         arrays = arrays[: len(self.field.arguments.arrays)]
         layer, scheme = self._stage((y0, start), arrays), self.options.scheme
         ends = found.begins + found.lengths
-        begins = with_first(start, ends[:-1])
+        begins = with_first(full(ends[0, ...], 0.0) + start, ends[:-1, ...])
+        lengths = ends - begins
+        if self.field.own_times:
+            begins, lengths = begins[..., None], lengths[..., None]
 
         def stages(last: Arrays, solutions: Array, *going: Array) -> KnownStages:
             return KnownStages(self.field, layer, self.field.with_going(arrays, *going), last, solutions)
 
-        grid: Arrays = (begins, ends - begins, found.stages)
+        grid: Arrays = (begins, lengths, found.stages)
         if self.field.freezes and found.marks is not None:
             grid = (*grid, going_in(found.marks, self.events))
         first = rate_of(self.field, start, y0, arrays)
-        result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.taken)
+        result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.most_taken)
         bulges = result.bulges[0] if scheme.bulges else found.bulges
         return result.states[0], result.slopes[0], bulges, first
 

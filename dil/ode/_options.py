@@ -52,6 +52,7 @@ class Options:
     events: Any = None
     max_events: int = 16
     consistent: Consistent = "find"
+    own_steps: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -80,6 +81,15 @@ class Options:
                 message = f"{name}={solver!r}; expected a callable: a solver, or None for the default"
                 raise OptionError(message)
         self._refuse_conflicts()
+        if not isinstance(self.own_steps, bool):
+            message = f"own_steps={self.own_steps!r}; expected True or False"
+            raise OptionError(message)
+        if self.own_steps and not (self.adapts and self.gradient in ("implicit", "naive")):
+            message = (
+                f"own_steps=True with gradient={self.gradient!r}, rtol={self.rtol} and atol={self.atol}; it is for "
+                f"steps that adapt, with gradient='implicit' or 'naive': give rtol= or atol="
+            )
+            raise OptionError(message)
         if self.watched and not (self.adapts and self.gradient in ("implicit", "naive")):
             message = (
                 f"events= with gradient={self.gradient!r}, rtol={self.rtol} and atol={self.atol}; events are found on "

@@ -69,9 +69,9 @@ class Kept(NamedTuple):
     jacobian: Array
     """df/dy at the start of this step or of an earlier one, (*batch, n, n)."""
     current: Array
-    """Whether it is that of the start of this step, shape ()."""
+    """Whether it is that of the start of this step, shape (), or (*batch, 1) with own steps."""
     slow: Array
-    """Whether a stage converged slowly with it, or not at all, shape ()."""
+    """Whether a stage converged slowly with it, or not at all; likewise."""
     rate: Array
     """The rate of convergence of the last stage, (*batch, 1)."""
     slope: Array
@@ -120,6 +120,7 @@ class SimplifiedStages(InTurn):
             rounded = xp.maximum(within, ROUNDING * eps(xp, y.dtype) * max_abs(y)[..., None])
             within = xp.where(self.mass.undetermined, rounded, within)
         self.weight = 1.0 / xp.where(within > 0, within, 1.0)
+        self.own_steps = t.ndim > 0
         self.scalars = Scalars(loops.number, loops.numbers, y.ndim == 1)
         self.solutions: list[Array] = []
         self.rate = self.scalars.read(kept.rate[..., 0])
@@ -217,7 +218,9 @@ class SimplifiedStages(InTurn):
 
     def after(self, taken: Scalar) -> Arrays:
         """Return what the next attempt is given."""
-        kept, slow = self.kept, any_of(self.slowest > SLOW)
+        kept, slow = self.kept, self.slowest > SLOW
+        if not self.own_steps:
+            slow = any_of(slow)
         rate = as_column(self.rate, self.start[1]) if isinstance(self.rate, float) else self._column(self.rate)
         slope, time = (select(taken, a, b) for a, b in zip((kept.slope, kept.time), self.before, strict=True))
         current = kept.current & logical_not(taken)
@@ -242,13 +245,18 @@ class SimplifiedStages(InTurn):
         """Compute the Jacobian, if a stage converged slowly with the last one, and the inverse of I - gh J."""
         kept, backend = self.kept, self.field.backend
         stale = kept.slow & ~kept.current
-        jacobian = backend.loops.run_if(stale, lambda _: self._jacobian(), kept.jacobian)
+
+        def renewed(before: Array) -> Array:
+            # that of a problem does not depend on the others
+            return select(stale[..., None], self._jacobian(), before) if self.own_steps else self._jacobian()
+
+        jacobian = backend.loops.run_if(any_of(stale), renewed, kept.jacobian)
         self.kept = kept._replace(jacobian=jacobian, current=kept.current | stale, slow=stale & ~stale)
-        identity = eye(jacobian.shape[-1], jacobian)
+        identity, factor = eye(jacobian.shape[-1], jacobian), gh[..., None] if self.own_steps else gh
         if self.mass is None:
-            matrix = identity - gh * jacobian
+            matrix = identity - factor * jacobian
         else:
-            matrix, self.factor = self.mass.stage_matrix(jacobian, gh), self.mass.factor(gh)
+            matrix, self.factor = self.mass.stage_matrix(jacobian, factor), self.mass.factor(gh)
         right = identity if matrix.ndim == 2 else array_namespace(matrix).broadcast_to(identity, matrix.shape)
         self.inverse, self.gh = backend.dense.lu_solve(matrix, right), gh
 

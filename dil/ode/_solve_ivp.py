@@ -337,7 +337,7 @@ def _within(t_eval: Any, ends: Array, y: Array, integration: Integration) -> Arr
     """Return the times as an array. If one is outside of the span or they are not sorted, raise."""
     backend, sign = integration.backend, integration.field.sign
     xp, given = array_namespace(y), _array_of(adopted((t_eval,), (y,))[0], y, backend)
-    times = times_like(given, y, integration.field)
+    times = times_like(given, y, backend)
     plain, ends = sign * backend.constant(times), sign * backend.constant(ends)
     falls = xp.concat([full(plain[:1], False, dtype=xp.bool), plain[1:] < plain[:-1]])
     wrong = xp.astype(~((plain >= ends[0]) & (plain <= ends[1])) | falls, y.dtype)  # True for NaN

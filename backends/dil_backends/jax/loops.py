@@ -65,6 +65,18 @@ def set_row(memory: Any, i: Any, row: Any, /) -> Any:
     return jax.lax.dynamic_update_index_in_dim(memory, row.astype(memory.dtype), i, memory.ndim - 2)
 
 
+def set_rows(memory: Any, places: Any, rows: Any, /) -> Any:
+    """Return a batch of memories with another row in each."""
+    outer = memory.ndim - places.ndim - 2
+    flat = memory.reshape((*memory.shape[:outer], places.size, *memory.shape[-2:]))
+    given = rows.astype(memory.dtype).reshape((*memory.shape[:outer], places.size, memory.shape[-1]))
+    at = jnp.arange(places.size)
+    found = flat.at[..., at, places.reshape(-1), :].set(
+        given, mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
+    )
+    return found.reshape(memory.shape)
+
+
 def on_host(fn: Callable[..., Any], like: Any, *arrays: Any) -> Any:
     """Call fn on the host by `pure_callback`. If the arrays are concrete, call it directly.
 
@@ -88,6 +100,7 @@ LOOPS = Loops(
     scan=scan,
     map_rows=map_rows,
     set_row=set_row,
+    set_rows=set_rows,
     places=lambda mask: None,  # the shapes of a program do not depend on values
     on_host=on_host,
     linear=linear,
