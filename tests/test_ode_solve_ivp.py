@@ -97,7 +97,7 @@ def test_dense_output():
     close(back.sol(0.5), np.exp([0.25]), 1e-6)
 
 
-@pytest.mark.parametrize("method", ["RK45", "tsit5", "kvaerno5", "sdirk3"])
+@pytest.mark.parametrize("method", ["RK45", "tsit5", "kvaerno5", "sdirk3", "Radau"])
 def test_methods(method):
     found = dil.ode.solve_ivp(decay, [0, 2], [1.0], method, rtol=1e-6, atol=1e-9, max_steps=2000)
     close(found.y[:, -1], np.exp([-1.0]), 1e-4)
@@ -160,7 +160,7 @@ def test_a_failure_is_told():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"method": "LSODA"}, dil.OptionError, "take method='kvaerno5'"),
+        ({"method": "LSODA"}, dil.OptionError, "take method='Radau' or 'kvaerno5'"),
         ({"method": "RK54"}, dil.OptionError, "expected one of RK45, "),
         ({"method": "euler"}, dil.OptionError, "has no estimate of its error"),
         ({"t_span": 3.0}, dil.OptionError, "expected a pair"),

@@ -146,6 +146,8 @@ class Search(NamedTuple):
     """Whether the last attempt was taken. After a rejected one the step does not grow."""
     error: Scalar
     """The largest error of the last step that was taken, as a share of what is allowed."""
+    length: Array
+    """The length of that step."""
     active: Scalar
     kept: Arrays
     watched: Watched = Watched()
@@ -184,7 +186,9 @@ def find_mesh(
         failed = select(status != 0, 0.0 * status + loops.number(start), mesh.failed)
         mesh, active = mesh._replace(status=status, failed=failed), active & any_of(status == 0)
     watched = Watched() if watch is None else watch.first(start, y, slope, h, control.max_steps)
-    state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept, watched)
+    state = Search(
+        start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, h, active, kept, watched
+    )
     attempt = _Attempt(steps, loops, control, end, watch)
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
@@ -279,6 +283,7 @@ class _Attempt:
             select(taken, largest, s.largest),
             select(judged.again, s.was_taken, taken),
             select(taken, judged.error, s.error),
+            select(taken, h, s.length),
             read(t < self.end) & alive,
             stages.after(taken),
             watched,
@@ -334,15 +339,25 @@ class _Attempt:
         return x if isinstance(x, float) else self.loops.number(array_namespace(x).max(x))
 
     def _factor(self, method: Method, error: Scalar, s: Search) -> Scalar:
-        """Return the factor of the step size (Söderlind 2003, PI). Two-step methods are stable only up to 2.4."""
+        """Return the factor of the step size: PI (Söderlind 2003), or Gustafsson's (Hairer and Wanner 1996, IV.8.25).
+
+        Two-step methods are stable only up to 2.4.
+        """
         assert method.error_order is not None
         k, least = method.error_order, filled(error, 1e-6)
         now, before = greater(error, least), greater(s.error, least)
-        # 0.9 is the factor at which both settle
-        both = 0.9 ** (PI[0] - PI[1]) * now ** (-PI[0] / k) * before ** (PI[1] / k)
-        factor = select((error <= 1) & s.was_taken, both, 0.9 * now ** (-1.0 / k))
+        alone = 0.9 * now ** (-1.0 / k)
+        if method.predicts:
+            # the error goes on to change as it did from the last step that was taken to this one
+            both = smaller(alone, alone * self.loops.number(s.h / s.length) * (before / now) ** (1.0 / k))
+            factor = select(error <= 1, both, alone)
+        else:
+            # 0.9 is the factor at which both settle
+            both = 0.9 ** (PI[0] - PI[1]) * now ** (-PI[0] / k) * before ** (PI[1] / k)
+            factor = select((error <= 1) & s.was_taken, both, alone)
         largest = select(s.was_taken, filled(error, 5.0 if method.starter is None else 2.0), filled(error, 1.0))
-        return greater(smaller(factor, largest), filled(error, 0.2))
+        factor = greater(smaller(factor, largest), filled(error, 0.2))
+        return select((factor > 1) & (factor < method.steady), filled(error, 1.0), factor)
 
     def _append(
         self, mesh: Mesh, taken: Scalar, step: tuple[Array, Array], end: Arrays, solutions: list[Array]

@@ -68,8 +68,9 @@ def odeint(
         differentiated is refused.
     method : str, optional
         The default is "kvaerno5" for steps that adapt, and otherwise "implicit_euler", that of the paper.
-        "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3" and "kvaerno5" are implicit, of
-        order 1, 2, 2, 2, 2, 3 and 5. All but the second and the third are L-stable, which suits the stiffest problems.
+        "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3", "kvaerno5" and "radau" are
+        implicit, of order 1, 2, 2, 2, 2, 3, 5 and 5. All but the second and the third are L-stable, which suits the
+        stiffest problems. "radau" is Radau IIA, whose three stages are solved together (Hairer and Wanner 1996, IV.8).
         "tsit5" (Tsitouras 2011) and "dopri5" (Dormand and Prince 1980) are explicit, of order 5, for problems that are
         not stiff; "euler" is explicit, of order 1, for comparison.
     solver : callable, optional

@@ -19,11 +19,12 @@ from dil.ode._events import Event, events_of
 from dil.ode._methods import Method
 from dil.ode._newton import StepNewton
 from dil.ode._pairs import PAIRS
+from dil.ode._radau import RADAU5
 from dil.ode._simplified_newton import ROUNDING
 from dil.solvers._anderson import Anderson
 from dil.solvers._fixed_point import FixedPoint
 
-METHODS = {**_methods.METHODS, **PAIRS}
+METHODS = {**_methods.METHODS, **PAIRS, RADAU5.name: RADAU5}
 FAR = 500
 """The largest number of iterations towards a consistent state. From 5 V, a diode takes 150 that lower it by 26 mV."""
 Gradient = Literal["implicit", "naive", "unroll", "adjoint"]

@@ -25,14 +25,13 @@ from dil.ode._odeint import as_arguments, begin, crossings, judged, stacked, tim
 from dil.ode._options import METHODS, Options
 from dil.ode._verdict import report_if_nonzero
 
-NAMES = {"RK45": "dopri5"}
+NAMES = {"RK45": "dopri5", "Radau": "radau"}
 """SciPy's names of methods that are here."""
 OTHERS = {
     "RK23": "'RK45' or 'tsit5'",
     "DOP853": "'RK45' or 'tsit5'",
-    "Radau": "'kvaerno5'",
-    "BDF": "'kvaerno5'",
-    "LSODA": "'kvaerno5' where the problem is stiff, 'tsit5' where it is not",
+    "BDF": "'Radau' or 'kvaerno5'",
+    "LSODA": "'Radau' or 'kvaerno5' where the problem is stiff, 'tsit5' where it is not",
 }
 """SciPy's names of methods that are not, and what to take."""
 IN_WORDS = {
@@ -182,8 +181,8 @@ def solve_ivp(
     y0 : array, shape (n,)
         The state at the first time, a float array of any backend. A list of numbers is a NumPy array.
     method : str
-        "RK45", which is "dopri5", or a method of `dil.ode.odeint` that estimates its error, such as "kvaerno5" for a
-        stiff problem.
+        "RK45", which is "dopri5", or "Radau" for a stiff problem, which is "radau", or another method of
+        `dil.ode.odeint` that estimates its error.
     t_eval : array or sequence, shape (T,), optional
         Sorted times within the span at which the states are returned. The default are the times of the steps, which a
         program of JAX does not know: give `t_eval` there.
