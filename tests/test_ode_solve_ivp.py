@@ -229,3 +229,13 @@ def test_times_of_numpy_beside_torch():
     )
     close(found.sol(np.asarray([1.0])), np.exp([[-0.5]]), 1e-3)
     close(found.sol([torch.tensor(1.0, dtype=torch.float64), 0.0]), np.exp([[-0.5, 0.0]]), 1e-3)
+
+
+def test_the_longest_step_and_a_jacobian_that_is_not_used():
+    ours, theirs = both(decay, [0, 10], [1.0], max_step=0.5)
+    assert len(ours.t) == len(theirs.t) == 1 + 20 + (theirs.t[1] < 0.5)
+    assert dil.ode.solve_ivp(decay, [0, 10], [1.0], max_step=np.inf).t.shape[0] < 20
+    with pytest.warns(UserWarning, match="jac= is not used by the explicit method 'RK45'"):
+        dil.ode.solve_ivp(decay, [0, 1], [1.0], jac=-0.5 * np.eye(1))
+    found = dil.ode.solve_ivp(decay, [0, 1], [1.0], "Radau", jac=-0.5 * np.eye(1), atol=[1e-6])
+    close(found.y[:, -1], np.exp([-0.5]), 1e-3)

@@ -43,18 +43,30 @@ class Control:
     """
 
     rtol: float
-    atol: float | None
-    """None: 1e-3 rtol times the largest value that each entry has had, and `noise`."""
+    atol: Any
+    """A number, or NumPy's numbers for each entry of the vectors.
+
+    None: 1e-3 rtol times the largest value that an entry has had, and `noise`.
+    """
     first_step: float | None
     max_steps: int
+    max_step: float | None = None
     noise: float = 4.0
     """The error that rounding may leave, in eps of the largest value of all."""
 
+    def limited(self, h: Array) -> Array:
+        """Return a step size that is no longer than the longest one."""
+        if self.max_step is None:
+            return h
+        return array_namespace(h).where(h > self.max_step, full(h, self.max_step), h)  # type: ignore[no-any-return]
+
     def allowed(self, y: Array, largest: Array) -> Array:
         """Return the error that each entry of y may have; never zero. `largest` are the largest values so far."""
-        if self.atol is not None:
-            return self.atol + self.rtol * y
         xp = array_namespace(y)
+        if isinstance(self.atol, float | int):
+            return self.atol + self.rtol * y
+        if self.atol is not None:
+            return xp.asarray(self.atol, dtype=y.dtype, device=device(y)) + self.rtol * y  # type: ignore[no-any-return]
         noise = self.noise * eps(xp, y.dtype) * max_abs(largest)[..., None]
         found = self.rtol * (y + 1e-3 * largest) + noise
         return xp.where(found == 0, 1.0, found)  # type: ignore[no-any-return]
@@ -176,7 +188,11 @@ def find_mesh(
     zero_slope = full(y, 0.0)
     before = steps.stages(start, y, zero_slope, zero_slope, steps.first(y, start, zero_slope))
     slope = before.slope(start, (y,))[0]
-    h = _first_step(control, y, slope, end - start) if control.first_step is None else full(start, control.first_step)
+    if control.first_step is None:
+        h = _first_step(control, first, lambda h: before.slope(start + h, (y + h * slope,))[0], y, slope, end - start)
+    else:
+        h = full(start, control.first_step)
+    h = control.limited(h)
     active = loops.number(end > start)
     memory = () if first.continues else first.begin(before, (y,), start)
     kept = steps.first(y, start, slope)
@@ -221,14 +237,29 @@ def _no_steps(method: Method, loops: Loops, control: Control, y: Array, start: A
     return Mesh(*buffers, none, none, zero, never, zero, zero)
 
 
-def _first_step(control: Control, y: Array, slope: Array, span: Array) -> Array:
-    """Return 0.01 |y| / |dy/dt|, at most the span. The norms are relative to the error allowed."""
+def _first_step(
+    control: Control, method: Method, slope_after: Callable[[Array], Array], y: Array, slope: Array, span: Array
+) -> Array:
+    """Return a step whose error is about a hundredth of what is allowed (Hairer, Nørsett and Wanner 1993, II.4).
+
+    `slope_after(h)` is the slope after a step of Euler's method. Norms are relative to the error allowed. The step is
+    at most a hundred times as long as 0.01 |y| / |dy/dt|, and at most the span.
+    """
     xp = array_namespace(y)
     scale = control.allowed(xp.abs(y), xp.abs(y))
     size, speed = xp.max(nonzero_max_abs(y / scale)), xp.max(max_abs(slope / scale))
     h = 0.01 * size / nonzero_or_one(speed)
-    h = xp.where((size > 1e-5) & (speed > 1e-5) & xp.isfinite(h), h, 1e-6 * span)
-    return xp.where(h < span, h, span)  # type: ignore[no-any-return]
+    moves = (size > 1e-5) & (speed > 1e-5) & xp.isfinite(h)
+    h = xp.where(moves, h, 1e-6 * span)
+    h = xp.where(h < span, h, span)
+    # a slope that changes at the rate w belongs to an error of speed / w (w h)^k
+    change = xp.max(max_abs((slope_after(h) - slope) / scale))
+    rate = change / nonzero_or_one(speed * h)
+    assert method.error_order is not None
+    longer = (0.01 * rate / nonzero_or_one(speed)) ** (1.0 / method.error_order) / nonzero_or_one(rate)
+    longer = xp.where(rate > 0, longer, 100.0 * h)
+    longer = xp.where(moves & xp.isfinite(longer) & xp.isfinite(rate), longer, h)
+    return xp.min(xp.stack([longer, 100.0 * h, span]))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -275,7 +306,7 @@ class _Attempt:
         alive = self._any(going) & (mesh.taken < control.max_steps)
         return Search(
             t,
-            select(judged.again, h, h * self._factor(method, judged.error, s)),
+            control.limited(select(judged.again, h, h * self._factor(method, judged.error, s))),
             select(taken, y, s.y),
             select(taken, slope, s.slope),
             tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=False)),
@@ -323,7 +354,8 @@ class _Attempt:
             # a state that would double within a few thousand of the shortest steps grows without bound
             speed, size = (self.loops.number(max_abs(x)) for x in (s.slope, s.y))
             pole = speed * self.loops.number(self._shortest(s)) >= LEAST_LIFE * size
-            code = select(solved, filled(error, float(Status.STAGNATED)), stage_status)
+            stuck_at, broken = filled(error, float(Status.STAGNATED)), filled(error, float(Status.NON_FINITE))
+            code = select(solved, select(is_finite(error), stuck_at, broken), stage_status)
             code = select(pole & is_finite(speed), filled(error, float(Status.DIVERGED)), code)
         status = select(fails, code, s.mesh.status)
         done = (status != 0) | s.watched.ended

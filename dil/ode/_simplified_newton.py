@@ -6,7 +6,6 @@ The Jacobian of f is kept over stages and steps until an iteration converges slo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -87,8 +86,8 @@ class SimplifiedNewton:
     field: Field
     arrays: Arrays
     accuracy: Accuracy
-    jac: Callable[..., Array] | None = None
-    """The user's `jac(t, y, *args)`."""
+    jac: Any = None
+    """The user's `jac(t, y, *args)`, or constant numbers."""
     row_groups: RowGroups = dataclasses.field(default_factory=RowGroups)
 
     def first(self, y: Array, t: Array, slope: Array) -> Arrays:

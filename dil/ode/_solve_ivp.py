@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,7 +38,8 @@ OTHERS = {
 IN_WORDS = {
     Status.DIVERGED: "the solution has a pole there",
     Status.MAX_ITER: "max_steps= steps were taken; raise it, or loosen the tolerances",
-    Status.STAGNATED: "the steps became as short as rounding allows; look for a pole or a jump there, or NaN",
+    Status.STAGNATED: "the steps became as short as rounding allows; look for a pole or a jump there",
+    Status.NON_FINITE: "fun returned NaN or infinity there, however short the step",
 }
 """What a status says of a differential equation."""
 
@@ -162,11 +164,12 @@ def solve_ivp(
     *,
     args: Any = None,
     rtol: float = 1e-3,
-    atol: float | None = 1e-6,
+    atol: Any = 1e-6,
     first_step: float | None = None,
+    max_step: float | None = None,
     max_steps: int = 10000,
     max_events: int = 16,
-    jac: Callable[..., Array] | None = None,
+    jac: Any = None,
     linear_solver: LinearSolver | None = None,
     on_failure: OnFailure = "warn",
 ) -> OdeResult:
@@ -192,10 +195,15 @@ def solve_ivp(
         As in SciPy; see `dil.ode.Event`. An event at the start does not count.
     args : tuple, or one tree, optional
         The other arguments of fun, of the events and of jac.
-    rtol, atol : float
+    rtol : float
+    atol : float or array, shape (n,)
         A step may have an error of rtol |y| + atol. atol=None is in units of y: see `dil.ode.odeint`.
-    first_step, max_steps, max_events, jac, linear_solver, on_failure
-        As for `dil.ode.odeint`. jac is a function.
+    max_step : float, optional
+        The longest step; infinity and None stand for none.
+    jac : callable or matrix, optional
+        As for `dil.ode.odeint`. A method that needs none ignores it, with a warning.
+    first_step, max_steps, max_events, linear_solver, on_failure
+        As for `dil.ode.odeint`.
 
     Returns
     -------
@@ -212,7 +220,7 @@ def solve_ivp(
 
     Notes
     -----
-    `max_step`, `vectorized`, `jac_sparsity`, `lband`, `uband` and `min_step` of SciPy are not here.
+    `vectorized`, `jac_sparsity`, `lband`, `uband` and `min_step` of SciPy are not here.
 
     Examples
     --------
@@ -230,8 +238,9 @@ def solve_ivp(
         rtol=rtol,
         atol=atol,
         first_step=first_step,
+        max_step=None if max_step == float("inf") else max_step,
         max_steps=max_steps,
-        jac=jac,
+        jac=_used(jac, method),
         on_failure=on_failure,
         events=events,
         max_events=max_events,
@@ -264,6 +273,14 @@ def _method(name: Any) -> str:
         message = f"method={name!r} is unknown; expected one of {', '.join((*NAMES, *METHODS))}"
         raise OptionError(message)
     return found
+
+
+def _used(jac: Any, method: str) -> Any:
+    """Return jac if the method uses it. Else warn as SciPy does, and return None."""
+    if jac is None or METHODS[_method(method)].implicit:
+        return jac
+    warnings.warn(f"jac= is not used by the explicit method {method!r}", UserWarning, stacklevel=3)
+    return None
 
 
 def _span(t_span: Any) -> tuple[Any, Any]:
