@@ -6,7 +6,7 @@ The gradient is that of the method on the mesh that was found. The mesh itself i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from dil._base.arrays import (
@@ -53,6 +53,17 @@ class Control:
     max_step: float | None = None
     noise: float = 4.0
     """The error that rounding may leave, in eps of the largest value of all."""
+
+    def of_estimate(self, method: Method) -> Control:
+        """Return the tolerances of the estimate of a method whose error is smaller than its estimate.
+
+        Where the error is of the order h^6 and the estimate of the order h^4, the error follows rtol if the estimate
+        follows rtol^(2/3). The factor is that of Hairer and Wanner's program RADAU5.
+        """
+        if not method.is_sharper:
+            return self
+        factor = 0.1 * self.rtol ** (-1.0 / 3.0)
+        return replace(self, rtol=factor * self.rtol, atol=None if self.atol is None else factor * self.atol)
 
     def limited(self, h: Array) -> Array:
         """Return a step size that is no longer than the longest one."""

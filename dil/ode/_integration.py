@@ -271,7 +271,8 @@ class Integration:
             else:
                 steps = CoupledNewton(self.field, arrays, self.accuracy, options.jac, nodes=nodes)
         watch = Watch(self.events, arrays, loops) if self.events else None
-        mesh, last, watched = find_mesh(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
+        control = self._control.of_estimate(options.scheme)
+        mesh, last, watched = find_mesh(options.scheme, steps, loops, control, y, (t[0], t[-1]), watch, begun)
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": mesh.status, "iterations": mesh.iterations}

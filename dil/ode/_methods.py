@@ -85,6 +85,8 @@ class Method:
     """Whether the new state is a stage, so that it satisfies the algebraic equations."""
     collocation: Collocation | None = None
     """The nodes, if the stages are coupled."""
+    is_sharper: bool = False
+    """Whether the error is of an order that is higher by two than that of the estimate."""
     predicts: bool = False
     """Whether Gustafsson's control of the step size is better than a PI control."""
     steady: float = 1.0

@@ -94,7 +94,8 @@ def odeint(
         If one is given, the step size adapts: the error of a step is kept within rtol |y| + atol, in the root mean
         square over the state of a problem. A tree has a tolerance for each entry; it has no derivative. The problems of
         a batch share their steps and `max_steps`. If only one is given, the other is rtol=1e-6, or an atol in units of
-        y: 1e-3 rtol times the largest value that an entry has had, and 4 eps times the largest value of all.
+        y: 1e-3 rtol times the largest value that an entry has had, and 4 eps times the largest value of all. The error
+        of "radau" is of a higher order than its estimate, which may be 0.1 rtol^(2/3).
     first_step, max_step : float, optional
         The first step size to try, and the longest one, if steps adapt.
     max_steps : int

@@ -47,6 +47,7 @@ RADAU5 = Method(
     continues=True,
     bulges=True,
     collocation=RADAU,
+    is_sharper=True,
     predicts=True,
     steady=1.2,
 )
