@@ -140,7 +140,14 @@ BAD = {
     "policy": ({"on_failure": "shrug"}, "on_failure='shrug' is unknown"),
     "batch": ({"batch_ndim": 2}, r"leaves of y0 have shapes \(2,\); with batch_ndim=2"),
     "explicit": ({"method": "euler", "gradient": "naive"}, "method='euler' has no stage to solve"),
-    "jac of equal steps": ({"jac": lambda t, y: Y}, "jac=.*expected a callable, for steps that adapt"),
+    "jac of equal steps": ({"jac": lambda t, y: Y}, "jac=.*is for steps that adapt"),
+    "a constant jac of another shape": ({"jac": np.eye(3), "rtol": 1e-3}, r"jac has shape \(3, 3\); expected \(2, 2\)"),
+    "a jac of words": ({"jac": "banded", "rtol": 1e-3}, "jac='banded'; expected numbers"),
+    "atol of another shape": ({"atol": np.ones(3)}, r"atol has shape \(3,\); expected \(2,\), like y0, or a number"),
+    "atol of another structure": ({"atol": [1.0], "y0": (Y, Y)}, "atol is a tree of another structure than y0"),
+    "atol of zero": ({"atol": [1e-3, 0.0]}, "atol has the entry 0; expected numbers > 0"),
+    "max_step": ({"max_step": 0.1}, "max_step= is for steps that adapt"),
+    "max_step of zero": ({"max_step": 0.0, "rtol": 1e-3}, "max_step=0.0; expected a number > 0"),
     "jac of an explicit method": ({"jac": lambda t, y: Y, "rtol": 1e-3, "method": "tsit5"}, "jac=.*an implicit method"),
     "jac of another shape": (
         {"jac": lambda t, y: Y, "rtol": 1e-3},
@@ -195,3 +202,14 @@ def test_importing_dil_does_not_import_ode():
     code = "import dil, sys; print('dil.ode' in sys.modules, dil.ode.odeint.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "odeint"]
+
+
+@pytest.mark.parametrize("method", ["tsit5", "radau", "kvaerno5"])
+def test_a_function_that_is_not_finite_is_told_of_with_the_time(method):
+    """From the start, and from a time on."""
+    options = {"rtol": 1e-4, "method": method, "on_failure": "raise"}
+    with pytest.raises(dil.ConvergenceError, match=r"NON_FINITE.*in step 1, from t = 0. func was not finite there"):
+        odeint(lambda t, y: math.nan * y, np.ones(1), [0.0, 1.0], **options)
+    found = solve(spoilt, np.ones(1), [0.0, 1.0], (np.asarray(1.0),), rtol=1e-4, method=method)
+    assert dil.Status(int(found.status)) is dil.Status.NON_FINITE
+    close(found.failed_at, 0.35, 1e-9)

@@ -6,7 +6,7 @@ The gradient is that of the method on the mesh that was found. The mesh itself i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from dil._base.arrays import (
@@ -43,18 +43,41 @@ class Control:
     """
 
     rtol: float
-    atol: float | None
-    """None: 1e-3 rtol times the largest value that each entry has had, and `noise`."""
+    atol: Any
+    """A number, or NumPy's numbers for each entry of the vectors.
+
+    None: 1e-3 rtol times the largest value that an entry has had, and `noise`.
+    """
     first_step: float | None
     max_steps: int
+    max_step: float | None = None
     noise: float = 4.0
     """The error that rounding may leave, in eps of the largest value of all."""
 
+    def of_estimate(self, method: Method) -> Control:
+        """Return the tolerances of the estimate of a method whose error is smaller than its estimate.
+
+        Where the error is of the order h^6 and the estimate of the order h^4, the error follows rtol if the estimate
+        follows rtol^(2/3). The factor is that of Hairer and Wanner's program RADAU5.
+        """
+        if not method.is_sharper:
+            return self
+        factor = 0.1 * self.rtol ** (-1.0 / 3.0)
+        return replace(self, rtol=factor * self.rtol, atol=None if self.atol is None else factor * self.atol)
+
+    def limited(self, h: Array) -> Array:
+        """Return a step size that is no longer than the longest one."""
+        if self.max_step is None:
+            return h
+        return array_namespace(h).where(h > self.max_step, full(h, self.max_step), h)  # type: ignore[no-any-return]
+
     def allowed(self, y: Array, largest: Array) -> Array:
         """Return the error that each entry of y may have; never zero. `largest` are the largest values so far."""
-        if self.atol is not None:
-            return self.atol + self.rtol * y
         xp = array_namespace(y)
+        if isinstance(self.atol, float | int):
+            return self.atol + self.rtol * y
+        if self.atol is not None:
+            return xp.asarray(self.atol, dtype=y.dtype, device=device(y)) + self.rtol * y  # type: ignore[no-any-return]
         noise = self.noise * eps(xp, y.dtype) * max_abs(largest)[..., None]
         found = self.rtol * (y + 1e-3 * largest) + noise
         return xp.where(found == 0, 1.0, found)  # type: ignore[no-any-return]
@@ -146,6 +169,8 @@ class Search(NamedTuple):
     """Whether the last attempt was taken. After a rejected one the step does not grow."""
     error: Scalar
     """The largest error of the last step that was taken, as a share of what is allowed."""
+    length: Array
+    """The length of that step."""
     active: Scalar
     kept: Arrays
     watched: Watched = Watched()
@@ -174,7 +199,7 @@ def find_mesh(
     zero_slope = full(y, 0.0)
     before = steps.stages(start, y, zero_slope, zero_slope, steps.first(y, start, zero_slope))
     slope = before.slope(start, (y,))[0]
-    h = _first_step(control, y, slope, end - start) if control.first_step is None else full(start, control.first_step)
+    h = first_step(control, first, lambda h: before.slope(start + h, (y + h * slope,))[0], y, slope, end - start)
     active = loops.number(end > start)
     memory = () if first.continues else first.begin(before, (y,), start)
     kept = steps.first(y, start, slope)
@@ -184,7 +209,9 @@ def find_mesh(
         failed = select(status != 0, 0.0 * status + loops.number(start), mesh.failed)
         mesh, active = mesh._replace(status=status, failed=failed), active & any_of(status == 0)
     watched = Watched() if watch is None else watch.first(start, y, slope, h, control.max_steps)
-    state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept, watched)
+    state = Search(
+        start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, h, active, kept, watched
+    )
     attempt = _Attempt(steps, loops, control, end, watch)
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
@@ -217,14 +244,36 @@ def _no_steps(method: Method, loops: Loops, control: Control, y: Array, start: A
     return Mesh(*buffers, none, none, zero, never, zero, zero)
 
 
-def _first_step(control: Control, y: Array, slope: Array, span: Array) -> Array:
-    """Return 0.01 |y| / |dy/dt|, at most the span. The norms are relative to the error allowed."""
+def first_step(
+    control: Control, method: Method, slope_after: Callable[[Array], Array], y: Array, slope: Array, span: Array
+) -> Array:
+    """Return a step whose error is about a hundredth of what is allowed (Hairer, Nørsett and Wanner 1993, II.4).
+
+    `slope_after(h)` is the slope after a step of Euler's method. Norms are relative to the error allowed. The step is
+    at most a hundred times as long as 0.01 |y| / |dy/dt|, and at most the span. A span of shape () asks for one step
+    that all problems share, and a column, (*batch, 1), for a step of each.
+    """
     xp = array_namespace(y)
+    if control.first_step is not None:
+        return control.limited(full(span, control.first_step))
+
+    def over(sizes: Array) -> Array:
+        return sizes[..., None] if span.ndim else xp.max(sizes)
+
     scale = control.allowed(xp.abs(y), xp.abs(y))
-    size, speed = xp.max(nonzero_max_abs(y / scale)), xp.max(max_abs(slope / scale))
+    size, speed = over(nonzero_max_abs(y / scale)[..., 0]), over(max_abs(slope / scale))
     h = 0.01 * size / nonzero_or_one(speed)
-    h = xp.where((size > 1e-5) & (speed > 1e-5) & xp.isfinite(h), h, 1e-6 * span)
-    return xp.where(h < span, h, span)  # type: ignore[no-any-return]
+    moves = (size > 1e-5) & (speed > 1e-5) & xp.isfinite(h)
+    h = xp.where(moves, h, 1e-6 * span)
+    h = xp.where(h < span, h, span)
+    # a slope that changes at the rate w belongs to an error of speed / w (w h)^k
+    change = over(max_abs((slope_after(h) - slope) / scale))
+    rate = change / nonzero_or_one(speed * h)
+    assert method.error_order is not None
+    longer = (0.01 * rate / nonzero_or_one(speed)) ** (1.0 / method.error_order) / nonzero_or_one(rate)
+    longer = xp.where(rate > 0, longer, 100.0 * h)
+    longer = xp.where(moves & xp.isfinite(longer) & xp.isfinite(rate), longer, h)
+    return control.limited(xp.min(xp.stack([longer, 100.0 * h, span]), axis=0))
 
 
 @dataclass(frozen=True)
@@ -271,7 +320,7 @@ class _Attempt:
         alive = self._any(going) & (mesh.taken < control.max_steps)
         return Search(
             t,
-            select(judged.again, h, h * self._factor(method, judged.error, s)),
+            control.limited(select(judged.again, h, h * self._factor(method, judged.error, s))),
             select(taken, y, s.y),
             select(taken, slope, s.slope),
             tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=False)),
@@ -279,6 +328,7 @@ class _Attempt:
             select(taken, largest, s.largest),
             select(judged.again, s.was_taken, taken),
             select(taken, judged.error, s.error),
+            select(taken, h, s.length),
             read(t < self.end) & alive,
             stages.after(taken),
             watched,
@@ -318,7 +368,8 @@ class _Attempt:
             # a state that would double within a few thousand of the shortest steps grows without bound
             speed, size = (self.loops.number(max_abs(x)) for x in (s.slope, s.y))
             pole = speed * self.loops.number(self._shortest(s)) >= LEAST_LIFE * size
-            code = select(solved, filled(error, float(Status.STAGNATED)), stage_status)
+            stuck_at, broken = filled(error, float(Status.STAGNATED)), filled(error, float(Status.NON_FINITE))
+            code = select(solved, select(is_finite(error), stuck_at, broken), stage_status)
             code = select(pole & is_finite(speed), filled(error, float(Status.DIVERGED)), code)
         status = select(fails, code, s.mesh.status)
         done = (status != 0) | s.watched.ended
@@ -334,15 +385,25 @@ class _Attempt:
         return x if isinstance(x, float) else self.loops.number(array_namespace(x).max(x))
 
     def _factor(self, method: Method, error: Scalar, s: Search) -> Scalar:
-        """Return the factor of the step size (Söderlind 2003, PI). Two-step methods are stable only up to 2.4."""
+        """Return the factor of the step size: PI (Söderlind 2003), or Gustafsson's (Hairer and Wanner 1996, IV.8.25).
+
+        Two-step methods are stable only up to 2.4.
+        """
         assert method.error_order is not None
         k, least = method.error_order, filled(error, 1e-6)
         now, before = greater(error, least), greater(s.error, least)
-        # 0.9 is the factor at which both settle
-        both = 0.9 ** (PI[0] - PI[1]) * now ** (-PI[0] / k) * before ** (PI[1] / k)
-        factor = select((error <= 1) & s.was_taken, both, 0.9 * now ** (-1.0 / k))
+        alone = 0.9 * now ** (-1.0 / k)
+        if method.predicts:
+            # the error goes on to change as it did from the last step that was taken to this one
+            both = smaller(alone, alone * self.loops.number(s.h / s.length) * (before / now) ** (1.0 / k))
+            factor = select(error <= 1, both, alone)
+        else:
+            # 0.9 is the factor at which both settle
+            both = 0.9 ** (PI[0] - PI[1]) * now ** (-PI[0] / k) * before ** (PI[1] / k)
+            factor = select((error <= 1) & s.was_taken, both, alone)
         largest = select(s.was_taken, filled(error, 5.0 if method.starter is None else 2.0), filled(error, 1.0))
-        return greater(smaller(factor, largest), filled(error, 0.2))
+        factor = greater(smaller(factor, largest), filled(error, 0.2))
+        return select((factor > 1) & (factor < method.steady), filled(error, 1.0), factor)
 
     def _append(
         self, mesh: Mesh, taken: Scalar, step: tuple[Array, Array], end: Arrays, solutions: list[Array]

@@ -16,6 +16,7 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.replaced import with_derivative_of
 from dil.ode._adaptive import Control, StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
+from dil.ode._coupled_newton import CoupledNewton
 from dil.ode._crossings import EventRows, Events, Stop, held
 from dil.ode._curve import Curve
 from dil.ode._dense import interpolate
@@ -134,7 +135,7 @@ class Integration:
 
     def _start(self, y0: Array, t: Array, arrays: Arrays) -> Start:
         """Return the consistent state at the first time."""
-        layer, options = self._stage((y0, t), arrays, far=True), self.options
+        layer, options = self._stage((y0, t), arrays, single=True), self.options
         return start_of(self.field, layer, t, y0, arrays, self._control, find=options.consistent == "find")
 
     @property
@@ -200,7 +201,7 @@ class Integration:
         A polynomial through stages is of a low order there (Hairer and Wanner 1996, VI.1), and so is the derivative of
         the last state in its time.
         """
-        layer, xp = self._stage((rows[0, ...], t[0]), arrays, far=True), array_namespace(rows)
+        layer, xp = self._stage((rows[0, ...], t[0]), arrays, single=True), array_namespace(rows)
 
         def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             time, y = row
@@ -217,7 +218,7 @@ class Integration:
         self, events: tuple[EventRows, ...], stop: Stop, start: tuple[Array, Array], arrays: Arrays
     ) -> tuple[tuple[EventRows, ...], Stop]:
         """Return the events of one problem with algebraic unknowns that satisfy their equations."""
-        layer, plain, (t0, y0) = self._stage((start[1], start[0]), arrays, far=True), self.backend.constant, start
+        layer, plain, (t0, y0) = self._stage((start[1], start[0]), arrays, single=True), self.backend.constant, start
 
         def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             time, y = row
@@ -265,14 +266,20 @@ class Integration:
         arrays, begun = given[:count], given[count] if len(given) > count else None
         options, loops, few = self.options, self.backend.loops, REUSES * self.backend.dense.crossover.general
         few = few * DIFFICULT if self.field.mass_arrays else few
-        steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
+        single = None if options.scheme.collocation is None else self._stage((y, t[0]), arrays, single=True)
+        steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays, single)
         if not options.scheme.implicit:
             steps = NoneSolved(self.field, arrays)
         elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
-            steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
+            nodes = options.scheme.collocation
+            if nodes is None:
+                steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
+            else:
+                steps = CoupledNewton(self.field, arrays, self.accuracy, options.jac, nodes=nodes)
         watch = Watch(self.events, arrays, loops) if self.events else None
         find = find_own_meshes if self.field.own_times else find_mesh
-        mesh, last, watched = find(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
+        control = self._control.of_estimate(options.scheme)
+        mesh, last, watched = find(options.scheme, steps, loops, control, y, (t[0], t[-1]), watch, begun)
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": mesh.status, "iterations": mesh.iterations}
@@ -353,11 +360,13 @@ class Integration:
         return sweep(self.options.scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid_of(t, steps))
 
     def _stage(
-        self, like: tuple[Array, Array], arrays: Arrays, *, applies_policy: bool = False, far: bool = False
+        self, like: tuple[Array, Array], arrays: Arrays, *, applies_policy: bool = False, single: bool = False
     ) -> StageLayer:
+        """Return the layer of the stages of a step. A `single` stage, as of no length, may have a guess that is far."""
         options = self.options
-        solvers = options.stage_solver(massive=bool(self.field.mass_arrays), far=far), options.backward
-        layer = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy)
+        solvers = options.stage_solver(massive=bool(self.field.mass_arrays), far=single), options.backward
+        coupled = None if single else options.scheme.collocation
+        layer = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy, coupled)
         return replace(layer, applies_policy=applies_policy)
 
     def _sum_counts(self, outcome: Arrays) -> Arrays:

@@ -21,6 +21,7 @@ from dil.ode._captured import Start, with_captured
 from dil.ode._crossings import Crossings, EventRows
 from dil.ode._events import functions_of, refuse_captured_events, without_algebraic
 from dil.ode._field import Field
+from dil.ode._given_numbers import atol_of, jac_of
 from dil.ode._integration import Integration, Run
 from dil.ode._mass import mass_of
 from dil.ode._options import Consistent, Gradient, Layer, Options
@@ -43,10 +44,11 @@ def odeint(
     layer: Layer = "root",
     steps: int = 1,
     rtol: float | None = None,
-    atol: float | None = None,
+    atol: Any = None,
     first_step: float | None = None,
+    max_step: float | None = None,
     max_steps: int = 1000,
-    jac: Callable[..., Array] | None = None,
+    jac: Any = None,
     unroll: int = 8,
     batch_ndim: int = 0,
     on_failure: OnFailure = "warn",
@@ -72,8 +74,9 @@ def odeint(
         The other arguments of func. A single argument that is no tuple needs none.
     method : str, optional
         The default is "kvaerno5" for steps that adapt, and otherwise "implicit_euler", that of the paper.
-        "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3" and "kvaerno5" are implicit, of
-        order 1, 2, 2, 2, 2, 3 and 5. All but the second and the third are L-stable, which suits the stiffest problems.
+        "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3", "kvaerno5" and "radau" are
+        implicit, of order 1, 2, 2, 2, 2, 3, 5 and 5. All but the second and the third are L-stable, which suits the
+        stiffest problems. "radau" is Radau IIA, whose three stages are solved together (Hairer and Wanner 1996, IV.8).
         "tsit5" (Tsitouras 2011) and "dopri5" (Dormand and Prince 1980) are explicit, of order 5, for problems that are
         not stiff; "euler" is explicit, of order 1, for comparison.
     solver : callable, optional
@@ -90,18 +93,21 @@ def odeint(
         Whether a stage is a root of its residual r or, as in the paper, the minimiser of 1/2 ||r||^2.
     steps : int
         The number of equal steps between two times.
-    rtol, atol : float, optional
+    rtol : float, optional
+    atol : float, or tree like y0, optional
         If one is given, the step size adapts: the error of a step is kept within rtol |y| + atol, in the root mean
-        square over the state of a problem. The problems of a batch share their steps and `max_steps`, unless
-        `own_steps`. If only one is given, the other is rtol=1e-6, or an atol in units of y: 1e-3 rtol times the largest
-        value that an entry has had, and 4 eps times the largest value of all.
-    first_step : float, optional
-        The first step size to try, if steps adapt.
+        square over the state of a problem. A tree has a tolerance for each entry; it has no derivative. The problems of
+        a batch share their steps and `max_steps`, unless `own_steps`. If only one is given, the other is rtol=1e-6, or
+        an atol in units of y: 1e-3 rtol times the largest value that an entry has had, and 4 eps times the largest
+        value of all. The error of "radau" is of a higher order than its estimate, which may be 0.1 rtol^(2/3).
+    first_step, max_step : float, optional
+        The first step size to try, and the longest one, if steps adapt.
     max_steps : int
         The largest number of adaptive steps. Under `jax.jit` the program has memory for that many.
-    jac : callable, optional
+    jac : callable or matrix, optional
         `jac(t, y, *args)` returns df_i/dy_j of each problem, (*batch, n, n), where y is one array. The iterations of
-        adaptive steps use it; no derivative does. By default it is computed from func.
+        adaptive steps use it; no derivative does. A constant one may be given as a matrix of numbers. By default it is
+        computed from func.
     unroll : int
         The number of iterations of a stage for gradient="unroll".
     batch_ndim : int
@@ -178,6 +184,7 @@ def odeint(
         rtol=rtol,
         atol=atol,
         first_step=first_step,
+        max_step=max_step,
         max_steps=max_steps,
         jac=jac,
         unroll=unroll,
@@ -362,6 +369,7 @@ def begin(
     if space.dimension == 0:
         message = f"y0 is {space.describe()}, a state without an entry, so there is nothing to integrate"
         raise ShapeError(message)
+    options = replace(options, atol=atol_of(options.atol, space), jac=jac_of(options.jac))
     options.refuse_below(4 * float(eps(array_namespace(y), y.dtype)), y.dtype)
     names = ["y0", *(f"{arguments.name(i)} of args" for i in range(len(arrays)))]
     if mass is not None:

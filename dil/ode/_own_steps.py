@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, full, inner, max_abs, nonzero_max_abs, nonzero_or_one
+from dil._base.arrays import array_namespace, device, eps, full, inner, max_abs
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._frameworks.loops import Loops
-from dil.ode._adaptive import LEAST_LIFE, PI, Control, Mesh, StepMaker
+from dil.ode._adaptive import LEAST_LIFE, PI, Control, Mesh, StepMaker, first_step
 from dil.ode._dense import Segment
 from dil.ode._methods import Method
 from dil.ode._watch import Watch, Watched
@@ -54,7 +54,7 @@ def find_own_meshes(
     start, zero_slope, first = zero + t[0], full(y, 0.0), method.starter or method
     before = steps.stages(start, y, zero_slope, zero_slope, steps.first(y, start, zero_slope))
     slope = before.slope(start, (y,))[0]
-    h = _first_steps(control, y, slope, t[1] - start)
+    h = first_step(control, first, lambda h: before.slope(start + h, (y + h * slope,))[0], y, slope, t[1] - start)
     memory = () if first.continues else first.begin(before, (y,), start)
     mesh, going = _no_steps(method, control, y), start < t[1]
     if begun is not None:
@@ -107,18 +107,6 @@ def _no_steps(method: Method, control: Control, y: Array) -> Mesh:
     return Mesh(*buffers, zero, zero, zero, zero + float("inf"), zero, zero, place)
 
 
-def _first_steps(control: Control, y: Array, slope: Array, span: Array) -> Array:
-    """Return 0.01 |y| / |dy/dt| of each problem, at most the span; or the user's first step."""
-    xp = array_namespace(y)
-    if control.first_step is not None:
-        return full(span, control.first_step)
-    scale = control.allowed(xp.abs(y), xp.abs(y))
-    size, speed = nonzero_max_abs(y / scale), max_abs(slope / scale)[..., None]
-    h = 0.01 * size / nonzero_or_one(speed)
-    h = xp.where((size > 1e-5) & (speed > 1e-5) & xp.isfinite(h), h, 1e-6 * span)
-    return xp.where(h < span, h, span)  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True)
 class _OwnAttempt:
     """An attempt at a step of each problem, as a function of the state of the search."""
@@ -156,7 +144,7 @@ class _OwnAttempt:
         going = going & (mesh.taken[..., None] < control.max_steps)
         if self.watch is not None:
             going = going & ~watched.ended[..., None]
-        next_h = xp.where(judged.again, h, h * _factor(method, judged.error, s))
+        next_h = control.limited(xp.where(judged.again, h, h * _factor(method, judged.error, s)))
         return OwnSearch(
             t,
             xp.where(s.going, next_h, s.h),
@@ -239,7 +227,8 @@ def _judge(s: OwnSearch, h: Array, shortest: Array, error: Array, status: Array,
     fails = (((h <= shortest) & ~allowed) | (s.t + h == s.t)) & s.going & ~again
     speed, size = (max_abs(x)[..., None] for x in (s.slope, s.y))
     pole = (speed * shortest >= LEAST_LIFE * size) & xp.isfinite(speed)
-    code = xp.where(solved, full(error, float(Status.STAGNATED)), status)
+    stuck = xp.where(xp.isfinite(error), full(error, float(Status.STAGNATED)), float(Status.NON_FINITE))
+    code = xp.where(solved, stuck, status)
     code = xp.where(pole, full(error, float(Status.DIVERGED)), code)
     large = xp.where(solved & xp.isfinite(error), error, full(error, 1e10))
     return _Judged(allowed & s.going & ~fails, again, fails, code, large)
