@@ -153,6 +153,20 @@ BAD = {
         {"jac": lambda t, y: Y, "rtol": 1e-3},
         r"jac returned shape \(2,\); expected \(2, 2\), df_i/dy_j",
     ),
+    "checkpoints": ({"checkpoints": 0, "rtol": 1e-3}, "checkpoints=0; expected an integer >= 1"),
+    "checkpoints of equal steps": ({"checkpoints": 3}, "checkpoints=3 is for steps that adapt"),
+    "checkpoints of the adjoint": (
+        {"checkpoints": 3, "rtol": 1e-3, "gradient": "adjoint"},
+        "checkpoints=3 .* with gradient='implicit'; got 'adjoint'",
+    ),
+    "checkpoints and events": (
+        {"checkpoints": 3, "rtol": 1e-3, "events": lambda t, y: y[0]},
+        "checkpoints=3 keeps too few steps to find events on; drop it",
+    ),
+    "checkpoints of two steps": (
+        {"checkpoints": 3, "rtol": 1e-3, "method": "bdf2"},
+        "method='bdf2' has two; take sdirk2",
+    ),
     "explicit solver": ({"method": "euler", "solver": Newton()}, "method='euler' has no stage to solve"),
 }
 

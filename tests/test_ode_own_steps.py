@@ -207,6 +207,25 @@ def test_options_that_exclude_each_other():
             odeint(square, np.ones((2, 1)), [0.0, 0.1], batch_ndim=1, own_steps=True, **given)
     with pytest.raises(dil.OptionError, match="own_steps=1; expected True or False"):
         odeint(square, np.ones((2, 1)), [0.0, 0.1], batch_ndim=1, own_steps=1)
+    for more, message in (
+        ({"checkpoints": 3}, "checkpoints=3 is for steps that"),
+        ({"method": "radau"}, "take 'kvaerno5'"),
+    ):
+        with pytest.raises(dil.OptionError, match=message):
+            odeint(square, np.ones((2, 1)), [0.0, 0.1], rtol=1e-6, batch_ndim=1, own_steps=True, **more)
     one = odeint(square, np.ones(1), [0.0, 0.1], rtol=1e-6, own_steps=True)  # one problem has its own steps anyway
     close(one, odeint(square, np.ones(1), [0.0, 0.1], rtol=1e-6))
     assert odeint(square, np.ones((0, 1)), [0.0, 0.1], rtol=1e-6, own_steps=True, batch_ndim=1).shape == (2, 0, 1)
+
+
+def test_the_longest_step_and_a_function_that_becomes_nan():
+    """As for steps that are shared."""
+    options = {"rtol": 1e-3, "batch_ndim": 1, "own_steps": True, "method": "tsit5", "on_failure": "ignore"}
+    found = dil.ode.solve(lambda t, y: -y, np.ones((2, 1)), [0.0, 1.0], max_step=0.01, **options)
+    assert found.steps.tolist() == [100, 100]
+
+    def until(t, y, end):
+        return np.where(t < end, 1.0, np.nan)[:, None] * y
+
+    found = dil.ode.solve(until, np.ones((2, 1)), [0.0, 1.0], np.asarray([0.5, 2.0]), **options)
+    assert [dil.Status(int(s)).name for s in found.status] == ["NON_FINITE", "CONVERGED"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Protocol
@@ -41,6 +41,61 @@ class Scan(Protocol):
     def __call__(self, step: Step, carry: Arrays, xs: Arrays, count: Array | None = None, /) -> tuple[Arrays, Arrays]:
         """Return the last carry and the stacked outs of the first `count` rows."""
         ...
+
+
+class Fill(Protocol):
+    """A while loop that writes rows into memories."""
+
+    def __call__(
+        self,
+        cond: Callable[[Any], Array],
+        body: Callable[[Any], tuple[Any, Sequence[tuple[Array, Array]]]],
+        state: Any,
+        memories: Arrays,
+        /,
+    ) -> tuple[Any, Arrays]:
+        """Return the last state and the memories."""
+        ...
+
+
+class Fold(Protocol):
+    """A scan without outs, whose derivative keeps few of its carries."""
+
+    def __call__(
+        self,
+        step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]],
+        carry: Arrays,
+        sums: Arrays,
+        rows: Arrays,
+        count: Array,
+        known: Arrays,
+        /,
+    ) -> tuple[Arrays, Arrays]:
+        """Return the last carry and the sums."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecordedLoops:
+    """Loops of a framework that records programs, for many steps of which few are kept."""
+
+    fill: Fill
+    """`fill(cond, body, state, memories)`: run `while cond(state): state, writes = body(state)`.
+
+    Each write is a pair (place, row) for one memory, (m, ...): its row at the place is overwritten. It has no
+    derivative. Mapped over a batch, it takes as many steps as the longest.
+    """
+
+    fold: Fold
+    """`fold(step, carry, sums, rows, count, known)`: run `carry, sums = step(carry, sums, row)` for `count` rows.
+
+    A step only adds to the sums; nothing else depends on them, and a row that is zero adds nothing. `known` are the
+    carries before the rows 0, k, 2k, ..., where k times their number is the number of rows. The derivative, in both
+    modes, takes them as they are, and computes those between again.
+    """
+
+    add_row: Callable[[Array, Array, Array], Array]
+    """`add_row(memory, i, row)`: return memory, (m, ...), with a row added to its row i; unchanged where i is m."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +170,9 @@ class Loops:
 
     A read makes the host wait for a device, so the number is more than one on devices.
     """
+
+    recorded: RecordedLoops | None = None
+    """Loops for programs that are recorded. None where operations run at once."""
 
 
 def with_loop(loops: Loops, while_loop: Loop | None) -> Loops:

@@ -26,6 +26,8 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._frameworks.loops import Loops
 from dil.ode._dense import Segment
+from dil.ode._few_steps import Attempted, Log
+from dil.ode._list_log import ListLog
 from dil.ode._methods import Method, Stages
 from dil.ode._watch import Watch, Watched
 
@@ -174,6 +176,18 @@ class Search(NamedTuple):
     active: Scalar
     kept: Arrays
     watched: Watched = Watched()
+    slot: Any = ()
+    """See `Log`."""
+
+
+class FoundMesh(NamedTuple):
+    """The mesh, the state at its end, the slope at the start, what is known of the events, and what a log wrote."""
+
+    mesh: Mesh
+    last: Array
+    first_slope: Array
+    watched: Watched
+    written: Arrays
 
 
 def find_mesh(
@@ -185,10 +199,12 @@ def find_mesh(
     t: tuple[Array, Array],
     watch: Watch | None = None,
     begun: Array | None = None,
-) -> tuple[Mesh, Array, Watched]:
-    """Return the mesh from t[0] to t[1], the state at its end, and what is known of the events.
+    log: Log | ListLog | None = None,
+) -> FoundMesh:
+    """Return the mesh from t[0] to t[1].
 
-    `begun` is the status of the start, shape batch: problems that failed there end there.
+    `begun` is the status of the start, shape batch: problems that failed there end there. With a `log`, a recorded
+    program writes there what it keeps, and the mesh has no rows.
 
     All problems of a batch share each step. The problem with the largest error sets the step size. A step is taken if
     every stage converged and every error is allowed. If a problem fails at a step within rounding, it ends there and
@@ -203,7 +219,7 @@ def find_mesh(
     active = loops.number(end > start)
     memory = () if first.continues else first.begin(before, (y,), start)
     kept = steps.first(y, start, slope)
-    mesh = _no_steps(method, loops, control, y, start)
+    mesh = _no_steps(method, loops, control.max_steps if log is None else 0, y, start)
     if begun is not None:
         status = loops.number(begun)
         failed = select(status != 0, 0.0 * status + loops.number(start), mesh.failed)
@@ -212,15 +228,21 @@ def find_mesh(
     state = Search(
         start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, h, active, kept, watched
     )
-    attempt = _Attempt(steps, loops, control, end, watch)
+    attempt = _Attempt(steps, loops, control, end, watch, log)
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
         state = state._replace(memory=(y, state.t - start))
-    last: Search = loop(lambda s: s.active, lambda s: attempt(method, s), state)
+    if log is None:
+        last: Search = loop(lambda s: s.active, lambda s: attempt(method, s), state)
+        written: Arrays = ()
+    else:
+        last, written = attempt.logged(log, method, state)
     incomplete = loops.number(last.t < end) & (last.mesh.status == 0) & logical_not(last.watched.ended)
     status = select(incomplete, filled(last.mesh.status, float(Status.MAX_ITER)), last.mesh.status)
     failed = select(incomplete, 0.0 * last.mesh.status + last.t, last.mesh.failed)
-    return _in_arrays(last.mesh._replace(status=status, failed=failed), y), last.y, last.watched
+    return FoundMesh(
+        _in_arrays(last.mesh._replace(status=status, failed=failed), y), last.y, slope, last.watched, written
+    )
 
 
 def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
@@ -230,9 +252,9 @@ def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
     return Mesh(*arrays, *(full(y, x, shape=()) if isinstance(x, float) else x for x in numbers))
 
 
-def _no_steps(method: Method, loops: Loops, control: Control, y: Array, start: Array) -> Mesh:
-    """Return a mesh with room for all steps, and no step yet."""
-    xp, count, (*batch, n) = array_namespace(y), control.max_steps, y.shape
+def _no_steps(method: Method, loops: Loops, count: int, y: Array, start: Array) -> Mesh:
+    """Return a mesh with room for so many steps, and no step yet."""
+    xp, (*batch, n) = array_namespace(y), y.shape
     stages = max(method.stages, 0 if method.starter is None else method.starter.stages)
 
     def room(*shape: int) -> Array:
@@ -285,6 +307,22 @@ class _Attempt:
     control: Control
     end: Array
     watch: Watch | None = None
+    log: Log | ListLog | None = None
+
+    def logged(self, log: Log | ListLog, method: Method, s: Search) -> tuple[Search, Arrays]:
+        """Make attempts until the end. Return the last state of the search, and what the log wrote."""
+        slot, memories = log.first(s.y, s.slope, s.memory, s.t)
+
+        def attempt(s: Search) -> tuple[Search, Any]:
+            new = self(method, s)
+            slot, writes = new.slot
+            return new._replace(slot=slot), writes
+
+        if isinstance(log, ListLog):
+            last: Search = self.loops.while_loop(lambda s: s.active, lambda s: attempt(s)[0], s._replace(slot=slot))
+            return last, ()
+        assert self.loops.recorded is not None
+        return self.loops.recorded.fill(lambda s: s.active, attempt, s._replace(slot=slot), memories)
 
     def __call__(self, method: Method, s: Search) -> Search:
         xp, control, read, size = array_namespace(s.y), self.control, self.loops.number, array_namespace(s.y).abs(s.y)
@@ -313,7 +351,13 @@ class _Attempt:
             linear=mesh.linear + outcome[2],
         )
         ends = (y, slope) if new.bulge is None else (y, slope, new.bulge()[0])
-        mesh = self._append(mesh, taken, (s.t, h), ends, stages.solutions)
+        slot = s.slot
+        if self.log is None:
+            mesh = self._append(mesh, taken, (s.t, h), ends, stages.solutions)
+        else:
+            segment = (s.y, y, s.slope, slope, *ends[2:])
+            made = Attempted(taken, mesh.place, s.t, h, t, y, slope, new.memory, largest, segment, stages.solutions)
+            mesh, slot = _counted(mesh, taken), self.log.entry(slot, made)
         mesh, watched = self._watched(s, mesh, taken, Segment(h, s.y, y, s.slope, slope, (*ends, None)[2]))
         t = select(taken, t, s.t)
         going = (mesh.status == 0) & logical_not(watched.ended)
@@ -332,6 +376,7 @@ class _Attempt:
             read(t < self.end) & alive,
             stages.after(taken),
             watched,
+            slot,
         )
 
     def _watched(self, s: Search, mesh: Mesh, taken: Scalar, step: Segment) -> tuple[Mesh, Watched]:
@@ -421,13 +466,18 @@ class _Attempt:
             return mesh
         missing = mesh.stages.shape[0] - len(solutions)
         solutions = solutions + [solutions[-1]] * missing if solutions else []
-        return mesh._replace(
+        return _counted(mesh, taken)._replace(
             grid=with_row(mesh.grid, step),
             ends=with_row(mesh.ends, end),
             stages=with_row(mesh.stages, solutions) if solutions else mesh.stages,
-            taken=mesh.taken + indicator(taken, mesh.taken),
-            place=place + (int(taken) if isinstance(place, int) else xp.astype(taken, place.dtype)),
         )
+
+
+def _counted(mesh: Mesh, taken: Scalar) -> Mesh:
+    """Return the mesh with one more step counted, if it was taken."""
+    place = mesh.place
+    more = int(taken) if isinstance(place, int) else array_namespace(taken).astype(taken, place.dtype)
+    return mesh._replace(taken=mesh.taken + indicator(taken, mesh.taken), place=place + more)
 
 
 class Judged(NamedTuple):

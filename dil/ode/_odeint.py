@@ -48,6 +48,7 @@ def odeint(
     first_step: float | None = None,
     max_step: float | None = None,
     max_steps: int = 1000,
+    checkpoints: int | None = None,
     jac: Any = None,
     unroll: int = 8,
     batch_ndim: int = 0,
@@ -103,7 +104,11 @@ def odeint(
     first_step, max_step : float, optional
         The first step size to try, and the longest one, if steps adapt.
     max_steps : int
-        The largest number of adaptive steps. Under `jax.jit` the program has memory for that many.
+        The largest number of adaptive steps. Under `jax.jit` the program has memory for the times of that many.
+    checkpoints : int, optional
+        The number of states that the gradient of adaptive steps keeps; it takes the steps between them again, one block
+        after the other. By default all steps are kept where operations run at once. Under `jax.jit`, the default is the
+        square root of max_steps, and with this option the stages of implicit methods are solved again, too.
     jac : callable or matrix, optional
         `jac(t, y, *args)` returns df_i/dy_j of each problem, (*batch, n, n), where y is one array. The iterations of
         adaptive steps use it; no derivative does. A constant one may be given as a matrix of numbers. By default it is
@@ -186,6 +191,7 @@ def odeint(
         first_step=first_step,
         max_step=max_step,
         max_steps=max_steps,
+        checkpoints=checkpoints,
         jac=jac,
         unroll=unroll,
         batch_ndim=batch_ndim,

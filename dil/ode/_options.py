@@ -46,6 +46,7 @@ class Options:
     first_step: float | None = None
     max_step: float | None = None
     max_steps: int = 1000
+    checkpoints: int | None = None
     jac: Any = None
     unroll: int = 8
     batch_ndim: int = 0
@@ -73,6 +74,8 @@ class Options:
         ):
             check_integer(name, count, 1)
         check_integer("batch_ndim", self.batch_ndim, 0)
+        if self.checkpoints is not None:
+            check_integer("checkpoints", self.checkpoints, 1)
         sizes = (("rtol", self.rtol), ("first_step", self.first_step), ("max_step", self.max_step))
         for name, size in (*sizes, *((("atol", self.atol),) if is_number(self.atol) else ())):
             if size is not None and not (is_number(size) and size > 0):
@@ -123,6 +126,7 @@ class Options:
             if length is not None and not self.adapts:
                 message = f"{name}= is for steps that adapt; give rtol= or atol= too, or steps= for steps of one size"
                 raise OptionError(message)
+        self._refuse_checkpoints()
         if self.adapts and self.steps != 1:
             message = f"steps={self.steps} is for steps of one size; drop it, or drop rtol= and atol=, which adapt them"
             raise OptionError(message)
@@ -132,6 +136,22 @@ class Options:
                 f"method={self.name!r} has no estimate of its error, so its step cannot adapt; take one of {known}, "
                 f"or steps= instead of rtol= and atol="
             )
+            raise OptionError(message)
+
+    def _refuse_checkpoints(self) -> None:
+        if self.checkpoints is None:
+            return
+        message = None
+        if not self.adapts or self.gradient not in ("implicit", "naive"):
+            message = f"is for steps that adapt (rtol= or atol=), with gradient='implicit'; got {self.gradient!r}"
+        elif self.events is not None:
+            message = "keeps too few steps to find events on; drop it, or events="
+        elif self.own_steps:
+            message = "is for steps that the problems of a batch share; drop it, or own_steps=True"
+        elif self.scheme.starter is not None:
+            message = f"is for methods of one step, and method={self.name!r} has two; take sdirk2 or another one"
+        if message is not None:
+            message = f"checkpoints={self.checkpoints} {message}"
             raise OptionError(message)
 
     def refuse_below(self, least: float, dtype: DType) -> None:

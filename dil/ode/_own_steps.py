@@ -14,7 +14,7 @@ from dil._base.arrays import array_namespace, device, eps, full, inner, max_abs
 from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._frameworks.loops import Loops
-from dil.ode._adaptive import LEAST_LIFE, PI, Control, Mesh, StepMaker, first_step
+from dil.ode._adaptive import LEAST_LIFE, PI, Control, FoundMesh, Mesh, StepMaker, first_step
 from dil.ode._dense import Segment
 from dil.ode._methods import Method
 from dil.ode._watch import Watch, Watched
@@ -48,7 +48,7 @@ def find_own_meshes(
     t: tuple[Array, Array],
     watch: Watch | None = None,
     begun: Array | None = None,
-) -> tuple[Mesh, Array, Watched]:
+) -> FoundMesh:
     """Return what `find_mesh` returns, where each problem has its own steps."""
     xp, zero = array_namespace(y), full(y[..., :1], 0.0)
     start, zero_slope, first = zero + t[0], full(y, 0.0), method.starter or method
@@ -72,7 +72,8 @@ def find_own_meshes(
     if watch is not None:
         left = left & ~last.watched.ended
     status = xp.where(left, full(mesh.status, float(Status.MAX_ITER)), mesh.status)
-    return mesh._replace(status=status, failed=xp.where(left, last.t[..., 0], mesh.failed)), last.y, last.watched
+    mesh = mesh._replace(status=status, failed=xp.where(left, last.t[..., 0], mesh.failed))
+    return FoundMesh(mesh, last.y, slope, last.watched, ())
 
 
 def _started(attempt: _OwnAttempt, starter: Method, first: OwnSearch, start: Array) -> OwnSearch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device, full
@@ -316,6 +316,7 @@ def _solve(
     dense_output: bool,
 ) -> OdeResult:
     integration, y, ends, arrays = begin(fun, y0, list(span), args, options)
+    integration = replace(integration, keeps_curve=True)
     backend, sign = integration.backend, integration.field.sign
     run = integration.run_at(y, ends, arrays)
     curve = _start(sign * ends, y) if run.curve is None else run.curve
