@@ -328,6 +328,7 @@ def main(
     ways: Annotated[str, typer.Option(help="Ways, comma-separated.")] = f"{SPARSE},{DEFAULT}",
     seconds: Annotated[float, typer.Option(min=0.0, help="Seconds for each pair.")] = 3.0,
     largest: Annotated[int, typer.Option(min=0, help="The largest side of the sweep; 0 leaves it out.")] = SIZES[-1],
+    note: Annotated[str, typer.Option(help="What to say about the conditions of the run.")] = "",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the rows of earlier runs that this one lacks.")] = False,
 ) -> None:
     """Compare large roots and their gradients with sparse matrices by hand."""
@@ -357,16 +358,16 @@ def main(
     with Fresh(every_time=True) as fresh:
         for name, backend, way in track(plan, description="problems", console=console):
             rows += [Row(**found) for found in fresh(measured, name, backend, way, seconds)]
-            write(out, rows, sweep, commands)  # a run that is cut short leaves what was measured
+            write(out, rows, sweep, commands, note)  # a run that is cut short leaves what was measured
         runs = [(n, who) for n in sides for who in ("by hand", *(b for b in chosen if b != "jax"))]
         for n, way in track(runs, description="sweep", console=console):
             sweep.append(fresh(of_size, n, way))
-            write(out, rows, sweep, commands)
+            write(out, rows, sweep, commands, note)
     show(Console(), "large roots", HEADS, cells(rows))
     show(Console(), "Bratu's equation and its gradient", SWEEP_HEADS, cells_of_sweep(sweep))
 
 
-def write(out: Path | None, rows: list[Row], sweep: list[dict[str, Any]], commands: list[str]) -> None:
+def write(out: Path | None, rows: list[Row], sweep: list[dict[str, Any]], commands: list[str], note: str) -> None:
     """Write the tables so far, if a directory is given."""
     if out is None:
         return
@@ -375,8 +376,9 @@ def write(out: Path | None, rows: list[Row], sweep: list[dict[str, Any]], comman
     if sweep:
         tables += ["Forward and backward of Bratu's equation, a fresh process each:"]
         tables += [markdown(SWEEP_HEADS, cells_of_sweep(sweep))]
-    parts = ["# Large roots", *(f"`{command}`" for command in commands), described(host), MEASURED, *tables]
-    record = {"command": "\n".join(commands), "machine": host, "measured": MEASURED, "sweep": sweep}
+    parts = ["# Large roots", *(f"`{command}`" for command in commands), described(host), MEASURED]
+    parts += [*([note] if note else []), *tables]
+    record = {"command": "\n".join(commands), "machine": host, "measured": MEASURED, "note": note, "sweep": sweep}
     write_results(out, "large", parts, {**record, "rows": [{**asdict(r), "met": r.met} for r in rows]})
 
 

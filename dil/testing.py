@@ -163,6 +163,17 @@ def scan_takes_as_many_rows_as_it_is_told(handle: BackendHandle) -> None:
     _expect_near(handle, pull((v,))[0], 2.0 * v * v * c * squares[1], "a counted scan has a wrong second derivative")
 
 
+def rows_are_written_at_the_place_of_each_problem(handle: BackendHandle) -> None:
+    """Check that set_rows writes one row into the memory of each problem, and leaves the others."""
+    x, *_ = _vectors(handle, 1)
+    xp, zero = handle.xp, 0.0 * x
+    memory = xp.stack([xp.stack([zero, zero, zero]), xp.stack([x, x, x])])
+    places = xp.asarray([2, 0], dtype=xp.int32, device=device(x))
+    found = handle.module.loops.set_rows(memory[None, ...], places, xp.stack([x, 2.0 * x])[None, ...])
+    expected = xp.stack([xp.stack([zero, zero, x]), xp.stack([2.0 * x, x, x])])
+    _expect_near(handle, found[0, ...], expected, "set_rows writes other rows than those that it is told")
+
+
 def implicit_composes_with_scale(handle: BackendHandle) -> None:
     """Check that a custom derivative follows the chain rule, with factors before and after it from 1e-9 to 1e9."""
     x, v = _vectors(handle, 2)
@@ -218,6 +229,24 @@ def constant_has_no_derivative(handle: BackendHandle) -> None:
     x, v = _vectors(handle, 2)
     _, pull = handle.module.vjp(lambda a: (a * handle.module.constant(a),), x)
     _expect_near(handle, pull((v,))[0], x * v, "a derivative passes through constant")
+
+
+def captured_arrays_are_lifted(handle: BackendHandle) -> None:
+    """Check that a function that captures an array becomes a function of it, through which it has a derivative."""
+    x, w, y, v = _vectors(handle, 4)
+    module = handle.module
+
+    def product(captured: Array, other: Array) -> Arrays:
+        lift = module.lifted(lambda u: captured * captured * u, module.constant(y))
+        _expect(len(lift.arrays) == 1, "an array that is captured and differentiated is not lifted")
+        return lift.call(lift.arrays, y), lift.call((other,), y)
+
+    values, pull = module.vjp(product, x, w)
+    _expect_near(handle, values[0], x * x * y, "a function is another one with the arrays that it captures")
+    _expect_near(handle, values[1], w * w * y, "a captured array is not replaced")
+    dx, dw = pull((v, v))
+    _expect_near(handle, dx, 2.0 * x * y * v, "a captured array has a wrong derivative")
+    _expect_near(handle, dw, 2.0 * w * y * v, "an array in the place of a captured one has a wrong derivative")
 
 
 def reports_hand_over_the_values(handle: BackendHandle) -> None:
@@ -296,11 +325,13 @@ LAWS: tuple[Law, ...] = (
     run_if_runs_what_holds,
     scan_steps_through_its_rows,
     scan_takes_as_many_rows_as_it_is_told,
+    rows_are_written_at_the_place_of_each_problem,
     implicit_composes_with_scale,
     implicit_differentiates_again,
     implicit_in_a_scan_differentiates_again,
     linear_solve_is_differentiable,
     constant_has_no_derivative,
+    captured_arrays_are_lifted,
     reports_hand_over_the_values,
     complex_parts_are_joined_again,
     cotangents_are_in_the_convention,

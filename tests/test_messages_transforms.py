@@ -208,8 +208,14 @@ WRONG = {
     "gradient dtype": (given(gradient=lambda u, x: to_float32(u)), "float32; expected .*float64"),
     "hvp shape": (given(hvp=lambda u, v, x: v[:1]), r"derivatives.hvp returned \(1,\)"),
     "hvp None": (given(hvp=lambda u, v, x: None), "derivatives.hvp is None of type NoneType; expected"),
-    "mixed array": (given(hvp=hvp, mixed=lambda u, w, x: -w), "expected a tuple of 1 entries, one per positional arg"),
-    "mixed count": (given(hvp=hvp, mixed=lambda u, w, x: (w, w)), "expected a tuple of 1 entries"),
+    "mixed array": (
+        given(hvp=hvp, mixed=lambda u, w, x: -w),
+        r"of shape \(2,\); expected a tuple of 1 entries, one per positional arg",
+    ),
+    "mixed count": (
+        given(hvp=hvp, mixed=lambda u, w, x: (w, {"a": [w, 1.0]})),
+        r"returned \(\w+ of shape \(2,\), \{'a': \[\w+ of shape \(2,\), 1.0\]\}\); expected a tuple of 1 entries",
+    ),
     "mixed shape": (
         given(hvp=hvp, mixed=lambda u, w, x: (w[:1],)),
         r"derivatives.mixed returned arrays of shapes \[\(\(1,\).*shapes \[\(\(2,\).*; each entry must be like",
@@ -223,6 +229,22 @@ def test_derivatives_of_another_shape_or_structure(eager, kind):
     layer, text = WRONG[kind]
     with pytest.raises(dil.DilError, match=text):
         pulled(eager, layer, X)
+
+
+def test_what_came_is_told_without_its_numbers(eager):
+    """A message with the 2,000 numbers of an array is not read."""
+    many = eager.asarray(np.zeros(2000))
+    for layer in (
+        dil.argmin(lambda u, x: [u, x], dil.solvers.Newton(), init=lambda x: x),
+        dil.argmin(
+            bowl, lambda f, i, x: x, derivatives=dil.Derivatives(gradient=lambda u, x: u - x, mixed=lambda *a: a)
+        ),
+    ):
+        with pytest.raises(dil.ShapeError, match=r"of shape \(2000,\)") as raised:
+            pulled(eager, layer, np.zeros(2000))
+        assert len(str(raised.value)) < 600
+    with pytest.raises(dil.ShapeError, match=r"returned \[\w+ of shape \(2000,\), 1.0\] of type list"):
+        dil.grad(lambda x: [x, 1.0])(many)
 
 
 def test_mixed_derivatives_of_a_keyword_that_is_not_there(eager):

@@ -88,6 +88,7 @@ ORDERS = {
     "tsit5": 5,
     "dopri5": 5,
     "kvaerno5": 5,
+    "radau": 5,
 }
 
 
@@ -111,7 +112,7 @@ def test_order_of_convergence(method):
         assert ORDERS[method] - 0.25 < math.log2(measured[0] / measured[1]) < most
 
 
-@pytest.mark.parametrize("method", ["bdf2", "trapezoid", "sdirk2", "sdirk3", "tsit5", "dopri5", "kvaerno5"])
+@pytest.mark.parametrize("method", ["bdf2", "trapezoid", "sdirk2", "sdirk3", "tsit5", "dopri5", "kvaerno5", "radau"])
 def test_uneven_steps_are_exact_on_polynomials(method):
     """dy/dt = p(t) of degree order - 1 is integrated without error, whatever the steps."""
     times = np.asarray([0.0, 0.3, 0.4, 1.0, 1.1, 3.0])

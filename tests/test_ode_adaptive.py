@@ -13,6 +13,7 @@ from dil import Status
 from dil.ode import odeint, solve
 from dil.ode._methods import METHODS
 from dil.ode._odeint import begin
+from dil.ode._options import METHODS as EVERY
 from dil.ode._options import Options
 from dil.ode._pairs import PAIRS
 from ode_helpers import close, network, on, riccati
@@ -103,7 +104,7 @@ def test_gradients_of_robertson(engine):
     close(naive, slope, 1e-8)  # of the same function of the rates, its steps included
 
 
-@pytest.mark.parametrize("method", ["implicit_euler", "trapezoid", "bdf2", "sdirk2", "sdirk3", *PAIRS])
+@pytest.mark.parametrize("method", ["implicit_euler", "trapezoid", "bdf2", "sdirk2", "sdirk3", "radau", *PAIRS])
 def test_the_error_follows_the_tolerance(method):
     errors = []
     for rtol in (1e-3, 1e-5):
@@ -113,7 +114,7 @@ def test_the_error_follows_the_tolerance(method):
         assert Status(int(found.status)) is Status.CONVERGED
         errors.append(np.abs(found.value - 1 / (1 + 0.7 * np.sin([0.0, 1.0, 3.0]))).max())
         # an error of the order rtol in each of 1/h steps, h of the order rtol^(1/order of the estimate)
-        power = 1 - 1 / {**METHODS, **PAIRS}[method].error_order
+        power = 1 - 1 / EVERY[method].error_order
         assert errors[-1] < 2 * rtol**power
     assert errors[1] < 0.2 * errors[0]
 
@@ -516,3 +517,74 @@ def test_vmap_of_adaptive_steps():
     ends = grown(0.2, np.asarray(rates), 2.0)
     close(values, ends, 1e-3)
     close(slopes, 2.0 * ends * (1 - ends), 5e-3)
+
+
+@on("numpy", "array_api_strict", "torch", "jax:jit")
+def test_a_tolerance_for_each_entry(engine):
+    """The same number for all is that number; a large one leaves its entry out of the error control."""
+
+    def field(t, y):
+        return {"fast": -50.0 * y["fast"], "slow": -y["slow"]}
+
+    def steps(atol):
+        xp = engine.xp
+        run = lambda y: solve(field, {"fast": y, "slow": y}, [0.0, 1.0], rtol=1e-6, atol=atol, method="tsit5")  # noqa: E731
+        if engine.backend == "jax":
+            import jax
+
+            run = jax.jit(run)
+        found = run(engine.asarray([1.0, 2.0]) * xp.ones(2, dtype=xp.float64))
+        return int(found.steps), engine.to_numpy(found.value["slow"])[-1]
+
+    all_the_same, y = steps({"fast": [1e-6, 1e-6], "slow": np.full(2, 1e-6)})
+    assert all_the_same == steps(1e-6)[0]
+    close(y, np.exp(-1.0) * np.asarray([1.0, 2.0]), 1e-5)
+    assert 1.5 * steps({"fast": 1e3, "slow": 1e-6})[0] < all_the_same
+
+
+def test_a_tolerance_for_each_entry_of_a_batch_and_of_a_complex_state():
+    field = lambda t, y: 1j * y  # noqa: E731
+    for shape in ((2,), (3, 2)):
+        start, options = np.ones(shape, dtype=complex), {"rtol": 1e-6, "batch_ndim": len(shape) - 1}
+        found = [solve(field, start, [0.0, 3.0], atol=a, **options) for a in (1e-7, np.full(2, 1e-7))]
+        assert int(found[0].steps) == int(found[1].steps)
+        close(found[0].value, found[1].value, 1e-14)
+
+
+@pytest.mark.parametrize("method", ["kvaerno5", "radau"])
+def test_a_constant_jacobian(method):
+    A = np.asarray([[-100.0, 1.0], [0.0, -1.0]])
+    field, options = (lambda t, y: A @ y + np.sin(t)), {"rtol": 1e-6, "method": method}
+    found = [solve(field, np.ones(2), [0.0, 1.0], jac=jac, **options) for jac in (A, A.tolist(), lambda t, y: A)]
+    for each in found[1:]:
+        assert np.array_equal(found[0].value, each.value)
+    batch = solve(lambda t, y: y @ A.T, np.ones((3, 2)), [1.0, 0.9], jac=A, batch_ndim=1, **options)
+    close(
+        batch.value[-1], np.ones((3, 1)) * solve(lambda t, y: A @ y, np.ones(2), [1.0, 0.9], **options).value[-1], 1e-4
+    )
+
+
+def test_the_longest_step():
+    """Two crossings between two points of a step are missed, and found by shorter steps."""
+    y = lambda t, y: 0.0 * y  # noqa: E731
+    event = lambda t, y: (t - 5.0) ** 2 - 0.01 + 0.0 * y  # noqa: E731
+    missed, found = (
+        solve(y, np.asarray(1.0), [0.0, 10.3], rtol=1e-3, method="tsit5", events=event, **way)
+        for way in ({}, {"max_step": 0.3, "first_step": 0.3})
+    )
+    assert missed.events[0].t.shape == (0,)
+    close(found.events[0].t, [4.9, 5.1])
+    assert int(found.steps) == 35
+
+
+def test_the_first_steps_are_as_long_as_those_of_scipy():
+    """Lotka's animals, and Van der Pol's equation from rest: the number of steps in the first hundredth."""
+    integrate = pytest.importorskip("scipy.integrate", reason="SciPy is not installed")
+    lotka = lambda t, y: np.stack([1.5 * y[0] - y[0] * y[1], -3.0 * y[1] + y[0] * y[1]])  # noqa: E731
+    swing = lambda t, y: np.stack([y[1], (1.0 - y[0] ** 2) * y[1] - y[0]])  # noqa: E731
+    for field, start in ((lotka, [10.0, 5.0]), (swing, [2.0, 0.0])):
+        options = {"rtol": 1e-6, "atol": 1e-9}
+        ours = dil.ode.solve_ivp(field, [0, 20], start, **options)
+        theirs = integrate.solve_ivp(field, [0, 20], start, **options)
+        counts = [int(np.sum(found.t < 0.2)) for found in (ours, theirs)]
+        assert counts[0] <= counts[1] + 4

@@ -338,16 +338,6 @@ def test_bad_fields_of_an_event():
         Event(3)
 
 
-def test_a_captured_array_is_refused():
-    def late(level):
-        return solve(oscillate, np.asarray([0.0, 1.0]), [0.0, 1.0], rtol=1e-3, events=lambda t, y: y[0] - level).value[
-            0, 0
-        ]
-
-    with pytest.raises(dil.CapturedError, match=r"events\[0\], '<lambda>', uses an array .* pass it in args"):
-        dil.grad(late)(np.asarray(0.5))
-
-
 def test_repeated_times_after_the_end_depend_on_no_time():
     def late(times):
         y, _ = odeint(fall, np.asarray([0.0, 10.0]), times, G, events=GROUND, **OPTIONS)

@@ -11,7 +11,7 @@ from dil import Status
 from dil.ode import odeint, solve
 from ode_helpers import close, on
 
-ALGEBRAIC = ("implicit_euler", "trapezoid", "bdf2", "sdirk2", "sdirk3", "kvaerno5")
+ALGEBRAIC = ("implicit_euler", "trapezoid", "bdf2", "sdirk2", "sdirk3", "kvaerno5", "radau")
 
 
 def driven(t, y, k):
@@ -70,7 +70,7 @@ def test_second_derivatives(engine):
     close(bend, -2 * h * h * (np.sin(h) - 1.0) / (1 + h * k) ** 3)
 
 
-ORDERS = {"implicit_euler": 1, "trapezoid": 2, "bdf2": 2, "sdirk2": 2, "sdirk3": 3, "kvaerno5": 5}
+ORDERS = {"implicit_euler": 1, "trapezoid": 2, "bdf2": 2, "sdirk2": 2, "sdirk3": 3, "kvaerno5": 5, "radau": 5}
 
 
 def nonlinear(t, y):
@@ -102,7 +102,7 @@ def test_the_error_follows_the_tolerance_between_the_steps_too(method):
         *between, last = [abs(nonlinear(t, y)[1]) for t, y in zip(times, found.value, strict=True)]
         assert max(between) < 1e-12
         assert last < 1e-2 * rtol  # `solve` solves a stage to a share of the error of its step
-    power = 1 - 1 / {**ORDERS, "kvaerno5": 4}[method]
+    power = 1 - 1 / {**ORDERS, "kvaerno5": 4, "radau": 3}[method]
     assert np.all(errors[1] < 3 * 1e-5 ** max(power, 0.4))
     assert np.all(errors[1] < 0.3 * errors[0])
 
@@ -411,8 +411,8 @@ def test_the_derivatives_of_a_mass_matrix_that_is_no_diagonal():
 def test_stages_that_a_solver_solves_one_by_one():
     """As those of a large state: the estimate of the error is then found from a stage of no length."""
     krylov = dil.ode.StepNewton(dil.linear.GMRES())
-    for method in ("sdirk3", "kvaerno5"):
-        options = {"mass": [1.0, 0.0], "rtol": 1e-5, "method": method}
+    for method in ("sdirk3", "kvaerno5", "radau"):
+        options = {"mass": [1.0, 0.0], "rtol": 1e-7, "method": method}
         found, small = (solve(nonlinear, START, [0.0, 2.0], **options, **way) for way in ({"solver": krylov}, {}))
         assert Status(int(found.status)) is Status.CONVERGED
         assert abs(int(found.steps) - int(small.steps)) <= 0.3 * int(small.steps)

@@ -84,7 +84,7 @@ def test_kvaerno5_is_stiffly_accurate_and_its_error_is_that_of_a_stage():
     assert abs(found.value[-1, 0]) < 1e-10
 
 
-@pytest.mark.parametrize("method", PAIRS)
+@pytest.mark.parametrize("method", [*PAIRS, "radau"])
 def test_dense_output_is_of_order_four(method):
     """The largest error between the ends of a step falls with the fifth power of its length."""
     times, errors = np.linspace(0.0, 1.0, 41), []
@@ -104,7 +104,7 @@ def test_dopri5_takes_the_steps_of_scipy():
     close(ours[-1], theirs.y, 1e-14)
 
 
-@pytest.mark.parametrize("method", ["sdirk3", "kvaerno5"])
+@pytest.mark.parametrize("method", ["sdirk3", "kvaerno5", "radau"])
 def test_no_fold_is_missed(method):
     """Van der Pol's equation at eps = 1e-6 jumps at t = 0.807 and 1.614; past a fold, a step may stay where it is."""
     field = lambda t, y: np.stack([y[1], ((1 - y[0] ** 2) * y[1] - y[0]) / 1e-6])  # noqa: E731

@@ -97,7 +97,7 @@ def test_dense_output():
     close(back.sol(0.5), np.exp([0.25]), 1e-6)
 
 
-@pytest.mark.parametrize("method", ["RK45", "tsit5", "kvaerno5", "sdirk3"])
+@pytest.mark.parametrize("method", ["RK45", "tsit5", "kvaerno5", "sdirk3", "Radau"])
 def test_methods(method):
     found = dil.ode.solve_ivp(decay, [0, 2], [1.0], method, rtol=1e-6, atol=1e-9, max_steps=2000)
     close(found.y[:, -1], np.exp([-1.0]), 1e-4)
@@ -160,7 +160,7 @@ def test_a_failure_is_told():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"method": "LSODA"}, dil.OptionError, "take method='kvaerno5'"),
+        ({"method": "LSODA"}, dil.OptionError, "take method='Radau' or 'kvaerno5'"),
         ({"method": "RK54"}, dil.OptionError, "expected one of RK45, "),
         ({"method": "euler"}, dil.OptionError, "has no estimate of its error"),
         ({"t_span": 3.0}, dil.OptionError, "expected a pair"),
@@ -229,3 +229,13 @@ def test_times_of_numpy_beside_torch():
     )
     close(found.sol(np.asarray([1.0])), np.exp([[-0.5]]), 1e-3)
     close(found.sol([torch.tensor(1.0, dtype=torch.float64), 0.0]), np.exp([[-0.5, 0.0]]), 1e-3)
+
+
+def test_the_longest_step_and_a_jacobian_that_is_not_used():
+    ours, theirs = both(decay, [0, 10], [1.0], max_step=0.5)
+    assert len(ours.t) == len(theirs.t) == 1 + 20 + (theirs.t[1] < 0.5)
+    assert dil.ode.solve_ivp(decay, [0, 10], [1.0], max_step=np.inf).t.shape[0] < 20
+    with pytest.warns(UserWarning, match="jac= is not used by the explicit method 'RK45'"):
+        dil.ode.solve_ivp(decay, [0, 1], [1.0], jac=-0.5 * np.eye(1))
+    found = dil.ode.solve_ivp(decay, [0, 1], [1.0], "Radau", jac=-0.5 * np.eye(1), atol=[1e-6])
+    close(found.y[:, -1], np.exp([-0.5]), 1e-3)

@@ -14,7 +14,7 @@ import dil
 from dil import Status
 from dil._base.operator import shifted
 from dil._base.quasi_newton import Pairs, inverse_product, no_pairs, remember
-from dil.linear import CG, Jacobi, LBFGSPairs, Neumann, Nystrom, OneStep, Operator, WarmStart
+from dil.linear import CG, GMRES, Jacobi, LBFGSPairs, Neumann, Nystrom, OneStep, Operator, WarmStart
 from dil.linear.preconditioners import Preconditioner, Prepared
 from dil_backends.numpy import dense
 from engines import engines
@@ -199,6 +199,23 @@ def test_statuses(eager):
     found = run(eager, np.diag([1.0, 2.0, 3.0]), np.ones(3), CG(preconditioner=Jacobi(np.asarray([1.0, 1.0, -0.5]))))
     assert names(found)[0] in ("PRECONDITIONER", "CONVERGED")
     assert "not positive definite" in Status.PRECONDITIONER.sentence
+
+
+@pytest.mark.parametrize("make", [CG, GMRES])
+def test_a_preconditioner_that_returns_zero_is_named(eager, make):
+    """The matrix is regular: SINGULAR would send the reader to it."""
+    A = np.stack([spd(8, 10.0, 3)] * 2)
+    handle = handle_of(eager)
+    parts = handle.asarray(np.asarray([[1.0], [0.0]]))
+    found = run(eager, A, np.ones((2, 8)), make(preconditioner=lambda r: r * parts))
+    assert names(found) == ["CONVERGED", "PRECONDITIONER"]
+    assert np.all(np.isfinite(found.value))
+    assert "maps a residual r to zero" in Status.PRECONDITIONER.sentence
+    found = run(eager, A[0], np.ones(8), make(preconditioner=lambda r: r * float("nan")))
+    assert names(found) == ["NON_FINITE"]
+    assert np.all(np.isfinite(found.value))
+    singular = np.diag(np.arange(8.0))
+    assert names(run(eager, singular, np.ones(8), make(preconditioner=lambda r: 2.0 * r)))[0] != "PRECONDITIONER"
 
 
 def test_a_preconditioner_that_changes_from_step_to_step():

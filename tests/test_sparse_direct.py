@@ -11,6 +11,7 @@ from dil import Status
 from dil._frameworks.many import stacked
 from dil.linear import Operator, SparseDirect
 from dil.linear._colouring import coloured
+from dil.linear._logarithmic_scales import logarithmic_scales
 from dil.linear._pattern import given_pattern, pattern_for
 from dil.linear._sparse_factor import Scaled
 
@@ -192,6 +193,45 @@ def test_units_of_rows_and_columns(eager):
     x, names, _ = solved(eager, SparseDirect(pattern), R[:, None] * A * C, b)
     assert names == ["CONVERGED"]
     np.testing.assert_allclose(C * x, np.linalg.solve(A, b / R), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["chain", "random"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_unit_of_its_own_for_each_row_and_column(eager, name, transposed):
+    """From 1e-10 to 1e10: the largest entry of a row stands where the unit of the column is large, and hides others."""
+    n, draw = 200, np.random.default_rng(3)
+    A = 3.0 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1) if name == "chain" else random_matrix(n, 3, 0.01)[0]
+    left, right = 10.0 ** draw.uniform(-10, 10, (2, n))
+    B, y = left[:, None] * A * right, draw.standard_normal(n)
+    B = B.T if transposed else B
+    scale = left if transposed else right
+    x, names, _ = solved(eager, SparseDirect(B != 0), B, B @ (y / scale))
+    assert names == ["CONVERGED"]
+    np.testing.assert_allclose(x * scale, y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_singular_matrix_in_any_units_is_told(eager, symmetric):
+    """The Laplacian of a ring with random weights, in units from 1e-10 to 1e10."""
+    for n, seed in ((10, 0), (60, 1), (60, 2)):
+        draw = np.random.default_rng(seed)
+        w = draw.uniform(0.5, 2.0, n)
+        A = np.diag(w + np.roll(w, 1)) - np.roll(np.diag(w), 1, 0) - np.roll(np.diag(w), 1, 0).T
+        left, right = np.ldexp(1.0, draw.integers(-33, 33, (2, n)))
+        B = left[:, None] * A * (left if symmetric else right)
+        _, names, _ = solved(eager, SparseDirect(B != 0), B, left * draw.standard_normal(n), symmetric=symmetric)
+        assert names == ["SINGULAR"]
+
+
+def test_scales_take_the_units_from_a_matrix():
+    A, entries = random_matrix(50, 0)
+    rows, columns = np.nonzero(entries)
+    left, right = np.ldexp(1.0, np.random.default_rng(0).integers(-300, 300, (2, 50)))
+    first = logarithmic_scales(rows, columns, np.abs(A[rows, columns]), 50)
+    second = logarithmic_scales(rows, columns, left[rows] * np.abs(A[rows, columns]) * right[columns], 50)
+    unit = second[0] / (left * first[0])  # one number may go from the rows to the columns
+    assert unit.max() <= 4 * unit.min()
+    np.testing.assert_allclose(second[1] / (right * first[1]) * unit.mean(), 1.0, rtol=3)
 
 
 def test_units_of_a_symmetric_matrix(eager):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 from dil._base.arrays import array_namespace, factor_dtype
 from dil._base.errors import CapturedError
-from dil._base.typing import Array
+from dil._base.typing import Array, Tree
 from dil._frameworks.dense import Crossover, Dense, Overheads
 from dil._frameworks.differentiable_solve import differentiable_solve
 from dil._frameworks.fixed import called as once
 from dil._frameworks.fixed import with_variables_of_now as fixed
+from dil._frameworks.lifted import Lifted
 from dil._frameworks.protocol import Autodiff, LinearSystem
-from dil_backends._tape import constant, implicit, is_box, value_type, vjp
+from dil._frameworks.registry import leaves_of
+from dil_backends._tape import captured_boxes, constant, exchanging, implicit, is_box, value_type, vjp
 
 __all__ = [
     "CROSSOVER",
@@ -29,6 +31,7 @@ __all__ = [
     "fixed",
     "guard",
     "implicit",
+    "lifted",
     "linear_solve",
     "once",
     "value_type",
@@ -59,6 +62,18 @@ def assert_constant(x: Array, message: str, /) -> None:
     """Raise if the tape is recording x."""
     if is_box(x):
         raise CapturedError(message)
+
+
+def lifted(fn: Callable[..., Tree], /, *args: Tree) -> Lifted:
+    """Return fn as a function of the arrays with a derivative that its value depends on, beside its arguments."""
+    fn = fixed(fn)
+    captured = captured_boxes(lambda: leaves_of(fn(*args))[0])
+
+    def call(arrays: Sequence[Any], *args: Tree) -> Tree:
+        with exchanging(dict(zip(captured, arrays, strict=True))):
+            return fn(*args)
+
+    return Lifted(call, tuple(captured.values()))
 
 
 def compiler() -> None:

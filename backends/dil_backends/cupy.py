@@ -14,7 +14,7 @@ import numpy as np
 from dil._base.errors import BackendError
 from dil._base.typing import Array, Namespace
 from dil._frameworks.complex_parts import STANDARD as complex_parts
-from dil._frameworks.loops import EAGER as loops
+from dil._frameworks.loops import EAGER, write_rows_at_once
 from dil._frameworks.protocol import BackendInfo
 from dil._frameworks.reports import eager_reports
 from dil_backends._tape import user_namespace
@@ -28,6 +28,7 @@ from dil_backends._taped import (
     fixed,
     guard,
     implicit,
+    lifted,
     linear_solve,
     once,
     value_type,
@@ -44,6 +45,7 @@ __all__ = [
     "fixed",
     "guard",
     "implicit",
+    "lifted",
     "linear_solve",
     "loops",
     "once",
@@ -105,5 +107,6 @@ def _raising(solve: Callable[[Array, Array], Array]) -> Callable[[Array, Array],
 
 
 _solves = dense_solves(np.linalg.LinAlgError)
+loops = replace(EAGER, set_rows=write_rows_at_once)
 dense = replace(_solves, cholesky_solve=_raising(_solves.cholesky_solve), lu_solve=_raising(_solves.lu_solve))
 reports = eager_reports(to_numpy)

@@ -13,7 +13,7 @@ from dil._base.arrays import array_namespace
 from dil._base.errors import BackendError
 from dil._base.typing import Array, Namespace
 from dil._frameworks.complex_parts import STANDARD as complex_parts
-from dil._frameworks.loops import EAGER
+from dil._frameworks.loops import EAGER, write_rows_at_once
 from dil._frameworks.protocol import BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
 from dil_backends._tape import as_one_box, user_namespace
@@ -25,13 +25,25 @@ from dil_backends._taped import (
     dense_solves,
     fixed,
     implicit,
+    lifted,
     once,
     value_type,
     vjp,
 )
 from dil_backends._taped import linear_solve as _linear_solve
 
-__all__ = ["assert_constant", "children", "compiler", "complex_parts", "constant", "fixed", "implicit", "once", "vjp"]
+__all__ = [
+    "assert_constant",
+    "children",
+    "compiler",
+    "complex_parts",
+    "constant",
+    "fixed",
+    "implicit",
+    "lifted",
+    "once",
+    "vjp",
+]
 
 NATIVE = "numpy"
 FLOAT_CUTS = False
@@ -105,6 +117,7 @@ loops = replace(
     EAGER,
     while_loop=quiet(EAGER.while_loop),
     run_if=quiet(EAGER.run_if),
+    set_rows=write_rows_at_once,
     number=_number,
     numbers=_numbers,
     steps_per_read=lambda x: 1,

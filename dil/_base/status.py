@@ -71,8 +71,8 @@ class Status(IntEnum):
     )
     PRECONDITIONER = (
         8,
-        "<r, M r> <= 0: the preconditioner is not positive definite; use one that is, such as "
-        "dil.linear.Jacobi(), or use none",
+        "<r, M r> <= 0: the preconditioner is not positive definite, or it maps a residual r to zero; use one that is "
+        "positive definite, such as dil.linear.Jacobi(), or use none",
     )
     APPROXIMATE = (
         9,

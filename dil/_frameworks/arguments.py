@@ -11,6 +11,7 @@ from typing import Any
 
 from dil._base.arrays import array_namespace, is_complex, is_float, is_inexact
 from dil._base.errors import ShapeError
+from dil._base.in_words import in_words
 from dil._base.tree import Structure, flatten
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
@@ -76,8 +77,8 @@ class Arguments:
         args, kwargs = self.call(arrays)
         if not isinstance(parts, tuple) or len(parts) != len(args) + bool(kwargs):
             message = (
-                f"derivatives.mixed returned {parts!r}; expected a tuple of {len(args)} entries, one per positional "
-                f"argument{', and a dict for the keyword arguments' if kwargs else ''}"
+                f"derivatives.mixed returned {in_words(parts)}; expected a tuple of {len(args)} entries, one per "
+                f"positional argument{', and a dict for the keyword arguments' if kwargs else ''}"
             )
             raise ShapeError(message)
         given = [*parts, {}] if not kwargs else list(parts)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Protocol
 
-from dil._base.arrays import array_namespace, device
+from dil._base.arrays import array_namespace, device, size
 from dil._base.typing import Array, Arrays, Loop, Step
 
 
@@ -40,6 +41,61 @@ class Scan(Protocol):
     def __call__(self, step: Step, carry: Arrays, xs: Arrays, count: Array | None = None, /) -> tuple[Arrays, Arrays]:
         """Return the last carry and the stacked outs of the first `count` rows."""
         ...
+
+
+class Fill(Protocol):
+    """A while loop that writes rows into memories."""
+
+    def __call__(
+        self,
+        cond: Callable[[Any], Array],
+        body: Callable[[Any], tuple[Any, Sequence[tuple[Array, Array]]]],
+        state: Any,
+        memories: Arrays,
+        /,
+    ) -> tuple[Any, Arrays]:
+        """Return the last state and the memories."""
+        ...
+
+
+class Fold(Protocol):
+    """A scan without outs, whose derivative keeps few of its carries."""
+
+    def __call__(
+        self,
+        step: Callable[[Arrays, Arrays, Arrays], tuple[Arrays, Arrays]],
+        carry: Arrays,
+        sums: Arrays,
+        rows: Arrays,
+        count: Array,
+        known: Arrays,
+        /,
+    ) -> tuple[Arrays, Arrays]:
+        """Return the last carry and the sums."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecordedLoops:
+    """Loops of a framework that records programs, for many steps of which few are kept."""
+
+    fill: Fill
+    """`fill(cond, body, state, memories)`: run `while cond(state): state, writes = body(state)`.
+
+    Each write is a pair (place, row) for one memory, (m, ...): its row at the place is overwritten. It has no
+    derivative. Mapped over a batch, it takes as many steps as the longest.
+    """
+
+    fold: Fold
+    """`fold(step, carry, sums, rows, count, known)`: run `carry, sums = step(carry, sums, row)` for `count` rows.
+
+    A step only adds to the sums; nothing else depends on them, and a row that is zero adds nothing. `known` are the
+    carries before the rows 0, k, 2k, ..., where k times their number is the number of rows. The derivative, in both
+    modes, takes them as they are, and computes those between again.
+    """
+
+    add_row: Callable[[Array, Array, Array], Array]
+    """`add_row(memory, i, row)`: return memory, (m, ...), with a row added to its row i; unchanged where i is m."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +135,12 @@ class Loops:
     the framework traces.
     """
 
+    set_rows: Callable[[Array, Array, Array], Array]
+    """`set_rows(memory, places, rows)`: the same for a batch of memories, (..., *batch, m, n), each at its own place.
+
+    `places` are integers of shape batch, and `rows` is (..., *batch, n).
+    """
+
     places: Callable[[Array], Array | None]
     """`places(mask)`: return the places of the true entries of a mask (n,), or None if a program cannot know them."""
 
@@ -108,6 +170,9 @@ class Loops:
 
     A read makes the host wait for a device, so the number is more than one on devices.
     """
+
+    recorded: RecordedLoops | None = None
+    """Loops for programs that are recorded. None where operations run at once."""
 
 
 def with_loop(loops: Loops, while_loop: Loop | None) -> Loops:
@@ -166,6 +231,24 @@ def write_row(memory: Array, i: int, row: Array) -> Array:
     return memory
 
 
+def write_rows(memory: Array, places: Array, rows: Array) -> Array:
+    """Write a row into each memory of a batch, one after the other."""
+    for problem in product(*map(range, places.shape)):
+        memory[(..., *problem, int(places[problem]), slice(None))] = rows[(..., *problem, slice(None))]  # type: ignore[index]
+    return memory
+
+
+def write_rows_at_once(memory: Array, places: Array, rows: Array) -> Array:
+    """Write a row into each memory of a batch, where arrays of integers may be indices."""
+    *outer, m, n = memory.shape
+    outer, count = outer[: len(outer) - places.ndim], size(places.shape)
+    xp = array_namespace(memory)
+    flat = xp.reshape(memory, (*outer, count * m, n))  # a view
+    at = xp.arange(count, dtype=places.dtype, device=device(places)) * m + xp.reshape(places, (-1,))
+    flat[..., at, :] = xp.reshape(rows, (*outer, count, n))
+    return xp.reshape(flat, memory.shape)  # type: ignore[no-any-return]
+
+
 def places_now(mask: Array) -> Array:
     """Return the places of the true entries of a mask. Eager arrays are always known."""
     xp = array_namespace(mask)
@@ -197,6 +280,7 @@ EAGER = Loops(
     scan=python_scan,
     map_rows=python_map,
     set_row=write_row,
+    set_rows=write_rows,
     places=places_now,
     on_host=call_now,
     linear=None,

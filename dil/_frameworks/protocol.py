@@ -15,6 +15,7 @@ from dil._base.operator import Operator
 from dil._base.typing import Array, Arrays, Device, DType, Namespace, Tree
 from dil._frameworks.complex_parts import ComplexParts
 from dil._frameworks.dense import Dense
+from dil._frameworks.lifted import Lifted
 from dil._frameworks.loops import Loops
 from dil._frameworks.reports import Reports
 
@@ -274,6 +275,14 @@ class Backend(Autodiff, Protocol):
         """Return fn as a function that a program, if one is being recorded, holds once for all its calls.
 
         Return fn itself where operations run at once. `identity` is as for `fixed`.
+        """
+        ...
+
+    def lifted(self, fn: Callable[..., Any], /, *args: Tree) -> Lifted:
+        """Return fn as a function of the arrays that it captures and that may be differentiated.
+
+        They are those that it uses at these arguments, whose arrays are constants: of a closure, of a global variable,
+        or of an object that fn holds, such as a module.
         """
         ...
 

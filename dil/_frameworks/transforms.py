@@ -8,6 +8,7 @@ from typing import Any
 
 from dil._base.arrays import array_namespace, full, is_complex, is_float, is_inexact
 from dil._base.errors import DTypeError, OptionError, ShapeError
+from dil._base.in_words import in_words
 from dil._base.tree import Structure
 from dil._base.typing import AnyArray, Array, Arrays, Tree
 from dil._frameworks.adoption import run_in_its_framework
@@ -388,5 +389,5 @@ def _is_direction(tangent: Any) -> bool:
 def describe(x: object) -> str:
     own = owner(x)
     if own is None:
-        return f"{x!r} of type {type(x).__name__}"
+        return f"{in_words(x)} of type {type(x).__name__}"
     return f"an array of shape {tuple(x.shape)} and dtype {x.dtype} ({own.NATIVE})"  # type: ignore[attr-defined]

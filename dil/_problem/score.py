@@ -8,6 +8,7 @@ from typing import Any
 
 from dil._base.arrays import array_namespace, is_complex
 from dil._base.errors import DTypeError, OptionError, ShapeError
+from dil._base.in_words import in_words
 from dil._base.options import check_integer
 from dil._base.typing import Array, DType, Tree
 from dil._frameworks.fixed import with_variables_of_now
@@ -105,7 +106,7 @@ class Score:
         """
         if owner(value) is None:
             message = (
-                f"the score {self.name!r} returned {value!r} of type {type(value).__name__}; expected an "
+                f"the score {self.name!r} returned {in_words(value)} of type {type(value).__name__}; expected an "
                 f"array of shape {batch}, computed from the unknown with the functions of array_namespace(u), such as "
                 f"maximum for max"
             )

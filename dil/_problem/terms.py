@@ -52,35 +52,33 @@ def rounding(u: Array) -> float:
     return float(min(32 * machine, machine**0.75))
 
 
-def terms_of(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays, *, draws_first: bool = False) -> Array:
+def terms_of(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:
     """Return the size of the terms of F, (*batch, n): those of the unknown and those of the arguments.
 
     Where terms cancel in J u, as forces do in a symmetric structure, they show in J (u * z) for random numbers z. Each
     draw misses some by chance. So draws are added while an entry of F is not within the rounding of its terms, unless F
-    is far above the terms that all entries have. With `draws_first` there is one before that: the terms of a Laplacian
-    cancel in J u of every smooth u.
+    is far above the terms that all entries have. The first draw does not ask this: the terms of a Laplacian cancel in
+    J u of every smooth u, and those of the arguments are as small.
     """
     backend, xp = F.problem.backend, array_namespace(u)
     phases = TURNS * standard_normal(backend, full(u, 0.0, shape=u.shape[-1:]), 1, 0)[0, ...]
     size, share = xp.abs(Fu), rounding(u)
 
     def unknown(s: Drawn) -> Array:
-        above = xp.any(size > share * s.terms, axis=-1) & (max_abs(Fu) <= 8 * share * max_abs(s.terms))
-        return (s.count < DRAWS) & xp.any(above)  # type: ignore[no-any-return]
+        far = (max_abs(Fu) > 8 * share * max_abs(s.terms)) & (s.count > 0)
+        return (s.count < DRAWS) & xp.any(xp.any(size > share * s.terms, axis=-1) & ~far)  # type: ignore[no-any-return]
 
     def draw(s: Drawn) -> Drawn:
         return Drawn(s.count + 1, xp.maximum(s.terms, xp.abs(J(u * xp.cos((s.count + 1) * phases)))))
 
     first = Drawn(0, xp.abs(J(u)) + xp.abs(change_with_arguments(F, Fu, u, floats)))
-    last: Drawn = backend.loops.while_loop(unknown, draw, draw(first) if draws_first else first)
+    last: Drawn = backend.loops.while_loop(unknown, draw, first)
     return last.terms
 
 
-def within_rounding_of_terms(
-    F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays, *, draws_first: bool = False
-) -> Array:
+def within_rounding_of_terms(F: Optimality, J: Operator, Fu: Array, u: Array, floats: Arrays) -> Array:
     """Return whether each entry of F is within the rounding of its terms, shape batch. See `terms_of`."""
-    xp, terms = array_namespace(u), terms_of(F, J, Fu, u, floats, draws_first=draws_first)
+    xp, terms = array_namespace(u), terms_of(F, J, Fu, u, floats)
     small: Array = xp.all(xp.abs(Fu) <= rounding(u) * terms, axis=-1)
     return small
 

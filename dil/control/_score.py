@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from dil._base.arrays import array_namespace, full, shared_namespace
 from dil._base.errors import DTypeError, ShapeError
+from dil._base.in_words import in_words
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import as_one_array, common_owner, owner
@@ -140,4 +141,4 @@ def name_of(fn: object) -> str:
 
 def describe(value: Any) -> str:
     """Describe the value that a function returned."""
-    return f"{value!r}" if owner(value) is None else f"shape {tuple(value.shape)}"
+    return in_words(value) if owner(value) is None else f"shape {tuple(value.shape)}"

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
-from dil._base.arrays import array_namespace, logical_not, select
+from dil._base.arrays import array_namespace, full, logical_not, select
 from dil._base.errors import OptionError
 from dil._base.operator import Operator, shifted
 from dil._base.options import check_linear_options, is_integer
 from dil._base.scalars import Scalar, either, greater, in_unit, is_finite, sqrt
 from dil._base.solution import Solution
+from dil._base.status import Status
 from dil._base.typing import Array, Loop, Matvec
 from dil._frameworks.iteration import repeat
+from dil._frameworks.protocol import Backend
 from dil.linear._random_norm import with_rounding
 from dil.linear._restarts import Pass, Progress, Task, restarted
 from dil.linear._right_hand_side import backend_of_system
@@ -46,7 +48,8 @@ class GMRES:
     1. Each cycle starts from the true residual. If a cycle lowers the residual by less than a thousandth, the problem
        ends STAGNATED. A larger `restart` may then help.
     2. A singular system that has a solution may be solved. If no solution is found and the least-squares problem of a
-       cycle is singular to working precision, the problem ends SINGULAR.
+       cycle is singular to working precision, the problem ends SINGULAR, or PRECONDITIONER where the preconditioner
+       maps the residual to zero.
     3. Classical Gram-Schmidt, applied twice, makes the basis orthogonal. Each application costs two products with the
        matrix of the basis vectors, and none with A. The result is as accurate as Householder's for this purpose.
        `extra["products"]` counts products with A.
@@ -112,8 +115,26 @@ class GMRES:
         system = Operator(lambda y: A(M(y)))
         found = restarted(recurrence, self, system, b, loop=loop, x0=None, gain=0.999, rtol=rtol)
         extra = found.extra or {}
-        found = found._replace(value=M(found.value), extra={**extra, "products": extra["products"] + M.products})
-        return with_rounding(found, A, b, backend)
+        x, xp = M(found.value), array_namespace(b)
+        x = xp.where(xp.all(xp.isfinite(x), axis=-1, keepdims=True), x, full(x, 0.0))  # as a solve that has not begun
+        found = found._replace(value=x, extra={**extra, "products": extra["products"] + M.products})
+        return _with_preconditioner_blamed(with_rounding(found, A, b, backend), A, M, b, backend)
+
+
+def _with_preconditioner_blamed(found: Solution, A: Matvec, M: Matvec, b: Array, backend: Backend) -> Solution:
+    """Return the solution with PRECONDITIONER where M r is zero for the residual r that is left.
+
+    A M is then singular whatever A is. The look costs a product, and is taken only where a problem failed.
+    """
+    xp, status = array_namespace(b), found.status
+    assert status is not None
+    failed = (status == int(Status.SINGULAR)) | (status == int(Status.STAGNATED))
+
+    def look(status: Array) -> Array:
+        zero = xp.all(M(b - A(found.value)) == 0, axis=-1)
+        return xp.where(failed & zero, full(status, int(Status.PRECONDITIONER)), status)  # type: ignore[no-any-return]
+
+    return found._replace(status=backend.loops.run_if(xp.any(failed), look, status))
 
 
 Rotations: TypeAlias = NumberRotations | ArrayRotations

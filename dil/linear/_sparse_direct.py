@@ -63,11 +63,12 @@ class SparseDirect:
 
     The matrix is factorised on the host by SuperLU, `scipy.sparse.linalg.splu`, in float64, once for all right-hand
     sides. The factors of the last solve serve a matrix near by, by refinement to rounding: those of Newton's last step
-    the backward pass. Rows and columns are scaled to size one first. A symmetric pattern, and a matrix with large
-    entries on the diagonal, at least a hundredth of the size of their columns, take pivots on the diagonal and a
-    minimum degree order; where that is not exact to rounding, and for others, pivots are chosen in the column (Demmel
-    et al. 1999). One step of refinement follows where it is needed. Under a compiler this is a host callback. It needs
-    SciPy.
+    the backward pass. Rows and columns are scaled to size one first. A matrix that then looks singular is scaled by
+    least squares of the logarithms of its entries, which takes any units from it (Curtis and Reid 1972). A symmetric
+    pattern, and a matrix with large entries on the diagonal, at least a hundredth of the size of their columns, take
+    pivots on the diagonal and a minimum degree order; where that is not exact to rounding, and for others, pivots are
+    chosen in the column (Demmel et al. 1999). One step of refinement follows where it is needed. Under a compiler this
+    is a host callback. It needs SciPy.
 
     A problem ends CONVERGED if its residual is at rounding as in `Direct`, and the condition number of the scaled
     matrix is below 1 / (32 eps). It is estimated from below, with b and one step of inverse iteration from a random

@@ -11,6 +11,7 @@ from dil._base.errors import OptionError
 from dil._base.small_inverse import residual_slack
 from dil._base.status import Status
 from dil.linear._colouring import Colouring
+from dil.linear._logarithmic_scales import logarithmic_scales
 from dil.linear._pattern import Pattern
 
 THRESHOLD = 0.01
@@ -94,13 +95,20 @@ class Recovery:
             return no_answer(rhs, count, Status.WRONG_PATTERN)
         places = places_of(self.pattern)
         data[places.diagonal] += self.of.damping / unit
-        kept = LAST_FACTOR.take(self, data, unit)
-        scaled = self.scaled(data) if kept is None else kept.scaled
-        if scaled is None:
-            return no_answer(rhs, count, Status.SINGULAR)
-        unit = unit if kept is None else kept.unit
-        answer = scaled.answer(rhs, count, unit, transposed=self.of.transposed)
-        LAST_FACTOR.keep(self, LastScaled(scaled, unit))
+        last = LAST_FACTOR.take(self, data, unit)
+        if last is None:
+            scaled = self.scaled(data)
+            if scaled is None:
+                return no_answer(rhs, count, Status.SINGULAR)
+            last = LastScaled(scaled, unit)
+        answer = last.answer(rhs, count)
+        if (answer.status == int(Status.SINGULAR)).any():
+            # the largest entry of a row may be that of an unknown in a tiny unit, and hides the others
+            other = LastScaled(self.rescaled(data), unit)
+            again = other.answer(rhs, count)
+            if not (again.status == int(Status.SINGULAR)).any():
+                last, answer = other, again
+        LAST_FACTOR.keep(self, last)
         return answer
 
     def scaled(self, data: Any) -> Scaled | None:
@@ -108,6 +116,14 @@ class Recovery:
         row_sizes, column_sizes = self._scales(data)
         if not (row_sizes.min() > 0 and column_sizes.min() > 0):
             return None
+        return Scaled(self, data, 1.0 / row_sizes, 1.0 / column_sizes)
+
+    def rescaled(self, data: Any) -> Scaled:
+        """Return the matrix of these entries in scales that do not depend on the units of rows and columns."""
+        import numpy as np
+
+        places = places_of(self.pattern)
+        row_sizes, column_sizes = logarithmic_scales(places.rows, places.columns, np.abs(data), self.pattern.n)
         return Scaled(self, data, 1.0 / row_sizes, 1.0 / column_sizes)
 
     def lacks_an_entry(self, data: Any, product: Any, v: Any) -> bool:
@@ -246,6 +262,10 @@ class LastScaled(NamedTuple):
 
     scaled: Scaled
     unit: float
+
+    def answer(self, rhs: Any, count: int) -> Answer:
+        """Return the solutions for (m, n) right-hand sides, of which the first `count` decide on the status."""
+        return self.scaled.answer(rhs, count, self.unit, transposed=self.scaled.recovery.of.transposed)
 
 
 class LastFactor:

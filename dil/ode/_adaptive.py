@@ -6,7 +6,7 @@ The gradient is that of the method on the mesh that was found. The mesh itself i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from dil._base.arrays import (
@@ -26,6 +26,8 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._frameworks.loops import Loops
 from dil.ode._dense import Segment
+from dil.ode._few_steps import Attempted, Log
+from dil.ode._list_log import ListLog
 from dil.ode._methods import Method, Stages
 from dil.ode._watch import Watch, Watched
 
@@ -43,18 +45,41 @@ class Control:
     """
 
     rtol: float
-    atol: float | None
-    """None: 1e-3 rtol times the largest value that each entry has had, and `noise`."""
+    atol: Any
+    """A number, or NumPy's numbers for each entry of the vectors.
+
+    None: 1e-3 rtol times the largest value that an entry has had, and `noise`.
+    """
     first_step: float | None
     max_steps: int
+    max_step: float | None = None
     noise: float = 4.0
     """The error that rounding may leave, in eps of the largest value of all."""
 
+    def of_estimate(self, method: Method) -> Control:
+        """Return the tolerances of the estimate of a method whose error is smaller than its estimate.
+
+        Where the error is of the order h^6 and the estimate of the order h^4, the error follows rtol if the estimate
+        follows rtol^(2/3). The factor is that of Hairer and Wanner's program RADAU5.
+        """
+        if not method.is_sharper:
+            return self
+        factor = 0.1 * self.rtol ** (-1.0 / 3.0)
+        return replace(self, rtol=factor * self.rtol, atol=None if self.atol is None else factor * self.atol)
+
+    def limited(self, h: Array) -> Array:
+        """Return a step size that is no longer than the longest one."""
+        if self.max_step is None:
+            return h
+        return array_namespace(h).where(h > self.max_step, full(h, self.max_step), h)  # type: ignore[no-any-return]
+
     def allowed(self, y: Array, largest: Array) -> Array:
         """Return the error that each entry of y may have; never zero. `largest` are the largest values so far."""
-        if self.atol is not None:
-            return self.atol + self.rtol * y
         xp = array_namespace(y)
+        if isinstance(self.atol, float | int):
+            return self.atol + self.rtol * y
+        if self.atol is not None:
+            return xp.asarray(self.atol, dtype=y.dtype, device=device(y)) + self.rtol * y  # type: ignore[no-any-return]
         noise = self.noise * eps(xp, y.dtype) * max_abs(largest)[..., None]
         found = self.rtol * (y + 1e-3 * largest) + noise
         return xp.where(found == 0, 1.0, found)  # type: ignore[no-any-return]
@@ -68,7 +93,7 @@ class Mesh(NamedTuple):
     """
 
     grid: Array
-    """Begin and length, (max_steps, 2)."""
+    """Begin and length, (max_steps, 2), or (*batch, max_steps, 2) with own steps."""
     ends: Array
     """The state at the end of the step, the slope there, and the bulge of the step if the method has one.
 
@@ -77,7 +102,7 @@ class Mesh(NamedTuple):
     stages: Array
     """The solutions of the stages, (stages, *batch, max_steps, n)."""
     taken: Scalar
-    """Shape (), like `rejected`. During the search, numbers that can be read are Python numbers."""
+    """Shape (), or batch with own steps, like `rejected`. During a search, numbers that can be read are Python's."""
     rejected: Scalar
     status: Scalar
     """Shape batch, like the fields below."""
@@ -86,7 +111,7 @@ class Mesh(NamedTuple):
     iterations: Scalar
     linear: Scalar
     place: Any = 0
-    """The row of the next step: a Python integer where no program is traced."""
+    """The row of the next step: a Python integer where no program is traced, and an array batch with own steps."""
 
 
 class StepMaker(Protocol):
@@ -146,9 +171,23 @@ class Search(NamedTuple):
     """Whether the last attempt was taken. After a rejected one the step does not grow."""
     error: Scalar
     """The largest error of the last step that was taken, as a share of what is allowed."""
+    length: Array
+    """The length of that step."""
     active: Scalar
     kept: Arrays
     watched: Watched = Watched()
+    slot: Any = ()
+    """See `Log`."""
+
+
+class FoundMesh(NamedTuple):
+    """The mesh, the state at its end, the slope at the start, what is known of the events, and what a log wrote."""
+
+    mesh: Mesh
+    last: Array
+    first_slope: Array
+    watched: Watched
+    written: Arrays
 
 
 def find_mesh(
@@ -160,10 +199,12 @@ def find_mesh(
     t: tuple[Array, Array],
     watch: Watch | None = None,
     begun: Array | None = None,
-) -> tuple[Mesh, Array, Watched]:
-    """Return the mesh from t[0] to t[1], the state at its end, and what is known of the events.
+    log: Log | ListLog | None = None,
+) -> FoundMesh:
+    """Return the mesh from t[0] to t[1].
 
-    `begun` is the status of the start, shape batch: problems that failed there end there.
+    `begun` is the status of the start, shape batch: problems that failed there end there. With a `log`, a recorded
+    program writes there what it keeps, and the mesh has no rows.
 
     All problems of a batch share each step. The problem with the largest error sets the step size. A step is taken if
     every stage converged and every error is allowed. If a problem fails at a step within rounding, it ends there and
@@ -174,26 +215,34 @@ def find_mesh(
     zero_slope = full(y, 0.0)
     before = steps.stages(start, y, zero_slope, zero_slope, steps.first(y, start, zero_slope))
     slope = before.slope(start, (y,))[0]
-    h = _first_step(control, y, slope, end - start) if control.first_step is None else full(start, control.first_step)
+    h = first_step(control, first, lambda h: before.slope(start + h, (y + h * slope,))[0], y, slope, end - start)
     active = loops.number(end > start)
     memory = () if first.continues else first.begin(before, (y,), start)
     kept = steps.first(y, start, slope)
-    mesh = _no_steps(method, loops, control, y, start)
+    mesh = _no_steps(method, loops, control.max_steps if log is None else 0, y, start)
     if begun is not None:
         status = loops.number(begun)
         failed = select(status != 0, 0.0 * status + loops.number(start), mesh.failed)
         mesh, active = mesh._replace(status=status, failed=failed), active & any_of(status == 0)
     watched = Watched() if watch is None else watch.first(start, y, slope, h, control.max_steps)
-    state = Search(start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, active, kept, watched)
-    attempt = _Attempt(steps, loops, control, end, watch)
+    state = Search(
+        start, h, y, slope, memory, mesh, xp.abs(y), active, 0.0 * mesh.taken + 1.0, h, active, kept, watched
+    )
+    attempt = _Attempt(steps, loops, control, end, watch, log)
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
         state = state._replace(memory=(y, state.t - start))
-    last: Search = loop(lambda s: s.active, lambda s: attempt(method, s), state)
+    if log is None:
+        last: Search = loop(lambda s: s.active, lambda s: attempt(method, s), state)
+        written: Arrays = ()
+    else:
+        last, written = attempt.logged(log, method, state)
     incomplete = loops.number(last.t < end) & (last.mesh.status == 0) & logical_not(last.watched.ended)
     status = select(incomplete, filled(last.mesh.status, float(Status.MAX_ITER)), last.mesh.status)
     failed = select(incomplete, 0.0 * last.mesh.status + last.t, last.mesh.failed)
-    return _in_arrays(last.mesh._replace(status=status, failed=failed), y), last.y, last.watched
+    return FoundMesh(
+        _in_arrays(last.mesh._replace(status=status, failed=failed), y), last.y, slope, last.watched, written
+    )
 
 
 def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
@@ -203,9 +252,9 @@ def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
     return Mesh(*arrays, *(full(y, x, shape=()) if isinstance(x, float) else x for x in numbers))
 
 
-def _no_steps(method: Method, loops: Loops, control: Control, y: Array, start: Array) -> Mesh:
-    """Return a mesh with room for all steps, and no step yet."""
-    xp, count, (*batch, n) = array_namespace(y), control.max_steps, y.shape
+def _no_steps(method: Method, loops: Loops, count: int, y: Array, start: Array) -> Mesh:
+    """Return a mesh with room for so many steps, and no step yet."""
+    xp, (*batch, n) = array_namespace(y), y.shape
     stages = max(method.stages, 0 if method.starter is None else method.starter.stages)
 
     def room(*shape: int) -> Array:
@@ -217,14 +266,36 @@ def _no_steps(method: Method, loops: Loops, control: Control, y: Array, start: A
     return Mesh(*buffers, none, none, zero, never, zero, zero)
 
 
-def _first_step(control: Control, y: Array, slope: Array, span: Array) -> Array:
-    """Return 0.01 |y| / |dy/dt|, at most the span. The norms are relative to the error allowed."""
+def first_step(
+    control: Control, method: Method, slope_after: Callable[[Array], Array], y: Array, slope: Array, span: Array
+) -> Array:
+    """Return a step whose error is about a hundredth of what is allowed (Hairer, Nørsett and Wanner 1993, II.4).
+
+    `slope_after(h)` is the slope after a step of Euler's method. Norms are relative to the error allowed. The step is
+    at most a hundred times as long as 0.01 |y| / |dy/dt|, and at most the span. A span of shape () asks for one step
+    that all problems share, and a column, (*batch, 1), for a step of each.
+    """
     xp = array_namespace(y)
+    if control.first_step is not None:
+        return control.limited(full(span, control.first_step))
+
+    def over(sizes: Array) -> Array:
+        return sizes[..., None] if span.ndim else xp.max(sizes)
+
     scale = control.allowed(xp.abs(y), xp.abs(y))
-    size, speed = xp.max(nonzero_max_abs(y / scale)), xp.max(max_abs(slope / scale))
+    size, speed = over(nonzero_max_abs(y / scale)[..., 0]), over(max_abs(slope / scale))
     h = 0.01 * size / nonzero_or_one(speed)
-    h = xp.where((size > 1e-5) & (speed > 1e-5) & xp.isfinite(h), h, 1e-6 * span)
-    return xp.where(h < span, h, span)  # type: ignore[no-any-return]
+    moves = (size > 1e-5) & (speed > 1e-5) & xp.isfinite(h)
+    h = xp.where(moves, h, 1e-6 * span)
+    h = xp.where(h < span, h, span)
+    # a slope that changes at the rate w belongs to an error of speed / w (w h)^k
+    change = over(max_abs((slope_after(h) - slope) / scale))
+    rate = change / nonzero_or_one(speed * h)
+    assert method.error_order is not None
+    longer = (0.01 * rate / nonzero_or_one(speed)) ** (1.0 / method.error_order) / nonzero_or_one(rate)
+    longer = xp.where(rate > 0, longer, 100.0 * h)
+    longer = xp.where(moves & xp.isfinite(longer) & xp.isfinite(rate), longer, h)
+    return control.limited(xp.min(xp.stack([longer, 100.0 * h, span]), axis=0))
 
 
 @dataclass(frozen=True)
@@ -236,6 +307,22 @@ class _Attempt:
     control: Control
     end: Array
     watch: Watch | None = None
+    log: Log | ListLog | None = None
+
+    def logged(self, log: Log | ListLog, method: Method, s: Search) -> tuple[Search, Arrays]:
+        """Make attempts until the end. Return the last state of the search, and what the log wrote."""
+        slot, memories = log.first(s.y, s.slope, s.memory, s.t)
+
+        def attempt(s: Search) -> tuple[Search, Any]:
+            new = self(method, s)
+            slot, writes = new.slot
+            return new._replace(slot=slot), writes
+
+        if isinstance(log, ListLog):
+            last: Search = self.loops.while_loop(lambda s: s.active, lambda s: attempt(s)[0], s._replace(slot=slot))
+            return last, ()
+        assert self.loops.recorded is not None
+        return self.loops.recorded.fill(lambda s: s.active, attempt, s._replace(slot=slot), memories)
 
     def __call__(self, method: Method, s: Search) -> Search:
         xp, control, read, size = array_namespace(s.y), self.control, self.loops.number, array_namespace(s.y).abs(s.y)
@@ -264,14 +351,20 @@ class _Attempt:
             linear=mesh.linear + outcome[2],
         )
         ends = (y, slope) if new.bulge is None else (y, slope, new.bulge()[0])
-        mesh = self._append(mesh, taken, (s.t, h), ends, stages.solutions)
+        slot = s.slot
+        if self.log is None:
+            mesh = self._append(mesh, taken, (s.t, h), ends, stages.solutions)
+        else:
+            segment = (s.y, y, s.slope, slope, *ends[2:])
+            made = Attempted(taken, mesh.place, s.t, h, t, y, slope, new.memory, largest, segment, stages.solutions)
+            mesh, slot = _counted(mesh, taken), self.log.entry(slot, made)
         mesh, watched = self._watched(s, mesh, taken, Segment(h, s.y, y, s.slope, slope, (*ends, None)[2]))
         t = select(taken, t, s.t)
         going = (mesh.status == 0) & logical_not(watched.ended)
         alive = self._any(going) & (mesh.taken < control.max_steps)
         return Search(
             t,
-            select(judged.again, h, h * self._factor(method, judged.error, s)),
+            control.limited(select(judged.again, h, h * self._factor(method, judged.error, s))),
             select(taken, y, s.y),
             select(taken, slope, s.slope),
             tuple(select(taken, a, b) for a, b in zip(new.memory, s.memory, strict=False)),
@@ -279,9 +372,11 @@ class _Attempt:
             select(taken, largest, s.largest),
             select(judged.again, s.was_taken, taken),
             select(taken, judged.error, s.error),
+            select(taken, h, s.length),
             read(t < self.end) & alive,
             stages.after(taken),
             watched,
+            slot,
         )
 
     def _watched(self, s: Search, mesh: Mesh, taken: Scalar, step: Segment) -> tuple[Mesh, Watched]:
@@ -318,7 +413,8 @@ class _Attempt:
             # a state that would double within a few thousand of the shortest steps grows without bound
             speed, size = (self.loops.number(max_abs(x)) for x in (s.slope, s.y))
             pole = speed * self.loops.number(self._shortest(s)) >= LEAST_LIFE * size
-            code = select(solved, filled(error, float(Status.STAGNATED)), stage_status)
+            stuck_at, broken = filled(error, float(Status.STAGNATED)), filled(error, float(Status.NON_FINITE))
+            code = select(solved, select(is_finite(error), stuck_at, broken), stage_status)
             code = select(pole & is_finite(speed), filled(error, float(Status.DIVERGED)), code)
         status = select(fails, code, s.mesh.status)
         done = (status != 0) | s.watched.ended
@@ -334,15 +430,25 @@ class _Attempt:
         return x if isinstance(x, float) else self.loops.number(array_namespace(x).max(x))
 
     def _factor(self, method: Method, error: Scalar, s: Search) -> Scalar:
-        """Return the factor of the step size (Söderlind 2003, PI). Two-step methods are stable only up to 2.4."""
+        """Return the factor of the step size: PI (Söderlind 2003), or Gustafsson's (Hairer and Wanner 1996, IV.8.25).
+
+        Two-step methods are stable only up to 2.4.
+        """
         assert method.error_order is not None
         k, least = method.error_order, filled(error, 1e-6)
         now, before = greater(error, least), greater(s.error, least)
-        # 0.9 is the factor at which both settle
-        both = 0.9 ** (PI[0] - PI[1]) * now ** (-PI[0] / k) * before ** (PI[1] / k)
-        factor = select((error <= 1) & s.was_taken, both, 0.9 * now ** (-1.0 / k))
+        alone = 0.9 * now ** (-1.0 / k)
+        if method.predicts:
+            # the error goes on to change as it did from the last step that was taken to this one
+            both = smaller(alone, alone * self.loops.number(s.h / s.length) * (before / now) ** (1.0 / k))
+            factor = select(error <= 1, both, alone)
+        else:
+            # 0.9 is the factor at which both settle
+            both = 0.9 ** (PI[0] - PI[1]) * now ** (-PI[0] / k) * before ** (PI[1] / k)
+            factor = select((error <= 1) & s.was_taken, both, alone)
         largest = select(s.was_taken, filled(error, 5.0 if method.starter is None else 2.0), filled(error, 1.0))
-        return greater(smaller(factor, largest), filled(error, 0.2))
+        factor = greater(smaller(factor, largest), filled(error, 0.2))
+        return select((factor > 1) & (factor < method.steady), filled(error, 1.0), factor)
 
     def _append(
         self, mesh: Mesh, taken: Scalar, step: tuple[Array, Array], end: Arrays, solutions: list[Array]
@@ -360,13 +466,18 @@ class _Attempt:
             return mesh
         missing = mesh.stages.shape[0] - len(solutions)
         solutions = solutions + [solutions[-1]] * missing if solutions else []
-        return mesh._replace(
+        return _counted(mesh, taken)._replace(
             grid=with_row(mesh.grid, step),
             ends=with_row(mesh.ends, end),
             stages=with_row(mesh.stages, solutions) if solutions else mesh.stages,
-            taken=mesh.taken + indicator(taken, mesh.taken),
-            place=place + (int(taken) if isinstance(place, int) else xp.astype(taken, place.dtype)),
         )
+
+
+def _counted(mesh: Mesh, taken: Scalar) -> Mesh:
+    """Return the mesh with one more step counted, if it was taken."""
+    place = mesh.place
+    more = int(taken) if isinstance(place, int) else array_namespace(taken).astype(taken, place.dtype)
+    return mesh._replace(taken=mesh.taken + indicator(taken, mesh.taken), place=place + more)
 
 
 class Judged(NamedTuple):

@@ -17,11 +17,12 @@ from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.record import Record, open_records, with_records_of_forward_call
 from dil._frameworks.protocol import LinearSystem, ReverseRule
 from dil.linear._solver import LinearSolver
+from dil.ode._collocation import Collocation
 from dil.ode._field import Field
 from dil.ode._in_turn import InTurn
 from dil.ode._methods import Method
 from dil.ode._state import plus, slope_between
-from dil.ode._step_stages import Solve, add_outcomes, initial_guess
+from dil.ode._step_stages import Solve, VectorStages, add_outcomes, initial_guess
 from dil.ode._sweep import grid_of, sweep
 
 
@@ -93,6 +94,25 @@ class AdjointStages(InTurn):
         new_a = self._solve_transposed(z, t, gh, a)
         return (z, new_a, *plus(tuple(q), (gh, self._pullback(t, z, new_a)[1:])))
 
+    def solve_collocation(
+        self, nodes: Collocation, y: Arrays, first: Arrays, t: Array, h: Array
+    ) -> tuple[Arrays, list[Arrays]]:
+        """Return the last stage of a step of collocation and the slopes at its nodes."""
+        rule, (start, a, *q) = self.rule, y
+        stages = VectorStages(rule.field, rule.solve, self.arrays, (-first[0],))
+        stages.solve_collocation(nodes, (start,), (-first[0],), -t, -h)
+        self.outcome = add_outcomes(self.outcome, stages.outcome)
+        known, xp = stages.solutions, array_namespace(a)
+        z = xp.concat(known, axis=-1)
+        new_a = self._solve_transposed(z, t, h, nodes.joined(nodes.weighted(nodes.tiled(a))), nodes)
+        parts = nodes.parts(new_a)
+        of_q = [self._pullback(t + c * h, known[i], parts[..., i, :])[1:] for i, c in enumerate(nodes.nodes)]
+        of_state = zip(nodes.slopes(z, start, h), nodes.slopes(new_a, a, h), of_q, strict=True)
+        slopes: list[Arrays] = [(*k, *m, *rest) for k, m, rest in of_state]
+        self.last = self.end = tuple(map(rule.field.backend.constant, slopes[-1][:1]))
+        new_q = plus(tuple(q), *((w * h, k) for w, k in zip(nodes.matrix[-1], of_q, strict=True)))
+        return (known[-1], parts[..., -1, :], *new_q), slopes
+
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return (-f, (df/dy)^T a, (df/dargs)^T a)."""
         return (-self.rule.field.slope(-t, y[0], self.arrays), *self._pullback(t, y[0], y[1]))
@@ -107,15 +127,27 @@ class AdjointStages(InTurn):
         _, pull = self.rule.field.backend.vjp(lambda *x: self._function(t, *x), u, *floats)
         return pull((a,))
 
-    def _solve_transposed(self, u: Array, t: Array, gh: Array, b: Array) -> Array:
-        """Return the solution a of (I - gh (df/dy)^T) a = b."""
+    def _solve_transposed(self, u: Array, t: Array, gh: Array, b: Array, nodes: Collocation | None = None) -> Array:
+        """Return the solution a of (I - gh (df/dy)^T) a = b, or that of all stages of a step of collocation."""
         rule, backend = self.rule, self.rule.field.backend
         floats = rule.field.arguments.only_floats(self.arrays)
 
+        def function(t: Array, gh: Array, w: Array, *floats: Array) -> Arrays:
+            if nodes is None:
+                return self._function(t, w, *floats)
+            args, _ = rule.field.arguments.call(rule.field.arguments.with_floats(self.arrays, floats))
+            return (nodes.joined(nodes.rates(rule.field, w, -t, -gh, args)),)
+
+        def weighted(p: Array, *, transposed: bool = False) -> Array:
+            return p if nodes is None else nodes.joined(nodes.weighted(p, transposed=transposed))
+
         def build(u: Array, t: Array, gh: Array, *floats: Array) -> Operator:
-            _, pull = backend.vjp(lambda w: self._function(t, w, *floats), u)
+            _, pull = backend.vjp(lambda w: function(t, gh, w, *floats), u)
             _, push = backend.vjp(lambda w: pull((w,)), full(u, 0.0))
-            return Operator(lambda p: p - gh * pull((p,))[0], lambda p: p - gh * push((p,))[0])
+            return Operator(
+                lambda p: weighted(p) - gh * pull((p,))[0],
+                lambda p: weighted(p, transposed=True) - gh * push((p,))[0],
+            )
 
         def solve(A: Operator, b: Array) -> Array:
             solution = rule.linear_solver(A, b, loop=backend.loops.while_loop)

@@ -8,12 +8,14 @@ from typing import NamedTuple
 from dil._base.arrays import array_namespace, device, nonzero_or_one
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
+from dil.ode._rows_of import rows_of
 
 
 class Segment(NamedTuple):
     """The polynomial over one step, or over several in a further dimension. All but the length: (*batch, n)."""
 
     length: Array
+    """Shape (), (*batch, 1) with own steps, or like the states with a last dimension of one."""
     start: Array
     """The state where the step begins."""
     end: Array
@@ -33,7 +35,7 @@ class Segment(NamedTuple):
         return state + 16.0 * flat * flat * self.bulge
 
     def at_all(self, fractions: Sequence[float]) -> list[Array]:
-        """Return the states at several fractions by one product. The length has shape ()."""
+        """Return the states at several fractions by one product."""
         h, bulge = self.length, [] if self.bulge is None else [self.bulge]
         parts = [self.start, self.end, h * self.first_slope, h * self.last_slope, *bulge]
         xp, place = array_namespace(self.end), device(self.end)
@@ -64,23 +66,25 @@ def interpolate(
     The error of the cubic is of order 4 in the step, so methods of order 3 or lower keep their order (Hairer, Nørsett
     and Wanner 1993, II.6). The bulges, (M, *batch, n), are its errors in the middle of the steps: with them the
     polynomial is of degree 4 and its error of order 5. A time after the end of an incomplete mesh gets its last state,
-    or the value of the last polynomial if it `extends`.
+    or the value of the last polynomial if it `extends`. With own steps, the knots are (M + 1, *batch).
     """
-    xp, plain = array_namespace(t), backend.constant
-    begins, lengths = knots[:-1], knots[1:] - knots[:-1]
+    xp, plain, own = array_namespace(t), backend.constant, knots.ndim > 1
+    begins, lengths = knots[:-1, ...], knots[1:, ...] - knots[:-1, ...]
     used = plain(lengths) > 0
-    before = used[None, :] & (plain(begins)[None, :] <= plain(t)[:, None])
+    before = used[None, ...] & (plain(begins)[None, ...] <= plain(t)[(slice(None), *(None,) * knots.ndim)])
     step = xp.sum(xp.astype(before, xp.int32), axis=1) - 1
     step = xp.where(step < 0, 0 * step, step)
 
     def at(x: Array, shift: int = 0) -> Array:
+        if own:
+            return rows_of(x, step + shift)
         return array_namespace(x).take(x, step + shift, axis=0)  # type: ignore[no-any-return]
 
     def column(x: Array) -> Array:
         return array_namespace(x).reshape(x, (t.shape[0], *(1,) * (states.ndim - 1)))  # type: ignore[no-any-return]
 
-    h = column(at(lengths))
-    s = (column(t) - column(at(begins))) / nonzero_or_one(h)
+    h, begin = (at(x[..., None]) if own else column(at(x)) for x in (lengths, begins))
+    s = (column(t) - begin) / nonzero_or_one(h)
     if not extends:
         s = array_namespace(s).where(plain(s) > 1.5, xp.astype(plain(h) > 0, s.dtype), s)
     bulge = None if bulges is None else at(bulges)

@@ -8,6 +8,7 @@ from typing import Any
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import BackendError, DTypeError, OptionError, ShapeError
+from dil._base.in_words import in_words
 from dil._base.options import check_integer, is_number
 from dil._base.typing import Array, Arrays
 from dil._frameworks.registry import adopted, owner
@@ -149,7 +150,7 @@ class EventFunction:
         value = adopted((value,), (u,))[0]
         own = owner(value)
         if own is None:
-            message = f"{self.which} returned {value!r} of type {type(value).__name__}; expected a float array"
+            message = f"{self.which} returned {in_words(value)} of type {type(value).__name__}; expected a float array"
             raise DTypeError(message)
         if own is not self.field.backend:
             message = f"{self.which} returned an array of {own.NATIVE}, but y0 is of {self.field.backend.NATIVE}"
@@ -216,8 +217,8 @@ def refuse_captured_events(functions: tuple[EventFunction, ...], t: Array, u: Ar
         now = full(u[..., 0], 0.0) + t
         (value,), _ = backend.vjp(lambda w: (function.at(now, w, tuple(constants)),), copy)  # noqa: B023
         message = (
-            f"{function.which} uses an array that takes part in a differentiation but is not among its arguments "
-            f"(captured by a closure, or a parameter of a module), so it would silently get no gradient; pass it in "
-            f"args, or detach it"
+            f"{function.which} uses an array that takes part in a differentiation but is not among its arguments, and "
+            f"in a way that cannot be followed, such as in a custom function of its framework; so it would silently "
+            f"get no gradient; pass it in args, or detach it"
         )
         backend.assert_constant(value, message)

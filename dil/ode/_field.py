@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from dil._base.arrays import array_namespace, full
+from dil._base.arrays import array_namespace, device, full
 from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments
@@ -33,6 +34,9 @@ class Field:
     mass_arrays: int = 0
     """The number of arrays of the mass matrix, the last arguments; zero without one. A field has them or freezes."""
 
+    own_times: bool = False
+    """Whether func takes a time for each problem, shape batch. Times are then columns, (*batch, 1), or one for all."""
+
     @property
     def name(self) -> str:
         """The name of the function in messages."""
@@ -40,7 +44,7 @@ class Field:
 
     def __call__(self, t: Array, u: Array, *args: Tree) -> Array:
         """Return f at the vectors u, (*batch, n), from trees of arguments; -f(-s, u) where the times decrease."""
-        t = t if self.sign > 0 else -t
+        t = self.users_time(t, u)
         if self.freezes:
             u = array_namespace(u).where(args[-2][..., None], u, args[-1])
         value = self.func(t, self.space.unravel(u), *self.of_user(args))
@@ -49,6 +53,13 @@ class Field:
         if self.freezes:
             slope = array_namespace(slope).where(args[-2][..., None], slope, full(slope, 0.0))
         return slope
+
+    def users_time(self, t: Array, u: Array) -> Array:
+        """Return the user's time at the vectors u, (*batch, n): shape (), or batch with own times."""
+        t = t if self.sign > 0 else -t
+        if not self.own_times:
+            return t
+        return t[..., 0] if t.ndim else full(u[..., 0], 0.0) + t
 
     def of_user(self, args: tuple[Tree, ...]) -> tuple[Tree, ...]:
         """Return the user's arguments."""
@@ -67,14 +78,25 @@ class Field:
         slope = self(t, z, *args)
         return self.mass(args).residual(z, base, gh, slope) if self.mass_arrays else z - (base + gh * slope)
 
-    def jacobian(self, jac: Callable[..., Array], t: Array, u: Array, args: tuple[Tree, ...]) -> Array:
-        """Return df/dy at the vectors u by the user's function, (*batch, n, n)."""
-        found = jac(self.sign * t, self.space.unravel(u), *self.of_user(args))
+    def jacobian(self, jac: Any, t: Array, u: Array, args: tuple[Tree, ...]) -> Array:
+        """Return df/dy at the vectors u by the user's function or constant numbers, (*batch, n, n).
+
+        Raises
+        ------
+        ShapeError
+            If its shape is another one.
+        """
         shape = (*u.shape, u.shape[-1])
+        if callable(jac):
+            found, verb = jac(self.users_time(t, u), self.space.unravel(u), *self.of_user(args)), "returned"
+        else:
+            found, verb = array_namespace(u).asarray(jac, dtype=u.dtype, device=device(u)), "has"
+            if tuple(found.shape) == shape[-2:]:
+                found = array_namespace(u).broadcast_to(found, shape)
         if tuple(found.shape) != shape:
-            message = f"jac returned shape {tuple(found.shape)}; expected {shape}, df_i/dy_j of each problem"
+            message = f"jac {verb} shape {tuple(found.shape)}; expected {shape}, df_i/dy_j of each problem"
             raise ShapeError(message)
-        return self.sign * found
+        return self.sign * found  # type: ignore[no-any-return]
 
     def at(self, t: Array, u: Array, arrays: Sequence[Array]) -> Array:
         """Return dy/dt from the flat arrays of the arguments."""
@@ -102,7 +124,7 @@ class Field:
         (value,), _ = backend.vjp(lambda w: (self.at(t, w, constants),), copy)
         message = (
             f"odeint of {self.name!r}: the function uses an array that takes part in a differentiation but is not "
-            f"among its arguments (captured by a closure, or a parameter of a module), so it would silently get no "
-            f"gradient; pass it in args, or detach it"
+            f"among its arguments, and in a way that cannot be followed, such as in a custom function of its "
+            f"framework; so it would silently get no gradient; pass it in args, or detach it"
         )
         backend.assert_constant(value, message)

@@ -24,11 +24,12 @@ class FoundSteps(NamedTuple):
     first_slope: Array
     """At the start, (*batch, n)."""
     begins: Array
-    """Shape (steps,), like the lengths."""
+    """Shape (steps,), or (steps, *batch) with own steps, like the lengths."""
     lengths: Array
     stages: Array
     """The solutions of the stages, (steps, stages, *batch, n)."""
     taken: Array
+    """Shape (), or batch with own steps, like `rejected`."""
     rejected: Array
     status: Array
     failed: Array
@@ -49,9 +50,14 @@ class FoundSteps(NamedTuple):
         """The fields that have a derivative."""
         return (self.states, self.slopes, self.bulges, self.first_slope)
 
+    @property
+    def most_taken(self) -> Array:
+        """The number of steps of the problem that takes most, shape ()."""
+        return array_namespace(self.taken).max(self.taken) if self.taken.ndim else self.taken
+
     def shortened(self, backend: Backend) -> FoundSteps:
         """Return the steps that were taken, if their number can be read, or the first one, of no length."""
-        count = backend.loops.number(backend.constant(self.taken))
+        count = backend.loops.number(backend.constant(self.most_taken))
         if not isinstance(count, float):
             return self
         return self.with_rows(lambda x: x[: max(1, int(count)), ...])
@@ -67,7 +73,8 @@ def steps_of(mesh: Mesh, first_slope: Array, end: Array, last: Array) -> FoundSt
     """Return the steps of a mesh that leads to the time `end` and to the state `last`."""
     xp = array_namespace(mesh.ends)
     states, slopes, *bulges = (xp.moveaxis(mesh.ends[i, ...], -2, 0) for i in range(mesh.ends.shape[0]))
-    begins, lengths = mesh.grid[:, 0], mesh.grid[:, 1]
+    grid = xp.moveaxis(mesh.grid, -2, 0)
+    begins, lengths = grid[..., 0], grid[..., 1]
     begins = xp.where(lengths > 0, begins, 0.0 * begins + end)
     bulges = bulges or [xp.zeros_like(slopes)]
     return FoundSteps(

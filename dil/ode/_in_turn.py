@@ -52,6 +52,7 @@ class Step(NamedTuple):
     y: Array
     slope: Array
     t: Array
+    """Shape (), like the length, or (*batch, 1) with own steps."""
     h: Array
 
 
@@ -81,6 +82,7 @@ def solved_by_scan(
         # a sum, as a row that is written in place has no derivative
         return (slopes + unit[:, None] * slope[..., None, :], *after), (z,)
 
-    rows = (A, t + c * h, units[1:, :], known)
-    (slopes, *last), (stages,) = backend.loops.scan(advance, (slopes, *state), rows, full(h, float(count)))
+    at = xp.reshape(c, (count, *(1,) * h.ndim))
+    rows = (A, t + at * h, units[1:, :], known)
+    (slopes, *last), (stages,) = backend.loops.scan(advance, (slopes, *state), rows, full(c[0], float(count)))
     return tuple(last), stages, [(slopes[..., i, :],) for i in range(count + 1)]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, full
+from dil._base.arrays import array_namespace, device, full
+from dil._base.errors import OptionError
 from dil._base.typing import Array, Arrays
 from dil._diagnostics.failure_policy import Policy
 from dil._diagnostics.record import add_entry, recording
@@ -14,15 +15,21 @@ from dil._frameworks.constants import as_constant
 from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil._frameworks.replaced import with_derivative_of
-from dil.ode._adaptive import Control, StepMaker, find_mesh
+from dil._layers.first_calls import is_readable
+from dil.ode._adaptive import Control, FoundMesh, StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
+from dil.ode._coupled_newton import CoupledNewton
 from dil.ode._crossings import EventRows, Events, Stop, held
 from dil.ode._curve import Curve
 from dil.ode._dense import interpolate
 from dil.ode._events import EventFunction
+from dil.ode._few_rule import FewRule
+from dil.ode._few_steps import FewSteps, FewSweep, Log, Parts, Spacing, states_at
 from dil.ode._field import Field
 from dil.ode._found_steps import FoundRule, FoundSteps, steps_of
+from dil.ode._list_log import ListLog
 from dil.ode._options import Options
+from dil.ode._own_steps import find_own_meshes
 from dil.ode._rate import rate_of
 from dil.ode._simplified_newton import FOR_DERIVATIVE, Accuracy, SimplifiedNewton
 from dil.ode._stage_layer import StageLayer, stage_layer
@@ -46,7 +53,7 @@ class Run(NamedTuple):
     rows: Array
     verdict: Verdict
     steps: Array
-    """Shape (), like `rejected`."""
+    """Shape (), or batch with own steps, like `rejected`."""
     rejected: Array
     iterations: Array
     """Shape batch, like `linear`."""
@@ -78,6 +85,8 @@ class Integration:
     accuracy: Accuracy = FOR_DERIVATIVE
     """The accuracy of the stages of adaptive steps."""
     events: tuple[EventFunction, ...] = ()
+    keeps_curve: bool = False
+    """Whether the dense output is asked for."""
 
     @property
     def backend(self) -> Backend:
@@ -133,7 +142,7 @@ class Integration:
 
     def _start(self, y0: Array, t: Array, arrays: Arrays) -> Start:
         """Return the consistent state at the first time."""
-        layer, options = self._stage((y0, t), arrays, far=True), self.options
+        layer, options = self._stage((y0, t), arrays, single=True), self.options
         return start_of(self.field, layer, t, y0, arrays, self._control, find=options.consistent == "find")
 
     @property
@@ -148,7 +157,18 @@ class Integration:
         if empty or not self.options.adapts:
             events, stop = self.watched.none(y0, t)
             return self._run_equal_steps(y0, t, arrays)._replace(events=events, stop=stop)
+        if self._keeps_few(y0):
+            return self._run_few(y0, t, arrays, begun)
         return self._run_adaptive(y0, t, arrays, begun)
+
+    def _keeps_few(self, y0: Array) -> bool:
+        """Return whether few of the steps are kept: if it is asked for, or in a recorded program that needs no more."""
+        options, loops = self.options, self.backend.loops
+        if options.checkpoints is not None:
+            return True
+        needs_all = self.keeps_curve or self.events or self.field.own_times
+        needs_all = needs_all or options.gradient not in ("implicit", "naive")
+        return not needs_all and options.scheme.starter is None and loops.recorded is not None
 
     def _run_equal_steps(self, y0: Array, t: Array, arrays: Arrays) -> Run:
         """Take equal steps between two times."""
@@ -161,7 +181,8 @@ class Integration:
     def _run_adaptive(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None = None) -> Run:
         """Find the steps, and interpolate between them."""
         xp, found = array_namespace(y0), self._find(y0, t, arrays, begun).shortened(self.backend)
-        knots = xp.concat([t[:1], found.begins + found.lengths])
+        ends = found.begins + found.lengths
+        knots = with_first(full(ends[0, ...], 0.0) + t[0], ends)
         if self.options.gradient in ("implicit", "naive"):
             states, slopes = with_first(y0, found.states), with_first(found.first_slope, found.slopes)
             bulges = found.bulges if self.options.scheme.bulges else None
@@ -174,7 +195,11 @@ class Integration:
             (last,) = with_derivative_of(self.backend, (plain.last,), (rows[-1, ...],))
             rows = xp.concat([rows[:-1, ...], last[None, ...]])
         zero = 0.0 * plain.status
-        before = (plain.begins < plain.failed[..., None]) & (plain.lengths > 0)
+        begins, lengths = plain.begins, plain.lengths
+        if self.field.own_times:
+            order = (*range(1, begins.ndim), 0)  # torch.func.vmap has no rule for `moveaxis`
+            begins, lengths = (xp.permute_dims(x, order) for x in (begins, lengths))
+        before = (begins < plain.failed[..., None]) & (lengths > 0)
         step = xp.sum(xp.astype(before, zero.dtype), axis=-1) + 1.0
         verdict = Verdict(plain.status, xp.where(plain.status != 0, step, zero), plain.failed, zero)
         if self.field.mass_arrays:
@@ -188,13 +213,106 @@ class Integration:
             rows = held(stop, rows, t, self.backend)
         return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop, curve)
 
+    def _run_few(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None) -> Run:
+        """Find the steps, keep few of them, and interpolate where there are output times."""
+        backend, xp = self.backend, array_namespace(y0)
+        few = self._few_recorded if backend.loops.recorded is not None else self._few_at_once
+        moving = few(y0, t, arrays, () if begun is None else (begun,))
+        found = FewSteps.of(tuple(backend.constant(x) for x in moving.flat))
+        rows = states_at(backend, t[1:], moving.segments, moving.bounds)
+        rows = xp.where(found.taken > 0, rows, y0)
+        if runs_later(backend.loops, found.last):
+            # a program that takes the last state alone, without a derivative, then keeps no steps
+            (last,) = with_derivative_of(backend, (found.last,), (rows[-1, ...],))
+            rows = xp.concat([rows[:-1, ...], last[None, ...]])
+        rows = xp.concat([y0[None, ...], rows])
+        verdict = Verdict(found.status, self._step_of(found), found.failed, 0.0 * found.status)
+        if self.field.mass_arrays:
+            rows, verdict = self._consistent_rows(t, rows, arrays, verdict)
+        return Run(rows, verdict, found.taken, found.rejected, found.iterations, found.linear)
+
+    def _few_recorded(self, y0: Array, t: Array, arrays: Arrays, given: Arrays) -> FewSteps:
+        """Return the steps that a recorded program finds. The first three fields have derivatives."""
+        options, parts = self.options, self._parts
+        spacing = Spacing.of(options.max_steps, options.checkpoints)
+
+        def search(y: Array, t: Array, *given: Array) -> Arrays:
+            mesh, last, _, _, (ends, segments, bounds, *rest) = self._mesh(y, t, given, Log(t[1:], spacing, parts))
+            return FewSteps(ends, segments, bounds, *mesh[3:-1], last, tuple(rest)).flat
+
+        found = FewSteps.of(as_constant(self.backend, search, y0, t, *arrays, *given))
+        images = self._few_sweep(arrays).recorded(self._few_begin(y0, t[0], arrays), found)
+        segments, bounds = with_derivative_of(self.backend, (found.segments, found.bounds), images)
+        return found._replace(segments=segments, bounds=bounds)
+
+    def _few_at_once(self, y0: Array, t: Array, arrays: Arrays, given: Arrays) -> FewSteps:
+        """Return the steps that are found by operations that run at once."""
+        kept, parts = self.options.checkpoints, self._parts
+        assert kept is not None
+        if not is_readable(self.backend, y0):
+            message = (
+                f"checkpoints={kept} under a transform such as torch.func.grad, where the number of steps cannot "
+                f"be read; drop it, or take dil.grad or backward(), and batch_ndim= in the place of vmap"
+            )
+            raise OptionError(message)
+
+        def search(y: Array, t: Array, *given: Array) -> Arrays:
+            log = ListLog(t[1:], kept, parts)
+            mesh, last, *_ = self._mesh(y, t, given, log)
+            return log.found(mesh[3:-1], last).flat
+
+        rule = FewRule(self.backend, self._few_begin, self._few_sweep, len(arrays))
+        return FewSteps.of(self.backend.implicit(search, rule)(y0, t, *arrays, *given))
+
+    @property
+    def _parts(self) -> Parts:
+        return Parts(self.options.scheme, keeps_stages=self.options.checkpoints is None)
+
+    def _few_begin(self, y0: Array, start: Array, arrays: Arrays) -> Arrays:
+        """Return what the first step begins from, with its derivative."""
+        first = rate_of(self.field, start, y0, arrays)
+        stages = self._few_sweep(arrays).stages((first,), y0[None, ...])
+        plain = self.backend.constant(y0)
+        return self._parts(
+            y0, first, self.options.scheme.begin(stages, (y0,), start), array_namespace(plain).abs(plain), start
+        )
+
+    def _few_sweep(self, arrays: Arrays) -> FewSweep:
+        """Return what takes the steps again, with the derivative of the theorem at each stage."""
+        backend, method = self.backend, self.options.scheme
+
+        def stages(last: Arrays, solutions: Array) -> KnownStages:
+            layer = self._stage((last[0], last[0][(0,) * last[0].ndim]), arrays)
+            return KnownStages(self.field, layer, arrays, last, solutions)
+
+        def solve(y: Array, slope: Array, largest: Array, t: Array, h: Array, *rest: Array) -> Arrays:
+            memory, given = rest[: len(rest) - len(arrays)], rest[len(rest) - len(arrays) :]
+            steps, xp = self._step_maker(y, t, given), array_namespace(y)
+            allowed = self._control.of_estimate(method).allowed(xp.abs(y), largest)
+            found = steps.stages(t, y, slope, allowed, steps.first(y, t, slope))
+            method.advance(found, (y,), (slope,) if method.continues else memory, t, h)
+            return (xp.stack(found.solutions),)
+
+        def solved(y: Array, slope: Array, memory: Arrays, largest: Array, t: Array, h: Array) -> Array:
+            return as_constant(backend, solve, y, slope, largest, t, h, *memory, *arrays)[0]
+
+        return FewSweep(backend, self._parts, stages, solved)
+
+    def _step_of(self, found: FewSteps) -> Array:
+        """Return the number of the failed step of each problem, from 1; zero if none failed."""
+        xp, failed = array_namespace(found.ends), found.status != 0
+        number = xp.arange(found.ends.shape[0], dtype=found.taken.dtype, device=device(found.ends))
+        before = (number < found.taken) & (found.ends <= found.failed[..., None])
+        step = xp.sum(xp.astype(before, found.status.dtype), axis=-1) + 1.0
+        return xp.where(failed, step, 0.0 * step)  # type: ignore[no-any-return]
+
     def _consistent_rows(self, t: Array, rows: Array, arrays: Arrays, verdict: Verdict) -> tuple[Array, Verdict]:
         """Return states that were interpolated, (T, *batch, n), with algebraic unknowns that satisfy their equations.
 
         A polynomial through stages is of a low order there (Hairer and Wanner 1996, VI.1), and so is the derivative of
         the last state in its time.
         """
-        layer, xp = self._stage((rows[0, ...], t[0]), arrays, far=True), array_namespace(rows)
+        layer, xp = self._stage((rows[0, ...], t[0]), arrays, single=True), array_namespace(rows)
 
         def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             time, y = row
@@ -211,7 +329,7 @@ class Integration:
         self, events: tuple[EventRows, ...], stop: Stop, start: tuple[Array, Array], arrays: Arrays
     ) -> tuple[tuple[EventRows, ...], Stop]:
         """Return the events of one problem with algebraic unknowns that satisfy their equations."""
-        layer, plain, (t0, y0) = self._stage((start[1], start[0]), arrays, far=True), self.backend.constant, start
+        layer, plain, (t0, y0) = self._stage((start[1], start[0]), arrays, single=True), self.backend.constant, start
 
         def at(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             time, y = row
@@ -255,41 +373,62 @@ class Integration:
 
     def _search(self, y: Array, t: Array, *given: Array) -> Arrays:
         """Return the steps that the error control chooses. The status of the start may follow the arguments."""
-        count = len(self.field.arguments.arrays)
-        arrays, begun = given[:count], given[count] if len(given) > count else None
-        options, loops, few = self.options, self.backend.loops, REUSES * self.backend.dense.crossover.general
-        few = few * DIFFICULT if self.field.mass_arrays else few
-        steps: StepMaker = EachSolved(self.field, self._stage((y, t[0]), arrays), arrays)
-        if not options.scheme.implicit:
-            steps = NoneSolved(self.field, arrays)
-        elif options.simplifies and (options.jac is not None or y.shape[-1] <= few):
-            steps = SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
-        watch = Watch(self.events, arrays, loops) if self.events else None
-        mesh, last, watched = find_mesh(options.scheme, steps, loops, self._control, y, (t[0], t[-1]), watch, begun)
-        if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
-            xp = array_namespace(y)
-            counted = {"status": mesh.status, "iterations": mesh.iterations}
-            told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
-            add_entry(self.backend, self.policy, "forward", told)
+        mesh, last, _, watched, _ = self._mesh(y, t, given)
+        arrays = given[: len(self.field.arguments.arrays)]
         first = rate_of(self.field, t[0], y, arrays) if self.field.mass_arrays else self.field.at(t[0], y, arrays)
         found = steps_of(mesh, first, t[-1], last)
-        return found.arrays if watch is None else (*found.arrays, array_namespace(y).moveaxis(watched.marks, -2, 0))
+        return (*found.arrays, array_namespace(y).moveaxis(watched.marks, -2, 0)) if self.events else found.arrays
+
+    def _step_maker(self, y: Array, t: Array, arrays: Arrays) -> StepMaker:
+        """Return what makes the stages of the steps of a search, for states like y."""
+        options, few = self.options, REUSES * self.backend.dense.crossover.general
+        few = few * DIFFICULT if self.field.mass_arrays else few
+        if not options.scheme.implicit:
+            return NoneSolved(self.field, arrays)
+        nodes = options.scheme.collocation
+        if options.simplifies and (options.jac is not None or y.shape[-1] <= few):
+            if nodes is None:
+                return SimplifiedNewton(self.field, arrays, self.accuracy, options.jac)
+            return CoupledNewton(self.field, arrays, self.accuracy, options.jac, nodes=nodes)
+        single = None if nodes is None else self._stage((y, t), arrays, single=True)
+        return EachSolved(self.field, self._stage((y, t), arrays), arrays, single)
+
+    def _mesh(self, y: Array, t: Array, given: Arrays, log: Log | ListLog | None = None) -> FoundMesh:
+        """Return the mesh that the error control chooses."""
+        count = len(self.field.arguments.arrays)
+        arrays, begun = given[:count], given[count] if len(given) > count else None
+        options, loops, steps = self.options, self.backend.loops, self._step_maker(y, t[0], arrays)
+        watch = Watch(self.events, arrays, loops) if self.events else None
+        control, span = self._control.of_estimate(options.scheme), (t[0], t[-1])
+        if self.field.own_times:
+            found = find_own_meshes(options.scheme, steps, loops, control, y, span, watch, begun)
+        else:
+            found = find_mesh(options.scheme, steps, loops, control, y, span, watch, begun, log)
+        if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
+            xp = array_namespace(y)
+            counted = {"status": found.mesh.status, "iterations": found.mesh.iterations}
+            told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
+            add_entry(self.backend, self.policy, "forward", told)
+        return found
 
     def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
         """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""
         arrays = arrays[: len(self.field.arguments.arrays)]
         layer, scheme = self._stage((y0, start), arrays), self.options.scheme
         ends = found.begins + found.lengths
-        begins = with_first(start, ends[:-1])
+        begins = with_first(full(ends[0, ...], 0.0) + start, ends[:-1, ...])
+        lengths = ends - begins
+        if self.field.own_times:
+            begins, lengths = begins[..., None], lengths[..., None]
 
         def stages(last: Arrays, solutions: Array, *going: Array) -> KnownStages:
             return KnownStages(self.field, layer, self.field.with_going(arrays, *going), last, solutions)
 
-        grid: Arrays = (begins, ends - begins, found.stages)
+        grid: Arrays = (begins, lengths, found.stages)
         if self.field.freezes and found.marks is not None:
             grid = (*grid, going_in(found.marks, self.events))
         first = rate_of(self.field, start, y0, arrays)
-        result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.taken)
+        result = sweep(scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid, found.most_taken)
         bulges = result.bulges[0] if scheme.bulges else found.bulges
         return result.states[0], result.slopes[0], bulges, first
 
@@ -343,11 +482,13 @@ class Integration:
         return sweep(self.options.scheme, self.backend, stages, (y0,), (full(y0, 0.0),), grid_of(t, steps))
 
     def _stage(
-        self, like: tuple[Array, Array], arrays: Arrays, *, applies_policy: bool = False, far: bool = False
+        self, like: tuple[Array, Array], arrays: Arrays, *, applies_policy: bool = False, single: bool = False
     ) -> StageLayer:
+        """Return the layer of the stages of a step. A `single` stage, as of no length, may have a guess that is far."""
         options = self.options
-        solvers = options.stage_solver(massive=bool(self.field.mass_arrays), far=far), options.backward
-        layer = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy)
+        solvers = options.stage_solver(massive=bool(self.field.mass_arrays), far=single), options.backward
+        coupled = None if single else options.scheme.collocation
+        layer = stage_layer(self.field, like, arrays, *solvers, options.layer, self.policy, coupled)
         return replace(layer, applies_policy=applies_policy)
 
     def _sum_counts(self, outcome: Arrays) -> Arrays:

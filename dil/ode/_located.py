@@ -12,9 +12,10 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays
 from dil._frameworks.protocol import Backend
 from dil.ode._bracket import crossing
-from dil.ode._curve import Curve, rows_of
+from dil.ode._curve import Curve
 from dil.ode._event_layer import Place, grazes
 from dil.ode._events import EventFunction
+from dil.ode._rows_of import rows_of
 from dil.ode._watch import SAMPLES
 
 

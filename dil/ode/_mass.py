@@ -60,14 +60,21 @@ class Mass(NamedTuple):
         """Return the residual without the term of an algebraic equation that is zero: it has a derivative alone."""
         return self.times(z - base) - factor * self.combined(slope)
 
-    def stage_matrix(self, jacobian: Array, gh: Array) -> Array:
-        """Return the derivative of the residual in z from J = df/dy, (*batch, n, n)."""
-        xp, matrix = array_namespace(jacobian), self.matrix
+    def stage_matrix(self, jacobian: Array, gh: Array, multiple: float = 1.0) -> Array:
+        """Return the derivative of the residual in z from J = df/dy, (*batch, n, n), with a multiple of M."""
+        if self.left is not None:
+            jacobian = self.left @ jacobian
+        found = multiple * self.rows - gh * jacobian
+        return array_namespace(found).where(self.algebraic[:, None], -jacobian, found)  # type: ignore[no-any-return]
+
+    @property
+    def rows(self) -> Array:
+        """L M, (n, n), with zeros in the algebraic equations."""
         if self.left is None:
-            matrix = matrix[:, None] * eye(matrix.shape[0], jacobian)
+            matrix = self.matrix[:, None] * eye(self.matrix.shape[0], self.matrix)
         else:
-            jacobian, matrix = self.left @ jacobian, self.left @ matrix
-        return xp.where(self.algebraic[:, None], -jacobian, matrix - gh * jacobian)  # type: ignore[no-any-return]
+            matrix = self.left @ self.matrix
+        return array_namespace(matrix).where(self.algebraic[:, None], 0.0 * matrix, matrix)  # type: ignore[no-any-return]
 
 
 def _times(matrix: Array, v: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from dil._base.arrays import full, nonzero_or_one
 from dil._base.typing import Array, Arrays
+from dil.ode._collocation import Collocation
 from dil.ode._in_turn import Tableau
 from dil.ode._state import plus, scaled, slope_between, stepped
 
@@ -28,6 +29,16 @@ class Stages(Protocol):
 
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return f(t, y)."""
+        ...
+
+
+class StagesTogether(Stages, Protocol):
+    """Stages that can be solved together, too."""
+
+    def solve_collocation(
+        self, nodes: Collocation, y: Arrays, first: Arrays, t: Array, h: Array
+    ) -> tuple[Arrays, list[Arrays]]:
+        """Return the last stage of a step of collocation and the slopes at its nodes, from the slope at the start."""
         ...
 
 
@@ -72,6 +83,14 @@ class Method:
     """Whether the estimate is the difference of two stages, so that it holds for algebraic unknowns, too."""
     keeps_constraints: bool = True
     """Whether the new state is a stage, so that it satisfies the algebraic equations."""
+    collocation: Collocation | None = None
+    """The nodes, if the stages are coupled."""
+    is_sharper: bool = False
+    """Whether the error is of an order that is higher by two than that of the estimate."""
+    predicts: bool = False
+    """Whether Gustafsson's control of the step size is better than a PI control."""
+    steady: float = 1.0
+    """A step that may grow by at most this factor keeps its length, and the stages of a small state their inverse."""
 
 
 def explicit_euler(stages: Stages, y: Arrays, memory: Arrays, t: Array, h: Array) -> Advanced:

@@ -12,16 +12,20 @@ from dil._base.typing import Array, Arrays, OnFailure, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.adoption import run_in_its_framework
 from dil._frameworks.arguments import split_arguments, with_complex_split
+from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import adopted, adopted_tree, common_owner, guarded, leaves_of, load, owner
 from dil._layers.call import Solver
 from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
+from dil.ode._captured import Start, with_captured
 from dil.ode._crossings import Crossings, EventRows
 from dil.ode._events import functions_of, refuse_captured_events, without_algebraic
 from dil.ode._field import Field
+from dil.ode._given_numbers import atol_of, jac_of
 from dil.ode._integration import Integration, Run
 from dil.ode._mass import mass_of
 from dil.ode._options import Consistent, Gradient, Layer, Options
+from dil.ode._own_times import check_own_times
 from dil.ode._simplified_newton import FOR_VALUE
 from dil.ode._times import Times, times_of
 from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, MASS_HINT, apply_verdict, increasing
@@ -40,10 +44,12 @@ def odeint(
     layer: Layer = "root",
     steps: int = 1,
     rtol: float | None = None,
-    atol: float | None = None,
+    atol: Any = None,
     first_step: float | None = None,
+    max_step: float | None = None,
     max_steps: int = 1000,
-    jac: Callable[..., Array] | None = None,
+    checkpoints: int | None = None,
+    jac: Any = None,
     unroll: int = 8,
     batch_ndim: int = 0,
     on_failure: OnFailure = "warn",
@@ -51,25 +57,27 @@ def odeint(
     max_events: int = 16,
     mass: Any = None,
     consistent: Consistent = "find",
+    own_steps: bool = False,
 ) -> Tree:
     """Return the solution of dy/dt = func(t, y, *args), y(t[0]) = y0, at the times t.
 
     Parameters
     ----------
     func : callable
-        `func(t, y, *args)` returns dy/dt, a tree like y; t is an array of shape ().
+        `func(t, y, *args)` returns dy/dt, a tree like y; t is an array of shape (). It may be an object with arrays,
+        such as a module of torch or Equinox.
     y0 : tree
         The state at t[0]: float arrays of one dtype.
     t : array or sequence of float, shape (T,)
         Times of the dtype of y0 that all increase or all decrease; two or more may be the same. Times that a program
         such as `jax.jit` traces must increase.
     args : tuple of trees, or one tree
-        The other arguments of func. A single argument that is no tuple needs none. A captured array that is being
-        differentiated is refused.
+        The other arguments of func. A single argument that is no tuple needs none.
     method : str, optional
         The default is "kvaerno5" for steps that adapt, and otherwise "implicit_euler", that of the paper.
-        "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3" and "kvaerno5" are implicit, of
-        order 1, 2, 2, 2, 2, 3 and 5. All but the second and the third are L-stable, which suits the stiffest problems.
+        "implicit_euler", "implicit_midpoint", "trapezoid", "bdf2", "sdirk2", "sdirk3", "kvaerno5" and "radau" are
+        implicit, of order 1, 2, 2, 2, 2, 3, 5 and 5. All but the second and the third are L-stable, which suits the
+        stiffest problems. "radau" is Radau IIA, whose three stages are solved together (Hairer and Wanner 1996, IV.8).
         "tsit5" (Tsitouras 2011) and "dopri5" (Dormand and Prince 1980) are explicit, of order 5, for problems that are
         not stiff; "euler" is explicit, of order 1, for comparison.
     solver : callable, optional
@@ -86,18 +94,25 @@ def odeint(
         Whether a stage is a root of its residual r or, as in the paper, the minimiser of 1/2 ||r||^2.
     steps : int
         The number of equal steps between two times.
-    rtol, atol : float, optional
+    rtol : float, optional
+    atol : float, or tree like y0, optional
         If one is given, the step size adapts: the error of a step is kept within rtol |y| + atol, in the root mean
-        square over the state of a problem. The problems of a batch share their steps and `max_steps`. If only one is
-        given, the other is rtol=1e-6, or an atol in units of y: 1e-3 rtol times the largest value that an entry has
-        had, and 4 eps times the largest value of all.
-    first_step : float, optional
-        The first step size to try, if steps adapt.
+        square over the state of a problem. A tree has a tolerance for each entry; it has no derivative. The problems of
+        a batch share their steps and `max_steps`, unless `own_steps`. If only one is given, the other is rtol=1e-6, or
+        an atol in units of y: 1e-3 rtol times the largest value that an entry has had, and 4 eps times the largest
+        value of all. The error of "radau" is of a higher order than its estimate, which may be 0.1 rtol^(2/3).
+    first_step, max_step : float, optional
+        The first step size to try, and the longest one, if steps adapt.
     max_steps : int
-        The largest number of adaptive steps. Under `jax.jit` the program has memory for that many.
-    jac : callable, optional
+        The largest number of adaptive steps. Under `jax.jit` the program has memory for the times of that many.
+    checkpoints : int, optional
+        The number of states that the gradient of adaptive steps keeps; it takes the steps between them again, one block
+        after the other. By default all steps are kept where operations run at once. Under `jax.jit`, the default is the
+        square root of max_steps, and with this option the stages of implicit methods are solved again, too.
+    jac : callable or matrix, optional
         `jac(t, y, *args)` returns df_i/dy_j of each problem, (*batch, n, n), where y is one array. The iterations of
-        adaptive steps use it; no derivative does. By default it is computed from func.
+        adaptive steps use it; no derivative does. A constant one may be given as a matrix of numbers. By default it is
+        computed from func.
     unroll : int
         The number of iterations of a stage for gradient="unroll".
     batch_ndim : int
@@ -117,12 +132,15 @@ def odeint(
     consistent : {"find", "check"}
         What to do with a y0 that does not satisfy the algebraic equations. "find" keeps M y0 and solves for the rest.
         "check" fails with the status INCONSISTENT.
+    own_steps : bool
+        Whether each problem of a batch has its own adaptive steps, as if it were solved alone. func and jac are then
+        called with t of shape batch, a time for each problem.
 
     Returns
     -------
     tree
-        Like y0 with a leading dimension of times. It is differentiable in y0, t and the float arrays of args, in both
-        modes and to any order; with "adjoint" in reverse mode only.
+        Like y0 with a leading dimension of times. It is differentiable in y0, t, the float arrays of args and those
+        that func and the events capture, in both modes and to any order; with "adjoint" in reverse mode only.
     tuple of dil.ode.Crossings
         Only with `events`: one for each function, with times and states that are differentiable likewise. Then the
         result is a pair. After an event that ends the solve of a problem, the states at later times are that of the
@@ -133,7 +151,8 @@ def odeint(
     OptionError
         If an option is out of range or unknown, or t neither increases nor decreases.
     ShapeError, DTypeError, BackendError, CapturedError
-        If y0 is empty, the result of func is not like the state, or arrays differ in dtype or backend.
+        If y0 is empty, the result of func is not like the state, or arrays differ in dtype or backend. CapturedError
+        if func captures an array that is differentiated and uses it in a way that cannot be followed.
     ConvergenceError
         If a step fails and `on_failure` is "raise".
 
@@ -170,7 +189,9 @@ def odeint(
         rtol=rtol,
         atol=atol,
         first_step=first_step,
+        max_step=max_step,
         max_steps=max_steps,
+        checkpoints=checkpoints,
         jac=jac,
         unroll=unroll,
         batch_ndim=batch_ndim,
@@ -178,6 +199,7 @@ def odeint(
         events=events,
         max_events=max_events,
         consistent=consistent,
+        own_steps=own_steps,
     )
 
     def run(y0: Tree, t: Any, args: tuple[Tree, ...], mass: Any = None) -> Tree:
@@ -206,7 +228,7 @@ class Trajectory(NamedTuple):
         Codes of `dil.Status`: the first failure of each problem.
     failed_at : float array, shape batch
         The time at which the first failed step begins; infinity if none failed.
-    steps, rejected : int arrays, shape ()
+    steps, rejected : int arrays, shape (), or batch with own steps
         The numbers of steps taken and of attempts rejected.
     iterations, linear : int arrays, shape batch
         Iterations of the solver of the stages, and of its linear solver if it counts them. Those of attempts that were
@@ -343,22 +365,34 @@ def begin(
     if not callable(func):
         message = f"func={func!r} of type {type(func).__name__}; expected a callable, func(t, y, *args)"
         raise OptionError(message)
+    count = len(args)
     if mass is not None:
         options.refuse_with_mass()
         args = (*args, _matrix(mass, leaves_of(y0)[0]))
     arrays, arguments = with_complex_split(*split_arguments(args, {}, leaves_of(y0)[0]))
+    users = len(arrays) - (len(args) - count)
     y, space = space_of(adopted_tree(y0, arrays), options.batch_ndim, "y0")
     if space.dimension == 0:
         message = f"y0 is {space.describe()}, a state without an entry, so there is nothing to integrate"
         raise ShapeError(message)
+    options = replace(options, atol=atol_of(options.atol, space), jac=jac_of(options.jac))
     options.refuse_below(4 * float(eps(array_namespace(y), y.dtype)), y.dtype)
     names = ["y0", *(f"{arguments.name(i)} of args" for i in range(len(arrays)))]
     if mass is not None:
         names[-1] = "mass"
     backend = common_owner([y, *arrays], names, "odeint")
+    times = times_like(adopted((t,), (y,))[0], y, backend)
+    given, _ = arguments.call([backend.constant(x) for x in arrays])
+    first = Start(backend.constant(times[0]), backend.constant(y), space)
+    found = with_captured(func, options, backend, first, given[:count])
+    if found.captured:
+        func, options, captured, more = found
+        args = (*args[:count], *captured, *args[count:])
+        names[1 + users :] = [*more, *names[1 + users :]]
+        arrays, arguments = with_complex_split(*split_arguments(args, {}, (y,)))
     for i, x in zip(arguments.floats, arguments.only_floats(arrays), strict=True):
         if x.dtype != y.dtype:
-            message = f"{arguments.name(i)} of args has dtype {x.dtype}, but y0 has {y.dtype}; cast one of them"
+            message = f"{names[1 + i]} has dtype {x.dtype}, but y0 has {y.dtype}; cast one of them"
             raise DTypeError(message)
     parts: Arrays = ()
     if mass is not None:
@@ -371,14 +405,17 @@ def begin(
     if freezes:  # the steps of a batch go on when an event has ended one of its problems
         going = full(y[..., 0], True, dtype=array_namespace(y).bool)
         arrays, arguments = with_complex_split(*split_arguments((*args, going, backend.constant(y)), {}, (y,)))
-    field = Field(backend.fixed(func), space, arguments, backend, freezes=freezes, mass_arrays=len(parts))
-    times = times_like(adopted((t,), (y,))[0], y, field)
+    own_times = options.own_steps and space.batch != ()
+    given = backend.fixed(func), space, arguments, backend
+    field = Field(*given, freezes=freezes, mass_arrays=len(parts), own_times=own_times)
     known = times_of(times, t, backend)
     if known is None:
         times, known = increasing(times, backend), Times()
     field = replace(field, sign=known.sign)
     start = known.sign * times[0]
     field.refuse_captured(start, y, tuple(arrays))
+    if own_times and 0 not in y.shape:
+        y = check_own_times(field, known.sign * times, y, tuple(arrays))
     events = functions_of(options.watched, field)
     refuse_captured_events(events, start, y, tuple(arrays))
     y = without_algebraic(events, start, y, tuple(arrays))
@@ -407,9 +444,9 @@ def stacked(numbers: Any, like: Array) -> Array:
     return xp.stack([x if owner(x) is backend else full(like, x, shape=()) for x in numbers])  # type: ignore[no-any-return]
 
 
-def times_like(t: Any, y: Array, field: Field) -> Array:
+def times_like(t: Any, y: Array, backend: Backend) -> Array:
     """Return the times as a vector with the backend, dtype and device of the state."""
-    backend, t_backend = field.backend, owner(t)
+    t_backend = owner(t)
     if isinstance(t, list | tuple) and any(owner(x) is not None for x in t):  # each may carry a derivative
         t = stacked(t, y)
         t_backend = owner(t)

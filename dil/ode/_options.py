@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from dil._base.errors import OptionError
 from dil._base.options import check_integer, is_number
-from dil._base.typing import Array, DType, OnFailure
+from dil._base.typing import DType, OnFailure
 from dil._layers.call import Solver
 from dil.linear._auto import Auto
 from dil.linear._direct import Direct
@@ -19,11 +18,12 @@ from dil.ode._events import Event, events_of
 from dil.ode._methods import Method
 from dil.ode._newton import StepNewton
 from dil.ode._pairs import PAIRS
+from dil.ode._radau import RADAU5
 from dil.ode._simplified_newton import ROUNDING
 from dil.solvers._anderson import Anderson
 from dil.solvers._fixed_point import FixedPoint
 
-METHODS = {**_methods.METHODS, **PAIRS}
+METHODS = {**_methods.METHODS, **PAIRS, RADAU5.name: RADAU5}
 FAR = 500
 """The largest number of iterations towards a consistent state. From 5 V, a diode takes 150 that lower it by 26 mV."""
 Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
@@ -42,16 +42,19 @@ class Options:
     layer: Layer = "root"
     steps: int = 1
     rtol: float | None = None
-    atol: float | None = None
+    atol: Any = None
     first_step: float | None = None
+    max_step: float | None = None
     max_steps: int = 1000
-    jac: Callable[..., Array] | None = None
+    checkpoints: int | None = None
+    jac: Any = None
     unroll: int = 8
     batch_ndim: int = 0
     on_failure: OnFailure = "warn"
     events: Any = None
     max_events: int = 16
     consistent: Consistent = "find"
+    own_steps: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -71,7 +74,10 @@ class Options:
         ):
             check_integer(name, count, 1)
         check_integer("batch_ndim", self.batch_ndim, 0)
-        for name, size in (("rtol", self.rtol), ("atol", self.atol), ("first_step", self.first_step)):
+        if self.checkpoints is not None:
+            check_integer("checkpoints", self.checkpoints, 1)
+        sizes = (("rtol", self.rtol), ("first_step", self.first_step), ("max_step", self.max_step))
+        for name, size in (*sizes, *((("atol", self.atol),) if is_number(self.atol) else ())):
             if size is not None and not (is_number(size) and size > 0):
                 message = f"{name}={size!r}; expected a number > 0, or None"
                 raise OptionError(message)
@@ -80,6 +86,18 @@ class Options:
                 message = f"{name}={solver!r}; expected a callable: a solver, or None for the default"
                 raise OptionError(message)
         self._refuse_conflicts()
+        if not isinstance(self.own_steps, bool):
+            message = f"own_steps={self.own_steps!r}; expected True or False"
+            raise OptionError(message)
+        if self.own_steps and not (self.adapts and self.gradient in ("implicit", "naive")):
+            message = (
+                f"own_steps=True with gradient={self.gradient!r}, rtol={self.rtol} and atol={self.atol}; it is for "
+                f"steps that adapt, with gradient='implicit' or 'naive': give rtol= or atol="
+            )
+            raise OptionError(message)
+        if self.own_steps and self.scheme.collocation is not None:
+            message = f"own_steps=True with method={self.method!r}, whose stages are solved together; take 'kvaerno5'"
+            raise OptionError(message)
         if self.watched and not (self.adapts and self.gradient in ("implicit", "naive")):
             message = (
                 f"events= with gradient={self.gradient!r}, rtol={self.rtol} and atol={self.atol}; events are found on "
@@ -98,15 +116,17 @@ class Options:
                 f"solver=, linear_solver=, layer= and gradient='naive', or take an implicit method"
             )
             raise OptionError(message)
-        if self.jac is not None and not (callable(self.jac) and self.simplifies):
+        if self.jac is not None and not self.simplifies:
             message = (
-                f"jac={self.jac!r}; expected a callable, for steps that adapt (rtol= or atol=), an implicit method, "
-                f"and neither solver= nor layer='argmin'"
+                f"jac={self.jac!r} is for steps that adapt (rtol= or atol=), an implicit method, and neither solver= "
+                f"nor layer='argmin'; drop it"
             )
             raise OptionError(message)
-        if self.first_step is not None and not self.adapts:
-            message = "first_step= is for steps that adapt; give rtol= or atol= too, or steps= for steps of one size"
-            raise OptionError(message)
+        for name, length in (("first_step", self.first_step), ("max_step", self.max_step)):
+            if length is not None and not self.adapts:
+                message = f"{name}= is for steps that adapt; give rtol= or atol= too, or steps= for steps of one size"
+                raise OptionError(message)
+        self._refuse_checkpoints()
         if self.adapts and self.steps != 1:
             message = f"steps={self.steps} is for steps of one size; drop it, or drop rtol= and atol=, which adapt them"
             raise OptionError(message)
@@ -116,6 +136,22 @@ class Options:
                 f"method={self.name!r} has no estimate of its error, so its step cannot adapt; take one of {known}, "
                 f"or steps= instead of rtol= and atol="
             )
+            raise OptionError(message)
+
+    def _refuse_checkpoints(self) -> None:
+        if self.checkpoints is None:
+            return
+        message = None
+        if not self.adapts or self.gradient not in ("implicit", "naive"):
+            message = f"is for steps that adapt (rtol= or atol=), with gradient='implicit'; got {self.gradient!r}"
+        elif self.events is not None:
+            message = "keeps too few steps to find events on; drop it, or events="
+        elif self.own_steps:
+            message = "is for steps that the problems of a batch share; drop it, or own_steps=True"
+        elif self.scheme.starter is not None:
+            message = f"is for methods of one step, and method={self.name!r} has two; take sdirk2 or another one"
+        if message is not None:
+            message = f"checkpoints={self.checkpoints} {message}"
             raise OptionError(message)
 
     def refuse_below(self, least: float, dtype: DType) -> None:
@@ -174,7 +210,7 @@ class Options:
     def control(self) -> Control:
         """The options of adaptive steps. The default rtol is 1e-6."""
         rtol = 1e-6 if self.rtol is None else self.rtol
-        return Control(rtol, self.atol, self.first_step, self.max_steps)
+        return Control(rtol, self.atol, self.first_step, self.max_steps, self.max_step)
 
     @property
     def scheme(self) -> Method:

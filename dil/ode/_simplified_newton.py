@@ -6,7 +6,6 @@ The Jacobian of f is kept over stages and steps until an iteration converges slo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -69,15 +68,15 @@ class Kept(NamedTuple):
     jacobian: Array
     """df/dy at the start of this step or of an earlier one, (*batch, n, n)."""
     current: Array
-    """Whether it is that of the start of this step, shape ()."""
+    """Whether it is that of the start of this step, shape (), or (*batch, 1) with own steps."""
     slow: Array
-    """Whether a stage converged slowly with it, or not at all, shape ()."""
+    """Whether a stage converged slowly with it, or not at all; likewise."""
     rate: Array
     """The rate of convergence of the last stage, (*batch, 1)."""
-    slope: Array
-    """The slope of the stage before the last one, (*batch, n)."""
+    past: Array
+    """The slope of the stage before the last one, (*batch, n), or the last coupled stages (see `CoupledStages`)."""
     time: Array
-    """The time of that stage."""
+    """The time of that stage, or the length of that step."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class SimplifiedNewton:
     field: Field
     arrays: Arrays
     accuracy: Accuracy
-    jac: Callable[..., Array] | None = None
-    """The user's `jac(t, y, *args)`."""
+    jac: Any = None
+    """The user's `jac(t, y, *args)`, or constant numbers."""
     row_groups: RowGroups = dataclasses.field(default_factory=RowGroups)
 
     def first(self, y: Array, t: Array, slope: Array) -> Arrays:
@@ -107,7 +106,7 @@ class SimplifiedStages(InTurn):
 
     def __init__(self, maker: SimplifiedNewton, t: Array, y: Array, slope: Array, allowed: Array, kept: Kept) -> None:
         self.jac, self.row_groups = maker.jac, maker.row_groups
-        self.field, self.kept, self.before = maker.field, kept, (kept.slope, kept.time)
+        self.field, self.kept, self.before = maker.field, kept, (kept.past, kept.time)
         self.last: Arrays = (slope,)
         self.end: Arrays = (slope,)
         self.arrays, (self.args, _) = maker.arrays, maker.field.arguments.call(maker.arrays)
@@ -120,6 +119,7 @@ class SimplifiedStages(InTurn):
             rounded = xp.maximum(within, ROUNDING * eps(xp, y.dtype) * max_abs(y)[..., None])
             within = xp.where(self.mass.undetermined, rounded, within)
         self.weight = 1.0 / xp.where(within > 0, within, 1.0)
+        self.own_steps = t.ndim > 0
         self.scalars = Scalars(loops.number, loops.numbers, y.ndim == 1)
         self.solutions: list[Array] = []
         self.rate = self.scalars.read(kept.rate[..., 0])
@@ -163,11 +163,11 @@ class SimplifiedStages(InTurn):
         (z,), (slope,), kept = base, self.last, self.kept
         way = self.scalars.number((t - self.time) / (self.time - kept.time))
         way = smaller(greater(way, filled(way, -LONGEST_EXTRAPOLATION)), filled(way, LONGEST_EXTRAPOLATION))
-        found = self._iterate(z, t, gh, self._guess(z, gh, slope, way * (slope - kept.slope)))
+        found = self._iterate(z, t, gh, self._guess(z, gh, slope, way * (slope - kept.past)))
         end = slope_between((found.z,), base, gh)
         # two stages may have one time
         apart = self.scalars.number(abs(t - self.time) > 0.01 * abs(gh))
-        self.kept = kept._replace(slope=select(apart, slope, kept.slope), time=select(apart, self.time, kept.time))
+        self.kept = kept._replace(past=select(apart, slope, kept.past), time=select(apart, self.time, kept.time))
         self.last, self.end, self.time = end, end, t
         self.solutions.append(found.z)
         self._count(found)
@@ -197,13 +197,13 @@ class SimplifiedStages(InTurn):
 
     def _so_far(self) -> Arrays:
         """Return what a stage leaves to the next one, as arrays."""
-        return (self.last[0], self.time, self.kept.slope, self.kept.time, self.rate, self.slowest, *self.counted)
+        return (self.last[0], self.time, self.kept.past, self.kept.time, self.rate, self.slowest, *self.counted)
 
     def _go_on(self, state: Arrays) -> None:
         """Take over what the stage before left."""
         last, self.time, slope, time, self.rate, self.slowest, *counted = state
         self.last, self.counted = (last,), (counted[0], counted[1])
-        self.kept = self.kept._replace(slope=slope, time=time)
+        self.kept = self.kept._replace(past=slope, time=time)
 
     def _guess(self, base: Array, gh: Array, slope: Array, change: Array) -> Array:
         """Return the first iterate: along the last slope and its change, or the base where the slope changes fast.
@@ -217,11 +217,13 @@ class SimplifiedStages(InTurn):
 
     def after(self, taken: Scalar) -> Arrays:
         """Return what the next attempt is given."""
-        kept, slow = self.kept, any_of(self.slowest > SLOW)
+        kept, slow = self.kept, self.slowest > SLOW
+        if not self.own_steps:
+            slow = any_of(slow)
         rate = as_column(self.rate, self.start[1]) if isinstance(self.rate, float) else self._column(self.rate)
-        slope, time = (select(taken, a, b) for a, b in zip((kept.slope, kept.time), self.before, strict=True))
+        past, time = (select(taken, a, b) for a, b in zip((kept.past, kept.time), self.before, strict=True))
         current = kept.current & logical_not(taken)
-        return kept._replace(slow=kept.slow | slow, current=current, rate=rate, slope=slope, time=time)
+        return kept._replace(slow=kept.slow | slow, current=current, rate=rate, past=past, time=time)
 
     def _column(self, x: Array) -> Array:
         return x[..., None] if self.scalars.single else x
@@ -240,17 +242,27 @@ class SimplifiedStages(InTurn):
 
     def _invert(self, gh: Array) -> None:
         """Compute the Jacobian, if a stage converged slowly with the last one, and the inverse of I - gh J."""
-        kept, backend = self.kept, self.field.backend
-        stale = kept.slow & ~kept.current
-        jacobian = backend.loops.run_if(stale, lambda _: self._jacobian(), kept.jacobian)
-        self.kept = kept._replace(jacobian=jacobian, current=kept.current | stale, slow=stale & ~stale)
-        identity = eye(jacobian.shape[-1], jacobian)
+        jacobian = self._renewed_jacobian()
+        identity, factor = eye(jacobian.shape[-1], jacobian), gh[..., None] if self.own_steps else gh
         if self.mass is None:
-            matrix = identity - gh * jacobian
+            matrix = identity - factor * jacobian
         else:
-            matrix, self.factor = self.mass.stage_matrix(jacobian, gh), self.mass.factor(gh)
+            matrix, self.factor = self.mass.stage_matrix(jacobian, factor), self.mass.factor(gh)
         right = identity if matrix.ndim == 2 else array_namespace(matrix).broadcast_to(identity, matrix.shape)
-        self.inverse, self.gh = backend.dense.lu_solve(matrix, right), gh
+        self.inverse, self.gh = self.field.backend.dense.lu_solve(matrix, right), gh
+
+    def _renewed_jacobian(self) -> Array:
+        """Return the kept Jacobian, or that at the start of the step if a stage converged slowly with the kept one."""
+        kept = self.kept
+        stale = kept.slow & ~kept.current
+
+        def renewed(before: Array) -> Array:
+            # that of a problem does not depend on the others
+            return select(stale[..., None], self._jacobian(), before) if self.own_steps else self._jacobian()
+
+        jacobian: Array = self.field.backend.loops.run_if(any_of(stale), renewed, kept.jacobian)
+        self.kept = kept._replace(jacobian=jacobian, current=kept.current | stale, slow=stale & ~stale)
+        return jacobian
 
     def _jacobian(self) -> Array:
         """Return df/dy at the start of the step, (*batch, n, n), by the user's function or from n pullbacks."""
@@ -265,18 +277,21 @@ class SimplifiedStages(InTurn):
         rows = xp.broadcast_to(rows, (n, *y.shape))
         return xp.moveaxis(backend.loops.map_rows(lambda p: pull((p,))[0], rows), 0, -2)  # type: ignore[no-any-return]
 
+    def _residual(self, z: Array, base: Array, t: Array, gh: Array) -> Array:
+        """Return z - base - gh f(t, z), with M for I if there is one."""
+        slope = self.field(t, z, *self.args)
+        return z - base - gh * slope if self.mass is None else self.mass.stage(z, base, self.factor, slope)
+
     def _iterate(self, base: Array, t: Array, gh: Array, guess: Array) -> Iterate:
-        """Return the last iterate of z <- z - (I - gh J)^-1 (z - base - gh f(t, z)), with M for I if there is one."""
-        field, args, weight, scalars = self.field, self.args, self.weight, self.scalars
-        inverse, mass = self.inverse, self.mass
+        """Return the last iterate of z <- z - (I - gh J)^-1 (z - base - gh f(t, z))."""
+        weight, scalars, inverse = self.weight, self.scalars, self.inverse
         assert inverse is not None
         single, n = scalars.single, guess.shape[-1]
         # an older Jacobian has to show its rate: that of a linearisation across a fold is no contraction
         expected = select(scalars.number(self.kept.current), self.rate, filled(self.rate, 1.0))
 
         def advance(s: Iterate) -> Iterate:
-            slope = field(t, s.z, *args)
-            F = s.z - base - gh * slope if mass is None else mass.stage(s.z, base, self.factor, slope)
+            F = self._residual(s.z, base, t, gh)
             d = inverse @ F if single else (inverse @ F[..., None])[..., 0]
             scaled = d * weight
             size = sqrt(scalars.read(inner(scaled, scaled) / n))
@@ -295,7 +310,7 @@ class SimplifiedStages(InTurn):
         one = filled(expected, 1.0)
         begun = Iterate(guess, one, one, 0.0 * one, one > 0, one < 0)
         step = frozen(advance, guess.ndim - 1)
-        last: Iterate = field.backend.loops.while_loop(lambda s: any_of(s.going), step, begun)
+        last: Iterate = self.field.backend.loops.while_loop(lambda s: any_of(s.going), step, begun)
         return last
 
 

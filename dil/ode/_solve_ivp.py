@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device, full
@@ -25,20 +26,20 @@ from dil.ode._odeint import as_arguments, begin, crossings, judged, stacked, tim
 from dil.ode._options import METHODS, Options
 from dil.ode._verdict import report_if_nonzero
 
-NAMES = {"RK45": "dopri5"}
+NAMES = {"RK45": "dopri5", "Radau": "radau"}
 """SciPy's names of methods that are here."""
 OTHERS = {
     "RK23": "'RK45' or 'tsit5'",
     "DOP853": "'RK45' or 'tsit5'",
-    "Radau": "'kvaerno5'",
-    "BDF": "'kvaerno5'",
-    "LSODA": "'kvaerno5' where the problem is stiff, 'tsit5' where it is not",
+    "BDF": "'Radau' or 'kvaerno5'",
+    "LSODA": "'Radau' or 'kvaerno5' where the problem is stiff, 'tsit5' where it is not",
 }
 """SciPy's names of methods that are not, and what to take."""
 IN_WORDS = {
     Status.DIVERGED: "the solution has a pole there",
     Status.MAX_ITER: "max_steps= steps were taken; raise it, or loosen the tolerances",
-    Status.STAGNATED: "the steps became as short as rounding allows; look for a pole or a jump there, or NaN",
+    Status.STAGNATED: "the steps became as short as rounding allows; look for a pole or a jump there",
+    Status.NON_FINITE: "fun returned NaN or infinity there, however short the step",
 }
 """What a status says of a differential equation."""
 
@@ -163,11 +164,12 @@ def solve_ivp(
     *,
     args: Any = None,
     rtol: float = 1e-3,
-    atol: float | None = 1e-6,
+    atol: Any = 1e-6,
     first_step: float | None = None,
+    max_step: float | None = None,
     max_steps: int = 10000,
     max_events: int = 16,
-    jac: Callable[..., Array] | None = None,
+    jac: Any = None,
     linear_solver: LinearSolver | None = None,
     on_failure: OnFailure = "warn",
 ) -> OdeResult:
@@ -182,8 +184,8 @@ def solve_ivp(
     y0 : array, shape (n,)
         The state at the first time, a float array of any backend. A list of numbers is a NumPy array.
     method : str
-        "RK45", which is "dopri5", or a method of `dil.ode.odeint` that estimates its error, such as "kvaerno5" for a
-        stiff problem.
+        "RK45", which is "dopri5", or "Radau" for a stiff problem, which is "radau", or another method of
+        `dil.ode.odeint` that estimates its error.
     t_eval : array or sequence, shape (T,), optional
         Sorted times within the span at which the states are returned. The default are the times of the steps, which a
         program of JAX does not know: give `t_eval` there.
@@ -193,10 +195,15 @@ def solve_ivp(
         As in SciPy; see `dil.ode.Event`. An event at the start does not count.
     args : tuple, or one tree, optional
         The other arguments of fun, of the events and of jac.
-    rtol, atol : float
+    rtol : float
+    atol : float or array, shape (n,)
         A step may have an error of rtol |y| + atol. atol=None is in units of y: see `dil.ode.odeint`.
-    first_step, max_steps, max_events, jac, linear_solver, on_failure
-        As for `dil.ode.odeint`. jac is a function.
+    max_step : float, optional
+        The longest step; infinity and None stand for none.
+    jac : callable or matrix, optional
+        As for `dil.ode.odeint`. A method that needs none ignores it, with a warning.
+    first_step, max_steps, max_events, linear_solver, on_failure
+        As for `dil.ode.odeint`.
 
     Returns
     -------
@@ -213,7 +220,7 @@ def solve_ivp(
 
     Notes
     -----
-    `max_step`, `vectorized`, `jac_sparsity`, `lband`, `uband` and `min_step` of SciPy are not here.
+    `vectorized`, `jac_sparsity`, `lband`, `uband` and `min_step` of SciPy are not here.
 
     Examples
     --------
@@ -231,8 +238,9 @@ def solve_ivp(
         rtol=rtol,
         atol=atol,
         first_step=first_step,
+        max_step=None if max_step == float("inf") else max_step,
         max_steps=max_steps,
-        jac=jac,
+        jac=_used(jac, method),
         on_failure=on_failure,
         events=events,
         max_events=max_events,
@@ -265,6 +273,14 @@ def _method(name: Any) -> str:
         message = f"method={name!r} is unknown; expected one of {', '.join((*NAMES, *METHODS))}"
         raise OptionError(message)
     return found
+
+
+def _used(jac: Any, method: str) -> Any:
+    """Return jac if the method uses it. Else warn as SciPy does, and return None."""
+    if jac is None or METHODS[_method(method)].implicit:
+        return jac
+    warnings.warn(f"jac= is not used by the explicit method {method!r}", UserWarning, stacklevel=3)
+    return None
 
 
 def _span(t_span: Any) -> tuple[Any, Any]:
@@ -300,6 +316,7 @@ def _solve(
     dense_output: bool,
 ) -> OdeResult:
     integration, y, ends, arrays = begin(fun, y0, list(span), args, options)
+    integration = replace(integration, keeps_curve=True)
     backend, sign = integration.backend, integration.field.sign
     run = integration.run_at(y, ends, arrays)
     curve = _start(sign * ends, y) if run.curve is None else run.curve
@@ -337,7 +354,7 @@ def _within(t_eval: Any, ends: Array, y: Array, integration: Integration) -> Arr
     """Return the times as an array. If one is outside of the span or they are not sorted, raise."""
     backend, sign = integration.backend, integration.field.sign
     xp, given = array_namespace(y), _array_of(adopted((t_eval,), (y,))[0], y, backend)
-    times = times_like(given, y, integration.field)
+    times = times_like(given, y, backend)
     plain, ends = sign * backend.constant(times), sign * backend.constant(ends)
     falls = xp.concat([full(plain[:1], False, dtype=xp.bool), plain[1:] < plain[:-1]])
     wrong = xp.astype(~((plain >= ends[0]) & (plain <= ends[1])) | falls, y.dtype)  # True for NaN

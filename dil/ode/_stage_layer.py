@@ -1,9 +1,13 @@
-"""The implicit stage z = base + gh f(t, z, *args) as a layer in base, t, gh and the arguments."""
+"""The implicit stage z = base + gh f(t, z, *args) as a layer in base, t, gh and the arguments.
+
+The coupled stages of a step of collocation are one such layer, too, with one longer unknown.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dil._base.arrays import array_namespace, full
 from dil._base.typing import Array, Arrays, Tree
@@ -18,12 +22,13 @@ from dil._problem.equation import Equation
 from dil._problem.score import Score
 from dil._problem.space import space_of
 from dil.linear._solver import LinearSolver
+from dil.ode._collocation import Collocation
 from dil.ode._field import Field
 from dil.solvers._anderson import Anderson
 from dil.solvers._fixed_point import FixedPoint
 
 
-def condition_of(field: Field, layer: str, solver: Solver) -> Score | Equation:
+def condition_of(field: Field, layer: str, solver: Solver, collocation: Collocation | None = None) -> Score | Equation:
     """Return the condition of a stage: an equation, or the least squares of Look et al. 2020, eq. 4, squared.
 
     A fixed-point solver gets z -> base + gh f(t, z); other solvers get the residual.
@@ -31,17 +36,21 @@ def condition_of(field: Field, layer: str, solver: Solver) -> Score | Equation:
     batch_ndim = len(field.space.batch)
 
     def step(z: Array, base: Array, t: Array, gh: Array, *args: Tree) -> Array:
+        if collocation is not None:
+            return collocation.image(field, z, base, t, gh, *args)
         return base + gh * field(t, z, *args)
 
+    residual = field.residual if collocation is None else partial(collocation.residual, field)
+
     def score(z: Array, *rest: Tree) -> Array:
-        r = field.residual(z, *rest)
+        r = residual(z, *rest)
         return 0.5 * array_namespace(r).sum(r * r, axis=-1)  # type: ignore[no-any-return]
 
     if layer == "argmin":
         return Score(StageFunction(score, field.func), batch_ndim)
     if isinstance(solver, FixedPoint | Anderson):
         return Equation(StageFunction(step, field.func), batch_ndim, "step")
-    return Equation(StageFunction(field.residual, field.func), batch_ndim, "residual")
+    return Equation(StageFunction(residual, field.func), batch_ndim, "residual")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,11 +141,13 @@ def stage_layer(
     linear_solver: LinearSolver,
     layer: str,
     policy: Policy,
+    collocation: Collocation | None = None,
 ) -> StageLayer:
-    """Return the layer for states and times like the pair `like`."""
+    """Return the layer for states and times like the pair `like`: one stage, or the stages of a step of collocation."""
     u, t = like
     args, _ = field.arguments.call(arrays)
     _, arguments = with_complex_split(*split_arguments((u, t, t, *args), {}))
-    _, start = split_arguments((u,), {})
-    call = Call(condition_of(field, layer, solver), solver, linear_solver, policy, 0, field.backend, arguments, start)
+    _, start = split_arguments((u if collocation is None else collocation.tiled(u),), {})
+    condition = condition_of(field, layer, solver, collocation)
+    call = Call(condition, solver, linear_solver, policy, 0, field.backend, arguments, start)
     return StageLayer(call, StageRule(ImplicitRule(call.problem, linear_solver, policy, "first")))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from dil._base.arrays import array_namespace, full, norm
 from dil._base.scalars import Scalar
 from dil._base.typing import Array, Arrays
 from dil._frameworks.loops import runs_later
+from dil.ode._collocation import Collocation
 from dil.ode._field import Field
 from dil.ode._in_turn import InTurn, Step, Tableau, solved_by_scan
 from dil.ode._rate import rate_of
@@ -22,8 +24,9 @@ Solve = Callable[[Array, Array, Array, Arrays, Array], tuple[Array, Arrays]]
 class VectorStages(InTurn):
     """The stages of one step. Each starts from its base and the slope of the stage before."""
 
-    def __init__(self, field: Field, solve: Solve, arrays: Arrays, last: Arrays) -> None:
+    def __init__(self, field: Field, solve: Solve, arrays: Arrays, last: Arrays, single: Solve | None = None) -> None:
         self.field, self.solve_one, self.arrays, self.last = field, solve, arrays, last
+        self.single, self.gh = single or solve, full(last[0], 0.0, shape=())
         self.end = last
         """The slope of the last stage, with its derivative. `last` is the same slope as a constant."""
         zero = full(last[0][..., 0], 0.0)
@@ -42,6 +45,24 @@ class VectorStages(InTurn):
         self.last = tuple(self.field.backend.constant(k) for k in self.end)
         return (z,)
 
+    def solve_collocation(
+        self, nodes: Collocation, y: Arrays, first: Arrays, t: Array, h: Array
+    ) -> tuple[Arrays, list[Arrays]]:
+        """Return the last stage of a step of collocation and the slopes at its nodes, from the slope at the start."""
+        plain = self.field.backend.constant
+        base, length, slope = plain(y[0]), plain(h), plain(first[0])
+        xp = array_namespace(base)
+        ahead = xp.concat([base + (c * length) * slope for c in nodes.nodes], axis=-1)
+        residual = partial(nodes.residual, self.field)
+        guess = better_guess(self.field, residual, nodes.tiled(base), (base, plain(t), length), self.arrays, ahead)
+        z, outcome = self.solve_one(y[0], t, h, self.arrays, guess)
+        parts, slopes = nodes.parts(z), nodes.slopes(z, y[0], h)
+        self.solutions += [parts[..., i, :] for i in range(nodes.count)]
+        self.outcome = add_outcomes(self.outcome, outcome)
+        self.end, self.gh = slopes[-1], h / nodes.real
+        self.last = tuple(map(plain, self.end))
+        return (parts[..., -1, :],), slopes
+
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return dy/dt at y."""
         return (rate_of(self.field, t, y[0], self.arrays),)
@@ -49,11 +70,12 @@ class VectorStages(InTurn):
     def induced(self, error: Array, y: Array, t: Array) -> Array:
         """Return the error of the state, the algebraic unknowns included, from an estimate that holds for M y alone.
 
-        A stage of length zero gives the consistent state beside y.
+        It is (M - gh J)^-1 M times the estimate. A stage of length gh gives it, and one of length zero the consistent
+        state beside y.
         """
-        if not self.field.mass_arrays:
+        if self.single is self.solve_one and not self.field.mass_arrays:
             return error
-        z, _ = self.solve_one(y - error, t, 0.0 * t, self.arrays, y)
+        z, _ = self.single(y - error - self.gh * self.last[0], t, self.gh, self.arrays, y)
         return y - z
 
     @property
@@ -73,6 +95,8 @@ class EachSolved:
     field: Field
     solve: Solve
     arrays: Arrays
+    single: Solve | None = None
+    """Solves a stage by itself, if `solve` solves coupled stages."""
 
     def first(self, y: Array, t: Array, slope: Array) -> Arrays:
         """Return nothing: the steps keep nothing."""
@@ -80,7 +104,7 @@ class EachSolved:
 
     def stages(self, t: Array, y: Array, slope: Array, allowed: Array, kept: Arrays) -> VectorStages:
         """Return the stages of a step from y at t."""
-        return VectorStages(self.field, self.solve, self.arrays, (slope,))
+        return VectorStages(self.field, self.solve, self.arrays, (slope,), self.single)
 
 
 @dataclass(frozen=True)
@@ -143,9 +167,14 @@ class KnownStages(InTurn):
         start, length = (self.field.backend.constant(x) for x in (base, gh))
         # a step of no length, which pads a batch of searches, ends where it begins
         z = array_namespace(start).where(length == 0, start, z)
-        if self.field.mass_arrays:  # whose state, in the loop back, may be one that is not consistent
-            gh = array_namespace(length).where(length == 0, full(length, -1.0), gh)
-        return self.layer.known(base, t, gh, self.arrays, z)
+        return self.layer.known(base, t, self._length(gh), self.arrays, z)
+
+    def _length(self, gh: Array) -> Array:
+        """Return the length of a stage. One that pads a batch, with a mass matrix, is told from a consistent state."""
+        if not self.field.mass_arrays:
+            return gh
+        length = self.field.backend.constant(gh)
+        return array_namespace(length).where(length == 0, full(length, -1.0), gh)  # type: ignore[no-any-return]
 
     def solve_rows(self, tableau: Tableau, y: Arrays, first: Arrays, t: Array, h: Array) -> tuple[Arrays, list[Arrays]]:
         """Return the last stage of a tableau and all slopes, from the slope at the start."""
@@ -163,6 +192,19 @@ class KnownStages(InTurn):
         self.last = tuple(backend.constant(k) for k in self.end)
         return (stages[-1, ...],), slopes
 
+    def solve_collocation(
+        self, nodes: Collocation, y: Arrays, first: Arrays, t: Array, h: Array
+    ) -> tuple[Arrays, list[Arrays]]:
+        """Return the last stage of a step of collocation and the slopes at its nodes."""
+        parts = array_namespace(self.solutions).moveaxis(self.solutions, 0, -2)
+        base, length = (self.field.backend.constant(x) for x in (y[0], h))
+        z = array_namespace(base).where(length == 0, nodes.tiled(base), nodes.joined(parts))
+        z = self.layer.known(y[0], t, self._length(h), self.arrays, z)
+        slopes = nodes.slopes(z, y[0], h)
+        self.end = slopes[-1]
+        self.last = tuple(self.field.backend.constant(k) for k in self.end)
+        return (nodes.parts(z)[..., -1, :],), slopes
+
     def slope(self, t: Array, y: Arrays) -> Arrays:
         """Return dy/dt at y."""
         return (rate_of(self.field, t, y[0], self.arrays),)
@@ -174,10 +216,17 @@ def initial_guess(field: Field, base: Array, t: Array, gh: Array, arrays: Arrays
     At the end of a transient the slope leads across the solution. From there Newton's method may find another solution,
     even if the residual is a little smaller.
     """
-    base, t, gh, ahead, *rest = (field.backend.constant(x) for x in (base, t, gh, ahead, *arrays))
-    args, _ = field.arguments.call(rest)
-    base_norm, ahead_norm = (norm(field.residual(z, base, t, gh, *args)) for z in (base, ahead))
-    return array_namespace(base).where(ahead_norm < 0.1 * base_norm, ahead, base)  # type: ignore[no-any-return]
+    base, t, gh, ahead = (field.backend.constant(x) for x in (base, t, gh, ahead))
+    return better_guess(field, field.residual, base, (base, t, gh), arrays, ahead)
+
+
+def better_guess(
+    field: Field, residual: Callable[..., Array], near: Array, of: Arrays, arrays: Arrays, ahead: Array
+) -> Array:
+    """Return `ahead` if its residual is much smaller than that of `near`, else `near`. `of` is base, t and gh."""
+    args, _ = field.arguments.call([field.backend.constant(x) for x in arrays])
+    near_norm, ahead_norm = (norm(residual(z, *of, *args)) for z in (near, ahead))
+    return array_namespace(near).where(ahead_norm < 0.1 * near_norm, ahead, near)  # type: ignore[no-any-return]
 
 
 def add_outcomes(total: Arrays, new: Arrays) -> Arrays:

@@ -18,6 +18,8 @@ MASS_HINT = "Where df_a/dy_a of the algebraic equations becomes singular, the in
 START_HINT = "No step was taken"
 ADAPTIVE_HINT = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
 
+NON_FINITE_HINT = "func was not finite there, however short the step"
+
 
 class Verdict(NamedTuple):
     """The first failure of each problem. The fields have shape batch and the state's dtype; zero if no step failed."""
@@ -94,8 +96,11 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failur
     number, start, h = (x.reshape(-1)[first] for x in (step, above - below, length))
     by = f" by h = {h:.3g}" if h else ""  # a missing step of an incomplete mesh has no length
     where = f"the first failure is in step {int(number)}, from t = {start:.6g}{by}"
-    if not (codes[codes != 0] != int(Status.EVENT_NON_FINITE)).any():
+    failed = set(codes[codes != 0].tolist())
+    if failed == {int(Status.EVENT_NON_FINITE)}:
         hint = ""  # steps of another size do not help
+    if failed == {int(Status.NON_FINITE)}:
+        hint = hint.replace(ADAPTIVE_HINT, NON_FINITE_HINT)
     if not number:
         where = f"an algebraic equation has a residual of {residual[first]:.3g} at the initial values, t = {start:.6g}"
         hint = START_HINT

@@ -92,7 +92,7 @@ class Watch:
 
     def _values(self, t: Array, u: Array) -> list[Scalar]:
         """Return the value of each function, as scalars of the problems."""
-        now = t if u.ndim == 1 else full(u[..., 0], 0.0) + t
+        now = t if u.ndim == 1 else full(u[..., 0], 0.0) + (t[..., 0] if t.ndim else t)
         return [self.loops.number(function.at(now, u, self.arrays)) for function in self.functions]
 
     def _appended(self, memory: Array, marks: list[list[Scalar]], taken: Scalar, place: Any, like: Array) -> Array:
@@ -104,6 +104,8 @@ class Watch:
             row = xp.asarray(marks, dtype=like.dtype, device=device(like))
         else:
             row = xp.stack([xp.stack(row, axis=-1) for row in marks])
+        if getattr(place, "ndim", 0):
+            return self.loops.set_rows(memory, place, xp.where(taken[..., None], row, 0.0 * row))
         if not isinstance(taken, bool):
             row = xp.where(taken, row, 0.0 * row)
         return self.loops.set_row(memory, place, row)

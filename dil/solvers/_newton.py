@@ -481,14 +481,12 @@ class Iterate(NamedTuple):
     """The tolerance of the last inexact step."""
 
 
-def within_rounding(
-    started: Start, s: Iterate, J: Operator, F: Array, due: Scalar, scalars: Scalars, *, draws_first: bool = False
-) -> Scalar:
+def within_rounding(started: Start, s: Iterate, J: Operator, F: Array, due: Scalar, scalars: Scalars) -> Scalar:
     """Return whether a look is due and F is as small as the rounding of its terms."""
 
     def look(due: Scalar) -> Scalar:
         condition, floats = started.problem.optimality(started.arrays)
-        found = within_rounding_of_terms(condition, J, F, s.u, floats, draws_first=draws_first)
+        found = within_rounding_of_terms(condition, J, F, s.u, floats)
         return due & scalars.read(found)
 
     return started.problem.backend.loops.run_if(any_of(due), look, due)
@@ -500,7 +498,7 @@ def leaves_rounding(started: Start, s: Iterate, J: Operator, F: Array, size: Sca
     What it left of its linear system is then less than half of F.
     """
     due = s.going & s.near & (size > 2 * s.forced * s.slope)
-    return within_rounding(started, s, J, F, due, scalars, draws_first=True)
+    return within_rounding(started, s, J, F, due, scalars)
 
 
 def is_rounded(started: Start, s: Iterate, J: Operator, at: Step, scalars: Scalars) -> Scalar:

@@ -6,7 +6,9 @@ nested calls give derivatives of any order.
 """
 
 from dil_backends._tape.box import Box, constant, is_box, value_type
+from dil_backends._tape.captured_boxes import captured_boxes
 from dil_backends._tape.entries import as_one_box
+from dil_backends._tape.exchange import exchanging
 from dil_backends._tape.implicit import PullbackRule, implicit
 from dil_backends._tape.namespace import namespace
 from dil_backends._tape.pull import Pull, vjp
@@ -17,7 +19,9 @@ __all__ = [
     "Pull",
     "PullbackRule",
     "as_one_box",
+    "captured_boxes",
     "constant",
+    "exchanging",
     "implicit",
     "is_box",
     "namespace",

@@ -14,6 +14,7 @@ import numpy as np
 from dil._base.errors import CapturedError, UnsupportedFunctionError
 from dil._base.typing import Array
 from dil_backends._tape.entries import is_of_objects, join
+from dil_backends._tape.exchange import ACTIVE, exchanged
 from dil_backends._tape.methods import attribute
 from dil_backends._tape.sparse import FAILURES, SPARSE, explain_sparse, is_sparse, is_sparse_matrix, is_sparse_type
 from dil_backends._tape.trace import MADE, Node, Parent, Trace
@@ -289,6 +290,8 @@ def unboxed(x: Any, name: str) -> Any:
 
     Raises CapturedError for a box of a refused trace.
     """
+    if ACTIVE:
+        x = exchanged(x)
     if MADE and is_of_objects(x):
         x = join(x)
     while type(x) is Box:

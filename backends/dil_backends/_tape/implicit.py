@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from dil._base.errors import ShapeError
 from dil._base.typing import Array, Arrays
 from dil_backends._tape.box import NOWHERE, lifted, opened
+from dil_backends._tape.exchange import ACTIVE, HERE, call_exchanged
 from dil_backends._tape.namespace import namespace
 from dil_backends._tape.rules.rule import fit
 from dil_backends._tape.trace import Node, refuse_open_traces
@@ -53,6 +54,8 @@ class Implicit:
         self.rule = rule
 
     def __call__(self, *args: Array) -> Arrays:
+        if ACTIVE and HERE.table:
+            return call_exchanged(self, args, {})  # type: ignore[no-any-return]
         trace, values, parents, seen = opened(args, "implicit")
         if trace is None:
             with refuse_open_traces():

@@ -9,6 +9,7 @@ from dil._base.errors import UnsupportedFunctionError
 from dil._base.typing import DType, Namespace
 from dil_backends._tape.box import NOWHERE, Box, holds_box, lifted, opened
 from dil_backends._tape.entries import begin, is_of_objects, trace_of
+from dil_backends._tape.exchange import ACTIVE, HERE, call_exchanged
 from dil_backends._tape.left_out import Used
 from dil_backends._tape.precision import PROMOTED, widened
 from dil_backends._tape.rules.rule import MASKED, Rule, fit, refuse
@@ -52,6 +53,8 @@ class Primitive:
         self.cut = frozenset(i for i, formula in enumerate(rule.formulas) if formula is None)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
+        if ACTIVE and HERE.table:
+            return call_exchanged(self, args, options)
         if options:
             self._check_options(options)
         trace, values, parents, seen = opened(args, self.name)

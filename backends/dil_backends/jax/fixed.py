@@ -73,6 +73,20 @@ def fixed(fn: Callable[..., Tree], /) -> Fixed:
     return fn if isinstance(fn, Fixed) else Fixed(fn)
 
 
+def traced_tree(fn: Callable[..., Tree], args: tuple[Tree, ...]) -> Trace | None:
+    """Return the trace of fn(*args) as a function of the arrays among the arguments."""
+    leaves, structure = leaves_of(args)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array)]
+
+    def flat(*arrays: Any) -> Tree:
+        given = list(leaves)
+        for i, x in zip(places, arrays, strict=True):
+            given[i] = x
+        return fn(*structure.unflatten(given))
+
+    return _traced(flat, [leaves[i] for i in places])
+
+
 def _traced(flat: Callable[..., Tree], arrays: list[Any]) -> Trace | None:
     """Return the trace, or None if the function returns what is not an array: a caller says so."""
     structure, plain = None, True

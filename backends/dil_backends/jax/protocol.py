@@ -19,13 +19,14 @@ from dil_backends.jax.dense import DENSE as dense
 from dil_backends.jax.fixed import fixed
 from dil_backends.jax.guard import compiled, guard, may_run_programs
 from dil_backends.jax.implicit import implicit
+from dil_backends.jax.lifted import lifted
 from dil_backends.jax.linear_solve import linear_solve
 from dil_backends.jax.loops import LOOPS as loops
 from dil_backends.jax.loops import map_many
 from dil_backends.jax.reports import REPORTS as reports
 from dil_backends.jax.varying import axes_of, cast, checked
 
-__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "linear_solve", "loops", "once", "reports"]
+__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "lifted", "linear_solve", "loops", "once", "reports"]
 
 NATIVE = "jax"
 FLOAT_CUTS = False

@@ -16,7 +16,7 @@ from dil._base.typing import Namespace
 from dil._frameworks.differentiable_solve import differentiable_solve
 from dil._frameworks.fixed import called as once
 from dil._frameworks.fixed import with_variables_of_now as fixed
-from dil._frameworks.loops import EAGER, masked, write_row
+from dil._frameworks.loops import EAGER, masked, write_row, write_rows_at_once
 from dil._frameworks.protocol import Backend, BackendInfo, LinearSystem
 from dil._frameworks.reports import eager_reports
 from dil_backends.torch.complex_parts import COMPLEX_PARTS as complex_parts
@@ -24,12 +24,13 @@ from dil_backends.torch.dense import DENSE as dense
 from dil_backends.torch.dtensors import added_up, is_dtensor, still_together, whole
 from dil_backends.torch.function import implicit
 from dil_backends.torch.guards import guard
+from dil_backends.torch.lifted import lifted
 from dil_backends.torch.patched_forward import OTHER_KIND
 from dil_backends.torch.rows import map_rows
 from dil_backends.torch.tracking import has_tangent, is_tracked, transforming
 from dil_backends.torch.vjp import vjp
 
-__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "once", "vjp"]
+__all__ = ["complex_parts", "dense", "fixed", "guard", "implicit", "lifted", "once", "vjp"]
 
 Tensor = torch.Tensor
 
@@ -153,6 +154,15 @@ def _set_row(memory: Any, i: Any, row: Any, /) -> Any:
     return torch.where(here, row[..., None, :], memory)
 
 
+def _set_rows(memory: Any, places: Any, rows: Any, /) -> Any:
+    """Write a row into each memory of a batch. Memories that are shared out are written as a whole."""
+    if not is_dtensor(rows):
+        recorded = memory.requires_grad or rows.requires_grad
+        return write_rows_at_once(memory.clone() if recorded else memory, places, rows)
+    here = torch.arange(memory.shape[-2], device=memory.device) == places[..., None]
+    return torch.where(here[..., None], rows[..., None, :], memory)
+
+
 def _on_host(fn: Callable[..., Any], like: Any, /, *arrays: Any) -> Any:
     """Call fn. Refuse DTensors, whose numbers no process has together."""
     if any(map(is_dtensor, arrays)):
@@ -182,6 +192,7 @@ loops = replace(
     while_loop=_while_loop,
     map_rows=map_rows,
     set_row=_set_row,
+    set_rows=_set_rows,
     on_host=_on_host,
     number=_number,
     numbers=_numbers,
