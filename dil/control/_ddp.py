@@ -47,9 +47,12 @@ class DDP:
     products with second derivatives, each for all times at once.
 
     Away from a minimum the Hessian may not be positive definite. A sweep in which it is not, and the sweep after one
-    that won less than a quarter of the decrease that it promised, leaves the second derivatives of the dynamics out, as
-    `ILQR` does. If a sweep does not lower the cost, a multiple of the identity is added to Q_uu (Tassa, Erez and
-    Todorov 2012), relative to its largest entry.
+    that won less than a quarter of the decrease that it promised, leaves out the second derivatives of the dynamics, as
+    `ILQR` does, and the negative eigenvalues of those of the cost. If a sweep does not lower the cost, a multiple of
+    the identity is added to Q_uu (Tassa, Erez and Todorov 2012), relative to its largest entry.
+
+    With bounds, the map from the free controls flattens as a control comes near its bound. Where a bound is active, a
+    barrier of some hundredths of the cost keeps the problem solvable.
 
     Raises
     ------
@@ -178,15 +181,15 @@ class Swept(NamedTuple):
 
 def _expansion(task: Task, u: Array) -> Expansion:
     v = task.started.problem.space.unravel(u)
-    return expand(task.plan, task.backend, v, task.x0, task.theta_c, task.theta_h, with_cost=True)
+    return expand(task.plan, task.backend, v, task.x0, task.theta_c, task.theta_h, with_convex=True)
 
 
 def _gains(task: Task, at: Expansion, exact: Array, mu: Array) -> Swept:
-    """Return the gains of Newton's method, or where `exact` is false those of the costs alone."""
-    xp, (F, W, P, q, C, _, _) = array_namespace(at.F), at
-    assert C is not None
+    """Return the gains of Newton's method, or where `exact` is false those of the convex part of the costs."""
+    xp, (F, W, P, q, convex, _, _) = array_namespace(at.F), at
+    assert convex is not None
     n, identity = F.shape[-2], eye(q.shape[-1], q)
-    W = xp.where(exact[..., None], W, C)
+    W, P = (xp.where(exact[..., None], a, b) for a, b in zip((W, P), convex, strict=True))
 
     def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (P, p, predicted), (F, W, g) = carry, row

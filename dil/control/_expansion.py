@@ -30,8 +30,8 @@ class Expansion(NamedTuple):
     """(*batch, n_x, n_x)"""
     q: Array
     """The derivative of the score in v, (horizon, *batch, n_u)."""
-    C: Array | None
-    """The Hessian in (x, v) of c(x, u(v)) alone, like W, if it is asked for."""
+    convex: tuple[Array, Array] | None
+    """Positive semidefinite matrices in the place of W and P, without the second derivatives of h and of u(v)."""
     states: Array
     """(horizon + 1, *batch, n_x)"""
     controls: Array
@@ -39,7 +39,7 @@ class Expansion(NamedTuple):
 
 
 def expand(
-    plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree, *, with_cost: bool = False
+    plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree, *, with_convex: bool = False
 ) -> Expansion:
     """Return the expansion at the free controls v, (*batch, horizon, n_u)."""
     xp, constant = array_namespace(v), backend.constant
@@ -58,7 +58,7 @@ def expand(
         return total + plan.barrier * plan.bounds.barrier(v[..., None, :])
 
     F = jacobian(backend, after, z, n)
-    gradient, C = gradient_and_hessian(backend, cost, z) if with_cost else (gradient_of(backend, cost, z), None)
+    gradient = gradient_of(backend, cost, z)
     if plan.final is None:
         last, P = full(states[-1, ...], 0.0), full(F[0, ..., :n], 0.0)
     else:
@@ -71,8 +71,40 @@ def expand(
 
     _, (p, q) = backend.loops.scan(back, (last,), (xp.flip(F, axis=0), xp.flip(gradient, axis=0)))
     p, q = xp.flip(p, axis=0), xp.flip(q, axis=0)
-    _, W = gradient_and_hessian(backend, lambda z: cost(z) + xp.sum(after(z) * p, axis=-1), z)
-    return Expansion(F, symmetric(W), symmetric(P), q, None if C is None else symmetric(C), states, z[..., n:])
+
+    def hamiltonian(z: Array) -> Array:
+        states = after(z)
+        value: Array = cost(z) + array_namespace(states).sum(states * p, axis=-1)
+        return value
+
+    W = hessian(backend, hamiltonian, z)
+    convex = (_convex(plan, backend, z, n, theta_c), positive_part(P)) if with_convex else None
+    return Expansion(F, symmetric(W), symmetric(P), q, convex, states, z[..., n:])
+
+
+def _convex(plan: PlanScore, backend: Backend, z: Array, n: int, theta_c: Tree) -> Array:
+    """Return the positive part of the Hessian of c in (x, u), in terms of v, with that of the barrier."""
+    xp, v = array_namespace(z), z[..., n:]
+    at = xp.concat([z[..., :n], backend.constant(plan.controls(v))], axis=-1)
+    C = positive_part(hessian(backend, lambda z: plan.stage(z[..., :n], z[..., n:], theta_c), at))
+    if plan.bounds is None:
+        return C
+    first, _ = plan.bounds.slopes(v)
+    scale = xp.concat([full(z[..., :n], 1.0), first], axis=-1)
+    curvature = plan.barrier * 2.0 * (1.0 - xp.tanh(v) ** 2)
+    diagonal = xp.concat([full(z[..., :n], 0.0), curvature], axis=-1)
+    convex: Array = scale[..., :, None] * C * scale[..., None, :] + diagonal[..., None] * eye(z.shape[-1], z)
+    return convex
+
+
+def positive_part(X: Array) -> Array:
+    """Return the symmetric matrices with their negative eigenvalues replaced by zero, (..., n, n)."""
+    xp, X = array_namespace(X), symmetric(X)
+    finite = xp.all(xp.isfinite(X), axis=(-2, -1), keepdims=True)
+    values, vectors = xp.linalg.eigh(xp.where(finite, X, 0.0))
+    part = (vectors * xp.where(values > 0, values, 0.0)[..., None, :]) @ vectors.mT
+    found: Array = xp.where(finite, part, X)
+    return found
 
 
 def jacobian(backend: Backend, fn: Callable[[Array], Array], z: Array, n: int) -> Array:
@@ -87,7 +119,12 @@ def gradient_of(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Arr
 
 def gradient_and_hessian(backend: Backend, fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
     """Return the gradient and the Hessian of fn at each time and problem, (..., n_z) and (..., n_z, n_z)."""
-    return gradient_of(backend, fn, z), _derivative(backend, lambda z: _gradient(backend, fn, z), z, z.shape[-1])
+    return gradient_of(backend, fn, z), hessian(backend, fn, z)
+
+
+def hessian(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Array:
+    """Return the Hessian of fn, (..., n_z) -> (...), at each time and problem: (..., n_z, n_z)."""
+    return _derivative(backend, lambda z: _gradient(backend, fn, z), z, z.shape[-1])
 
 
 def _gradient(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Arrays:

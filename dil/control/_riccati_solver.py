@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.operator import Operator
 from dil._base.solution import Solution
@@ -54,7 +54,7 @@ class Riccati:
     >>> steer = dil.control.plan(cost, drift, 200, solver=dil.control.DDP(), linear_solver=dil.control.Riccati())
     >>> _, pull = dil.vjp(steer, np.asarray([1.0]), np.asarray(0.0), np.asarray(1.0))
     >>> round(float(pull(np.ones((200, 1)))[1]), 3)
-    1.028
+    1.106
     """
 
     _takes_many = True
@@ -66,9 +66,7 @@ class Riccati:
         one, xp = A if A.one is None else A.one, array_namespace(b)
         expansion = one._expansion() if isinstance(one, Operator) and one._expansion is not None else None
         if not isinstance(expansion, Expansion):
-            message = (
-                "dil.control.Riccati solves the linear systems of a plan; take dil.linear.Auto() for another layer"
-            )
+            message = "dil.control.Riccati solves the systems of a plan; take dil.linear.Auto() for another layer"
             raise OptionError(message)
         rows = b[None, ...] if A.one is None else b
         probes = [xp.broadcast_to(p, rows.shape[1:])[None, ...] for p in A.probes]
@@ -89,7 +87,7 @@ class Riccati:
         finite = xp.isfinite(last.residual) & xp.all(xp.isfinite(b), axis=-1)
         status = first_of(
             [
-                (~xp.all(xp.isfinite(Q_uu), axis=(0, -2, -1)) | ~xp.all(xp.isfinite(b), axis=-1), Status.NON_FINITE),
+                (~verdict.finite | ~xp.all(xp.isfinite(b), axis=-1), Status.NON_FINITE),
                 (~regular | ~finite, Status.SINGULAR),
                 (last.needs_step, Status.STAGNATED),
             ],
@@ -151,6 +149,8 @@ def sweeps(expansion: Expansion, b: Array, backend: Backend) -> Arrays:
 class Verdict(NamedTuple):
     """What the matrices Q_uu say; shape batch."""
 
+    finite: Array
+    """Whether the expansion is finite."""
     indefinite: Array
     """Whether one has a negative eigenvalue."""
     singular: Array
@@ -167,7 +167,9 @@ def judged(Q_uu: Array, expansion: Expansion) -> Verdict:
     terms = xp.maximum(own, xp.abs(xp.linalg.diagonal(Q_uu) - xp.linalg.diagonal(expansion.W[..., n:, n:])))
     d = 1.0 / xp.sqrt(nonzero_or_one(terms))
     scaled = d[..., :, None] * Q_uu * d[..., None, :]
-    scaled = xp.where(xp.isfinite(scaled), scaled, 0.0)
+    # what comes before a singular step is not finite
+    usable = xp.all(xp.isfinite(scaled), axis=(-2, -1), keepdims=True)
+    scaled = xp.where(usable, scaled, eye(scaled.shape[-1], scaled))
     values = xp.linalg.eigvalsh(scaled)
     rounding = SLACK * machine * Q_uu.shape[-1]
     is_singular = xp.any(xp.abs(values) <= rounding, axis=-1)
@@ -179,4 +181,6 @@ def judged(Q_uu: Array, expansion: Expansion) -> Verdict:
         found: Array = xp.where(xp.any(mask, axis=0), xp.astype(place, xp.int32), full(place, -1, dtype=xp.int32))
         return found
 
-    return Verdict(xp.any(values < -rounding, axis=(0, -1)), first(is_singular), first(not_positive))
+    finite = xp.all(xp.isfinite(expansion.W), axis=(0, -2, -1)) & xp.all(xp.isfinite(expansion.F), axis=(0, -2, -1))
+    finite = finite & xp.all(xp.isfinite(expansion.P), axis=(-2, -1))
+    return Verdict(finite, xp.any(values < -rounding, axis=(0, -1)), first(is_singular), first(not_positive))
