@@ -164,7 +164,8 @@ def plans() -> dil.control.Rollout:
         lambda x, u, theta: (x**2).sum(-1) + (u**2).sum(-1),
         lambda x, u, theta: x + u,
         horizon=3,
-        solver=dil.control.ILQR(),
+        solver=dil.solvers.Sequence(dil.control.ILQR(max_iter=3), dil.control.DDP()),
+        linear_solver=dil.control.Riccati(),
     )
     x0 = np.ones(1)
     assert dil.control.shift(plan(x0)).shape == (3, 1)

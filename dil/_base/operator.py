@@ -106,6 +106,8 @@ class Operator:
     one: Operator | None = field(default=None, repr=False)
     matrix: Array | None = field(default=None, repr=False)
     work: Callable[[], tuple[int, int]] | None = field(default=None, repr=False)
+    _expansion: Callable[[], object] | None = field(default=None, repr=False)
+    """Returns what the function that A is the Hessian of says about its structure, for a solver that knows it."""
     _pull: Callable[..., Arrays] | None = field(default=None, repr=False)
     """The pullback of F(u, *floats) whose dF/du is A or its transpose, if it is at hand."""
     _inverse: KnownInverse | None = field(default=None, repr=False)
@@ -210,6 +212,7 @@ def shifted(matvec: Matvec, shift: float) -> Operator:
         rmatvec=None if rproduct is None else lambda p: rproduct(p) + shift * p,
         pairs=None if pairs is None else shifted_pairs(pairs, shift),
         matrix=None if matrix is None else matrix + shift * eye(matrix.shape[-1], matrix),
+        _expansion=None,
         _inverse=None,
         _rows=_then(A._rows, lambda part: shifted(part, shift)),
         _given=None if A._given is None else A._given.shifted(shift),

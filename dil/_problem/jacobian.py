@@ -73,7 +73,8 @@ def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) 
 
     source = _source_of(problem)
     if problem.symmetric:
-        return Operator(product, symmetric=True, transposed=True, work=work, _source=source)
+        expansion = _expansion_of(problem, u, arrays)
+        return Operator(product, symmetric=True, transposed=True, work=work, _expansion=expansion, _source=source)
     # a program that is recorded could meet it first within a loop, which would hold it; a tape, when it has ended
     later = type(u) is type(zero) and size(u.shape) > 0 and not runs_later(backend.loops, zero)
     rmatvec = MadeWhenUsed(transpose) if later else transpose()
@@ -81,6 +82,15 @@ def transposed_operator(problem: Problem, pull: Pull, u: Array, arrays: Arrays) 
     return Operator(
         product, rmatvec, transposed=True, work=work, _given=None if given is None else given.T, _source=source
     )
+
+
+def _expansion_of(problem: Problem, u: Array, arrays: Arrays) -> Callable[[], object] | None:
+    """Return the function that makes the score's own form of its Hessian, if the score has one."""
+    expand = getattr(identity_of(problem.condition.fn), "expansion", None)
+    if expand is None:
+        return None
+    args, kwargs = problem.arguments.call(arrays)
+    return lambda: expand(problem.backend, problem.space.unravel(u), *args, **kwargs)
 
 
 def _by_rows(backend: Backend, pull: Matvec, u: Array) -> Matvec:

@@ -6,10 +6,12 @@ It imports every package of dil except `ode`.
 from typing import NoReturn
 
 from dil.control._dare import dare
+from dil.control._ddp import DDP
 from dil.control._ilqr import ILQR
 from dil.control._lqr import lqr_gain
 from dil.control._mpc import Rollout, mpc_rollout, shift
 from dil.control._plan import Plan, plan
+from dil.control._riccati_solver import Riccati
 
 
 def __getattr__(name: str) -> NoReturn:
@@ -18,4 +20,15 @@ def __getattr__(name: str) -> NoReturn:
     raise AttributeError(message)
 
 
-__all__ = ["ILQR", "Plan", "Rollout", "dare", "lqr_gain", "mpc_rollout", "plan", "shift"]
+__all__ = [
+    "DDP",
+    "ILQR",
+    "Plan",
+    "Riccati",
+    "Rollout",
+    "dare",
+    "lqr_gain",
+    "mpc_rollout",
+    "plan",
+    "shift",
+]

@@ -11,6 +11,7 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.fixed import identity_of
 from dil._frameworks.protocol import Backend
+from dil.control._expansion import gradient_and_hessian, jacobian
 from dil.control._score import PlanScore, time_first
 from dil.solvers._finish import finish
 from dil.solvers._progress import check_watched, iterate_watched
@@ -50,7 +51,7 @@ class ILQR:
 
     The second derivative of the dynamics is neglected. The second derivative of the map from the free controls to the
     bounded controls is kept. So the steps converge linearly, like Gauss-Newton, and faster for dynamics that are nearly
-    linear. `refine=1` or `dil.solvers.Sequence(ILQR(), Newton())` adds quadratic convergence. If a sweep does not lower
+    linear. `DDP` takes it in, and converges quadratically. If a sweep does not lower
     the cost, a multiple of the identity is added to Q_uu, which shortens the steps.
 
     Sources: Li and Todorov 2004 for the expansion; Tassa, Erez and Todorov 2012, eq. 11 and section II.F, for the sweep
@@ -86,15 +87,11 @@ class ILQR:
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun, the score of a plan, from init, (*batch, horizon, n_u)."""
-        if not isinstance(identity_of(getattr(fun, "fn", fun)), PlanScore):
-            message = (
-                "ILQR solves plans only, dil.control.plan(..., solver=ILQR()); take dil.solvers.LBFGS() for a score"
-            )
-            raise OptionError(message)
+        plan_of(fun, "ILQR")
         started = start(self, fun, init, args, kwargs)
         u, backend = started.u, started.problem.backend
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 2 / 3)
-        task = _task(started)
+        task = task_of(started)
 
         def sweep(s: Iterate) -> Iterate:
             gains = task.backward(s.u, s.mu)
@@ -193,12 +190,12 @@ class Task(NamedTuple):
         x, v = states[:-1, ...], time_first(v)
         n = x.shape[-1]
         z = xp.concat([x, plan.controls(v)], axis=-1)
-        F = self._jacobian(lambda z: plan.step(z[..., :n], z[..., n:], self.theta_h), z)
-        c, C = self._expansion(lambda z: plan.stage(z[..., :n], z[..., n:], self.theta_c), z)
+        F = jacobian(self.backend, lambda z: plan.step(z[..., :n], z[..., n:], self.theta_h), z, n)
+        c, C = gradient_and_hessian(self.backend, lambda z: plan.stage(z[..., :n], z[..., n:], self.theta_c), z)
         if plan.final is None:
             p, P = full(x[0, ...], 0.0), full(F[0, ..., :n], 0.0)
         else:
-            p, P = self._expansion(lambda z: plan.last(z, self.theta_c), states[-1, ...])
+            p, P = gradient_and_hessian(self.backend, lambda z: plan.last(z, self.theta_c), states[-1, ...])
         identity, bound_terms = eye(v.shape[-1], v), self._bound_terms(v)
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
@@ -217,7 +214,7 @@ class Task(NamedTuple):
         rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *bound_terms))
         _, outs = self.backend.loops.scan(step, (p, P), rows)
         k, K, q_u = (xp.flip(a, axis=0) for a in outs)
-        return Gains(states, v, k, K, norm(self._vector(q_u)))
+        return Gains(states, v, k, K, norm(self.vector(q_u)))
 
     def forward(self, u: Array, gains: Gains) -> Trial:
         """Return the controls with feedback and their costs, for all step lengths at once."""
@@ -238,27 +235,6 @@ class Task(NamedTuple):
         rows = xp.reshape(rows, (len(LENGTHS), *u.shape))
         return Trial(*best_row(rows, values), rows[0, ...], values[0, ...])
 
-    def _jacobian(self, fn: Any, z: Array) -> Array:
-        """Return the derivative of fn, (..., n_z) -> (..., n_x), at each time and problem: (..., n_x, n_z)."""
-        return self._derivative(lambda z: (fn(z),), z, self.x0.shape[-1])
-
-    def _expansion(self, fn: Any, z: Array) -> tuple[Array, Array]:
-        """Return the gradient and the Hessian of fn at each time and problem, (..., n_z) and (..., n_z, n_z)."""
-
-        def gradient(z: Array) -> Arrays:
-            (value,), pull = self.backend.vjp(lambda z: (fn(z),), z)
-            return pull((array_namespace(value).ones_like(value),))
-
-        return self.backend.constant(gradient(z)[0]), self._derivative(gradient, z, z.shape[-1])
-
-    def _derivative(self, fn: Any, z: Array, n: int) -> Array:
-        """Return the derivative of fn, whose values are (..., n), by one pullback at n copies of z."""
-        xp = array_namespace(z)
-        _, pull = self.backend.vjp(fn, xp.broadcast_to(z, (n, *z.shape)))
-        rows = xp.reshape(eye(n, z), (n, *(1 for _ in z.shape[:-1]), n))
-        (pulled,) = pull((xp.broadcast_to(rows, (n, *z.shape[:-1], n)),))
-        return xp.moveaxis(self.backend.constant(pulled), 0, -2)  # type: ignore[no-any-return]
-
     def _bound_terms(self, v: Array) -> Arrays:
         """Return the derivatives of u(v) and of the barrier, each (horizon, *batch, n_u); () without bounds."""
         bounds = self.plan.bounds
@@ -269,7 +245,7 @@ class Task(NamedTuple):
         # the barrier has the derivatives 2 tanh v and 2 - 2 tanh(v)^2
         return first, second, self.plan.barrier * 2.0 * t, self.plan.barrier * 2.0 * (1.0 - t) * (1.0 + t)
 
-    def _vector(self, q: Array) -> Array:
+    def vector(self, q: Array) -> Array:
         """Return an array with time first as vectors of the unknowns, (*batch, n)."""
         xp = array_namespace(q)
         moved = xp.moveaxis(q, 0, -2)
@@ -285,7 +261,16 @@ def _in_free_controls(q_u: Array, Q_ux: Array, Q_uu: Array, bound_terms: Arrays)
     return first * q_u + slope, first[..., None] * Q_ux, first[..., None] * Q_uu * first[..., None, :] + diagonal
 
 
-def _task(started: Start) -> Task:
+def plan_of(fun: Any, solver: str) -> PlanScore:
+    """Return the plan of a score. Raises `OptionError` if it is not one."""
+    plan = identity_of(getattr(fun, "fn", fun))
+    if not isinstance(plan, PlanScore):
+        message = f"{solver} solves plans only: dil.control.plan(..., solver={solver}()); take LBFGS() for a score"
+        raise OptionError(message)
+    return plan
+
+
+def task_of(started: Start) -> Task:
     """Return the plan of a score, with its arguments."""
     problem, _, arrays = started
     args, kwargs = problem.arguments.call(arrays)

@@ -19,8 +19,8 @@ from dil._layers.call import Solver
 from dil._layers.layer import Layer
 from dil._problem.score import Score
 from dil.control._bounds import Limit, check_bounds
+from dil.control._riccati_solver import Riccati
 from dil.control._score import Cost, Dynamics, PlanScore, name_of
-from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 from dil.solvers._lbfgs import LBFGS
 
@@ -61,7 +61,8 @@ def plan(
     final : callable, optional
         `final(x, theta_c)` returns the cost c_H, (...), of the state after the last control. By default c_H is zero.
     solver : callable, optional
-        Any solver of `dil.solvers`, `dil.control.ILQR()` or your own solver; `dil.solvers.LBFGS()` by default.
+        Any solver of `dil.solvers`, `dil.control.DDP()`, `dil.control.ILQR()` or your own solver;
+        `dil.solvers.LBFGS()` by default.
     bounds : pair, optional
         (low, high), each a number or n_u numbers. The solver finds v, with u = middle + half tanh(v).
     barrier : float
@@ -71,7 +72,10 @@ def plan(
     init : array or callable, optional
         The initial controls, (*batch, horizon, n_u), or a callable of (x0, theta_c, theta_h). The default is the middle
         of the bounds, or zero without bounds.
-    linear_solver, on_failure, refine
+    linear_solver : callable, optional
+        `dil.control.Riccati()` by default, whose time and memory are linear in the horizon, or any solver of
+        `dil.linear`.
+    on_failure, refine
         As in `dil.argmin`.
 
     Returns
@@ -130,7 +134,7 @@ def plan(
     score = PlanScore(cost, dynamics, final, int(horizon), check_bounds(bounds, controls), float(barrier))
     policy = Policy(on_failure, f"plan through {name_of(dynamics)}")
     made = Plan(
-        score, int(controls), LBFGS() if solver is None else solver, linear_solver or Auto(), init, policy, refine
+        score, int(controls), LBFGS() if solver is None else solver, linear_solver or Riccati(), init, policy, refine
     )
     made.layer(0)  # report an option out of range here, not at the first call
     return made

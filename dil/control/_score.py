@@ -13,6 +13,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import as_one_array, common_owner, owner
 from dil.control._bounds import Bounds
+from dil.control._expansion import Expansion, expand
 
 Cost = Callable[..., Any]
 Dynamics = Callable[..., Any]
@@ -69,6 +70,10 @@ class PlanScore:
         _, (after,) = backend_of(v, x0).loops.scan(step, (x0,), (time_first(self.controls(v)),))
         xp = shared_namespace(x0, after)
         return xp.concat([x0[..., None, :], xp.moveaxis(after, 0, -2)], axis=-2)  # type: ignore[no-any-return]
+
+    def expansion(self, backend: Backend, v: Array, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Expansion:
+        """Return the Hessian in v, (*batch, horizon, n_u), as that of a linear quadratic problem."""
+        return expand(self, backend, v, x0, theta_c, theta_h)
 
     def step(self, x: Array, u: Array, theta_h: Tree) -> Array:
         """Return the next state, (..., n_x)."""

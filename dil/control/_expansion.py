@@ -1,0 +1,142 @@
+"""The exact second order of a plan about its trajectory, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from dil._base.arrays import array_namespace, eye, full
+from dil._base.typing import Array, Arrays, Tree
+from dil._frameworks.protocol import Backend
+from dil.control._riccati import symmetric
+
+if TYPE_CHECKING:
+    from dil.control._score import PlanScore
+
+
+class Expansion(NamedTuple):
+    """The Hessian of a plan's score in the free controls v, as that of a linear quadratic problem in z = (dx, dv).
+
+    It is the matrix of sum_t 1/2 z_t^T W_t z_t + 1/2 dx_H^T P dx_H with dx_{t+1} = F_t z_t and dx_0 = 0. W_t is the
+    Hessian in (x, v) of c(x, u(v)) + p_{t+1} . h(x, u(v)), where p_t is the derivative of the costs from t on in x_t
+    (the costate), so it holds the second derivatives of the dynamics: Dunn and Bertsekas 1989; Pantoja 1988.
+    """
+
+    F: Array
+    """(horizon, *batch, n_x, n_x + n_u)"""
+    W: Array
+    """(horizon, *batch, n_x + n_u, n_x + n_u)"""
+    P: Array
+    """(*batch, n_x, n_x)"""
+    q: Array
+    """The derivative of the score in v, (horizon, *batch, n_u)."""
+    convex: tuple[Array, Array] | None
+    """Positive semidefinite matrices in the place of W and P, without the second derivatives of h and of u(v)."""
+    states: Array
+    """(horizon + 1, *batch, n_x)"""
+    controls: Array
+    """The free controls, (horizon, *batch, n_u)."""
+
+
+def expand(
+    plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree, *, with_convex: bool = False
+) -> Expansion:
+    """Return the expansion at the free controls v, (*batch, horizon, n_u)."""
+    xp, constant = array_namespace(v), backend.constant
+    states = xp.moveaxis(constant(plan.states(v, x0, theta_h)), -2, 0)
+    n = states.shape[-1]
+    z = xp.concat([states[:-1, ...], xp.moveaxis(constant(v), -2, 0)], axis=-1)
+
+    def after(z: Array) -> Array:
+        return plan.step(z[..., :n], plan.controls(z[..., n:]), theta_h)
+
+    def cost(z: Array) -> Array:
+        v = z[..., n:]
+        total = plan.stage(z[..., :n], plan.controls(v), theta_c)
+        if plan.bounds is None or not plan.barrier:
+            return total
+        return total + plan.barrier * plan.bounds.barrier(v[..., None, :])
+
+    F = jacobian(backend, after, z, n)
+    gradient = gradient_of(backend, cost, z)
+    if plan.final is None:
+        last, P = full(states[-1, ...], 0.0), full(F[0, ..., :n], 0.0)
+    else:
+        last, P = gradient_and_hessian(backend, lambda x: plan.last(x, theta_c), states[-1, ...])
+
+    def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+        (p,), (F, g) = carry, row
+        q = g + (F.mT @ p[..., None])[..., 0]
+        return (q[..., :n],), (p, q[..., n:])
+
+    _, (p, q) = backend.loops.scan(back, (last,), (xp.flip(F, axis=0), xp.flip(gradient, axis=0)))
+    p, q = xp.flip(p, axis=0), xp.flip(q, axis=0)
+
+    def hamiltonian(z: Array) -> Array:
+        states = after(z)
+        value: Array = cost(z) + array_namespace(states).sum(states * p, axis=-1)
+        return value
+
+    W = hessian(backend, hamiltonian, z)
+    convex = (_convex(plan, backend, z, n, theta_c), positive_part(P)) if with_convex else None
+    return Expansion(F, symmetric(W), symmetric(P), q, convex, states, z[..., n:])
+
+
+def _convex(plan: PlanScore, backend: Backend, z: Array, n: int, theta_c: Tree) -> Array:
+    """Return the positive part of the Hessian of c in (x, u), in terms of v, with that of the barrier."""
+    xp, v = array_namespace(z), z[..., n:]
+    at = xp.concat([z[..., :n], backend.constant(plan.controls(v))], axis=-1)
+    C = positive_part(hessian(backend, lambda z: plan.stage(z[..., :n], z[..., n:], theta_c), at))
+    if plan.bounds is None:
+        return C
+    first, _ = plan.bounds.slopes(v)
+    scale = xp.concat([full(z[..., :n], 1.0), first], axis=-1)
+    curvature = plan.barrier * 2.0 * (1.0 - xp.tanh(v) ** 2)
+    diagonal = xp.concat([full(z[..., :n], 0.0), curvature], axis=-1)
+    convex: Array = scale[..., :, None] * C * scale[..., None, :] + diagonal[..., None] * eye(z.shape[-1], z)
+    return convex
+
+
+def positive_part(X: Array) -> Array:
+    """Return the symmetric matrices with their negative eigenvalues replaced by zero, (..., n, n)."""
+    xp, X = array_namespace(X), symmetric(X)
+    finite = xp.all(xp.isfinite(X), axis=(-2, -1), keepdims=True)
+    values, vectors = xp.linalg.eigh(xp.where(finite, X, 0.0))
+    part = (vectors * xp.where(values > 0, values, 0.0)[..., None, :]) @ vectors.mT
+    found: Array = xp.where(finite, part, X)
+    return found
+
+
+def jacobian(backend: Backend, fn: Callable[[Array], Array], z: Array, n: int) -> Array:
+    """Return the derivative of fn, (..., n_z) -> (..., n), at each time and problem: (..., n, n_z)."""
+    return _derivative(backend, lambda z: (fn(z),), z, n)
+
+
+def gradient_of(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Array:
+    """Return the gradient of fn, (..., n_z) -> (...), at each time and problem: (..., n_z)."""
+    return backend.constant(_gradient(backend, fn, z)[0])
+
+
+def gradient_and_hessian(backend: Backend, fn: Callable[[Array], Array], z: Array) -> tuple[Array, Array]:
+    """Return the gradient and the Hessian of fn at each time and problem, (..., n_z) and (..., n_z, n_z)."""
+    return gradient_of(backend, fn, z), hessian(backend, fn, z)
+
+
+def hessian(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Array:
+    """Return the Hessian of fn, (..., n_z) -> (...), at each time and problem: (..., n_z, n_z)."""
+    return _derivative(backend, lambda z: _gradient(backend, fn, z), z, z.shape[-1])
+
+
+def _gradient(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Arrays:
+    (value,), pull = backend.vjp(lambda z: (fn(z),), z)
+    return pull((array_namespace(value).ones_like(value),))
+
+
+def _derivative(backend: Backend, fn: Callable[[Array], Arrays], z: Array, n: int) -> Array:
+    """Return the derivative of fn, whose values are (..., n), by one pullback at n copies of z."""
+    xp = array_namespace(z)
+    _, pull = backend.vjp(fn, xp.broadcast_to(z, (n, *z.shape)))
+    rows = xp.reshape(eye(n, z), (n, *(1 for _ in z.shape[:-1]), n))
+    (pulled,) = pull((xp.broadcast_to(rows, (n, *z.shape[:-1], n)),))
+    derivative: Array = xp.moveaxis(backend.constant(pulled), 0, -2)
+    return derivative
