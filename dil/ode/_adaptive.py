@@ -200,8 +200,10 @@ def find_mesh(
     watch: Watch | None = None,
     begun: Array | None = None,
     log: Log | ListLog | None = None,
+    *,
+    cut: bool = False,
 ) -> FoundMesh:
-    """Return the mesh from t[0] to t[1].
+    """Return the mesh from t[0] to t[1]. With `cut`, nobody reads the rows of steps that are not taken.
 
     `begun` is the status of the start, shape batch: problems that failed there end there. With a `log`, a recorded
     program writes there what it keeps, and the mesh has no rows.
@@ -219,7 +221,7 @@ def find_mesh(
     active = loops.number(end > start)
     memory = () if first.continues else first.begin(before, (y,), start)
     kept = steps.first(y, start, slope)
-    mesh = _no_steps(method, loops, control.max_steps if log is None else 0, y, start)
+    mesh = _no_steps(method, loops, control.max_steps if log is None else 0, y, start, cut=cut)
     if begun is not None:
         status = loops.number(begun)
         failed = select(status != 0, 0.0 * status + loops.number(start), mesh.failed)
@@ -252,17 +254,19 @@ def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
     return Mesh(*arrays, *(full(y, x, shape=()) if isinstance(x, float) else x for x in numbers))
 
 
-def _no_steps(method: Method, loops: Loops, count: int, y: Array, start: Array) -> Mesh:
-    """Return a mesh with room for so many steps, and no step yet."""
+def _no_steps(method: Method, loops: Loops, count: int, y: Array, start: Array, *, cut: bool) -> Mesh:
+    """Return a mesh with room for so many steps, and no step yet. With `cut`, the room holds no numbers."""
     xp, (*batch, n) = array_namespace(y), y.shape
     stages = max(method.stages, 0 if method.starter is None else method.starter.stages)
 
-    def room(*shape: int) -> Array:
-        return xp.zeros(shape, dtype=y.dtype, device=device(y))  # type: ignore[no-any-return]
-
     none, zero = loops.number(full(start, 0.0)), loops.number(full(y[..., 0], 0.0))
     never = zero + float("inf")
-    buffers = room(count, 2), room(2 + method.bulges, *batch, count, n), room(stages, *batch, count, n)
+
+    def room(*shape: int) -> Array:
+        return (xp.empty if cut else xp.zeros)(shape, dtype=y.dtype, device=device(y))  # type: ignore[no-any-return]
+
+    grid = xp.zeros((count, 2), dtype=y.dtype, device=device(y))
+    buffers = grid, room(2 + method.bulges, *batch, count, n), room(stages, *batch, count, n)
     return Mesh(*buffers, none, none, zero, never, zero, zero)
 
 

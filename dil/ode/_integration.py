@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, device, full
@@ -361,7 +362,9 @@ class Integration:
         given = () if begun is None else (begun,)  # as an argument, since a rule must not capture it
         if not other and not runs_later(backend.loops, backend.constant(y0)):
             rule = FoundRule(backend, self._sweep_again)
-            return FoundSteps(*backend.implicit(self._search, rule)(y0, t, *arrays, *given))
+            # a transform may map the search over rows, whose numbers of steps differ
+            cut = all(is_readable(backend, x) for x in (y0, t, *arrays))
+            return FoundSteps(*backend.implicit(partial(self._search, cut=cut), rule)(y0, t, *arrays, *given))
         found = FoundSteps(*as_constant(backend, self._search, y0, t, *arrays, *given))
         if other:
             return found
@@ -371,12 +374,16 @@ class Integration:
             **dict(zip(FoundSteps._fields, with_derivative_of(backend, steps.moving, images), strict=False))
         )
 
-    def _search(self, y: Array, t: Array, *given: Array) -> Arrays:
-        """Return the steps that the error control chooses. The status of the start may follow the arguments."""
-        mesh, last, _, watched, _ = self._mesh(y, t, given)
+    def _search(self, y: Array, t: Array, *given: Array, cut: bool = False) -> Arrays:
+        """Return the steps that the error control chooses. The status of the start may follow the arguments.
+
+        `cut`: the rows of steps that are not taken are left out, and hold no numbers before.
+        """
+        mesh, last, _, watched, _ = self._mesh(y, t, given, cut=cut)
         arrays = given[: len(self.field.arguments.arrays)]
         first = rate_of(self.field, t[0], y, arrays) if self.field.mass_arrays else self.field.at(t[0], y, arrays)
         found = steps_of(mesh, first, t[-1], last)
+        found = found.shortened(self.backend) if cut else found
         return (*found.arrays, array_namespace(y).moveaxis(watched.marks, -2, 0)) if self.events else found.arrays
 
     def _step_maker(self, y: Array, t: Array, arrays: Arrays) -> StepMaker:
@@ -393,7 +400,9 @@ class Integration:
         single = None if nodes is None else self._stage((y, t), arrays, single=True)
         return EachSolved(self.field, self._stage((y, t), arrays), arrays, single)
 
-    def _mesh(self, y: Array, t: Array, given: Arrays, log: Log | ListLog | None = None) -> FoundMesh:
+    def _mesh(
+        self, y: Array, t: Array, given: Arrays, log: Log | ListLog | None = None, *, cut: bool = False
+    ) -> FoundMesh:
         """Return the mesh that the error control chooses."""
         count = len(self.field.arguments.arrays)
         arrays, begun = given[:count], given[count] if len(given) > count else None
@@ -403,7 +412,7 @@ class Integration:
         if self.field.own_times:
             found = find_own_meshes(options.scheme, steps, loops, control, y, span, watch, begun)
         else:
-            found = find_mesh(options.scheme, steps, loops, control, y, span, watch, begun, log)
+            found = find_mesh(options.scheme, steps, loops, control, y, span, watch, begun, log, cut=cut)
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": found.mesh.status, "iterations": found.mesh.iterations}
