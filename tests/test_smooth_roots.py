@@ -6,6 +6,7 @@ The unknown that is zero by symmetry never has a step that is short beside it, s
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -129,3 +130,17 @@ def test_a_wave_beside_equations_in_another_unit(unit):
     # equations of 1e-12 beside the rounding of others have no steps of their own: STAGNATED, and they are wrong
     assert (Status(int(found.status)) is Status.CONVERGED) == (unit > 1e-12) == right
     assert np.max(np.abs(found.value[:n] - y)) <= 1e-11 * np.max(np.abs(y))
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_a_false_root_is_told_in_any_order_of_the_equations(order):
+    """No unknown solves the second equation, beside one in units of 1e12; an equation need not hold its own unknown."""
+
+    def equations(u, c):
+        rows = [1e-12 * u[2] - c, u[0] + 1e-3 * (u[1] ** 2 + 1.0), 5.0 * u[0]]
+        return np.stack([rows[i] for i in order])
+
+    layer = dil.root(equations, Newton(), init=lambda c: np.asarray([0.3, 0.5, 3e11]), on_failure="ignore")
+    found = layer.solve(np.asarray(1.0))
+    assert abs(equations(found.value, 1.0)).max() > 1e-4
+    assert Status(int(found.status)) != Status.CONVERGED

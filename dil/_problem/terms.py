@@ -87,18 +87,25 @@ def within_rounding_of_unknowns(F: Optimality, J: Operator, Fu: Array, u: Array,
     """Return the same where all terms of an entry may be rounding, shape batch.
 
     An unknown that is zero by symmetry is left with the rounding of the terms of its equation, and an equation of such
-    unknowns alone has no terms to compare with. So the unknown j counts as one of the size of the terms of the equation
-    j over the largest derivatives of this equation, whatever their units. An entry is rounding, too, if it is within
-    that of the terms that unknowns of such sizes would make, and its own terms are no more than eps ** (3/4) of these.
+    unknowns alone has no terms to compare with. So the unknown j counts as one of the size of the terms of an equation
+    that contains it over its derivative there, the least of all such equations but those without terms. An entry is
+    rounding, too, if it is within that of the terms that unknowns of such sizes would make, and its own terms are no
+    more than eps ** (3/4) of these.
+
+    Which equations have no terms is seen with larger sizes: those where the unknown j belongs to the equation j.
     """
     backend, xp = F.problem.backend, array_namespace(u)
     terms, size, share = terms_of(F, J, Fu, u, floats), xp.abs(Fu), rounding(u)
 
     def look(small: Array) -> Array:
         slopes = spread(J, full(u, 1.0), backend)
-        sizes = xp.abs(u) + xp.where(slopes > 0, terms / nonzero_or_one(slopes), full(u, 0.0))
+        none, least = full(u, 0.0), eps(xp, u.dtype) ** 0.75
+        largest = xp.abs(u) + xp.where(slopes > 0, terms / nonzero_or_one(slopes), none)
+        empty = terms <= least * spread(J, largest, backend)
+        shares = spread(J.T, xp.where(empty, none, 1.0 / nonzero_or_one(terms)), backend)
+        sizes = xp.abs(u) + xp.where(shares > 0, 1.0 / nonzero_or_one(shares), none)
         through = spread(J, sizes, backend)
-        empty = terms <= eps(xp, u.dtype) ** 0.75 * through
+        empty = terms <= least * through
         found: Array = small | (empty & (size <= share * through))
         return found
 
