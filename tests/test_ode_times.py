@@ -127,3 +127,20 @@ def test_a_jacobian_of_the_user_is_used_and_changes_no_result():
         wrong = solve(field, start, times, rate, jac=lambda t, y, k: -jac(t, y, k), **options)
         assert int(wrong.iterations) > int(ours.iterations)
         counts.clear()
+
+
+@pytest.mark.parametrize("second", [0.0, 1e-12, 0.5])
+def test_the_derivative_in_the_first_time_of_a_method_of_two_steps(second):
+    """The first step is tiny where an entry of the state is. The derivative must not divide rounding by its length."""
+    times, start = np.asarray([0.0, 0.3, 1.0]), np.asarray([1.25, second])
+
+    def last(t, **options):
+        return np.sum(dil.ode.odeint(lambda t, y: -3.0 * (y - np.cos(t)) - 0.1 * y * y, start, t, **options)[1:])
+
+    tight = dil.grad(lambda t: last(t, method="tsit5", rtol=1e-9))(times)
+    for gradient in ("implicit", "unroll"):
+        options = {"method": "bdf2", "rtol": 1e-4, "gradient": gradient}
+        slopes = dil.grad(lambda t, given=options: last(t, **given))(times)
+        moved = dil.jvp(lambda t, given=options: last(t, **given), (times,), (np.asarray([1.0, 0.0, 0.0]),))[1]
+        assert abs(slopes[0] - moved) <= 1e-12 * abs(moved)
+        assert np.max(np.abs(slopes - tight) / np.abs(tight)) <= 5e-3

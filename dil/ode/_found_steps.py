@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, full
+from dil._base.arrays import array_namespace, full, nonzero_or_one
 from dil._base.typing import Array, Arrays
 from dil._frameworks.forward_mode import jvp_from_vjp
 from dil._frameworks.protocol import Backend
 from dil.ode._adaptive import Mesh
+from dil.ode._sweep import with_first
 
 
 class FoundSteps(NamedTuple):
@@ -61,6 +62,23 @@ class FoundSteps(NamedTuple):
         if not isinstance(count, float):
             return self
         return self.with_rows(lambda x: x[: max(1, int(count)), ...])
+
+    def knots(self, start: Array, backend: Backend, *, stretches: bool) -> Array:
+        """Return the times between the steps, (steps + 1,) or (steps + 1, *batch), which begin at `start`.
+
+        They are constants but for the first one. A mesh that `stretches` keeps the ratios of its lengths: if `start`
+        moves, all times but the last one move in proportion. A method of two steps uses the ratio of two lengths. If
+        the first time moved alone, the derivative of that ratio would divide the rounding of a state by the length of
+        the first step, which is tiny where an entry of the state is.
+        """
+        ends = self.begins + self.lengths
+        knots = with_first(full(ends[0, ...], 0.0) + start, ends)
+        if not stretches:
+            return knots
+        fixed = backend.constant(knots)
+        last = fixed[-1, ...]
+        share = (last - fixed) / nonzero_or_one(last - fixed[0, ...])
+        return fixed + share * (start - backend.constant(start))
 
     def with_rows(self, fn: Callable[[Array], Array]) -> FoundSteps:
         """Return the steps with fn of each array that has a row for each step."""

@@ -182,8 +182,7 @@ class Integration:
     def _run_adaptive(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None = None) -> Run:
         """Find the steps, and interpolate between them."""
         xp, found = array_namespace(y0), self._find(y0, t, arrays, begun).shortened(self.backend)
-        ends = found.begins + found.lengths
-        knots = with_first(full(ends[0, ...], 0.0) + t[0], ends)
+        knots = found.knots(t[0], self.backend, stretches=self.options.scheme.starter is not None)
         if self.options.gradient in ("implicit", "naive"):
             states, slopes = with_first(y0, found.states), with_first(found.first_slope, found.slopes)
             bulges = found.bulges if self.options.scheme.bulges else None
@@ -424,9 +423,8 @@ class Integration:
         """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""
         arrays = arrays[: len(self.field.arguments.arrays)]
         layer, scheme = self._stage((y0, start), arrays), self.options.scheme
-        ends = found.begins + found.lengths
-        begins = with_first(full(ends[0, ...], 0.0) + start, ends[:-1, ...])
-        lengths = ends - begins
+        knots = found.knots(start, self.backend, stretches=scheme.starter is not None)
+        begins, lengths = knots[:-1, ...], knots[1:, ...] - knots[:-1, ...]
         if self.field.own_times:
             begins, lengths = begins[..., None], lengths[..., None]
 
