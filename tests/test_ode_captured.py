@@ -278,3 +278,29 @@ def test_a_module_of_equinox():
             eqx.filter_grad(last)(field, way) if way == "module" else eqx.filter_jit(eqx.filter_grad(last))(field, way)
         )
         close(slopes.rate, -2.0)
+
+
+@on("torch")
+def test_a_function_that_draws_random_numbers_is_refused(engine):
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)).double()
+    y0 = engine.asarray(np.ones(2))
+    event = Event(lambda t, y: net(y)[0] - 9.0)
+    for func, more in ((lambda t, y: net(y), {}), (lambda t, y: -y, {"events": event, "rtol": 1e-3})):
+        with pytest.raises(dil.OptionError, match=r"draws random numbers \(Dropout in training\)"):
+            odeint(func, y0, T, **more)
+    with pytest.raises(dil.OptionError, match="draws random numbers, so"):
+        odeint(lambda t, y: -y * torch.rand(()), y0, T)
+
+    def seeded(t, y):
+        torch.manual_seed(0)
+        return -y * torch.rand((), dtype=torch.float64)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        assert torch.isfinite(odeint(seeded, y0, T)).all()
+    with torch.no_grad():
+        assert torch.isfinite(odeint(lambda t, y: net(y), y0, T, method="euler")).all()
+    net.eval()
+    odeint(lambda t, y: net(y), y0, T)[-1].sum().backward()
+    assert net[0].weight.grad.abs().max() > 0

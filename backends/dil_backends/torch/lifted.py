@@ -8,15 +8,17 @@ from typing import Any, cast
 
 import torch
 from torch.autograd import forward_ad
+from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dil._base.errors import CapturedError
+from dil._base.errors import CapturedError, OptionError
 from dil._base.typing import Arrays
 from dil._frameworks.fixed import with_variables_of_now
 from dil._frameworks.lifted import Lifted
 from dil._frameworks.registry import leaves_of
 from dil_backends.torch.members import Members, modules_of
+from dil_backends.torch.named_tensors import random_state
 from dil_backends.torch.tracking import is_differentiated, transforming
 from dil_backends.torch.vjp import autograd_on
 
@@ -28,14 +30,25 @@ def lifted(fn: Callable[..., Tree], /, *args: Tree) -> Lifted:
     """Return fn as a function of the tensors with a derivative that it reads at these constant arguments.
 
     All parameters of its modules are among them, also those that it does not read now.
+
+    Raises
+    ------
+    OptionError
+        If fn draws random numbers and may be differentiated.
     """
     fn = with_variables_of_now(fn)
     held, found = Members(modules_of(fn)), dict[int, Tensor]()
     if torch.is_grad_enabled() or transforming() or forward_ad._current_level >= 0:
         found = {id(x): x for x in held.parameters if _can_be_lifted(x)}
         search = _Search(found, [x for x in leaves_of(args)[0] if isinstance(x, Tensor)])
+        chance = random_state(args)
         with autograd_on(), search:
             fn(*args)
+        if not torch.equal(chance, drawn := random_state(args)):
+            with autograd_on():
+                fn(*args)
+            if not torch.equal(drawn, random_state(args)):  # a function that sets the seed draws the same numbers
+                _refuse_chance(fn)
     elsewhere = found.keys() - held.identities
 
     def call(arrays: Sequence[Tensor], *args: Tree) -> Tree:
@@ -44,6 +57,23 @@ def lifted(fn: Callable[..., Tree], /, *args: Tree) -> Lifted:
             return fn(*args)
 
     return Lifted(call, cast(Arrays, tuple(found.values())))
+
+
+def _refuse_chance(fn: Callable[..., Tree]) -> None:
+    """Raise for a function that draws random numbers: a pass back would draw others, and its gradient be wrong."""
+    layers = {type(part).__name__ for module in modules_of(fn) for part in module.modules() if _draws(part)}
+    by = f" ({', '.join(sorted(layers))} in training)" if layers else ""
+    name = getattr(fn, "__name__", type(fn).__name__)
+    message = (
+        f"the function {name!r} draws random numbers{by}, so it is another function at every call and its gradient "
+        f"would be wrong; put its modules in eval(), or draw the numbers outside and pass them as an argument"
+    )
+    raise OptionError(message)
+
+
+def _draws(part: torch.nn.Module) -> bool:
+    """Whether a layer is known to draw random numbers in its mode."""
+    return part.training and isinstance(part, _DropoutNd | torch.nn.RReLU)
 
 
 def _can_be_lifted(x: Tensor) -> bool:
