@@ -142,3 +142,13 @@ def test_the_error_follows_rtol():
     assert errors[0] < 1e-3
     assert errors[1] < 1e-9
     assert 6.0 < int(found[1].steps) / int(found[0].steps) < 16.0  # 10 for rtol^(1/6), and 32 for rtol^(1/4)
+
+
+@on("numpy", "torch")
+def test_an_empty_batch_has_an_empty_trajectory_and_gradient(engine):
+    def last(y0):
+        return odeint(lambda t, y: -y, y0, [0.0, 1.0], method="radau", rtol=1e-4, batch_ndim=1)
+
+    y, (slope,) = engine.gradients(last, (np.ones((0, 2)),), np.ones((2, 0, 2)))
+    assert y.shape == (2, 0, 2)
+    assert slope.shape == (0, 2)

@@ -116,11 +116,12 @@ class Collocation:
 
     def parts(self, z: Array) -> Array:
         """Return the stages, (*batch, s, n), of one vector, (*batch, s n)."""
-        return array_namespace(z).reshape(z, (*z.shape[:-1], self.count, -1))  # type: ignore[no-any-return]
+        return array_namespace(z).reshape(z, (*z.shape[:-1], self.count, z.shape[-1] // self.count))  # type: ignore[no-any-return]
 
     def joined(self, parts: Array) -> Array:
         """Return one vector, (*batch, s n), of the stages, (*batch, s, n)."""
-        return array_namespace(parts).reshape(parts, (*parts.shape[:-2], -1))  # type: ignore[no-any-return]
+        *batch, count, n = parts.shape
+        return array_namespace(parts).reshape(parts, (*batch, count * n))  # type: ignore[no-any-return]
 
     def weighted(self, z: Array, *, transposed: bool = False) -> Array:
         """Return sum_j b_ij z_j, (*batch, s, n)."""
