@@ -21,6 +21,7 @@ from dil._problem.score import Score
 from dil.control._bounds import Limit, check_bounds
 from dil.control._riccati_solver import Riccati
 from dil.control._score import Cost, Dynamics, PlanScore, name_of
+from dil.linear._auto import Auto
 from dil.linear._solver import LinearSolver
 from dil.solvers._lbfgs import LBFGS
 
@@ -73,8 +74,9 @@ def plan(
         The initial controls, (*batch, horizon, n_u), or a callable of (x0, theta_c, theta_h). The default is the middle
         of the bounds, or zero without bounds.
     linear_solver : callable, optional
-        `dil.control.Riccati()` by default, whose time and memory are linear in the horizon, or any solver of
-        `dil.linear`.
+        Any solver of `dil.linear`, or `dil.control.Riccati()`, whose time and memory are linear in the horizon, and
+        which is the default if the solver is `DDP` or `ILQR`. These three call the functions for all times at once.
+        The default is otherwise `dil.linear.Auto()`.
     on_failure, refine
         As in `dil.argmin`.
 
@@ -132,12 +134,16 @@ def plan(
         message = f"barrier={barrier!r}; expected a number >= 0, and bounds= that it keeps the controls within"
         raise OptionError(message)
     score = PlanScore(cost, dynamics, final, int(horizon), check_bounds(bounds, controls), float(barrier))
+    solver = LBFGS() if solver is None else solver
     policy = Policy(on_failure, f"plan through {name_of(dynamics)}")
-    made = Plan(
-        score, int(controls), LBFGS() if solver is None else solver, linear_solver or Riccati(), init, policy, refine
-    )
+    made = Plan(score, int(controls), solver, linear_solver or _default_for(solver), init, policy, refine)
     made.layer(0)  # report an option out of range here, not at the first call
     return made
+
+
+def _default_for(solver: Solver) -> LinearSolver:
+    """Return the linear solver of a plan. Only a solver for all times at once shows that its functions take them."""
+    return Riccati() if declares(solver, "_takes_all_times") else Auto()
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,12 +26,12 @@ class Riccati:
 
     Notes
     -----
-    It is the linear solver of `dil.control.plan`, and for plans only. H x = b are the optimality conditions of a linear
-    quadratic problem about the trajectory of the plan. Its costs are the second derivatives of the Hamiltonian, so H is
-    exact, with the second derivatives of the dynamics (Dunn and Bertsekas 1989; Pantoja 1988). The Riccati recursion
-    solves it by a sweep back through the steps and a sweep forth: O(horizon (n_x + n_u)^3) operations, where a dense
-    solve takes O(horizon^3 n_u^3), and memory for one matrix of n_x + n_u rows for each step. Amos et al. 2018
-    differentiate the same regulator, without those second derivatives.
+    It is for plans only, and calls their functions with a leading axis of times, like `DDP` and `ILQR`. H x = b are
+    the optimality conditions of a linear quadratic problem about the trajectory of the plan. Its costs are the second
+    derivatives of the Hamiltonian, so H is exact, with the second derivatives of the dynamics (Dunn and Bertsekas
+    1989; Pantoja 1988). The Riccati recursion solves it by a sweep back through the steps and a sweep forth:
+    O(horizon (n_x + n_u)^3) operations, where a dense solve takes O(horizon^3 n_u^3), and memory for one matrix of
+    n_x + n_u rows for each step. Amos et al. 2018 differentiate the same regulator, without those second derivatives.
 
     In the sweep back, each step has a matrix Q_uu of n_u rows. All of them are positive definite if and only if H is,
     so if and only if the plan is a strict minimum. If one has a negative eigenvalue, `extra["indefinite"]` is true and
