@@ -5,23 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eye, full, nonzero_or_one, norm
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
 from dil.control._expansion import Expansion, expand
-from dil.control._ilqr import MU_FACTOR, MU_MAX, MU_MIN, Gains, Task, plan_of, task_of
+from dil.control._ilqr import Gains, Task, plan_of, task_of
 from dil.control._riccati import symmetric
+from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, judge, next_mu
 from dil.solvers._finish import finish
-from dil.solvers._progress import check_watched, iterate_watched
+from dil.solvers._progress import iterate_watched
 from dil.solvers._score_values import evaluate
-from dil.solvers._start import check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._start import size_of, start, tolerance, zeros_like_count
 
 GOOD = 0.25
 """The share of the predicted decrease after which the next sweep takes the second derivatives of the dynamics."""
 
 
 @dataclass(frozen=True)
-class DDP:
+class DDP(SweepOptions):
     """Minimise the cost of a plan by differential dynamic programming, with the dynamics to second order.
 
     Parameters
@@ -70,27 +71,13 @@ class DDP:
     ('CONVERGED', array([-0.576 , -0.2257,  0.    ]))
     """
 
-    rtol: float | None = None
-    max_iter: int = 100
-    history: bool = False
-    progress: bool = False
-
-    _array_code = True
-    """Whether the solver is array code alone, which a framework may compile."""
-    _takes_all_times = True
-    """Whether it calls cost and dynamics for all times at once."""
-
-    def __post_init__(self) -> None:
-        check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter)
-        check_watched(self)
-
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun, the score of a plan, from init, (*batch, horizon, n_u)."""
         plan_of(fun, "DDP")
         started = start(self, fun, init, args, kwargs)
         u, backend = started.u, started.problem.backend
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 2 / 3)
-        task, machine = task_of(started), eps(xp, u.dtype)
+        task = task_of(started)
 
         def sweep(s: Iterate) -> Iterate:
             at = _expansion(task, s.u)
@@ -101,35 +88,16 @@ class DDP:
                 xp.any(again), lambda g: _where(again, _gains(task, at, again & ~again, s.mu), g), first
             )
             gains = Gains(at.states, at.controls, swept.k, swept.K, s.slope)
-            trial, slope = task.forward(s.u, gains), norm(task.vector(at.q))
-            full_step = norm(trial.full_u - s.u)
-            usable = s.going & xp.isfinite(full_step) & xp.isfinite(swept.predicted)
-            # near the solution rounding hides the change of the cost over a step
-            flat = usable & (full_step <= machine**0.25 * size_of(s.u, u))
-            not_higher = trial.full_value <= s.value + 64 * machine * abs(s.value)
-            lower = usable & (trial.value < s.value)
-            taken = lower | (flat & not_higher)
-            takes_full = flat & not_higher
-            new = xp.where(takes_full, trial.full_u, xp.where(lower, trial.best, s.u))
-            value = xp.where(takes_full, trial.full_value, xp.where(lower, trial.value, s.value))
-            solved = s.solved | (taken & (s.mu <= MU_MIN) & (full_step <= rtol * size_of(new, u)))
-            smaller_mu = xp.where(s.mu <= MU_MIN, full(s.mu, 0.0), s.mu / MU_FACTOR)
-            larger_mu = xp.where(s.mu < MU_MIN, full(s.mu, MU_MIN), s.mu * MU_FACTOR)
+            usable, slope = s.going & xp.isfinite(swept.predicted), norm(task.vector(at.q))
+            found = judge(task.forward(s.u, gains), s.u, s.value, usable, u)
+            solved = s.solved | (found.taken & (s.mu <= MU_MIN) & (found.full_step <= rtol * size_of(found.u, u)))
             # a step of Newton's method that fails is followed by one without second derivatives, as long
-            mu = xp.where(s.going, xp.where(taken, smaller_mu, xp.where(exact, s.mu, larger_mu)), s.mu)
-            won = taken & (takes_full | (s.value - value >= GOOD * swept.predicted))
+            mu = xp.where(s.going & (found.taken | ~exact), next_mu(s.mu, found.taken), s.mu)
+            won = found.taken & (found.takes_full | (s.value - found.value >= GOOD * swept.predicted))
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             going = s.going & ~solved & (mu < MU_MAX) & (steps < self.max_iter)
-            return Iterate(
-                xp.where(s.going, new, s.u),
-                xp.where(s.going, value, s.value),
-                xp.where(s.going, slope, s.slope),
-                mu,
-                won,
-                steps,
-                going,
-                solved,
-            )
+            slope = xp.where(s.going, slope, s.slope)
+            return Iterate(found.u, found.value, slope, mu, won, steps, going, solved)
 
         value = evaluate(started, u)
         counter, finite = zeros_like_count(u), xp.isfinite(value)

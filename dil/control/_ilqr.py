@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, device, eps, eye, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, device, eye, full, nonzero_or_one, norm
 from dil._base.errors import OptionError
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
@@ -13,19 +13,18 @@ from dil._frameworks.fixed import identity_of
 from dil._frameworks.protocol import Backend
 from dil.control._expansion import gradient_and_hessian, jacobian
 from dil.control._score import PlanScore, time_first
+from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, Trial, judge, next_mu
 from dil.solvers._finish import finish
-from dil.solvers._progress import check_watched, iterate_watched
+from dil.solvers._progress import iterate_watched
 from dil.solvers._score_values import best_row, evaluate
-from dil.solvers._start import Start, check_positive, size_of, start, tolerance, zeros_like_count
+from dil.solvers._start import Start, size_of, start, tolerance, zeros_like_count
 
 LENGTHS = tuple(0.5**i for i in range(8))
 """The step lengths. One call tries all of them."""
-MU_MIN, MU_MAX, MU_FACTOR = 1e-6, 1e10, 8.0
-"""The regularisation mu: its smallest value above zero, the value that ends a problem, and the factor of a change."""
 
 
 @dataclass(frozen=True)
-class ILQR:
+class ILQR(SweepOptions):
     """Minimise the cost of a plan by iterated LQR, with the cost to second order and the dynamics to first order.
 
     Parameters
@@ -73,20 +72,6 @@ class ILQR:
     ('CONVERGED', array([-0.576 , -0.2257,  0.    ]))
     """
 
-    rtol: float | None = None
-    max_iter: int = 100
-    history: bool = False
-    progress: bool = False
-
-    _array_code = True
-    """Whether the solver is array code alone, which a framework may compile."""
-    _takes_all_times = True
-    """Whether it calls cost and dynamics for all times at once."""
-
-    def __post_init__(self) -> None:
-        check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter)
-        check_watched(self)
-
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun, the score of a plan, from init, (*batch, horizon, n_u)."""
         plan_of(fun, "ILQR")
@@ -97,26 +82,14 @@ class ILQR:
 
         def sweep(s: Iterate) -> Iterate:
             gains = task.backward(s.u, s.mu)
-            trial = task.forward(s.u, gains)
-            full_step = norm(trial.full_u - s.u)
-            usable = s.going & xp.isfinite(full_step) & xp.isfinite(gains.slope)
-            # near the solution rounding hides the change of the cost over a step
-            flat = usable & (full_step <= eps(xp, u.dtype) ** 0.25 * size_of(s.u, u))
-            not_higher = trial.full_value <= s.value + 64 * eps(xp, u.dtype) * abs(s.value)
-            lower = usable & (trial.value < s.value)
-            taken = lower | (flat & not_higher)
-            new = xp.where(lower, trial.best, xp.where(flat & not_higher, trial.full_u, s.u))
-            value = xp.where(lower, trial.value, xp.where(flat & not_higher, trial.full_value, s.value))
-            solved = s.solved | (taken & (s.mu <= MU_MIN) & (full_step <= rtol * size_of(new, u)))
-            smaller_mu = xp.where(s.mu <= MU_MIN, full(s.mu, 0.0), s.mu / MU_FACTOR)
-            larger_mu = xp.where(s.mu < MU_MIN, full(s.mu, MU_MIN), s.mu * MU_FACTOR)
-            mu = xp.where(s.going, xp.where(taken, smaller_mu, larger_mu), s.mu)
+            usable = s.going & xp.isfinite(gains.slope)
+            found = judge(task.forward(s.u, gains), s.u, s.value, usable, u)
+            solved = s.solved | (found.taken & (s.mu <= MU_MIN) & (found.full_step <= rtol * size_of(found.u, u)))
+            mu = xp.where(s.going, next_mu(s.mu, found.taken), s.mu)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             going = s.going & ~solved & (mu < MU_MAX) & (steps < self.max_iter)
             slope = xp.where(usable, gains.slope, s.slope)
-            return Iterate(
-                xp.where(s.going, new, s.u), xp.where(s.going, value, s.value), slope, mu, steps, going, solved
-            )
+            return Iterate(found.u, found.value, slope, mu, steps, going, solved)
 
         value = evaluate(started, u)
         counter, finite = zeros_like_count(u), xp.isfinite(value)
@@ -163,15 +136,6 @@ class Gains(NamedTuple):
     K: Array
     """(horizon, *batch, n_u, n_x)"""
     slope: Array
-
-
-class Trial(NamedTuple):
-    """The result of a forward sweep: the best step and the full step; u: (*batch, n), values: (*batch, 1)."""
-
-    best: Array
-    value: Array
-    full_u: Array
-    full_value: Array
 
 
 class Task(NamedTuple):
