@@ -66,14 +66,15 @@ def compiles(caplog):
         dil.fixed_point(lambda u, t: 0.5 * jnp.cos(u) + t, dil.solvers.Anderson(), init=start),
         dil.value(quartic, dil.solvers.Newton(), init=start),
         Model(2.0).layer,
-        functools.partial(
-            dil.control.plan(
-                lambda x, u, t: jnp.sum((u - t) ** 2, axis=-1), lambda x, u, t: x, 1, solver=dil.control.ILQR()
-            ),
-            jnp.zeros(1),
+        *(
+            functools.partial(
+                dil.control.plan(lambda x, u, t: jnp.sum((u - t) ** 2, axis=-1), lambda x, u, t: x, 1, solver=solver),
+                jnp.zeros(1),
+            )
+            for solver in (dil.control.ILQR(), dil.control.DDP())
         ),
     ],
-    ids=["LBFGS", "Newton", "root", "fixed point", "value", "a layer of its own model", "plan"],
+    ids=["LBFGS", "Newton", "root", "fixed point", "value", "a layer of its own model", "ILQR", "DDP"],
 )
 def test_the_second_call_compiles_nothing(layer, compiles):
     gradient(layer)

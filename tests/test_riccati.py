@@ -11,8 +11,8 @@ from array_api_compat import array_namespace
 import dil
 from dil import Status
 from dil.control import DDP, ILQR, Riccati, plan
-from dil.linear import CG, Direct
-from dil.solvers import Newton
+from dil.linear import CG, Auto, Direct
+from dil.solvers import LBFGS, Newton
 
 DRAW = np.random.default_rng(0)
 A, B = np.eye(4) + 0.1 * DRAW.standard_normal((4, 4)), 0.3 * DRAW.standard_normal((4, 2))
@@ -66,6 +66,12 @@ def test_the_gradient_is_that_of_a_dense_solve(engine, options):
     tangents = (X0, GOAL, 0.1 * A, B)
     moved, there = engine.tangent(run(Riccati(), engine.asarray), args, tangents), dil.jvp(dense, args, tangents)[1]
     assert np.max(np.abs(moved - there)) <= 1e-11 * np.max(np.abs(there))
+
+
+@pytest.mark.parametrize("solver", [DDP(), ILQR(), LBFGS()], ids=["DDP", "ILQR", "LBFGS"])
+def test_it_is_the_default_beside_solvers_that_take_all_times_at_once(solver):
+    expected = Auto if isinstance(solver, LBFGS) else Riccati
+    assert isinstance(bent_plan(3, solver).linear_solver, expected)
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 30])

@@ -71,6 +71,11 @@ class DDP(SweepOptions):
     ('CONVERGED', array([-0.576 , -0.2257,  0.    ]))
     """
 
+    _array_code = True
+    """Whether the solver is array code alone, which a framework may compile."""
+    _takes_all_times = True
+    """Whether it calls cost and dynamics for all times at once."""
+
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun, the score of a plan, from init, (*batch, horizon, n_u)."""
         plan_of(fun, "DDP")

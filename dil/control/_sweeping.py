@@ -23,11 +23,6 @@ class SweepOptions:
     history: bool = False
     progress: bool = False
 
-    _array_code = True
-    """Whether the solver is array code alone, which a framework may compile."""
-    _takes_all_times = True
-    """Whether it calls cost and dynamics for all times at once."""
-
     def __post_init__(self) -> None:
         check_positive(optional={"rtol": self.rtol}, max_iter=self.max_iter)
         check_watched(self)
