@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 from dil._base.arrays import array_namespace, eye, full, nonzero_or_one, norm
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
-from dil.control._expansion import Expansion, expand
+from dil._frameworks.protocol import Backend
+from dil.control._expansion import Expansion, convex_part, expand
 from dil.control._ilqr import Gains, Task, plan_of, task_of
 from dil.control._riccati import symmetric
 from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, judge, next_mu
+from dil.control._where_cheap import run_where_cheap
 from dil.solvers._finish import finish
 from dil.solvers._progress import iterate_watched
 from dil.solvers._score_values import evaluate
@@ -86,12 +88,16 @@ class DDP(SweepOptions):
 
         def sweep(s: Iterate) -> Iterate:
             at = _expansion(task, s.u)
-            first = _gains(task, at, s.exact, s.mu)
-            exact = s.exact & first.positive
-            again = s.exact & ~first.positive
-            swept = backend.loops.run_if(
-                xp.any(again), lambda g: _where(again, _gains(task, at, again & ~again, s.mu), g), first
+            newton = backend.loops.run_if(
+                xp.any(s.going & s.exact), lambda g: _gains(task, at, (at.W, at.P), s.mu), _no_gains(at, s.mu)
             )
+            exact = s.exact & newton.positive
+
+            def convex(newton: Swept) -> Swept:
+                parts = convex_part(at, task.plan, backend, task.theta_c)
+                return _where(exact, newton, _gains(task, at, parts, s.mu))
+
+            swept = backend.loops.run_if(xp.any(s.going & ~exact), convex, newton)
             gains = Gains(at.states, at.controls, swept.k, swept.K, s.slope)
             usable, slope = s.going & xp.isfinite(swept.predicted), norm(task.vector(at.q))
             found = judge(task.forward(s.u, gains), s.u, s.value, usable, u)
@@ -156,15 +162,27 @@ class Swept(NamedTuple):
 
 def _expansion(task: Task, u: Array) -> Expansion:
     v = task.started.problem.space.unravel(u)
-    return expand(task.plan, task.backend, v, task.x0, task.theta_c, task.theta_h, with_convex=True)
+    return expand(task.plan, task.backend, v, task.x0, task.theta_c, task.theta_h)
 
 
-def _gains(task: Task, at: Expansion, exact: Array, mu: Array) -> Swept:
-    """Return the gains of Newton's method, or where `exact` is false those of the convex part of the costs."""
-    xp, (F, W, P, q, convex, _, _) = array_namespace(at.F), at
-    assert convex is not None
-    n, identity = F.shape[-2], eye(q.shape[-1], q)
-    W, P = (xp.where(exact[..., None], a, b) for a, b in zip((W, P), convex, strict=True))
+def _no_gains(at: Expansion, mu: Array) -> Swept:
+    zero = full(at.q, 0.0)
+    return Swept(zero, zero[..., None] * full(at.states[:-1, ...], 0.0)[..., None, :], full(mu, 0.0), mu != mu)
+
+
+def _gains(task: Task, at: Expansion, matrices: tuple[Array, Array], mu: Array) -> Swept:
+    """Return the gains of the quadratic problem with `matrices` in the place of W and P."""
+    xp, (W, P) = array_namespace(at.F), matrices
+    rows = tuple(xp.flip(a, axis=0) for a in (at.F, W, at.q))
+    k, K, predicted = run_where_cheap(_sweep_back, task.backend, rows, P, mu)
+    k, K = xp.flip(k, axis=0), xp.flip(K, axis=0)
+    return Swept(k, K, predicted, xp.all(xp.isfinite(k), axis=(0, -1))[..., None])
+
+
+def _sweep_back(backend: Backend, rows: Arrays, P: Array, mu: Array) -> Arrays:
+    """Return k and K from the last time to the first, and the predicted decrease, (*batch, 1)."""
+    F, _, q = rows
+    xp, n, identity = array_namespace(P), F.shape[-2], eye(q.shape[-1], q)
 
     def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (P, p, predicted), (F, W, g) = carry, row
@@ -172,7 +190,7 @@ def _gains(task: Task, at: Expansion, exact: Array, mu: Array) -> Swept:
         Q_ux, Q_uu, q_u = Q[..., n:, :n], Q[..., n:, n:], q[..., n:, :] + g[..., None]
         scale = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
         rhs = xp.concat([Q_ux, q_u], axis=-1)
-        gains = -task.backend.dense.cholesky_solve(Q_uu + mu[..., None] * scale * identity, rhs)
+        gains = -backend.dense.cholesky_solve(Q_uu + mu[..., None] * scale * identity, rhs)
         K, k = gains[..., :n], gains[..., n:]
         mixed = Q_ux.mT @ K
         P = symmetric(Q[..., :n, :n] + mixed + mixed.mT + K.mT @ (Q_uu @ K))
@@ -181,10 +199,8 @@ def _gains(task: Task, at: Expansion, exact: Array, mu: Array) -> Swept:
         return (P, p, predicted), (k[..., 0], K)
 
     zero = full(P[..., :1], 0.0)
-    rows = tuple(xp.flip(a, axis=0) for a in (F, W, q))
-    (_, _, predicted), (k, K) = task.backend.loops.scan(back, (P, zero, full(mu, 0.0)), rows)
-    k, K = xp.flip(k, axis=0), xp.flip(K, axis=0)
-    return Swept(k, K, predicted, xp.all(xp.isfinite(k), axis=(0, -1))[..., None])
+    (_, _, predicted), (k, K) = backend.loops.scan(back, (P, zero, full(mu, 0.0)), rows)
+    return k, K, predicted
 
 
 def _where(mask: Array, a: Swept, b: Swept) -> Swept:

@@ -30,17 +30,13 @@ class Expansion(NamedTuple):
     """(*batch, n_x, n_x)"""
     q: Array
     """The derivative of the score in v, (horizon, *batch, n_u)."""
-    convex: tuple[Array, Array] | None
-    """Positive semidefinite matrices in the place of W and P, without the second derivatives of h and of u(v)."""
     states: Array
     """(horizon + 1, *batch, n_x)"""
     controls: Array
     """The free controls, (horizon, *batch, n_u)."""
 
 
-def expand(
-    plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree, *, with_convex: bool = False
-) -> Expansion:
+def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Expansion:
     """Return the expansion at the free controls v, (*batch, horizon, n_u)."""
     xp, constant = array_namespace(v), backend.constant
     states = xp.moveaxis(constant(plan.states(v, x0, theta_h)), -2, 0)
@@ -78,23 +74,26 @@ def expand(
         return value
 
     W = hessian(backend, hamiltonian, z)
-    convex = (_convex(plan, backend, z, n, theta_c), positive_part(P)) if with_convex else None
-    return Expansion(F, symmetric(W), symmetric(P), q, convex, states, z[..., n:])
+    return Expansion(F, symmetric(W), symmetric(P), q, states, z[..., n:])
 
 
-def _convex(plan: PlanScore, backend: Backend, z: Array, n: int, theta_c: Tree) -> Array:
-    """Return the positive part of the Hessian of c in (x, u), in terms of v, with that of the barrier."""
-    xp, v = array_namespace(z), z[..., n:]
-    at = xp.concat([z[..., :n], backend.constant(plan.controls(v))], axis=-1)
-    C = positive_part(hessian(backend, lambda z: plan.stage(z[..., :n], z[..., n:], theta_c), at))
+def convex_part(at: Expansion, plan: PlanScore, backend: Backend, theta_c: Tree) -> tuple[Array, Array]:
+    """Return positive semidefinite matrices in the place of W and P, without the second derivatives of h and of u(v).
+
+    The first is the positive part of the Hessian of c in (x, u), in terms of v, with that of the barrier.
+    """
+    xp, v, x = array_namespace(at.F), at.controls, at.states[:-1, ...]
+    n = x.shape[-1]
+    z = xp.concat([x, backend.constant(plan.controls(v))], axis=-1)
+    C = positive_part(hessian(backend, lambda z: plan.stage(z[..., :n], z[..., n:], theta_c), z))
     if plan.bounds is None:
-        return C
+        return C, positive_part(at.P)
     first, _ = plan.bounds.slopes(v)
-    scale = xp.concat([full(z[..., :n], 1.0), first], axis=-1)
+    scale = xp.concat([full(x, 1.0), first], axis=-1)
     curvature = plan.barrier * 2.0 * (1.0 - xp.tanh(v) ** 2)
-    diagonal = xp.concat([full(z[..., :n], 0.0), curvature], axis=-1)
+    diagonal = xp.concat([full(x, 0.0), curvature], axis=-1)
     convex: Array = scale[..., :, None] * C * scale[..., None, :] + diagonal[..., None] * eye(z.shape[-1], z)
-    return convex
+    return convex, positive_part(at.P)
 
 
 def positive_part(X: Array) -> Array:

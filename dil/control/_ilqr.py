@@ -14,6 +14,7 @@ from dil._frameworks.protocol import Backend
 from dil.control._expansion import gradient_and_hessian, jacobian
 from dil.control._score import PlanScore, time_first
 from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, Trial, judge, next_mu
+from dil.control._where_cheap import run_where_cheap
 from dil.solvers._finish import finish
 from dil.solvers._progress import iterate_watched
 from dil.solvers._score_values import best_row, evaluate
@@ -167,24 +168,8 @@ class Task(NamedTuple):
             p, P = full(x[0, ...], 0.0), full(F[0, ..., :n], 0.0)
         else:
             p, P = gradient_and_hessian(self.backend, lambda z: plan.last(z, self.theta_c), states[-1, ...])
-        identity, bound_terms = eye(v.shape[-1], v), self._bound_terms(v)
-
-        def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-            (p, P), (F, c, C) = carry, row[:3]
-            q, Q = c + _times(F.mT, p), C + F.mT @ P @ F
-            q_u, Q_ux, Q_uu = _in_free_controls(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
-            rhs = xp.concat([q_u[..., None], Q_ux], axis=-1)
-            scale = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
-            solution = -self.backend.dense.cholesky_solve(Q_uu + mu[..., None] * scale * identity, rhs)
-            k, K = solution[..., 0], solution[..., 1:]
-            p = q[..., :n] + _times(K.mT, _times(Q_uu, k) + q_u) + _times(Q_ux.mT, k)
-            mixed = K.mT @ Q_ux
-            P = Q[..., :n, :n] + K.mT @ Q_uu @ K + mixed + mixed.mT
-            return (p, 0.5 * (P + P.mT)), (k, K, q_u)
-
-        rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *bound_terms))
-        _, outs = self.backend.loops.scan(step, (p, P), rows)
-        k, K, q_u = (xp.flip(a, axis=0) for a in outs)
+        rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *self._bound_terms(v)))
+        k, K, q_u = (xp.flip(a, axis=0) for a in run_where_cheap(_sweep_back, self.backend, rows, p, P, mu))
         return Gains(states, v, k, K, norm(self.vector(q_u)))
 
     def forward(self, u: Array, gains: Gains) -> Trial:
@@ -196,12 +181,14 @@ class Task(NamedTuple):
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             (x,), (X, v, k, K) = carry, row
             v = v + lengths * k + _times(K, x - X)
-            return (plan.step(x, plan.controls(v), self.theta_h),), (v,)
+            x = self.backend.constant(plan.step(x, plan.controls(v), self.theta_h))
+            return (x,), (v, x)
 
         x = xp.broadcast_to(self.x0, (len(LENGTHS), *self.x0.shape))
-        _, (v,) = self.backend.loops.scan(step, (x,), (gains.states[:-1, ...], gains.controls, gains.k, gains.K))
+        _, (v, after) = self.backend.loops.scan(step, (x,), (gains.states[:-1, ...], gains.controls, gains.k, gains.K))
+        states = xp.concat([x[None, ...], after], axis=0)
+        values = self.backend.constant(plan.along(states, v, self.theta_c))[..., None]
         rows = xp.moveaxis(v, 0, -2)
-        values = self.backend.constant(plan(rows, self.x0, self.theta_c, self.theta_h))[..., None]
         values = xp.where(xp.isfinite(values), values, full(values, float("inf")))
         rows = xp.reshape(rows, (len(LENGTHS), *u.shape))
         return Trial(*best_row(rows, values), rows[0, ...], values[0, ...])
@@ -221,6 +208,28 @@ class Task(NamedTuple):
         xp = array_namespace(q)
         moved = xp.moveaxis(q, 0, -2)
         return xp.reshape(moved, (*moved.shape[:-2], moved.shape[-2] * moved.shape[-1]))  # type: ignore[no-any-return]
+
+
+def _sweep_back(backend: Backend, rows: Arrays, p: Array, P: Array, mu: Array) -> Arrays:
+    """Return k, K and Q_u from the last time to the first."""
+    xp, n = array_namespace(P), P.shape[-1]
+    identity = eye(rows[0].shape[-1] - n, P)
+
+    def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
+        (p, P), (F, c, C) = carry, row[:3]
+        q, Q = c + _times(F.mT, p), C + F.mT @ P @ F
+        q_u, Q_ux, Q_uu = _in_free_controls(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
+        rhs = xp.concat([q_u[..., None], Q_ux], axis=-1)
+        scale = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
+        solution = -backend.dense.cholesky_solve(Q_uu + mu[..., None] * scale * identity, rhs)
+        k, K = solution[..., 0], solution[..., 1:]
+        p = q[..., :n] + _times(K.mT, _times(Q_uu, k) + q_u) + _times(Q_ux.mT, k)
+        mixed = K.mT @ Q_ux
+        P = Q[..., :n, :n] + K.mT @ Q_uu @ K + mixed + mixed.mT
+        return (p, 0.5 * (P + P.mT)), (k, K, q_u)
+
+    _, found = backend.loops.scan(step, (p, P), rows)
+    return found
 
 
 def _in_free_controls(q_u: Array, Q_ux: Array, Q_uu: Array, bound_terms: Arrays) -> Arrays:

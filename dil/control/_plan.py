@@ -133,8 +133,9 @@ def plan(
     if not (is_number(barrier) and barrier >= 0) or (barrier and bounds is None):
         message = f"barrier={barrier!r}; expected a number >= 0, and bounds= that it keeps the controls within"
         raise OptionError(message)
-    score = PlanScore(cost, dynamics, final, int(horizon), check_bounds(bounds, controls), float(barrier))
     solver = LBFGS() if solver is None else solver
+    all_times = declares(solver, "_takes_all_times") or isinstance(linear_solver, Riccati)
+    score = PlanScore(cost, dynamics, final, int(horizon), check_bounds(bounds, controls), float(barrier), all_times)
     policy = Policy(on_failure, f"plan through {name_of(dynamics)}")
     made = Plan(score, int(controls), solver, linear_solver or _default_for(solver), init, policy, refine)
     made.layer(0)  # report an option out of range here, not at the first call

@@ -14,6 +14,7 @@ from dil._base.typing import Array, Arrays, Loop
 from dil._frameworks.protocol import Backend
 from dil.control._expansion import Expansion
 from dil.control._riccati import symmetric
+from dil.control._where_cheap import run_where_cheap
 from dil.linear._right_hand_side import backend_of_system
 
 SLACK = 32
@@ -121,9 +122,16 @@ def checked(A: Operator, b: Array, x: Array) -> Checked:
 def sweeps(expansion: Expansion, b: Array, backend: Backend) -> Arrays:
     """Return x with H x = b, both (m, *batch, n), and the matrices Q_uu, (horizon, *batch, n_u, n_u)."""
     xp, (F, W, P, *_) = array_namespace(b), expansion
-    horizon, n, n_u = F.shape[0], F.shape[-2], F.shape[-1] - F.shape[-2]
+    horizon, n_u = F.shape[0], F.shape[-1] - F.shape[-2]
     # one column for each right-hand side
     w = xp.moveaxis(xp.reshape(b, (*b.shape[:-1], horizon, n_u)), (-2, 0), (0, -1))
+    v, Q_uu = run_where_cheap(_back_and_forth, backend, (F, W, w), P)
+    return xp.reshape(xp.moveaxis(v, (-1, 0), (0, -2)), b.shape), xp.flip(Q_uu, axis=0)
+
+
+def _back_and_forth(backend: Backend, rows: Arrays, P: Array) -> Arrays:
+    """Return the changes v of the controls, (horizon, *batch, n_u, m), and Q_uu from the last time to the first."""
+    xp, n, (F, _, w) = array_namespace(P), P.shape[-1], rows
 
     def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (P, p), (F, W, w) = carry, row
@@ -134,16 +142,15 @@ def sweeps(expansion: Expansion, b: Array, backend: Backend) -> Arrays:
         return (symmetric(Q[..., :n, :n] + Q_ux.mT @ K), q[..., :n, :] + K.mT @ q_u), (K, k, Q_uu)
 
     zero = full(w, 0.0, shape=(*w.shape[1:-2], n, w.shape[-1]))
-    _, (K, k, Q_uu) = backend.loops.scan(back, (P, zero), tuple(xp.flip(a, axis=0) for a in (F, W, w)))
+    _, (K, k, Q_uu) = backend.loops.scan(back, (P, zero), tuple(xp.flip(a, axis=0) for a in rows))
 
     def forth(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (x,), (F, K, k) = carry, row
         v = k + K @ x
         return (F[..., :n] @ x + F[..., n:] @ v,), (v,)
 
-    K, k, Q_uu = (xp.flip(a, axis=0) for a in (K, k, Q_uu))
-    _, (v,) = backend.loops.scan(forth, (zero,), (F, K, k))
-    return xp.reshape(xp.moveaxis(v, (-1, 0), (0, -2)), b.shape), Q_uu
+    _, (v,) = backend.loops.scan(forth, (zero,), (F, xp.flip(K, axis=0), xp.flip(k, axis=0)))
+    return v, Q_uu
 
 
 class Verdict(NamedTuple):

@@ -33,6 +33,8 @@ class PlanScore:
     horizon: int
     bounds: Bounds | None
     barrier: float
+    all_times: bool = False
+    """Whether the functions take a leading axis of times. Then the costs of all times are one call."""
 
     broadcasts: ClassVar[bool] = True
     """Whether v may have more leading dimensions than x0, so that one call evaluates many plans."""
@@ -43,6 +45,9 @@ class PlanScore:
 
     def __call__(self, v: Array, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
         """Return the cost of each plan, shape v.shape[:-2]."""
+        if self.all_times:
+            states = self.states(v, x0, theta_h)
+            return self.along(time_first(states), time_first(v), theta_c)
         lead = v.shape[:-2]
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
@@ -54,6 +59,18 @@ class PlanScore:
         if self.final is not None:
             total = total + self.last(x, theta_c)
         return total + self.barrier * self.bounds.barrier(v) if self.bounds is not None and self.barrier else total
+
+    def along(self, states: Array, v: Array, theta_c: Tree = None) -> Array:
+        """Return the cost of plans whose states are known, with all times at once.
+
+        Shapes: states (horizon + 1, *lead, n_x), v (horizon, *lead, n_u), the cost lead.
+        """
+        total = array_namespace(states).sum(self.stage(states[:-1, ...], self.controls(v), theta_c), axis=0)
+        if self.final is not None:
+            total = total + self.last(states[-1, ...], theta_c)
+        if self.bounds is not None and self.barrier:
+            total = total + self.barrier * array_namespace(v).sum(self.bounds.barrier(v[..., None, :]), axis=0)
+        return total  # type: ignore[no-any-return]
 
     def controls(self, v: Array) -> Array:
         """Return the controls u from the free controls v."""
