@@ -167,6 +167,13 @@ def plans() -> dil.control.Rollout:
         solver=dil.solvers.Sequence(dil.control.ILQR(max_iter=3), dil.control.DDP()),
         linear_solver=dil.control.Riccati(),
     )
+    boxed = dil.control.plan(
+        lambda x, u, theta: (x**2).sum(-1) + (u**2).sum(-1),
+        lambda x, u, theta: x + u,
+        horizon=3,
+        bounds=dil.control.Box(-0.1, [0.1]),
+    )
+    assert np.all(boxed(np.ones(1)) >= -0.1)
     x0 = np.ones(1)
     assert dil.control.shift(plan(x0)).shape == (3, 1)
     return dil.control.mpc_rollout(plan, lambda x, u: x + u, x0, steps=2)

@@ -378,7 +378,7 @@ REFUSED = {
     "bounds": (lambda: plan(cost, pendulum, 2, bounds=(1.0, -1.0)), "each lower bound must be below"),
     "bound": (lambda: plan(cost, pendulum, 2, bounds=1.0), r"expected a pair \(low, high\)"),
     "lengths": (lambda: plan(cost, pendulum, 2, bounds=((0.0, 0.0), (1.0, 1.0))), "or of 1 numbers each"),
-    "barrier": (lambda: plan(cost, pendulum, 2, barrier=0.1), "and bounds= that it keeps"),
+    "barrier": (lambda: plan(cost, pendulum, 2, barrier=0.1), r"and bounds=\(low, high\) that it keeps"),
     "steps": (lambda: mpc_rollout(SHARP, pendulum, X0, 0), "steps=0; expected an integer >= 1"),
     "plan": (lambda: mpc_rollout(pendulum, pendulum, X0, 1), "expected one made by dil.control.plan"),
     "elites": (lambda: CrossEntropy(samples=4, elites=5), "expected an integer from 2 to samples"),

@@ -5,6 +5,7 @@ It imports every package of dil except `ode`.
 
 from typing import NoReturn
 
+from dil.control._box import Box
 from dil.control._dare import dare
 from dil.control._ddp import DDP
 from dil.control._ilqr import ILQR
@@ -23,6 +24,7 @@ def __getattr__(name: str) -> NoReturn:
 __all__ = [
     "DDP",
     "ILQR",
+    "Box",
     "Plan",
     "Riccati",
     "Rollout",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,10 @@ from dil._base.arrays import array_namespace, device
 from dil._base.errors import OptionError
 from dil._base.options import is_number
 from dil._base.typing import Array
+from dil.control._box import Box, Limit
 
 INSIDE = 0.999
 """The largest |tanh(v)| of a start. Nearer to a bound the map is so flat that solvers do not move."""
-
-Limit = float | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,11 @@ class Bounds:
         middle, half = self._middle_and_half(u)
         return array_namespace(u).atanh(array_namespace(u).clip((u - middle) / half, -INSIDE, INSIDE))  # type: ignore[no-any-return]
 
+    def middle(self, like: Array) -> Array:
+        """Return the middle of the bounds, with the shape of `like`."""
+        middle, _ = self._middle_and_half(like)
+        return array_namespace(like).zeros_like(like) + middle  # type: ignore[no-any-return]
+
     def slopes(self, v: Array) -> tuple[Array, Array]:
         """Return the first and second derivatives of squash at v."""
         t, (_, half) = array_namespace(v).tanh(v), self._middle_and_half(v)
@@ -53,8 +56,8 @@ class Bounds:
         return 0.5 * (low + high), 0.5 * (high - low)
 
 
-def check_bounds(bounds: Any, controls: int) -> Bounds | None:
-    """Return the bounds for this number of controls, from a pair of numbers or of sequences of numbers.
+def check_bounds(bounds: Any, controls: int) -> Bounds | Box | None:
+    """Return the bounds for this number of controls, from a box, or a pair of numbers or of sequences of numbers.
 
     Raises
     ------
@@ -63,6 +66,8 @@ def check_bounds(bounds: Any, controls: int) -> Bounds | None:
     """
     if bounds is None:
         return None
+    if isinstance(bounds, Box):
+        return bounds.check(controls)
     try:
         low, high = (_numbers(limit, controls) for limit in bounds)
     except (TypeError, ValueError) as error:

@@ -55,7 +55,10 @@ class DDP(SweepOptions):
     the identity is added to Q_uu (Tassa, Erez and Todorov 2012), relative to its largest entry.
 
     With bounds, the map from the free controls flattens as a control comes near its bound. Where a bound is active, a
-    barrier of some hundredths of the cost keeps the problem solvable.
+    barrier of some hundredths of the cost keeps the problem solvable. With `dil.control.Box` for the bounds, controls
+    stay within them by projection: in the sweep back, a control at a bound to which its gradient pushes it is held
+    (Bertsekas 1982), and new controls are cut to their bounds. Tassa, Mansard and Todorov 2014 solve a small quadratic
+    programme at each step in its place.
 
     Raises
     ------
@@ -77,14 +80,16 @@ class DDP(SweepOptions):
     """Whether the solver is array code alone, which a framework may compile."""
     _takes_all_times = True
     """Whether it calls cost and dynamics for all times at once."""
+    _takes_box = True
+    """Whether it keeps the controls within a box."""
 
     def __call__(self, fun: Any, init: Tree, /, *args: Tree, **kwargs: Tree) -> Solution:
         """Minimise fun, the score of a plan, from init, (*batch, horizon, n_u)."""
         plan_of(fun, "DDP")
         started = start(self, fun, init, args, kwargs)
-        u, backend = started.u, started.problem.backend
+        backend, task = started.problem.backend, task_of(started)
+        u = task.within(started.u)
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 2 / 3)
-        task = task_of(started)
 
         def sweep(s: Iterate) -> Iterate:
             at = _expansion(task, s.u)
@@ -99,7 +104,7 @@ class DDP(SweepOptions):
 
             swept = backend.loops.run_if(xp.any(s.going & ~exact), convex, newton)
             gains = Gains(at.states, at.controls, swept.k, swept.K, s.slope)
-            usable, slope = s.going & xp.isfinite(swept.predicted), norm(task.vector(at.q))
+            usable, slope = s.going & xp.isfinite(swept.predicted), _slope(task, at)
             found = judge(task.forward(s.u, gains), s.u, s.value, usable, u)
             solved = s.solved | (found.taken & (s.mu <= MU_MIN) & (found.full_step <= rtol * size_of(found.u, u)))
             # a step of Newton's method that fails is followed by one without second derivatives, as long
@@ -112,7 +117,7 @@ class DDP(SweepOptions):
 
         value = evaluate(started, u)
         counter, finite = zeros_like_count(u), xp.isfinite(value)
-        zero, slope = full(value, 0.0), norm(task.vector(_expansion(task, u).q))
+        zero, slope = full(value, 0.0), _slope(task, _expansion(task, u))
         first = Iterate(u, value, slope, zero, ~finite & finite, counter, finite, ~finite & finite)
 
         def residual(s: Iterate) -> Array:
@@ -165,6 +170,17 @@ def _expansion(task: Task, u: Array) -> Expansion:
     return expand(task.plan, task.backend, v, task.x0, task.theta_c, task.theta_h)
 
 
+def _slope(task: Task, at: Expansion) -> Array:
+    """Return the norm of the gradient in the controls that may move, (*batch, 1)."""
+    return norm(task.vector(at.q if task.box is None else at.q * moves(at.q, *task.box.pushed(at.controls))))
+
+
+def moves(q: Array, at_low: Array, at_high: Array) -> Array:
+    """Return one for each control that may move: zero at a bound to which the gradient pushes it (Bertsekas 1982)."""
+    xp = array_namespace(q)
+    return 1.0 - xp.where(q > 0, at_low, xp.where(q < 0, at_high, full(q, 0.0)))  # type: ignore[no-any-return]
+
+
 def _no_gains(at: Expansion, mu: Array) -> Swept:
     zero = full(at.q, 0.0)
     return Swept(zero, zero[..., None] * full(at.states[:-1, ...], 0.0)[..., None, :], full(mu, 0.0), mu != mu)
@@ -173,7 +189,8 @@ def _no_gains(at: Expansion, mu: Array) -> Swept:
 def _gains(task: Task, at: Expansion, matrices: tuple[Array, Array], mu: Array) -> Swept:
     """Return the gains of the quadratic problem with `matrices` in the place of W and P."""
     xp, (W, P) = array_namespace(at.F), matrices
-    rows = tuple(xp.flip(a, axis=0) for a in (at.F, W, at.q))
+    sides = () if task.box is None else task.box.pushed(at.controls)
+    rows = tuple(xp.flip(a, axis=0) for a in (at.F, W, at.q, *sides))
     k, K, predicted = run_where_cheap(_sweep_back, task.backend, rows, P, mu)
     k, K = xp.flip(k, axis=0), xp.flip(K, axis=0)
     return Swept(k, K, predicted, xp.all(xp.isfinite(k), axis=(0, -1))[..., None])
@@ -181,16 +198,19 @@ def _gains(task: Task, at: Expansion, matrices: tuple[Array, Array], mu: Array) 
 
 def _sweep_back(backend: Backend, rows: Arrays, P: Array, mu: Array) -> Arrays:
     """Return k and K from the last time to the first, and the predicted decrease, (*batch, 1)."""
-    F, _, q = rows
+    F, _, q, *_ = rows
     xp, n, identity = array_namespace(P), F.shape[-2], eye(q.shape[-1], q)
 
     def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-        (P, p, predicted), (F, W, g) = carry, row
+        (P, p, predicted), (F, W, g), sides = carry, row[:3], row[3:]
         Q, q = W + F.mT @ (P @ F), F.mT @ p
         Q_ux, Q_uu, q_u = Q[..., n:, :n], Q[..., n:, n:], q[..., n:, :] + g[..., None]
         scale = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
-        rhs = xp.concat([Q_ux, q_u], axis=-1)
-        gains = -backend.dense.cholesky_solve(Q_uu + mu[..., None] * scale * identity, rhs)
+        rhs, matrix = xp.concat([Q_ux, q_u], axis=-1), Q_uu + mu[..., None] * scale * identity
+        if sides:
+            free = moves(q_u[..., 0], *sides)[..., None]
+            rhs, matrix = free * rhs, free * matrix * free.mT + (1.0 - free) * scale * identity
+        gains = -backend.dense.cholesky_solve(matrix, rhs)
         K, k = gains[..., :n], gains[..., n:]
         mixed = Q_ux.mT @ K
         P = symmetric(Q[..., :n, :n] + mixed + mixed.mT + K.mT @ (Q_uu @ K))

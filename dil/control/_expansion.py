@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from dil._base.arrays import array_namespace, eye, full
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
+from dil.control._bounds import Bounds
+from dil.control._box import Box, Held
 from dil.control._riccati import symmetric
 
 if TYPE_CHECKING:
@@ -30,14 +32,22 @@ class Expansion(NamedTuple):
     """(*batch, n_x, n_x)"""
     q: Array
     """The derivative of the score in v, (horizon, *batch, n_u)."""
+    terms: Array
+    """The sizes of the terms of q."""
     states: Array
     """(horizon + 1, *batch, n_x)"""
     controls: Array
     """The free controls, (horizon, *batch, n_u)."""
+    held: Held | None = None
+    """The controls that are held, if the bounds are a box. F and W have no entries for them, but a one in W."""
 
 
 def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Expansion:
     """Return the expansion at the free controls v, (*batch, horizon, n_u)."""
+    if isinstance(plan.bounds, Box):
+        return _with_held(
+            plan.bounds, expand(plan.without_box(), backend, plan.bounds.squash(v), x0, theta_c, theta_h), v
+        )
     xp, constant = array_namespace(v), backend.constant
     states = xp.moveaxis(constant(plan.states(v, x0, theta_h)), -2, 0)
     n = states.shape[-1]
@@ -67,6 +77,7 @@ def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree
 
     _, (p, q) = backend.loops.scan(back, (last,), (xp.flip(F, axis=0), xp.flip(gradient, axis=0)))
     p, q = xp.flip(p, axis=0), xp.flip(q, axis=0)
+    terms = xp.abs(gradient[..., n:]) + xp.sum(xp.abs(F[..., n:] * p[..., None]), axis=-2)
 
     def hamiltonian(z: Array) -> Array:
         states = after(z)
@@ -74,7 +85,17 @@ def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree
         return value
 
     W = hessian(backend, hamiltonian, z)
-    return Expansion(F, symmetric(W), symmetric(P), q, states, z[..., n:])
+    return Expansion(F, symmetric(W), symmetric(P), q, terms, states, z[..., n:])
+
+
+def _with_held(box: Box, at: Expansion, v: Array) -> Expansion:
+    """Return the expansion in the controls between their bounds, where v is the unknown of the layer."""
+    xp, n = array_namespace(at.F), at.F.shape[-2]
+    held = box.held(xp.moveaxis(v, -2, 0), at.q, at.terms)
+    stays = xp.concat([full(at.states[:-1, ...], 0.0), xp.astype(held.held, at.F.dtype)], axis=-1)
+    moves = 1.0 - stays
+    W = moves[..., :, None] * at.W * moves[..., None, :] + stays[..., None] * eye(at.F.shape[-1], at.F)
+    return at._replace(F=at.F * moves[..., None, :], W=W, q=at.q * moves[..., n:], held=held)
 
 
 def convex_part(at: Expansion, plan: PlanScore, backend: Backend, theta_c: Tree) -> tuple[Array, Array]:
@@ -86,7 +107,7 @@ def convex_part(at: Expansion, plan: PlanScore, backend: Backend, theta_c: Tree)
     n = x.shape[-1]
     z = xp.concat([x, backend.constant(plan.controls(v))], axis=-1)
     C = positive_part(hessian(backend, lambda z: plan.stage(z[..., :n], z[..., n:], theta_c), z))
-    if plan.bounds is None:
+    if not isinstance(plan.bounds, Bounds):
         return C, positive_part(at.P)
     first, _ = plan.bounds.slopes(v)
     scale = xp.concat([full(x, 1.0), first], axis=-1)

@@ -11,6 +11,8 @@ from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.fixed import identity_of
 from dil._frameworks.protocol import Backend
+from dil.control._bounds import Bounds
+from dil.control._box import Box
 from dil.control._expansion import gradient_and_hessian, jacobian
 from dil.control._score import PlanScore, time_first
 from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, Trial, judge, next_mu
@@ -153,6 +155,8 @@ class Task(NamedTuple):
     x0: Array
     theta_c: Tree
     theta_h: Tree
+    box: Box | None = None
+    """The box that the controls stay within. The plan of the task does not know it."""
 
     def backward(self, u: Array, mu: Array) -> Gains:
         """Return the gains of the expansion about u, with Q_uu + mu max|Q_uu| I instead of Q_uu."""
@@ -181,6 +185,7 @@ class Task(NamedTuple):
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             (x,), (X, v, k, K) = carry, row
             v = v + lengths * k + _times(K, x - X)
+            v = v if self.box is None else self.box.squash(v)
             x = self.backend.constant(plan.step(x, plan.controls(v), self.theta_h))
             return (x,), (v, x)
 
@@ -196,12 +201,18 @@ class Task(NamedTuple):
     def _bound_terms(self, v: Array) -> Arrays:
         """Return the derivatives of u(v) and of the barrier, each (horizon, *batch, n_u); () without bounds."""
         bounds = self.plan.bounds
-        if bounds is None:
+        if not isinstance(bounds, Bounds):
             return ()
         first, second = bounds.slopes(v)
         t = array_namespace(v).tanh(v)
         # the barrier has the derivatives 2 tanh v and 2 - 2 tanh(v)^2
         return first, second, self.plan.barrier * 2.0 * t, self.plan.barrier * 2.0 * (1.0 - t) * (1.0 + t)
+
+    def within(self, u: Array) -> Array:
+        """Return vectors of the unknowns within the box."""
+        if self.box is None:
+            return u
+        return self.vector(self.box.squash(time_first(self.started.problem.space.unravel(u))))
 
     def vector(self, q: Array) -> Array:
         """Return an array with time first as vectors of the unknowns, (*batch, n)."""
@@ -257,7 +268,9 @@ def task_of(started: Start) -> Task:
     named = dict(zip(("x0", "theta_c", "theta_h"), args, strict=False)) | kwargs
     plan = identity_of(problem.score.fn)
     assert isinstance(plan, PlanScore)
-    return Task(started, problem.backend, plan, named["x0"], named.get("theta_c"), named.get("theta_h"))
+    box = plan.bounds if isinstance(plan.bounds, Box) else None
+    args = named["x0"], named.get("theta_c"), named.get("theta_h")
+    return Task(started, problem.backend, plan.without_box(), *args, box)
 
 
 def _times(A: Array, x: Array) -> Array:

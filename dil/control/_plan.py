@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import DTypeError, OptionError, ShapeError
+from dil._base.in_words import in_words
 from dil._base.one_line import made_by
 from dil._base.options import check_integer, check_parameters, declares, is_number
 from dil._base.solution import Solution
@@ -18,7 +19,9 @@ from dil._frameworks.registry import common_owner
 from dil._layers.call import Solver
 from dil._layers.layer import Layer
 from dil._problem.score import Score
-from dil.control._bounds import Limit, check_bounds
+from dil.control._bounds import Bounds, check_bounds
+from dil.control._box import Box, Limit
+from dil.control._ddp import DDP
 from dil.control._riccati_solver import Riccati
 from dil.control._score import Cost, Dynamics, PlanScore, name_of
 from dil.linear._auto import Auto
@@ -40,7 +43,7 @@ def plan(
     controls: int = 1,
     final: Cost | None = None,
     solver: Solver | None = None,
-    bounds: tuple[Limit, Limit] | None = None,
+    bounds: tuple[Limit, Limit] | Box | None = None,
     barrier: float = 0.0,
     init: AnyArray | Callable[..., AnyArray] | None = None,
     linear_solver: LinearSolver | None = None,
@@ -64,8 +67,10 @@ def plan(
     solver : callable, optional
         Any solver of `dil.solvers`, `dil.control.DDP()`, `dil.control.ILQR()` or your own solver;
         `dil.solvers.LBFGS()` by default.
-    bounds : pair, optional
-        (low, high), each a number or n_u numbers. The solver finds v, with u = middle + half tanh(v).
+    bounds : pair or Box, optional
+        (low, high), each a number or n_u numbers. The solver finds v, with u = middle + half tanh(v). Or
+        `dil.control.Box(low, high)`: the controls may reach these bounds, and one that does has no derivative. It
+        needs a solver that keeps the controls within them, `DDP()`, which is then the default, or your own.
     barrier : float
         Adds barrier times -log(1 - tanh(v)^2), summed over all controls, to the cost. Without it, a control whose
         optimum is at a bound has no optimal v, and so no gradient. With it, the distance of u from the bound is about
@@ -130,16 +135,37 @@ def plan(
         elif name != "final" or fn is not None:
             message = f"{name}={fn!r} of type {type(fn).__name__}; expected a callable"
             raise OptionError(message)
-    if not (is_number(barrier) and barrier >= 0) or (barrier and bounds is None):
-        message = f"barrier={barrier!r}; expected a number >= 0, and bounds= that it keeps the controls within"
+    if not (is_number(barrier) and barrier >= 0) or (barrier and (bounds is None or isinstance(bounds, Box))):
+        message = (
+            f"barrier={barrier!r}; expected a number >= 0, and bounds=(low, high) that it keeps the controls within"
+        )
         raise OptionError(message)
+    checked = check_bounds(bounds, controls)
+    if isinstance(checked, Box):
+        barrier, linear_solver = 1.0, linear_solver or Riccati()
+        solver = _box_solver(solver, linear_solver)
     solver = LBFGS() if solver is None else solver
     all_times = declares(solver, "_takes_all_times") or isinstance(linear_solver, Riccati)
-    score = PlanScore(cost, dynamics, final, int(horizon), check_bounds(bounds, controls), float(barrier), all_times)
+    score = PlanScore(cost, dynamics, final, int(horizon), checked, float(barrier), all_times)
     policy = Policy(on_failure, f"plan through {name_of(dynamics)}")
     made = Plan(score, int(controls), solver, linear_solver or _default_for(solver), init, policy, refine)
     made.layer(0)  # report an option out of range here, not at the first call
     return made
+
+
+def _box_solver(solver: Solver | None, linear_solver: LinearSolver) -> Solver:
+    """Return the solver of a plan with a box, DDP by default."""
+    solver = DDP() if solver is None else solver
+    if declares(solver, "_array_code") and not declares(solver, "_takes_box"):
+        message = (
+            f"solver={in_words(solver)} does not keep the controls within bounds=Box(...); take DDP(), or a function "
+            "of your own that does, or bounds=(low, high) for a smooth map"
+        )
+        raise OptionError(message)
+    if not isinstance(linear_solver, Riccati):
+        message = f"linear_solver={in_words(linear_solver)}; bounds=Box(...) needs Riccati(), which looks at the bounds"
+        raise OptionError(message)
+    return solver
 
 
 def _default_for(solver: Solver) -> LinearSolver:
@@ -171,8 +197,8 @@ class Plan:
             controls=self.controls,
             final=score.final,
             solver=self.solver,
-            bounds=score.bounds and (score.bounds.low, score.bounds.high),
-            barrier=score.barrier or None,
+            bounds=(score.bounds.low, score.bounds.high) if isinstance(score.bounds, Bounds) else score.bounds,
+            barrier=score.barrier or None if isinstance(score.bounds, Bounds) else None,
             init=self.init,
         )
 
@@ -229,7 +255,7 @@ class Plan:
         shape = (*x0.shape[:-1], self.horizon, self.controls)
         if self.init is None:
             zero = full(x0, 0.0, shape=shape)
-            return zero if self.score.bounds is None else self.score.bounds.squash(zero)
+            return zero if self.score.bounds is None else self.score.bounds.middle(zero)
         return self.init(x0, theta_c, theta_h) if callable(self.init) else self.init
 
     def _begin(self, x0: Array, theta_c: Tree, theta_h: Tree, init: Array | None) -> tuple[Layer, Array]:
@@ -278,6 +304,9 @@ class _WithDivergence:
         if tuple(getattr(v, "shape", ())) != tuple(init.shape):
             return solution  # the layer reports what is wrong
         xp = array_namespace(v)
+        if isinstance(self.score.bounds, Box):
+            v = self.score.bounds.outside(v)
+            solution = solution._replace(value=v)
         states = self.score.states(v, x0, theta_h)
         # a state that is NaN before any state is huge comes from the arguments or from controls that are not finite
         huge = xp.abs(states) >= float(xp.finfo(states.dtype).max) ** HUGE

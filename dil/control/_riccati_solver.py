@@ -37,7 +37,8 @@ class Riccati:
     In the sweep back, each step has a matrix Q_uu of n_u rows. All of them are positive definite if and only if H is,
     so if and only if the plan is a strict minimum. If one has a negative eigenvalue, `extra["indefinite"]` is true and
     the layer ends NOT_MINIMUM; the solution is that of the system all the same. If one is singular, the problem ends
-    SINGULAR. `extra["step"]` is the first such step, or -1. One step of refinement follows the sweeps where the
+    SINGULAR. `extra["step"]` is the first such step, or -1. With `Box` for bounds, H is that of the controls between
+    their bounds, and a held control is looked at: see there. One step of refinement follows the sweeps where the
     residual is above eps ** 0.75 of b; a problem whose residual stays above ends STAGNATED.
 
     Raises
@@ -75,7 +76,7 @@ class Riccati:
         x, Q_uu = sweeps(expansion, rhs, backend)
         verdict, count = judged(Q_uu, expansion), rows.shape[0]
         found = x[:count, ...] if A.one is not None else x[0, ...]
-        regular = verdict.singular < 0
+        regular, held = verdict.singular < 0, expansion.held
 
         def refine(s: Checked) -> Checked:
             r = xp.where(s.needs_step[..., None], s.r, 0.0)
@@ -90,6 +91,7 @@ class Riccati:
             [
                 (~verdict.finite | ~xp.all(xp.isfinite(b), axis=-1), Status.NON_FINITE),
                 (~regular | ~finite, Status.SINGULAR),
+                *([] if held is None else [(held.wrong, Status.NOT_STATIONARY), (held.degenerate, Status.KINK)]),
                 (last.needs_step, Status.STAGNATED),
             ],
             Status.CONVERGED,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from dil._base.arrays import array_namespace, full, shared_namespace
@@ -13,6 +13,7 @@ from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import as_one_array, common_owner, owner
 from dil.control._bounds import Bounds
+from dil.control._box import Box
 from dil.control._expansion import Expansion, expand
 
 Cost = Callable[..., Any]
@@ -31,7 +32,7 @@ class PlanScore:
     dynamics: Dynamics
     final: Cost | None
     horizon: int
-    bounds: Bounds | None
+    bounds: Bounds | Box | None
     barrier: float
     all_times: bool = False
     """Whether the functions take a leading axis of times. Then the costs of all times are one call."""
@@ -71,6 +72,10 @@ class PlanScore:
         if self.bounds is not None and self.barrier:
             total = total + self.barrier * array_namespace(v).sum(self.bounds.barrier(v[..., None, :]), axis=0)
         return total  # type: ignore[no-any-return]
+
+    def without_box(self) -> PlanScore:
+        """Return the score of controls that may lie anywhere, if the bounds are a box."""
+        return replace(self, bounds=None, barrier=0.0) if isinstance(self.bounds, Box) else self
 
     def controls(self, v: Array) -> Array:
         """Return the controls u from the free controls v."""
