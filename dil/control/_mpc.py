@@ -9,14 +9,9 @@ from dil._base.arrays import array_namespace, device
 from dil._base.errors import OptionError, ShapeError
 from dil._base.options import check_integer
 from dil._base.typing import AnyArray, Array, Arrays, Tree
-from dil._frameworks.registry import common_owner, leaves_of, owner
+from dil._frameworks.registry import common_owner, owner
 from dil.control._plan import Plan
 from dil.control._score import check_dtype, describe, name_of
-
-NO_DERIVATIVE = (
-    "mpc_rollout has no derivative, and {} being differentiated; call the plan in a loop of your own for a gradient "
-    "through it, or pass dil.constant({}) for none"
-)
 
 
 class Rollout(NamedTuple):
@@ -79,8 +74,9 @@ def mpc_rollout(
     Returns
     -------
     Rollout
-        The arrays have no derivative, and no policy is applied to the statuses. For gradients through a loop, call the
-        plan in your own loop.
+        The states and controls are differentiable in x0, theta_c, theta_h and whatever the environment is
+        differentiable in. No policy is applied to the statuses; that of the plan is applied to the linear solves of
+        a gradient.
 
     Raises
     ------
@@ -90,12 +86,15 @@ def mpc_rollout(
         If the environment returns states of another shape.
     DTypeError
         If the environment returns states of another dtype.
-    CapturedError
-        If an argument, or an array that the environment captures, is being differentiated.
 
     Notes
     -----
     The loop is that of the backend. Under `jax.jit` one planning step is compiled, for any number of steps.
+
+    The gradient goes through the closed loop: each control follows its state through the plan, by the implicit function
+    theorem, and each state follows the last one through the environment. The start of a plan has no derivative. The
+    memory grows linearly with the steps: each keeps its state and its plan, and none of the work of the solver.
+    An environment that leaves the framework, such as a simulator, passes no derivative on.
 
     Examples
     --------
@@ -114,19 +113,13 @@ def mpc_rollout(
         raise OptionError(message)
     check_integer("steps", steps, 1)
     backend = common_owner([x0], ["x0"], "mpc_rollout")
-    for name, tree in (("x0", x0), ("theta_c", theta_c), ("theta_h", theta_h)):
-        for leaf in leaves_of(tree)[0]:
-            if owner(leaf) is not None:
-                backend.assert_constant(leaf, NO_DERIVATIVE.format(f"{name} is", name))
-    xp, x0 = array_namespace(x0), backend.constant(x0)
+    xp = array_namespace(x0)
 
     def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         x, u = carry
-        solution = plan.solve(x, theta_c, theta_h, init=u)
-        first = solution.value[..., 0, :]
+        controls, solution = plan.solve_and_call(x, theta_c, theta_h, u)
+        first = controls[..., 0, :]
         after = _check_states(environment(x, first), x, environment)
-        backend.assert_constant(after, NO_DERIVATIVE.format("an array in the environment is", "the array"))
-        after = backend.constant(after)
         assert solution.status is not None
         return (after, shift(solution.value) if warm_start else u), (after, first, solution.status)
 

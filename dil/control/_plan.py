@@ -184,8 +184,9 @@ class Plan:
     init: AnyArray | Callable[..., AnyArray] | None
     policy: Policy
     refine: int
-    _layers: dict[int, Layer] = field(default_factory=dict, init=False, repr=False)
-    """The layers by the number of batch dimensions. Each keeps what a framework has compiled for it."""
+    _layers: dict[tuple[int, bool], Layer] = field(default_factory=dict, init=False, repr=False)
+    """The layers by the number of batch dimensions, and by whether their start is the solution. Each keeps what a
+    framework has compiled for it."""
 
     def __repr__(self) -> str:
         score = self.score
@@ -222,6 +223,14 @@ class Plan:
         solution = layer.solve(x0, theta_c, theta_h, init=v)
         return solution._replace(value=self.score.controls(solution.value))
 
+    def solve_and_call(self, x0: Array, theta_c: Tree, theta_h: Tree, init: Array) -> tuple[Array, Solution]:
+        """Return the controls, which have their derivative, and the solution with its status, by one forward solve."""
+        layer, v = self._begin(x0, theta_c, theta_h, init)
+        solution = layer.solve(x0, theta_c, theta_h, init=v)
+        known = self._layer(x0.ndim - 1, _Known())
+        u = self.score.controls(known(x0, theta_c, theta_h, init=solution.value))
+        return u, solution._replace(value=self.score.controls(solution.value))
+
     def report(
         self,
         x0: AnyArray,
@@ -241,14 +250,17 @@ class Plan:
 
     def layer(self, batch_ndim: int) -> Layer:
         """Return the argmin layer of the free controls v, for states with `batch_ndim` batch dimensions."""
-        if batch_ndim not in self._layers:
+        return self._layer(batch_ndim, self.solver)
+
+    def _layer(self, batch_ndim: int, solver: Solver) -> Layer:
+        known = isinstance(solver, _Known)
+        if (batch_ndim, known) not in self._layers:
             condition = Score(self.score, batch_ndim)
-            solver = self.solver
             if callable(solver) and not isinstance(solver, type):
                 solver = _WithDivergence(solver, self.score)
-            made = Layer(condition, solver, self.linear_solver, None, self.policy, self.refine)
-            self._layers.setdefault(batch_ndim, made)
-        return self._layers[batch_ndim]
+            made = Layer(condition, solver, self.linear_solver, None, self.policy, 0 if known else self.refine)
+            self._layers.setdefault((batch_ndim, known), made)
+        return self._layers[batch_ndim, known]
 
     def start(self, x0: AnyArray, theta_c: Tree = None, theta_h: Tree = None) -> AnyArray:
         """Return the default initial controls of a call, (*batch, horizon, n_u)."""
@@ -275,6 +287,17 @@ class Plan:
             )
             raise ShapeError(message)
         return self.layer(x0.ndim - 1), u if self.score.bounds is None else self.score.bounds.free(u)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """The solver of a plan whose start is its solution."""
+
+    _array_code = True
+    """Whether the solver is array code alone, which a framework may compile."""
+
+    def __call__(self, fun: Any, init: Array, /, *args: Tree, **kwargs: Tree) -> Solution:
+        return Solution(init)
 
 
 @dataclass(frozen=True)
