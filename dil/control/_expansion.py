@@ -54,11 +54,11 @@ def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree
     z = xp.concat([states[:-1, ...], xp.moveaxis(constant(v), -2, 0)], axis=-1)
 
     def after(z: Array) -> Array:
-        return plan.step(z[..., :n], plan.controls(z[..., n:]), theta_h)
+        return plan.steps(z[..., :n], plan.controls(z[..., n:]), theta_h)
 
     def cost(z: Array) -> Array:
         v = z[..., n:]
-        total = plan.stage(z[..., :n], plan.controls(v), theta_c)
+        total = plan.stages(z[..., :n], plan.controls(v), theta_c)
         if plan.bounds is None or not plan.barrier:
             return total
         return total + plan.barrier * plan.bounds.barrier(v[..., None, :])
@@ -68,7 +68,7 @@ def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree
     if plan.final is None:
         last, P = full(states[-1, ...], 0.0), full(F[0, ..., :n], 0.0)
     else:
-        last, P = gradient_and_hessian(backend, lambda x: plan.last(x, theta_c), states[-1, ...])
+        last, P = at_the_end(backend, lambda x: plan.last(x, theta_c), states[-1, ...])
 
     def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
         (p,), (F, g) = carry, row
@@ -81,7 +81,9 @@ def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree
 
     def hamiltonian(z: Array) -> Array:
         states = after(z)
-        value: Array = cost(z) + array_namespace(states).sum(states * p, axis=-1)
+        times, *rest = p.shape
+        costates = array_namespace(p).reshape(p, (times, *(1 for _ in range(z.ndim - p.ndim)), *rest))
+        value: Array = cost(z) + array_namespace(states).sum(states * costates, axis=-1)
         return value
 
     W = hessian(backend, hamiltonian, z)
@@ -106,7 +108,7 @@ def convex_part(at: Expansion, plan: PlanScore, backend: Backend, theta_c: Tree)
     xp, v, x = array_namespace(at.F), at.controls, at.states[:-1, ...]
     n = x.shape[-1]
     z = xp.concat([x, backend.constant(plan.controls(v))], axis=-1)
-    C = positive_part(hessian(backend, lambda z: plan.stage(z[..., :n], z[..., n:], theta_c), z))
+    C = positive_part(hessian(backend, lambda z: plan.stages(z[..., :n], z[..., n:], theta_c), z))
     if not isinstance(plan.bounds, Bounds):
         return C, positive_part(at.P)
     first, _ = plan.bounds.slopes(v)
@@ -142,6 +144,12 @@ def gradient_and_hessian(backend: Backend, fn: Callable[[Array], Array], z: Arra
     return gradient_of(backend, fn, z), hessian(backend, fn, z)
 
 
+def at_the_end(backend: Backend, fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """Return the gradient and the Hessian of fn at the last time, for states without an axis of times."""
+    p, P = gradient_and_hessian(backend, fn, x[None, ...])
+    return p[0, ...], P[0, ...]
+
+
 def hessian(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Array:
     """Return the Hessian of fn, (..., n_z) -> (...), at each time and problem: (..., n_z, n_z)."""
     return _derivative(backend, lambda z: _gradient(backend, fn, z), z, z.shape[-1])
@@ -153,10 +161,13 @@ def _gradient(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Array
 
 
 def _derivative(backend: Backend, fn: Callable[[Array], Arrays], z: Array, n: int) -> Array:
-    """Return the derivative of fn, whose values are (..., n), by one pullback at n copies of z."""
-    xp = array_namespace(z)
-    _, pull = backend.vjp(fn, xp.broadcast_to(z, (n, *z.shape)))
-    rows = xp.reshape(eye(n, z), (n, *(1 for _ in z.shape[:-1]), n))
-    (pulled,) = pull((xp.broadcast_to(rows, (n, *z.shape[:-1], n)),))
-    derivative: Array = xp.moveaxis(backend.constant(pulled), 0, -2)
+    """Return the derivative of fn, whose values are (..., n), by one pullback at n copies of z.
+
+    The copies follow the first axis, that of times.
+    """
+    xp, (times, *batch, n_z) = array_namespace(z), z.shape
+    _, pull = backend.vjp(fn, xp.broadcast_to(z[:, None, ...], (times, n, *batch, n_z)))
+    rows = xp.reshape(eye(n, z), (1, n, *(1 for _ in batch), n))
+    (pulled,) = pull((xp.broadcast_to(rows, (times, n, *batch, n)),))
+    derivative: Array = xp.moveaxis(backend.constant(pulled), 1, -2)
     return derivative

@@ -13,7 +13,7 @@ from dil._frameworks.fixed import identity_of
 from dil._frameworks.protocol import Backend
 from dil.control._bounds import Bounds
 from dil.control._box import Box
-from dil.control._expansion import gradient_and_hessian, jacobian
+from dil.control._expansion import at_the_end, gradient_and_hessian, jacobian
 from dil.control._score import PlanScore, time_first
 from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, Trial, judge, next_mu
 from dil.control._where_cheap import run_where_cheap
@@ -166,37 +166,38 @@ class Task(NamedTuple):
         x, v = states[:-1, ...], time_first(v)
         n = x.shape[-1]
         z = xp.concat([x, plan.controls(v)], axis=-1)
-        F = jacobian(self.backend, lambda z: plan.step(z[..., :n], z[..., n:], self.theta_h), z, n)
-        c, C = gradient_and_hessian(self.backend, lambda z: plan.stage(z[..., :n], z[..., n:], self.theta_c), z)
+        F = jacobian(self.backend, lambda z: plan.steps(z[..., :n], z[..., n:], self.theta_h), z, n)
+        c, C = gradient_and_hessian(self.backend, lambda z: plan.stages(z[..., :n], z[..., n:], self.theta_c), z)
         if plan.final is None:
             p, P = full(x[0, ...], 0.0), full(F[0, ..., :n], 0.0)
         else:
-            p, P = gradient_and_hessian(self.backend, lambda z: plan.last(z, self.theta_c), states[-1, ...])
+            p, P = at_the_end(self.backend, lambda z: plan.last(z, self.theta_c), states[-1, ...])
         rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *self._bound_terms(v)))
         k, K, q_u = (xp.flip(a, axis=0) for a in run_where_cheap(_sweep_back, self.backend, rows, p, P, mu))
         return Gains(states, v, k, K, norm(self.vector(q_u)))
 
     def forward(self, u: Array, gains: Gains) -> Trial:
         """Return the controls with feedback and their costs, for all step lengths at once."""
-        xp, plan = array_namespace(u), self.plan
+        xp, plan, (rows, at) = array_namespace(u), self.plan, self.plan.h_rows(self.theta_h)
         lengths = xp.asarray(LENGTHS, dtype=u.dtype, device=device(u))
         lengths = xp.reshape(lengths, (len(LENGTHS), *(1 for _ in gains.k.shape[1:])))
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-            (x,), (X, v, k, K) = carry, row
+            (x,), (X, v, k, K, *rest) = carry, row
             v = v + lengths * k + _times(K, x - X)
             v = v if self.box is None else self.box.squash(v)
-            x = self.backend.constant(plan.step(x, plan.controls(v), self.theta_h))
+            x = self.backend.constant(plan.step(x, plan.controls(v), at(rest)))
             return (x,), (v, x)
 
         x = xp.broadcast_to(self.x0, (len(LENGTHS), *self.x0.shape))
-        _, (v, after) = self.backend.loops.scan(step, (x,), (gains.states[:-1, ...], gains.controls, gains.k, gains.K))
+        known = (gains.states[:-1, ...], gains.controls, gains.k, gains.K)
+        _, (v, after) = self.backend.loops.scan(step, (x,), (*known, *rows))
         states = xp.concat([x[None, ...], after], axis=0)
         values = self.backend.constant(plan.along(states, v, self.theta_c))[..., None]
-        rows = xp.moveaxis(v, 0, -2)
+        found = xp.moveaxis(v, 0, -2)
         values = xp.where(xp.isfinite(values), values, full(values, float("inf")))
-        rows = xp.reshape(rows, (len(LENGTHS), *u.shape))
-        return Trial(*best_row(rows, values), rows[0, ...], values[0, ...])
+        found = xp.reshape(found, (len(LENGTHS), *u.shape))
+        return Trial(*best_row(found, values), found[0, ...], values[0, ...])
 
     def _bound_terms(self, v: Array) -> Arrays:
         """Return the derivatives of u(v) and of the barrier, each (horizon, *batch, n_u); () without bounds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from dil._base.arrays import array_namespace, device
@@ -67,7 +67,8 @@ def mpc_rollout(
     steps : int
         The number of controls.
     theta_c, theta_h : tree
-        The parameters for the calls of the plan.
+        The parameters for the calls of the plan. Arrays with a leading axis of times have the rows of the whole
+        loop, steps - 1 more than a plan has, and the plan of each step gets those from its time on.
     warm_start : bool
         Whether each plan starts from the last plan, shifted by a step. Otherwise it starts from `plan.init`.
 
@@ -113,19 +114,24 @@ def mpc_rollout(
         raise OptionError(message)
     check_integer("steps", steps, 1)
     backend = common_owner([x0], ["x0"], "mpc_rollout")
-    xp = array_namespace(x0)
+    xp, score = array_namespace(x0), plan.score
+    c_rows, c_at = score.c_over_time.windows(theta_c, steps, score.c_times)
+    h_rows, h_at = score.h_over_time.windows(theta_h, steps, score.horizon)
+    rows = (*c_rows, *h_rows, xp.zeros((steps,), dtype=x0.dtype, device=device(x0)))
+
+    def parameters(row: Sequence[Array]) -> tuple[Tree, Tree]:
+        return c_at(row[: len(c_rows)]), h_at(row[len(c_rows) : -1])
 
     def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-        x, u = carry
-        controls, solution = plan.solve_and_call(x, theta_c, theta_h, u)
+        (x, u), (c, h) = carry, parameters(row)
+        controls, solution = plan.solve_and_call(x, c, h, u)
         first = controls[..., 0, :]
         after = _check_states(environment(x, first), x, environment)
         assert solution.status is not None
         return (after, shift(solution.value) if warm_start else u), (after, first, solution.status)
 
-    start = (x0, backend.constant(plan.start(x0, theta_c, theta_h)))
-    rows = xp.zeros((steps,), dtype=x0.dtype, device=device(x0))
-    _, (after, controls, status) = backend.loops.scan(step, start, (rows,))
+    start = (x0, backend.constant(plan.start(x0, *parameters([x[0, ...] for x in rows]))))
+    _, (after, controls, status) = backend.loops.scan(step, start, rows)
     states = xp.concat([x0[None, ...], after], axis=0)
     return Rollout(xp.moveaxis(states, 0, -2), xp.moveaxis(controls, 0, -2), xp.moveaxis(status, 0, -1))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dil._base.arrays import array_namespace, full
@@ -22,6 +22,7 @@ from dil._problem.score import Score
 from dil.control._bounds import Bounds, check_bounds
 from dil.control._box import Box, Limit
 from dil.control._ddp import DDP
+from dil.control._over_time import OverTime
 from dil.control._riccati_solver import Riccati
 from dil.control._score import Cost, Dynamics, PlanScore, name_of
 from dil.linear._auto import Auto
@@ -47,6 +48,8 @@ def plan(
     barrier: float = 0.0,
     init: AnyArray | Callable[..., AnyArray] | None = None,
     linear_solver: LinearSolver | None = None,
+    theta_c_axis: Tree = None,
+    theta_h_axis: Tree = None,
     on_failure: OnFailure = "warn",
     refine: int = 0,
 ) -> Plan:
@@ -82,6 +85,10 @@ def plan(
         Any solver of `dil.linear`, or `dil.control.Riccati()`, whose time and memory are linear in the horizon, and
         which is the default if the solver is `DDP` or `ILQR`. These three call the functions for all times at once.
         The default is otherwise `dil.linear.Auto()`.
+    theta_c_axis, theta_h_axis : None, 0, or a tree of these
+        0 where an array of the parameter has a leading axis of times, as in `in_axes` of `jax.vmap`; cost and dynamics
+        get its row of the time. `theta_c_axis={"target": 0, "weight": None}` is that of a reference which moves.
+        The axis has H entries, and for theta_c H + 1 if there is a final cost, which gets the last one.
     on_failure, refine
         As in `dil.argmin`.
 
@@ -146,7 +153,8 @@ def plan(
         solver = _box_solver(solver, linear_solver)
     solver = LBFGS() if solver is None else solver
     all_times = declares(solver, "_takes_all_times") or isinstance(linear_solver, Riccati)
-    score = PlanScore(cost, dynamics, final, int(horizon), checked, float(barrier), all_times)
+    over_time = OverTime("theta_c", theta_c_axis), OverTime("theta_h", theta_h_axis)
+    score = PlanScore(cost, dynamics, final, int(horizon), checked, float(barrier), all_times, *over_time)
     policy = Policy(on_failure, f"plan through {name_of(dynamics)}")
     made = Plan(score, int(controls), solver, linear_solver or _default_for(solver), init, policy, refine)
     made.layer(0)  # report an option out of range here, not at the first call
@@ -201,6 +209,8 @@ class Plan:
             bounds=(score.bounds.low, score.bounds.high) if isinstance(score.bounds, Bounds) else score.bounds,
             barrier=score.barrier or None if isinstance(score.bounds, Bounds) else None,
             init=self.init,
+            theta_c_axis=score.c_over_time.axis,
+            theta_h_axis=score.h_over_time.axis,
         )
 
     @property
@@ -246,7 +256,7 @@ class Plan:
 
     def states(self, u: AnyArray, x0: AnyArray, theta_h: Tree = None) -> AnyArray:
         """Return the states x_0 to x_H under the controls u, (*batch, horizon + 1, n_x), by the plan's dynamics."""
-        return PlanScore(self.score.cost, self.score.dynamics, None, self.horizon, None, 0.0).states(u, x0, theta_h)
+        return replace(self.score, bounds=None, barrier=0.0).states(u, x0, theta_h)
 
     def layer(self, batch_ndim: int) -> Layer:
         """Return the argmin layer of the free controls v, for states with `batch_ndim` batch dimensions."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from dil._base.arrays import array_namespace, full, shared_namespace
@@ -15,6 +15,7 @@ from dil._frameworks.registry import as_one_array, common_owner, owner
 from dil.control._bounds import Bounds
 from dil.control._box import Box
 from dil.control._expansion import Expansion, expand
+from dil.control._over_time import OverTime, Rows, each_time
 
 Cost = Callable[..., Any]
 Dynamics = Callable[..., Any]
@@ -36,6 +37,8 @@ class PlanScore:
     barrier: float
     all_times: bool = False
     """Whether the functions take a leading axis of times. Then the costs of all times are one call."""
+    c_over_time: OverTime = field(default=OverTime("theta_c", None))
+    h_over_time: OverTime = field(default=OverTime("theta_h", None))
 
     broadcasts: ClassVar[bool] = True
     """Whether v may have more leading dimensions than x0, so that one call evaluates many plans."""
@@ -49,14 +52,16 @@ class PlanScore:
         if self.all_times:
             states = self.states(v, x0, theta_h)
             return self.along(time_first(states), time_first(v), theta_c)
-        lead = v.shape[:-2]
+        lead, (c_rows, c_at), (h_rows, h_at) = v.shape[:-2], self.c_rows(theta_c), self.h_rows(theta_h)
+        count = len(c_rows)
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-            x, total = carry
-            return (self.step(x, row[0], theta_h), total + self.stage(x, row[0], theta_c)), ()
+            (x, total), (u, *rest) = carry, row
+            c, h = c_at(rest[:count]), h_at(rest[count:])
+            return (self.step(x, u, h), total + self.stage(x, u, c)), ()
 
         carry = (_promote(v, x0), full(v, 0.0, shape=lead))
-        (x, total), _ = backend_of(v, x0).loops.scan(step, carry, (time_first(self.controls(v)),))
+        (x, total), _ = backend_of(v, x0).loops.scan(step, carry, (time_first(self.controls(v)), *c_rows, *h_rows))
         if self.final is not None:
             total = total + self.last(x, theta_c)
         return total + self.barrier * self.bounds.barrier(v) if self.bounds is not None and self.barrier else total
@@ -66,7 +71,7 @@ class PlanScore:
 
         Shapes: states (horizon + 1, *lead, n_x), v (horizon, *lead, n_u), the cost lead.
         """
-        total = array_namespace(states).sum(self.stage(states[:-1, ...], self.controls(v), theta_c), axis=0)
+        total = array_namespace(states).sum(self.stages(states[:-1, ...], self.controls(v), theta_c), axis=0)
         if self.final is not None:
             total = total + self.last(states[-1, ...], theta_c)
         if self.bounds is not None and self.barrier:
@@ -83,13 +88,13 @@ class PlanScore:
 
     def states(self, v: Array, x0: Array, theta_h: Tree = None) -> Array:
         """Return x_0 to x_H, (*batch, horizon + 1, n_x)."""
-        x0 = _promote(v, x0)
+        x0, (rows, at) = _promote(v, x0), self.h_rows(theta_h)
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-            x = self.step(carry[0], row[0], theta_h)
+            x = self.step(carry[0], row[0], at(row[1:]))
             return (x,), (x,)
 
-        _, (after,) = backend_of(v, x0).loops.scan(step, (x0,), (time_first(self.controls(v)),))
+        _, (after,) = backend_of(v, x0).loops.scan(step, (x0,), (time_first(self.controls(v)), *rows))
         xp = shared_namespace(x0, after)
         return xp.concat([x0[..., None, :], xp.moveaxis(after, 0, -2)], axis=-2)  # type: ignore[no-any-return]
 
@@ -97,8 +102,36 @@ class PlanScore:
         """Return the Hessian in v, (*batch, horizon, n_u), as that of a linear quadratic problem."""
         return expand(self, backend, v, x0, theta_c, theta_h)
 
+    def c_rows(self, theta_c: Tree) -> Rows:
+        """Return what differs from time to time in theta_c, for the times of the controls."""
+        rows, at = self.c_over_time.rows(theta_c, self.c_times)
+        return Rows(tuple(x[: self.horizon, ...] for x in rows), at)
+
+    def h_rows(self, theta_h: Tree) -> Rows:
+        """Return what differs from time to time in theta_h."""
+        return self.h_over_time.rows(theta_h, self.horizon)
+
+    @property
+    def c_times(self) -> int:
+        """The number of times at which there is a cost."""
+        return self.horizon if self.final is None else self.horizon + 1
+
+    def steps(self, x: Array, u: Array, theta_h: Tree) -> Array:
+        """Return the next states of all times, which are the first axis."""
+        rows, at = self.h_rows(theta_h)
+        if not rows:
+            return self.step(x, u, theta_h)
+        return each_time(lambda x, u, *row: self.step(x, u, at(row)), backend_of(u, x).loops.scan, (x, u, *rows))
+
+    def stages(self, x: Array, u: Array, theta_c: Tree) -> Array:
+        """Return the costs of all times, which are the first axis."""
+        rows, at = self.c_rows(theta_c)
+        if not rows:
+            return self.stage(x, u, theta_c)
+        return each_time(lambda x, u, *row: self.stage(x, u, at(row)), backend_of(u, x).loops.scan, (x, u, *rows))
+
     def step(self, x: Array, u: Array, theta_h: Tree) -> Array:
-        """Return the next state, (..., n_x)."""
+        """Return the next state, (..., n_x), where theta_h is that of the time."""
         after = as_one_array(self.dynamics(x, u, theta_h))
         if owner(after) is None or tuple(after.shape) != tuple(x.shape):
             message = (
@@ -110,12 +143,13 @@ class PlanScore:
         return check_dtype(after, x, f"the dynamics {name_of(self.dynamics)}")
 
     def stage(self, x: Array, u: Array, theta_c: Tree) -> Array:
-        """Return the cost of one step, (...)."""
+        """Return the cost of one step, (...), where theta_c is that of the time."""
         return self._cost(self.cost, x, x, u, theta_c)
 
     def last(self, x: Array, theta_c: Tree) -> Array:
         """Return the cost of the last state, (...)."""
-        return self._cost(self.final, x, x, theta_c)
+        rows, at = self.c_over_time.rows(theta_c, self.c_times)
+        return self._cost(self.final, x, x, at([row[-1, ...] for row in rows]))
 
     def _cost(self, cost: Any, x: Array, *args: Tree) -> Array:
         value = as_one_array(cost(*args))
