@@ -544,15 +544,6 @@ def test_a_plan_that_diverges_says_so(plain, solver):
         plan(cost, explosive, 20, solver=solver, on_failure="raise")(x0, goal)
 
 
-def test_a_captured_parameter_is_refused():
-    def loss(gravity):
-        steer = plan(cost, lambda x, u, _: pendulum(x, u, gravity), 3, solver=Newton())
-        return np.sum(steer(X0, GOAL))
-
-    with pytest.raises(dil.CapturedError, match="captured by closure"):
-        dil.grad(loss)(GRAVITY)
-
-
 def test_the_report_is_the_layers():
     report = SHARP.report(X0, GOAL, GRAVITY)
     assert not report.forward.status.any()

@@ -266,9 +266,10 @@ def task_of(started: Start) -> Task:
     """Return the plan of a score, with its arguments."""
     problem, _, arrays = started
     args, kwargs = problem.arguments.call(arrays)
-    named = dict(zip(("x0", "theta_c", "theta_h"), args, strict=False)) | kwargs
+    named = dict(zip(("x0", "theta_c", "theta_h", "captured"), args, strict=False)) | kwargs
     plan = identity_of(problem.score.fn)
     assert isinstance(plan, PlanScore)
+    plan = plan.bound(named.get("captured"))
     box = plan.bounds if isinstance(plan.bounds, Box) else None
     args = named["x0"], named.get("theta_c"), named.get("theta_h")
     return Task(started, problem.backend, plan.without_box(), *args, box)

@@ -21,6 +21,7 @@ from dil._layers.layer import Layer
 from dil._problem.score import Score
 from dil.control._bounds import Bounds, check_bounds
 from dil.control._box import Box, Limit
+from dil.control._captured import captured_by
 from dil.control._ddp import DDP
 from dil.control._over_time import OverTime
 from dil.control._riccati_solver import Riccati
@@ -110,8 +111,8 @@ def plan(
     (*batch, n_x). Solvers that try many plans at once add one dimension in front, and `ILQR` adds one for the times.
     Write the functions with `x[..., i]`,
     broadcasting and sums over axis -1. A function of one state can be wrapped by the framework's vmap. theta_c and
-    theta_h are trees, shared by the batch or with its leading dimensions. The parameters of a network must be among
-    them, as captured arrays get no gradient.
+    theta_h are trees, shared by the batch or with its leading dimensions. Arrays that the functions capture, such
+    as the parameters of a module, get gradients too.
 
     Random solvers stop near the optimal plan, but the gradient holds at the optimum. refine=2 adds two Newton steps;
     `dil.solvers.Sequence(RandomShooting(samples=1000), LBFGS())` continues with gradients.
@@ -222,8 +223,9 @@ class Plan:
         self, x0: AnyArray, theta_c: Tree = None, theta_h: Tree = None, *, init: AnyArray | None = None
     ) -> AnyArray:
         """Return the optimal controls, (*batch, horizon, n_u), for the states x0, (*batch, n_x)."""
-        layer, v = self._begin(x0, theta_c, theta_h, init)
-        return self.score.controls(layer(x0, theta_c, theta_h, init=v))
+        _, v = self._begin(x0, theta_c, theta_h, init)
+        plan, args = self._with_captured(x0, theta_c, theta_h)
+        return self.score.controls(plan.layer(x0.ndim - 1)(*args, init=v))
 
     def solve(
         self, x0: AnyArray, theta_c: Tree = None, theta_h: Tree = None, *, init: AnyArray | None = None
@@ -235,10 +237,10 @@ class Plan:
 
     def solve_and_call(self, x0: Array, theta_c: Tree, theta_h: Tree, init: Array) -> tuple[Array, Solution]:
         """Return the controls, which have their derivative, and the solution with its status, by one forward solve."""
-        layer, v = self._begin(x0, theta_c, theta_h, init)
-        solution = layer.solve(x0, theta_c, theta_h, init=v)
-        known = self._layer(x0.ndim - 1, _Known())
-        u = self.score.controls(known(x0, theta_c, theta_h, init=solution.value))
+        _, v = self._begin(x0, theta_c, theta_h, init)
+        plan, args = self._with_captured(x0, theta_c, theta_h)
+        solution = plan.layer(x0.ndim - 1).solve(*args, init=v)
+        u = self.score.controls(plan._layer(x0.ndim - 1, _Known())(*args, init=solution.value))
         return u, solution._replace(value=self.score.controls(solution.value))
 
     def report(
@@ -279,6 +281,16 @@ class Plan:
             zero = full(x0, 0.0, shape=shape)
             return zero if self.score.bounds is None else self.score.bounds.middle(zero)
         return self.init(x0, theta_c, theta_h) if callable(self.init) else self.init
+
+    def _with_captured(self, x0: Array, theta_c: Tree, theta_h: Tree) -> tuple[Plan, tuple[Tree, ...]]:
+        """Return the plan and the arguments of its layer, among them the arrays that its functions capture."""
+        backend, args = common_owner([x0], ["x0"], self.policy.layer), (x0, theta_c, theta_h)
+        u = full(x0, 0.0, shape=(*x0.shape[:-1], self.controls))
+        u = u if self.score.bounds is None else self.score.bounds.middle(u)
+        captured = captured_by(self.score, backend, x0, u, theta_c, theta_h)
+        if not captured.arrays:
+            return self, args
+        return replace(self, score=replace(self.score, captured=captured)), (*args, captured.arrays)
 
     def _begin(self, x0: Array, theta_c: Tree, theta_h: Tree, init: Array | None) -> tuple[Layer, Array]:
         common_owner([x0], ["x0"], self.policy.layer)
@@ -330,8 +342,8 @@ class _WithDivergence:
         """Whether the solver draws a progress bar."""
         return getattr(self.solver, "progress", False)
 
-    def __call__(self, fun: Any, init: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Solution:
-        answer = self.solver(fun, init, x0, theta_c, theta_h)
+    def __call__(self, fun: Any, init: Array, x0: Array, theta_c: Tree, theta_h: Tree, *captured: Any) -> Solution:
+        answer = self.solver(fun, init, x0, theta_c, theta_h, *captured)
         solution = answer if isinstance(answer, Solution) else Solution(answer)
         v = solution.value
         if tuple(getattr(v, "shape", ())) != tuple(init.shape):
@@ -340,7 +352,7 @@ class _WithDivergence:
         if isinstance(self.score.bounds, Box):
             v = self.score.bounds.outside(v)
             solution = solution._replace(value=v)
-        states = self.score.states(v, x0, theta_h)
+        states = self.score.bound(*captured or [None]).states(v, x0, theta_h)
         # a state that is NaN before any state is huge comes from the arguments or from controls that are not finite
         huge = xp.abs(states) >= float(xp.finfo(states.dtype).max) ** HUGE
         diverged = xp.any(huge, axis=(-2, -1)) & xp.all(xp.isfinite(v), axis=(-2, -1))

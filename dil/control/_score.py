@@ -14,6 +14,7 @@ from dil._frameworks.protocol import Backend
 from dil._frameworks.registry import as_one_array, common_owner, owner
 from dil.control._bounds import Bounds
 from dil.control._box import Box
+from dil.control._captured import Captured
 from dil.control._expansion import Expansion, expand
 from dil.control._over_time import OverTime, Rows, each_time
 
@@ -39,6 +40,8 @@ class PlanScore:
     """Whether the functions take a leading axis of times. Then the costs of all times are one call."""
     c_over_time: OverTime = field(default=OverTime("theta_c", None))
     h_over_time: OverTime = field(default=OverTime("theta_h", None))
+    captured: Captured | None = None
+    """The functions as functions of the arrays that they capture, which are then the last argument."""
 
     broadcasts: ClassVar[bool] = True
     """Whether v may have more leading dimensions than x0, so that one call evaluates many plans."""
@@ -47,8 +50,17 @@ class PlanScore:
     def __name__(self) -> str:  # the name of the score in messages
         return f"cost along {name_of(self.dynamics)}"
 
-    def __call__(self, v: Array, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Array:
+    def __call__(
+        self,
+        v: Array,
+        x0: Array,
+        theta_c: Tree = None,
+        theta_h: Tree = None,
+        captured: dict[str, Arrays] | None = None,
+    ) -> Array:
         """Return the cost of each plan, shape v.shape[:-2]."""
+        if captured:
+            return self.bound(captured)(v, x0, theta_c, theta_h)
         if self.all_times:
             states = self.states(v, x0, theta_h)
             return self.along(time_first(states), time_first(v), theta_c)
@@ -78,6 +90,10 @@ class PlanScore:
             total = total + self.barrier * array_namespace(v).sum(self.bounds.barrier(v[..., None, :]), axis=0)
         return total  # type: ignore[no-any-return]
 
+    def bound(self, captured: dict[str, Arrays] | None) -> PlanScore:
+        """Return the plan whose functions have these arrays in the place of those that they capture."""
+        return self if not captured or self.captured is None else self.captured.bound(self, captured)
+
     def without_box(self) -> PlanScore:
         """Return the score of controls that may lie anywhere, if the bounds are a box."""
         return replace(self, bounds=None, barrier=0.0) if isinstance(self.bounds, Box) else self
@@ -98,9 +114,17 @@ class PlanScore:
         xp = shared_namespace(x0, after)
         return xp.concat([x0[..., None, :], xp.moveaxis(after, 0, -2)], axis=-2)  # type: ignore[no-any-return]
 
-    def expansion(self, backend: Backend, v: Array, x0: Array, theta_c: Tree = None, theta_h: Tree = None) -> Expansion:
+    def expansion(
+        self,
+        backend: Backend,
+        v: Array,
+        x0: Array,
+        theta_c: Tree = None,
+        theta_h: Tree = None,
+        captured: dict[str, Arrays] | None = None,
+    ) -> Expansion:
         """Return the Hessian in v, (*batch, horizon, n_u), as that of a linear quadratic problem."""
-        return expand(self, backend, v, x0, theta_c, theta_h)
+        return expand(self.bound(captured), backend, v, x0, theta_c, theta_h)
 
     def c_rows(self, theta_c: Tree) -> Rows:
         """Return what differs from time to time in theta_c, for the times of the controls."""
