@@ -109,6 +109,30 @@ def test_a_control_without_effect_is_named():
     steer = plan(free, bent, 3, controls=2, solver=lambda fun, init, *args: init, on_failure="raise")
     with pytest.raises(dil.ConvergenceError, match="SINGULAR"):
         dil.grad(lambda x: np.sum(steer(x, GOAL, (A, B))))(X0[0])
+    steer = plan(free, bent, 3, controls=2, solver=lambda f, u, *a: u, linear_solver=Riccati(), on_failure="raise")
+    with pytest.raises(dil.ConvergenceError, match=r"SINGULAR.*\(at step 2\)$"):
+        dil.grad(lambda x: np.sum(steer(x, x @ A.T @ A.T, (np.eye(4), B))))(0.0 * X0[0])
+
+
+def test_the_message_names_the_step_of_the_first_problem(engine):
+    """The second problem of three has a control without effect at step 1."""
+
+    def priced(x, u, prices):
+        return array_namespace(x).sum(x**2, axis=-1) + prices * u[..., 0] ** 2
+
+    prices = np.asarray([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    steer = plan(
+        priced,
+        lambda x, u, gain: x + 0.0 * u,
+        3,
+        solver=lambda fun, init, *args: init,
+        linear_solver=Riccati(),
+        theta_c_axis=0,
+    )
+    with pytest.warns(
+        dil.ConvergenceWarning, match=r"1 of 3 problems \(the first at 1\) ended SINGULAR.* \(at step 1\)$"
+    ):
+        engine.gradients(lambda x: steer(x, engine.asarray(prices)), (np.ones((3, 1)),), np.ones((3, 3, 1)))
 
 
 def test_the_first_step_that_is_not_positive_is_told():
@@ -129,7 +153,7 @@ def test_the_first_step_that_is_not_positive_is_told():
         return found["x"]
 
     steer = plan(bowl, lambda x, u, gain: x + u, 3, final=last, solver=lambda f, i, *a: i, linear_solver=solver)
-    with pytest.warns(dil.ConvergenceWarning, match="NOT_MINIMUM"):
+    with pytest.warns(dil.ConvergenceWarning, match=r"NOT_MINIMUM.*\(at step 2\)$"):
         dil.grad(lambda x: np.sum(np.asarray([1.0, 2.0, 3.0]) * steer(x)[:, 0]))(np.zeros(1))
     assert np.max(np.abs(found["x"].value - found["dense"])) <= 1e-12 * np.max(np.abs(found["dense"]))
     assert bool(found["x"].extra["indefinite"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import ConvergenceError, ConvergenceWarning, OptionError
@@ -15,6 +15,15 @@ from dil._frameworks.reports import WARN_AT, Listener, users_frame
 
 WARNED: dict[str | tuple[str, type[Warning], int], int] = {}
 """What Python's filters remember of the warnings of programs, so that one line warns once where they say so."""
+
+
+class Place(NamedTuple):
+    """Where in each problem a matrix is singular, or shows that the solution is no minimum."""
+
+    word: str
+    """What is counted, such as "step"."""
+    number: Array
+    """The number for each problem, or -1 for none; shape batch."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +39,18 @@ class Policy:
             message = f"on_failure={self.on_failure!r} is unknown; expected one of {', '.join(get_args(OnFailure))}"
             raise OptionError(message)
 
-    def apply(self, backend: Backend, stage: str, status: Array, value: Array, said: object = None) -> Array:
+    def apply(
+        self,
+        backend: Backend,
+        stage: str,
+        status: Array,
+        value: Array,
+        said: object = None,
+        place: Place | None = None,
+    ) -> Array:
         """Apply the policy to the statuses of a solve, shape batch. Return its value, shape (*batch, n).
 
-        `said` is the solver's own message, if it has one.
+        `said` is the solver's own message, if it has one, and `place` says where in each problem it failed.
         """
         code = backend.loops.number(status)
         if isinstance(code, int) and code in (Status.CONVERGED, Status.APPROXIMATE):
@@ -44,6 +61,12 @@ class Policy:
             failed = (status != int(Status.CONVERGED))[..., None]
             poisoned: Array = xp.where(failed, full(value, float("nan")), value)
             return poisoned
+        if self.on_failure != "ignore" and place is not None:
+            listener = self.listener("dil._diagnostics.failure_policy:report_places", backend, stage, place.word)
+            xp = array_namespace(status)
+            placed = (status == int(Status.SINGULAR)) | (status == int(Status.NOT_MINIMUM))
+            number = xp.where(placed, xp.astype(place.number, status.dtype) + 1, full(status, 0))
+            return backend.reports.failures(listener, xp.stack([status, number], axis=-1), value)
         if self.on_failure != "ignore":
             own = said if isinstance(said, str) else ""
             listener = self.listener("dil._diagnostics.failure_policy:report", backend, stage, own)
@@ -82,6 +105,15 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, stage: str, said:
         return
     own = f" (the solver's own message: {said})" if said else ""
     Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {stage}: {summary(status)}{own}")
+
+
+def report_places(on_failure: OnFailure, layer: str, frameworks: str, stage: str, word: str, found: Any) -> None:
+    """Tell of the failures of a solve, (*batch, 2): the status, and the place in the problem counted from one."""
+    status, places = found.reshape(-1, 2).T  # a vmap adds dimensions
+    if status.any():
+        first = int(status.nonzero()[0][0])
+        where = f" (at {word} {places[first] - 1})" if places[first] > 0 else ""
+        Policy(on_failure, layer).warn_or_raise(frameworks, f"{layer}: {stage}: {summary(status)}{where}")
 
 
 def summary(status: Any) -> str:

@@ -24,7 +24,7 @@ from dil._base.status import Status
 from dil._base.typing import Array, Arrays, CheckSmoothness
 from dil._diagnostics.curvature import check_curvature, check_degenerate
 from dil._diagnostics.error_bound import error_bound
-from dil._diagnostics.failure_policy import Policy, without_approximate
+from dil._diagnostics.failure_policy import Place, Policy, without_approximate
 from dil._diagnostics.newton_comparison import Point
 from dil._diagnostics.record import Record, add_entry, open_records, recording, with_records_of_forward_call
 from dil._diagnostics.smoothness import check_smoothness
@@ -244,7 +244,10 @@ class ImplicitRule:
             if F.problem.untraced is not None:
                 told["differences"] = F.problem.untraced.error_of_differences(at.u, *F.arrays(at.floats))
             add_entry(backend, self.policy, "backward", {"status": status, **counts, **found._asdict(), **told})
-        return self.policy.apply(backend, "backward solve", status, solution.value)
+        place = (solution.extra or {}).get("place")
+        return self.policy.apply(
+            backend, "backward solve", status, solution.value, place=place if isinstance(place, Place) else None
+        )
 
     @with_records_of_forward_call
     def solutions(self, F: Optimality, A: Operator, B: Array, at: At) -> Array | None:

@@ -11,6 +11,7 @@ from dil._base.operator import Operator
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Arrays, Loop
+from dil._diagnostics.failure_policy import Place
 from dil._frameworks.protocol import Backend
 from dil.control._expansion import Expansion
 from dil.control._riccati import symmetric
@@ -98,7 +99,7 @@ class Riccati:
         )
         steps = full(status, expansion.F.shape[0])
         extra: dict[str, Any] = {"indefinite": verdict.indefinite & (status == status), "step": verdict.first}
-        extra = {**extra, "products": full(status, 1)}
+        extra = {**extra, "products": full(status, 1), "place": Place("step", verdict.first)}
         if A.probes:
             extra["probes"] = tuple(x[count + i, ...] for i in range(len(A.probes)))
         return Solution(last.x, status, steps, xp.where(finite, last.residual, 1.0), extra)
