@@ -193,6 +193,10 @@ def test_bouncing_ball(notebook):
     assert notebook("bouncing_ball") < 1e-12
 
 
+def test_tracking(notebook):
+    assert notebook("tracking") < 1e-6
+
+
 def test_swing_up(notebook):
     needs("PIL")
     x, slope = notebook("swing_up")

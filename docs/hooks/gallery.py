@@ -38,6 +38,7 @@ GALLERY = (
     "bouncing_ball",
     "rectifier",
     "swing_up",
+    "tracking",
     "market",
     "value_function",
     "cluster",
