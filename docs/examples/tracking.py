@@ -22,8 +22,8 @@ from dil.control import Box, mpc_rollout, plan
 STEP, HORIZON, FRICTION = 0.2, 7, 0.8
 
 # %% [markdown]
-# The state is place and speed. The reference is a place for each time: `theta_c_axis` says that it has an axis of times,
-# and the weight of the force has none.
+# The state is place and speed. The reference is a place for each time: `theta_c_axis` says that it has an axis of
+# times, and the weight of the force has none.
 
 
 # %%
@@ -54,14 +54,14 @@ STEER = plan(
 )
 
 # %% [markdown]
-# Each step makes a plan from the state that it observes, and applies its first force. The plan of a step gets the rows of
-# the reference from its time on.
+# Each step makes a plan from the state that it observes, and applies its first force. The plan of a step gets the rows
+# of the reference from its time on.
 
 
 # %%
 def main(*, quick: bool = False, out: Path | None = None) -> float:
     """Tune and draw; return the relative error of the gradient through the loop, from finite differences."""
-    steps = 4 if quick else 28
+    steps = 7 if quick else 28
     times = STEP * np.arange(steps + HORIZON)
     theta = {"place": 0.8 * np.sin(times) * (1.0 + 0.3 * np.sin(2.3 * times)), "price": np.asarray(1e-3)}
 
@@ -93,13 +93,13 @@ def main(*, quick: bool = False, out: Path | None = None) -> float:
     if out is not None:
         figure.savefig(out / "tracking.png")
     print(
-        f"friction {found.x[0]:.2f} (the cart: {FRICTION}); mean square error {loss(start):.1e} before, {found.fun:.1e} after"
+        f"friction {found.x[0]:.2f} (the cart: {FRICTION}); mean square error {loss(start):.1e}, then {found.fun:.1e}"
     )
     return float(error)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="four steps")
+    parser.add_argument("--quick", action="store_true", help="seven steps")
     parser.add_argument("--out", type=Path, help="a folder for the picture")
     main(**vars(parser.parse_args()))
