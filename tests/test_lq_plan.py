@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from array_api_compat import array_namespace
 
+from dil import Status
 from dil.control import DDP, plan
 
 HORIZON, STATES, CONTROLS = 5, 3, 2
@@ -20,9 +21,9 @@ def form(x, M):
 
 
 def steer(asarray):
-    """Return the layer (x0, goal, A, B) -> controls; Q and R are no arguments."""
+    """Return the plan; Q and R are no arguments."""
     q, last, r = map(asarray, (Q, LAST, R))
-    made = plan(
+    return plan(
         lambda x, u, goal: form(x - goal, q) + form(u, r),
         lambda x, u, theta: x @ theta[0].T + u @ theta[1].T,
         HORIZON,
@@ -30,7 +31,6 @@ def steer(asarray):
         final=lambda x, goal: form(x - goal, last),
         solver=DDP(),
     )
-    return lambda x, goal, a, b: made(x, goal, (a, b))
 
 
 def system(x0, goal, a, b):
@@ -67,6 +67,18 @@ def closed_form(x0, v):
 def test_the_gradient_is_that_of_the_closed_form(engine):
     plans, parts = zip(*(closed_form(x, v) for x, v in zip(X0, V, strict=True)), strict=True)
     expected = [np.stack([part[0] for part in parts]), *(sum(part[i] for part in parts) for i in range(1, 4))]
-    value, found = engine.gradients(steer(engine.asarray), (X0, GOAL, A, B), V)
+    layer = steer(engine.asarray)
+    value, found = engine.gradients(lambda x, goal, a, b: layer(x, goal, (a, b)), (X0, GOAL, A, B), V)
     for a, b in zip((value, *found), (np.stack(plans), *expected), strict=True):
         assert np.max(np.abs(a - b)) <= 1e-10 * np.max(np.abs(b))
+
+
+def test_one_sweep_is_enough(plain):
+    """The step after it is known to be within the tolerance without a further sweep, and is taken."""
+    x, goal, a, b = map(plain.asarray, (X0, GOAL, A, B))
+    solution = steer(plain.asarray).solve(x, goal, (a, b))
+    assert {Status(int(s)) for s in plain.to_numpy(solution.status)} == {Status.CONVERGED}
+    assert (plain.to_numpy(solution.iterations) == 1).all()
+    expected = np.stack([closed_form(x, v)[0] for x, v in zip(X0, V, strict=True)])
+    found = plain.to_numpy(solution.value)
+    assert np.max(np.abs(found - expected)) <= 1e-13 * np.max(np.abs(expected))
