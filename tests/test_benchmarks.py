@@ -183,6 +183,15 @@ def test_tape_quick(tmp_path):
     assert "a further pull" in (tmp_path / "tape.md").read_text()
 
 
+def test_plan_quick(tmp_path):
+    """All ways to a linear quadratic plan have one gradient, whatever the time."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    rows = run("plan", tmp_path, "--quick", "--frameworks", "torch")["peers"]
+    assert [row["way"] for row in rows if row["way"] != "mpc.pytorch"] == ["dil, DDP", "by hand"]
+    assert all(row["apart"] < 1e-10 for row in rows)
+    assert "## A linear quadratic plan" in (tmp_path / "plan.md").read_text()
+
+
 @pytest.mark.slow
 def test_quick_compile():
     """The options that the page on JAX names exist, and make programs that compile faster."""

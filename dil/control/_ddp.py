@@ -9,9 +9,10 @@ from dil._base.arrays import array_namespace, eye, full, nonzero_or_one, norm
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
-from dil.control._expansion import Expansion, convex_part, expand
+from dil.control._expansion import Expansion, Slopes, convex_part, expanded, slopes, with_matrices
 from dil.control._ilqr import Gains, Task, plan_of, task_of
 from dil.control._riccati import symmetric
+from dil.control._riccati_solver import sweeps
 from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, judge, next_mu
 from dil.control._where_cheap import run_where_cheap
 from dil.solvers._finish import finish
@@ -46,8 +47,13 @@ class DDP(SweepOptions):
     controls, with the exact Hessian of the plan in the form of `dil.control.Riccati`: the second derivatives of the
     dynamics enter through the costates (Dunn and Bertsekas 1989; Pantoja 1988). So it converges quadratically, where
     `ILQR` converges linearly. New controls are found along the trajectory, v + alpha k + K (x' - x), for eight step
-    lengths alpha at once. A sweep takes n_x + 1 products with the derivative of the dynamics, and 2 (n_x + n_u)
-    products with second derivatives, each for all times at once.
+    lengths alpha at once. A sweep takes n_x + 1 products with the derivative of the dynamics, and n_x + n_u products
+    with second derivatives, twice as many where that Hessian is not positive definite, each for all times at once.
+
+    After a step d of Newton's method that promises to be the last but one, the step s from the new controls by the old
+    Hessian is found, which takes no second derivatives, and is taken. If |s| <= |d| / 4, the Hessian has changed by
+    less than half along d, and the next Newton step is at most 2 |s| (Deuflhard 2004, section 2.1). So a problem also
+    ends when 2 |s| is within rtol, and a linear quadratic plan takes one sweep. With `Box`, the next sweep is awaited.
 
     Away from a minimum the Hessian may not be positive definite. A sweep in which it is not, and the sweep after one
     that won less than a quarter of the decrease that it promised, leaves out the second derivatives of the dynamics, as
@@ -92,9 +98,8 @@ class DDP(SweepOptions):
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 2 / 3)
 
         def sweep(s: Iterate) -> Iterate:
-            at = _expansion(task, s.u)
-            newton = backend.loops.run_if(
-                xp.any(s.going & s.exact), lambda g: _gains(task, at, (at.W, at.P), s.mu), _no_gains(at, s.mu)
+            at, newton = backend.loops.run_if(
+                xp.any(s.going & s.exact), lambda none: _newton(task, s.at, s.mu), _no_newton(s.at, s.mu)
             )
             exact = s.exact & newton.positive
 
@@ -104,21 +109,26 @@ class DDP(SweepOptions):
 
             swept = backend.loops.run_if(xp.any(s.going & ~exact), convex, newton)
             gains = Gains(at.states, at.controls, swept.k, swept.K, s.slope)
-            usable, slope = s.going & xp.isfinite(swept.predicted), _slope(task, at)
+            usable = s.going & xp.isfinite(swept.predicted)
             found = judge(task.forward(s.u, gains), s.u, s.value, usable, u)
-            solved = s.solved | (found.taken & (s.mu <= MU_MIN) & (found.full_step <= rtol * size_of(found.u, u)))
+            after, limit = _slopes(task, found.u), rtol * size_of(found.u, u)
+            slope, whole = _slope(task, after), found.taken & (s.mu <= MU_MIN)
+            solved = s.solved | (whole & (found.full_step <= limit))
+            near = whole & exact & ~solved & (slope * found.full_step <= limit * s.slope)
+            step = _simplified(task, at, after, near)
+            last = near & (norm(step) <= 0.5 * limit) & (norm(step) <= 0.25 * found.full_step)
+            ended, solved = xp.where(last, found.u - step, found.u), solved | last
             # a step of Newton's method that fails is followed by one without second derivatives, as long
             mu = xp.where(s.going & (found.taken | ~exact), next_mu(s.mu, found.taken), s.mu)
             won = found.taken & (found.takes_full | (s.value - found.value >= GOOD * swept.predicted))
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             going = s.going & ~solved & (mu < MU_MAX) & (steps < self.max_iter)
             slope = xp.where(s.going, slope, s.slope)
-            return Iterate(found.u, found.value, slope, mu, won, steps, going, solved)
+            return Iterate(ended, found.value, after, slope, mu, won, steps, going, solved)
 
-        value = evaluate(started, u)
+        value, at = evaluate(started, u), _slopes(task, u)
         counter, finite = zeros_like_count(u), xp.isfinite(value)
-        zero, slope = full(value, 0.0), _slope(task, _expansion(task, u))
-        first = Iterate(u, value, slope, zero, ~finite & finite, counter, finite, ~finite & finite)
+        first = Iterate(u, value, at, _slope(task, at), full(value, 0.0), finite, counter, finite, ~finite & finite)
 
         def residual(s: Iterate) -> Array:
             return s.slope / nonzero_or_one(first.slope)
@@ -141,8 +151,10 @@ class Iterate(NamedTuple):
 
     u: Array
     value: Array
+    at: Slopes
+    """Those at u, before the step that ended a problem."""
     slope: Array
-    """The norm of the gradient in v before the last sweep."""
+    """The norm of the gradient in v, there."""
     mu: Array
     """The number added to the diagonal of Q_uu, relative to its largest entry."""
     exact: Array
@@ -165,14 +177,29 @@ class Swept(NamedTuple):
     """Whether every Q_uu is positive definite, (*batch, 1)."""
 
 
-def _expansion(task: Task, u: Array) -> Expansion:
+def _slopes(task: Task, u: Array) -> Slopes:
     v = task.started.problem.space.unravel(u)
-    return expand(task.plan, task.backend, v, task.x0, task.theta_c, task.theta_h)
+    return slopes(task.plan, task.backend, v, task.x0, task.theta_c, task.theta_h)
 
 
-def _slope(task: Task, at: Expansion) -> Array:
+def _slope(task: Task, at: Slopes) -> Array:
     """Return the norm of the gradient in the controls that may move, (*batch, 1)."""
     return norm(task.vector(at.q if task.box is None else at.q * moves(at.q, *task.box.pushed(at.controls))))
+
+
+def _simplified(task: Task, at: Expansion, after: Slopes, near: Array) -> Array:
+    """Return H^-1 times the new gradient, H the Hessian `at` the point before the last step, (*batch, n).
+
+    It is infinite where it is not needed.
+    """
+    xp, q = array_namespace(after.q), task.vector(after.q)
+    if task.box is not None:
+        return full(q, float("inf"))
+
+    def step(none: Array) -> Array:
+        return sweeps(at, q[None, ...], task.backend)[0][0, ...]
+
+    return task.backend.loops.run_if(xp.any(near), step, full(q, float("inf")))  # type: ignore[no-any-return]
 
 
 def moves(q: Array, at_low: Array, at_high: Array) -> Array:
@@ -181,9 +208,17 @@ def moves(q: Array, at_low: Array, at_high: Array) -> Array:
     return 1.0 - xp.where(q > 0, at_low, xp.where(q < 0, at_high, full(q, 0.0)))  # type: ignore[no-any-return]
 
 
-def _no_gains(at: Expansion, mu: Array) -> Swept:
-    zero = full(at.q, 0.0)
-    return Swept(zero, zero[..., None] * full(at.states[:-1, ...], 0.0)[..., None, :], full(mu, 0.0), mu != mu)
+def _newton(task: Task, at: Slopes, mu: Array) -> tuple[Expansion, Swept]:
+    """Return the expansion and its gains."""
+    found = expanded(task.plan, task.backend, at, task.theta_c, task.theta_h)
+    return found, _gains(task, found, (found.W, found.P), mu)
+
+
+def _no_newton(at: Slopes, mu: Array) -> tuple[Expansion, Swept]:
+    """Return zeros in the place of W and of gains that are not positive."""
+    zero, W = full(at.q, 0.0), 0.0 * (at.F.mT @ at.F)
+    swept = Swept(zero, zero[..., None] * full(at.states[:-1, ...], 0.0)[..., None, :], full(mu, 0.0), mu != mu)
+    return with_matrices(at, W), swept
 
 
 def _gains(task: Task, at: Expansion, matrices: tuple[Array, Array], mu: Array) -> Swept:

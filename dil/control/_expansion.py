@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from dil._base.arrays import array_namespace, eye, full
+from dil._base.arrays import array_namespace, eye, full, size
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
 from dil.control._bounds import Bounds
@@ -14,6 +14,10 @@ from dil.control._riccati import symmetric
 
 if TYPE_CHECKING:
     from dil.control._score import PlanScore
+
+
+FEW_NUMBERS = 2**11
+"""The most numbers of states and controls, of all times and problems, of which a derivative is taken at copies."""
 
 
 class Expansion(NamedTuple):
@@ -42,29 +46,36 @@ class Expansion(NamedTuple):
     """The controls that are held, if the bounds are a box. F and W have no entries for them, but a one in W."""
 
 
+class Slopes(NamedTuple):
+    """What an `Expansion` has besides W, and the costates."""
+
+    F: Array
+    p: Array
+    """The costate of the state after each step, (horizon, *batch, n_x)."""
+    P: Array
+    q: Array
+    terms: Array
+    states: Array
+    controls: Array
+
+
 def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Expansion:
     """Return the expansion at the free controls v, (*batch, horizon, n_u)."""
     if isinstance(plan.bounds, Box):
         return _with_held(
             plan.bounds, expand(plan.without_box(), backend, plan.bounds.squash(v), x0, theta_c, theta_h), v
         )
+    return expanded(plan, backend, slopes(plan, backend, v, x0, theta_c, theta_h), theta_c, theta_h)
+
+
+def slopes(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree, theta_h: Tree) -> Slopes:
+    """Return the slopes of a plan without a box, at the free controls v, (*batch, horizon, n_u)."""
     xp, constant = array_namespace(v), backend.constant
     states = xp.moveaxis(constant(plan.states(v, x0, theta_h)), -2, 0)
     n = states.shape[-1]
     z = xp.concat([states[:-1, ...], xp.moveaxis(constant(v), -2, 0)], axis=-1)
-
-    def after(z: Array) -> Array:
-        return plan.steps(z[..., :n], plan.controls(z[..., n:]), theta_h)
-
-    def cost(z: Array) -> Array:
-        v = z[..., n:]
-        total = plan.stages(z[..., :n], plan.controls(v), theta_c)
-        if plan.bounds is None or not plan.barrier:
-            return total
-        return total + plan.barrier * plan.bounds.barrier(v[..., None, :])
-
-    F = jacobian(backend, after, z, n)
-    gradient = gradient_of(backend, cost, z)
+    F = jacobian(backend, lambda z: _after(plan, z, n, theta_h), z, n)
+    gradient = gradient_of(backend, lambda z: _cost(plan, z, n, theta_c), z)
     if plan.final is None:
         last, P = full(states[-1, ...], 0.0), full(F[0, ..., :n], 0.0)
     else:
@@ -78,16 +89,41 @@ def expand(plan: PlanScore, backend: Backend, v: Array, x0: Array, theta_c: Tree
     _, (p, q) = backend.loops.scan(back, (last,), (xp.flip(F, axis=0), xp.flip(gradient, axis=0)))
     p, q = xp.flip(p, axis=0), xp.flip(q, axis=0)
     terms = xp.abs(gradient[..., n:]) + xp.sum(xp.abs(F[..., n:] * p[..., None]), axis=-2)
+    return Slopes(F, p, symmetric(P), q, terms, states, z[..., n:])
+
+
+def expanded(plan: PlanScore, backend: Backend, at: Slopes, theta_c: Tree, theta_h: Tree) -> Expansion:
+    """Return the expansion of a plan without a box, from its slopes."""
+    xp, n = array_namespace(at.F), at.F.shape[-2]
 
     def hamiltonian(z: Array) -> Array:
-        states = after(z)
-        times, *rest = p.shape
-        costates = array_namespace(p).reshape(p, (times, *(1 for _ in range(z.ndim - p.ndim)), *rest))
-        value: Array = cost(z) + array_namespace(states).sum(states * costates, axis=-1)
+        states = _after(plan, z, n, theta_h)
+        times, *rest = at.p.shape
+        costates = xp.reshape(at.p, (times, *(1 for _ in range(z.ndim - at.p.ndim)), *rest))
+        value: Array = _cost(plan, z, n, theta_c) + array_namespace(states).sum(states * costates, axis=-1)
         return value
 
-    W = hessian(backend, hamiltonian, z)
-    return Expansion(F, symmetric(W), symmetric(P), q, terms, states, z[..., n:])
+    W = hessian(backend, hamiltonian, xp.concat([at.states[:-1, ...], at.controls], axis=-1))
+    return with_matrices(at, symmetric(W))
+
+
+def with_matrices(at: Slopes, W: Array) -> Expansion:
+    """Return the expansion with these matrices W."""
+    return Expansion(at.F, W, at.P, at.q, at.terms, at.states, at.controls)
+
+
+def _after(plan: PlanScore, z: Array, n: int, theta_h: Tree) -> Array:
+    """Return the states after each step, as a function of states and free controls z."""
+    return plan.steps(z[..., :n], plan.controls(z[..., n:]), theta_h)
+
+
+def _cost(plan: PlanScore, z: Array, n: int, theta_c: Tree) -> Array:
+    """Return the cost of each step with its barrier, as a function of states and free controls z."""
+    v = z[..., n:]
+    total = plan.stages(z[..., :n], plan.controls(v), theta_c)
+    if plan.bounds is None or not plan.barrier:
+        return total
+    return total + plan.barrier * plan.bounds.barrier(v[..., None, :])
 
 
 def _with_held(box: Box, at: Expansion, v: Array) -> Expansion:
@@ -161,13 +197,21 @@ def _gradient(backend: Backend, fn: Callable[[Array], Array], z: Array) -> Array
 
 
 def _derivative(backend: Backend, fn: Callable[[Array], Arrays], z: Array, n: int) -> Array:
-    """Return the derivative of fn, whose values are (..., n), by one pullback at n copies of z.
+    """Return the derivative of fn, whose values are (..., n), by n pullbacks at once.
 
-    The copies follow the first axis, that of times.
+    Few numbers are one pullback at n copies of z, since an operation costs more than its work. The copies follow the
+    first axis, that of times. Of many, fn is called at z alone.
     """
     xp, (times, *batch, n_z) = array_namespace(z), z.shape
-    _, pull = backend.vjp(fn, xp.broadcast_to(z[:, None, ...], (times, n, *batch, n_z)))
-    rows = xp.reshape(eye(n, z), (1, n, *(1 for _ in batch), n))
-    (pulled,) = pull((xp.broadcast_to(rows, (times, n, *batch, n)),))
-    derivative: Array = xp.moveaxis(backend.constant(pulled), 1, -2)
+    rows = xp.reshape(eye(n, z), (n, 1, *(1 for _ in batch), n))
+    if size(z.shape) <= FEW_NUMBERS:
+        rows = xp.broadcast_to(xp.moveaxis(rows, 0, 1), (times, n, *batch, n))
+        _, pull = backend.vjp(fn, xp.broadcast_to(z[:, None, ...], (times, n, *batch, n_z)))
+        (pulled,) = pull((rows,))
+        pulled = xp.moveaxis(backend.constant(pulled), 1, -2)
+    else:
+        _, pull = backend.vjp(fn, z)
+        (pulled,) = pull.many((xp.broadcast_to(rows, (n, times, *batch, n)),))
+        pulled = xp.moveaxis(backend.constant(pulled), 0, -2)
+    derivative: Array = pulled
     return derivative
