@@ -163,6 +163,14 @@ class Status(IntEnum):
         'consistent="find", which corrects the algebraic unknowns',
     )
 
+    WRONG_MIXED = (
+        25,
+        "the function changes along an argument in another way than the given `mixed` (in forward mode `mixed_jvp`) "
+        "says, so the gradient is wrong; mixed(u, w, *args) returns w^T dF/dargs of each argument, with the sign of F, "
+        "and None only where F does not change with it; compare it with central differences of F; a layer takes "
+        'check_smoothness="never" if that is meant',
+    )
+
     @property
     def ok(self) -> bool:
         """Whether the solution satisfies the equations to the tolerance."""
