@@ -273,7 +273,8 @@ def _any_singular(found: Solution) -> Array:
 def _with_solved(found: Solution, again: Solution, is_first: Array | bool = False) -> Solution:
     """Return a solution with the systems that looked singular and are solved in other scales; status: (*batch, k)."""
     xp = array_namespace(found.value)
-    better = (found.status == int(Status.SINGULAR)) & (again.status == int(Status.CONVERGED)) | is_first
+    before, after = xp.asarray(found.status), xp.asarray(again.status)
+    better: Array = ((before == int(Status.SINGULAR)) & (after == int(Status.CONVERGED))) | is_first
     extra, new = dict(found.extra or {}), again.extra or {}
     for name in ("condition", "indefinite", "products"):
         extra[name] = xp.where(better, new[name], extra[name])
@@ -282,17 +283,17 @@ def _with_solved(found: Solution, again: Solution, is_first: Array | bool = Fals
         extra["probes"] = tuple(xp.where(of_problem, x, y) for x, y in zip(new["probes"], extra["probes"], strict=True))
     return found._replace(
         value=xp.where(better[..., None], again.value, found.value),
-        status=xp.where(better, again.status, found.status),
+        status=xp.where(better, after, before),
         iterations=xp.where(better, again.iterations, found.iterations),
         residual=xp.where(better, again.residual, found.residual),
         extra=extra,
     )
 
 
-def _solve_scaled(scaled: Equilibrated, b: Array, backend: Backend, symmetric: bool, probes: Arrays) -> Solution:
+def _solve_scaled(system: Equilibrated, b: Array, backend: Backend, symmetric: bool, probes: Arrays) -> Solution:
     """Solve systems whose matrices are scaled; b: (*batch, k, n), status: (*batch, k)."""
     xp, (k, n) = array_namespace(b), b.shape[-2:]
-    matrix, rows, columns, unit_A = scaled
+    matrix, rows, columns, unit_A = system
     rows, columns, unit_A = rows[..., None, :], columns[..., None, :], unit_A[..., None]
     largest = max_abs(b)
     zero = largest == 0
