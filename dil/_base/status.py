@@ -171,6 +171,13 @@ class Status(IntEnum):
         'check_smoothness="never" if that is meant',
     )
 
+    LINEAR_SOLVER = (
+        26,
+        "the linear solver that was given to Newton's method leaves most of J d = F unsolved, so its steps do not lead "
+        "to the root, towards which a step by dil.linear.Auto() leads; take Auto(), raise max_iter or restart of the "
+        "linear solver, or give it a preconditioner",
+    )
+
     @property
     def ok(self) -> bool:
         """Whether the solution satisfies the equations to the tolerance."""
