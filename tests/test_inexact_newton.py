@@ -319,3 +319,35 @@ def test_a_step_knows_what_it_left(eager):
     exact = dil.root(lambda u, t: u**3 - t, Newton(linear_solver=Direct()), init=lambda t: t).solve(t)
     assert all(rtol is not None for rtol in asked)
     assert int(inexact.iterations) == int(exact.iterations)
+
+
+@pytest.mark.parametrize("solver", [dil.linear.BiCGSTAB(max_iter=3), CG(max_iter=20), GMRES(restart=2, max_iter=10)])
+def test_a_linear_solver_that_fails_is_blamed(eager, solver):
+    """Helmholtz's equation on a square, whose matrix is indefinite: the equations have a root, which Auto finds."""
+    if eager.name == "array_api_strict":
+        pytest.skip("these arrays stand for those of a compiled program, which is not looked at")
+    n = 16
+
+    def residual(u, t):
+        xp = array_namespace(u)
+        U = xp.reshape(u, (n, n))
+        edge, side = xp.zeros_like(U[:1, :]), xp.zeros_like(U[:, :1])
+        up, down = xp.concat([U[1:, :], edge], axis=0), xp.concat([edge, U[:-1, :]], axis=0)
+        left, right = xp.concat([U[:, 1:], side], axis=1), xp.concat([side, U[:, :-1]], axis=1)
+        return xp.reshape((4 * U - up - down - left - right) * (n + 1) ** 2 - 300.0 * U, (-1,)) - t * xp.exp(u)
+
+    def status(solver):
+        layer = dil.root(residual, Newton(max_iter=20, linear_solver=solver), init=eager.asarray(np.zeros(n * n)))
+        return int(layer.report(eager.asarray(1.0)).forward.status)
+
+    assert status(Auto()) == Status.CONVERGED
+    assert status(solver) == Status.LINEAR_SOLVER
+
+
+@pytest.mark.parametrize("solver", [CG(max_iter=20), GMRES(), Direct()])
+def test_equations_without_a_root_are_not_blamed_on_the_linear_solver(eager, solver):
+    if eager.name == "array_api_strict":
+        pytest.skip("these arrays stand for those of a compiled program, which is not looked at")
+    layer = dil.root(lambda u, t: u**2 + t, Newton(max_iter=60, linear_solver=solver), init=lambda t: 0.0 * t + 1.5)
+    found = int(layer.report(eager.asarray(np.linspace(0.5, 1.5, 12))).forward.status)
+    assert found == Status.NO_ROOT

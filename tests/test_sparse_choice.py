@@ -252,7 +252,11 @@ def test_the_words_of_the_direct_solver():
         "2 problems: sparse LU, as asked for: 3 colours, factors 2 times as full as the matrix"
     )
     wrong = SparseDirect(0)(Operator(lambda p: p + np.roll(p, 1)), np.ones(5))
-    assert str(wrong.extra["choice"]).endswith(", but the pattern lacks an entry, or none was found")
+    assert str(wrong.extra["choice"]).endswith("1 colour, but the pattern lacks an entry")
+    full = SparseDirect()(lambda p: p + np.sum(p, axis=-1, keepdims=True), np.ones(400))
+    assert str(full.extra["choice"]).endswith("no pattern was found, for the matrix has too many entries")
+    empty = SparseDirect()(lambda p: 0.0 * p, np.ones(5))
+    assert str(empty.extra["choice"]).endswith("5 colours, but the matrix is singular")
 
 
 def test_another_matrix_of_the_same_source_is_looked_at_anew(patterns):

@@ -163,6 +163,21 @@ class Status(IntEnum):
         'consistent="find", which corrects the algebraic unknowns',
     )
 
+    WRONG_MIXED = (
+        25,
+        "the function changes along an argument in another way than the given `mixed` (in forward mode `mixed_jvp`) "
+        "says, so the gradient is wrong; mixed(u, w, *args) returns w^T dF/dargs of each argument, with the sign of F, "
+        "and None only where F does not change with it; compare it with central differences of F; a layer takes "
+        'check_smoothness="never" if that is meant',
+    )
+
+    LINEAR_SOLVER = (
+        26,
+        "the linear solver that was given to Newton's method leaves most of J d = F unsolved, so its steps do not lead "
+        "to the root, towards which a step by dil.linear.Auto() leads; take Auto(), raise max_iter or restart of the "
+        "linear solver, or give it a preconditioner",
+    )
+
     @property
     def ok(self) -> bool:
         """Whether the solution satisfies the equations to the tolerance."""

@@ -16,7 +16,7 @@ from dil._problem.problem import Problem
 
 
 class FirstCalls:
-    """The calls that have passed one check: for each function, the shapes, dtypes and modes.
+    """The calls that have passed one check: for each function, the shapes, dtypes, modes and given derivatives.
 
     A function made anew for each call names by `identity` the object that stays, and by `modes` what may change in it.
     With `by_code`, functions of one code count as one.
@@ -72,8 +72,16 @@ def _key(problem: Problem, y: Array, solver: object) -> Hashable:
         problem.space.split,
         str(y.dtype),
         getattr(condition.fn, "modes", None),
+        _derivatives_of(condition),
         _hash_of(getattr(getattr(solver, "identity", solver), "__code__", solver)),
     )
+
+
+def _derivatives_of(condition: object) -> tuple[tuple[str, int], ...]:
+    """Return hashes of the derivatives that the user gives. One function may come with others."""
+    given = getattr(condition, "derivatives", None)
+    functions = [] if given is None else [(name, identity_of(fn)) for name, fn in vars(given).items() if callable(fn)]
+    return tuple([(name, _hash_of(getattr(fn, "__code__", fn))) for name, fn in functions])
 
 
 def _hash_of(solver: object) -> int:

@@ -44,7 +44,7 @@ from dil._layers.few_unknowns import (
     with_inverse,
 )
 from dil._layers.first_calls import FirstCalls, is_readable
-from dil._layers.mixed_check import check_mixed, is_unchecked
+from dil._layers.mixed_check import check_mixed, is_unchecked, with_wrong_mixed
 from dil._layers.repeated import MOST_UNKNOWNS, Argument, has_inverse, repeated_pullback
 from dil._layers.score_check import with_wrong_gradient
 from dil._layers.together import solved_together
@@ -271,17 +271,19 @@ class ImplicitRule:
         return not bool(xp.all(status == int(Status.CONVERGED)))
 
     def smooth(self, status: Array, F: Optimality, A: Operator, Fu: Array, here: Point) -> Array:
-        """Return the statuses, with KINK, WRONG_DERIVATIVE or RANDOM, if the layer or a record looks for them.
+        """Return the statuses, with KINK, WRONG_DERIVATIVE, WRONG_MIXED or RANDOM, if a layer or a record looks for it.
 
         A is J or J^T.
         """
         backend, u = F.problem.backend, here.u
-        if size(u.shape) == 0 or not self.looks_further(F, u, here.wrt):
+        if size(u.shape) == 0 or not self.looks_further(F, u, here.wrt, forward=not A.transposed):
             return status
         if recording() or self.check_smoothness == "always":
             status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here)
             status = with_wrong_gradient(status, F, here)
-            return check_mixed(status, F, A, here, self.policy) if is_readable(backend, u) else status
+            if is_readable(backend, u) and is_unchecked(F.problem, u, here.wrt, forward=not A.transposed):
+                return check_mixed(status, F, A, here, self.policy)
+            return with_wrong_mixed(status, F, A, here)
         if is_readable(backend, u):
             # one of many relus is near its bend now and then, and the derivative of its side is right
             status = check_smoothness(status, F, A.T if A.transposed else A, Fu, here, bends=False)
@@ -290,11 +292,11 @@ class ImplicitRule:
                 status = check_mixed(status, F, A, here, self.policy)
         return status
 
-    def looks_further(self, F: Optimality, u: Array, wrt: tuple[int, ...] | None) -> bool:
+    def looks_further(self, F: Optimality, u: Array, wrt: tuple[int, ...] | None, *, forward: bool = False) -> bool:
         """Return whether more than the solution is asked for: an entry of a record, or a look at the derivatives."""
         if recording() or self.check_smoothness != "first":
             return recording() or self.check_smoothness == "always"
-        return SMOOTH.are_new(F.problem, u, self.solver) or is_unchecked(F.problem, u, wrt)
+        return SMOOTH.are_new(F.problem, u, self.solver) or is_unchecked(F.problem, u, wrt, forward=forward)
 
 
 class Linearised(NamedTuple):

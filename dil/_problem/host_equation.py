@@ -82,17 +82,12 @@ class HostEquation:
         return found
 
     def _compare(self, at: Sequence[Any], w: Vector, pulled: Vector) -> None:
-        """Raise if J^T w is not the transposed product: if (J^T w) v differs from w (J v) for a random v.
-
-        A difference counts if it is a hundredth of the products, and above what rounding leaves of their terms.
-        """
+        """Raise if J^T w is not the transposed product: if (J^T w) v differs from w (J v) for a random v."""
         import numpy as np
 
         v = np.random.default_rng(0).choice([-1.0, 1.0], w.shape).astype(w.dtype)
         left, right = np.asarray(pulled * v, dtype=float), np.asarray(w * self.jvp(at, v), dtype=float)
-        apart, size = abs(left.sum() - right.sum()), max(abs(left.sum()), abs(right.sum()))
-        noise = float(np.finfo(w.dtype).eps) ** (1 / 3) * (np.abs(left).sum() + np.abs(right).sum())
-        if apart > max(HUNDREDTH * size, noise):
+        if _apart(left, right, w.dtype):
             message = (
                 f"derivatives.vjp is not the transpose of J: with v of random signs, (J^T w) v is {left.sum():.6g} but "
                 f"w (J v) is {right.sum():.6g}; vjp(u, w, ...) has to return J^T w, J = dF/du (see dil.Jacobian)"
@@ -104,6 +99,10 @@ class HostEquation:
         import numpy as np
 
         given, arrays = self.jacobian, at[1:]
+        if given.mixed is None and not given.finite_differences:
+            if w.any():
+                raise UnsupportedFunctionError(left_out(self.kind, self.name, "mixed", "w^T dF/dargs"))
+            return [np.zeros_like(arrays[i]) for i in wrt]
         if given.mixed is None:
             return [np.reshape(self._differences(at, 1 + i).T @ w, arrays[i].shape).astype(w.dtype) for i in wrt]
         args, kwargs = self.arguments.call(arrays)
@@ -127,7 +126,27 @@ class HostEquation:
         along, of_keywords = self.arguments.call(every)
         both = (*along, of_keywords) if of_keywords else along
         product = given.mixed_jvp(self.space.unravel(at[0]), both, *args, **kwargs)
-        return self._vector(product, "derivatives.mixed_jvp")
+        found = self._vector(product, "derivatives.mixed_jvp")
+        if given.mixed is not None and "mixed_jvp" not in given._compared and found.any():
+            self._compare_mixed(at, [every[i] for i in wrt], found, wrt)
+            given._compared.add("mixed_jvp")
+        return found
+
+    def _compare_mixed(self, at: Sequence[Any], tangents: Sequence[Any], pushed: Vector, wrt: Sequence[int]) -> None:
+        """Raise if w (dF/dargs t) differs from (w^T dF/dargs) t for a random w."""
+        import numpy as np
+
+        w = np.random.default_rng(0).choice([-1.0, 1.0], pushed.shape).astype(pushed.dtype)
+        pairs = zip(self.mixed(at, w, wrt), tangents, strict=True)
+        left = np.concatenate([np.ravel(np.asarray(x, dtype=float) * t) for x, t in pairs])
+        right = np.asarray(w * pushed, dtype=float)
+        if _apart(left, right, w.dtype):
+            message = (
+                f"derivatives.mixed_jvp and derivatives.mixed contradict each other: with w of random signs, "
+                f"mixed(u, w, ...) t is {left.sum():.6g} but w mixed_jvp(u, t, ...) is {right.sum():.6g}; mixed has to "
+                f"return w^T dF/dargs, and mixed_jvp the sum of dF/dargs t (see dil.Jacobian)"
+            )
+            raise UnsupportedFunctionError(message)
 
     def error_of_differences(self, *at: Any) -> float:
         """Return the relative error of the derivatives by differences along one random direction."""
@@ -227,6 +246,23 @@ class HostEquation:
 
     def _cast(self, x: Any) -> Vector:
         return x.astype(self.space.dtype)
+
+
+def left_out(kind: str, function: str, name: str, what: str) -> str:
+    """Return the message that a product was left out."""
+    return (
+        f"the {kind} {function!r} needs {what}, but dil.Jacobian({name}=...) was left out; give {name}=, or pass "
+        f"finite_differences=True"
+    )
+
+
+def _apart(left: Any, right: Any, dtype: Any) -> bool:
+    """Return whether two sums differ: by a hundredth, and by more than what rounding leaves of their terms."""
+    import numpy as np
+
+    apart, size = abs(left.sum() - right.sum()), max(abs(left.sum()), abs(right.sum()))
+    noise = float(np.finfo(dtype).eps) ** (1 / 3) * (np.abs(left).sum() + np.abs(right).sum())
+    return bool(apart > max(HUNDREDTH * size, noise))
 
 
 def _steps(x: Any) -> Any:

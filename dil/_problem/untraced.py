@@ -12,7 +12,7 @@ from dil._base.typing import Array, Arrays
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
 from dil._problem.equation import Equation
-from dil._problem.host_equation import HostEquation
+from dil._problem.host_equation import HostEquation, left_out
 from dil._problem.linear_map import HostMap
 from dil._problem.space import Space
 from dil._problem.user_jacobian import Jacobian
@@ -112,7 +112,8 @@ class Untraced:
             return self._run(lambda host, at, *t: (host.mixed_jvp(at, t, wrt),), (arrays[0],), count, *arrays)
 
         def pull(*arrays: Array) -> Arrays:
-            self._needs(given.mixed is not None, "mixed", "w^T dF/dargs")
+            # in forward mode this is the transpose of what is used, and is called with w = 0 alone
+            self._needs(given.mixed is not None or given.mixed_jvp is not None, "mixed", "w^T dF/dargs")
             like = tuple(arrays[1 + i] for i in wrt)
             return self._run(lambda host, at, w: host.mixed(at, w, wrt), like, count, *arrays)
 
@@ -121,11 +122,7 @@ class Untraced:
     def _needs(self, given: bool, name: str, what: str) -> None:
         """Refuse a product that was left out, unless differences may stand for it."""
         if not (given or self.jacobian.finite_differences):
-            message = (
-                f"the {self.condition.kind} {self.condition.name!r} needs {what}, but dil.Jacobian({name}=...) was "
-                f"left out; give {name}=, or pass finite_differences=True"
-            )
-            raise UnsupportedFunctionError(message)
+            raise UnsupportedFunctionError(left_out(self.condition.kind, self.condition.name, name, what))
 
     def _run(self, compute: Callable[..., Sequence[Any]], like: Arrays, count: int, *arrays: Array) -> Arrays:
         """Run `compute(host, at, *rest)` on the host with NumPy arrays, of which `at` are the first `count`."""

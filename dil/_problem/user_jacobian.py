@@ -71,15 +71,16 @@ class Jacobian:
     ------
     OptionError
         If an entry is not callable, or none gives J and differences are not allowed. Calls raise `ShapeError` for a
-        result of the wrong shape, and `UnsupportedFunctionError` for a product that was left out, or a `vjp` that is
-        not the transpose of J.
+        result of the wrong shape, and `UnsupportedFunctionError` for a product that was left out, a `vjp` that is not
+        the transpose of J, or a `mixed_jvp` that contradicts `mixed`.
 
     Notes
     -----
     The layer has first derivatives, in reverse mode and in forward mode. Second derivatives are refused. At its first
-    call, `vjp` is compared with J along a random direction. Under `jax.jit` each function is a host callback. The
-    functions depend on their arguments alone, since a matrix is kept for the next call at the same point. A layer has
-    one problem (`batch_ndim=0`), of real numbers.
+    call, `vjp` is compared with J along a random direction, and `mixed_jvp` with `mixed`. J and `mixed` are compared
+    with F where `check_smoothness` looks; a wrong one ends WRONG_DERIVATIVE or WRONG_MIXED. Under `jax.jit` each
+    function is a host callback. The functions depend on their arguments alone, since a matrix is kept for the next call
+    at the same point. A layer has one problem (`batch_ndim=0`), of real numbers.
 
     An entry of a difference moves by eps ** (1/3) of its size, or of a hundredth of the largest entry beside it if that
     is more. The relative error that is told is that of one random direction, beside a difference twice as wide.

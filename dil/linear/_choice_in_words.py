@@ -235,10 +235,12 @@ def _began(name: str, problems: Sequence[Numbers]) -> str:
 
 
 def _factorised(problems: Sequence[Numbers], place: int) -> str:
-    """Return what a sparse factorisation took."""
-    fill = _span([p.fill / 10 for p in problems])
-    colours = _count(max(p.colours for p in problems), "colour")
-    return f"{colours}, factors {fill} times as full as the matrix{_but(problems[0].attempts[place].status)}"
+    """Return what a sparse factorisation took. There are no colours without a pattern, and no fill without factors."""
+    count, fills = max(p.colours for p in problems), [p.fill / 10 for p in problems]
+    if count == 0 and problems[0].attempts[place].status == Status.WRONG_PATTERN:
+        return "no pattern was found, for the matrix has too many entries"
+    factors = f", factors {_span(fills)} times as full as the matrix" if max(fills) > 0 else ""
+    return f"{_count(count, 'colour')}{factors}{_but(problems[0].attempts[place].status)}"
 
 
 def _followed(problems: Sequence[Numbers], place: int) -> str:
@@ -278,7 +280,7 @@ def _but(status: int) -> str:
         int(Status.CONVERGED): "",
         int(Status.SINGULAR): ", but the matrix is singular",
         int(Status.NON_FINITE): ", but a number is not finite",
-        int(Status.WRONG_PATTERN): ", but the pattern lacks an entry, or none was found",
+        int(Status.WRONG_PATTERN): ", but the pattern lacks an entry",
     }
     return known.get(status, f", which ended {name_of(status)}")
 

@@ -27,11 +27,12 @@ from dil._base.small_inverse import KnownInverse, Numbers, condition_limit, resi
 from dil._base.solution import Solution
 from dil._base.status import Status, first_of
 from dil._base.typing import Array, Arrays, Loop, Matvec
+from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil._frameworks.random_vectors import standard_normal
 from dil.linear._cg import CG
 from dil.linear._dense_cost import rows_at_once
-from dil.linear._equilibration import equilibrate
+from dil.linear._equilibration import Equilibrated, equilibrate, equilibrate_by_logarithms
 from dil.linear._right_hand_side import backend_of_system
 
 FEW_NUMBERS = 2**10
@@ -57,7 +58,8 @@ class Direct:
     A symmetric matrix is factored by Cholesky. Other matrices, and symmetric ones that are not positive definite, are
     factored by LU. One step of refinement follows where a problem of the batch needs it (Higham 2002, Algorithm 12.1).
 
-    The rows and columns of A are scaled first, so that the units of the unknowns and of the equations have no effect.
+    The rows and columns of A are scaled first, so that the units of the unknowns and of the equations have no effect. A
+    matrix that looks singular is scaled by the logarithms of its entries (Curtis and Reid 1972), and solved again.
     What follows holds for the scaled system. A problem counts as solved under two conditions. Its residual is at the
     level of rounding, ||b - A x|| <= 16 eps sqrt(n) (||A|| ||x|| + ||b||). Its condition number is below the larger of
     5e-5 / eps and eps ** (-2/3): 2.3e11 in float64 and 4.1e4 in float32. The condition number is estimated from below,
@@ -222,8 +224,76 @@ def _solve_rows(matrix: Array, b: Array, backend: Backend, symmetric: bool, prob
     """Solve dense systems; matrix: (*batch, n, n), b: (*batch, k, n), status: (*batch, k)."""
     if b.shape[-1] == 1:
         return _divide(matrix[..., 0], b[..., 0], symmetric, probes)
+
+    loops = backend.loops
+    if size(b.shape) > 0 and runs_later(loops, b):
+        return _solve_in_turn(matrix, b, backend, symmetric, probes)
+
+    def again(found: Solution) -> Solution:
+        scaled = equilibrate_by_logarithms(matrix, backend, symmetric=symmetric)
+        return _with_solved(found, _solve_scaled(scaled, b, backend, symmetric, probes))
+
+    found = _solve_scaled(equilibrate(matrix, symmetric=symmetric), b, backend, symmetric, probes)
+    return found if size(b.shape) == 0 else loops.run_if(_any_singular(found), again, found)
+
+
+class Turn(NamedTuple):
+    """The state of the solves in the one and then in the other scales."""
+
+    k: Array
+    found: Solution
+
+
+def _solve_in_turn(matrix: Array, b: Array, backend: Backend, symmetric: bool, probes: Arrays) -> Solution:
+    """Solve in other scales what looks singular, by a loop: a program holds the solve once, and compiles it once."""
+    xp = array_namespace(b)
+    numbers, code = full(b[..., 0], 0.0), full(b[..., 0], int(Status.SINGULAR), dtype=xp.int32)
+    extra = {"condition": numbers, "indefinite": code < 0, "products": code}
+    start = Solution(full(b, 0.0), code, code, numbers, {**extra, **({"probes": probes} if probes else {})})
+
+    def advance(s: Turn) -> Turn:
+        def other(_: Equilibrated) -> Equilibrated:
+            return equilibrate_by_logarithms(matrix, backend, symmetric=symmetric)
+
+        scaled = backend.loops.run_if(s.k > 0, other, equilibrate(matrix, symmetric=symmetric))
+        new = _solve_scaled(scaled, b, backend, symmetric, probes)
+        return Turn(s.k + 1, _with_solved(s.found, new, is_first=s.k == 0))
+
+    def goes_on(s: Turn) -> Array:
+        return (s.k == 0) | ((s.k == 1) & _any_singular(s.found))
+
+    last: Turn = backend.loops.while_loop(goes_on, advance, Turn(full(b, 0, shape=(), dtype=xp.int32), start))
+    return last.found
+
+
+def _any_singular(found: Solution) -> Array:
+    return array_namespace(found.value).any(found.status == int(Status.SINGULAR))  # type: ignore[no-any-return]
+
+
+def _with_solved(found: Solution, again: Solution, is_first: Array | bool = False) -> Solution:
+    """Return a solution with the systems that looked singular and are solved in other scales; status: (*batch, k)."""
+    xp = array_namespace(found.value)
+    before, after = xp.asarray(found.status), xp.asarray(again.status)
+    better: Array = ((before == int(Status.SINGULAR)) & (after == int(Status.CONVERGED))) | is_first
+    extra, new = dict(found.extra or {}), again.extra or {}
+    for name in ("condition", "indefinite", "products"):
+        extra[name] = xp.where(better, new[name], extra[name])
+    if "probes" in extra:
+        of_problem = xp.any(better, axis=-1)[..., None]
+        extra["probes"] = tuple(xp.where(of_problem, x, y) for x, y in zip(new["probes"], extra["probes"], strict=True))
+    return found._replace(
+        value=xp.where(better[..., None], again.value, found.value),
+        status=xp.where(better, after, before),
+        iterations=xp.where(better, again.iterations, found.iterations),
+        residual=xp.where(better, again.residual, found.residual),
+        extra=extra,
+    )
+
+
+def _solve_scaled(system: Equilibrated, b: Array, backend: Backend, symmetric: bool, probes: Arrays) -> Solution:
+    """Solve systems whose matrices are scaled; b: (*batch, k, n), status: (*batch, k)."""
     xp, (k, n) = array_namespace(b), b.shape[-2:]
-    matrix, rows, columns, unit_A = equilibrate(matrix, symmetric=symmetric)
+    matrix, rows, columns, unit_A = system
     rows, columns, unit_A = rows[..., None, :], columns[..., None, :], unit_A[..., None]
     largest = max_abs(b)
     zero = largest == 0

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, nonzero_max_abs, nonzero_or_one
+from dil._base.arrays import array_namespace, eps, eye, nonzero_max_abs, nonzero_or_one
 from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
 
 
 class Equilibrated(NamedTuple):
@@ -45,6 +46,42 @@ def equilibrate(matrix: Array, *, symmetric: bool) -> Equilibrated:
     scaled = matrix * (rows / unit)[..., None]
     columns = 1.0 / nonzero_or_one(xp.max(xp.abs(scaled), axis=-2))
     return Equilibrated(scaled * columns[..., None, :], rows, columns, unit)
+
+
+def equilibrate_by_logarithms(matrix: Array, backend: Backend, *, symmetric: bool) -> Equilibrated:
+    """Scale rows and columns as `equilibrate` does, after scales that do not depend on the units of A.
+
+    The largest entry of a row stands where the unit of the column is large, and hides the others. These first scales
+    bring all entries that are not zero nearest to one, in least squares of their logarithms (Curtis and Reid 1972), so
+    that D A E gives the same matrix for any diagonal D and E. They are powers of two.
+    """
+    rows, columns = _logarithmic_scales(matrix, backend)
+    if symmetric:
+        rows = columns = 0.5 * (rows + columns)
+    xp = array_namespace(matrix)
+    rows, columns = (2.0 ** xp.round(x) for x in (rows, columns))
+    found = equilibrate(_scale(matrix, rows, columns), symmetric=symmetric)
+    return found._replace(rows=rows * found.rows, columns=columns * found.columns)
+
+
+def _logarithmic_scales(matrix: Array, backend: Backend) -> tuple[Array, Array]:
+    """Return the logarithms to base two of what to multiply the rows and the columns by, (*batch, n) each.
+
+    They solve the normal equations without the rows. A constant of each block of the matrix is free, which the small
+    number on the diagonal fixes.
+    """
+    xp, n = array_namespace(matrix), matrix.shape[-1]
+    is_entry = (matrix != 0) & xp.isfinite(matrix)
+    logs = xp.log2(xp.where(is_entry, xp.abs(matrix), 1.0 + 0.0 * xp.where(is_entry, matrix, 0.0)))
+    P = xp.astype(is_entry, matrix.dtype)
+    of_rows, of_columns = nonzero_or_one(xp.sum(P, axis=-1)), nonzero_or_one(xp.sum(P, axis=-2))
+    row_means, column_sums = xp.sum(logs, axis=-1) / of_rows, xp.sum(logs, axis=-2)
+    Q = P / of_rows[..., :, None]
+    free = float(eps(xp, matrix.dtype)) ** 0.75 * of_columns[..., None, :] * eye(n, matrix)
+    S = of_columns[..., None, :] * eye(n, matrix) - P.mT @ Q + free
+    rhs = column_sums - (P.mT @ row_means[..., None])[..., 0]
+    columns = backend.dense.cholesky_solve(S, rhs[..., None])[..., 0]
+    return (Q @ columns[..., None])[..., 0] - row_means, -columns
 
 
 def _middle(sizes: Array) -> Array:

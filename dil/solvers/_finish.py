@@ -28,6 +28,7 @@ def finish(
     wrong: Array | None = None,
     random: Array | None = None,
     rootless: Array | None = None,
+    rough: Array | None = None,
     wrong_pattern: Array | None = None,
 ) -> Solution:
     """Return the solution at u, (*batch, n), from the last state of the loop, (*batch, 1) each.
@@ -42,6 +43,7 @@ def finish(
         *(() if wrong_pattern is None else ((wrong_pattern, Status.WRONG_PATTERN),)),
         (broken, Status.NON_FINITE),
         *(() if wrong is None else ((wrong, Status.WRONG_DERIVATIVE),)),
+        *(() if rough is None else ((rough, Status.LINEAR_SOLVER),)),
         *(() if rootless is None else ((rootless, Status.NO_ROOT),)),
         *(() if far is None else ((far, Status.NOT_STATIONARY),)),
         *(() if singular is None else ((singular, Status.SINGULAR),)),

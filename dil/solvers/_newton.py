@@ -54,6 +54,7 @@ from dil.solvers._leaving import iterate_problems
 from dil.solvers._linearised import linearised, records, remember, remember_trial, residual_at, score_at
 from dil.solvers._no_minimum import is_cut, is_random, is_unbounded, is_wrong
 from dil.solvers._progress import check_watched
+from dil.solvers._rough_steps import has_rough_steps
 from dil.solvers._start import Start, check_positive, start, tolerance, zeros_like_count
 from dil.solvers._verify import solved_or_rounded
 from dil.solvers._wrong_pattern import is_wrong_pattern, refused
@@ -243,6 +244,7 @@ class Newton:
             wrong=is_wrong(started, last.u, ended & ~solved) if problem.symmetric else None,
             random=is_random(started, last.u, ended & ~solved) if problem.symmetric else None,
             rootless=verdict.rootless,
+            rough=has_rough_steps(started, last.u, ~(solved | broken), self.linear_solver, self.damping),
             wrong_pattern=is_wrong_pattern(started, last.u, broken, self.linear_solver, self.damping),
         )
 
