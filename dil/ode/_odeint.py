@@ -79,7 +79,9 @@ def odeint(
         implicit, of order 1, 2, 2, 2, 2, 3, 5 and 5. All but the second and the third are L-stable, which suits the
         stiffest problems. "radau" is Radau IIA, whose three stages are solved together (Hairer and Wanner 1996, IV.8).
         "tsit5" (Tsitouras 2011) and "dopri5" (Dormand and Prince 1980) are explicit, of order 5, for problems that are
-        not stiff; "euler" is explicit, of order 1, for comparison.
+        not stiff; "euler" is explicit, of order 1, for comparison. "auto" takes steps of "tsit5" while stability does
+        not limit them, and of "radau" or, for a state of more than 64 unknowns, "kvaerno5" where it does. It needs
+        steps that adapt and operations that run at once; the derivative holds its choice constant.
     solver : callable, optional
         Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` if the problem is not
         stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
@@ -237,6 +239,10 @@ class Trajectory(NamedTuple):
         What was found of each event.
     ended_by : int array, shape batch, or None
         The number of the event, from zero, that ended the solve; -1 if none did, and None if there are no events.
+    implicit_steps : int array, shape (), or None
+        With method="auto", the number of steps of the implicit method; None with others.
+    changed_at : float array, or None
+        With method="auto", the times at which the method changed: to the implicit one first, then back, and so on.
     """
 
     value: Tree
@@ -248,6 +254,8 @@ class Trajectory(NamedTuple):
     linear: Array
     events: tuple[Crossings, ...] = ()
     ended_by: Array | None = None
+    implicit_steps: Array | None = None
+    changed_at: Array | None = None
 
     @property
     def t_events(self) -> tuple[Array, ...]:
@@ -352,6 +360,8 @@ def _solve(
         linear,
         tuple(crossings(integration.field, EventRows(*map(constant, x))) for x in run.events),
         None if run.stop is None else xp.asarray(constant(run.stop.by), dtype=xp.int32),
+        None if run.implicit_steps is None else xp.astype(run.implicit_steps, xp.int32),
+        None if run.changed_at is None else integration.field.sign * run.changed_at,
     )
 
 
