@@ -17,7 +17,7 @@ from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil._frameworks.replaced import with_derivative_of
 from dil._layers.first_calls import is_readable
-from dil.ode._adaptive import Control, FoundMesh, StepMaker, find_mesh
+from dil.ode._adaptive import Control, FoundMesh, Mesh, StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
 from dil.ode._alternation import Alternation, ExplicitWay, ImplicitWay, MeasuredSteps
 from dil.ode._coupled_newton import CoupledNewton
@@ -40,6 +40,7 @@ from dil.ode._step_stages import EachSolved, KnownStages, NoneSolved, Solve, Vec
 from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
 from dil.ode._times import Times
 from dil.ode._unroll import UnrolledStage
+from dil.ode._user_jacobian import with_wrong_jac
 from dil.ode._verdict import Verdict, first_failure, from_start
 from dil.ode._watch import Watch, going_in
 
@@ -434,12 +435,22 @@ class Integration:
             found = find_own_meshes(options.scheme, steps, loops, control, y, span, watch, begun)
         else:
             found = find_mesh(options.scheme, steps, loops, control, y, span, watch, begun, log, cut=cut)
+        if options.jac is not None:
+            found = found._replace(mesh=self._with_wrong_jac(found, t, arrays))
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": found.mesh.status, "iterations": found.mesh.iterations}
             told = {name: xp.astype(x, xp.int32) for name, x in counted.items()}
             add_entry(self.backend, self.policy, "forward", told)
         return found
+
+    def _with_wrong_jac(self, found: FoundMesh, t: Array, arrays: Arrays) -> Mesh:
+        """Return the mesh, whose status says if jac is wrong where a solve failed."""
+        mesh, y = found.mesh, found.last
+        xp = array_namespace(y)
+        ends = xp.where(mesh.failed < float("inf"), mesh.failed, t[-1])
+        at = ends[..., None] if self.field.own_times else xp.min(ends)
+        return mesh._replace(status=with_wrong_jac(mesh.status, self.field, self.options.jac, (at, y), arrays))
 
     def _pair(self, y: Array) -> tuple[Integration, Integration]:
         """Return the explicit and the implicit steps of a method that changes, for states like y."""

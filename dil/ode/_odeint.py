@@ -28,7 +28,7 @@ from dil.ode._options import Consistent, Gradient, Layer, Options
 from dil.ode._own_times import check_own_times
 from dil.ode._simplified_newton import FOR_VALUE
 from dil.ode._times import Times, times_of
-from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, MASS_HINT, apply_verdict, increasing
+from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, JAC_HINT, MASS_HINT, apply_verdict, increasing
 
 
 def odeint(
@@ -113,7 +113,9 @@ def odeint(
         square root of max_steps, and with this option the stages of implicit methods are solved again, too.
     jac : callable or matrix, optional
         `jac(t, y, *args)` returns df_i/dy_j of each problem, (*batch, n, n), where y is one array. The iterations of
-        adaptive steps use it; no derivative does. A constant one may be given as a matrix of numbers. By default it is
+        adaptive steps use it; no derivative does. A constant one may be given as a matrix of numbers. Where y is
+        complex, it may be complex, as of SciPy, or that of the parts of the entries, (*batch, 2 n, 2 n). It may be
+        rough; where a solve fails and it is wrong by 10 % or more, the status is WRONG_DERIVATIVE. By default it is
         computed from func.
     unroll : int
         The number of iterations of a stage for gradient="unroll".
@@ -328,6 +330,8 @@ def judged(integration: Integration, rows: Array, s: Array, run: Run) -> Array:
     field = integration.field
     if field.mass_arrays:
         hint = f"{hint}. {MASS_HINT}"
+    if integration.options.jac is not None:
+        hint = f"{hint}. {JAC_HINT}"
     return apply_verdict(integration.policy, field.backend, rows, s, run.verdict, hint, field.sign)
 
 

@@ -38,6 +38,7 @@ IN_WORDS = {
     Status.DIVERGED: "the solution has a pole there",
     Status.MAX_ITER: "max_steps= steps were taken; raise it, or loosen the tolerances",
     Status.STAGNATED: "the steps became as short as rounding allows; look for a pole or a jump there",
+    Status.WRONG_DERIVATIVE: "jac is not the derivative of fun; its entry in row i and column j is df_i/dy_j",
     Status.NON_FINITE: "fun returned NaN or infinity there, however short the step",
 }
 """What a status says of a differential equation."""
