@@ -21,7 +21,7 @@ from dil.ode._adaptive import Control, FoundMesh, Mesh, StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
 from dil.ode._alternation import Alternation, ExplicitWay, ImplicitWay, MeasuredSteps
 from dil.ode._coupled_newton import CoupledNewton
-from dil.ode._crossings import EventRows, Events, Stop, held
+from dil.ode._crossings import EventRows, Events, Stop, held, with_lost_events
 from dil.ode._curve import Curve
 from dil.ode._dense import interpolate
 from dil.ode._events import EventFunction
@@ -224,6 +224,8 @@ class Integration:
             if self.field.mass_arrays:
                 events, stop = self._consistent_events(events, stop, (t[0], y0), arrays)
             rows = held(stop, rows, t, self.backend)
+            plain_events = [EventRows(*map(self.backend.constant, each)) for each in events]
+            verdict = with_lost_events(verdict, plain_events, begins)
         run = Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop, curve)
         if not self.options.alternates:
             return run

@@ -129,6 +129,7 @@ def odeint(
         may end the solve: see `dil.ode.Event`. Steps must adapt.
     max_events : int
         The number of events of each function that a program of JAX, or one that is mapped by `vmap`, has memory for.
+        More of them end the solve MORE_EVENTS.
     mass : array, shape (n, n) or (n,), optional
         The constant matrix M of M dy/dt = func(t, y, *args), or its diagonal, for a y of n entries in the order of its
         leaves. It may be singular, if the index is 1: each row that M has not then gives an algebraic equation 0 =
@@ -231,7 +232,8 @@ class Trajectory(NamedTuple):
     status : int array, shape batch
         Codes of `dil.Status`: the first failure of each problem.
     failed_at : float array, shape batch
-        The time at which the first failed step begins; infinity if none failed.
+        The time at which the first failed step begins; infinity if none failed. With MORE_EVENTS, that of the last
+        event that is kept.
     steps, rejected : int arrays, shape (), or batch with own steps
         The numbers of steps taken and of attempts rejected.
     iterations, linear : int arrays, shape batch

@@ -39,6 +39,7 @@ IN_WORDS = {
     Status.MAX_ITER: "max_steps= steps were taken; raise it, or loosen the tolerances",
     Status.STAGNATED: "the steps became as short as rounding allows; look for a pole or a jump there",
     Status.WRONG_DERIVATIVE: "jac is not the derivative of fun; its entry in row i and column j is df_i/dy_j",
+    Status.MORE_EVENTS: "this is the last event that is kept, and there are later ones; raise max_events=",
     Status.NON_FINITE: "fun returned NaN or infinity there, however short the step",
 }
 """What a status says of a differential equation."""

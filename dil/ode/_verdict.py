@@ -105,6 +105,8 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failur
         hint = hint.replace(f". {JAC_HINT}", "")
     elif len(failed) == 1 and hint.endswith(JAC_HINT):
         hint = JAC_HINT
+    if failed == {int(Status.MORE_EVENTS)}:
+        where, hint = f"the last one that is kept is at t = {start:.6g}", ""
     if not number:
         where = f"an algebraic equation has a residual of {residual[first]:.3g} at the initial values, t = {start:.6g}"
         hint = START_HINT
