@@ -206,7 +206,7 @@ class Integration:
         if runs_later(self.backend.loops, plain.last):
             # a program that takes the last state alone then keeps no steps
             (last,) = with_derivative_of(self.backend, (plain.last,), (rows[-1, ...],))
-            rows = xp.concat([rows[:-1, ...], last[None, ...]])
+            rows = array_namespace(rows, last).concat([rows[:-1, ...], last[None, ...]])
         zero = 0.0 * plain.status
         begins, lengths = plain.begins, plain.lengths
         if self.field.own_times:
@@ -241,11 +241,12 @@ class Integration:
         moving = few(y0, t, arrays, () if begun is None else (begun,))
         found = FewSteps.of(tuple(backend.constant(x) for x in moving.flat))
         rows = states_at(backend, t[1:], moving.segments, moving.bounds)
+        xp = array_namespace(rows, y0)
         rows = xp.where(found.taken > 0, rows, y0)
         if runs_later(backend.loops, found.last):
             # a program that takes the last state alone, without a derivative, then keeps no steps
             (last,) = with_derivative_of(backend, (found.last,), (rows[-1, ...],))
-            rows = xp.concat([rows[:-1, ...], last[None, ...]])
+            rows = array_namespace(rows, last).concat([rows[:-1, ...], last[None, ...]])
         rows = xp.concat([y0[None, ...], rows])
         verdict = Verdict(found.status, self._step_of(found), found.failed, 0.0 * found.status)
         if self.field.mass_arrays:
@@ -501,6 +502,8 @@ class Integration:
         layer, scheme = self._stage((y0, start), arrays), self.options.scheme
         knots = found.knots(start, self.backend, stretches=scheme.starter is not None)
         begins, lengths = knots[:-1, ...], knots[1:, ...] - knots[:-1, ...]
+        # a row of no step, behind an event or a failure, begins at the last time and not where the steps end
+        lengths = array_namespace(lengths).where(found.lengths > 0, lengths, 0.0 * lengths)
         if self.field.own_times:
             begins, lengths = begins[..., None], lengths[..., None]
 
