@@ -195,6 +195,10 @@ def differential_equations() -> dil.ode.Trajectory:
     assert dense is not None
     assert dense(0.5).shape == (1,)
     assert (found.t_events[0].shape, found.y_events[0].shape) == (crossings.t.shape, crossings.y.shape)
+    chosen = dil.ode.solve(lambda t, y, k: -k * y, y0, t, (k,), method="auto", rtol=1e-3)
+    assert chosen.implicit_steps == 0
+    assert chosen.changed_at is not None
+    assert chosen.changed_at.shape == (0,)
     return found
 
 

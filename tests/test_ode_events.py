@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 import dil
 from dil import Status
 from dil._frameworks.loops import python_while
-from dil.ode import Event, odeint, solve
+from dil.ode import Event, odeint, solve, solve_ivp
 from dil.ode._bracket import crossing
 from ode_helpers import close, on
 
@@ -364,6 +364,67 @@ def test_a_program_keeps_so_many_events(engine):
         jax.jit(lambda y0: run(y0, events=Event(lambda t, y: y[0], 3)))(start)
 
 
+@on("numpy", "torch", "jax:jit")
+def test_events_that_are_lost_are_told(engine):
+    """A program of JAX has room for two, with `jit` and without. Elsewhere, all are kept."""
+    start, jax = engine.asarray([0.0, 1.0]), engine.backend == "jax"
+    crosses, seldom = (lambda t, y: y[0]), (lambda t, y: y[0] - 0.999)
+    for sign in (1.0, -1.0):
+        field = lambda t, y, s=sign: s * oscillate(t, y)  # noqa: E731
+        run = lambda y0, end, f=field, **more: solve(f, y0, [0.0, end], **OPTIONS, **more)  # noqa: E731
+        for events in ([seldom, crosses], [crosses, seldom]):
+            found = run(start, sign * 10.0, events=events)
+            assert Status(int(found.status)) is (Status.MORE_EVENTS if jax else Status.CONVERGED)
+            assert sorted(int(x.counts) for x in found.events) == [3, 4]
+            assert min(x.t.shape for x in found.events) == ((2,) if jax else (3,))
+            close(engine.to_numpy(found.failed_at), sign * (np.pi - np.arcsin(0.999)) if jax else np.inf, 1e-4)
+        close(engine.to_numpy(found.value)[-1], [np.sin(10.0), np.cos(10.0)], 1e-4)
+        assert Status(int(run(start, sign * 7.0, events=crosses).status)) is Status.CONVERGED
+    if not jax:
+        return
+    import jax
+
+    found = jax.jit(lambda y0: solve(oscillate, y0, [0.0, 10.0], events=crosses, **OPTIONS))(start)
+    assert Status(int(found.status)) is Status.MORE_EVENTS
+    text = r"MORE_EVENTS: .*; raise max_events; the last one that is kept is at t = 6\.283"
+    last = lambda y0: odeint(oscillate, y0, [0.0, 10.0], events=crosses, **OPTIONS)[0]  # noqa: E731
+    for each in (last, jax.jit(last)):
+        with pytest.warns(dil.ConvergenceWarning, match=text):
+            jax.block_until_ready(each(start))
+    ended = solve_ivp(oscillate, [0.0, 10.0], start, events=crosses, max_events=2, on_failure="ignore")
+    assert ended.message.startswith("MORE_EVENTS at t = 6.28")
+
+
+@on("numpy", "jax:jit")
+@pytest.mark.parametrize("last", [2.5, 1.7])
+def test_events_behind_the_end_are_not_lost(engine, last):
+    """Both functions cross zero twice in the first step, and the solve ends there at t = 1.5."""
+    ends = Event(lambda t, y: (t - 1.5) * (t - 2.5), terminal=True)
+    options = {**OPTIONS, "max_events": 1, "first_step": 4.0, "events": [ends, lambda t, y: (t - 0.5) * (t - last)]}
+    found = solve(lambda t, y: 0.0 * y, engine.asarray([1.0]), [0.0, 8.0], **options)
+    assert Status(int(found.status)) is Status.CONVERGED
+    assert [int(x.counts) for x in found.events] == [1, 1]
+    close(engine.to_numpy(found.events[1].t), [0.5], 1e-12)
+    # an event that is lost before the end
+    options["events"] = [ends, lambda t, y: (t - 0.5) * (t - 1.3)]
+    found = solve(lambda t, y: 0.0 * y, engine.asarray([1.0]), [0.0, 8.0], **options)
+    jax = engine.backend == "jax"
+    assert Status(int(found.status)) is (Status.MORE_EVENTS if jax else Status.CONVERGED)
+    assert [int(x.counts) for x in found.events] == [1, 2]
+
+
+def test_each_problem_tells_its_lost_events():
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    event = Event(lambda t, y: y[..., 0] - 0.5)
+    field = lambda t, y: jax.numpy.stack([y[..., 1], -y[..., 0]], axis=-1)  # noqa: E731
+    y0 = jax.numpy.asarray([[0.0, 1.0], [0.0, 0.1], [0.0, 2.0]])
+    for own in (False, True):
+        options = {**OPTIONS, "events": event, "batch_ndim": 1, "own_steps": own}
+        found = solve(field, y0, [0.0, 9.0], **options)
+        names = [Status(int(x)).name for x in found.status]
+        assert names == ["MORE_EVENTS", "CONVERGED", "MORE_EVENTS"]
+
+
 @on("torch")
 def test_a_program_that_is_mapped_keeps_so_many_events(engine):
     """`torch.func.vmap` of the gradient of a time of flight."""
@@ -378,6 +439,10 @@ def test_a_program_that_is_mapped_keeps_so_many_events(engine):
     close(found[:, 0], 2 * speeds / 9.81, 1e-12)
     assert bool(found[:, 1].isnan().all())
     close(torch.func.vmap(torch.func.grad(lambda v: landing(v)[0]))(speeds), [2 / 9.81] * 2, 1e-10)
+    options = {**OPTIONS, "events": lambda t, y: y[0]}
+    states = lambda end: odeint(oscillate, torch.stack([0 * end, end]), [0 * end, end], **options)[0]  # noqa: E731
+    with pytest.warns(dil.ConvergenceWarning, match=r"MORE_EVENTS: .* the last one that is kept is at t = 6\.283"):
+        torch.func.vmap(states)(speeds)
 
 
 @on("torch")

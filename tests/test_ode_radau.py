@@ -152,3 +152,61 @@ def test_an_empty_batch_has_an_empty_trajectory_and_gradient(engine):
     y, (slope,) = engine.gradients(last, (np.ones((0, 2)),), np.ones((2, 0, 2)))
     assert y.shape == (2, 0, 2)
     assert slope.shape == (0, 2)
+
+
+def relaxed(t, y, k):
+    """The first unknown is bound to the second one, exp(-t)."""
+    return array_namespace(y).stack([-k * (y[..., 0] - y[..., 1]), -y[..., 1]], axis=-1)
+
+
+CROSSES = dil.ode.Event(lambda t, y, k: y[..., 0] - 0.3, terminal=True)
+RATES, WEIGHTS = np.asarray([50.0, 5.0, 500.0]), np.asarray([1.0, -2.0, 0.5])
+
+
+def crossing_times(rates):
+    """Return the times at which k / (k - 1) exp(-t) + (k - 2) / (k - 1) exp(-k t) from the start 2 is 0.3."""
+    low, high = np.full(rates.shape, 0.5), np.full(rates.shape, 3.0)
+    for _ in range(60):
+        t = 0.5 * (low + high)
+        above = (rates * np.exp(-t) + (rates - 2.0) * np.exp(-rates * t)) / (rates - 1.0) > 0.3
+        low, high = np.where(above, t, low), np.where(above, high, t)
+    return low
+
+
+def event_time(k, engine, batch=()):
+    y0 = engine.asarray(np.broadcast_to([2.0, 1.0], (*batch, 2)).copy())
+    options = {"method": "radau", "rtol": 1e-7, "events": CROSSES, "max_events": 2, "batch_ndim": len(batch)}
+    return odeint(relaxed, y0, [0.0, 5.0], (k,), **options)[1][0].t[0, ...]
+
+
+def slope_of_times():
+    h = 1e-5 * RATES
+    return (crossing_times(RATES + h) - crossing_times(RATES - h)) / (2 * h)
+
+
+@on("numpy", "torch:backward", "torch:func", "array_api_strict", "jax:jit")
+def test_times_of_events(engine):
+    """Beside the closed form, of one problem and of a batch, whose problems end one by one."""
+    found, (slope,) = engine.gradients(lambda k: event_time(k, engine), (RATES[0],), np.ones(()))
+    close(np.asarray(found), crossing_times(RATES)[0], 1e-6)
+    close(slope, slope_of_times()[0], 1e-5)
+    found, (slope,) = engine.gradients(lambda k: event_time(k, engine, (3,)), (RATES,), WEIGHTS)
+    close(np.asarray(found), crossing_times(RATES), 1e-6)
+    close(slope, WEIGHTS * slope_of_times(), 1e-5)
+
+
+@on("jax:jit")
+def test_times_of_events_that_jax_maps(engine):
+    import jax
+
+    found = jax.vmap(jax.value_and_grad(lambda k: event_time(k, engine)))(engine.asarray(RATES))
+    close(found[0], crossing_times(RATES), 1e-6)
+    close(found[1], slope_of_times(), 1e-5)
+
+
+@on("torch")
+def test_times_of_events_that_torch_maps(engine):
+    import torch
+
+    found = torch.func.vmap(torch.func.grad(lambda k: event_time(k, engine)))(engine.asarray(RATES))
+    close(found, slope_of_times(), 1e-5)

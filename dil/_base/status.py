@@ -162,6 +162,11 @@ class Status(IntEnum):
         "the initial values do not satisfy the algebraic equations of M y' = f; give values that do, or take "
         'consistent="find", which corrects the algebraic unknowns',
     )
+    MORE_EVENTS = (
+        25,
+        "more events of a function occurred than a compiled or mapped program has memory for, so the later ones are "
+        "missing; raise max_events",
+    )
 
     WRONG_MIXED = (
         25,

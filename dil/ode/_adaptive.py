@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from dil._base.arrays import (
@@ -190,6 +191,23 @@ class FoundMesh(NamedTuple):
     written: Arrays
 
 
+Attempts = Callable[[Method, StepMaker, Control], Callable[[Search], Search]]
+"""`attempts(method, steps, control)` returns an attempt at a step of a method."""
+
+
+class Turns(Protocol):
+    """Makes the attempts of a search by several methods."""
+
+    @property
+    def stages(self) -> int:
+        """The largest number of stages that a step keeps."""
+        ...
+
+    def __call__(self, attempts: Attempts, s: Search, /) -> tuple[Search, Array]:
+        """Make attempts until the end. Return the state and the numbers of steps after which the method changes."""
+        ...
+
+
 def find_mesh(
     method: Method,
     steps: StepMaker,
@@ -200,13 +218,15 @@ def find_mesh(
     watch: Watch | None = None,
     begun: Array | None = None,
     log: Log | ListLog | None = None,
+    turns: Turns | None = None,
     *,
     cut: bool = False,
 ) -> FoundMesh:
     """Return the mesh from t[0] to t[1]. With `cut`, nobody reads the rows of steps that are not taken.
 
     `begun` is the status of the start, shape batch: problems that failed there end there. With a `log`, a recorded
-    program writes there what it keeps, and the mesh has no rows.
+    program writes there what it keeps, and the mesh has no rows. With `turns`, other methods
+    follow the first one.
 
     All problems of a batch share each step. The problem with the largest error sets the step size. A step is taken if
     every stage converged and every error is allowed. If a problem fails at a step within rounding, it ends there and
@@ -221,7 +241,8 @@ def find_mesh(
     active = loops.number(end > start)
     memory = () if first.continues else first.begin(before, (y,), start)
     kept = steps.first(y, start, slope)
-    mesh = _no_steps(method, loops, control.max_steps if log is None else 0, y, start, cut=cut)
+    stages = max(method.stages, first.stages, 0 if turns is None else turns.stages)
+    mesh = _no_steps(method, loops, (control.max_steps if log is None else 0, stages), y, start, cut=cut)
     if begun is not None:
         status = loops.number(begun)
         failed = select(status != 0, 0.0 * status + loops.number(start), mesh.failed)
@@ -234,9 +255,12 @@ def find_mesh(
     if method.starter is not None:
         state = loop(lambda s: s.active & (s.mesh.taken < 1), lambda s: attempt(first, s), state)
         state = state._replace(memory=(y, state.t - start))
-    if log is None:
-        last: Search = loop(lambda s: s.active, lambda s: attempt(method, s), state)
-        written: Arrays = ()
+    if turns is not None:
+        last, changes = turns(lambda m, s, c: partial(replace(attempt, steps=s, control=c), m), state)
+        written: Arrays = (changes,)
+    elif log is None:
+        last = loop(lambda s: s.active, lambda s: attempt(method, s), state)
+        written = ()
     else:
         last, written = attempt.logged(log, method, state)
     incomplete = loops.number(last.t < end) & (last.mesh.status == 0) & logical_not(last.watched.ended)
@@ -254,10 +278,9 @@ def _in_arrays(mesh: Mesh, y: Array) -> Mesh:
     return Mesh(*arrays, *(full(y, x, shape=()) if isinstance(x, float) else x for x in numbers))
 
 
-def _no_steps(method: Method, loops: Loops, count: int, y: Array, start: Array, *, cut: bool) -> Mesh:
-    """Return a mesh with room for so many steps, and no step yet. With `cut`, the room holds no numbers."""
-    xp, (*batch, n) = array_namespace(y), y.shape
-    stages = max(method.stages, 0 if method.starter is None else method.starter.stages)
+def _no_steps(method: Method, loops: Loops, room_for: tuple[int, int], y: Array, start: Array, *, cut: bool) -> Mesh:
+    """Return a mesh with room for so many steps of so many stages. With `cut`, the room holds no numbers."""
+    xp, (*batch, n), (count, stages) = array_namespace(y), y.shape, room_for
 
     none, zero = loops.number(full(start, 0.0)), loops.number(full(y[..., 0], 0.0))
     never = zero + float("inf")

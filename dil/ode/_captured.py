@@ -65,7 +65,7 @@ def with_captured(
     t = times if options.own_steps else t
     found: list[tuple[Callable[..., Any], Lifted]] = [(func, backend.lifted(func, t, state, *args))]
     found += [(event.fn, backend.lifted(event.fn, times, state, *args)) for event in events]
-    if jac is not None:
+    if callable(jac):
         found.append((jac, backend.lifted(jac, t, state, *args)))
     if not any(lift.arrays for _, lift in found):
         return Functions(func, options, (), [])
@@ -73,7 +73,8 @@ def with_captured(
     func, *others = (WithCaptured(x.call, count, count + i, identity_of(fn)) for i, (fn, x) in enumerate(found))
     watched = tuple(replace(event, fn=fn) for event, fn in zip(events, others, strict=False))
     names = [f"an array that {_name(fn)!r} captures" for fn, lift in found for _ in lift.arrays]
-    options = replace(options, events=watched if options.events is not None else None, jac=jac and others[-1])
+    used = others[-1] if callable(jac) else jac
+    options = replace(options, events=watched if options.events is not None else None, jac=used)
     return Functions(func, options, tuple(lift.arrays for _, lift in found), names)
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, full
 from dil._base.errors import OptionError
+from dil._base.status import Status
 from dil._base.typing import Array, Arrays, Tree
 from dil._diagnostics.failure_policy import Policy
 from dil._frameworks.constants import as_constant
@@ -18,6 +19,7 @@ from dil.ode._curve import Curve
 from dil.ode._event_layer import IDLE, Place, event_layer
 from dil.ode._events import EventFunction
 from dil.ode._located import End, Located, Locator, most_rows
+from dil.ode._verdict import Verdict
 
 
 class Crossings(NamedTuple):
@@ -35,7 +37,8 @@ class Crossings(NamedTuple):
     status : int array, shape (K, *batch)
         Codes of `dil.Status`: GRAZING where the time has no derivative, else CONVERGED.
     counts : int array, shape batch
-        The number of events. It may be larger than K in a program of JAX: then the first K are there.
+        The number of events. It may be larger than K in a program of JAX: then the first K are there, and the status of
+        the problem is MORE_EVENTS.
 
     Examples
     --------
@@ -97,8 +100,8 @@ class Events:
         flat = as_constant(self.backend, locate, *curve, marks, *arrays)
         end, size = End(*flat[:2]), len(Located._fields)
         found = [Located(*flat[i : i + size]) for i in range(2, len(flat), size)]
-        if self._reads(marks):
-            found = [each.first(self._largest(each.counts)) for each in found]
+        reads = self._reads(marks)
+        found = [each.first(self._largest(each.counts) if reads else self.max_events) for each in found]
         events = tuple(
             self._differentiable(function, curve, each, arrays)
             for function, each in zip(self.functions, found, strict=True)
@@ -124,7 +127,10 @@ class Events:
         return max((int(x) for x in self.backend.to_numpy(counts).reshape(-1)), default=0)
 
     def _rows(self, marks: Array) -> list[int]:
-        """Return the number of rows of each function: the largest number of events, if it can be read."""
+        """Return the number of rows of each function: the largest number of events, if it can be read.
+
+        Else there is one row more than are kept. It tells whether the next event is before the end.
+        """
         xp, reads = array_namespace(marks), self._reads(marks)
         if reads:
             counts = xp.sum(xp.astype(self.backend.constant(marks) != 0, xp.int32), axis=(0, -1))
@@ -136,7 +142,7 @@ class Events:
                     f"compiled, or mapped over a batch, keeps max_events={self.max_events}; raise it"
                 )
                 raise OptionError(message)
-        return [self.max_events] * len(self.functions)
+        return [self.max_events + 1] * len(self.functions)
 
     def _differentiable(self, function: EventFunction, curve: Curve, found: Located, arrays: Arrays) -> EventRows:
         """Return the events with the derivative of the theorem."""
@@ -171,6 +177,30 @@ class Events:
             t = xp.where(here, each.t[last - 1, ...], t)
             y = xp.where(here[..., None], each.y[last - 1, ...], y)
         return Stop(t, y, end.by)
+
+
+def with_lost_events(verdict: Verdict, events: Sequence[EventRows], begins: Array) -> Verdict:
+    """Return the verdict with MORE_EVENTS where there are more events than rows, from the time of the last row on.
+
+    begins: (*batch, steps) or (steps,), where the steps begin.
+    """
+    for each in events:
+        rows = each.t.shape[0]
+        if rows == 0:
+            continue
+        xp = array_namespace(verdict.status)
+        earlier = (verdict.status == int(Status.MORE_EVENTS)) & (each.t[-1, ...] < verdict.begin)
+        lost = (each.counts > rows) & ((verdict.status == 0) | earlier)
+        last = xp.where(lost, each.t[-1, ...], 0.0 * verdict.status)
+        step = xp.sum(xp.astype(begins < last[..., None], last.dtype), axis=-1)
+        verdict = Verdict(
+            xp.where(lost, full(last, float(Status.MORE_EVENTS)), verdict.status),
+            xp.where(lost, step, verdict.step),
+            xp.where(lost, last, verdict.begin),
+            verdict.length,
+            verdict.residual,
+        )
+    return verdict
 
 
 def held(stop: Stop, rows: Array, t: Array, backend: Backend) -> Array:

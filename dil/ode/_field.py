@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from dil._base.arrays import array_namespace, device, full
-from dil._base.errors import ShapeError
+from dil._base.arrays import array_namespace, full
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.arguments import Arguments
 from dil._frameworks.protocol import Backend
@@ -77,26 +75,6 @@ class Field:
         """Return the residual of the stage z = base + gh f(t, z), or M (z - base) = gh f(t, z)."""
         slope = self(t, z, *args)
         return self.mass(args).residual(z, base, gh, slope) if self.mass_arrays else z - (base + gh * slope)
-
-    def jacobian(self, jac: Any, t: Array, u: Array, args: tuple[Tree, ...]) -> Array:
-        """Return df/dy at the vectors u by the user's function or constant numbers, (*batch, n, n).
-
-        Raises
-        ------
-        ShapeError
-            If its shape is another one.
-        """
-        shape = (*u.shape, u.shape[-1])
-        if callable(jac):
-            found, verb = jac(self.users_time(t, u), self.space.unravel(u), *self.of_user(args)), "returned"
-        else:
-            found, verb = array_namespace(u).asarray(jac, dtype=u.dtype, device=device(u)), "has"
-            if tuple(found.shape) == shape[-2:]:
-                found = array_namespace(u).broadcast_to(found, shape)
-        if tuple(found.shape) != shape:
-            message = f"jac {verb} shape {tuple(found.shape)}; expected {shape}, df_i/dy_j of each problem"
-            raise ShapeError(message)
-        return self.sign * found  # type: ignore[no-any-return]
 
     def at(self, t: Array, u: Array, arrays: Sequence[Array]) -> Array:
         """Return dy/dt from the flat arrays of the arguments."""

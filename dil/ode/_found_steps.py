@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from typing import NamedTuple
 
 from dil._base.arrays import array_namespace, full, nonzero_or_one
@@ -38,6 +40,8 @@ class FoundSteps(NamedTuple):
     linear: Array
     last: Array
     """The state at the end of the last step, (*batch, n)."""
+    changes: Array
+    """The numbers of steps after which the method changes; empty for one method."""
     marks: Array | None = None
     """The crossings of events, (steps, events, *batch, SAMPLES), if there are events (see `Watched`)."""
 
@@ -86,8 +90,15 @@ class FoundSteps(NamedTuple):
         marks = None if self.marks is None else fn(self.marks)
         return self._replace(marks=marks, **{name: fn(getattr(self, name)) for name in names})
 
+    @property
+    def runs(self) -> list[FoundSteps]:
+        """The runs of steps of one method, one after the other."""
+        inner = [int(self.changes[i]) for i in range(self.changes.shape[0])]
+        places = pairwise((0, *inner, self.begins.shape[0]))
+        return [self.with_rows(itemgetter((slice(*at), ...)))._replace(taken=self.taken - at[0]) for at in places]
 
-def steps_of(mesh: Mesh, first_slope: Array, end: Array, last: Array) -> FoundSteps:
+
+def steps_of(mesh: Mesh, first_slope: Array, end: Array, last: Array, changes: Array | None = None) -> FoundSteps:
     """Return the steps of a mesh that leads to the time `end` and to the state `last`."""
     xp = array_namespace(mesh.ends)
     states, slopes, *bulges = (xp.moveaxis(mesh.ends[i, ...], -2, 0) for i in range(mesh.ends.shape[0]))
@@ -95,9 +106,9 @@ def steps_of(mesh: Mesh, first_slope: Array, end: Array, last: Array) -> FoundSt
     begins, lengths = grid[..., 0], grid[..., 1]
     begins = xp.where(lengths > 0, begins, 0.0 * begins + end)
     bulges = bulges or [xp.zeros_like(slopes)]
-    return FoundSteps(
-        states, slopes, bulges[0], first_slope, begins, lengths, xp.moveaxis(mesh.stages, -2, 0), *mesh[3:-1], last
-    )
+    stages, none = xp.moveaxis(mesh.stages, -2, 0), begins[:0, ...]
+    known = (states, slopes, bulges[0], first_slope, begins, lengths, stages, *mesh[3:-1], last)
+    return FoundSteps(*known, none if changes is None else changes)
 
 
 Sweep = Callable[[Array, Array, Arrays, FoundSteps], Arrays]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from dil._base.arrays import array_namespace, is_complex
 from dil._base.errors import OptionError, ShapeError
 from dil._base.options import is_number
 from dil._base.tree import LEAF
-from dil._frameworks.registry import leaves_of, owner
+from dil._frameworks.registry import complex_parts_of, leaves_of, owner
 from dil._layers.first_calls import is_readable
 from dil._problem.space import Space
 
@@ -67,11 +68,11 @@ def jac_of(jac: Any) -> Any:
     """Return the function jac, or a constant matrix as NumPy's numbers. A sparse matrix becomes a dense one."""
     if jac is None or callable(jac):
         return jac
-    return _numbers("jac", jac.toarray() if hasattr(jac, "toarray") else jac)
+    return _numbers("jac", jac.toarray() if hasattr(jac, "toarray") else jac, may_be_complex=True)
 
 
-def _numbers(name: str, given: Any) -> Any:
-    """Return numbers that were given as a list or an array.
+def _numbers(name: str, given: Any, *, may_be_complex: bool = False) -> Any:
+    """Return numbers that were given as a list or an array, of NumPy's float, or complex if they may be.
 
     Raises
     ------
@@ -82,12 +83,21 @@ def _numbers(name: str, given: Any) -> Any:
 
     own = owner(given)
     if own is not None:
-        if not is_readable(own, given):
+        split = is_complex(array_namespace(given), given.dtype)
+        parts = complex_parts_of(given).split(given) if split else given
+        if not is_readable(own, parts):
             message = f"{name} is an array that a program traces; give numbers that are known before it runs"
             raise OptionError(message)
-        given = own.to_numpy(own.constant(given))
+        numbers = own.to_numpy(own.constant(parts))
+        given = numbers[..., 0] + 1j * numbers[..., 1] if split else numbers
     try:
-        return np.asarray(given, dtype=float)
+        found = np.asarray(given)
+        kind = complex if found.dtype.kind == "c" else float
+        found = np.asarray(found, dtype=kind)
     except (TypeError, ValueError):
         message = f"{name}={given!r}; expected numbers"
         raise OptionError(message) from None
+    if kind is complex and not may_be_complex:  # a cast would drop the imaginary parts
+        message = f"{name}={given!r} is complex; expected real numbers"
+        raise OptionError(message)
+    return found

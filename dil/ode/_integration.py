@@ -17,10 +17,11 @@ from dil._frameworks.loops import runs_later
 from dil._frameworks.protocol import Backend
 from dil._frameworks.replaced import with_derivative_of
 from dil._layers.first_calls import is_readable
-from dil.ode._adaptive import Control, FoundMesh, StepMaker, find_mesh
+from dil.ode._adaptive import Control, FoundMesh, Mesh, StepMaker, find_mesh
 from dil.ode._adjoint import AdjointRule
+from dil.ode._alternation import Alternation, ExplicitWay, ImplicitWay, MeasuredSteps
 from dil.ode._coupled_newton import CoupledNewton
-from dil.ode._crossings import EventRows, Events, Stop, held
+from dil.ode._crossings import EventRows, Events, Stop, held, with_lost_events
 from dil.ode._curve import Curve
 from dil.ode._dense import interpolate
 from dil.ode._events import EventFunction
@@ -39,6 +40,7 @@ from dil.ode._step_stages import EachSolved, KnownStages, NoneSolved, Solve, Vec
 from dil.ode._sweep import SweepResult, grid_of, sweep, with_first
 from dil.ode._times import Times
 from dil.ode._unroll import UnrolledStage
+from dil.ode._user_jacobian import with_wrong_jac
 from dil.ode._verdict import Verdict, first_failure, from_start
 from dil.ode._watch import Watch, going_in
 
@@ -64,6 +66,9 @@ class Run(NamedTuple):
     """Where events end the solve, if there are events."""
     curve: Curve | None = None
     """The dense output, if steps adapt."""
+    implicit_steps: Array | None = None
+    """Those of the steps that an implicit method took, and the times at which the method changed, if it may change."""
+    changed_at: Array | None = None
 
 
 class GridSolution(NamedTuple):
@@ -125,7 +130,12 @@ class Integration:
         if self.field.mass_arrays:
             y0, status, residual = self._start(y0, t[0], arrays)
             verdict = from_start(verdict, status, residual, self.backend.constant(t[0]))
-        return Run(y0[None, ...], verdict, none, none, zero, zero, *self.watched.none(y0, t))
+        run = Run(y0[None, ...], verdict, none, none, zero, zero, *self.watched.none(y0, t))
+        return self._unchanged(run, t)
+
+    def _unchanged(self, run: Run, t: Array) -> Run:
+        """Return a run without adaptive steps, whose method has not changed if it may."""
+        return run._replace(implicit_steps=0.0 * run.steps, changed_at=t[:0]) if self.options.alternates else run
 
     @property
     def watched(self) -> Events:
@@ -157,7 +167,10 @@ class Integration:
         empty = 0 in y0.shape  # an empty batch has no error to adapt to
         if empty or not self.options.adapts:
             events, stop = self.watched.none(y0, t)
-            return self._run_equal_steps(y0, t, arrays)._replace(events=events, stop=stop)
+            run = self._run_equal_steps(y0, t, arrays)._replace(events=events, stop=stop)
+            return self._unchanged(run, t)
+        if self.options.alternates:
+            self._refuse_to_alternate(y0)
         if self._keeps_few(y0):
             return self._run_few(y0, t, arrays, begun)
         return self._run_adaptive(y0, t, arrays, begun)
@@ -193,7 +206,7 @@ class Integration:
         if runs_later(self.backend.loops, plain.last):
             # a program that takes the last state alone then keeps no steps
             (last,) = with_derivative_of(self.backend, (plain.last,), (rows[-1, ...],))
-            rows = xp.concat([rows[:-1, ...], last[None, ...]])
+            rows = array_namespace(rows, last).concat([rows[:-1, ...], last[None, ...]])
         zero = 0.0 * plain.status
         begins, lengths = plain.begins, plain.lengths
         if self.field.own_times:
@@ -211,7 +224,15 @@ class Integration:
             if self.field.mass_arrays:
                 events, stop = self._consistent_events(events, stop, (t[0], y0), arrays)
             rows = held(stop, rows, t, self.backend)
-        return Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop, curve)
+            plain_events = [EventRows(*map(self.backend.constant, each)) for each in events]
+            verdict = with_lost_events(verdict, plain_events, begins)
+        run = Run(rows, verdict, plain.taken, plain.rejected, plain.iterations, plain.linear, events, stop, curve)
+        if not self.options.alternates:
+            return run
+        runs = plain.runs
+        taken = [full(plain.taken, float(part.begins.shape[0])) for part in runs[:-1]] + [runs[-1].taken]
+        changed_at = xp.stack([part.begins[0] for part in runs])[1:]
+        return run._replace(implicit_steps=sum(taken[1::2], start=0.0 * plain.taken), changed_at=changed_at)
 
     def _run_few(self, y0: Array, t: Array, arrays: Arrays, begun: Array | None) -> Run:
         """Find the steps, keep few of them, and interpolate where there are output times."""
@@ -220,11 +241,12 @@ class Integration:
         moving = few(y0, t, arrays, () if begun is None else (begun,))
         found = FewSteps.of(tuple(backend.constant(x) for x in moving.flat))
         rows = states_at(backend, t[1:], moving.segments, moving.bounds)
+        xp = array_namespace(rows, y0)
         rows = xp.where(found.taken > 0, rows, y0)
         if runs_later(backend.loops, found.last):
             # a program that takes the last state alone, without a derivative, then keeps no steps
             (last,) = with_derivative_of(backend, (found.last,), (rows[-1, ...],))
-            rows = xp.concat([rows[:-1, ...], last[None, ...]])
+            rows = array_namespace(rows, last).concat([rows[:-1, ...], last[None, ...]])
         rows = xp.concat([y0[None, ...], rows])
         verdict = Verdict(found.status, self._step_of(found), found.failed, 0.0 * found.status)
         if self.field.mass_arrays:
@@ -378,10 +400,10 @@ class Integration:
 
         `cut`: the rows of steps that are not taken are left out, and hold no numbers before.
         """
-        mesh, last, _, watched, _ = self._mesh(y, t, given, cut=cut)
+        mesh, last, _, watched, written = self._mesh(y, t, given, cut=cut)
         arrays = given[: len(self.field.arguments.arrays)]
         first = rate_of(self.field, t[0], y, arrays) if self.field.mass_arrays else self.field.at(t[0], y, arrays)
-        found = steps_of(mesh, first, t[-1], last)
+        found = steps_of(mesh, first, t[-1], last, *written)
         found = found.shortened(self.backend) if cut else found
         return (*found.arrays, array_namespace(y).moveaxis(watched.marks, -2, 0)) if self.events else found.arrays
 
@@ -408,10 +430,16 @@ class Integration:
         options, loops, steps = self.options, self.backend.loops, self._step_maker(y, t[0], arrays)
         watch = Watch(self.events, arrays, loops) if self.events else None
         control, span = self._control.of_estimate(options.scheme), (t[0], t[-1])
-        if self.field.own_times:
+        if options.alternates:
+            turns = self._turns(y, t[0], arrays)
+            way, steps = turns.explicit, turns.implicit.steps
+            found = find_mesh(way.method, way.steps, loops, way.control, y, span, watch, begun, turns=turns, cut=cut)
+        elif self.field.own_times:
             found = find_own_meshes(options.scheme, steps, loops, control, y, span, watch, begun)
         else:
             found = find_mesh(options.scheme, steps, loops, control, y, span, watch, begun, log, cut=cut)
+        if options.jac is not None:
+            found = found._replace(mesh=self._with_wrong_jac(found, t, arrays))
         if recording() and isinstance(steps, SimplifiedNewton):  # a layer of a stage would record itself
             xp = array_namespace(y)
             counted = {"status": found.mesh.status, "iterations": found.mesh.iterations}
@@ -419,12 +447,63 @@ class Integration:
             add_entry(self.backend, self.policy, "forward", told)
         return found
 
+    def _with_wrong_jac(self, found: FoundMesh, t: Array, arrays: Arrays) -> Mesh:
+        """Return the mesh, whose status says if jac is wrong where a solve failed."""
+        mesh, y = found.mesh, found.last
+        xp = array_namespace(y)
+        ends = xp.where(mesh.failed < float("inf"), mesh.failed, t[-1])
+        at = ends[..., None] if self.field.own_times else xp.min(ends)
+        return mesh._replace(status=with_wrong_jac(mesh.status, self.field, self.options.jac, (at, y), arrays))
+
+    def _pair(self, y: Array) -> tuple[Integration, Integration]:
+        """Return the explicit and the implicit steps of a method that changes, for states like y."""
+        explicit, implicit = self.options.parts(y.shape[-1])
+        return replace(self, options=explicit), replace(self, options=implicit)
+
+    def _refuse_to_alternate(self, y: Array) -> None:
+        """Refuse a method that changes where the steps cannot be read, or where events freeze a part of a batch."""
+        if self.backend.loops.recorded is not None or not is_readable(self.backend, y):
+            message = (
+                "method='auto' reads the steps as they are taken, which JAX and transforms such as torch.func.grad do "
+                "not allow; take 'tsit5', or 'radau' or 'kvaerno5' where the problem is stiff. On torch, dil.grad and "
+                "backward() allow it, and batch_ndim= is there in the place of vmap"
+            )
+            raise OptionError(message)
+        if self.field.freezes:
+            message = "method='auto' with events= that end problems of a batch; take 'tsit5' or 'radau'"
+            raise OptionError(message)
+
+    def _turns(self, y: Array, t: Array, arrays: Arrays) -> Alternation:
+        """Return what chooses the method of each step."""
+        (explicit, implicit), control = self._pair(y), self._control
+        schemes = explicit.options.scheme, implicit.options.scheme
+        return Alternation(
+            ExplicitWay(schemes[0], MeasuredSteps(self.field, arrays), control.of_estimate(schemes[0])),
+            ImplicitWay(schemes[1], implicit._step_maker(y, t, arrays), control.of_estimate(schemes[1])),
+            self.backend.loops,
+        )
+
+    def _sweep_by_turns(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
+        """Return the same for two methods: each run of steps of one of them starts where the last run ended."""
+        rows, firsts = list[Arrays](), list[Array]()
+        for i, steps in enumerate(found.runs):
+            *moved, first = self._pair(y0)[i % 2]._sweep_again(y0, start, arrays, steps)
+            rows.append(tuple(moved))
+            firsts.append(first)
+            y0, start = moved[0][-1, ...], (steps.begins + steps.lengths)[-1]
+        xp = array_namespace(*rows[0])
+        return (*(xp.concat(list(x)) for x in zip(*rows, strict=True)), firsts[0])
+
     def _sweep_again(self, y0: Array, start: Array, arrays: Arrays, found: FoundSteps) -> Arrays:
         """Return states, slopes, bulges and first slope of found steps, differentiable in y0, start and arrays."""
+        if self.options.alternates:
+            return self._sweep_by_turns(y0, start, arrays, found)
         arrays = arrays[: len(self.field.arguments.arrays)]
         layer, scheme = self._stage((y0, start), arrays), self.options.scheme
         knots = found.knots(start, self.backend, stretches=scheme.starter is not None)
         begins, lengths = knots[:-1, ...], knots[1:, ...] - knots[:-1, ...]
+        # a row of no step, behind an event or a failure, begins at the last time and not where the steps end
+        lengths = array_namespace(lengths).where(found.lengths > 0, lengths, 0.0 * lengths)
         if self.field.own_times:
             begins, lengths = begins[..., None], lengths[..., None]
 

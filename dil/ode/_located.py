@@ -136,11 +136,14 @@ def _until(end: Array, found: Located) -> Located:
     xp, rows = array_namespace(found.counts), found.t.shape[0]
     if rows == 0:
         return found
-    late = (_numbers(rows, found.counts) < found.counts) & (found.t > end)
+    there = _numbers(rows, found.counts) < found.counts
+    late = there & (found.t > end)
+    # those without a row are later still
+    kept = xp.sum(xp.astype(there & ~late, found.counts.dtype), axis=0)
     return found._replace(
         unit=xp.where(late, 0.0 * found.unit, found.unit),
         status=xp.where(late, 0 * found.status, found.status),
-        counts=found.counts - xp.sum(xp.astype(late, found.counts.dtype), axis=0),
+        counts=xp.where(xp.any(late, axis=0), kept, found.counts),
     )
 
 

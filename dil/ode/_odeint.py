@@ -28,7 +28,7 @@ from dil.ode._options import Consistent, Gradient, Layer, Options
 from dil.ode._own_times import check_own_times
 from dil.ode._simplified_newton import FOR_VALUE
 from dil.ode._times import Times, times_of
-from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, MASS_HINT, apply_verdict, increasing
+from dil.ode._verdict import ADAPTIVE_HINT, EQUAL_STEPS_HINT, JAC_HINT, MASS_HINT, apply_verdict, increasing
 
 
 def odeint(
@@ -79,7 +79,9 @@ def odeint(
         implicit, of order 1, 2, 2, 2, 2, 3, 5 and 5. All but the second and the third are L-stable, which suits the
         stiffest problems. "radau" is Radau IIA, whose three stages are solved together (Hairer and Wanner 1996, IV.8).
         "tsit5" (Tsitouras 2011) and "dopri5" (Dormand and Prince 1980) are explicit, of order 5, for problems that are
-        not stiff; "euler" is explicit, of order 1, for comparison.
+        not stiff; "euler" is explicit, of order 1, for comparison. "auto" takes steps of "tsit5" while stability does
+        not limit them, and of "radau" or, for a state of more than 64 unknowns, "kvaerno5" where it does. It needs
+        steps that adapt and operations that run at once; the derivative holds its choice constant.
     solver : callable, optional
         Solves the stages of a step: `dil.ode.StepNewton()` by default, `dil.solvers.FixedPoint()` if the problem is not
         stiff, `dil.solvers.Newton("normal")`, or any solver that a layer takes.
@@ -111,7 +113,9 @@ def odeint(
         square root of max_steps, and with this option the stages of implicit methods are solved again, too.
     jac : callable or matrix, optional
         `jac(t, y, *args)` returns df_i/dy_j of each problem, (*batch, n, n), where y is one array. The iterations of
-        adaptive steps use it; no derivative does. A constant one may be given as a matrix of numbers. By default it is
+        adaptive steps use it; no derivative does. A constant one may be given as a matrix of numbers. Where y is
+        complex, it may be complex, as of SciPy, or that of the parts of the entries, (*batch, 2 n, 2 n). It may be
+        rough; where a solve fails and it is wrong by 10 % or more, the status is WRONG_DERIVATIVE. By default it is
         computed from func.
     unroll : int
         The number of iterations of a stage for gradient="unroll".
@@ -125,6 +129,7 @@ def odeint(
         may end the solve: see `dil.ode.Event`. Steps must adapt.
     max_events : int
         The number of events of each function that a program of JAX, or one that is mapped by `vmap`, has memory for.
+        More of them end the solve MORE_EVENTS.
     mass : array, shape (n, n) or (n,), optional
         The constant matrix M of M dy/dt = func(t, y, *args), or its diagonal, for a y of n entries in the order of its
         leaves. It may be singular, if the index is 1: each row that M has not then gives an algebraic equation 0 =
@@ -227,7 +232,8 @@ class Trajectory(NamedTuple):
     status : int array, shape batch
         Codes of `dil.Status`: the first failure of each problem.
     failed_at : float array, shape batch
-        The time at which the first failed step begins; infinity if none failed.
+        The time at which the first failed step begins; infinity if none failed. With MORE_EVENTS, that of the last
+        event that is kept.
     steps, rejected : int arrays, shape (), or batch with own steps
         The numbers of steps taken and of attempts rejected.
     iterations, linear : int arrays, shape batch
@@ -237,6 +243,10 @@ class Trajectory(NamedTuple):
         What was found of each event.
     ended_by : int array, shape batch, or None
         The number of the event, from zero, that ended the solve; -1 if none did, and None if there are no events.
+    implicit_steps : int array, shape (), or None
+        With method="auto", the number of steps of the implicit method; None with others.
+    changed_at : float array, or None
+        With method="auto", the times at which the method changed: to the implicit one first, then back, and so on.
     """
 
     value: Tree
@@ -248,6 +258,8 @@ class Trajectory(NamedTuple):
     linear: Array
     events: tuple[Crossings, ...] = ()
     ended_by: Array | None = None
+    implicit_steps: Array | None = None
+    changed_at: Array | None = None
 
     @property
     def t_events(self) -> tuple[Array, ...]:
@@ -320,6 +332,8 @@ def judged(integration: Integration, rows: Array, s: Array, run: Run) -> Array:
     field = integration.field
     if field.mass_arrays:
         hint = f"{hint}. {MASS_HINT}"
+    if integration.options.jac is not None:
+        hint = f"{hint}. {JAC_HINT}"
     return apply_verdict(integration.policy, field.backend, rows, s, run.verdict, hint, field.sign)
 
 
@@ -352,6 +366,8 @@ def _solve(
         linear,
         tuple(crossings(integration.field, EventRows(*map(constant, x))) for x in run.events),
         None if run.stop is None else xp.asarray(constant(run.stop.by), dtype=xp.int32),
+        None if run.implicit_steps is None else xp.astype(run.implicit_steps, xp.int32),
+        None if run.changed_at is None else integration.field.sign * run.changed_at,
     )
 
 

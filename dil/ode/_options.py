@@ -17,13 +17,19 @@ from dil.ode._adaptive import Control
 from dil.ode._events import Event, events_of
 from dil.ode._methods import Method
 from dil.ode._newton import StepNewton
-from dil.ode._pairs import PAIRS
+from dil.ode._pairs import KVAERNO5, PAIRS
 from dil.ode._radau import RADAU5
 from dil.ode._simplified_newton import ROUNDING
 from dil.solvers._anderson import Anderson
 from dil.solvers._fixed_point import FixedPoint
 
 METHODS = {**_methods.METHODS, **PAIRS, RADAU5.name: RADAU5}
+AUTO = "auto"
+"""The name of the choice between an explicit and an implicit method."""
+EXPLICIT = "tsit5"
+"""Its explicit method."""
+FEW = 64
+"""Up to so many unknowns its implicit method is "radau", which takes less time there, and above "kvaerno5"."""
 FAR = 500
 """The largest number of iterations towards a consistent state. From 5 V, a diode takes 150 that lower it by 26 mV."""
 Gradient = Literal["implicit", "naive", "unroll", "adjoint"]
@@ -58,7 +64,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("method", self.name, tuple(METHODS)),
+            ("method", self.name, (*METHODS, AUTO)),
             ("gradient", self.gradient, get_args(Gradient)),
             ("layer", self.layer, get_args(Layer)),
             ("consistent", self.consistent, get_args(Consistent)),
@@ -127,6 +133,8 @@ class Options:
                 message = f"{name}= is for steps that adapt; give rtol= or atol= too, or steps= for steps of one size"
                 raise OptionError(message)
         self._refuse_checkpoints()
+        if self.alternates:
+            self._refuse_with_auto()
         if self.adapts and self.steps != 1:
             message = f"steps={self.steps} is for steps of one size; drop it, or drop rtol= and atol=, which adapt them"
             raise OptionError(message)
@@ -154,6 +162,22 @@ class Options:
             message = f"checkpoints={self.checkpoints} {message}"
             raise OptionError(message)
 
+    def _refuse_with_auto(self) -> None:
+        message = None
+        if not self.adapts:
+            message = "is for steps that adapt: give rtol= or atol=, or take 'tsit5' or 'radau'"
+        elif self.gradient not in ("implicit", "naive"):
+            message = f"is for gradient='implicit' or 'naive', not {self.gradient!r}; take 'tsit5' or 'radau'"
+        elif not self.simplifies:
+            message = "solves its stages by simplified Newton iterations; drop solver= and layer=, or take 'radau'"
+        elif self.checkpoints is not None:
+            message = "keeps all steps; drop checkpoints=, or take 'tsit5' or 'radau'"
+        elif self.own_steps:
+            message = "changes for all problems of a batch at once; drop own_steps=True, or take 'tsit5' or 'kvaerno5'"
+        if message is not None:
+            message = f"method='auto' {message}"
+            raise OptionError(message)
+
     def refuse_below(self, least: float, dtype: DType) -> None:
         """Refuse a relative tolerance below rounding.
 
@@ -176,6 +200,9 @@ class Options:
         OptionError
             If the method does not keep the algebraic equations, or the solver or the gradient is for M = I.
         """
+        if self.alternates:
+            message = "method='auto' takes explicit steps, which cannot have a mass=; take 'radau' or 'kvaerno5'"
+            raise OptionError(message)
         if not (self.scheme.implicit and self.scheme.keeps_constraints):
             known = ", ".join(name for name, x in METHODS.items() if x.implicit and x.keeps_constraints)
             why = "solves no equations" if not self.scheme.implicit else "satisfies them in the middle of a step alone"
@@ -213,9 +240,19 @@ class Options:
         return Control(rtol, self.atol, self.first_step, self.max_steps, self.max_step)
 
     @property
+    def alternates(self) -> bool:
+        """Whether steps are those of an explicit and of an implicit method by turns."""
+        return self.name == AUTO
+
+    def parts(self, n: int) -> tuple[Options, Options]:
+        """Return the options of the explicit and of the implicit steps of a state of n unknowns."""
+        explicit = replace(self, method=EXPLICIT, jac=None, linear_solver=None, gradient="implicit")
+        return explicit, replace(self, method=RADAU5.name if n <= FEW else KVAERNO5.name)
+
+    @property
     def scheme(self) -> Method:
-        """The method."""
-        return METHODS[self.name]
+        """The method; the implicit one of a small state if there are two."""
+        return RADAU5 if self.alternates else METHODS[self.name]
 
     @property
     def name(self) -> str:

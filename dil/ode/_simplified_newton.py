@@ -31,6 +31,7 @@ from dil.ode._in_turn import InTurn, Step, Tableau, solved_by_scan
 from dil.ode._rate import rate_of
 from dil.ode._row_groups import RowGroups
 from dil.ode._state import slope_between
+from dil.ode._user_jacobian import jacobian_of
 
 
 class Accuracy(NamedTuple):
@@ -269,7 +270,7 @@ class SimplifiedStages(InTurn):
         (t, y), backend = self.start, self.field.backend
         xp, n = array_namespace(y), y.shape[-1]
         if self.jac is not None:
-            return self.field.jacobian(self.jac, t, y, self.args)
+            return jacobian_of(self.field, self.jac, t, y, self.args)
         _, pull = backend.vjp(lambda w: (self.field(t, w, *self.args),), y)
         if y.ndim == 1:
             return self.row_groups.jacobian(lambda p: pull((p,))[0], y, backend)

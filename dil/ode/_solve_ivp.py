@@ -23,22 +23,23 @@ from dil.ode._dense import interpolate
 from dil.ode._field import Field
 from dil.ode._integration import Integration, Run
 from dil.ode._odeint import as_arguments, begin, crossings, judged, stacked, times_like
-from dil.ode._options import METHODS, Options
+from dil.ode._options import AUTO, METHODS, Options
 from dil.ode._verdict import report_if_nonzero
 
-NAMES = {"RK45": "dopri5", "Radau": "radau"}
+NAMES = {"RK45": "dopri5", "Radau": "radau", "LSODA": AUTO}
 """SciPy's names of methods that are here."""
 OTHERS = {
     "RK23": "'RK45' or 'tsit5'",
     "DOP853": "'RK45' or 'tsit5'",
     "BDF": "'Radau' or 'kvaerno5'",
-    "LSODA": "'Radau' or 'kvaerno5' where the problem is stiff, 'tsit5' where it is not",
 }
 """SciPy's names of methods that are not, and what to take."""
 IN_WORDS = {
     Status.DIVERGED: "the solution has a pole there",
     Status.MAX_ITER: "max_steps= steps were taken; raise it, or loosen the tolerances",
     Status.STAGNATED: "the steps became as short as rounding allows; look for a pole or a jump there",
+    Status.WRONG_DERIVATIVE: "jac is not the derivative of fun; its entry in row i and column j is df_i/dy_j",
+    Status.MORE_EVENTS: "this is the last event that is kept, and there are later ones; raise max_events=",
     Status.NON_FINITE: "fun returned NaN or infinity there, however short the step",
 }
 """What a status says of a differential equation."""
@@ -184,8 +185,8 @@ def solve_ivp(
     y0 : array, shape (n,)
         The state at the first time, a float array of any backend. A list of numbers is a NumPy array.
     method : str
-        "RK45", which is "dopri5", or "Radau" for a stiff problem, which is "radau", or another method of
-        `dil.ode.odeint` that estimates its error.
+        "RK45", which is "dopri5", or "Radau" for a stiff problem, which is "radau", or "LSODA", which is "auto", or
+        another method of `dil.ode.odeint` that estimates its error.
     t_eval : array or sequence, shape (T,), optional
         Sorted times within the span at which the states are returned. The default are the times of the steps, which a
         program of JAX does not know: give `t_eval` there.
@@ -269,15 +270,16 @@ def _method(name: Any) -> str:
         message = f"method={name!r} of SciPy is not here; take method={OTHERS[name]}"
         raise OptionError(message)
     found = NAMES.get(name, name)
-    if found not in METHODS:
-        message = f"method={name!r} is unknown; expected one of {', '.join((*NAMES, *METHODS))}"
+    if found not in (*METHODS, AUTO):
+        message = f"method={name!r} is unknown; expected one of {', '.join((*NAMES, *METHODS, AUTO))}"
         raise OptionError(message)
     return found
 
 
 def _used(jac: Any, method: str) -> Any:
     """Return jac if the method uses it. Else warn as SciPy does, and return None."""
-    if jac is None or METHODS[_method(method)].implicit:
+    name = _method(method)
+    if jac is None or name == AUTO or METHODS[name].implicit:
         return jac
     warnings.warn(f"jac= is not used by the explicit method {method!r}", UserWarning, stacklevel=3)
     return None

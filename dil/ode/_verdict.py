@@ -17,7 +17,7 @@ EQUAL_STEPS_HINT = "Shorter steps are easier: steps= takes more of them between 
 MASS_HINT = "Where df_a/dy_a of the algebraic equations becomes singular, the index changes and the solution may end"
 START_HINT = "No step was taken"
 ADAPTIVE_HINT = "Steps became as short as rounding allows, as near a pole, or max_steps= was reached: raise it"
-
+JAC_HINT = "jac= is not the derivative of func: its entry in row i, column j is df_i/dy_j; correct it, or drop it"
 NON_FINITE_HINT = "func was not finite there, however short the step"
 
 
@@ -101,6 +101,12 @@ def report(on_failure: OnFailure, layer: str, frameworks: str, hint: str, failur
         hint = ""  # steps of another size do not help
     if failed == {int(Status.NON_FINITE)}:
         hint = hint.replace(ADAPTIVE_HINT, NON_FINITE_HINT)
+    if int(Status.WRONG_DERIVATIVE) not in failed:
+        hint = hint.replace(f". {JAC_HINT}", "")
+    elif len(failed) == 1 and hint.endswith(JAC_HINT):
+        hint = JAC_HINT
+    if failed == {int(Status.MORE_EVENTS)}:
+        where, hint = f"the last one that is kept is at t = {start:.6g}", ""
     if not number:
         where = f"an algebraic equation has a residual of {residual[first]:.3g} at the initial values, t = {start:.6g}"
         hint = START_HINT

@@ -322,7 +322,7 @@ def _batched(args: Sequence[Any], axes: Sequence[Axis], *, program: Program) -> 
     (count, *arrays), places = moved_to_front(args, axes, spread)
     known, consts, carry, sums, xs = program.split(arrays)
     of_known, of_consts, of_carry, of_sums, of_xs = program.split(places[1:])
-    size = carry[0].shape[0]
+    size = next(x.shape[axis] for x, axis in zip(args, axes, strict=True) if axis is not None)
     xs, known = (
         tuple(x if axis is None else jnp.moveaxis(x, 0, 1) for x, axis in zip(part, its_axes, strict=True))
         for part, its_axes in ((xs, of_xs), (known, of_known))
