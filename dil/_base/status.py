@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Any
 
 from dil._base.arrays import array_namespace, full, select
 from dil._base.typing import Array
 
 
+@unique
 class Status(IntEnum):
     """The status of one problem. It is an integer code, so a batch of problems has an array of codes.
 
@@ -167,17 +168,15 @@ class Status(IntEnum):
         "more events of a function occurred than a compiled or mapped program has memory for, so the later ones are "
         "missing; raise max_events",
     )
-
     WRONG_MIXED = (
-        25,
+        26,
         "the function changes along an argument in another way than the given `mixed` (in forward mode `mixed_jvp`) "
         "says, so the gradient is wrong; mixed(u, w, *args) returns w^T dF/dargs of each argument, with the sign of F, "
         "and None only where F does not change with it; compare it with central differences of F; a layer takes "
         'check_smoothness="never" if that is meant',
     )
-
     LINEAR_SOLVER = (
-        26,
+        27,
         "the linear solver that was given to Newton's method leaves most of J d = F unsolved, so its steps do not lead "
         "to the root, towards which a step by dil.linear.Auto() leads; take Auto(), raise max_iter or restart of the "
         "linear solver, or give it a preconditioner",

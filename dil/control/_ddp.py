@@ -5,23 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eye, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
-from dil.control._expansion import Expansion, Slopes, convex_part, expanded, slopes, with_matrices
+from dil.control._expansion import Expansion, Slopes, convex_part, expanded, slopes
 from dil.control._ilqr import Gains, Task, plan_of, task_of
 from dil.control._riccati import symmetric
 from dil.control._riccati_solver import sweeps
-from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, judge, next_mu
+from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, Trial, judge, next_mu, sizes, solve_controls
 from dil.control._where_cheap import run_where_cheap
 from dil.solvers._finish import finish
 from dil.solvers._progress import iterate_watched
 from dil.solvers._score_values import evaluate
 from dil.solvers._start import size_of, start, tolerance, zeros_like_count
 
-GOOD = 0.25
-"""The share of the predicted decrease after which the next sweep takes the second derivatives of the dynamics."""
+GOOD = 0.5
+"""The share of the predicted decrease at which a step with the exact Hessian is taken without a look at others."""
+SHARES = (0.0, 0.7, 0.3)
+"""The models beside the exact one: shares of the way from the convex part of the Hessian to the Hessian."""
+LENGTHS = (1.0, 4.0, 0.5, 0.25, 0.125, 0.0625, 0.03125, 0.0078125)
+"""The step lengths. Along a negative curvature, a step longer than that of a convex model pays."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,13 @@ class DDP(SweepOptions):
     less than half along d, and the next Newton step is at most 2 |s| (Deuflhard 2004, section 2.1). So a problem also
     ends when 2 |s| is within rtol, and a linear quadratic plan takes one sweep. With `Box`, the next sweep is awaited.
 
-    Away from a minimum the Hessian may not be positive definite. A sweep in which it is not, and the sweep after one
-    that won less than a quarter of the decrease that it promised, leaves out the second derivatives of the dynamics, as
-    `ILQR` does, and the negative eigenvalues of those of the cost. If a sweep does not lower the cost, a multiple of
-    the identity is added to Q_uu (Tassa, Erez and Todorov 2012), relative to its largest entry.
+    Away from a minimum the Hessian may not be positive definite. In a sweep in which it is not, or in which its step
+    wins less than half of the decrease that it promises, three other models are tried at once, and the best step of all
+    is taken: the convex part, without the second derivatives of the dynamics, as in `ILQR`, and without the negative
+    eigenvalues of those of the cost; and two models between it and the Hessian. If the best step is short, a diagonal
+    matrix is added to all Q_uu, the same at all times (Levenberg and Marquardt; Liao and Shoemaker 1991), relative to
+    their largest entries. A start that is stationary, as a pole that hangs straight down, stays as it is and ends
+    CONVERGED, as with other solvers. The derivative of the layer then tells NOT_MINIMUM.
 
     With bounds, the map from the free controls flattens as a control comes near its bound. Where a bound is active, a
     barrier of some hundredths of the cost keeps the problem solvable. With `dil.control.Box` for the bounds, controls
@@ -98,37 +105,37 @@ class DDP(SweepOptions):
         xp, rtol = array_namespace(u), tolerance(u, self.rtol, 2 / 3)
 
         def sweep(s: Iterate) -> Iterate:
-            at, newton = backend.loops.run_if(
-                xp.any(s.going & s.exact), lambda none: _newton(task, s.at, s.mu), _no_newton(s.at, s.mu)
-            )
-            exact = s.exact & newton.positive
+            at = expanded(task.plan, backend, s.at, task.theta_c, task.theta_h)
+            exact = _tried(task, at, s, at.W[:, None, ...], at.P[None, ...])
+            won = s.value - exact.trial.value
+            enough = exact.positive & ((won >= GOOD * exact.predicted) | _is_flat(exact.trial, s.u, u))
 
-            def convex(newton: Swept) -> Swept:
-                parts = convex_part(at, task.plan, backend, task.theta_c)
-                return _where(exact, newton, _gains(task, at, parts, s.mu))
+            def others(exact: Tried) -> Tried:
+                C, P = convex_part(at, task.plan, backend, task.theta_c)
+                W = xp.stack([C + share * (at.W - C) for share in SHARES], axis=1)
+                other = _tried(task, at, s, W, xp.stack([P + share * (at.P - P) for share in SHARES], axis=0))
+                return _where(enough, exact, _better(exact, other))
 
-            swept = backend.loops.run_if(xp.any(s.going & ~exact), convex, newton)
-            gains = Gains(at.states, at.controls, swept.k, swept.K, s.slope)
-            usable = s.going & xp.isfinite(swept.predicted)
-            found = judge(task.forward(s.u, gains), s.u, s.value, usable, u)
+            tried = backend.loops.run_if(xp.any(s.going & ~enough), others, exact)
+            found = judge(tried.trial, s.u, s.value, s.going, u)
             after, limit = _slopes(task, found.u), rtol * size_of(found.u, u)
-            slope, whole = _slope(task, after), found.taken & (s.mu <= MU_MIN)
+            slope, whole = _slope(task, after), found.taken & (s.mu < MU_MIN)
             solved = s.solved | (whole & (found.full_step <= limit))
-            near = whole & exact & ~solved & (slope * found.full_step <= limit * s.slope)
+            is_newton = enough & xp.all(found.u == tried.trial.full_u, axis=-1)[..., None]
+            near = whole & is_newton & ~solved & (slope * found.full_step <= limit * s.slope)
             step = _simplified(task, at, after, near)
             last = near & (norm(step) <= 0.5 * limit) & (norm(step) <= 0.25 * found.full_step)
             ended, solved = xp.where(last, found.u - step, found.u), solved | last
-            # a step of Newton's method that fails is followed by one without second derivatives, as long
-            mu = xp.where(s.going & (found.taken | ~exact), next_mu(s.mu, found.taken), s.mu)
-            won = found.taken & (found.takes_full | (s.value - found.value >= GOOD * swept.predicted))
+            mu = xp.where(s.going, next_mu(s.mu, found.length), s.mu)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
             going = s.going & ~solved & (mu < MU_MAX) & (steps < self.max_iter)
             slope = xp.where(s.going, slope, s.slope)
-            return Iterate(ended, found.value, after, slope, mu, won, steps, going, solved)
+            return Iterate(ended, found.value, after, slope, mu, tried.scale, steps, going, solved)
 
         value, at = evaluate(started, u), _slopes(task, u)
         counter, finite = zeros_like_count(u), xp.isfinite(value)
-        first = Iterate(u, value, at, _slope(task, at), full(value, 0.0), finite, counter, finite, ~finite & finite)
+        scale = full(at.q[0, ...], 1.0)
+        first = Iterate(u, value, at, _slope(task, at), full(value, 0.0), scale, counter, finite, ~finite & finite)
 
         def residual(s: Iterate) -> Array:
             return s.slope / nonzero_or_one(first.slope)
@@ -156,25 +163,24 @@ class Iterate(NamedTuple):
     slope: Array
     """The norm of the gradient in v, there."""
     mu: Array
-    """The number added to the diagonal of Q_uu, relative to its largest entry."""
-    exact: Array
-    """Whether the next sweep takes the second derivatives of the dynamics."""
+    """The number added to the diagonal of Q_uu, relative to `scale`."""
+    scale: Array
+    """The largest entry of the diagonal of Q_uu over all times, for each control, (*batch, n_u)."""
     steps: Array
     going: Array
     solved: Array
 
 
-class Swept(NamedTuple):
-    """The result of a sweep back: dv = k + K dx, time first."""
+class Tried(NamedTuple):
+    """What the sweeps back and forth with some models found; (*batch, 1) each but `trial`."""
 
-    k: Array
-    """(horizon, *batch, n_u)"""
-    K: Array
-    """(horizon, *batch, n_u, n_x)"""
+    trial: Trial
     predicted: Array
-    """The decrease of the score that a full step promises, (*batch, 1)."""
+    """The decrease of the score that a full step of the first model promises."""
     positive: Array
-    """Whether every Q_uu is positive definite, (*batch, 1)."""
+    """Whether every Q_uu of the first model is positive definite."""
+    scale: Array
+    """The largest entry of the diagonal of Q_uu over all times, for each control, (*batch, n_u)."""
 
 
 def _slopes(task: Task, u: Array) -> Slopes:
@@ -208,62 +214,67 @@ def moves(q: Array, at_low: Array, at_high: Array) -> Array:
     return 1.0 - xp.where(q > 0, at_low, xp.where(q < 0, at_high, full(q, 0.0)))  # type: ignore[no-any-return]
 
 
-def _newton(task: Task, at: Slopes, mu: Array) -> tuple[Expansion, Swept]:
-    """Return the expansion and its gains."""
-    found = expanded(task.plan, task.backend, at, task.theta_c, task.theta_h)
-    return found, _gains(task, found, (found.W, found.P), mu)
+def _is_flat(trial: Trial, u: Array, start: Array) -> Array:
+    """Return whether the full step is so short that rounding hides what it wins, (*batch, 1)."""
+    xp = array_namespace(u)
+    return norm(trial.full_u - u) <= eps(xp, u.dtype) ** 0.25 * size_of(u, start)  # type: ignore[no-any-return]
 
 
-def _no_newton(at: Slopes, mu: Array) -> tuple[Expansion, Swept]:
-    """Return zeros in the place of W and of gains that are not positive."""
-    zero, W = full(at.q, 0.0), 0.0 * (at.F.mT @ at.F)
-    swept = Swept(zero, zero[..., None] * full(at.states[:-1, ...], 0.0)[..., None, :], full(mu, 0.0), mu != mu)
-    return with_matrices(at, W), swept
+def _tried(task: Task, at: Expansion, s: Iterate, W: Array, P: Array) -> Tried:
+    """Return what the steps of some quadratic models find. W: (horizon, models, *batch, n, n), P the same without time.
 
-
-def _gains(task: Task, at: Expansion, matrices: tuple[Array, Array], mu: Array) -> Swept:
-    """Return the gains of the quadratic problem with `matrices` in the place of W and P."""
-    xp, (W, P) = array_namespace(at.F), matrices
+    A model whose Q_uu is not positive definite at some time has no step.
+    """
+    xp = array_namespace(W)
     sides = () if task.box is None else task.box.pushed(at.controls)
     rows = tuple(xp.flip(a, axis=0) for a in (at.F, W, at.q, *sides))
-    k, K, predicted = run_where_cheap(_sweep_back, task.backend, rows, P, mu)
-    k, K = xp.flip(k, axis=0), xp.flip(K, axis=0)
-    return Swept(k, K, predicted, xp.all(xp.isfinite(k), axis=(0, -1))[..., None])
+    own = xp.max(sizes(at.W[..., at.F.shape[-2] :, at.F.shape[-2] :]), axis=0)
+    k, K, predicted, scale = run_where_cheap(_sweep_back, task.backend, rows, P, s.mu * s.scale, own)
+    gains = Gains(at.states, at.controls, xp.flip(k, axis=0), xp.flip(K, axis=0), s.slope, scale)
+    positive = xp.all(xp.isfinite(k), axis=(0, -1))[..., None]
+    return Tried(task.forward(s.u, gains, LENGTHS), predicted[0, ...], positive[0, ...], nonzero_or_one(scale[0, ...]))
 
 
-def _sweep_back(backend: Backend, rows: Arrays, P: Array, mu: Array) -> Arrays:
-    """Return k and K from the last time to the first, and the predicted decrease, (*batch, 1)."""
-    F, _, q, *_ = rows
-    xp, n, identity = array_namespace(P), F.shape[-2], eye(q.shape[-1], q)
+def _sweep_back(backend: Backend, rows: Arrays, P: Array, added: Array, own: Array) -> Arrays:
+    """Return k and K from the last time to the first, the predicted decrease, and the largest entries of Q_uu.
+
+    Shapes: k (horizon, models, *batch, n_u), the predicted decrease (models, *batch, 1), the largest entries
+    (models, *batch, n_u). `added` to the diagonal of Q_uu is (*batch, n_u), and so are its largest entries in W, `own`.
+    """
+    F, W, q, *_ = rows
+    xp, n = array_namespace(P), F.shape[-2]
+    added = added[..., None] * eye(q.shape[-1], q)
 
     def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-        (P, p, predicted), (F, W, g), sides = carry, row[:3], row[3:]
+        (P, p, predicted, largest), (F, W, g), sides = carry, row[:3], row[3:]
         Q, q = W + F.mT @ (P @ F), F.mT @ p
         Q_ux, Q_uu, q_u = Q[..., n:, :n], Q[..., n:, n:], q[..., n:, :] + g[..., None]
-        scale = nonzero_or_one(xp.max(xp.abs(Q_uu), axis=(-2, -1), keepdims=True))
-        rhs, matrix = xp.concat([Q_ux, q_u], axis=-1), Q_uu + mu[..., None] * scale * identity
-        if sides:
-            free = moves(q_u[..., 0], *sides)[..., None]
-            rhs, matrix = free * rhs, free * matrix * free.mT + (1.0 - free) * scale * identity
-        gains = -backend.dense.cholesky_solve(matrix, rhs)
+        free = moves(q_u[..., 0], *sides) if sides else None
+        gains = -solve_controls(backend, Q_uu, added, xp.concat([Q_ux, q_u], axis=-1), free)
         K, k = gains[..., :n], gains[..., n:]
         mixed = Q_ux.mT @ K
         P = symmetric(Q[..., :n, :n] + mixed + mixed.mT + K.mT @ (Q_uu @ K))
         p = q[..., :n, :] + K.mT @ (q_u + Q_uu @ k) + Q_ux.mT @ k
         predicted = predicted - 0.5 * xp.sum(q_u * k, axis=-2)
-        return (P, p, predicted), (k[..., 0], K)
+        largest = xp.where(sizes(Q_uu) > largest, sizes(Q_uu), largest)
+        return (P, p, predicted, largest), (k[..., 0], K)
 
     zero = full(P[..., :1], 0.0)
-    (_, _, predicted), (k, K) = backend.loops.scan(back, (P, zero, full(mu, 0.0)), rows)
-    return k, K, predicted
+    start = (P, zero, zero[..., 0, :], full(W[0, ..., n:, 0], 0.0))
+    (_, _, predicted, largest), (k, K) = backend.loops.scan(back, start, rows)
+    # where the cost is concave in the controls, the convex Q_uu is zero, and says nothing of their unit
+    return k, K, predicted, xp.where(largest == 0, own, largest)
 
 
-def _where(mask: Array, a: Swept, b: Swept) -> Swept:
+def _better(a: Tried, b: Tried) -> Tried:
+    """Return which step is better; the full step, and what is known of the models, are those of the first if it can."""
+    xp = array_namespace(a.predicted)
+    first, at_b = _where(a.positive, a, b), b.trial.value < a.trial.value
+    best, value, length = (xp.where(at_b, y, x) for x, y in zip(a.trial[:3], b.trial[:3], strict=True))
+    return first._replace(trial=first.trial._replace(best=best, value=value, length=length))
+
+
+def _where(mask: Array, a: Tried, b: Tried) -> Tried:
     xp = array_namespace(mask)
-    wide = mask[..., None]
-    return Swept(
-        xp.where(mask, a.k, b.k),
-        xp.where(wide, a.K, b.K),
-        xp.where(mask, a.predicted, b.predicted),
-        xp.where(mask, a.positive, b.positive),
-    )
+    trial = Trial(*(xp.where(mask, x, y) for x, y in zip(a.trial, b.trial, strict=True)))
+    return Tried(trial, *(xp.where(mask, x, y) for x, y in zip(a[1:], b[1:], strict=True)))

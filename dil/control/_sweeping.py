@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, norm
+from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
 from dil._base.typing import Array
+from dil._frameworks.protocol import Backend
 from dil.solvers._progress import check_watched
 from dil.solvers._start import check_positive, size_of
 
-MU_MIN, MU_MAX, MU_FACTOR = 1e-6, 1e10, 8.0
+MU_MIN, MU_MAX, MU_FACTOR = 1e-3, 1e10, 8.0
 """The regularisation mu: its smallest value above zero, the value that ends a problem, and the factor of a change."""
+SHORT, LONG = 0.1, 0.4
+"""The step lengths below which mu becomes larger, and above which it becomes smaller."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Trial(NamedTuple):
 
     best: Array
     value: Array
+    length: Array
+    """The length of the best step, (*batch, 1)."""
     full_u: Array
     full_value: Array
 
@@ -47,32 +52,54 @@ class Outcome(NamedTuple):
     """Whether it is the full step near the solution, whatever rounding says of its cost."""
     full_step: Array
     """||dv|| of the full step."""
+    length: Array
+    """The length of the step that is taken; zero if none is."""
 
 
 def judge(trial: Trial, u: Array, value: Array, going: Array, start: Array) -> Outcome:
     """Return what becomes of a trial from u: the best step if it lowers the cost, and near the solution the full one.
 
     There rounding hides the change of the cost over a step. `going` holds where the problem goes on and its sweeps are
-    finite.
+    finite. The full step itself may not be, where the dynamics are unstable.
     """
     xp, machine = array_namespace(u), eps(array_namespace(u), u.dtype)
     full_step = norm(trial.full_u - u)
-    usable = going & xp.isfinite(full_step)
-    flat = full_step <= machine**0.25 * size_of(u, start)
-    takes_full = usable & flat & (trial.full_value <= value + 64 * machine * abs(value))
-    lower = usable & (trial.value < value)
+    flat = full_step <= machine**0.25 * size_of(u, start)  # false if the step is NaN
+    takes_full = going & flat & (trial.full_value <= value + 64 * machine * abs(value))
+    lower = going & (trial.value < value)
     return Outcome(
         xp.where(takes_full, trial.full_u, xp.where(lower, trial.best, u)),
         xp.where(takes_full, trial.full_value, xp.where(lower, trial.value, value)),
         lower | takes_full,
         takes_full,
         full_step,
+        xp.where(takes_full, full(value, 1.0), xp.where(lower, trial.length, full(value, 0.0))),
     )
 
 
-def next_mu(mu: Array, taken: Array) -> Array:
-    """Return the regularisation after a sweep: smaller if its step was taken, else larger."""
+def next_mu(mu: Array, length: Array) -> Array:
+    """Return the regularisation after a sweep: smaller if its step was long, larger if it was short or none."""
     xp = array_namespace(mu)
     smaller = xp.where(mu <= MU_MIN, full(mu, 0.0), mu / MU_FACTOR)
     larger = xp.where(mu < MU_MIN, full(mu, MU_MIN), mu * MU_FACTOR)
-    return xp.where(taken, smaller, larger)  # type: ignore[no-any-return]
+    return xp.where(length < SHORT, larger, xp.where(length > LONG, smaller, mu))  # type: ignore[no-any-return]
+
+
+def solve_controls(backend: Backend, Q_uu: Array, added: Array, rhs: Array, free: Array | None = None) -> Array:
+    """Return (Q_uu + added)^-1 rhs, (*batch, n_u, k), zero where a control has no effect or is not `free`.
+
+    `free` is one or zero for each control, (*batch, n_u). The result is NaN where the matrix of the other controls is
+    not positive definite.
+    """
+    xp, diagonal = array_namespace(Q_uu), sizes(Q_uu)
+    moves = xp.astype((diagonal != 0) | xp.any(rhs != 0, axis=-1), Q_uu.dtype)
+    moves = (moves if free is None else moves * free)[..., None]
+    unit = nonzero_or_one(xp.max(diagonal, axis=-1))[..., None, None]
+    matrix = moves * (Q_uu + added) * moves.mT + (1.0 - moves) * unit * eye(Q_uu.shape[-1], Q_uu)
+    return backend.dense.cholesky_solve(matrix, moves * rhs)
+
+
+def sizes(X: Array) -> Array:
+    """Return the absolute values of the diagonals, (..., n, n) -> (..., n)."""
+    xp = array_namespace(X)
+    return xp.abs(xp.linalg.diagonal(X))  # type: ignore[no-any-return]
