@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
-from dil._base.arrays import array_namespace, factor_dtype
+from dil._base.arrays import array_namespace, factor_dtype, size
 from dil._base.errors import CapturedError
 from dil._base.typing import Array, Tree
 from dil._frameworks.dense import Crossover, Dense, Overheads
@@ -100,7 +100,7 @@ def _solve_each(solve: Callable[[Array, Array], Array], failure: type[Exception]
         x = solve(xp.astype(A, dtype, copy=False), xp.astype(b, dtype, copy=False))
         return xp.astype(x, b.dtype, copy=False)  # type: ignore[no-any-return]
     except failure:
-        if A.ndim == 2:
+        if size(A.shape[:-2]) == 1:
             return xp.full_like(b, xp.nan)  # type: ignore[no-any-return]
         each = [_solve_each(solve, failure, A[i, ...], b[i, ...]) for i in range(A.shape[0])]
         return xp.stack(each)  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, full, nonzero_or_one, norm
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
@@ -13,7 +13,17 @@ from dil.control._expansion import Expansion, Slopes, convex_part, expanded, slo
 from dil.control._ilqr import Gains, Task, plan_of, task_of
 from dil.control._riccati import symmetric
 from dil.control._riccati_solver import sweeps
-from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, Trial, judge, next_mu, sizes, solve_controls
+from dil.control._sweeping import (
+    MU_MAX,
+    MU_MIN,
+    SweepOptions,
+    Trial,
+    judge,
+    largest_sizes,
+    next_mu,
+    sizes,
+    solve_controls,
+)
 from dil.control._where_cheap import run_where_cheap
 from dil.solvers._finish import finish
 from dil.solvers._progress import iterate_watched
@@ -241,29 +251,26 @@ def _sweep_back(backend: Backend, rows: Arrays, P: Array, added: Array, own: Arr
     Shapes: k (horizon, models, *batch, n_u), the predicted decrease (models, *batch, 1), the largest entries
     (models, *batch, n_u). `added` to the diagonal of Q_uu is (*batch, n_u), and so are its largest entries in W, `own`.
     """
-    F, W, q, *_ = rows
-    xp, n = array_namespace(P), F.shape[-2]
-    added = added[..., None] * eye(q.shape[-1], q)
+    xp, n = array_namespace(P), rows[0].shape[-2]
 
     def back(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-        (P, p, predicted, largest), (F, W, g), sides = carry, row[:3], row[3:]
+        (P, p, predicted), (F, W, g), sides = carry, row[:3], row[3:]
         Q, q = W + F.mT @ (P @ F), F.mT @ p
         Q_ux, Q_uu, q_u = Q[..., n:, :n], Q[..., n:, n:], q[..., n:, :] + g[..., None]
         free = moves(q_u[..., 0], *sides) if sides else None
-        gains = -solve_controls(backend, Q_uu, added, xp.concat([Q_ux, q_u], axis=-1), free)
-        K, k = gains[..., :n], gains[..., n:]
+        Q_u = xp.concat([q_u, Q[..., n:, :]], axis=-1)
+        gains = -solve_controls(backend, Q_u, n + 1, added, free)
+        k, K = gains[..., :1], gains[..., 1:]
         mixed = Q_ux.mT @ K
         P = symmetric(Q[..., :n, :n] + mixed + mixed.mT + K.mT @ (Q_uu @ K))
         p = q[..., :n, :] + K.mT @ (q_u + Q_uu @ k) + Q_ux.mT @ k
         predicted = predicted - 0.5 * xp.sum(q_u * k, axis=-2)
-        largest = xp.where(sizes(Q_uu) > largest, sizes(Q_uu), largest)
-        return (P, p, predicted, largest), (k[..., 0], K)
+        return (P, p, predicted), (k[..., 0], K, xp.linalg.diagonal(Q_uu))
 
     zero = full(P[..., :1], 0.0)
-    start = (P, zero, zero[..., 0, :], full(W[0, ..., n:, 0], 0.0))
-    (_, _, predicted, largest), (k, K) = backend.loops.scan(back, start, rows)
+    (_, _, predicted), (k, K, diagonals) = backend.loops.scan(back, (P, zero, zero[..., 0, :]), rows)
     # where the cost is concave in the controls, the convex Q_uu is zero, and says nothing of their unit
-    return k, K, predicted, xp.where(largest == 0, own, largest)
+    return k, K, predicted, largest_sizes(diagonals, own)
 
 
 def _better(a: Tried, b: Tried) -> Tried:

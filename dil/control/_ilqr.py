@@ -16,7 +16,17 @@ from dil.control._bounds import Bounds
 from dil.control._box import Box
 from dil.control._expansion import at_the_end, gradient_and_hessian, jacobian, positive_part
 from dil.control._score import PlanScore, time_first
-from dil.control._sweeping import MU_MAX, MU_MIN, SweepOptions, Trial, judge, next_mu, sizes, solve_controls
+from dil.control._sweeping import (
+    MU_MAX,
+    MU_MIN,
+    SweepOptions,
+    Trial,
+    judge,
+    largest_sizes,
+    next_mu,
+    sizes,
+    solve_controls,
+)
 from dil.control._where_cheap import run_where_cheap
 from dil.solvers._finish import finish
 from dil.solvers._progress import iterate_watched
@@ -247,23 +257,20 @@ class Task(NamedTuple):
 def _sweep_back(backend: Backend, rows: Arrays, p: Array, P: Array, added: Array, own: Array) -> Arrays:
     """Return k, K and Q_u from the last time to the first, and the largest entries of Q_uu, (*batch, n_u)."""
     xp, n = array_namespace(P), P.shape[-1]
-    added = added[..., None] * eye(rows[0].shape[-1] - n, P)
 
     def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
-        (p, P, largest), (F, c, C) = carry, row[:3]
+        (p, P), (F, c, C) = carry, row[:3]
         q, Q = c + _times(F.mT, p), C + F.mT @ P @ F
         q_u, Q_ux, Q_uu = _in_free_controls(q[..., n:], Q[..., n:, :n], Q[..., n:, n:], row[3:])
-        rhs = xp.concat([q_u[..., None], Q_ux], axis=-1)
-        solution = -solve_controls(backend, Q_uu, added, rhs)
+        solution = -solve_controls(backend, xp.concat([q_u[..., None], Q_ux, Q_uu], axis=-1), n + 1, added)
         k, K = solution[..., 0], solution[..., 1:]
         p = q[..., :n] + _times(K.mT, _times(Q_uu, k) + q_u) + _times(Q_ux.mT, k)
         mixed = K.mT @ Q_ux
         P = Q[..., :n, :n] + K.mT @ Q_uu @ K + mixed + mixed.mT
-        largest = xp.where(sizes(Q_uu) > largest, sizes(Q_uu), largest)
-        return (p, 0.5 * (P + P.mT), largest), (k, K, q_u)
+        return (p, 0.5 * (P + P.mT)), (k, K, q_u, xp.linalg.diagonal(Q_uu))
 
-    (_, _, largest), found = backend.loops.scan(step, (p, P, full(own, 0.0)), rows)
-    return *found, xp.where(largest == 0, own, largest)
+    _, (*found, diagonals) = backend.loops.scan(step, (p, P), rows)
+    return *found, largest_sizes(diagonals, own)
 
 
 def _in_free_controls(q_u: Array, Q_ux: Array, Q_uu: Array, bound_terms: Arrays) -> Arrays:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dil._base.arrays import array_namespace, eps, eye, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, eps, eye, full, norm
 from dil._base.typing import Array
 from dil._frameworks.protocol import Backend
 from dil.solvers._progress import check_watched
@@ -85,18 +85,27 @@ def next_mu(mu: Array, length: Array) -> Array:
     return xp.where(length < SHORT, larger, xp.where(length > LONG, smaller, mu))  # type: ignore[no-any-return]
 
 
-def solve_controls(backend: Backend, Q_uu: Array, added: Array, rhs: Array, free: Array | None = None) -> Array:
-    """Return (Q_uu + added)^-1 rhs, (*batch, n_u, k), zero where a control has no effect or is not `free`.
+def solve_controls(backend: Backend, Q_u: Array, count: int, added: Array, free: Array | None = None) -> Array:
+    """Return (Q_uu + added)^-1 R, (*batch, n_u, count), for Q_u = (R, Q_uu), (*batch, n_u, count + n_u).
 
-    `free` is one or zero for each control, (*batch, n_u). The result is NaN where the matrix of the other controls is
-    not positive definite.
+    The result is zero where a control has no effect, a row of zeros, or is not `free`, one or zero for each control,
+    (*batch, n_u). It is NaN where the matrix of the other controls is not positive definite. `added` is (*batch, n_u).
     """
-    xp, diagonal = array_namespace(Q_uu), sizes(Q_uu)
-    moves = xp.astype((diagonal != 0) | xp.any(rhs != 0, axis=-1), Q_uu.dtype)
-    moves = (moves if free is None else moves * free)[..., None]
-    unit = nonzero_or_one(xp.max(diagonal, axis=-1))[..., None, None]
-    matrix = moves * (Q_uu + added) * moves.mT + (1.0 - moves) * unit * eye(Q_uu.shape[-1], Q_uu)
-    return backend.dense.cholesky_solve(matrix, moves * rhs)
+    xp = array_namespace(Q_u)
+    has_effect = xp.any(Q_u != 0, axis=-1)
+    R, Q_uu = Q_u[..., :count], Q_u[..., count:]
+    matrix = Q_uu + xp.where(has_effect, added, 1.0)[..., None] * eye(Q_uu.shape[-1], Q_uu)
+    if free is not None:
+        free = free[..., None]
+        R, matrix = free * R, free * matrix * free.mT + (1.0 - free) * eye(Q_uu.shape[-1], Q_uu)
+    return backend.dense.cholesky_solve(matrix, R)
+
+
+def largest_sizes(diagonals: Array, own: Array) -> Array:
+    """Return the largest size of diagonals, (horizon, *batch, n_u), that are finite, or `own` where it is zero."""
+    xp = array_namespace(diagonals)
+    found = xp.max(xp.where(xp.isfinite(diagonals), xp.abs(diagonals), full(diagonals, 0.0)), axis=0)
+    return xp.where(found == 0, own, found)  # type: ignore[no-any-return]
 
 
 def sizes(X: Array) -> Array:
