@@ -144,6 +144,13 @@ def test_a_module_of_torch_is_the_dynamics(torch):
         assert torch.max(torch.abs(x.grad - given[name].grad)) <= 1e-9 * torch.max(torch.abs(given[name].grad)), name
 
 
+def test_a_report_looks_at_the_parameters_of_a_module(torch):
+    net, x0 = module_of(torch, torch.float64), torch.tensor(X0)
+    report = plan(cost, net, 4, solver=DDP()).report(x0, tuple(map(torch.tensor, (GOAL, PRICE))))
+    assert not report.backward.status.any()
+    assert np.all(report.backward.bound <= 1e-6)
+
+
 def test_a_step_of_an_optimiser_is_seen(torch):
     net, x0 = module_of(torch, torch.float64), torch.tensor(X0)
     theta, steer = tuple(map(torch.tensor, (GOAL, PRICE))), plan(cost, net, 4, solver=DDP())
@@ -157,6 +164,19 @@ def test_a_module_of_another_precision_is_told(torch):
     net = module_of(torch, torch.float32)
     with pytest.raises((dil.DTypeError, RuntimeError), match="dtype"):
         plan(cost, net, 4, solver=DDP())(torch.tensor(X0), tuple(map(torch.tensor, (GOAL, PRICE))))
+
+
+def test_a_call_without_a_transform_traces_nothing_to_look_for_tracers():
+    jax = pytest.importorskip("jax")
+    calls = []
+
+    def counted(x):
+        calls.append(x)
+        return 2.0 * x
+
+    x = jax.numpy.ones(2)
+    assert dil.backend("jax").module.lifted(counted, x).arrays == ()
+    assert calls == []
 
 
 def test_a_module_of_equinox_is_the_dynamics():

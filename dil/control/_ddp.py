@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dil._base.arrays import array_namespace, eps, full, nonzero_or_one, norm
+from dil._base.arrays import array_namespace, full, nonzero_or_one, norm
 from dil._base.solution import Solution
 from dil._base.typing import Array, Arrays, Tree
 from dil._frameworks.protocol import Backend
 from dil.control._expansion import Expansion, Slopes, convex_part, expanded, slopes
-from dil.control._ilqr import Gains, Task, plan_of, task_of
+from dil.control._ilqr import Feedback, Task, plan_of, task_of
 from dil.control._riccati import symmetric
 from dil.control._riccati_solver import sweeps
 from dil.control._sweeping import (
@@ -18,6 +18,7 @@ from dil.control._sweeping import (
     MU_MIN,
     SweepOptions,
     Trial,
+    is_flat,
     judge,
     largest_sizes,
     next_mu,
@@ -118,7 +119,7 @@ class DDP(SweepOptions):
             at = expanded(task.plan, backend, s.at, task.theta_c, task.theta_h)
             exact = _tried(task, at, s, at.W[:, None, ...], at.P[None, ...])
             won = s.value - exact.trial.value
-            enough = exact.positive & ((won >= GOOD * exact.predicted) | _is_flat(exact.trial, s.u, u))
+            enough = exact.positive & ((won >= GOOD * exact.predicted) | is_flat(exact.trial, s.u, u))
 
             def others(exact: Tried) -> Tried:
                 C, P = convex_part(at, task.plan, backend, task.theta_c)
@@ -224,12 +225,6 @@ def moves(q: Array, at_low: Array, at_high: Array) -> Array:
     return 1.0 - xp.where(q > 0, at_low, xp.where(q < 0, at_high, full(q, 0.0)))  # type: ignore[no-any-return]
 
 
-def _is_flat(trial: Trial, u: Array, start: Array) -> Array:
-    """Return whether the full step is so short that rounding hides what it wins, (*batch, 1)."""
-    xp = array_namespace(u)
-    return norm(trial.full_u - u) <= eps(xp, u.dtype) ** 0.25 * size_of(u, start)  # type: ignore[no-any-return]
-
-
 def _tried(task: Task, at: Expansion, s: Iterate, W: Array, P: Array) -> Tried:
     """Return what the steps of some quadratic models find. W: (horizon, models, *batch, n, n), P the same without time.
 
@@ -240,9 +235,10 @@ def _tried(task: Task, at: Expansion, s: Iterate, W: Array, P: Array) -> Tried:
     rows = tuple(xp.flip(a, axis=0) for a in (at.F, W, at.q, *sides))
     own = xp.max(sizes(at.W[..., at.F.shape[-2] :, at.F.shape[-2] :]), axis=0)
     k, K, predicted, scale = run_where_cheap(_sweep_back, task.backend, rows, P, s.mu * s.scale, own)
-    gains = Gains(at.states, at.controls, xp.flip(k, axis=0), xp.flip(K, axis=0), s.slope, scale)
+    feedback = Feedback(at.states, at.controls, xp.flip(k, axis=0), xp.flip(K, axis=0))
     positive = xp.all(xp.isfinite(k), axis=(0, -1))[..., None]
-    return Tried(task.forward(s.u, gains, LENGTHS), predicted[0, ...], positive[0, ...], nonzero_or_one(scale[0, ...]))
+    trial, scale = task.forward(s.u, feedback, LENGTHS), nonzero_or_one(scale[0, ...])
+    return Tried(trial, predicted[0, ...], positive[0, ...], scale)
 
 
 def _sweep_back(backend: Backend, rows: Arrays, P: Array, added: Array, own: Array) -> Arrays:

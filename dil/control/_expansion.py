@@ -104,12 +104,7 @@ def expanded(plan: PlanScore, backend: Backend, at: Slopes, theta_c: Tree, theta
         return value
 
     W = hessian(backend, hamiltonian, xp.concat([at.states[:-1, ...], at.controls], axis=-1))
-    return with_matrices(at, symmetric(W))
-
-
-def with_matrices(at: Slopes, W: Array) -> Expansion:
-    """Return the expansion with these matrices W."""
-    return Expansion(at.F, W, at.P, at.q, at.terms, at.states, at.controls)
+    return Expansion(at.F, symmetric(W), at.P, at.q, at.terms, at.states, at.controls)
 
 
 def _after(plan: PlanScore, z: Array, n: int, theta_h: Tree) -> Array:

@@ -107,7 +107,7 @@ class ILQR(SweepOptions):
         def sweep(s: Iterate) -> Iterate:
             gains = task.backward(s.u, s.mu * s.scale)
             usable = s.going & xp.isfinite(gains.slope)
-            found = judge(task.forward(s.u, gains), s.u, s.value, usable, u)
+            found = judge(task.forward(s.u, gains.feedback), s.u, s.value, usable, u)
             solved = s.solved | (found.taken & (s.mu < MU_MIN) & (found.full_step <= rtol * size_of(found.u, u)))
             mu = xp.where(s.going, next_mu(s.mu, found.length), s.mu)
             steps = s.steps + xp.astype(s.going, s.steps.dtype)
@@ -153,8 +153,8 @@ class Iterate(NamedTuple):
     solved: Array
 
 
-class Gains(NamedTuple):
-    """The result of a backward sweep: the states of the expansion, and the feedback du = k + K dx, time first."""
+class Feedback(NamedTuple):
+    """The states and controls of an expansion, and feedbacks du = k + K dx about them, time first."""
 
     states: Array
     controls: Array
@@ -162,7 +162,14 @@ class Gains(NamedTuple):
     """(horizon, feedbacks, *batch, n_u)"""
     K: Array
     """(horizon, feedbacks, *batch, n_u, n_x)"""
+
+
+class Gains(NamedTuple):
+    """The result of a backward sweep."""
+
+    feedback: Feedback
     slope: Array
+    """||Q_u|| over all times, (*batch, 1)."""
     largest: Array
     """The largest entry of the diagonal of Q_uu over all times, for each control; (*batch, n_u)."""
 
@@ -198,17 +205,18 @@ class Task(NamedTuple):
         rows = tuple(xp.flip(a, axis=0) for a in (F, c, C, *self._bound_terms(v)))
         *back, largest = run_where_cheap(_sweep_back, self.backend, rows, p, P, added, own)
         k, K, q_u = (xp.flip(a, axis=0) for a in back)
-        return Gains(states, v, k[:, None, ...], K[:, None, ...], norm(self.vector(q_u)), largest)
+        feedback = Feedback(states, v, k[:, None, ...], K[:, None, ...])
+        return Gains(feedback, norm(self.vector(q_u)), largest)
 
-    def forward(self, u: Array, gains: Gains, lengths: Sequence[float] = LENGTHS) -> Trial:
+    def forward(self, u: Array, feedback: Feedback, lengths: Sequence[float] = LENGTHS) -> Trial:
         """Return the controls with feedback and their costs, for all feedbacks and step lengths at once.
 
         The full step is that of the first feedback and the first length.
         """
         xp, plan, (rows, at) = array_namespace(u), self.plan, self.plan.h_rows(self.theta_h)
-        count, feedbacks = len(lengths), gains.k.shape[1]
+        count, feedbacks = len(lengths), feedback.k.shape[1]
         tried = xp.asarray(lengths, dtype=u.dtype, device=device(u))
-        tried = xp.reshape(tried, (count, *(1 for _ in gains.k.shape[1:])))
+        tried = xp.reshape(tried, (count, *(1 for _ in feedback.k.shape[1:])))
 
         def step(carry: Arrays, row: Arrays) -> tuple[Arrays, Arrays]:
             (x,), (X, v, k, K, *rest) = carry, row
@@ -219,7 +227,7 @@ class Task(NamedTuple):
             return (x,), (v, x)
 
         x = xp.broadcast_to(self.x0, (count * feedbacks, *self.x0.shape))
-        known = (gains.states[:-1, ...], gains.controls, gains.k, gains.K)
+        known = (feedback.states[:-1, ...], *feedback[1:])
         _, (v, after) = self.backend.loops.scan(step, (x,), (*known, *rows))
         states = xp.concat([x[None, ...], after], axis=0)
         values = self.backend.constant(plan.along(states, v, self.theta_c))[..., None]

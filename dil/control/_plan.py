@@ -253,8 +253,9 @@ class Plan:
         cotangent: AnyArray | None = None,
     ) -> Report:
         """Report on the forward and the backward solve, like `dil.Layer.report`. The cotangent is dL/dv."""
-        layer, v = self._begin(x0, theta_c, theta_h, init)
-        return layer.report(x0, theta_c, theta_h, init=v, cotangent=cotangent)
+        _, v = self._begin(x0, theta_c, theta_h, init)
+        plan, args = self._with_captured(x0, theta_c, theta_h)
+        return plan.layer(x0.ndim - 1).report(*args, init=v, cotangent=cotangent)
 
     def states(self, u: AnyArray, x0: AnyArray, theta_h: Tree = None) -> AnyArray:
         """Return the states x_0 to x_H under the controls u, (*batch, horizon + 1, n_x), by the plan's dynamics."""

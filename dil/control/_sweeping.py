@@ -48,8 +48,6 @@ class Outcome(NamedTuple):
     u: Array
     value: Array
     taken: Array
-    takes_full: Array
-    """Whether it is the full step near the solution, whatever rounding says of its cost."""
     full_step: Array
     """||dv|| of the full step."""
     length: Array
@@ -63,18 +61,22 @@ def judge(trial: Trial, u: Array, value: Array, going: Array, start: Array) -> O
     finite. The full step itself may not be, where the dynamics are unstable.
     """
     xp, machine = array_namespace(u), eps(array_namespace(u), u.dtype)
-    full_step = norm(trial.full_u - u)
-    flat = full_step <= machine**0.25 * size_of(u, start)  # false if the step is NaN
+    flat = is_flat(trial, u, start)
     takes_full = going & flat & (trial.full_value <= value + 64 * machine * abs(value))
     lower = going & (trial.value < value)
     return Outcome(
         xp.where(takes_full, trial.full_u, xp.where(lower, trial.best, u)),
         xp.where(takes_full, trial.full_value, xp.where(lower, trial.value, value)),
         lower | takes_full,
-        takes_full,
-        full_step,
+        norm(trial.full_u - u),
         xp.where(takes_full, full(value, 1.0), xp.where(lower, trial.length, full(value, 0.0))),
     )
+
+
+def is_flat(trial: Trial, u: Array, start: Array) -> Array:
+    """Return whether the full step is so short that rounding hides what it wins, (*batch, 1). That of NaN is not."""
+    xp = array_namespace(u)
+    return norm(trial.full_u - u) <= eps(xp, u.dtype) ** 0.25 * size_of(u, start)  # type: ignore[no-any-return]
 
 
 def next_mu(mu: Array, length: Array) -> Array:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import get_opaque_trace_state
 
 from dil._frameworks.lifted import Lifted
 from dil._frameworks.registry import leaves_of
@@ -14,9 +16,16 @@ from dil_backends.jax.fixed import Trace, traced_tree
 
 Tree = Any
 
+with ThreadPoolExecutor(1) as thread:  # a thread of its own is in no transform, wherever this module is imported
+    UNTRACED = thread.submit(get_opaque_trace_state).result()
+"""The state of JAX where no transform is at work."""
+
 
 def lifted(fn: Callable[..., Tree], /, *args: Tree) -> Lifted:
     """Return fn as a function of the tracers that it uses at these arguments. JAX differentiates no other arrays."""
+    # where there are no tracers, a look for them would trace fn for nothing
+    if get_opaque_trace_state() == UNTRACED:  # type: ignore[no-untyped-call]
+        return Lifted(fn, ())
     arrays = [x for x in leaves_of(args)[0] if isinstance(x, jax.Array)]
     bits = {_bits(x) for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)}
     trace = traced_tree(fn, args)
