@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dil.control._score import PlanScore
 
 
-FEW_NUMBERS = 2**11
+FEW_NUMBERS = 2**14
 """The most numbers of states and controls, of all times and problems, of which a derivative is taken at copies."""
 
 
